@@ -1,0 +1,1 @@
+"""From a low-rank update to weights and graphs, without torch."""

@@ -1,0 +1,1 @@
+"""Export, verification, measurement and the command line of rmlora-deploy."""

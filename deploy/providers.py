@@ -1,0 +1,122 @@
+"""The execution providers of ONNX Runtime this project knows, in one table, and opening a session on one.
+
+No provider is ever replaced by another in silence: a requested provider that is absent, or that ONNX
+Runtime drops while opening the model, is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rmlora.errors import ConfigError, InputError, ProviderError, require
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+__all__ = ["PROVIDERS", "Provider", "available", "create_session", "get_provider"]
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One execution provider: the short name users type, ONNX Runtime's name and options to start it with."""
+
+    name: str
+    ort_name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    needs: str = "gpu"
+    """The extra that installs an onnxruntime with this provider, where one does."""
+
+
+PROVIDERS: tuple[Provider, ...] = (
+    Provider("cpu", "CPUExecutionProvider", needs="cpu"),
+    Provider("cuda", "CUDAExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"}),
+    Provider("tensorrt", "TensorrtExecutionProvider", {"trt_engine_cache_enable": False}),
+    Provider("rocm", "ROCMExecutionProvider"),
+    Provider("migraphx", "MIGraphXExecutionProvider"),
+    Provider("openvino", "OpenVINOExecutionProvider"),
+    Provider("dml", "DmlExecutionProvider"),
+    Provider("coreml", "CoreMLExecutionProvider"),
+)
+
+
+def get_provider(name: str) -> Provider:
+    """Return the provider users call ``name``.
+
+    Raises:
+        ConfigError: no such provider is known.
+    """
+    for provider in PROVIDERS:
+        if name.lower() in (provider.name, provider.ort_name.lower()):
+            return provider
+    raise ConfigError(f"Unknown provider '{name}': choose one of {', '.join(p.name for p in PROVIDERS)}.")
+
+
+def available() -> dict[str, bool]:
+    """Return short name → whether the installed ONNX Runtime was built with that provider."""
+    require("onnxruntime", "cpu")
+    import onnxruntime as ort
+
+    built = set(ort.get_available_providers())
+    return {provider.name: provider.ort_name in built for provider in PROVIDERS}
+
+
+def create_session(
+    model: Path | bytes,
+    provider: str = "cpu",
+    *,
+    threads: int | None = None,
+    options: ort.SessionOptions | None = None,
+) -> ort.InferenceSession:
+    """Open ``model`` on exactly the provider asked for (operators it lacks may still run on the CPU).
+
+    Args:
+        model: path of an ONNX file, or a serialised model.
+        threads: intra-op threads; None lets ONNX Runtime choose.
+        options: session options to start from; log severity is raised to errors unless they are given.
+
+    Raises:
+        ProviderError: the provider is not in this build, or could not start (no device, no driver).
+        InputError: the file is missing or is not a model ONNX Runtime can load.
+    """
+    wanted = get_provider(name=provider)
+    if not available()[wanted.name]:
+        present = ", ".join(name for name, there in available().items() if there)
+        raise ProviderError(
+            f"Provider '{wanted.name}' ({wanted.ort_name}) is not in the installed ONNX Runtime, which has: {present}. "
+            f"Install one that has it (pip install 'rmlora-deploy[{wanted.needs}]') or choose another --provider."
+        )
+    import onnxruntime as ort
+
+    if options is None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if isinstance(model, Path) and not model.is_file():
+        raise InputError(f"ONNX model not found: {model} does not exist.")
+    chain = [(wanted.ort_name, dict(wanted.options))]
+    if wanted.name != "cpu":
+        chain.append(("CPUExecutionProvider", {}))
+    try:
+        session = ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=chain)
+    except Exception as error:  # onnxruntime raises a family of pybind classes without a common public base
+        if wanted.name == "cpu":
+            raise InputError(f"ONNX Runtime cannot load {_name(model)}: {_first_line(error)}") from None
+        raise ProviderError(f"Provider '{wanted.name}' could not open {_name(model)}: {_first_line(error)}") from None
+    if wanted.ort_name not in session.get_providers():
+        raise ProviderError(
+            f"Provider '{wanted.name}' did not start on this machine (no device or driver found), and ONNX Runtime "
+            "would have used the CPU instead: fix the device or choose --provider cpu."
+        )
+    return session
+
+
+def _name(model: Path | bytes) -> str:
+    return "the model" if isinstance(model, bytes) else str(model)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,121 @@
+"""A LoRA adapter in memory: factors, scale and rank mask per module, and the tensors saved whole.
+
+Plain numpy, no torch. Reading and writing packages is :mod:`rmlora.package`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from rmlora.errors import AdapterError
+
+__all__ = ["Adapter", "LoraModule", "ModuleKind"]
+
+Array = npt.NDArray[np.generic]
+FloatArray = npt.NDArray[np.float32]
+ModuleKind = Literal["linear", "embedding", "conv"]
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """The update of one module, ``scale · B A`` in PEFT's shapes.
+
+    ========== ===================== ==================
+    kind       ``lora_A``            ``lora_B``
+    ========== ===================== ==================
+    linear     ``[rank, in]``        ``[out, rank]``
+    embedding  ``[rank, tokens]``    ``[width, rank]``
+    conv       ``[rank, in, *k]``    ``[out, rank, 1…]``
+    ========== ===================== ==================
+    """
+
+    path: str
+    """Module path in the base model, as torch names it."""
+    kind: ModuleKind
+    lora_A: Array
+    lora_B: Array
+    scale: float
+    fan_in_fan_out: bool = False
+    """The base stores this weight as ``[in, out]``; decides only where the shape leaves it open (square)."""
+    rank_mask: npt.NDArray[np.bool_] | None = None
+    """``[rank]``, False for a direction that contributes nothing; None keeps all."""
+
+    def __post_init__(self) -> None:
+        rank = self.lora_A.shape[0]
+        if self.lora_A.ndim < 2 or self.lora_B.ndim < 2 or self.lora_B.shape[1] != rank:
+            raise AdapterError(
+                f"The factors of '{self.path}' do not fit together: lora_A is {self.lora_A.shape}, lora_B is "
+                f"{self.lora_B.shape}; the adapter file is damaged or mixes two adapters."
+            )
+        if self.rank_mask is not None and self.rank_mask.shape != (rank,):
+            raise AdapterError(
+                f"The rank mask of '{self.path}' has {self.rank_mask.size} entries for rank {rank}: rmlora.json is damaged."
+            )
+
+    @property
+    def rank(self) -> int:
+        """Directions stored, masked ones included."""
+        return int(self.lora_A.shape[0])
+
+    @property
+    def active_rank(self) -> int:
+        """Directions that contribute."""
+        return self.rank if self.rank_mask is None else int(self.rank_mask.sum())
+
+    @cached_property
+    def A(self) -> FloatArray:  # noqa: N802 - the paper's symbol
+        """``[active rank, in]`` float32: kept directions of A, trailing axes flattened."""
+        factor = self.lora_A if self.rank_mask is None else self.lora_A[self.rank_mask]
+        return np.ascontiguousarray(factor.reshape(factor.shape[0], -1), dtype=np.float32)
+
+    @cached_property
+    def B(self) -> FloatArray:  # noqa: N802 - the paper's symbol
+        """``[out, active rank]`` float32: kept directions of B, without the scale."""
+        factor = self.lora_B.reshape(self.lora_B.shape[0], self.rank)
+        factor = factor if self.rank_mask is None else factor[:, self.rank_mask]
+        return np.ascontiguousarray(factor, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter: modules by path, tensors saved whole by parameter path, and where it came from."""
+
+    modules: Mapping[str, LoraModule]
+    """Module path → its update."""
+    saved: Mapping[str, Array] = field(default_factory=dict)
+    """Parameter path (``classifier.weight``) → the tensor that replaces or extends the base's."""
+    peft_config: Mapping[str, Any] = field(default_factory=dict)
+    """``adapter_config.json`` as it was read."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """``rmlora.json`` as it was read; empty for an adapter from elsewhere. See :mod:`rmlora.package`."""
+    source: str = "adapter"
+    """Where it was read from, for messages."""
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all factors (masked directions included), without the tensors saved whole."""
+        return sum(module.lora_A.size + module.lora_B.size for module in self.modules.values())
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Fingerprint of the base it was trained on, when known."""
+        value = self.metadata.get("base_fingerprint")
+        return str(value) if value else None
+
+    @property
+    def task(self) -> str | None:
+        """Task name (``text-classification`` …), when known."""
+        value = self.metadata.get("task")
+        return str(value) if value else None
+
+    @property
+    def labels(self) -> list[str] | None:
+        """Label names in the order of the head's outputs, when known."""
+        value = self.metadata.get("labels")
+        return [str(label) for label in value] if value else None

@@ -1,0 +1,88 @@
+"""From what a user calls the base model (a directory, a GGUF file, a hub name) to a safetensors directory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rmlora.checkpoint import Checkpoint
+from rmlora.errors import CheckpointError, require
+from rmlora.storage import atomic_directory, sha256_file
+
+__all__ = ["cache_directory", "resolve_base"]
+
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+def cache_directory() -> Path:
+    """Where converted bases are kept: ``RMLORA_CACHE``, else ``~/.cache/rmlora-deploy``."""
+    return Path(os.environ.get("RMLORA_CACHE") or Path.home() / ".cache" / "rmlora-deploy")
+
+
+def resolve_base(base: str | Path, *, revision: str | None = None) -> Path:
+    """Return a local directory with ``config.json`` and safetensors weights for ``base``.
+
+    Args:
+        base: a checkpoint directory, a ``.gguf`` file (dequantised once into :func:`cache_directory`, which
+            needs torch and gguf), or a hub name, fetched by huggingface_hub into its own cache.
+        revision: branch, tag or commit for a hub name.
+
+    Raises:
+        CheckpointError: nothing usable is there.
+        DependencyError: a GGUF file is given and torch or gguf is not installed.
+    """
+    path = Path(base)
+    if path.is_dir():
+        Checkpoint(path)
+        return path
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise CheckpointError(f"{path} is a file, not a model directory; only .gguf files can be given as such.")
+        return _from_gguf(path)
+    name = str(base)
+    if name.count("/") > 1 or name.startswith((".", "/", "~")) or path.suffix.lower() in (".gguf", ".safetensors"):
+        raise CheckpointError(f"Base model not found: {name} does not exist.")
+    return _from_hub(name, revision)
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+    except HFValidationError:
+        raise CheckpointError(f"Base model not found: '{name}' is neither a directory nor a valid hub name.") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"Base model '{name}' is no local directory and could not be fetched from the hub ({reason}): check the "
+            "name, the network, or give a local path."
+        ) from None
+    Checkpoint(path)
+    return path
+
+
+def _from_gguf(path: Path) -> Path:
+    """Dequantise ``path`` with transformers into a cache directory named by the file's hash."""
+    target = cache_directory() / "gguf" / sha256_file(path)[:32]
+    if target.is_dir():
+        return target
+    for module in ("torch", "transformers", "gguf"):
+        require(module, "train")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except (ValueError, OSError, KeyError, NotImplementedError) as error:
+        raise CheckpointError(f"{path} cannot be read as a GGUF model ({str(error).strip().splitlines()[0]}).") from None
+    # The weights are ordinary now: what transformers remembers of their quantisation would stop them being saved.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    with atomic_directory(target) as directory:
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+    return target

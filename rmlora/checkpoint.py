@@ -1,0 +1,93 @@
+"""Lazy reader of a transformers checkpoint directory: config.json and one or many safetensors shards."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rmlora.errors import CheckpointError, InputError
+from rmlora.storage import read_json
+from rmlora.tensors import TensorFile, TensorInfo
+
+__all__ = ["CONFIG_NAME", "INDEX_NAME", "SINGLE_NAME", "Checkpoint"]
+
+CONFIG_NAME = "config.json"
+SINGLE_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+
+
+class Checkpoint:
+    """A checkpoint directory whose tensors are read one at a time.
+
+    Attributes:
+        path: the directory.
+        shards: file name → the :class:`TensorFile` of that shard, in the index's order.
+        tensors: tensor name → :class:`TensorInfo`, over all shards.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the headers of every shard under ``path``.
+
+        Raises:
+            CheckpointError: no safetensors there, a shard is missing or corrupt, or index and shards disagree.
+        """
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise CheckpointError(f"Base model not found: {self.path} is not a directory.")
+        self.shards = self._open_shards()
+        self.tensors: dict[str, TensorInfo] = {
+            name: info for shard in self.shards.values() for name, info in shard.infos.items()
+        }
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The model's ``config.json``."""
+        config = read_json(self.path / CONFIG_NAME, what="Model configuration")
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{self.path / CONFIG_NAME} does not hold a JSON object: it is no model configuration.")
+        return config
+
+    @property
+    def tied_embeddings(self) -> bool:
+        """Whether the output layer shares the input embedding's weight."""
+        nested = self.config.get("text_config")
+        inner = nested.get("tie_word_embeddings") if isinstance(nested, dict) else None
+        value = self.config.get("tie_word_embeddings", inner)
+        return bool(value) if value is not None else False
+
+    def _open_shards(self) -> dict[str, TensorFile]:
+        index = self.path / INDEX_NAME
+        try:
+            if index.is_file():
+                return self._open_indexed(index)
+            if (self.path / SINGLE_NAME).is_file():
+                return {SINGLE_NAME: TensorFile(self.path / SINGLE_NAME)}
+        except CheckpointError:
+            raise
+        except InputError as error:
+            raise CheckpointError(str(error)) from None
+        pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in self.path.glob(pattern))
+        if pickled:
+            raise CheckpointError(
+                f"{self.path} holds only pickled weights ({pickled[0]}), which can run code when loaded: "
+                "convert them to safetensors with transformers' save_pretrained first."
+            )
+        raise CheckpointError(f"{self.path} holds no {SINGLE_NAME} and no {INDEX_NAME}: it is not a model checkpoint.")
+
+    def _open_indexed(self, index: Path) -> dict[str, TensorFile]:
+        content = read_json(index, what="Checkpoint index")
+        weight_map = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{index} has no weight_map: the checkpoint index is broken, fetch it again.")
+        shards: dict[str, TensorFile] = {}
+        for file_name in dict.fromkeys(weight_map.values()):
+            if Path(str(file_name)).name != file_name:
+                raise CheckpointError(f"{index} points outside its directory ('{file_name}'): the index is broken.")
+            if not (self.path / file_name).is_file():
+                raise CheckpointError(f"{index} names the shard {file_name}, which is missing: fetch it again.")
+            shards[file_name] = TensorFile(self.path / file_name)
+        for name, file_name in weight_map.items():
+            if name not in shards[file_name].infos:
+                raise CheckpointError(f"{index} places tensor '{name}' in {file_name}, which does not hold it.")
+        return shards

@@ -1,0 +1,168 @@
+"""The settings of an RM-LoRA adapter, validated once.
+
+Symbols of the paper (Mao et al., arXiv 2407.12074) and PEFT's names::
+
+    W = W0 + s·B A      A [rank, in]   B [out, rank]   s = alpha / rank   (rslora: alpha / √rank)
+    loss = task + orth_weight · mean over all A, B of ‖A Aᵀ − I‖_F and ‖Bᵀ B − I‖_F
+    every step moves active_rank of the rank directions of each layer
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from rmlora.errors import ConfigError, require
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+__all__ = ["MaskMode", "MaskSharing", "RMLoRAConfig"]
+
+MaskSharing = Literal["shared", "independent"]
+MaskMode = Literal["gradient", "update"]
+
+
+@dataclass(frozen=True)
+class RMLoRAConfig:
+    """Settings of the method; ``active_rank=rank, orth_weight=0`` is plain LoRA."""
+
+    rank: int = 8
+    """Directions r of each update; the adapter's size."""
+    active_rank: int = 4
+    """Directions k that move in one optimizer step; k/r of the adapter is the paper's parameter budget."""
+    alpha: float = 16.0
+    """Numerator of the scale s. The penalty pulls the singular values of B A towards 1, so under it
+    ``alpha / rank`` is the real magnitude of the update and not only a learning-rate factor."""
+    orth_weight: float = 0.1
+    """Weight of the orthogonality regularizer; published values lie in (0, 0.1], 0 turns it off."""
+    squared: bool = False
+    """Penalise squared Frobenius norms instead of the norms of the paper."""
+    mask_sharing: MaskSharing = "shared"
+    """``shared``: A and B of a layer move the same directions (the paper's v1); ``independent``: each its own (v2)."""
+    mask_mode: MaskMode = "gradient"
+    """``gradient`` zeroes gradients only, so Adam's momentum still moves masked directions (the paper's);
+    ``update`` also restores the masked directions after the step."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Module name endings, one regular expression, or ``all-linear``: as PEFT."""
+    exclude_modules: tuple[str, ...] = ()
+    """Module name endings to leave out of ``target_modules``."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules trained whole and stored beside the factors, e.g. a new head; never masked or regularized."""
+    dropout: float = 0.0
+    """Dropout probability on the input of A."""
+    rslora: bool = False
+    """Scale by alpha / √rank instead of alpha / rank."""
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    """Module name ending or regular expression → rank, for those that differ; ``active_rank`` scales along."""
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    """The same for alpha."""
+    fan_in_fan_out: bool = False
+    """Weights are stored ``[in, out]`` (GPT-2's Conv1D)."""
+    seed: int = 42
+    """Seed of the masks: with the step and the module's name it decides which directions move."""
+
+    def __post_init__(self) -> None:
+        for name in ("exclude_modules", "modules_to_save"):
+            object.__setattr__(self, name, _strings(name, getattr(self, name)))
+        if not isinstance(self.target_modules, str):
+            object.__setattr__(self, "target_modules", _strings("target_modules", self.target_modules))
+        object.__setattr__(self, "rank_pattern", dict(self.rank_pattern))
+        object.__setattr__(self, "alpha_pattern", dict(self.alpha_pattern))
+        self._check()
+
+    def _check(self) -> None:
+        _check_whole("rank", self.rank, minimum=1)
+        _check_whole("active_rank", self.active_rank, minimum=1)
+        _check_whole("seed", self.seed, minimum=0)
+        if self.active_rank > self.rank:
+            raise ConfigError(
+                f"active_rank {self.active_rank} is larger than rank {self.rank}: lower --active-rank or raise --rank."
+            )
+        if not self.alpha > 0:
+            raise ConfigError(f"alpha must be positive, not {self.alpha}: change --alpha.")
+        if not 0 <= self.orth_weight < float("inf"):
+            raise ConfigError(f"orth_weight must be 0 or more, not {self.orth_weight}: change --orth-weight.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must lie in [0, 1), not {self.dropout}: change --dropout.")
+        if self.mask_sharing not in get_args(MaskSharing):
+            raise ConfigError(f"mask_sharing must be shared or independent, not '{self.mask_sharing}'.")
+        if self.mask_mode not in get_args(MaskMode):
+            raise ConfigError(f"mask_mode must be gradient or update, not '{self.mask_mode}'.")
+        if not self.target_modules:
+            raise ConfigError("target_modules is empty: name at least one module ending, or all-linear.")
+        for pattern, rank in self.rank_pattern.items():
+            _check_whole(f"rank_pattern['{pattern}']", rank, minimum=1)
+        for pattern, alpha in self.alpha_pattern.items():
+            if not alpha > 0:
+                raise ConfigError(f"alpha_pattern['{pattern}'] must be positive, not {alpha}.")
+
+    @property
+    def masks(self) -> bool:
+        """Whether any direction is ever masked."""
+        return self.active_rank < self.rank
+
+    def active_rank_of(self, rank: int) -> int:
+        """Directions that move in a module of ``rank``, in the proportion of the whole adapter, at least one."""
+        if rank == self.rank:
+            return self.active_rank
+        return max(1, round(rank * self.active_rank / self.rank))
+
+    def to_peft(self, *, task_type: str | None = None) -> LoraConfig:
+        """Return PEFT's configuration of the same adapter.
+
+        Args:
+            task_type: PEFT's task name (``SEQ_CLS``, ``CAUSAL_LM``, …), or None for a plain model.
+
+        Raises:
+            DependencyError: peft is not installed.
+        """
+        require("peft", "train")
+        from peft import LoraConfig
+
+        target = self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules)
+        return LoraConfig(
+            task_type=task_type,
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            use_rslora=self.rslora,
+            target_modules=target,
+            exclude_modules=list(self.exclude_modules) or None,
+            modules_to_save=list(self.modules_to_save) or None,
+            rank_pattern=dict(self.rank_pattern),
+            alpha_pattern=dict(self.alpha_pattern),
+            fan_in_fan_out=self.fan_in_fan_out,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-ready values; :meth:`from_dict` reads them back."""
+        values = dataclasses.asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RMLoRAConfig:
+        """Build a config from :meth:`to_dict`'s form.
+
+        Raises:
+            ConfigError: an unknown key, or a value that cannot work.
+        """
+        known = {item.name for item in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigError(f"Unknown RM-LoRA setting {', '.join(unknown)}: the known ones are {', '.join(sorted(known))}.")
+        return cls(**values)
+
+
+def _strings(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not all(isinstance(item, str) for item in value):
+        raise ConfigError(f"{name} must be a list of module names, not {value!r}.")
+    return tuple(value)
+
+
+def _check_whole(name: str, value: Any, *, minimum: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        flag = "--" + name.replace("_", "-") if name.isidentifier() else name
+        raise ConfigError(f"{name} must be a whole number of at least {minimum}, not {value!r}: change {flag}.")

@@ -1,0 +1,112 @@
+"""Every error this project raises on purpose.
+
+    RMLoRAError                  exit code 1   anything below
+    ├── ConfigError                        2   a setting that cannot work, and the one to change
+    ├── InputError                         3   a file, dataset or model that is missing or broken
+    │   ├── AdapterError                   3   an adapter package that cannot be represented or does not fit
+    │   │   └── BaseMismatchError          3   an adapter made for another base model
+    │   └── CheckpointError                3   a base checkpoint that cannot be read as safetensors
+    ├── DependencyError                    4   an optional package that is not installed
+    ├── ProviderError                      5   an execution provider that is absent or failed to start
+    ├── ParityError                        6   outputs that differ from PyTorch by more than the tolerance
+    ├── TrainingError                      7   training that did not do what was asked
+    └── OutputError                        8   a result that could not be written
+
+The message is one sentence or two that say what, where and what to do: it is shown to the user as it stands.
+The command line turns the class into the exit code; nothing else depends on the numbers.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AdapterError",
+    "BaseMismatchError",
+    "CheckpointError",
+    "ConfigError",
+    "DependencyError",
+    "InputError",
+    "OutputError",
+    "ParityError",
+    "ProviderError",
+    "RMLoRAError",
+    "TrainingError",
+    "require",
+]
+
+
+class RMLoRAError(Exception):
+    """Base of every error raised on purpose; ``exit_code`` is what the command line returns for it."""
+
+    exit_code = 1
+
+
+class ConfigError(RMLoRAError):
+    """A setting that cannot work; the message names the setting to change."""
+
+    exit_code = 2
+
+
+class InputError(RMLoRAError):
+    """A file, dataset or model that is missing, unreadable or of the wrong form."""
+
+    exit_code = 3
+
+
+class AdapterError(InputError):
+    """An adapter that is incomplete, corrupt, not representable, or does not fit the base."""
+
+
+class BaseMismatchError(AdapterError):
+    """An adapter that was trained on a different base model."""
+
+
+class CheckpointError(InputError):
+    """A base checkpoint that is missing, incomplete or not in safetensors format."""
+
+
+class DependencyError(RMLoRAError):
+    """An optional dependency is absent; the message carries the ``pip install`` command."""
+
+    exit_code = 4
+
+
+class ProviderError(RMLoRAError):
+    """An execution provider was asked for that this installation or machine does not have."""
+
+    exit_code = 5
+
+
+class ParityError(RMLoRAError):
+    """An exported model does not reproduce PyTorch within the tolerance of its precision."""
+
+    exit_code = 6
+
+
+class TrainingError(RMLoRAError):
+    """Training could not do what RM-LoRA requires (no factors, sharded gradients, NaN loss)."""
+
+    exit_code = 7
+
+
+class OutputError(RMLoRAError):
+    """A result could not be written (target exists, disk full, no permission)."""
+
+    exit_code = 8
+
+
+def require(module: str, extra: str) -> None:
+    """Raise :class:`DependencyError` naming the extra to install unless ``module`` can be imported.
+
+    Looks the module up without importing it, so it costs nothing when the module is present.
+    """
+    from importlib.util import find_spec
+
+    try:
+        found = find_spec(module) is not None
+    except (ModuleNotFoundError, ValueError):
+        found = False
+    if not found:
+        raise DependencyError(
+            f"This needs the package '{module}', which is not installed: "
+            f"run  pip install 'rmlora-deploy[{extra}]'  and try again."
+        )

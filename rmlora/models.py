@@ -1,0 +1,167 @@
+"""Building PyTorch models for a task: the bare base, and the base with an adapter (torch, transformers, peft)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rmlora.adapter import Adapter
+from rmlora.checkpoint import Checkpoint
+from rmlora.errors import AdapterError, CheckpointError, ConfigError, require
+from rmlora.fingerprint import check_base
+from rmlora.package import load_package
+from rmlora.tasks import Task, get_task
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+__all__ = ["TaskModel", "load_adapted", "load_processor", "load_task_model"]
+
+
+@dataclass(frozen=True)
+class TaskModel:
+    """A model with its task's head, and the modules the base checkpoint had no weights for."""
+
+    model: PreTrainedModel
+    new_modules: tuple[str, ...]
+    """Paths of freshly initialised modules (head, pooler): they must be trained and saved, or they are noise."""
+
+
+def load_task_model(base: Path, task: Task, labels: Sequence[str], **from_pretrained: Any) -> TaskModel:
+    """Load ``base`` with a head of ``len(labels)`` outputs, in float32.
+
+    Args:
+        base: a directory from :func:`rmlora.base.resolve_base`.
+        from_pretrained: passed to transformers (``trust_remote_code=True`` only where the user said so).
+
+    Raises:
+        CheckpointError: transformers cannot build the model for this task.
+    """
+    for module in ("torch", "transformers"):
+        require(module, "train")
+    import torch
+    import transformers
+
+    auto = getattr(transformers, task.auto_class)
+    options = {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+        "ignore_mismatched_sizes": True,
+        "dtype": torch.float32,
+        "output_loading_info": True,
+        **from_pretrained,
+    }
+    previous = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # its report of new heads is told by new_modules instead
+    try:
+        model, info = auto.from_pretrained(base, **options)
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"The base at {base} cannot be loaded for {task.name}: {reason}") from None
+    finally:
+        transformers.logging.set_verbosity(previous)
+    mismatched = {str(entry[0]) for entry in info.get("mismatched_keys", ())}
+    new_tensors = {str(name) for name in info.get("missing_keys", ())} | mismatched
+    if model.config.pad_token_id is None and task.modality == "text":
+        model.config.pad_token_id = _first(model.config.eos_token_id)
+    return TaskModel(model, tuple(sorted({name.rpartition(".")[0] for name in new_tensors})))
+
+
+def load_adapted(
+    base: Path, adapter_path: Path, *, task: str | None = None, allow_base_mismatch: bool = False
+) -> tuple[PeftModel, Adapter]:
+    """Load base and adapter through PEFT, in evaluation mode.
+
+    Args:
+        task: task name; needed only for an adapter whose package does not tell it.
+
+    Returns:
+        the PEFT model, and the same adapter as :func:`rmlora.package.load_package` reads it.
+
+    Raises:
+        BaseMismatchError: the adapter was made for another base.
+        AdapterError: the adapter does not fit the base.
+        ConfigError: the task is not known.
+    """
+    require("peft", "train")
+    from peft import PeftModel
+
+    adapter = load_package(adapter_path)
+    check_base(adapter, Checkpoint(base), allow_mismatch=allow_base_mismatch)
+    name = task or adapter.task or task_of_peft(adapter)
+    loaded = load_task_model(base, get_task(name), adapter_labels(adapter))
+    uncovered = [m for m in loaded.new_modules if not any(key.startswith(f"{m}.") for key in adapter.saved)]
+    if uncovered:
+        raise AdapterError(
+            f"The base at {base} has no weights for '{uncovered[0]}' and neither has the adapter {adapter_path}: outputs "
+            "would be random; train with that module in --modules-to-save."
+        )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            model = PeftModel.from_pretrained(loaded.model, str(adapter_path))
+        except (ValueError, RuntimeError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise AdapterError(f"The adapter {adapter_path} does not fit the base at {base}: {reason}") from None
+    for warning in caught:
+        if "missing adapter keys" in str(warning.message).lower():
+            raise AdapterError(f"The adapter {adapter_path} leaves part of the model unadapted: {warning.message}")
+    model.eval()
+    return model, adapter
+
+
+def task_of_peft(adapter: Adapter) -> str:
+    """Return the task a PEFT config implies.
+
+    Raises:
+        ConfigError: it implies none.
+    """
+    if adapter.peft_config.get("task_type") == "SEQ_CLS":
+        return "text-classification"
+    raise ConfigError(f"{adapter.source} does not say which task it is for: pass --task.")
+
+
+def adapter_labels(adapter: Adapter) -> list[str]:
+    """Return the adapter's label names, or ``LABEL_i`` for as many outputs as its head has.
+
+    Raises:
+        AdapterError: no labels and no head are stored.
+    """
+    if adapter.labels:
+        return adapter.labels
+    heads = [name for name in adapter.saved if name.endswith(".weight")]
+    for name in reversed(heads):
+        if name.rsplit(".", 2)[-2] in ("classifier", "score", "out_proj"):
+            return [f"LABEL_{index}" for index in range(adapter.saved[name].shape[0])]
+    raise AdapterError(f"{adapter.source} stores neither label names nor a classifier head: it is no classification adapter.")
+
+
+def load_processor(base: Path, task: Task) -> Any:
+    """Return the base's tokenizer (text) or its torchvision-free image processor (image).
+
+    Raises:
+        CheckpointError: the base ships none.
+    """
+    require("transformers", "serve")
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    try:
+        if task.modality == "image":
+            return AutoImageProcessor.from_pretrained(base, backend="pil")
+        tokenizer = AutoTokenizer.from_pretrained(base)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        kind = "image processor" if task.modality == "image" else "tokenizer"
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"The base at {base} has no usable {kind}: {reason}") from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, (list, tuple)) else value

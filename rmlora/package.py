@@ -1,0 +1,258 @@
+"""Adapter packages on disk: PEFT's two files, and ``rmlora.json`` beside them (DESIGN 4).
+
+    adapter_config.json          PEFT's; keys of ours would break older PEFT, so none are added
+    adapter_model.safetensors    base_model.model.<path>.lora_A.weight …, heads beside them
+    rmlora.json                  format version, settings, task, labels, base fingerprint, rank mask, metrics
+
+A directory without ``rmlora.json`` is an adapter from elsewhere and loads the same; what has no meaning as
+``W + scale · B A`` (DoRA and its kin) is refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from rmlora._version import __version__
+from rmlora.adapter import Adapter, Array, LoraModule, ModuleKind
+from rmlora.errors import AdapterError, InputError
+from rmlora.storage import atomic_directory, read_json, sha256_file, write_json
+from rmlora.tensors import FLOATING, TensorFile
+
+__all__ = [
+    "CONFIG_FILE",
+    "FORMAT_VERSION",
+    "METADATA_FILE",
+    "TENSORS_FILE",
+    "load_package",
+    "save_package",
+    "write_metadata",
+]
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "adapter_config.json"
+TENSORS_FILE = "adapter_model.safetensors"
+METADATA_FILE = "rmlora.json"
+_PREFIX = "base_model.model."
+
+_UNSUPPORTED_OPTIONS = {
+    "use_dora": "DoRA",
+    "use_qalora": "QALoRA",
+    "lora_bias": "LoRA with biases on B",
+    "trainable_token_indices": "trainable tokens",
+    "target_parameters": "LoRA on bare parameters",
+    "layer_replication": "layer replication",
+    "alora_invocation_tokens": "activated LoRA",
+    "megatron_config": "Megatron layers",
+    "arrow_config": "Arrow routing",
+    "use_bdlora": "block-diagonal LoRA",
+    "velora_config": "VeLoRA",
+    "monteclora_config": "MonteCLoRA",
+    "kasa_config": "KaSA",
+}
+"""Options of adapter_config.json whose update is not ``scale · B A`` on the base's own weight."""
+
+_CHANGES_BASE = {"pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "loftq": "LoftQ", "lora_ga": "LoRA-GA"}
+"""Initialisations that also change the base weight, so that the factors alone do not tell the update."""
+
+
+def load_package(path: Path | str) -> Adapter:
+    """Read an adapter directory, ours or any of PEFT's LoRA adapters.
+
+    Raises:
+        AdapterError: missing or corrupt files, a variant that cannot be represented, NaN, or factors that do
+            not fit each other or the config.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise AdapterError(f"Adapter not found: {path} is not a directory; give the one that holds {CONFIG_FILE}.")
+    if not (path / CONFIG_FILE).is_file():
+        raise AdapterError(f"{path} holds no {CONFIG_FILE}: it is not a PEFT adapter.")
+    if not (path / TENSORS_FILE).is_file():
+        pickled = (path / "adapter_model.bin").is_file()
+        raise AdapterError(
+            f"{path} holds only adapter_model.bin, a pickle that can run code when loaded: save it again as safetensors."
+            if pickled
+            else f"{path} holds no {TENSORS_FILE}: the adapter is incomplete."
+        )
+    try:
+        config = _read_object(path / CONFIG_FILE, "Adapter configuration")
+        metadata = _read_object(path / METADATA_FILE, "Adapter metadata") if (path / METADATA_FILE).is_file() else {}
+        tensors = {name: info.read() for name, info in TensorFile(path / TENSORS_FILE).infos.items()}
+    except AdapterError:
+        raise
+    except InputError as error:
+        raise AdapterError(str(error)) from None
+    _check_metadata(path, metadata)
+    return parse_adapter(config, tensors, metadata, source=str(path))
+
+
+def parse_adapter(
+    config: Mapping[str, Any], tensors: Mapping[str, Array], metadata: Mapping[str, Any], *, source: str
+) -> Adapter:
+    """Build an :class:`Adapter` from the content of the three files.
+
+    Args:
+        tensors: PEFT's names (``base_model.model.…``) → arrays.
+
+    Raises:
+        AdapterError: as :func:`load_package`.
+    """
+    refuse_unsupported(config, source=source)
+    factors: dict[tuple[str, ModuleKind], dict[str, Array]] = {}
+    saved: dict[str, Array] = {}
+    for name, tensor in tensors.items():
+        _check_finite(name, tensor, source)
+        _sort_tensor(name.removeprefix(_PREFIX), tensor, factors, saved, source)
+    if not factors:
+        raise AdapterError(f"{source} holds no LoRA factors: it changes nothing, so it is not a LoRA adapter.")
+    masks = metadata.get("rank_mask") or {}
+    unknown = sorted(set(masks) - {path for path, _ in factors})
+    if unknown:
+        raise AdapterError(f"The rank mask in {source}/{METADATA_FILE} names '{unknown[0]}', which the adapter lacks.")
+    modules = {
+        path: _module(path, kind, pair, config, masks.get(path), source) for (path, kind), pair in sorted(factors.items())
+    }
+    return Adapter(modules=modules, saved=saved, peft_config=dict(config), metadata=dict(metadata), source=source)
+
+
+def refuse_unsupported(config: Mapping[str, Any], *, source: str) -> None:
+    """Raise :class:`AdapterError` naming the variant when ``config`` is not plain LoRA."""
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise AdapterError(f"{source} is a {kind or 'non-PEFT'} adapter: only LoRA adapters (peft_type LORA) can be deployed.")
+    for option, name in _UNSUPPORTED_OPTIONS.items():
+        if config.get(option):
+            raise AdapterError(f"{source} uses {name} ({option}), which cannot be written as W + s·B·A: it is not supported.")
+    initialisation = config.get("init_lora_weights")
+    if isinstance(initialisation, str):
+        for key, name in _CHANGES_BASE.items():
+            if initialisation.startswith(key):
+                raise AdapterError(
+                    f"{source} was initialised with {name}, which also changes the base weights: save it with PEFT's "
+                    "path_initial_model_for_weight_conversion, which makes a plain LoRA adapter of it."
+                )
+
+
+def save_package(adapter: Adapter, path: Path | str, *, overwrite: bool = False) -> None:
+    """Write ``adapter`` as a package that PEFT loads unchanged.
+
+    Raises:
+        OutputError: the target exists (without ``overwrite``) or cannot be written.
+    """
+    with atomic_directory(Path(path), overwrite=overwrite) as directory:
+        tensors: dict[str, Array] = {}
+        for module in adapter.modules.values():
+            stem = f"{_PREFIX}{module.path}.lora_"
+            a, b = ("embedding_A", "embedding_B") if module.kind == "embedding" else ("A.weight", "B.weight")
+            tensors[stem + a] = np.ascontiguousarray(module.lora_A)
+            tensors[stem + b] = np.ascontiguousarray(module.lora_B)
+        tensors.update({_PREFIX + name: np.ascontiguousarray(value) for name, value in adapter.saved.items()})
+        save_file(tensors, directory / TENSORS_FILE, metadata={"format": "pt"})
+        write_json(directory / CONFIG_FILE, dict(adapter.peft_config))
+        masks = {m.path: m.rank_mask.tolist() for m in adapter.modules.values() if m.rank_mask is not None}
+        write_metadata(directory, {**adapter.metadata, "rank_mask": masks})
+
+
+def write_metadata(directory: Path, values: Mapping[str, Any]) -> None:
+    """Write ``rmlora.json`` into a directory that already holds the tensors, adding version and hash.
+
+    ``values`` may hold: ``rmlora`` (:meth:`RMLoRAConfig.to_dict`), ``task``, ``labels``, ``architecture``,
+    ``base_model``, ``base_fingerprint``, ``rank_mask``, ``metrics``, ``training``.
+    """
+    head = {"format_version": FORMAT_VERSION, "created_by": f"rmlora-deploy {__version__}"}
+    tail = {"tensors_sha256": sha256_file(directory / TENSORS_FILE)}
+    write_json(directory / METADATA_FILE, {**values, **head, **tail})
+
+
+def _read_object(path: Path, what: str) -> dict[str, Any]:
+    value = read_json(path, what=what)
+    if not isinstance(value, dict):
+        raise AdapterError(f"{what} {path} does not hold a JSON object: the adapter is damaged.")
+    return value
+
+
+def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
+    if not metadata:
+        return
+    version = metadata.get("format_version")
+    if version != FORMAT_VERSION:
+        raise AdapterError(
+            f"{path / METADATA_FILE} has format version {version}, this program reads {FORMAT_VERSION}: "
+            "upgrade rmlora-deploy or save the adapter again."
+        )
+    expected = metadata.get("tensors_sha256")
+    if expected and sha256_file(path / TENSORS_FILE) != expected:
+        raise AdapterError(
+            f"{path / TENSORS_FILE} is not the file that {METADATA_FILE} was written for (SHA-256 differs): "
+            "the package is corrupt, copy it again."
+        )
+
+
+def _check_finite(name: str, tensor: Array, source: str) -> None:
+    if np.issubdtype(tensor.dtype, np.integer) or tensor.dtype == np.bool_:
+        return
+    if not np.isfinite(tensor.astype(np.float32, copy=False)).all():
+        raise AdapterError(f"Tensor '{name}' in {source} holds NaN or infinity: the training run that made it diverged.")
+
+
+def _sort_tensor(
+    name: str,
+    tensor: Array,
+    factors: dict[tuple[str, ModuleKind], dict[str, Array]],
+    saved: dict[str, Array],
+    source: str,
+) -> None:
+    """File one tensor (its name without PEFT's prefix) under the factors or the tensors saved whole."""
+    if match := re.fullmatch(r"(.+)\.lora_(A|B)\.weight", name):
+        kind: ModuleKind = "linear" if tensor.ndim == 2 else "conv"
+        factors.setdefault((match[1], kind), {})[match[2]] = tensor
+    elif match := re.fullmatch(r"(.+)\.lora_embedding_(A|B)", name):
+        factors.setdefault((match[1], "embedding"), {})[match[2]] = tensor
+    elif "lora_magnitude_vector" in name:
+        raise AdapterError(f"{source} holds DoRA magnitudes ('{name}'), which cannot be written as W + s·B·A.")
+    elif re.search(r"\.lora_\w+", name):
+        raise AdapterError(f"{source} holds '{name}', which is no part of plain LoRA: this variant is not supported.")
+    else:
+        saved[re.sub(r"\.(base_layer|modules_to_save(\.default)?)\.", ".", name)] = tensor
+
+
+def _module(
+    path: str, kind: ModuleKind, pair: dict[str, Array], config: Mapping[str, Any], mask: Any, source: str
+) -> LoraModule:
+    if set(pair) != {"A", "B"}:
+        missing = "B" if "A" in pair else "A"
+        raise AdapterError(f"{source} lacks lora_{missing} of '{path}': the adapter file is incomplete.")
+    for factor in pair.values():
+        if factor.dtype.kind not in "fV" and factor.dtype.name not in {"bfloat16"}:
+            raise AdapterError(f"The factors of '{path}' in {source} are {factor.dtype}, not one of {sorted(FLOATING)}.")
+    rank = int(pair["A"].shape[0])
+    expected = int(_patterned(config.get("rank_pattern"), path, config.get("r", rank)))
+    if rank != expected:
+        raise AdapterError(
+            f"'{path}' in {source} has rank {rank} but {CONFIG_FILE} says {expected}: file and configuration do not belong together."
+        )
+    alpha = float(_patterned(config.get("alpha_pattern"), path, config.get("lora_alpha", rank)))
+    return LoraModule(
+        path=path,
+        kind=kind,
+        lora_A=pair["A"],
+        lora_B=pair["B"],
+        scale=alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank,
+        fan_in_fan_out=bool(config.get("fan_in_fan_out", False)),
+        rank_mask=None if mask is None else np.asarray(mask, dtype=np.bool_),
+    )
+
+
+def _patterned(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:
+    """PEFT's rule: the first pattern that matches the whole path or its ending decides."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", path):
+            return value
+    return default

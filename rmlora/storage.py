@@ -1,0 +1,185 @@
+"""Writing files so that a reader sees the old result or the new one, never half of it.
+
+Everything is written under a temporary name in the target's own directory, flushed to disk and renamed.
+A process killed in between leaves the target untouched; the next writer of the same target removes what
+the dead one left behind.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rmlora.errors import InputError, OutputError
+
+__all__ = ["atomic_directory", "atomic_file", "read_json", "sha256_file", "write_json"]
+
+_MARK = ".partial-"
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``target``; rename it over ``target`` when the block succeeds.
+
+    Raises:
+        OutputError: the directory is missing or not writable, or the disk is full.
+    """
+    target = Path(target)
+    with _os_errors(target):
+        _remove_abandoned(target)
+        temporary = _temporary_name(target)
+        try:
+            yield temporary
+            _flush(temporary)
+            os.replace(temporary, target)
+            _flush(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary directory beside ``target`` that becomes ``target`` when the block succeeds.
+
+    With ``overwrite`` an existing directory is set aside just before the rename and deleted after it;
+    without, an existing non-empty target is refused before any work is done.
+
+    Raises:
+        OutputError: the target exists, the parent is not writable, or the disk is full.
+    """
+    target = Path(target)
+    refuse_existing(target, overwrite=overwrite)
+    with _os_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target)
+        temporary = _temporary_name(target)
+        temporary.mkdir()
+        try:
+            yield temporary
+            for path in sorted(temporary.rglob("*")):
+                _flush(path)
+            _swap_in(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_existing(target: Path, *, overwrite: bool) -> None:
+    """Raise :class:`OutputError` when ``target`` is a file, or a non-empty directory without ``overwrite``."""
+    if target.is_dir():
+        if not overwrite and any(target.iterdir()):
+            raise OutputError(f"{target} already exists and is not empty: choose another --output or pass --overwrite.")
+    elif target.exists():
+        raise OutputError(f"{target} exists and is a file, but a directory is to be written there: choose another --output.")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically, with a final newline."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path, *, what: str) -> Any:
+    """Read JSON; ``what`` names the file's role in the error.
+
+    Raises:
+        InputError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{what} not found: {path} does not exist.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{what} {path} cannot be read as JSON ({error}): restore or re-create it.") from None
+
+
+def sha256_file(path: Path) -> str:
+    """Return the hex SHA-256 of a file, read in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _swap_in(temporary: Path, target: Path) -> None:
+    aside = None
+    if target.exists():
+        aside = target.with_name(f".{target.name}{_MARK}{os.getpid()}-old")
+        os.rename(target, aside)
+    try:
+        os.rename(temporary, target)
+    except OSError:
+        if aside is not None:
+            os.rename(aside, target)
+        raise
+    _flush(target.parent)
+    if aside is not None:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _temporary_name(target: Path) -> Path:
+    return target.with_name(f".{target.name}{_MARK}{os.getpid()}")
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Delete what a killed writer of ``target`` left, recognised by the process id in its name."""
+    if not target.parent.is_dir():
+        return
+    prefix = f".{target.name}{_MARK}"
+    for path in target.parent.iterdir():
+        if not path.name.startswith(prefix):
+            continue
+        pid, _, role = path.name.removeprefix(prefix).partition("-")
+        if pid == str(os.getpid()) or not pid.isdigit() or _alive(int(pid)):
+            continue
+        if role == "old" and not target.exists():
+            os.rename(path, target)  # killed between the two renames: the previous result is still the result
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot sync a directory
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _os_errors(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutputError(
+                f"The disk holding {target.parent} is full: free some space or choose another place; nothing was written."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise OutputError(
+                f"{target} cannot be written ({error.strerror}): choose a directory you may write to."
+            ) from error
+        raise

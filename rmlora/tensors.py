@@ -1,0 +1,123 @@
+"""Reading single tensors, or rows of them, out of a safetensors file without mapping it into memory.
+
+``safetensors.safe_open`` maps the whole file, so every page that was read stays counted against the
+process. Merging a checkpoint larger than memory needs the opposite: read a block, forget it. The header
+is still validated by the safetensors library; only the reads are ours.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+
+from rmlora.errors import InputError
+
+__all__ = ["DTYPES", "FLOATING", "TensorFile", "TensorInfo"]
+
+Array = npt.NDArray[np.generic]
+
+DTYPES: dict[str, np.dtype[np.generic]] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+"""safetensors' names of the element types and the numpy type of each."""
+
+FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
+"""Element types that a low-rank update can be added to."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: its type, shape and byte range in ``path``."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    nbytes: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one slice along the first axis (the whole tensor for a scalar)."""
+        return self.nbytes // self.shape[0] if self.shape and self.shape[0] else self.nbytes
+
+    def read(self, start: int = 0, stop: int | None = None) -> Array:
+        """Return rows ``start:stop`` along the first axis as an array of the stored type.
+
+        Raises:
+            InputError: the element type is unknown, or the file ends early.
+        """
+        if self.dtype not in DTYPES:
+            raise InputError(f"Tensor '{self.name}' in {self.path} has the type {self.dtype}, which is not supported.")
+        if not self.shape:
+            return np.frombuffer(self.read_bytes(0, self.nbytes), DTYPES[self.dtype]).reshape(())
+        rows = range(self.shape[0])[start:stop]
+        data = self.read_bytes(rows.start * self.row_bytes, len(rows) * self.row_bytes)
+        return np.frombuffer(data, DTYPES[self.dtype]).reshape(len(rows), *self.shape[1:])
+
+    def read_bytes(self, start: int, count: int) -> bytes:
+        """Return ``count`` raw bytes beginning ``start`` bytes into the tensor."""
+        with open(self.path, "rb") as file:
+            file.seek(self.offset + start)
+            data = file.read(count)
+        if len(data) != count:
+            raise InputError(f"{self.path} ends inside tensor '{self.name}': the file is truncated, fetch it again.")
+        return data
+
+
+class TensorFile:
+    """One safetensors file: ``infos`` by name in file order, and the ``metadata`` of its header."""
+
+    def __init__(self, path: Path) -> None:
+        """Read and validate the header of ``path``.
+
+        Raises:
+            InputError: the file is missing, truncated or not safetensors.
+        """
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise InputError(f"{self.path} does not exist: give the path of a safetensors file.")
+        try:
+            with safe_open(self.path, framework="numpy"):
+                pass  # the library checks sizes, overlaps and the header's form
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"{self.path} is not a whole safetensors file ({error}): it is corrupt or was cut short, fetch it again."
+            ) from None
+        with open(self.path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
+        start = 8 + length
+        self.infos: dict[str, TensorInfo] = {
+            name: TensorInfo(
+                name,
+                entry["dtype"],
+                tuple(entry["shape"]),
+                self.path,
+                start + entry["data_offsets"][0],
+                entry["data_offsets"][1] - entry["data_offsets"][0],
+            )
+            for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+        }
