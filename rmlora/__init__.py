@@ -1,1 +1,53 @@
-"""RM-LoRA: regularized and masked low-rank adaptation (Mao et al., arXiv 2407.12074)."""
+"""RM-LoRA: regularized and masked low-rank adaptation (Mao et al., arXiv 2407.12074).
+
+Everything public is reachable from here; names that need torch or transformers are imported on first use,
+so ``import rmlora`` works without them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from rmlora._version import __version__
+from rmlora.adapter import Adapter, LoraModule
+from rmlora.config import RMLoRAConfig
+from rmlora.errors import RMLoRAError
+from rmlora.package import load_package, save_package
+from rmlora.spectrum import AdapterSpectrum, Spectrum, adapter_spectrum, module_spectrum
+
+if TYPE_CHECKING:
+    from rmlora.callback import RMLoRACallback
+    from rmlora.factors import find_factors
+    from rmlora.steps import mask_gradients, regularize_gradients
+
+__all__ = [
+    "Adapter",
+    "AdapterSpectrum",
+    "LoraModule",
+    "RMLoRACallback",
+    "RMLoRAConfig",
+    "RMLoRAError",
+    "Spectrum",
+    "__version__",
+    "adapter_spectrum",
+    "find_factors",
+    "load_package",
+    "mask_gradients",
+    "module_spectrum",
+    "regularize_gradients",
+    "save_package",
+]
+
+_LAZY = {
+    "RMLoRACallback": "rmlora.callback",
+    "find_factors": "rmlora.factors",
+    "mask_gradients": "rmlora.steps",
+    "regularize_gradients": "rmlora.steps",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'rmlora' has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)

@@ -1,0 +1,86 @@
+"""Finding the trainable LoRA factors of a PEFT model (torch)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rmlora.errors import TrainingError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module, Parameter
+
+__all__ = ["Factors", "find_factors"]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The two trainable factors of one module; the rank is axis 0 of A and axis 1 of B in every layer type."""
+
+    module: str
+    """Module path without PEFT's and the launchers' prefixes, plus the adapter's name when it is not the default."""
+    A: Parameter
+    """``[r, in]``, embeddings ``[r, tokens]``, convolutions ``[r, in, *k]``."""
+    B: Parameter
+    """``[out, r]``, embeddings ``[width, r]``, convolutions ``[out, r, 1…]``."""
+
+    @property
+    def rank(self) -> int:
+        """Directions r."""
+        return int(self.A.shape[0])
+
+    @staticmethod
+    def matrix_of_A(value: Tensor) -> Tensor:  # noqa: N802 - the paper's symbol
+        """View A, or its gradient, as ``[r, in]``."""
+        return value.flatten(1)
+
+    @staticmethod
+    def matrix_of_B(value: Tensor) -> Tensor:  # noqa: N802 - the paper's symbol
+        """View B, or its gradient, transposed as ``[r, out]``."""
+        return value.flatten(1).T
+
+
+def find_factors(model: Module) -> list[Factors]:
+    """Return the trainable LoRA factors of ``model``, ordered by module path.
+
+    Works on any model holding PEFT LoRA layers, also wrapped in DistributedDataParallel or torch.compile.
+
+    Raises:
+        TrainingError: there are none, or they are sharded (FSDP, ZeRO-3), where rows of the local part are not
+            rank directions.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    found: list[Factors] = []
+    for path, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        for side_a, side_b in ((layer.lora_A, layer.lora_B), (layer.lora_embedding_A, layer.lora_embedding_B)):
+            for name in side_a:
+                a, b = getattr(side_a[name], "weight", side_a[name]), getattr(side_b[name], "weight", side_b[name])
+                if a.requires_grad and b.requires_grad:
+                    _refuse_sharded(path, a)
+                    found.append(Factors(_clean(path) + ("" if name == "default" else f"#{name}"), a, b))
+    if not found:
+        raise TrainingError(
+            "The model has no trainable LoRA factors: wrap it with peft.get_peft_model and a LoRA config first "
+            "(RMLoRAConfig.to_peft), and do not load the adapter for inference only."
+        )
+    return sorted(found, key=lambda factors: factors.module)
+
+
+def _refuse_sharded(path: str, parameter: Parameter) -> None:
+    sharded = hasattr(parameter, "ds_id") or hasattr(parameter, "_local_tensor") or "fsdp" in path or parameter.dim() < 2
+    if sharded:
+        raise TrainingError(
+            f"The LoRA factors of '{path}' are sharded (FSDP or DeepSpeed ZeRO): RM-LoRA masks whole rank directions and "
+            "needs them on every process; use plain data parallelism (torchrun or accelerate with DDP)."
+        )
+
+
+def _clean(path: str) -> str:
+    """Drop what wrappers put before the base model's own module path."""
+    for prefix in ("module.", "_orig_mod.", "base_model.model."):
+        path = path.removeprefix(prefix)
+    return path

@@ -1,0 +1,65 @@
+"""Which rank directions rest in a step: a pure function of (seed, step, module name).
+
+No generator and no state: every replica draws the same mask, and a resumed run the same as an
+uninterrupted one. Each (module, side, direction) gets a 64-bit key from a counter-based hash of the seed and
+the step; the directions with the smallest keys move, which is a uniform draw without replacement.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Side", "resting_directions", "resting_directions_of_many"]
+
+Side = Literal["A", "B", "AB"]
+"""The factor a mask is for; ``AB`` where both factors of a module share it."""
+
+IntArray = npt.NDArray[np.int64]
+_KeyArray = npt.NDArray[np.uint64]
+
+
+def resting_directions(*, seed: int, step: int, module: str, side: Side, rank: int, active_rank: int) -> IntArray:
+    """Return the ``rank - active_rank`` directions of one factor that rest in ``step``, ascending.
+
+    Step 0 has no mask (as in the authors' code): nothing rests.
+    """
+    return resting_directions_of_many(
+        seed=seed, step=step, names=[(module, side)], rank=rank, active_rank=active_rank
+    )[0]
+
+
+def resting_directions_of_many(
+    *, seed: int, step: int, names: Sequence[tuple[str, Side]], rank: int, active_rank: int
+) -> IntArray:
+    """Return resting directions for many factors of equal rank at once, ``[factors, rank - active_rank]``.
+
+    Row ``i`` is exactly what :func:`resting_directions` gives for ``names[i]``.
+    """
+    if step == 0:
+        return np.empty((len(names), 0), dtype=np.int64)
+    # One word identifies (seed, module, side), one the step, one the direction; two rounds mix them.
+    base = np.array([_name_key(seed, module, side) for module, side in names], dtype=np.uint64)
+    step_key = _mix(np.array([step], dtype=np.uint64))
+    keys = _mix(_mix(base ^ step_key)[:, None] + np.arange(rank, dtype=np.uint64))
+    order = np.argsort(keys, axis=1, kind="stable")
+    return np.sort(order[:, active_rank:], axis=1).astype(np.int64)
+
+
+@lru_cache(maxsize=65536)
+def _name_key(seed: int, module: str, side: str) -> int:
+    digest = hashlib.blake2b(f"{seed}|{module}|{side}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _mix(value: _KeyArray) -> _KeyArray:
+    """SplitMix64 (Steele, Lea & Flood, OOPSLA 2014): one increment and the finaliser, modulo 2⁶⁴."""
+    value = value + np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))

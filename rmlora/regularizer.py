@@ -1,0 +1,82 @@
+"""The orthogonality penalty and its gradient, in closed form (torch).
+
+    R = mean over all LoRA matrices of ‖M Mᵀ − I‖_F,   M = A [r, in]  or  M = Bᵀ [r, out]
+    ∂‖G‖_F / ∂M = 2 G M / ‖G‖_F,   G = M Mᵀ − I  (symmetric);   squared: ∂‖G‖²_F / ∂M = 4 G M
+
+All matrices of one shape are computed in one batched product, in float32 whatever the parameters' type.
+Source: Mao et al., arXiv 2407.12074, section on the regularizer.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["penalty", "penalty_and_gradients"]
+
+
+def penalty(matrices: Sequence[Tensor], *, squared: bool = False) -> Tensor:
+    """Return R as a differentiable scalar, for loops that prefer it in the loss.
+
+    Args:
+        matrices: every A as ``[r, in]`` and every B transposed, ``[r, out]``.
+        squared: mean of squared norms.
+    """
+    import torch
+
+    norms = []
+    for group in _by_shape(matrices).values():
+        gram = _gram_minus_identity(torch.stack([matrices[i].float() for i in group]))
+        square = gram.square().sum(dim=(1, 2))
+        norms.append(square if squared else square.sqrt())
+    return torch.cat(norms).mean()
+
+
+def penalty_and_gradients(matrices: Sequence[Tensor], *, squared: bool = False) -> tuple[Tensor, list[Tensor]]:
+    """Return R and ∂R/∂M for every matrix, without building a graph.
+
+    Args:
+        matrices: every A as ``[r, in]`` and every B transposed, ``[r, out]``.
+        squared: mean of squared norms.
+
+    Returns:
+        the scalar R, and float32 gradients of the shapes of ``matrices``. Where M is orthonormal the norm has
+        no gradient; zero, its subgradient, is returned.
+    """
+    import torch
+
+    gradients: list[Tensor | None] = [None] * len(matrices)
+    norms = []
+    with torch.no_grad():
+        for group in _by_shape(matrices).values():
+            stacked = torch.stack([matrices[i].float() for i in group])
+            gram = _gram_minus_identity(stacked)
+            square = gram.square().sum(dim=(1, 2))
+            norm = square.sqrt()
+            norms.append(square if squared else norm)
+            if squared:
+                gram.mul_(4 / len(matrices))
+            else:
+                gram.mul_((2 / len(matrices) / norm.clamp_min(torch.finfo(norm.dtype).tiny)).view(-1, 1, 1))
+            for index, gradient in zip(group, torch.bmm(gram, stacked), strict=True):
+                gradients[index] = gradient
+        return torch.cat(norms).mean(), [gradient for gradient in gradients if gradient is not None]
+
+
+def _gram_minus_identity(stacked: Tensor) -> Tensor:
+    """``[n, r, m]`` → ``M Mᵀ − I`` as ``[n, r, r]``."""
+    import torch
+
+    gram = torch.bmm(stacked, stacked.transpose(1, 2))
+    return gram - torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+
+
+def _by_shape(matrices: Sequence[Tensor]) -> dict[tuple[object, ...], list[int]]:
+    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for index, matrix in enumerate(matrices):
+        groups[(*matrix.shape, matrix.device)].append(index)
+    return groups

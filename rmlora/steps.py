@@ -1,0 +1,116 @@
+"""RM-LoRA around an optimizer step, as plain functions for hand-written training loops (torch).
+
+::
+
+    factors = find_factors(model)
+    for step, batch in enumerate(batches):
+        model(**batch).loss.backward()
+        clip_grad_norm_(model.parameters(), 1.0)
+        regularize_gradients(factors, config)
+        masked = mask_gradients(factors, config, step)
+        optimizer.step()
+        masked.restore()          # does nothing unless mask_mode="update"
+        optimizer.zero_grad()
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rmlora.config import RMLoRAConfig
+from rmlora.factors import Factors
+from rmlora.mask import Side, resting_directions_of_many
+from rmlora.regularizer import penalty_and_gradients
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Parameter
+
+__all__ = ["MaskedStep", "mask_gradients", "regularize_gradients"]
+
+
+@dataclass
+class MaskedStep:
+    """The directions that rest in one step, and their values where they are to be restored."""
+
+    _kept: list[tuple[Parameter, int, Tensor, Tensor]] = field(default_factory=list)
+
+    def restore(self) -> None:
+        """Put the resting directions back to their values before the step (``mask_mode="update"``)."""
+        import torch
+
+        with torch.no_grad():
+            for parameter, axis, resting, values in self._kept:
+                parameter.index_copy_(axis, resting, values)
+        self._kept.clear()
+
+
+def regularize_gradients(factors: Sequence[Factors], config: RMLoRAConfig) -> Tensor | None:
+    """Add ``orth_weight · ∂R/∂(A, B)`` to the factors' gradients, in place.
+
+    Call it once per optimizer step, after reduction, unscaling and clipping: the penalty's gradient is then
+    independent of gradient accumulation and of the number of processes.
+
+    Returns:
+        R before the step as a 0-d tensor (not read back, so no synchronisation), or None if ``orth_weight`` is 0.
+    """
+    import torch
+
+    if config.orth_weight == 0:
+        return None
+    pairs = [pair for item in factors for pair in ((item.A, item.matrix_of_A), (item.B, item.matrix_of_B))]
+    value, gradients = penalty_and_gradients([view(p.detach()) for p, view in pairs], squared=config.squared)
+    with torch.no_grad():
+        for (parameter, view), gradient in zip(pairs, gradients, strict=True):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            view(parameter.grad).add_(gradient.to(parameter.dtype), alpha=config.orth_weight)
+    return value
+
+
+def mask_gradients(factors: Sequence[Factors], config: RMLoRAConfig, step: int) -> MaskedStep:
+    """Zero the gradients of the directions that rest in ``step`` (optimizer steps done so far), in place.
+
+    Gradients are overwritten by index, not multiplied, so an infinite gradient leaves no NaN.
+
+    Returns:
+        what :meth:`MaskedStep.restore` puts back after the step under ``mask_mode="update"``.
+    """
+    import torch
+
+    masked = MaskedStep()
+    if not config.masks or step == 0:
+        return masked
+    with torch.no_grad():
+        for rank, group in _by_rank(factors).items():
+            active = config.active_rank_of(rank)
+            if active >= rank:
+                continue
+            sides: tuple[Side, Side] = ("AB", "AB") if config.mask_sharing == "shared" else ("A", "B")
+            names = [(item.module, side) for item in group for side in sides]
+            rows = resting_directions_of_many(seed=config.seed, step=step, names=names, rank=rank, active_rank=active)
+            resting = torch.from_numpy(rows).to(group[0].A.device, non_blocking=True)
+            for index, item in enumerate(group):
+                for parameter, axis, chosen in (
+                    (item.A, 0, resting[2 * index]),
+                    (item.B, 1, resting[2 * index + 1]),
+                ):
+                    _mask(parameter, axis, chosen.to(parameter.device), masked, keep=config.mask_mode == "update")
+    return masked
+
+
+def _mask(parameter: Parameter, axis: int, resting: Tensor, masked: MaskedStep, *, keep: bool) -> None:
+    if keep:
+        masked._kept.append((parameter, axis, resting, parameter.detach().index_select(axis, resting)))
+    if parameter.grad is not None:
+        parameter.grad.index_fill_(axis, resting, 0)
+
+
+def _by_rank(factors: Sequence[Factors]) -> dict[int, list[Factors]]:
+    groups: dict[int, list[Factors]] = defaultdict(list)
+    for item in factors:
+        groups[item.rank].append(item)
+    return groups
