@@ -1,10 +1,10 @@
 """A bundle: the directory that leaves the toolkit, with everything a machine without torch needs to run it.
 
-    manifest.json        what it is, what it was made from, and what verification measured
-    model.onnx           the graph
-    model.onnx.data      its weights (absent for small models)
-    config.json, tokenizer.json, preprocessor_config.json …   the base's own files
-    reference.safetensors   inputs and PyTorch's outputs on them, to prove the bundle where torch is absent
+manifest.json        what it is, what it was made from, and what verification measured
+model.onnx           the graph
+model.onnx.data      its weights (absent for small models)
+config.json, tokenizer.json, preprocessor_config.json …   the base's own files
+reference.safetensors   inputs and PyTorch's outputs on them, to prove the bundle where torch is absent
 """
 
 from __future__ import annotations

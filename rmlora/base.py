@@ -77,7 +77,9 @@ def _from_gguf(path: Path) -> Path:
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except (ValueError, OSError, KeyError, NotImplementedError) as error:
-        raise CheckpointError(f"{path} cannot be read as a GGUF model ({str(error).strip().splitlines()[0]}).") from None
+        raise CheckpointError(
+            f"{path} cannot be read as a GGUF model ({str(error).strip().splitlines()[0]})."
+        ) from None
     # The weights are ordinary now: what transformers remembers of their quantisation would stop them being saved.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):

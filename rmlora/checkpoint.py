@@ -45,7 +45,9 @@ class Checkpoint:
         """The model's ``config.json``."""
         config = read_json(self.path / CONFIG_NAME, what="Model configuration")
         if not isinstance(config, dict):
-            raise CheckpointError(f"{self.path / CONFIG_NAME} does not hold a JSON object: it is no model configuration.")
+            raise CheckpointError(
+                f"{self.path / CONFIG_NAME} does not hold a JSON object: it is no model configuration."
+            )
         return config
 
     @property

@@ -152,7 +152,9 @@ class RMLoRAConfig:
         known = {item.name for item in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise ConfigError(f"Unknown RM-LoRA setting {', '.join(unknown)}: the known ones are {', '.join(sorted(known))}.")
+            raise ConfigError(
+                f"Unknown RM-LoRA setting {', '.join(unknown)}: the known ones are {', '.join(sorted(known))}."
+            )
         return cls(**values)
 
 

@@ -71,7 +71,9 @@ def find_factors(model: Module) -> list[Factors]:
 
 
 def _refuse_sharded(path: str, parameter: Parameter) -> None:
-    sharded = hasattr(parameter, "ds_id") or hasattr(parameter, "_local_tensor") or "fsdp" in path or parameter.dim() < 2
+    sharded = (
+        hasattr(parameter, "ds_id") or hasattr(parameter, "_local_tensor") or "fsdp" in path or parameter.dim() < 2
+    )
     if sharded:
         raise TrainingError(
             f"The LoRA factors of '{path}' are sharded (FSDP or DeepSpeed ZeRO): RM-LoRA masks whole rank directions and "

@@ -29,9 +29,9 @@ def resting_directions(*, seed: int, step: int, module: str, side: Side, rank: i
 
     Step 0 has no mask (as in the authors' code): nothing rests.
     """
-    return resting_directions_of_many(
-        seed=seed, step=step, names=[(module, side)], rank=rank, active_rank=active_rank
-    )[0]
+    return resting_directions_of_many(seed=seed, step=step, names=[(module, side)], rank=rank, active_rank=active_rank)[
+        0
+    ]
 
 
 def resting_directions_of_many(

@@ -138,7 +138,9 @@ def adapter_labels(adapter: Adapter) -> list[str]:
     for name in reversed(heads):
         if name.rsplit(".", 2)[-2] in ("classifier", "score", "out_proj"):
             return [f"LABEL_{index}" for index in range(adapter.saved[name].shape[0])]
-    raise AdapterError(f"{adapter.source} stores neither label names nor a classifier head: it is no classification adapter.")
+    raise AdapterError(
+        f"{adapter.source} stores neither label names nor a classifier head: it is no classification adapter."
+    )
 
 
 def load_processor(base: Path, task: Task) -> Any:

@@ -117,7 +117,8 @@ def parse_adapter(
     if unknown:
         raise AdapterError(f"The rank mask in {source}/{METADATA_FILE} names '{unknown[0]}', which the adapter lacks.")
     modules = {
-        path: _module(path, kind, pair, config, masks.get(path), source) for (path, kind), pair in sorted(factors.items())
+        path: _module(path, kind, pair, config, masks.get(path), source)
+        for (path, kind), pair in sorted(factors.items())
     }
     return Adapter(modules=modules, saved=saved, peft_config=dict(config), metadata=dict(metadata), source=source)
 
@@ -126,10 +127,14 @@ def refuse_unsupported(config: Mapping[str, Any], *, source: str) -> None:
     """Raise :class:`AdapterError` naming the variant when ``config`` is not plain LoRA."""
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise AdapterError(f"{source} is a {kind or 'non-PEFT'} adapter: only LoRA adapters (peft_type LORA) can be deployed.")
+        raise AdapterError(
+            f"{source} is a {kind or 'non-PEFT'} adapter: only LoRA adapters (peft_type LORA) can be deployed."
+        )
     for option, name in _UNSUPPORTED_OPTIONS.items():
         if config.get(option):
-            raise AdapterError(f"{source} uses {name} ({option}), which cannot be written as W + s·B·A: it is not supported.")
+            raise AdapterError(
+                f"{source} uses {name} ({option}), which cannot be written as W + s·B·A: it is not supported."
+            )
     initialisation = config.get("init_lora_weights")
     if isinstance(initialisation, str):
         for key, name in _CHANGES_BASE.items():
@@ -199,7 +204,9 @@ def _check_finite(name: str, tensor: Array, source: str) -> None:
     if np.issubdtype(tensor.dtype, np.integer) or tensor.dtype == np.bool_:
         return
     if not np.isfinite(tensor.astype(np.float32, copy=False)).all():
-        raise AdapterError(f"Tensor '{name}' in {source} holds NaN or infinity: the training run that made it diverged.")
+        raise AdapterError(
+            f"Tensor '{name}' in {source} holds NaN or infinity: the training run that made it diverged."
+        )
 
 
 def _sort_tensor(
@@ -231,7 +238,9 @@ def _module(
         raise AdapterError(f"{source} lacks lora_{missing} of '{path}': the adapter file is incomplete.")
     for factor in pair.values():
         if factor.dtype.kind not in "fV" and factor.dtype.name not in {"bfloat16"}:
-            raise AdapterError(f"The factors of '{path}' in {source} are {factor.dtype}, not one of {sorted(FLOATING)}.")
+            raise AdapterError(
+                f"The factors of '{path}' in {source} are {factor.dtype}, not one of {sorted(FLOATING)}."
+            )
     rank = int(pair["A"].shape[0])
     expected = int(_patterned(config.get("rank_pattern"), path, config.get("r", rank)))
     if rank != expected:

@@ -76,7 +76,9 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
         if not overwrite and any(target.iterdir()):
             raise OutputError(f"{target} already exists and is not empty: choose another --output or pass --overwrite.")
     elif target.exists():
-        raise OutputError(f"{target} exists and is a file, but a directory is to be written there: choose another --output.")
+        raise OutputError(
+            f"{target} exists and is a file, but a directory is to be written there: choose another --output."
+        )
 
 
 def write_json(path: Path, value: Any) -> None:

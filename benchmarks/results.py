@@ -1,0 +1,52 @@
+"""Where benchmark figures go, and what is noted beside them so that they can be compared."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rmlora.storage import write_json
+
+__all__ = ["RESULTS", "environment", "write_result"]
+
+RESULTS = Path(__file__).parent / "results"
+_PACKAGES = ("torch", "transformers", "peft", "onnx", "onnxruntime", "onnxscript", "numpy")
+
+
+def write_result(name: str, value: dict[str, Any]) -> Path:
+    """Write ``benchmarks/results/<name>.json`` and return its path."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    write_json(path, value)
+    return path
+
+
+def environment() -> dict[str, Any]:
+    """Return the command, processor, cores and package versions of this run."""
+    packages = {}
+    for package in _PACKAGES:
+        try:
+            packages[package] = version(package)
+        except PackageNotFoundError:
+            packages[package] = None
+    module = sys.modules["__main__"].__spec__
+    command = f"python -m {module.name}" if module else os.path.basename(sys.argv[0])
+    return {
+        "command": " ".join([command, *sys.argv[1:]]),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "packages": packages,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,32 @@
+"""Settings of the whole test run: offline, few threads, caches out of the user's home, no stopwatch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before any Hugging Face library is imported: they read these once.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    TRANSFORMERS_VERBOSITY="error",
+)
+
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)  # tiny models, and pytest-xdist runs one process per core
+settings.register_profile("project", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("project")
+
+
+@pytest.fixture(autouse=True)
+def private_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep converted bases and datasets of a test run out of the user's cache."""
+    cache: Path = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("RMLORA_CACHE", str(cache / "rmlora"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(cache / "datasets"))

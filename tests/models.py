@@ -1,0 +1,191 @@
+"""Tiny models with random weights, one per architecture family, and adapters for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    T5Config,
+    T5EncoderModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+VOCABULARY = 97
+LABELS = 3
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One tiny model: how to build it, what LoRA targets in it, and which module is its head."""
+
+    name: str
+    build: Callable[[], PreTrainedModel]
+    targets: tuple[str, ...]
+    head: str | None
+    task: str | None
+    fan_in_fan_out: bool = False
+
+    def inputs(self, batch: int = 3, length: int = 7, seed: int = 0) -> dict[str, torch.Tensor]:
+        """Return random inputs; the last row of a text batch is padded."""
+        generator = torch.Generator().manual_seed(seed)
+        if self.task == "image-classification":
+            return {"pixel_values": torch.randn(batch, 3, 16, 16, generator=generator)}
+        ids = torch.randint(3, VOCABULARY, (batch, length), generator=generator)
+        mask = torch.ones_like(ids)
+        if batch > 1 and length > 2:
+            ids[-1, length // 2 :], mask[-1, length // 2 :] = 1, 0
+        return {"input_ids": ids, "attention_mask": mask}
+
+
+def _bert() -> PreTrainedModel:
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=24,
+            max_position_embeddings=40,
+            num_labels=LABELS,
+            pad_token_id=1,
+        )
+    )
+
+
+def _roberta() -> PreTrainedModel:
+    return RobertaForSequenceClassification(
+        RobertaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=24,
+            max_position_embeddings=44,
+            num_labels=LABELS,
+            pad_token_id=1,
+        )
+    )
+
+
+def _gpt2() -> PreTrainedModel:
+    return GPT2ForSequenceClassification(
+        GPT2Config(
+            vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=40, num_labels=LABELS, pad_token_id=1
+        )
+    )
+
+
+def _llama() -> PreTrainedModel:
+    return LlamaForSequenceClassification(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=40,
+            num_labels=LABELS,
+            pad_token_id=1,
+        )
+    )
+
+
+def _t5_encoder() -> PreTrainedModel:
+    return T5EncoderModel(
+        T5Config(vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, pad_token_id=1)
+    )
+
+
+def _vit() -> PreTrainedModel:
+    return ViTForImageClassification(
+        ViTConfig(
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=24,
+            image_size=16,
+            patch_size=4,
+            num_labels=LABELS,
+        )
+    )
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    item.name: item
+    for item in (
+        Architecture(
+            "bert", _bert, ("query", "key", "value", "intermediate.dense"), "classifier", "text-classification"
+        ),
+        Architecture("roberta", _roberta, ("query", "value", "output.dense"), "classifier", "text-classification"),
+        Architecture("gpt2", _gpt2, ("c_attn", "c_proj", "c_fc"), "score", "text-classification", fan_in_fan_out=True),
+        Architecture("llama", _llama, ("q_proj", "k_proj", "o_proj", "down_proj"), "score", "text-classification"),
+        Architecture("t5-encoder", _t5_encoder, ("q", "v", "wi", "wo"), None, None),
+        Architecture("vit", _vit, ("q_proj", "v_proj", "fc1", "fc2"), "classifier", "image-classification"),
+    )
+}
+
+
+def build(name: str, seed: int = 0) -> PreTrainedModel:
+    """Return the tiny model ``name`` with weights drawn from ``seed``, in evaluation mode."""
+    torch.manual_seed(seed)
+    return ARCHITECTURES[name].build().eval()
+
+
+def save_base(model: PreTrainedModel, directory: Path, **options: Any) -> Path:
+    """Save ``model`` as a safetensors checkpoint and return the directory."""
+    model.save_pretrained(directory, **options)
+    return directory
+
+
+def lora_config(name: str, **changes: Any) -> LoraConfig:
+    """Return a LoRA configuration for the architecture's own targets and head, with ``changes``."""
+    architecture = ARCHITECTURES[name]
+    settings: dict[str, Any] = {
+        "r": 4,
+        "lora_alpha": 6,
+        "target_modules": list(architecture.targets),
+        "modules_to_save": [architecture.head] if architecture.head else None,
+        "fan_in_fan_out": architecture.fan_in_fan_out,
+        "task_type": "SEQ_CLS" if architecture.task == "text-classification" else None,
+        **changes,
+    }
+    return LoraConfig(**settings)
+
+
+def adapt(model: PreTrainedModel, config: LoraConfig, *, seed: int = 1, size: float = 0.2) -> PeftModel:
+    """Wrap ``model`` (in place) with an adapter whose factors are all random, B included."""
+    adapted = get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
+    return adapted.eval()
+
+
+def output(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return logits, or the last hidden state of a headless encoder."""
+    with torch.inference_mode():
+        result = model(**inputs)
+    return result.logits if hasattr(result, "logits") else result.last_hidden_state
+
+
+def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
+    """Return ``max |got − want| / max |want|``."""
+    return float((got - want).abs().max() / want.abs().max())
