@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,27 @@ from rmlora.errors import CheckpointError, InputError
 from rmlora.storage import read_json
 from rmlora.tensors import TensorFile, TensorInfo
 
-__all__ = ["CONFIG_NAME", "INDEX_NAME", "SINGLE_NAME", "Checkpoint"]
+__all__ = ["CONFIG_NAME", "EMBEDDING_NAMES", "INDEX_NAME", "SINGLE_NAME", "Checkpoint", "TiedOutput"]
 
 CONFIG_NAME = "config.json"
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
+
+EMBEDDING_NAMES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "shared.weight")
+"""How the names of input embeddings end."""
+
+_OUTPUT_LAYERS = {"gpt_neox": "embed_out"}
+"""Model types whose output layer is not called ``lm_head``."""
+
+
+@dataclass(frozen=True)
+class TiedOutput:
+    """An output layer without a weight of its own."""
+
+    layer: str
+    """Module path of the output layer."""
+    embedding: str
+    """Name of the embedding's tensor, which it uses."""
 
 
 class Checkpoint:
@@ -50,13 +67,15 @@ class Checkpoint:
             )
         return config
 
-    @property
-    def tied_embeddings(self) -> bool:
-        """Whether the output layer shares the input embedding's weight."""
-        nested = self.config.get("text_config")
-        inner = nested.get("tie_word_embeddings") if isinstance(nested, dict) else None
-        value = self.config.get("tie_word_embeddings", inner)
-        return bool(value) if value is not None else False
+    @cached_property
+    def tied_output(self) -> TiedOutput | None:
+        """The output layer that shares the input embedding's weight in this model, if it does."""
+        layer = _OUTPUT_LAYERS.get(str(self.config.get("model_type")), "lm_head")
+        stored = f"{layer}.weight" in self.tensors
+        embedding = next((name for name in self.tensors if name.endswith(EMBEDDING_NAMES)), None)
+        if embedding is None or not self.config.get("tie_word_embeddings", not stored):
+            return None
+        return TiedOutput(layer, embedding)
 
     def _open_shards(self) -> dict[str, TensorFile]:
         index = self.path / INDEX_NAME

@@ -28,13 +28,22 @@ def base_fingerprint(checkpoint: Checkpoint, modules: Iterable[str]) -> str:
         AdapterError: a module has no weight in the checkpoint.
     """
     parameters = sorted(f"{module}.weight" for module in modules)
-    found = find_tensors(parameters, checkpoint.tensors.keys(), where=f"the base at {checkpoint.path}")
+    found = _tensors_of(checkpoint, parameters)
     digest = hashlib.sha256()
     for parameter in parameters:
         info = checkpoint.tensors[found[parameter]]
         digest.update(f"{parameter}|{info.dtype}|{info.shape}\n".encode())
         _update_with_sample(digest, info)
     return "sha256:" + digest.hexdigest()
+
+
+def _tensors_of(checkpoint: Checkpoint, parameters: list[str]) -> dict[str, str]:
+    """Map parameters to tensors; a tied output layer without a tensor of its own stands for the embedding."""
+    tie = checkpoint.tied_output
+    output = f"{tie.layer}.weight" if tie else ""
+    shared = {output: tie.embedding} if tie and output in parameters and output not in checkpoint.tensors else {}
+    own = [parameter for parameter in parameters if parameter not in shared]
+    return {**find_tensors(own, checkpoint.tensors.keys(), where=f"the base at {checkpoint.path}"), **shared}
 
 
 def _update_with_sample(digest: hashlib._Hash, info: TensorInfo) -> None:

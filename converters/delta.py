@@ -1,0 +1,67 @@
+"""The update of one module as the base stores its weight (numpy, float32).
+
+========== ==================== ============================ =====================
+kind       base weight          update                       rows are
+========== ==================== ============================ =====================
+linear     ``[out, in]``        ``s · B A``                  outputs
+Conv1D     ``[in, out]``        ``s · (B A)ᵀ``               inputs
+embedding  ``[tokens, width]``  ``s · (B A)ᵀ``               tokens
+conv       ``[out, in, *k]``    ``s · B A``, axes unfolded   output channels
+========== ==================== ============================ =====================
+
+Rows are the slices along the weight's first axis, so an update can be made block by block.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from rmlora.adapter import LoraModule
+from rmlora.errors import AdapterError
+
+__all__ = ["delta_rows", "stores_transposed"]
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def stores_transposed(module: LoraModule, shape: tuple[int, ...]) -> bool:
+    """Return whether a base weight of ``shape`` is stored ``[in, out]``.
+
+    The shape decides; only a square weight leaves it open, and then the adapter's ``fan_in_fan_out`` does.
+
+    Raises:
+        AdapterError: the update fits the weight in neither orientation.
+    """
+    fan_in, fan_out = math.prod(module.lora_A.shape[1:]), module.lora_B.shape[0]
+    if module.kind == "embedding":
+        fits, transposed = shape == (fan_in, fan_out), True
+    elif module.kind == "conv":
+        fits, transposed = shape == (fan_out, *module.lora_A.shape[1:]), False
+    else:
+        fits = shape in ((fan_out, fan_in), (fan_in, fan_out))
+        transposed = module.fan_in_fan_out if fan_in == fan_out else shape == (fan_in, fan_out)
+    if not fits:
+        raise AdapterError(
+            f"The adapter's update of '{module.path}' has {fan_in} inputs and {fan_out} outputs, but the base's weight "
+            f"there has shape {list(shape)}: this is not the base the adapter was made for."
+        )
+    return transposed
+
+
+def delta_rows(module: LoraModule, shape: tuple[int, ...], start: int = 0, stop: int | None = None) -> FloatArray:
+    """Return rows ``start:stop`` of the update in the layout of a base weight of ``shape``, scale included.
+
+    Masked directions contribute nothing.
+
+    Raises:
+        AdapterError: the update does not fit the weight.
+    """
+    if stores_transposed(module, shape):
+        block = module.A[:, start:stop].T @ module.B.T
+    else:
+        block = module.B[start:stop] @ module.A
+    block *= np.float32(module.scale)
+    return block.reshape(-1, *shape[1:])

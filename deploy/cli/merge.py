@@ -1,0 +1,91 @@
+"""``rmlora-deploy merge``."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+
+from converters.checkpoint_merge import MergeReport, merge_checkpoint
+from converters.survival import LOSS_WARNING
+from deploy.cli.console import json_option, make_console, print_json
+from rmlora.base import resolve_base
+from rmlora.package import load_package
+
+__all__ = ["command"]
+
+_SHOWN = 5
+
+
+@click.command("merge")
+@click.argument("base")
+@click.argument("adapter", type=click.Path(path_type=Path))
+@click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Directory to write.")
+@click.option("--overwrite", is_flag=True, help="Replace the output directory if it exists.")
+@click.option("--allow-base-mismatch", is_flag=True, help="Merge even if the adapter was made for another base.")
+@click.option("--revision", help="Branch, tag or commit of a hub base.")
+@json_option
+def command(
+    base: str,
+    adapter: Path,
+    output: Path,
+    overwrite: bool,
+    allow_base_mismatch: bool,
+    revision: str | None,
+    as_json: bool,
+) -> None:
+    r"""Merge ADAPTER into BASE and write an ordinary checkpoint.
+
+    BASE is a checkpoint directory, a .gguf file or a hub name; ADAPTER any PEFT LoRA adapter. The weights are
+    streamed, so a model larger than memory merges in a few hundred megabytes, and neither torch nor a GPU is needed.
+    Sharding and element types stay the base's. The report tells how much of each update the rounding to that
+    type took away.
+
+    \b
+    Example:
+      rmlora-deploy merge ./MiniLM ./spam-adapter --output ./spam-merged
+    """
+    console = make_console(as_json=as_json)
+    loaded = load_package(adapter)
+    checkpoint = resolve_base(base, revision=revision)
+    columns = (TextColumn("merging"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True) as bar, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the report below says it
+        task = bar.add_task("merging", total=None)
+        report = merge_checkpoint(
+            checkpoint,
+            loaded,
+            output,
+            overwrite=overwrite,
+            allow_base_mismatch=allow_base_mismatch,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    if as_json:
+        print_json({"output": str(output), "worst_loss": report.worst_loss, **asdict(report)})
+    else:
+        _show(console, report, output)
+
+
+def _show(console: Console, report: MergeReport, output: Path) -> None:
+    console.print(
+        f"Merged {len(report.modules)} modules into {output} ({report.nbytes / 1e6:,.1f} MB, {report.shards} "
+        f"shard{'s' if report.shards > 1 else ''}); {len(report.added)} tensors added, {len(report.replaced)} replaced."
+    )
+    if report.untied:
+        console.print(
+            f"The output layer {report.untied} no longer shares the embedding's weight: the update is on one side."
+        )
+    table = Table("module", "‖Δ‖/‖W‖", "lost in rounding", title="Survival of the updates, worst first")
+    for item in report.modules[:_SHOWN]:
+        table.add_row(item.module, f"{item.relative_size:.3f}", f"{item.loss:.2e}")
+    console.print(table)
+    if report.worst_loss > LOSS_WARNING:
+        console.print(
+            f"[yellow]Warning:[/] {report.worst_loss:.1%} of the update of '{report.modules[0].module}' was rounded away: "
+            "merge into a float32 base or keep the adapter as a side branch."
+        )
