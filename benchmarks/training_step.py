@@ -11,6 +11,7 @@ from inside, which is the figure that a noisy machine cannot blur.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -88,7 +89,7 @@ def compare(rounds: int, steps: int, warmup: int) -> dict[str, Any]:
 def run_worker(method: str, steps: int, warmup: int) -> dict[str, float]:
     """Train ``warmup + steps`` steps and return the median milliseconds of a step and of the callback in it."""
     import torch
-    from benchmarks.realdata import minilm
+    from benchmarks.assets import minilm
     from datasets import Dataset
     from peft import get_peft_model
     from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -151,7 +152,7 @@ def run_worker(method: str, steps: int, warmup: int) -> dict[str, float]:
         if method == "rmlora":
             callbacks.append(TimedRMLoRA(config))
         Trainer(model=adapted, args=settings, train_dataset=data, callbacks=callbacks).train()
-    durations = [after - before for before, after in zip(ends, ends[1:], strict=False)][warmup:]
+    durations = [after - before for before, after in itertools.pairwise(ends)][warmup:]
     return {
         "step_ms": 1e3 * statistics.median(durations),
         "callback_ms": 1e3 * statistics.median(spent[warmup:]) if spent else 0.0,

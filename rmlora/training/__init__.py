@@ -1,0 +1,1 @@
+"""Training an adapter from files to a package: settings, data, features, resumption, the run (needs torch)."""

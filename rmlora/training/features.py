@@ -1,0 +1,88 @@
+"""From raw inputs to what the model takes: one torch dataset and one collator per modality."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from rmlora.errors import InputError
+from rmlora.tasks import Task
+
+__all__ = ["Examples", "ImageExamples", "TextExamples", "make_examples", "open_image"]
+
+Row = dict[str, Any]
+
+
+class TextExamples(Dataset[Row]):
+    """Tokenised once; padded batch by batch to the longest row."""
+
+    def __init__(self, texts: Sequence[str], labels: Sequence[int], tokenizer: Any, max_length: int) -> None:
+        from transformers import DataCollatorWithPadding
+
+        encoded = tokenizer(list(texts), truncation=True, max_length=max_length)
+        self._rows = [{**{key: encoded[key][i] for key in encoded}, "labels": label} for i, label in enumerate(labels)]
+        self.lengths = [len(row["input_ids"]) for row in self._rows]
+        self.collate = DataCollatorWithPadding(tokenizer)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self._rows[index]
+
+
+class ImageExamples(Dataset[Row]):
+    """Decoded and processed when asked for."""
+
+    def __init__(self, images: Sequence[Any], labels: Sequence[int], processor: Any) -> None:
+        self._images, self._labels, self._processor = list(images), list(labels), processor
+        self.lengths = None
+        self.collate = _stack
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Row:
+        pixels = self._processor(open_image(self._images[index]), return_tensors="np")["pixel_values"][0]
+        return {"pixel_values": torch.from_numpy(pixels), "labels": self._labels[index]}
+
+
+Examples: TypeAlias = TextExamples | ImageExamples
+
+
+def make_examples(task: Task, data: tuple[list[Any], list[int]], processor: Any, max_length: int) -> Examples:
+    """Return the examples of one split for ``task``."""
+    inputs, labels = data
+    if task.modality == "image":
+        return ImageExamples(inputs, labels, processor)
+    return TextExamples(inputs, labels, processor, max_length)
+
+
+def open_image(value: Any) -> Image.Image:
+    """Return an RGB image from a path, encoded bytes or a PIL image.
+
+    Raises:
+        InputError: it cannot be decoded.
+    """
+    try:
+        if isinstance(value, (str, Path)):
+            value = Image.open(value)
+        elif isinstance(value, (bytes, bytearray)):
+            value = Image.open(io.BytesIO(value))
+        image: Image.Image = value.convert("RGB")
+    except (OSError, AttributeError) as error:
+        raise InputError(f"An image cannot be decoded ({error}): remove it from the data.") from None
+    return image
+
+
+def _stack(rows: list[Row]) -> dict[str, torch.Tensor]:
+    return {
+        "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
+        "labels": torch.tensor([row["labels"] for row in rows]),
+    }

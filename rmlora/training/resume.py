@@ -1,0 +1,80 @@
+"""Continuing a run that was killed: which checkpoint is whole, and whether the settings are the same."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from rmlora.errors import ConfigError, InputError
+from rmlora.storage import read_json, write_json
+from rmlora.tensors import TensorFile
+
+__all__ = ["SETTINGS_FILE", "claim_run", "last_whole_checkpoint"]
+
+SETTINGS_FILE = "settings.json"
+
+
+def claim_run(run_dir: Path, identity: dict[str, Any], *, resume: bool) -> Path | None:
+    """Prepare ``run_dir`` and return the checkpoint to continue from, if any.
+
+    Args:
+        run_dir: directory of checkpoints and logs; created.
+        identity: the settings that must not change within a run.
+        resume: False starts over and deletes what is there.
+
+    Raises:
+        ConfigError: the directory belongs to a run with other settings.
+    """
+    settings = run_dir / SETTINGS_FILE
+    if settings.is_file() and resume:
+        before = read_json(settings, what="Settings of the interrupted run")
+        changed = sorted(key for key in {*before, *identity} if before.get(key) != identity.get(key))
+        if changed:
+            raise ConfigError(
+                f"{run_dir} holds an interrupted run with another {changed[0].replace('_', ' ')} "
+                f"({_brief(before.get(changed[0]))}, now {_brief(identity.get(changed[0]))}): repeat its settings to "
+                "continue it, or start over with --no-resume."
+            )
+        return last_whole_checkpoint(run_dir)
+    if run_dir.exists():
+        shutil.rmtree(run_dir)
+    run_dir.mkdir(parents=True)
+    write_json(settings, identity)
+    return None
+
+
+def last_whole_checkpoint(run_dir: Path) -> Path | None:
+    """Return the newest checkpoint that was written to its end, deleting newer ones that were not.
+
+    The trainer writes ``trainer_state.json`` last; the files before it are checked for being whole all the same,
+    because a crash of the machine may lose what had not reached the disk.
+    """
+    steps = {
+        int(match[1]): path
+        for path in run_dir.glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
+    }
+    for _, path in sorted(steps.items(), reverse=True):
+        if _is_whole(path):
+            return path
+        shutil.rmtree(path)
+    return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        TensorFile(checkpoint / "adapter_model.safetensors")
+    except (OSError, ValueError, InputError):
+        return False
+    saved = [checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *checkpoint.glob("rng_state*.pth")]
+    return len(saved) > 2 and all(zipfile.is_zipfile(path) for path in saved)
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "…"
