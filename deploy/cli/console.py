@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
 
-__all__ = ["json_option", "make_console", "print_json"]
+__all__ = ["data_options", "json_option", "make_console", "print_json"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, nothing else.")
 """``--json``; progress and notes then go to stderr."""
+
+
+def data_options(purpose: str) -> Callable[[_Function], _Function]:
+    """Return a decorator with ``--data`` and the names of its columns; ``purpose`` is the help of ``--data``."""
+
+    def decorate(function: _Function) -> _Function:
+        for option in (
+            click.option("--label-column", help="Column of the labels.  [default: label, class, …]"),
+            click.option("--image-column", help="Column of the images.  [default: image, path, …]"),
+            click.option("--text-column", help="Column of the texts.  [default: text, sentence, …]"),
+            click.option("--data", help=purpose),
+        ):
+            function = option(function)
+        return function
+
+    return decorate
 
 
 def make_console(*, as_json: bool = False) -> Console:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
-from rmlora.errors import InputError
+from rmlora.images import open_image
 from rmlora.tasks import Task
 
-__all__ = ["Examples", "ImageExamples", "TextExamples", "make_examples", "open_image"]
+__all__ = ["Examples", "ImageExamples", "TextExamples", "make_examples"]
 
 Row = dict[str, Any]
 
@@ -27,7 +24,6 @@ class TextExamples(Dataset[Row]):
 
         encoded = tokenizer(list(texts), truncation=True, max_length=max_length)
         self._rows = [{**{key: encoded[key][i] for key in encoded}, "labels": label} for i, label in enumerate(labels)]
-        self.lengths = [len(row["input_ids"]) for row in self._rows]
         self.collate = DataCollatorWithPadding(tokenizer)
 
     def __len__(self) -> int:
@@ -42,7 +38,6 @@ class ImageExamples(Dataset[Row]):
 
     def __init__(self, images: Sequence[Any], labels: Sequence[int], processor: Any) -> None:
         self._images, self._labels, self._processor = list(images), list(labels), processor
-        self.lengths = None
         self.collate = _stack
 
     def __len__(self) -> int:
@@ -62,23 +57,6 @@ def make_examples(task: Task, data: tuple[list[Any], list[int]], processor: Any,
     if task.modality == "image":
         return ImageExamples(inputs, labels, processor)
     return TextExamples(inputs, labels, processor, max_length)
-
-
-def open_image(value: Any) -> Image.Image:
-    """Return an RGB image from a path, encoded bytes or a PIL image.
-
-    Raises:
-        InputError: it cannot be decoded.
-    """
-    try:
-        if isinstance(value, (str, Path)):
-            value = Image.open(value)
-        elif isinstance(value, (bytes, bytearray)):
-            value = Image.open(io.BytesIO(value))
-        image: Image.Image = value.convert("RGB")
-    except (OSError, AttributeError) as error:
-        raise InputError(f"An image cannot be decoded ({error}): remove it from the data.") from None
-    return image
 
 
 def _stack(rows: list[Row]) -> dict[str, torch.Tensor]:

@@ -158,20 +158,20 @@ def _fit(
 ) -> tuple[dict[str, Any], int]:
     """Train, restore the best checkpoint and evaluate it; return metrics and optimizer steps."""
     from torch.utils.tensorboard import SummaryWriter
-    from transformers import PrinterCallback, ProgressCallback
+    from transformers import PrinterCallback, ProgressCallback, Trainer
     from transformers.integrations import TensorBoardCallback
 
     from rmlora.callback import RMLoRACallback
     from rmlora.training.features import make_examples
     from rmlora.training.progress import RichProgress
-    from rmlora.training.trainer import ClassificationTrainer, StopOnNaN, classification_metrics, cross_entropy
+    from rmlora.training.objective import StopOnNaN, classification_metrics, cross_entropy
 
     examples = {
         name: make_examples(task, data, processor, settings.max_length)
         for name, data in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
         if data is not None
     }
-    trainer = ClassificationTrainer(
+    trainer = Trainer(
         model=model,
         args=_arguments(settings),
         train_dataset=examples["train"],
@@ -194,6 +194,7 @@ def _fit(
         with quiet_transformers():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             steps = trainer.state.global_step
+            trainer.remove_callback(TensorBoardCallback)  # its writer is closed; it would open another for what follows
             scores = {
                 name: _plain(trainer.evaluate(examples[name], metric_key_prefix=name), name)
                 for name in ("validation", "test")

@@ -1,58 +1,16 @@
-"""The transformers ``Trainer`` with the two things it gets wrong for an exact and resumable classifier run."""
+"""What the transformers ``Trainer`` is given: loss, metrics, and a stop at the first NaN."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rmlora.errors import TrainingError
 
-__all__ = ["ClassificationTrainer", "StopOnNaN", "classification_metrics", "cross_entropy"]
-
-
-class ClassificationTrainer(Trainer):
-    """Draws the order of an epoch from (seed, epoch) alone, so that a resumed run sees the same batches.
-
-    transformers' length-grouped sampler takes it from the global generator, whose state at the start of the
-    epoch is not the one a checkpoint restores.
-    """
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        dataset = train_dataset if train_dataset is not None else self.train_dataset
-        return _EpochSampler(
-            len(dataset),  # type: ignore[arg-type]
-            getattr(dataset, "lengths", None),
-            self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
-            self.args.seed,
-        )
-
-
-class _EpochSampler(Sampler[int]):
-    """A permutation that depends on (seed, epoch), with rows of similar length side by side."""
-
-    def __init__(self, size: int, lengths: list[int] | None, batch_size: int, seed: int) -> None:
-        self._size, self._lengths, self._batch_size, self._seed = size, lengths, batch_size, seed
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the permutation; accelerate's loader calls this at the start of every epoch."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
-        if self._lengths is None:
-            yield from torch.randperm(self._size, generator=generator).tolist()
-        else:
-            yield from get_length_grouped_indices(self._lengths, self._batch_size, generator=generator)
+__all__ = ["StopOnNaN", "classification_metrics", "cross_entropy"]
 
 
 class StopOnNaN(TrainerCallback):

@@ -1,0 +1,92 @@
+"""Fusing a graph for ONNX Runtime, only as far as its outputs stay what they were.
+
+``optimize_for_ort`` halves the nodes of an encoder (Attention, SkipLayerNormalization, BiasGelu). A fusion
+that goes wrong is caught here by running both graphs, and the plain one is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from deploy.preprocess import Arrays
+from deploy.providers import create_session
+from rmlora.errors import RMLoRAError
+
+__all__ = ["EXACT", "Optimised", "operator_counts", "optimise", "run_model", "save_model"]
+
+EXACT = 1e-4
+"""Largest difference, relative to the largest output, that reordered float32 sums may cause."""
+
+_INLINE_LIMIT = 1 << 20
+"""Bytes of weights up to which a model stays one file."""
+
+
+@dataclass(frozen=True)
+class Optimised:
+    """The graph that is kept and the name of the optimisation it went through."""
+
+    model: ir.Model
+    level: str
+    """``ort-fusions``, or ``folded`` where the fusions failed."""
+    reason: str | None = None
+    """Why the fusions were not used."""
+
+
+def optimise(model: ir.Model, cases: Sequence[Arrays], scratch: Path) -> Optimised:
+    """Return ``model`` folded and fused for ONNX Runtime.
+
+    Args:
+        model: straight from the exporter; changed in place.
+        cases: inputs of several shapes on which the result must not depart.
+        scratch: directory for temporary files.
+    """
+    import onnxscript.optimizer
+    from onnxscript.rewriter.ort_fusions import optimize_for_ort
+
+    expected = run_model(model, cases, scratch / "unoptimised.onnx")
+    onnxscript.optimizer.optimize(model)
+    save_model(model, scratch / "folded.onnx")  # fusing changes the model in place
+    try:
+        fused, _ = optimize_for_ort(model)
+        worst = _worst(expected, run_model(fused, cases, scratch / "fused.onnx"))
+    except (RMLoRAError, ValueError, KeyError, AssertionError, AttributeError, RuntimeError) as error:
+        return Optimised(_reload(scratch / "folded.onnx"), "folded", f"fusion failed: {str(error).splitlines()[0] if str(error) else error!r}")
+    if not worst <= EXACT:
+        return Optimised(_reload(scratch / "folded.onnx"), "folded", f"the fused graph departed by {worst:.1e}")
+    return Optimised(fused, "ort-fusions")
+
+
+def _reload(path: Path) -> ir.Model:
+    model = ir.load(path)
+    ir.external_data.load_to_model(model)
+    return model
+
+
+def run_model(model: ir.Model, cases: Sequence[Arrays], path: Path) -> list[np.ndarray]:
+    """Save ``model`` to ``path``, run it on the CPU and return the first output for every case."""
+    save_model(model, path)
+    session = create_session(path)
+    return [session.run(None, dict(case))[0] for case in cases]
+
+
+def save_model(model: ir.Model, path: Path) -> None:
+    """Write ``model`` to ``path``, its weights beside it in ``<path>.data`` (kept inside when under 1 MiB)."""
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    ir.save(model, path, external_data=f"{path.name}.data" if size > _INLINE_LIMIT else None)
+
+
+def _worst(expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> float:
+    return max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in zip(expected, got, strict=True))
+
+
+def operator_counts(model: ir.Model) -> Mapping[str, int]:
+    """Return operator → nodes, most frequent first."""
+    counts: dict[str, int] = {}
+    for node in model.graph:
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))

@@ -1,0 +1,78 @@
+"""Tracing a PyTorch model into an ONNX graph with torch's exporter."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from deploy.export.inputs import TraceInputs
+from rmlora.errors import InputError, require
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from transformers import PreTrainedModel
+
+__all__ = ["DEFAULT_OPSET", "OUTPUT_NAME", "export_torch"]
+
+DEFAULT_OPSET = 20
+"""Attention stays decomposed below opset 23, and ONNX Runtime's own fusions then find it: 83 instead of 162 nodes
+on MiniLM and the same speed, with kernels on every provider."""
+
+OUTPUT_NAME = "logits"
+
+
+def export_torch(model: PreTrainedModel, inputs: TraceInputs, *, opset: int = DEFAULT_OPSET) -> ir.Model:
+    """Return the unoptimised graph of ``model``; initializers keep the names of the parameters.
+
+    Args:
+        model: in evaluation mode, adapter merged.
+        inputs: example tensors and varying axes.
+        opset: ONNX operator set.
+
+    Raises:
+        InputError: the exporter cannot trace the model; its reason is quoted.
+    """
+    require("onnxscript", "export")
+    import torch
+
+    model.config.use_cache = False
+    dimensions: dict[str, Any] = {}
+    shapes = {
+        name: {axis: dimensions.setdefault(label, torch.export.Dim(label)) for axis, label in axes.items()}
+        for name, axes in inputs.axes.items()
+    }
+    try:
+        with _quiet_exporter():
+            program = torch.onnx.export(
+                model,
+                kwargs=inputs.tensors,
+                dynamo=True,
+                dynamic_shapes=shapes,
+                output_names=[OUTPUT_NAME],
+                opset_version=opset,
+                optimize=False,
+                verbose=False,
+            )
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(f"torch.onnx cannot export {type(model).__name__}: {reason[:300]}") from error
+    if program is None:
+        raise InputError(f"torch.onnx made no graph of {type(model).__name__}.")
+    return program.model
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Hide the exporter's notes about packages that this export does not use."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,1 @@
+"""Proving that a bundle computes what PyTorch and PEFT compute."""
