@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploy.preprocess import Preprocessor
 from deploy.providers import create_session
 from rmlora.errors import InputError
 from rmlora.storage import read_json, sha256_file, write_json
@@ -96,6 +97,11 @@ class Bundle:
     def session(self, provider: str = "cpu", *, threads: int | None = None) -> ort.InferenceSession:
         """Open the model; errors as :func:`deploy.providers.create_session`."""
         return create_session(self.model_path, provider, threads=threads)
+
+    def preprocessor(self) -> Preprocessor:
+        """Return the tokenizer or image processor, set up for the graph's inputs; errors as :meth:`Preprocessor.open`."""
+        names = [item["name"] for item in self.manifest["model"]["inputs"]]
+        return Preprocessor.open(self.path, self.task, max_length=self.manifest.get("max_length"), input_names=names)
 
     def save_manifest(self) -> None:
         """Write the manifest back, atomically."""

@@ -17,6 +17,10 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 """``--json``; progress and notes then go to stderr."""
 
 
+_FILE_WIDTH = 110
+"""Columns when the output goes to a file or a pipe, where nobody can widen the window."""
+
+
 def data_options(purpose: str) -> Callable[[_Function], _Function]:
     """Return a decorator with ``--data`` and the names of its columns; ``purpose`` is the help of ``--data``."""
 
@@ -35,7 +39,10 @@ def data_options(purpose: str) -> Callable[[_Function], _Function]:
 
 def make_console(*, as_json: bool = False) -> Console:
     """Return a console on stdout, or on stderr when stdout is reserved for JSON."""
-    return Console(stderr=as_json, highlight=False)
+    console = Console(stderr=as_json, highlight=False)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    return console
 
 
 def print_json(value: Any) -> None:

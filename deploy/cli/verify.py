@@ -47,15 +47,13 @@ def command(
     """
     console = make_console(as_json=as_json)
     opened = Bundle.open(bundle)
-    from deploy.export.pipeline import open_preprocessor
-
     evaluation = read_evaluation(opened, data, Columns(text_column or image_column, label_column)) if data else None
     pair = None
     if not reference_only and not torch_is_installed():
         console.print("PyTorch or PEFT is not installed: comparing with the outputs stored in the bundle.")
     elif not reference_only:
         pair = load_torch_pair(opened, base, adapter)
-    report = verify_bundle(opened, open_preprocessor(opened), pair, evaluation=evaluation, provider=provider)
+    report = verify_bundle(opened, opened.preprocessor(), pair, evaluation=evaluation, provider=provider)
     opened.manifest["verification"] = report
     opened.save_manifest()
     if as_json:

@@ -55,7 +55,11 @@ def optimise(model: ir.Model, cases: Sequence[Arrays], scratch: Path) -> Optimis
         fused, _ = optimize_for_ort(model)
         worst = _worst(expected, run_model(fused, cases, scratch / "fused.onnx"))
     except (RMLoRAError, ValueError, KeyError, AssertionError, AttributeError, RuntimeError) as error:
-        return Optimised(_reload(scratch / "folded.onnx"), "folded", f"fusion failed: {str(error).splitlines()[0] if str(error) else error!r}")
+        return Optimised(
+            _reload(scratch / "folded.onnx"),
+            "folded",
+            f"fusion failed: {str(error).splitlines()[0] if str(error) else error!r}",
+        )
     if not worst <= EXACT:
         return Optimised(_reload(scratch / "folded.onnx"), "folded", f"the fused graph departed by {worst:.1e}")
     return Optimised(fused, "ort-fusions")

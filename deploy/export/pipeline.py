@@ -143,18 +143,12 @@ def _prove(settings: ExportSettings, bundle: Bundle, pair: TorchPair, note: Call
         return
     note("verifying against PyTorch and PEFT")
     evaluation = read_evaluation(bundle, settings.data, settings.columns) if settings.data else None
-    report = verify_bundle(bundle, open_preprocessor(bundle), pair, evaluation=evaluation)
+    report = verify_bundle(bundle, bundle.preprocessor(), pair, evaluation=evaluation)
     try:
         raise_on_departure(report, settings.precision)
     except ParityError as error:
         raise ParityError(f"{error} No bundle was written.") from None
     bundle.manifest["verification"] = report
-
-
-def open_preprocessor(bundle: Bundle) -> Preprocessor:
-    """Return the preprocessor of a bundle."""
-    names = [item["name"] for item in bundle.manifest["model"]["inputs"]]
-    return Preprocessor.open(bundle.path, bundle.task, max_length=bundle.manifest.get("max_length"), input_names=names)
 
 
 def _copy_processor(base: Path, adapter: Path, task: Task, model: Any, directory: Path) -> None:

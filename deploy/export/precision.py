@@ -56,19 +56,22 @@ def _to_fp16(source: Path, target: Path) -> None:
 def _to_int8(source: Path, target: Path, output: str) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    logging.getLogger().setLevel(max(logging.getLogger().level, logging.WARNING))
     model = onnx.load(source)
     large = source.with_name(source.name + ".data").exists()
-    quantize_dynamic(
-        model,
-        target,
-        op_types_to_quantize=_QUANTISED,
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-        nodes_to_exclude=_head_nodes(model.graph, output),
-        use_external_data_format=large,
-        extra_options={"MatMulConstBOnly": True},
-    )
+    logging.disable(logging.WARNING)  # it advises a pre-processing that the graph has had
+    try:
+        quantize_dynamic(
+            model,
+            target,
+            op_types_to_quantize=_QUANTISED,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=_head_nodes(model.graph, output),
+            use_external_data_format=large,
+            extra_options={"MatMulConstBOnly": True},
+        )
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _head_nodes(graph: Any, output: str) -> list[str]:
