@@ -16,7 +16,8 @@ from deploy.bench.plot import plot_bench
 from deploy.bench.run import run_bench
 from deploy.bundle import Bundle
 from deploy.cli.console import json_option, make_console, print_json
-from rmlora.errors import ConfigError, OutputError, ProviderError
+from deploy.providers import available, get_provider
+from rmlora.errors import OutputError, ProviderError
 from rmlora.storage import write_json
 
 __all__ = ["command"]
@@ -83,6 +84,7 @@ def command(
     for path in (output, plot):
         if path is not None and not path.parent.is_dir():
             raise OutputError(f"{path} cannot be written: the directory {path.parent} does not exist; create it first.")
+    _check_wanted(settings)
     opened = Bundle.open(bundle)
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console, transient=True
@@ -104,18 +106,17 @@ def command(
         print_json(result)
     else:
         _show(console, result)
-    _check_wanted(settings, result)
 
 
-def _check_wanted(settings: BenchSettings, result: dict[str, Any]) -> None:
-    """A provider asked for by name that could not be measured is an error, after the rest was shown."""
-    if "all" in settings.providers:
-        return
-    for row in result["rows"]:
-        if row["engine"] == "onnx" and "not_measured" in row:
-            raise ProviderError(f"Provider '{row['provider']}' was not measured: {row['not_measured']}.")
-    if not any("p50_ms" in row for row in result["rows"]):
-        raise ConfigError("Nothing was measured: choose another --provider.")
+def _check_wanted(settings: BenchSettings) -> None:
+    """Refuse a provider asked for by name that cannot be measured, before minutes are spent on the others."""
+    there = available()
+    absent = [name for name in settings.providers if name != "all" and not there[get_provider(name).name]]
+    if absent:
+        raise ProviderError(
+            f"Provider '{absent[0]}' is not in the installed ONNX Runtime, which has: "
+            f"{', '.join(name for name, found in there.items() if found)}. Install one that has it or change --provider."
+        )
 
 
 def _show(console: Console, result: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from deploy.bundle import Bundle
 from deploy.cli.console import json_option, make_console, print_json
 from deploy.cli.verify import show_report
-from deploy.inspection import describe_adapter, describe_bundle, fit_to_base, kind_of
+from deploy.describe import describe_adapter, describe_bundle, fit_to_base, kind_of
 from deploy.spectrum_plot import plot_spectra
 from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint

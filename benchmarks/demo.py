@@ -1,0 +1,153 @@
+"""The whole job on real models and data, offline: what ``make demo`` runs.
+
+Two RM-LoRA adapters for MiniLM (SMS spam, question type) are trained, held against plain LoRA, merged,
+exported, verified, measured and asked. Every step is a command a user would type, and is shown as such.
+
+    python -m benchmarks.demo [--work build/demo]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.assets import minilm
+from benchmarks.realdata import write_splits
+
+TASKS = {
+    "spam": ("sms", 1800, ["--epochs", "2", "--max-length", "40"]),
+    "trec": ("trec", 3200, ["--epochs", "3", "--max-length", "32"]),
+}
+"""Adapter → dataset, training examples, settings."""
+
+PROJECTIONS = ["query", "key", "value", "intermediate.dense", "output.dense"]
+"""The paper's choice: all 36 projections of the encoder."""
+
+SENTENCES = [
+    "Congratulations! You have won a free holiday, call 09061701461 now to claim",
+    "Ok see you at seven, I will bring the bread",
+    "How far is it from Denver to Aspen ?",
+    "Who was the first woman to fly across the Atlantic ?",
+]
+
+
+def main() -> None:
+    """Run the steps; the first one that fails ends the demo with its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/demo"), help="directory to work in (default %(default)s)"
+    )
+    work: Path = parser.parse_args().work
+    started = time.monotonic()
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    base = str(minilm())
+    data = {
+        name: write_splits(source, work / "data" / source, limit=limit) for name, (source, limit, _) in TASKS.items()
+    }
+
+    title("1  Train: RM-LoRA against plain LoRA, same rank, same steps")
+    targets = [part for name in PROJECTIONS for part in ("--target-modules", name)]
+    for name, (_, _, settings) in TASKS.items():
+        for method in ("rmlora", "lora"):
+            run(
+                "train", "--base", base, "--train", data[name] / "train.jsonl", "--validation", data[name] / "validation.jsonl",
+                "--test", data[name] / "test.jsonl", "--output", work / f"{name}-{method}", "--method", method,
+                *targets, *settings,
+            )  # fmt: skip
+    title("2  Inspect: how many directions do the updates use?")
+    for name in TASKS:
+        run(
+            "inspect",
+            work / f"{name}-rmlora",
+            "--compare",
+            work / f"{name}-lora",
+            "--plot",
+            work / f"{name}-spectrum.png",
+        )
+    title("3  Merge: an ordinary checkpoint, streamed")
+    run("merge", base, work / "spam-rmlora", "--output", work / "spam-merged")
+    title("4  Export: ONNX bundles, verified against PyTorch and PEFT before they are written")
+    for name in TASKS:
+        run(
+            "export",
+            base,
+            "--adapter",
+            work / f"{name}-rmlora",
+            "--output",
+            work / f"{name}-bundle",
+            "--data",
+            data[name] / "test.jsonl",
+        )
+    run(
+        "export",
+        base,
+        "--adapter",
+        work / "trec-rmlora",
+        "--output",
+        work / "trec-int8",
+        "--precision",
+        "int8",
+        "--data",
+        data["trec"] / "test.jsonl",
+    )
+    title("5  Verify: again, from the bundle alone, without PyTorch")
+    run("verify", work / "spam-bundle", "--reference-only")
+    title("6  Bench: ONNX Runtime against PyTorch, side by side")
+    for bundle in ("trec-bundle", "trec-int8"):
+        run(
+            "bench", work / bundle, "--rounds", "2", "--seconds", "0.5", "--threads", "2", "--length", "32", "--output",
+            work / f"{bundle}.json", "--plot", work / f"{bundle}.png",
+        )  # fmt: skip
+    title("7  Ask both adapters")
+    bundles = [work / "spam-bundle", "--with", work / "trec-bundle"]
+    run("predict", *bundles, *SENTENCES)
+    summarise(work, time.monotonic() - started)
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        run("predict", *bundles)
+
+
+def summarise(work: Path, seconds: float) -> None:
+    """Print what was reached, and leave it in ``summary.json``."""
+    summary: dict[str, object] = {"seconds": round(seconds)}
+    for name in TASKS:
+        for method in ("rmlora", "lora"):
+            metrics = json.loads((work / f"{name}-{method}" / "rmlora.json").read_text())["metrics"]
+            summary[f"{name}-{method}"] = {
+                "test_accuracy": metrics["test"]["accuracy"],
+                "effective_rank": metrics["effective_rank"],
+            }
+    (work / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print(f"\nDone in {seconds:.0f} s. Adapters, bundles, plots and summary.json are in {work}.")
+
+
+def title(text: str) -> None:
+    """Print a heading."""
+    print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}", flush=True)
+
+
+def run(*words: str | Path) -> None:
+    """Show a command and run it."""
+    shown = [str(word) for word in words]
+    print(f"\n$ rmlora-deploy {shlex.join(_short(shown))}", flush=True)
+    finished = subprocess.run([sys.executable, "-m", "deploy", *shown], check=False)
+    if finished.returncode:
+        sys.exit(finished.returncode)
+
+
+def _short(words: list[str]) -> list[str]:
+    """Leave the installation's path and the repeated targets out of what is shown."""
+    base, shown = str(minilm()), []
+    for word in words:
+        shown.append("$MINILM" if word == base else word)
+    return shown
+
+
+if __name__ == "__main__":
+    main()
