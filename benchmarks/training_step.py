@@ -89,11 +89,11 @@ def compare(rounds: int, steps: int, warmup: int) -> dict[str, Any]:
 def run_worker(method: str, steps: int, warmup: int) -> dict[str, float]:
     """Train ``warmup + steps`` steps and return the median milliseconds of a step and of the callback in it."""
     import torch
-    from benchmarks.assets import minilm
     from datasets import Dataset
     from peft import get_peft_model
     from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
+    from benchmarks.assets import minilm
     from rmlora.callback import RMLoRACallback
     from rmlora.config import RMLoRAConfig
     from rmlora.models import load_task_model

@@ -64,4 +64,4 @@ def delta_rows(module: LoraModule, shape: tuple[int, ...], start: int = 0, stop:
     else:
         block = module.B[start:stop] @ module.A
     block *= np.float32(module.scale)
-    return block.reshape(-1, *shape[1:])
+    return np.asarray(block.reshape(-1, *shape[1:]), dtype=np.float32)

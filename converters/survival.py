@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ __all__ = ["LOSS_WARNING", "ModuleSurvival", "SurvivalMeter"]
 LOSS_WARNING = 0.05
 """Share of ``‖Δ‖`` lost above which a merge warns."""
 
-AnyArray = npt.NDArray[np.generic]
+AnyArray = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)

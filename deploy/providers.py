@@ -102,7 +102,7 @@ def create_session(
         chain.append(("CPUExecutionProvider", {}))
     try:
         session = ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=chain)
-    except Exception as error:  # onnxruntime raises a family of pybind classes without a common public base
+    except Exception as error:  # noqa: BLE001 - onnxruntime raises a family of pybind classes without a common public base
         if wanted.name == "cpu":
             raise InputError(f"ONNX Runtime cannot load {_name(model)}: {_first_line(error)}") from None
         raise ProviderError(f"Provider '{wanted.name}' could not open {_name(model)}: {_first_line(error)}") from None

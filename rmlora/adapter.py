@@ -38,8 +38,8 @@ class LoraModule:
     path: str
     """Module path in the base model, as torch names it."""
     kind: ModuleKind
-    lora_A: Array
-    lora_B: Array
+    lora_A: Array  # noqa: N815 - PEFT's name
+    lora_B: Array  # noqa: N815 - PEFT's name
     scale: float
     fan_in_fan_out: bool = False
     """The base stores this weight as ``[in, out]``; decides only where the shape leaves it open (square)."""
@@ -55,7 +55,8 @@ class LoraModule:
             )
         if self.rank_mask is not None and self.rank_mask.shape != (rank,):
             raise AdapterError(
-                f"The rank mask of '{self.path}' has {self.rank_mask.size} entries for rank {rank}: rmlora.json is damaged."
+                f"The rank mask of '{self.path}' has {self.rank_mask.size} entries for rank {rank}: "
+                "rmlora.json is damaged."
             )
 
     @property

@@ -81,7 +81,7 @@ def _from_gguf(path: Path) -> Path:
             f"{path} cannot be read as a GGUF model ({str(error).strip().splitlines()[0]})."
         ) from None
     # The weights are ordinary now: what transformers remembers of their quantisation would stop them being saved.
-    model.hf_quantizer = None
+    model.hf_quantizer = None  # type: ignore[assignment]
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     with atomic_directory(target) as directory:

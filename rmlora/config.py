@@ -126,7 +126,7 @@ class RMLoRAConfig:
         return LoraConfig(
             task_type=task_type,
             r=self.rank,
-            lora_alpha=self.alpha,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # annotated int, used as a number
             lora_dropout=self.dropout,
             use_rslora=self.rslora,
             target_modules=target,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import TrainingError
 
@@ -58,7 +58,7 @@ def find_factors(model: Module) -> list[Factors]:
             continue
         for side_a, side_b in ((layer.lora_A, layer.lora_B), (layer.lora_embedding_A, layer.lora_embedding_B)):
             for name in side_a:
-                a, b = getattr(side_a[name], "weight", side_a[name]), getattr(side_b[name], "weight", side_b[name])
+                a, b = _parameter(side_a[name]), _parameter(side_b[name])
                 if a.requires_grad and b.requires_grad:
                     _refuse_sharded(path, a)
                     found.append(Factors(_clean(path) + ("" if name == "default" else f"#{name}"), a, b))
@@ -68,6 +68,12 @@ def find_factors(model: Module) -> list[Factors]:
             "(RMLoRAConfig.to_peft), and do not load the adapter for inference only."
         )
     return sorted(found, key=lambda factors: factors.module)
+
+
+def _parameter(factor: Any) -> Parameter:
+    """Return the parameter of a factor: PEFT keeps embeddings' as parameters, the others' as layers."""
+    parameter: Parameter = getattr(factor, "weight", factor)
+    return parameter
 
 
 def _refuse_sharded(path: str, parameter: Parameter) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,8 @@ Side = Literal["A", "B", "AB"]
 """The factor a mask is for; ``AB`` where both factors of a module share it."""
 
 IntArray = npt.NDArray[np.int64]
-_KeyArray = npt.NDArray[np.uint64]
+_KeyArray = npt.NDArray[Any]
+"""uint64 of any shape; numpy's stubs lose the type in mixed arithmetic."""
 
 
 def resting_directions(*, seed: int, step: int, module: str, side: Side, rank: int, active_rank: int) -> IntArray:
@@ -29,9 +30,9 @@ def resting_directions(*, seed: int, step: int, module: str, side: Side, rank: i
 
     Step 0 has no mask (as in the authors' code): nothing rests.
     """
-    return resting_directions_of_many(seed=seed, step=step, names=[(module, side)], rank=rank, active_rank=active_rank)[
-        0
-    ]
+    names = [(module, side)]
+    rows = resting_directions_of_many(seed=seed, step=step, names=names, rank=rank, active_rank=active_rank)
+    return np.asarray(rows[0], dtype=np.int64)
 
 
 def resting_directions_of_many(
@@ -62,4 +63,4 @@ def _mix(value: _KeyArray) -> _KeyArray:
     value = value + np.uint64(0x9E3779B97F4A7C15)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
+    return np.asarray(value ^ (value >> np.uint64(31)))

@@ -78,5 +78,6 @@ def _gram_minus_identity(stacked: Tensor) -> Tensor:
 def _by_shape(matrices: Sequence[Tensor]) -> dict[tuple[object, ...], list[int]]:
     groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for index, matrix in enumerate(matrices):
-        groups[(*matrix.shape, matrix.device)].append(index)
+        key = (tuple(matrix.shape), matrix.device)
+        groups[key].append(index)
     return groups

@@ -79,9 +79,13 @@ def spectrum_of(singular_values: npt.ArrayLike) -> Spectrum:
 
 def module_spectrum(module: LoraModule) -> Spectrum:
     """Return the spectrum of one module's update, scale included."""
-    triangle_a = np.linalg.qr(module.A.T.astype(np.float64), mode="r")
-    triangle_b = np.linalg.qr(module.B.astype(np.float64), mode="r")
+    triangle_a, triangle_b = _triangle(module.A.T), _triangle(module.B)
     return spectrum_of(np.linalg.svd(module.scale * triangle_b @ triangle_a.T, compute_uv=False))
+
+
+def _triangle(matrix: npt.NDArray[np.float32]) -> FloatArray:
+    """Return R of the thin QR factorisation, in float64."""
+    return np.linalg.qr(matrix.astype(np.float64)).R
 
 
 def adapter_spectrum(adapter: Adapter) -> AdapterSpectrum:

@@ -1,0 +1,1 @@
+"""Tests; tests/models.py holds the tiny models they share."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from typing import cast
 
 import click
 
@@ -33,8 +34,7 @@ class _LazyGroup(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         command = importlib.import_module(f"deploy.cli.{cmd_name}").command
-        assert isinstance(command, click.Command)
-        return command
+        return cast(click.Command, command)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -44,7 +44,7 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="rmlora-deploy")
 def cli() -> None:
-    """Take RM-LoRA and LoRA adapters from training to ONNX Runtime.
+    r"""Take RM-LoRA and LoRA adapters from training to ONNX Runtime.
 
     \b
     A first run, from data to a measured bundle:

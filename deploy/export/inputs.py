@@ -71,7 +71,7 @@ def trace_inputs(
     tensors = {item: generator.generate(item, framework="pt") for item in names}
     if "attention_mask" in tensors:
         tensors["attention_mask"] = tensors["attention_mask"].new_ones(tensors["attention_mask"].shape)
-    return TraceInputs(tensors, {item: axes for item in names})
+    return TraceInputs(tensors, dict.fromkeys(names, axes))
 
 
 def _image_size(processor: Any) -> tuple[int, int]:

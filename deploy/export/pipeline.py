@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from rmlora._version import __version__
 from rmlora.adapter import Adapter
 from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
-from rmlora.errors import InputError, ParityError, require
+from rmlora.errors import ParityError, require
 from rmlora.fingerprint import base_fingerprint
 from rmlora.storage import atomic_directory, refuse_existing, sha256_file, write_json
 from rmlora.tasks import Task, get_task
@@ -46,7 +46,7 @@ class ExportSettings:
     opset: int | None = None
     task: str | None = None
     data: str | None = None
-    columns: Columns = Columns()
+    columns: Columns = field(default_factory=Columns)
     verify: bool = True
     overwrite: bool = False
     allow_base_mismatch: bool = False

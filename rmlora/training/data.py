@@ -143,7 +143,7 @@ def _open(source: str) -> Dataset:
 
 
 def _column(table: Dataset, wanted: str | None, usual: Sequence[str], flag: str, source: str) -> str:
-    there = list(table.column_names)
+    there = [str(name) for name in table.column_names]
     if wanted is not None:
         if wanted not in there:
             raise InputError(f"{source} has no column '{wanted}' (it has {', '.join(there)}): change {flag}.")

@@ -159,12 +159,12 @@ def _fit(
     """Train, restore the best checkpoint and evaluate it; return metrics and optimizer steps."""
     from torch.utils.tensorboard import SummaryWriter
     from transformers import PrinterCallback, ProgressCallback, Trainer
-    from transformers.integrations import TensorBoardCallback
+    from transformers.integrations.integration_utils import TensorBoardCallback
 
     from rmlora.callback import RMLoRACallback
     from rmlora.training.features import make_examples
-    from rmlora.training.progress import RichProgress
     from rmlora.training.objective import StopOnNaN, classification_metrics, cross_entropy
+    from rmlora.training.progress import RichProgress
 
     examples = {
         name: make_examples(task, data, processor, settings.max_length)
@@ -187,7 +187,7 @@ def _fit(
     trainer.add_callback(StopOnNaN())
     progress = RichProgress(console)
     if trainer.is_world_process_zero():
-        writer = SummaryWriter(str(settings.checkpoints / "tensorboard"), purge_step=_step_of(checkpoint))  # type: ignore[no-untyped-call]
+        writer = SummaryWriter(str(settings.checkpoints / "tensorboard"), purge_step=_step_of(checkpoint))
         trainer.add_callback(TensorBoardCallback(writer))
         trainer.add_callback(progress)
     try:
@@ -203,7 +203,11 @@ def _fit(
     finally:
         progress.close()
     counts = {name: len(data) for name, data in examples.items()}
-    return {**scores, "examples": counts, "best_checkpoint_step": _step_of(trainer.state.best_model_checkpoint)}, steps
+    return {
+        **{str(name): values for name, values in scores.items()},
+        "examples": counts,
+        "best_checkpoint_step": _step_of(trainer.state.best_model_checkpoint),
+    }, steps
 
 
 def _arguments(settings: TrainSettings) -> Any:

@@ -1,0 +1,12 @@
+"""``python -m benchmarks``: every measurement the documents state, one after the other (about an hour)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+MEASUREMENTS = ("training_step", "accuracy", "merge_memory")
+"""Modules of this package; each writes benchmarks/results/<name>.json."""
+
+for name in MEASUREMENTS:
+    subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)
