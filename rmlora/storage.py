@@ -19,7 +19,7 @@ from typing import Any
 
 from rmlora.errors import InputError, OutputError
 
-__all__ = ["atomic_directory", "atomic_file", "read_json", "sha256_file", "write_json"]
+__all__ = ["atomic_directory", "atomic_file", "check_writable", "read_json", "sha256_file", "write_json"]
 
 _MARK = ".partial-"
 
@@ -79,6 +79,17 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
         raise OutputError(
             f"{target} exists and is a file, but a directory is to be written there: choose another --output."
         )
+
+
+def check_writable(target: Path) -> None:
+    """Raise :class:`OutputError` unless a file can be written at ``target``: to be called before long work."""
+    target = Path(target)
+    if target.is_dir():
+        raise OutputError(f"{target} is a directory, but a file is to be written there: give a file name.")
+    if not target.parent.is_dir():
+        raise OutputError(f"{target} cannot be written: {target.parent} is no directory; create it first.")
+    if not os.access(target.parent, os.W_OK):
+        raise OutputError(f"{target} cannot be written: choose a directory you may write to.")
 
 
 def write_json(path: Path, value: Any) -> None:

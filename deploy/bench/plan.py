@@ -1,16 +1,74 @@
-"""What is measured: contestants, sizes, and the job each worker process gets."""
+"""What is measured: settings, contestants, and the job each worker process gets."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from deploy.providers import PROVIDERS, available, get_provider
-from rmlora.errors import ConfigError
+from rmlora.errors import ConfigError, ProviderError
 
-__all__ = ["BenchSettings", "Contestant", "Job", "contestants"]
+__all__ = ["DEFAULT_ENGINES", "ENGINES", "BenchSettings", "Contestant", "Engine", "Job", "Size", "contestants"]
 
-Engine = Literal["onnx", "torch"]
+Engine = Literal["onnx", "torch", "torch-compile"]
+
+ENGINES: dict[Engine, str] = {"onnx": "ONNX Runtime", "torch": "PyTorch", "torch-compile": "PyTorch compiled"}
+"""Engine → its name in tables."""
+
+DEFAULT_ENGINES: tuple[Engine, ...] = ("onnx", "torch")
+
+
+@dataclass(frozen=True)
+class Size:
+    """One batch: ``rows`` texts of ``tokens`` tokens each, or ``rows`` images (``tokens`` None)."""
+
+    rows: int
+    tokens: int | None
+
+    def __str__(self) -> str:
+        return str(self.rows) if self.tokens is None else f"{self.rows} × {self.tokens}"
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """Sizes and repetitions."""
+
+    batches: tuple[int, ...] = (1, 8)
+    lengths: tuple[int, ...] = (32, 128)
+    """Tokens of a text; images have none."""
+    threads: tuple[int, ...] | None = None
+    """On the CPU; None is 1, and 2 where the machine has them."""
+    providers: tuple[str, ...] | None = None
+    """Those to measure, each of which must work; None is every provider there is, the absent ones listed."""
+    engines: tuple[Engine, ...] | None = None
+    """Those to measure, each of which must work; None is ONNX Runtime, and PyTorch where it can run."""
+    rounds: int = 3
+    """How often the contestants take turns, each time in a new process."""
+    seconds: float = 1.0
+    """Time spent on every size in a round, after the warm-up."""
+    warmup: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for flag, numbers in (("--batch", self.batches), ("--length", self.lengths), ("--threads", self.threads)):
+            if numbers is not None and (not numbers or min(numbers) < 1):
+                raise ConfigError(f"{flag} needs whole numbers of at least 1, e.g. {flag} 1,8.")
+        for flag, number in (("--rounds", self.rounds), ("--seconds", self.seconds)):
+            if not number > 0:
+                raise ConfigError(f"{flag} must be positive, not {number}.")
+        if self.warmup < 0:
+            raise ConfigError(f"--warmup must be 0 or more, not {self.warmup}.")
+        for engine in self.engines or ():
+            if engine not in ENGINES:
+                raise ConfigError(f"Unknown engine '{engine}': choose from {', '.join(ENGINES)}.")
+        for provider in self.providers or ():
+            get_provider(provider)
+
+    def sizes(self, *, texts: bool) -> tuple[Size, ...]:
+        """Return every batch; images have no length."""
+        lengths = self.lengths if texts else (None,)
+        return tuple(Size(rows, tokens) for rows in self.batches for tokens in lengths)
 
 
 @dataclass(frozen=True)
@@ -25,34 +83,7 @@ class Contestant:
     @property
     def name(self) -> str:
         """Short name for tables."""
-        label = {"onnx": "ONNX Runtime", "torch": "PyTorch"}[self.engine]
-        return f"{label} {self.provider}"
-
-
-@dataclass(frozen=True)
-class BenchSettings:
-    """Sizes and repetitions."""
-
-    batches: tuple[int, ...] = (1, 8)
-    lengths: tuple[int, ...] = (32, 128)
-    threads: tuple[int, ...] = (1, 2)
-    providers: tuple[str, ...] = ("all",)
-    rounds: int = 3
-    """How often the contestants take turns, each time in a new process."""
-    seconds: float = 1.0
-    """Time spent on every size in a round, after the warm-up."""
-    warmup: int = 3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("batches", "lengths", "threads"):
-            if not getattr(self, name) or min(getattr(self, name)) < 1:
-                raise ConfigError(f"{name} must be whole numbers of at least 1: change --{name.rstrip('es')}.")
-        if self.rounds < 1 or self.seconds <= 0 or self.warmup < 0:
-            raise ConfigError("rounds and seconds must be positive: change --rounds or --seconds.")
-        for provider in self.providers:
-            if provider != "all":
-                get_provider(provider)
+        return f"{ENGINES[self.engine]} {self.provider}"
 
 
 @dataclass(frozen=True)
@@ -64,36 +95,48 @@ class Job:
     provider: str
     threads: int
     cores: tuple[int, ...]
+    """Cores to stay on; empty where the system cannot pin."""
     sizes: tuple[tuple[int, int | None], ...]
     """Pairs of rows and tokens (None for images)."""
     seconds: float
     warmup: int
     seed: int
-    base: str | None = None
-    adapter: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        return asdict(self)
+    base: str | None
+    adapter: str | None
 
 
-def contestants(settings: BenchSettings, torch_missing: str | None) -> list[Contestant]:
+def contestants(settings: BenchSettings, threads: Sequence[int], torch_missing: str | None) -> list[Contestant]:
     """Return every combination asked for, those that cannot run here included with the reason.
 
+    A device is measured once, with the largest number of threads: its work does not depend on them. PyTorch runs
+    on the CPU and, beside the provider ``cuda``, on that device.
+
     Args:
-        settings: threads and providers; ``all`` is every provider of the table.
+        settings: providers and engines.
+        threads: numbers of threads on the CPU.
         torch_missing: why PyTorch cannot be measured, or None.
+
+    Raises:
+        ProviderError: a provider asked for by name is not in the installed ONNX Runtime.
     """
     built = available()
-    wanted = (
-        [p.name for p in PROVIDERS]
-        if "all" in settings.providers
-        else [get_provider(p).name for p in settings.providers]
-    )
+    names = [item.name for item in PROVIDERS]
+    wanted = names if settings.providers is None else [get_provider(name).name for name in settings.providers]
+    absent = [name for name in wanted if not built[name]]
+    if settings.providers is not None and absent:
+        raise ProviderError(
+            f"Provider '{absent[0]}' is not in the installed ONNX Runtime, which has: "
+            f"{', '.join(name for name in names if built[name])}. Install one that has it or change --provider."
+        )
     result = []
-    for provider in wanted:
-        missing = None if built[provider] else "not in the installed ONNX Runtime"
-        threads = settings.threads if provider == "cpu" else settings.threads[-1:]
-        result += [Contestant("onnx", provider, count, missing) for count in threads]
-    result += [Contestant("torch", "cpu", count, torch_missing) for count in settings.threads]
+    for engine in settings.engines or DEFAULT_ENGINES:
+        for provider in wanted:
+            if engine != "onnx" and (provider not in ("cpu", "cuda") or not built[provider]):
+                continue
+            missing = torch_missing if engine != "onnx" else None if built[provider] else _NOT_BUILT
+            counts = threads if provider == "cpu" else (max(threads),)
+            result += [Contestant(engine, provider, count, missing) for count in dict.fromkeys(counts)]
     return result
+
+
+_NOT_BUILT = "not in the installed ONNX Runtime"

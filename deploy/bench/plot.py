@@ -1,66 +1,96 @@
-"""A picture of a bench: one panel per size, one bar per contestant."""
+"""A picture of a bench: one column per batch, latency above throughput, one bar per contestant."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from deploy.bench.plan import Size
+from deploy.plots import clean_axes, save_figure
 from rmlora.errors import require
-from rmlora.storage import atomic_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["plot_bench"]
 
-_COLOURS = {"onnx": "#2563eb", "torch": "#9ca3af"}
+_COLOURS = {"onnx": ("#93b4f8", "#2563eb"), "torch": ("#d1d5db", "#6b7280"), "torch-compile": ("#fcd29a", "#d97706")}
+"""Engine → colour with the fewest threads and with more."""
 
 
-def plot_bench(result: dict[str, Any], path: Path) -> None:
-    """Write the median latencies with the range over rounds as a PNG.
+def plot_bench(result: Mapping[str, Any], path: Path) -> None:
+    """Draw median latencies with the range over rounds and the 99th percentile, and throughputs.
 
     Args:
         result: what :func:`deploy.bench.run.run_bench` returned.
-        path: file to write.
+        path: picture to write; its suffix decides the format.
 
     Raises:
         DependencyError: matplotlib is not installed.
+        OutputError: the picture cannot be written.
     """
     require("matplotlib", "serve")
-    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    measured = [row for row in result["rows"] if "p50_ms" in row]
-    sizes = list(dict.fromkeys((row["rows"], row["tokens"]) for row in measured))
-    columns = min(len(sizes), 2)
-    lines = -(-len(sizes) // columns)
-    height = 1.1 + lines * (0.9 + 0.42 * len(measured) / len(sizes))
-    figure, axes = plt.subplots(lines, columns, figsize=(10, height), squeeze=False, layout="constrained")
-    for axis, size in zip(axes.flat, sizes, strict=False):
-        rows = [row for row in measured if (row["rows"], row["tokens"]) == size][::-1]
-        names = [f"{row['name']}, {row['threads']} thread{'s' if row['threads'] > 1 else ''}" for row in rows]
-        values = [row["p50_ms"] for row in rows]
-        errors = [
-            [row["p50_ms"] - row["p50_ms_range"][0] for row in rows],
-            [row["p50_ms_range"][1] - row["p50_ms"] for row in rows],
-        ]
-        bars = axis.barh(names, values, xerr=errors, color=[_COLOURS[row["engine"]] for row in rows], ecolor="#374151")
-        labels = [f"{row['p50_ms']:.1f} ms · {row['rows_per_second']:,.0f} rows/s" for row in rows]
-        axis.bar_label(bars, labels=labels, padding=6, fontsize=8)
-        axis.set_xlim(0, 1.5 * max(values))
-        tokens = f" × {size[1]} tokens" if size[1] else ""
-        axis.set_title(f"{size[0]} row{'s' if size[0] > 1 else ''}{tokens}", fontsize=10, loc="left")
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=8)
-    for axis in list(axes.flat)[len(sizes) :]:
-        axis.set_visible(False)
-    bundle, environment = result["bundle"], result["environment"]
+    sizes = list(dict.fromkeys(Size(row["rows"], row["tokens"]) for row in result["rows"]))
+    bars = max(sum(Size(row["rows"], row["tokens"]) == size for row in result["rows"]) for size in sizes)
+    figure = Figure(figsize=(2.4 + 2.7 * len(sizes), 1.9 + 2 * (0.5 + 0.34 * bars)), layout="constrained")
+    grid = figure.subplots(2, len(sizes), squeeze=False)
+    fewest = min(row["threads"] for row in result["rows"])
+    for column, size in enumerate(sizes):
+        rows = [row for row in result["rows"] if Size(row["rows"], row["tokens"]) == size]
+        _panel(grid[0][column], rows, "p50_ms", fewest, show_names=column == 0)
+        _panel(grid[1][column], rows, "rows_per_second", fewest, show_names=column == 0)
+        grid[0][column].set_title(_title(size), fontsize=10, fontweight="bold", loc="left")
+        grid[0][column].set_xlabel("latency, ms", fontsize=9)
+        grid[1][column].set_xlabel("rows per second", fontsize=9)
+    bundle, machine = result["bundle"], result["environment"]
     figure.suptitle(
-        f"{bundle['path']} ({bundle['precision']}): median latency, range over {result['settings']['rounds']} rounds\n"
-        f"{environment['processor']}, {environment['cores']} cores",
-        fontsize=11,
+        f"{bundle['name']} ({bundle['precision']}) on {machine['processor']}, {machine['cores']} cores",
+        fontsize=12,
         x=0.01,
         ha="left",
     )
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
-    plt.close(figure)
+    signs = [
+        Line2D(
+            [], [], color="#111827", linewidth=1.4, label=f"range of {result['settings']['rounds']} rounds' medians"
+        ),
+        Line2D([], [], color="#111827", marker="|", linestyle="", markersize=9, label="99th percentile"),
+    ]
+    figure.legend(handles=signs, loc="outside lower left", ncols=2, frameon=False, fontsize=9)
+    save_figure(figure, path)
+
+
+def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, fewest: int, *, show_names: bool) -> None:
+    places = list(range(len(rows)))[::-1]
+    values = [row[key] for row in rows]
+    colours = [_COLOURS[row["engine"]][row["threads"] > fewest] for row in rows]
+    axes.barh(places, values, color=colours, height=0.74)
+    ends = values
+    if key == "p50_ms":
+        for place, row in zip(places, rows, strict=True):
+            axes.plot(row["p50_ms_range"], [place, place], color="#111827", linewidth=1.4)
+            axes.plot(row["p99_ms"], place, marker="|", color="#111827", markersize=9)
+        ends = [max(row["p99_ms"], row["p50_ms_range"][1]) for row in rows]
+    for place, value, end in zip(places, values, ends, strict=True):
+        axes.annotate(
+            f"{value:.1f}" if value < 100 else f"{value:,.0f}",
+            (end, place),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+    names = [f"{row['name']}, {row['threads']} thread{'s' if row['threads'] > 1 else ''}" for row in rows]
+    axes.set_yticks(places, names if show_names else [""] * len(names), fontsize=9)
+    axes.set_xlim(0, 1.28 * max(ends))
+    axes.tick_params(axis="x", labelsize=8)
+    axes.tick_params(axis="y", length=0)
+    clean_axes(axes, grid="x")
+
+
+def _title(size: Size) -> str:
+    rows = f"{size.rows} row{'s' if size.rows > 1 else ''}"
+    return rows if size.tokens is None else f"{rows} × {size.tokens} tokens"

@@ -4,35 +4,40 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import statistics
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from deploy.bench.plan import BenchSettings, Contestant, Job, contestants
+import rmlora.errors
+from deploy.bench.machine import describe_machine, usable_cores
+from deploy.bench.plan import BenchSettings, Contestant, Job, Size, contestants
+from deploy.bench.summary import summarise
 from deploy.bundle import Bundle
+from rmlora.errors import ConfigError, InputError
 
 __all__ = ["run_bench"]
 
-_TOOLS = ("onnxruntime", "onnxruntime-gpu", "torch", "transformers", "numpy")
+Run = dict[str, Any]
 
 
 def run_bench(
     bundle: Bundle,
     settings: BenchSettings,
     *,
-    base: str | None,
-    adapter: Path | None,
-    command: Sequence[str],
-    progress: Callable[[str, int, int], None],
+    base: str | None = None,
+    adapter: Path | None = None,
+    command: Sequence[str] = (),
+    progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> dict[str, Any]:
     """Measure and return the result as JSON-ready values.
+
+    A contestant whose process dies is listed with the reason and the others go on.
 
     Args:
         bundle: what to measure.
@@ -43,149 +48,132 @@ def run_bench(
         progress: called with (contestant, runs done, runs in all).
 
     Returns:
-        ``environment``, ``settings``, and ``rows``: one per contestant and size with the median over rounds of
-        every figure, their spread, and the ratio of PyTorch's median time to this one's (same threads).
+        ``bundle``, ``environment``, ``settings``, ``contestants`` and ``rows``; see docs/bench.md.
+
+    Raises:
+        ConfigError: more threads than cores, or texts longer than the model reads.
+        ProviderError: a provider asked for by name is absent or did not start.
+        InputError: ONNX Runtime could not be measured at all, or PyTorch was asked for by name and its base or
+            adapter is missing.
+        DependencyError: PyTorch was asked for by name and is not installed.
     """
+    cores = usable_cores()
+    threads = settings.threads or tuple(count for count in (1, 2) if count <= len(cores))
+    if max(threads) > len(cores):
+        raise ConfigError(f"--threads {max(threads)} is more than the {len(cores)} cores this process may use.")
     base = base or bundle.manifest["base"]["source"]
     adapter = adapter or Path(bundle.manifest["adapter"]["source"])
-    everyone = contestants(settings, _torch_missing(base, adapter))
-    able = [item for item in everyone if item.missing is None]
-    lengths: tuple[int | None, ...] = settings.lengths if _is_text(bundle) else (None,)
-    sizes = tuple((rows, tokens) for rows in settings.batches for tokens in lengths)
-    cores = sorted(os.sched_getaffinity(0))
-    runs: dict[Contestant, list[dict[str, Any]]] = {item: [] for item in able}
+    everyone = contestants(settings, threads, _torch_missing(str(base), adapter))
+    _refuse_missing(settings, everyone)
+    sizes = settings.sizes(texts=_takes_texts(bundle))
+    runs: dict[Contestant, list[Run]] = {item: [] for item in everyone if item.missing is None}
+    failures: dict[Contestant, str] = {}
     for number in range(settings.rounds):
-        for item in able if number % 2 == 0 else reversed(able):
-            done = sum(len(results) for results in runs.values())
-            progress(f"{item.name}, {item.threads} threads", done, settings.rounds * len(able))
-            job = Job(
-                bundle=str(bundle.path),
-                engine=item.engine,
-                provider=item.provider,
-                threads=item.threads,
-                cores=tuple(cores[: max(item.threads, 1)]),
-                sizes=sizes,
-                seconds=settings.seconds,
-                warmup=settings.warmup,
-                seed=settings.seed,
-                base=base,
-                adapter=str(adapter),
-            )
-            runs[item].append(_in_process(job))
-    rows = [row for item in everyone for row in _summarise(item, runs.get(item, []), sizes)]
-    _add_ratios(rows)
+        able = [item for item in runs if item not in failures]
+        for turn, item in enumerate(able if number % 2 == 0 else reversed(able)):
+            total = settings.rounds * len(able)
+            progress(f"{item.name}, threads: {item.threads}", number * len(able) + turn, total)
+            run = _in_process(_job(bundle, settings, item, sizes, cores, str(base), adapter))
+            if "error" in run:
+                _raise_if_asked_for(settings, item, run)
+                failures[item] = run["error"]
+            else:
+                runs[item].append(run)
+    failures.update({item: item.missing for item in everyone if item.missing is not None})
+    onnx = [item for item in everyone if item.engine == "onnx"]
+    if onnx and all(item in failures for item in onnx):
+        raise InputError(f"ONNX Runtime could not run {bundle.path}: {failures[onnx[0]]}")
     return {
+        "format_version": 1,
         "bundle": {
-            "path": bundle.path.name,
+            "name": bundle.path.resolve().name,
+            "task": bundle.task,
             "precision": bundle.precision,
             "bytes": bundle.manifest["model"]["bytes"],
         },
-        "environment": _environment(cores, command),
-        "settings": {
-            "rounds": settings.rounds,
-            "seconds": settings.seconds,
-            "warmup": settings.warmup,
-            "seed": settings.seed,
-        },
-        "rows": rows,
+        "command": " ".join(["rmlora-deploy", *command]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "environment": describe_machine(),
+        "settings": {**asdict(settings), "threads": threads},
+        **summarise(everyone, sizes, runs, failures),
     }
 
 
-def _is_text(bundle: Bundle) -> bool:
+def _takes_texts(bundle: Bundle) -> bool:
     return any(item["name"] == "input_ids" for item in bundle.manifest["model"]["inputs"])
 
 
 def _torch_missing(base: str, adapter: Path) -> str | None:
     for module in ("torch", "transformers", "peft"):
         if find_spec(module) is None:
-            return f"{module} is not installed"
+            return f"the package {module} is not installed"
     if not adapter.is_dir():
-        return f"the adapter {adapter.name} is not there: pass --adapter"
-    if base.startswith("/") and not Path(base).exists():
-        return f"the base {Path(base).name} is not there: pass --base"
+        return f"the adapter {adapter} is not there: pass --adapter"
+    if Path(base).is_absolute() and not Path(base).exists():
+        return f"the base {base} is not there: pass --base"
     return None
 
 
-def _in_process(job: Job) -> dict[str, Any]:
-    environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads), "TOKENIZERS_PARALLELISM": "false"}
+def _refuse_missing(settings: BenchSettings, everyone: Sequence[Contestant]) -> None:
+    """Refuse an engine asked for by name that cannot run, before minutes are spent on the others."""
+    for item in everyone:
+        if settings.engines is not None and item.engine != "onnx" and item.missing is not None:
+            for module in ("torch", "transformers", "peft"):
+                rmlora.errors.require(module, "export")
+            raise InputError(f"PyTorch cannot be measured: {item.missing}.")
+
+
+def _raise_if_asked_for(settings: BenchSettings, item: Contestant, run: Run) -> None:
+    """Raise the worker's own error where it is the user's to mend; a crash is only noted."""
+    kind = getattr(rmlora.errors, run.get("kind", ""), None)
+    asked = settings.providers is not None if item.engine == "onnx" else settings.engines is not None
+    if kind is ConfigError or (kind is not None and asked):
+        raise kind(run["error"])
+
+
+def _job(
+    bundle: Bundle, settings: BenchSettings, item: Contestant, sizes: Sequence[Size], cores: Sequence[int], base: str,
+    adapter: Path,
+) -> Job:  # fmt: skip
+    return Job(
+        bundle=str(bundle.path),
+        engine=item.engine,
+        provider=item.provider,
+        threads=item.threads,
+        cores=tuple(cores[: item.threads]),
+        sizes=tuple((size.rows, size.tokens) for size in sizes),
+        seconds=settings.seconds,
+        warmup=settings.warmup,
+        seed=settings.seed,
+        base=base,
+        adapter=str(adapter),
+    )
+
+
+def _in_process(job: Job) -> Run:
+    """Run a worker; whatever goes wrong in it becomes ``{"error": …}``."""
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(job.threads),
+        "MKL_NUM_THREADS": str(job.threads),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     process = subprocess.run(
         [sys.executable, "-m", "deploy.bench.worker"],
-        input=json.dumps(job.to_dict()),
+        input=json.dumps(asdict(job)),
         capture_output=True,
         text=True,
         env=environment,
         check=False,
     )
-    lines = process.stdout.strip().splitlines()
-    try:
-        result = json.loads(lines[-1])
-    except (IndexError, json.JSONDecodeError):
-        last = (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
-        return {"error": f"the process died: {last}"}
-    return result if isinstance(result, dict) else {"error": "the process answered nonsense"}
+    if process.returncode:
+        return {"error": f"its process died: {_last_words(process)}"}
+    result: Run = json.loads(process.stdout.strip().splitlines()[-1])  # libraries may have printed before it
+    return result
 
 
-def _summarise(
-    item: Contestant, runs: Sequence[dict[str, Any]], sizes: Sequence[tuple[int, int | None]]
-) -> list[dict[str, Any]]:
-    head = {"engine": item.engine, "provider": item.provider, "threads": item.threads, "name": item.name}
-    missing = item.missing or next((run["error"] for run in runs if "error" in run), None)
-    if missing:
-        return [{**head, "not_measured": missing}]
-    rows = []
-    for number, (batch, tokens) in enumerate(sizes):
-        measured = [run["sizes"][number] for run in runs]
-        medians = [one["p50_ms"] for one in measured]
-        rows.append(
-            {
-                **head,
-                "rows": batch,
-                "tokens": tokens,
-                **{key: statistics.median(one[key] for one in measured) for key in ("p50_ms", "p90_ms", "p99_ms")},
-                "p50_ms_range": [min(medians), max(medians)],
-                "rows_per_second": statistics.median(one["rows_per_second"] for one in measured),
-                "load_seconds": statistics.median(run["load_seconds"] for run in runs),
-                "model_mb": statistics.median(run["model_mb"] for run in runs),
-                "peak_mb": statistics.median(run["peak_mb"] for run in runs),
-            }
-        )
-    return rows
-
-
-def _add_ratios(rows: list[dict[str, Any]]) -> None:
-    """Add to each row how many times faster than PyTorch on the CPU with the same threads it is."""
-    torch_times = {
-        (row["threads"], row["rows"], row["tokens"]): row["p50_ms"]
-        for row in rows
-        if row["engine"] == "torch" and "p50_ms" in row
-    }
-    for row in rows:
-        reference = torch_times.get((row["threads"], row.get("rows"), row.get("tokens")))
-        if "p50_ms" in row and reference is not None:
-            row["speed_over_torch"] = reference / row["p50_ms"]
-
-
-def _environment(cores: Sequence[int], command: Sequence[str]) -> dict[str, Any]:
-    tools = {}
-    for name in _TOOLS:
-        try:
-            tools[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(["rmlora-deploy", *command]),
-        "processor": processor_name(),
-        "cores": len(cores),
-        "python": platform.python_version(),
-        "packages": tools,
-    }
-
-
-def processor_name() -> str:
-    """Return the processor's name as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+def _last_words(process: subprocess.CompletedProcess[str]) -> str:
+    if process.returncode < 0:
+        return f"signal {signal.Signals(-process.returncode).name}"
+    lines = process.stderr.strip().splitlines()
+    return lines[-1].strip() if lines else f"exit code {process.returncode}"

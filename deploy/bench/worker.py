@@ -1,159 +1,207 @@
-"""One contestant in its own process: reads a job from stdin, writes one line of JSON to stdout."""
+"""One contestant in its own process: reads a job from stdin, writes one line of JSON to stdout.
+
+Runs without torch when the engine is ONNX Runtime.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from deploy.bench.machine import OthersWatch, peak_mb, pin, resident_mb
 from deploy.bundle import Bundle
-from rmlora.errors import RMLoRAError
+from deploy.preprocess import Arrays
+from rmlora.errors import ConfigError, InputError, ProviderError, RMLoRAError, require
+from rmlora.storage import read_json
 
 __all__ = ["main", "random_inputs"]
 
-Arrays = dict[str, np.ndarray]
+_FEWEST_SAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A model with one batch already where it computes."""
+
+    run: Callable[[], object]
+    """Computes the logits and returns when they are there."""
+    logits: Callable[[], npt.NDArray[Any]]
+    """Fetches the logits of the last run."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An opened model: how it runs, in words, and how to give it a batch."""
+
+    how: str
+    bind: Callable[[Arrays], Bound]
 
 
 def main() -> None:
-    """Run the job; an expected error becomes ``{"error": …}``."""
+    """Run the job; an error made on purpose becomes ``{"error": …, "kind": …}``, anything else ends the process."""
     job = json.loads(sys.stdin.read())
-    os.sched_setaffinity(0, job["cores"])
     try:
         result = _run(job)
     except RMLoRAError as error:
-        result = {"error": str(error)}
-    sys.stdout.write(json.dumps(result) + "\n")
+        result = {"error": str(error), "kind": type(error).__name__}
+    sys.stdout.write(json.dumps(result, allow_nan=False) + "\n")
 
 
 def random_inputs(bundle: Bundle, rows: int, tokens: int | None, seed: int) -> Arrays:
-    """Return inputs of the graph's names and types, the same for every engine.
+    """Return a full batch without padding, of the graph's names and types; the same for every engine.
 
     Args:
         bundle: its manifest lists the inputs.
         rows: batch size.
         tokens: length of texts; None for images.
         seed: seed of the token ids or pixels.
+
+    Raises:
+        ConfigError: the model has no positions for so many tokens.
+        InputError: the graph takes something that is neither text nor image, or images of no fixed size.
     """
+    config = read_json(bundle.path / "config.json", what="Model configuration")
+    positions = config.get("max_position_embeddings")
+    if tokens and positions and tokens > positions:
+        raise ConfigError(f"The model reads at most {positions} tokens, not {tokens}: lower --length.")
     rng = np.random.default_rng(seed)
     arrays: Arrays = {}
     for item in bundle.manifest["model"]["inputs"]:
-        name = item["name"]
+        name, shape = item["name"], (rows, tokens or 1)
         if name == "pixel_values":
-            shape = (rows, *(int(side) for side in item["shape"][1:]))
-            arrays[name] = rng.standard_normal(shape, dtype=np.float32)
+            arrays[name] = rng.standard_normal((rows, *_image_shape(item["shape"])), dtype=np.float32)
         elif name == "input_ids":
-            arrays[name] = rng.integers(5, _vocabulary(bundle), (rows, tokens or 1), dtype=np.int64)
+            arrays[name] = rng.integers(0, int(config["vocab_size"]), shape, dtype=np.int64)
+        elif name in ("attention_mask", "token_type_ids"):
+            arrays[name] = np.full(shape, int(name == "attention_mask"), dtype=np.int64)
         else:
-            arrays[name] = np.full((rows, tokens or 1), int(name == "attention_mask"), dtype=np.int64)
+            raise InputError(f"The graph takes '{name}', which bench cannot make up: only text and image inputs.")
     return arrays
 
 
-def _vocabulary(bundle: Bundle) -> int:
-    config = json.loads((bundle.path / "config.json").read_text(encoding="utf-8"))
-    return int(config.get("vocab_size") or config.get("text_config", {}).get("vocab_size") or 1000)
+def _image_shape(shape: list[int | str]) -> tuple[int, ...]:
+    sides = tuple(side for side in shape[1:] if isinstance(side, int))
+    if len(sides) != len(shape) - 1:
+        raise InputError("The graph takes images of any size: export it with a fixed one to measure it.")
+    return sides
 
 
 def _run(job: Mapping[str, Any]) -> dict[str, Any]:
+    pinned = pin(job["cores"]) if job["cores"] else False
     bundle = Bundle.open(job["bundle"], check_files=False)
-    before = _resident_mb()
+    batches = [(rows, tokens, random_inputs(bundle, rows, tokens, job["seed"])) for rows, tokens in job["sizes"]]
     started = time.perf_counter()
-    make = _open_onnx if job["engine"] == "onnx" else _open_torch
-    step = make(bundle, job)
+    engine = _open_onnx(bundle, job) if job["engine"] == "onnx" else _open_torch(bundle, job)
     loaded = time.perf_counter() - started
-    memory = _resident_mb()
-    sizes = []
-    for rows, tokens in job["sizes"]:
-        call = step(random_inputs(bundle, rows, tokens, job["seed"]))
-        sizes.append({"rows": rows, "tokens": tokens, **_measure(call, job["warmup"], job["seconds"], rows)})
+    memory = resident_mb()
+    sizes, logits, others = [], None, OthersWatch(job["cores"])
+    for rows, tokens, arrays in batches:
+        bound = engine.bind(arrays)
+        sizes.append({"rows": rows, "tokens": tokens, **_measure(bound.run, job["warmup"], job["seconds"], rows)})
+        if logits is None:
+            logits = np.asarray(bound.logits(), dtype=np.float64).tolist()
     return {
+        "how": engine.how,
+        "pinned": pinned,
         "load_seconds": loaded,
-        "model_mb": memory - before,
-        "peak_mb": _peak_mb(),
+        "loaded_mb": memory,
+        "peak_mb": peak_mb(),
+        "others_share": others.share(),
         "sizes": sizes,
+        "logits": logits,
     }
 
 
 def _measure(call: Callable[[], object], warmup: int, seconds: float, rows: int) -> dict[str, float]:
+    """Call until ``seconds`` have passed; return percentiles in milliseconds and the rate over all calls."""
     for _ in range(warmup):
         call()
     samples: list[float] = []
     end = time.perf_counter() + seconds
-    while len(samples) < 5 or time.perf_counter() < end:
+    while len(samples) < _FEWEST_SAMPLES or time.perf_counter() < end:
         start = time.perf_counter()
         call()
         samples.append(time.perf_counter() - start)
-    milliseconds = 1e3 * np.array(samples)
-    p50, p90, p99 = np.percentile(milliseconds, [50, 90, 99])
+    p50, p90, p99 = np.percentile(1e3 * np.array(samples), [50, 90, 99])
     return {
         "p50_ms": float(p50),
         "p90_ms": float(p90),
         "p99_ms": float(p99),
-        "rows_per_second": 1e3 * rows / float(p50),
+        "rows_per_second": rows * len(samples) / sum(samples),
         "samples": len(samples),
     }
 
 
-def _open_onnx(bundle: Bundle, job: Mapping[str, Any]) -> Callable[[Arrays], Callable[[], object]]:
-    """Return a function that binds inputs; inputs and outputs stay on the device between runs."""
+def _open_onnx(bundle: Bundle, job: Mapping[str, Any]) -> Engine:
+    """Open the graph; inputs and outputs are bound, on the device where there is one."""
     import onnxruntime as ort
 
     session = bundle.session(job["provider"], threads=job["threads"])
     device = "cuda" if job["provider"] in ("cuda", "tensorrt") else "cpu"
 
-    def bind(arrays: Arrays) -> Callable[[], object]:
+    def bind(arrays: Arrays) -> Bound:
         binding = session.io_binding()
         for name, array in arrays.items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, device, 0))
         for output in session.get_outputs():
             binding.bind_output(output.name, device)
-        return lambda: session.run_with_iobinding(binding)
 
-    return bind
+        def run() -> None:
+            session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+
+        return Bound(run, lambda: np.asarray(binding.copy_outputs_to_cpu()[0]))
+
+    return Engine(f"{bundle.precision} graph, IOBinding on {device}", bind)
 
 
-def _open_torch(bundle: Bundle, job: Mapping[str, Any]) -> Callable[[Arrays], Callable[[], object]]:
-    """Return a function that binds inputs to the merged PyTorch model: float32, SDPA, inference mode."""
+def _open_torch(bundle: Bundle, job: Mapping[str, Any]) -> Engine:
+    """Open the merged PyTorch model at its best: SDPA, inference mode, TF32 and half precision on a GPU."""
+    for module in ("torch", "transformers", "peft"):
+        require(module, "export")
     import torch
 
     from rmlora.base import resolve_base
     from rmlora.models import load_adapted
 
+    device = job["provider"]
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ProviderError("PyTorch finds no CUDA device here.")
     torch.set_num_threads(job["threads"])
+    torch.set_num_interop_threads(1)
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as ONNX Runtime's own default; the CPU ignores it
     adapted, _ = load_adapted(resolve_base(job["base"]), Path(job["adapter"]), task=bundle.task)
-    model: Any = adapted.merge_and_unload().eval()
+    model: Any = adapted.merge_and_unload().eval().to(device)
+    attention = model.config._attn_implementation
+    if device == "cuda" and bundle.precision == "fp16":
+        model = model.half()
+    how = f"{str(model.dtype).removeprefix('torch.')}, {attention}, inference mode"
+    if job["engine"] == "torch-compile":
+        model, how = torch.compile(model, dynamic=False), f"{how}, torch.compile"
 
-    def bind(arrays: Arrays) -> Callable[[], object]:
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    def bind(arrays: Arrays) -> Bound:
+        tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+        if "pixel_values" in tensors:
+            tensors["pixel_values"] = tensors["pixel_values"].to(adapted.dtype)
+        last: list[Any] = []
 
-        def call() -> object:
+        def run() -> None:
             with torch.inference_mode():
-                return model(**tensors)
+                last[:] = [model(**tensors).logits]
+            if device == "cuda":
+                torch.cuda.synchronize()
 
-        return call
+        return Bound(run, lambda: np.asarray(last[0].float().cpu().numpy()))
 
-    return bind
-
-
-def _resident_mb() -> float:
-    return _status("VmRSS")
-
-
-def _peak_mb() -> float:
-    return _status("VmHWM")
-
-
-def _status(field: str) -> float:
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return float("nan")
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(field + ":")), float("nan"))
+    return Engine(how, bind)
 
 
 if __name__ == "__main__":

@@ -3,152 +3,183 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from deploy.bench.plan import BenchSettings
+from deploy.bench.plan import DEFAULT_ENGINES, ENGINES, BenchSettings, Size
 from deploy.bench.plot import plot_bench
 from deploy.bench.run import run_bench
 from deploy.bundle import Bundle
 from deploy.cli.console import json_option, make_console, print_json
-from deploy.providers import available, get_provider
-from rmlora.errors import OutputError, ProviderError
-from rmlora.storage import write_json
+from deploy.plots import check_plot_path
+from rmlora.storage import check_writable, write_json
 
 __all__ = ["command"]
 
+_QUIET = 0.1
+"""Share of the cores that other programs may take before the figures are doubted."""
 
-def _numbers(_: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
+
+def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
     try:
-        numbers = tuple(int(part) for part in value.split(","))
+        return tuple(int(part) for part in value.split(","))
     except ValueError:
         raise click.BadParameter(f"'{value}' is not a list of whole numbers such as 1,8", param=parameter) from None
-    if min(numbers) < 1:
-        raise click.BadParameter(f"{min(numbers)} is less than 1", param=parameter)
-    return numbers
+
+
+def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...] | None:
+    """Split ``cpu,cuda``; None stands for ``all``."""
+    return None if value == "all" else tuple(part.strip() for part in value.split(","))
 
 
 @click.command("bench")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--provider",
+    "providers",
     default="all",
     show_default=True,
-    help="Providers to measure, e.g. cpu,cuda; all also lists what is absent.",
+    callback=_names,
+    help="Execution providers to measure, e.g. cpu,cuda; each one named must work. all measures those there are and lists the rest.",
 )
-@click.option("--threads", default="1,2", show_default=True, callback=_numbers, help="Threads on the CPU.")
+@click.option(
+    "--engine",
+    "engines",
+    default="all",
+    callback=_names,
+    help=f"Engines to measure, of {', '.join(ENGINES)}; each one named must work. torch-compile needs a C++ "
+    f"compiler and compiles for every size.  [default: {' and '.join(DEFAULT_ENGINES)}, where it can run]",
+)
+@click.option("--threads", callback=_numbers, help="Threads on the CPU, e.g. 1,4.  [default: 1,2]")
 @click.option("--batch", default="1,8", show_default=True, callback=_numbers, help="Rows of a batch.")
-@click.option("--length", default="32,128", show_default=True, callback=_numbers, help="Tokens of a text.")
 @click.option(
-    "--rounds", type=click.IntRange(1), default=3, show_default=True, help="How often the contestants take turns."
+    "--length", default="32,128", show_default=True, callback=_numbers, help="Tokens of a text; images have none."
 )
+@click.option("--rounds", type=int, default=3, show_default=True, help="How often the contestants take turns.")
 @click.option("--seconds", type=float, default=1.0, show_default=True, help="Time on every size in a round.")
-@click.option("--warmup", type=click.IntRange(0), default=3, show_default=True, help="Runs before timing.")
-@click.option("--base", help="Base for PyTorch's rows.  [default: the recorded one]")
+@click.option("--warmup", type=int, default=3, show_default=True, help="Runs before timing.")
+@click.option("--base", help="Base for PyTorch's rows.  [default: the one recorded in the bundle]")
 @click.option(
-    "--adapter", type=click.Path(path_type=Path), help="Adapter for PyTorch's rows.  [default: the recorded one]"
+    "--adapter",
+    type=click.Path(path_type=Path),
+    help="Adapter for PyTorch's rows.  [default: the one recorded in the bundle]",
 )
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="JSON file to write.")
-@click.option("--plot", type=click.Path(path_type=Path), help="PNG file to write.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Picture to write: .png, .svg or .pdf.")
 @json_option
 def command(
-    bundle: Path, provider: str, threads: tuple[int, ...], batch: tuple[int, ...], length: tuple[int, ...], rounds: int,
-    seconds: float, warmup: int, base: str | None, adapter: Path | None, output: Path | None, plot: Path | None, as_json: bool,
+    bundle: Path, batch: tuple[int, ...], length: tuple[int, ...], base: str | None, adapter: Path | None,
+    output: Path | None, plot: Path | None, as_json: bool, **settings: Any,
 ) -> None:  # fmt: skip
     r"""Measure a BUNDLE on every execution provider, against PyTorch on the same inputs.
 
-    Every contestant runs in a process of its own, pinned to as many cores as it has threads; they take turns in
-    alternating order, and the figures are medians over the rounds with their range. PyTorch runs the merged
-    model with SDPA in inference mode. Providers that this machine lacks are listed as not measured.
+    Latency percentiles, throughput, load time and memory. Every contestant runs in a process of its own, pinned to as
+    many cores as it has threads; they take turns in alternating order, and the figures are medians over the rounds
+    with the range of the rounds. PyTorch runs the merged model with SDPA in inference mode, with the same threads.
+    What this machine lacks is listed as not measured. docs/bench.md explains every figure.
 
     \b
     Examples:
       rmlora-deploy bench spam-bundle --plot bench.png
       rmlora-deploy bench spam-bundle --provider cpu,cuda --batch 1,32 --length 64 --output bench.json
+      rmlora-deploy bench spam-bundle --engine onnx,torch,torch-compile --threads 2
     """
     console = make_console(as_json=as_json)
-    settings = BenchSettings(
-        batches=batch,
-        lengths=length,
-        threads=threads,
-        providers=tuple(provider.split(",")),
-        rounds=rounds,
-        seconds=seconds,
-        warmup=warmup,
-    )
-    for path in (output, plot):
-        if path is not None and not path.parent.is_dir():
-            raise OutputError(f"{path} cannot be written: the directory {path.parent} does not exist; create it first.")
-    _check_wanted(settings)
+    wanted = BenchSettings(batches=batch, lengths=length, **settings)
+    if output is not None:
+        check_writable(output)
+    if plot is not None:
+        check_plot_path(plot)
     opened = Bundle.open(bundle)
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console, transient=True
-    ) as bar:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("starting", total=None)
         result = run_bench(
             opened,
-            settings,
+            wanted,
             base=base,
             adapter=adapter,
             command=sys.argv[1:],
             progress=lambda name, done, total: bar.update(task, description=name, completed=done, total=total),
         )
-    if output:
+    if output is not None:
         write_json(output, result)
-    if plot:
+    if plot is not None:
         plot_bench(result, plot)
     if as_json:
         print_json(result)
     else:
         _show(console, result)
+        for path in filter(None, (output, plot)):
+            console.print(f"Written: {path}")
 
 
-def _check_wanted(settings: BenchSettings) -> None:
-    """Refuse a provider asked for by name that cannot be measured, before minutes are spent on the others."""
-    there = available()
-    absent = [name for name in settings.providers if name != "all" and not there[get_provider(name).name]]
-    if absent:
-        raise ProviderError(
-            f"Provider '{absent[0]}' is not in the installed ONNX Runtime, which has: "
-            f"{', '.join(name for name, found in there.items() if found)}. Install one that has it or change --provider."
-        )
-
-
-def _show(console: Console, result: dict[str, Any]) -> None:
-    measured = [row for row in result["rows"] if "p50_ms" in row]
-    times = Table(
-        "engine", "threads", "rows × tokens", "p50 ms (range)", "p99 ms", "rows/s", "vs PyTorch", title="Latency"
-    )
-    for row in measured:
-        low, high = row["p50_ms_range"]
+def _show(console: Console, result: Mapping[str, Any]) -> None:
+    times = _table("engine", "threads", "batch", "p50 ms (range)", "p90", "p99", "rows/s", "vs PyTorch (range)")
+    for row in result["rows"]:
         times.add_row(
             row["name"],
             str(row["threads"]),
-            f"{row['rows']} × {row['tokens']}" if row["tokens"] else str(row["rows"]),
-            f"{row['p50_ms']:.1f} ({low:.1f}–{high:.1f})",
-            f"{row['p99_ms']:.1f}",
+            str(Size(row["rows"], row["tokens"])),
+            f"{_ms(row['p50_ms'])} ({'–'.join(map(_ms, row['p50_ms_range']))})",
+            _ms(row["p90_ms"]),
+            _ms(row["p99_ms"]),
             f"{row['rows_per_second']:,.0f}",
-            f"{row['speed_over_torch']:.2f}×" if "speed_over_torch" in row else "",
+            _speed(row),
         )
     console.print(times)
-    sizes = Table("engine", "threads", "load s", "model MB", "peak MB", title="Load time and memory")
-    for row in {(row["name"], row["threads"]): row for row in measured}.values():
-        figures = (f"{row['load_seconds']:.2f}", f"{row['model_mb']:.0f}", f"{row['peak_mb']:.0f}")
-        sizes.add_row(row["name"], str(row["threads"]), *figures)
-    console.print(sizes)
+    whole = _table("engine", "threads", "load s", "MB loaded", "MB peak", "differs by", "how")
     absent: dict[str, list[str]] = {}
-    for row in result["rows"]:
-        if "not_measured" in row:
-            absent.setdefault(row["not_measured"], []).append(row["name"])
+    for item in result["contestants"]:
+        if "not_measured" in item:
+            absent.setdefault(item["not_measured"], []).append(item["name"])
+            continue
+        whole.add_row(
+            item["name"],
+            str(item["threads"]),
+            f"{item['load_seconds']:.2f}",
+            *("–" if item[key] is None else f"{item[key]:,.0f}" for key in ("loaded_mb", "peak_mb")),
+            f"{item['relative_error']:.0e}" if "relative_error" in item else "–",
+            item["how"],
+        )
+    console.print(whole)
     for reason, names in absent.items():
-        console.print(f"Not measured ({reason}): {', '.join(dict.fromkeys(names))}.")
-    environment = result["environment"]
+        console.print(f"Not measured: {', '.join(dict.fromkeys(names))} ({reason.rstrip('.')}).")
+    disturbed = max((item.get("others_share") or 0.0 for item in result["contestants"]), default=0.0)
+    if disturbed > _QUIET:
+        console.print(
+            f"[yellow]Warning:[/] other programs took up to {disturbed:.0%} of the cores meanwhile: these figures are not "
+            "reliable, repeat them on a quiet machine."
+        )
+    machine, settings = result["environment"], result["settings"]
     console.print(
-        f"{environment['processor']}, {environment['cores']} cores; medians over {result['settings']['rounds']} rounds in "
-        "separate pinned processes, alternating order."
+        f"[dim]{machine['processor']}, {machine['cores']} cores. Medians over {settings['rounds']} rounds in processes of "
+        "their own, in alternating order, with the range of the rounds; load and memory count the whole process, "
+        "libraries included; 'differs by' is the largest difference from PyTorch's logits relative to the largest one.[/]"
     )
+
+
+def _table(*columns: str) -> Table:
+    table = Table(*columns)
+    for column in table.columns[1:]:
+        column.justify = "left" if column.header == "how" else "right"
+    return table
+
+
+def _ms(milliseconds: float) -> str:
+    return f"{milliseconds:.1f}" if milliseconds < 100 else f"{milliseconds:,.0f}"
+
+
+def _speed(row: Mapping[str, Any]) -> str:
+    if "speed_over_torch" not in row:
+        return ""
+    low, high = row["speed_over_torch_range"]
+    return f"{row['speed_over_torch']:.2f}× ({low:.2f}–{high:.2f})"
