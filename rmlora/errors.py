@@ -18,6 +18,8 @@ The command line turns the class into the exit code; nothing else depends on the
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 __all__ = [
     "AdapterError",
     "BaseMismatchError",
@@ -30,6 +32,7 @@ __all__ = [
     "ProviderError",
     "RMLoRAError",
     "TrainingError",
+    "is_installed",
     "require",
 ]
 
@@ -94,18 +97,20 @@ class OutputError(RMLoRAError):
     exit_code = 8
 
 
+def is_installed(module: str) -> bool:
+    """Whether ``module`` can be imported; it is looked up, not imported."""
+    try:
+        return find_spec(module) is not None
+    except (ModuleNotFoundError, ValueError):
+        return False
+
+
 def require(module: str, extra: str) -> None:
     """Raise :class:`DependencyError` naming the extra to install unless ``module`` can be imported.
 
     Looks the module up without importing it, so it costs nothing when the module is present.
     """
-    from importlib.util import find_spec
-
-    try:
-        found = find_spec(module) is not None
-    except (ModuleNotFoundError, ValueError):
-        found = False
-    if not found:
+    if not is_installed(module):
         raise DependencyError(
             f"This needs the package '{module}', which is not installed: "
             f"run  pip install 'rmlora-deploy[{extra}]'  and try again."

@@ -72,7 +72,7 @@ def load_task_model(base: Path, task: Task, labels: Sequence[str], **from_pretra
         raise CheckpointError(f"The base at {base} cannot be loaded for {task.name}: {reason}") from None
     mismatched = {str(entry[0]) for entry in info.get("mismatched_keys", ())}
     new_tensors = {str(name) for name in info.get("missing_keys", ())} | mismatched
-    if model.config.pad_token_id is None and task.modality == "text":
+    if task.modality == "text" and model.config.pad_token_id is None:
         model.config.pad_token_id = _first(model.config.eos_token_id)
     return TaskModel(model, tuple(sorted({name.rpartition(".")[0] for name in new_tensors})))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,147 +11,233 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from deploy.bundle import Bundle
+from deploy.bundle import MANIFEST_FILE, Bundle
 from deploy.cli.console import json_option, make_console, print_json
-from deploy.cli.verify import show_report
-from deploy.describe import describe_adapter, describe_bundle, fit_to_base, kind_of
-from deploy.spectrum_plot import plot_spectra
+from deploy.inspection.adapter import describe_adapter
+from deploy.inspection.bundle import describe_bundle
+from deploy.inspection.fit import Fit, fit_to_base, require_fit
+from deploy.inspection.plot import plot_spectra
+from deploy.plots import check_plot_path
+from rmlora.adapter import Adapter
 from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
-from rmlora.errors import AdapterError, ConfigError
-from rmlora.package import load_package
+from rmlora.errors import ConfigError, InputError
+from rmlora.package import CONFIG_FILE, load_package
+from rmlora.spectrum import AdapterSpectrum, adapter_spectrum
 
 __all__ = ["command"]
+
+_SHOWN = 12
 
 
 @click.command("inspect")
 @click.argument("path", type=click.Path(path_type=Path))
+@click.option("--base", help="Check that the adapter fits this base: a directory, a .gguf file or a hub name.")
 @click.option(
-    "--compare", multiple=True, type=click.Path(path_type=Path), help="Other adapters to set beside it; repeatable."
+    "--compare",
+    "others",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Adapter to show beside this one; repeatable.",
 )
-@click.option("--base", help="Check that the adapter fits this base (exit code 3 if not).")
-@click.option("--plot", type=click.Path(path_type=Path), help="PNG of the singular values to write.")
-@click.option("--all-modules", is_flag=True, help="List every module.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Image of the singular values: .png, .svg or .pdf.")
+@click.option("--all", "show_all", is_flag=True, help=f"List every module, not only the first {_SHOWN}.")
 @json_option
 def command(
-    path: Path, compare: tuple[Path, ...], base: str | None, plot: Path | None, all_modules: bool, as_json: bool
+    path: Path, base: str | None, others: tuple[Path, ...], plot: Path | None, show_all: bool, as_json: bool
 ) -> None:
-    r"""Show an adapter or a bundle: sizes, settings, spectrum, verification.
+    r"""Show what PATH holds: an adapter directory or a bundle.
 
-    The spectrum tells the intrinsic dimension of each update: how many directions it really uses. Stable rank
-    weighs directions by energy, effective rank by entropy; both are at most the rank.
+    Of an adapter: sizes, settings, metrics, and how many dimensions each update s·BA really uses. The numerical rank
+    counts its singular values that are not zero, the stable rank weighs them by energy, the effective rank is the
+    exponential of their entropy; RM-LoRA keeps all three near the rank, plain LoRA lets them shrink. With --base
+    every module is looked up there, and an adapter that does not fit ends with exit code 3. Of a bundle: files,
+    precision, operators, inputs and outputs, and what verification measured. Needs no torch.
 
     \b
     Examples:
-      rmlora-deploy inspect spam --compare spam-plain-lora --plot spectrum.png
-      rmlora-deploy inspect spam --base ./MiniLM
+      rmlora-deploy inspect spam-adapter --base ./MiniLM
+      rmlora-deploy inspect rm-lora --compare plain-lora --plot spectrum.png
       rmlora-deploy inspect spam-bundle --json
     """
     console = make_console(as_json=as_json)
-    if kind_of(path) == "bundle":
-        if compare or base or plot:
-            raise ConfigError("--compare, --base and --plot are for adapters, and this is a bundle: leave them out.")
-        described = describe_bundle(Bundle.open(path))
+    if plot is not None:
+        check_plot_path(plot)
+    if _is_bundle(path):
+        if base or others or plot:
+            raise ConfigError(f"{path} is a bundle: --base, --compare and --plot are for adapters.")
+        bundle = describe_bundle(Bundle.open(path))
         if as_json:
-            print_json(described)
+            print_json(bundle)
         else:
-            _show_bundle(console, described)
+            _show_bundle(console, bundle)
         return
-    adapters = {item.name: load_package(item) for item in (path, *compare)}
-    pairs = {name: describe_adapter(adapter) for name, adapter in adapters.items()}
-    if plot:
-        plot_spectra({name: spectrum for name, (_, spectrum) in pairs.items()}, plot)
-    result = pairs[path.name][0]
-    fit = fit_to_base(adapters[path.name], Checkpoint(resolve_base(base))) if base else None
+    adapters = {name: load_package(place) for name, place in _names((path, *others)).items()}
+    spectra = {name: adapter_spectrum(adapter) for name, adapter in adapters.items()}
+    first = next(iter(adapters))
+    fit = fit_to_base(adapters[first], Checkpoint(resolve_base(base))) if base else None
+    described = [describe_adapter(adapters[name], spectra[name]) for name in adapters]
+    if plot is not None:
+        plot_spectra(spectra, plot)
     if as_json:
-        others = {name: described for name, (described, _) in pairs.items() if name != path.name}
-        print_json({**result, **({"compared": others} if others else {}), **({"fit": fit} if fit else {})})
+        print_json({**described[0], **_fit_json(fit), **({"compared": described[1:]} if others else {})})
     else:
-        _show_adapter(console, result, all_modules=all_modules)
-        _show_spectra(console, {name: described for name, (described, _) in pairs.items()})
-        if fit:
-            console.print(_fit_line(fit))
-    if fit and not fit["fits"]:
-        raise AdapterError(f"{path} does not fit the base {base}: {_fit_line(fit)}")
+        _show_adapter(console, adapters[first], described[0], show_all=show_all)
+        _show_spectra(console, spectra)
+        if fit is not None:
+            _show_fit(console, fit)
+        if plot is not None:
+            console.print(f"Spectrum drawn in {plot}.")
+    if fit is not None:
+        require_fit(fit, adapters[first])
 
 
-def _show_adapter(console: Console, value: dict[str, Any], *, all_modules: bool) -> None:
-    console.print(f"[bold]{value['path']}[/]: {value['modules_adapted']} modules, {value['parameters']:,} parameters")
-    rows = {
-        "task": value["task"],
-        "labels": ", ".join(value["labels"]) if value["labels"] else None,
-        "base": value["base_model"],
-        "saved whole": ", ".join(value["saved_tensors"]) or None,
-    }
-    settings = value["settings"] or {}
-    if settings:
-        rows["RM-LoRA"] = (
-            f"rank {settings['rank']}, {settings['active_rank']} move, alpha {settings['alpha']:g}, orth_weight "
-            f"{settings['orth_weight']:g}, masks {settings['mask_sharing']}"
+def _is_bundle(path: Path) -> bool:
+    """Tell a bundle from an adapter by its files.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if not path.exists():
+        raise InputError(f"Nothing to inspect: {path} does not exist.")
+    if not path.is_dir():
+        raise InputError(f"{path} is a file: give the directory of an adapter or a bundle.")
+    if (path / MANIFEST_FILE).is_file():
+        return True
+    if not (path / CONFIG_FILE).is_file():
+        raise InputError(
+            f"{path} holds neither {CONFIG_FILE} nor {MANIFEST_FILE}: it is no adapter and no bundle made by "
+            "rmlora-deploy export."
         )
-    for split in ("validation", "test"):
-        if scores := (value["metrics"] or {}).get(split):
-            rows[split] = f"accuracy {scores['accuracy']:.4f}, macro F1 {scores['macro_f1']:.4f}"
-    for name, text in rows.items():
-        if text:
-            console.print(f"  {name}: {text}")
-    if all_modules:
-        table = Table("module", "in → out", "rank", "scale", "σ₁", "stable rank", "effective rank")
-        for row in value["modules"]:
-            rank = str(row["rank"]) if row["rank"] == row["active_rank"] else f"{row['active_rank']} of {row['rank']}"
-            table.add_row(
-                row["module"],
-                f"{row['in']} → {row['out']}",
-                rank,
-                f"{row['scale']:g}",
-                f"{row['largest_singular_value']:.3f}",
-                f"{row['stable_rank']:.2f}",
-                f"{row['effective_rank']:.2f}",
-            )
-        console.print(table)
+    return False
 
 
-def _show_spectra(console: Console, described: dict[str, dict[str, Any]]) -> None:
-    table = Table(
-        "mean over modules", "numerical rank", "stable rank", "effective rank", "whole adapter, effective rank"
+def _names(paths: tuple[Path, ...]) -> dict[str, Path]:
+    """Name adapters by their directory, or by the whole path where two directories are called the same."""
+    short = [path.resolve().name for path in paths]
+    return {(name if short.count(name) == 1 else str(path)): path for name, path in zip(short, paths, strict=True)}
+
+
+def _fit_json(fit: Fit | None) -> dict[str, Any]:
+    return {} if fit is None else {"fit": {**asdict(fit), "same_base": fit.same_base, "fits": fit.fits}}
+
+
+def _show_adapter(console: Console, adapter: Adapter, facts: Mapping[str, Any], *, show_all: bool) -> None:
+    grid = _facts(
+        {
+            "task": facts["task"] or "not recorded",
+            "labels": _list(facts["labels"]),
+            "base": facts["base"]["model"] or "not recorded",
+            "size": f"{facts['bytes'] / 1e6:.2f} MB; {facts['parameters']['factors']:,} parameters in "
+            f"{len(facts['modules'])} modules, {facts['parameters']['saved']:,} saved whole",
+            "saved whole": _list(sorted(facts["saved"])),
+            "settings": _settings(facts["settings"]),
+            **{f"{split} metrics": _metrics(scores) for split, scores in _scores(facts["metrics"])},
+        }
     )
-    for name, value in described.items():
-        spectrum = value["spectrum"]
+    console.print(f"[bold]Adapter {adapter.source}[/]")
+    console.print(grid)
+    table = Table("module", "in", "out", "rank", "alpha", "scale", "numerical", "stable", "effective")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    shown = facts["modules"] if show_all else facts["modules"][:_SHOWN]
+    for item in shown:
+        rank = item["rank"] if item["active_rank"] == item["rank"] else f"{item['active_rank']} of {item['rank']}"
         table.add_row(
-            name,
-            f"{spectrum['numerical_rank']:.2f}",
-            f"{spectrum['stable_rank']:.2f}",
-            f"{spectrum['effective_rank']:.2f}",
-            f"{spectrum['joint']['effective_rank']:.1f}",
-        )
+            item["module"], str(item["in"]), str(item["out"]), str(rank), f"{item['alpha']:g}", f"{item['scale']:g}",
+            str(item["numerical_rank"]), f"{item['stable_rank']:.2f}", f"{item['effective_rank']:.2f}",
+        )  # fmt: skip
+    console.print(table)
+    if len(shown) < len(facts["modules"]):
+        console.print(f"[dim]… and {len(facts['modules']) - len(shown)} more modules: --all lists them.[/]")
+
+
+def _show_spectra(console: Console, spectra: Mapping[str, AdapterSpectrum]) -> None:
+    table = Table("mean over modules", "numerical rank", "stable rank", "effective rank", "largest σ", "smallest σ")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, spectrum in spectra.items():
+        values = spectrum.joint.singular_values
+        table.add_row(
+            name, f"{spectrum.numerical_rank:.2f}", f"{spectrum.stable_rank:.2f}", f"{spectrum.effective_rank:.2f}",
+            f"{values[0]:.3g}", f"{values[-1]:.3g}",
+        )  # fmt: skip
     console.print(table)
 
 
-def _fit_line(fit: dict[str, Any]) -> str:
-    if fit["problems"]:
-        first = fit["problems"][0]
-        return f"{len(fit['problems'])} modules do not fit, the first is {first['module']} ({first['problem']})."
-    if fit["fingerprint_matches"] is None:
-        return f"All {fit['modules_found']} modules fit the base; the adapter records no fingerprint to compare."
-    if fit["fingerprint_matches"]:
-        return f"All {fit['modules_found']} modules fit, and it is the base the adapter was made for."
-    return "the shapes fit, but the weights are not those the adapter was made for."
+def _show_fit(console: Console, fit: Fit) -> None:
+    found = len(fit.modules) - len(fit.misfits)
+    weights = {True: "the weights it was trained on", False: "[red]other weights[/]", None: "base not recorded"}
+    verdict = "modules missing" if fit.fingerprint is None and fit.misfits else weights[fit.same_base]
+    console.print(f"Fit to {fit.base}: {found} of {len(fit.modules)} modules found with the right shape; {verdict}.")
+    for item in fit.misfits[:_SHOWN]:
+        console.print(f"  [red]✗[/] {item.module}: {item.problem}")
 
 
-def _show_bundle(console: Console, value: dict[str, Any]) -> None:
-    model = value["model"]
+def _show_bundle(console: Console, facts: Mapping[str, Any]) -> None:
+    model, adapter = facts["model"], facts["adapter"]
+    operators = ", ".join(f"{name} {count}" for name, count in list(model["operators"].items())[:_SHOWN])
+    console.print(f"[bold]Bundle {facts['source']}[/]")
     console.print(
-        f"[bold]{value['path']}[/]: {value['mode']} {value['task']}, {value['precision']}, {model['bytes'] / 1e6:.1f} MB"
+        _facts(
+            {
+                "task": facts["task"],
+                "labels": _list(facts["labels"]),
+                "precision": f"{facts['precision']}, {facts['mode']}",
+                "graph": f"{facts['nodes']} nodes, opset {model['opset']}, {model['bytes'] / 1e6:.1f} MB",
+                "operators": operators,
+                "base": facts["base"]["source"],
+                "adapter": f"{adapter['source']} ({adapter['modules']} modules, {adapter['parameters']:,} parameters)",
+                "made by": facts["created_by"],
+            }
+        )
     )
-    operators = ", ".join(f"{count} {name}" for name, count in list(model["operators"].items())[:8])
-    console.print(f"  graph: opset {model['opset']}, {value['optimisation']['level']}; {operators}")
-    for item in (*model["inputs"], *model["outputs"]):
-        console.print(f"  {item['name']}: {item['dtype']} \\[{', '.join(map(str, item['shape']))}]")
-    console.print(f"  labels: {', '.join(value['labels'])}")
-    console.print(f"  made from {value['adapter']['source']} on {value['base']['source']}")
-    files = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in value["sizes"].items())
-    console.print(f"  files: {files}")
-    if value["verification"]:
-        show_report(console, value["verification"])
+    values = Table("", "name", "type", "shape")
+    for role in ("inputs", "outputs"):
+        for item in model[role]:
+            shape = " × ".join(str(side) for side in item["shape"])
+            values.add_row(role.removesuffix("s"), item["name"], item["dtype"], shape)
+    console.print(values)
+    files = Table("file", "MB")
+    files.columns[1].justify = "right"
+    for name, size in facts["files"].items():
+        files.add_row(name, f"{size / 1e6:.2f}")
+    console.print(files)
+    if facts["verification"]:
+        from deploy.cli.verify import show_report
+
+        show_report(console, facts["verification"])
     else:
-        console.print("  not verified")
+        console.print("[yellow]Not verified:[/] run  rmlora-deploy verify  before you rely on it.")
+
+
+def _facts(facts: Mapping[str, str]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        grid.add_row(f"[dim]{name}[/]", value)
+    return grid
+
+
+def _settings(settings: Mapping[str, Any] | None) -> str:
+    if settings is None:
+        return "a PEFT adapter from elsewhere"
+    rank, active = settings["rank"], settings["active_rank"]
+    kind = "plain LoRA" if active == rank and not settings["orth_weight"] else "RM-LoRA"
+    return (
+        f"{kind}: rank {rank}, {active} active in a step, alpha {settings['alpha']:g}, orth_weight "
+        f"{settings['orth_weight']:g}, {settings['mask_sharing']} masks, mode {settings['mask_mode']}"
+    )
+
+
+def _scores(metrics: Mapping[str, Any] | None) -> list[tuple[str, Mapping[str, float]]]:
+    return [(split, metrics[split]) for split in ("validation", "test") if metrics and split in metrics]
+
+
+def _metrics(scores: Mapping[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items())
+
+
+def _list(names: list[str] | None) -> str:
+    if not names:
+        return "none"
+    return ", ".join(names[:_SHOWN]) + (f" … ({len(names)} in all)" if len(names) > _SHOWN else "")

@@ -35,7 +35,7 @@ def claimed_layers(model: ir.Model) -> list[Layer]:
         scopes = node.metadata_props.get(_SCOPES)
         if not scopes or not node.outputs or not node.outputs[0].name:
             continue
-        for module in ast.literal_eval(scopes)[1:-1]:
+        for module in reversed(ast.literal_eval(scopes)[1:-1]):  # the innermost comes first
             last.pop(module, None)  # reinsert: a dict keeps the order of the last write
             last[module] = node.outputs[0].name
     return [{"module": module, "tensor": tensor} for module, tensor in last.items()]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmlora.errors import DependencyError, InputError
+from rmlora.errors import DependencyError, InputError, is_installed
 from rmlora.tasks import Task
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def export_optimum(model: Any, processor: Any, task: Task, *, opset: int) -> ir.
         DependencyError: optimum-onnx is not installed.
         InputError: Optimum cannot export the model.
     """
-    if find_spec("optimum") is None or find_spec("optimum.exporters.onnx") is None:
+    if not is_installed("optimum.exporters.onnx"):
         raise DependencyError(
             "--exporter optimum needs the package optimum-onnx, which pins transformers below 4.58: install it in an "
             "environment of its own (pip install optimum-onnx), or use --exporter torch."

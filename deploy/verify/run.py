@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from deploy.preprocess import Arrays, Preprocessor
 from deploy.verify.cases import load_reference, make_cases, sample_inputs
 from deploy.verify.compare import TOLERANCES, Comparison, compare
 from rmlora.base import resolve_base
-from rmlora.errors import InputError, ParityError
+from rmlora.errors import InputError, ParityError, is_installed
 from rmlora.training.data import Columns, LabelledData, load_split
 
 if TYPE_CHECKING:
@@ -207,4 +206,4 @@ def _chunks(inputs: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 def torch_is_installed() -> bool:
     """Whether PyTorch and PEFT can be used here."""
-    return all(find_spec(name) is not None for name in ("torch", "peft"))
+    return all(is_installed(name) for name in ("torch", "peft"))

@@ -127,6 +127,8 @@ def _open(source: str) -> Dataset:
         if path.is_file():
             if path.suffix.lower() not in _FORMATS:
                 raise InputError(f"{source} is no csv, tsv, json, jsonl or parquet file: convert it to one of these.")
+            if path.stat().st_size == 0:
+                raise InputError(f"{source} is empty: nothing can be learned from it.")
             options = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
             kind = _FORMATS[path.suffix.lower()]
             return datasets.load_dataset(kind, data_files=str(path), split="train", **options)

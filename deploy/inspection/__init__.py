@@ -1,0 +1,1 @@
+"""What an adapter or a bundle is, read from its files alone."""
