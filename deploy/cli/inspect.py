@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from rmlora.spectrum import AdapterSpectrum, adapter_spectrum
 __all__ = ["command"]
 
 _SHOWN = 12
+_MEASURES = ("numerical", "stable", "effective")
 
 
 @click.command("inspect")
@@ -50,9 +52,9 @@ def command(
 
     Of an adapter: sizes, settings, metrics, and how many dimensions each update s·BA really uses. The numerical rank
     counts its singular values that are not zero, the stable rank weighs them by energy, the effective rank is the
-    exponential of their entropy; RM-LoRA keeps all three near the rank, plain LoRA lets them shrink. With --base
-    every module is looked up there, and an adapter that does not fit ends with exit code 3. Of a bundle: files,
-    precision, operators, inputs and outputs, and what verification measured. Needs no torch.
+    exponential of their entropy; RM-LoRA is meant to hold the last two above plain LoRA's (--compare shows it). With
+    --base every module is looked up there, and an adapter that does not fit ends with exit code 3. Of a bundle:
+    files, precision, operators, inputs and outputs, and what verification measured. Needs no torch.
 
     \b
     Examples:
@@ -128,7 +130,7 @@ def _show_adapter(console: Console, adapter: Adapter, facts: Mapping[str, Any], 
             "task": facts["task"] or "not recorded",
             "labels": _list(facts["labels"]),
             "base": facts["base"]["model"] or "not recorded",
-            "size": f"{facts['bytes'] / 1e6:.2f} MB; {facts['parameters']['factors']:,} parameters in "
+            "size": f"{facts['bytes'] / 1e6:.2f} MB: {facts['parameters']['factors']:,} parameters in "
             f"{len(facts['modules'])} modules, {facts['parameters']['saved']:,} saved whole",
             "saved whole": _list(sorted(facts["saved"])),
             "settings": _settings(facts["settings"]),
@@ -137,23 +139,31 @@ def _show_adapter(console: Console, adapter: Adapter, facts: Mapping[str, Any], 
     )
     console.print(f"[bold]Adapter {adapter.source}[/]")
     console.print(grid)
-    table = Table("module", "in", "out", "rank", "alpha", "scale", "numerical", "stable", "effective")
+    shown = facts["modules"] if show_all else facts["modules"][:_SHOWN]
+    prefix = _common_prefix([item["module"] for item in facts["modules"]])
+    table = Table(f"module of {prefix}" if prefix else "module", "in → out", "rank", "alpha", "scale", *_MEASURES)
     for column in table.columns[1:]:
         column.justify = "right"
-    shown = facts["modules"] if show_all else facts["modules"][:_SHOWN]
     for item in shown:
         rank = item["rank"] if item["active_rank"] == item["rank"] else f"{item['active_rank']} of {item['rank']}"
         table.add_row(
-            item["module"], str(item["in"]), str(item["out"]), str(rank), f"{item['alpha']:g}", f"{item['scale']:g}",
-            str(item["numerical_rank"]), f"{item['stable_rank']:.2f}", f"{item['effective_rank']:.2f}",
+            item["module"].removeprefix(f"{prefix}."), f"{item['in']} → {item['out']}", str(rank), f"{item['alpha']:g}",
+            f"{item['scale']:g}", f"{item['numerical_rank']}", f"{item['stable_rank']:.2f}", f"{item['effective_rank']:.2f}",
         )  # fmt: skip
     console.print(table)
     if len(shown) < len(facts["modules"]):
         console.print(f"[dim]… and {len(facts['modules']) - len(shown)} more modules: --all lists them.[/]")
 
 
+def _common_prefix(paths: list[str]) -> str:
+    """Return the leading module path that all share, leaving each at least its last part."""
+    parts = [path.split(".")[:-1] for path in paths]
+    shared = [step[0] for step in takewhile(lambda step: len(set(step)) == 1, zip(*parts, strict=False))]
+    return ".".join(shared)
+
+
 def _show_spectra(console: Console, spectra: Mapping[str, AdapterSpectrum]) -> None:
-    table = Table("mean over modules", "numerical rank", "stable rank", "effective rank", "largest σ", "smallest σ")
+    table = Table("mean over modules", *(f"{name} rank" for name in _MEASURES), "largest σ", "smallest σ")
     for column in table.columns[1:]:
         column.justify = "right"
     for name, spectrum in spectra.items():

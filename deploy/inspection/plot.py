@@ -43,9 +43,10 @@ def plot_spectra(spectra: Mapping[str, AdapterSpectrum], path: Path) -> None:
     left.set_xlabel("index, largest first")
     left.set_ylabel("singular value")
     left.set_yscale("log")
+    left.yaxis.set_major_formatter("{x:g}")
     left.xaxis.get_major_locator().set_params(integer=True)
     legend = left.legend(loc="lower left", frameon=False, title="thin: one module each · thick: geometric mean")
-    legend._legend_box.align = "left"  # type: ignore[attr-defined] # the title's only handle on alignment
+    legend._legend_box.align = "left"  # the title has no other handle on its alignment
     right.set_title("Dimension of an update, mean over modules", loc="left", fontweight="bold")
     for axes in (left, right):
         clean_axes(axes, grid="y")
