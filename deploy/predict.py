@@ -11,6 +11,7 @@ import numpy as np
 
 from deploy.bundle import Bundle
 from deploy.preprocess import Preprocessor
+from rmlora.errors import InputError
 
 __all__ = ["Classifier", "Prediction"]
 
@@ -61,13 +62,27 @@ class Classifier:
             batch_size: rows run at once.
 
         Raises:
-            InputError: an input is empty or cannot be read.
+            InputError: an input is empty or cannot be read, or the graph gives no usable scores for it.
         """
         answers: list[Prediction] = []
         for start in range(0, len(inputs), batch_size):
             logits = self._session.run(None, self._preprocessor(inputs[start : start + batch_size]))[0]
-            answers += [self._answer(row) for row in _softmax(np.asarray(logits, dtype=np.float64))]
+            answers += [self._answer(row) for row in _softmax(self._checked(logits))]
         return answers
+
+    def _checked(self, logits: Any) -> np.ndarray:
+        values = np.asarray(logits, dtype=np.float64)
+        if values.shape[-1] != len(self.bundle.labels):
+            raise InputError(
+                f"The graph of {self.bundle.path} gives {values.shape[-1]} scores for {len(self.bundle.labels)} labels: "
+                "the bundle is inconsistent, export it again."
+            )
+        if not np.isfinite(values).all():
+            raise InputError(
+                f"The graph of {self.bundle.path} gives NaN or infinity for this input: its precision "
+                f"({self.bundle.precision}) does not suffice, export it in fp32."
+            )
+        return values
 
     def _answer(self, probabilities: np.ndarray) -> Prediction:
         order = np.argsort(-probabilities, kind="stable")

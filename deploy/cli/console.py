@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from rich.console import Console
 
-__all__ = ["data_options", "json_option", "make_console", "print_json"]
+__all__ = ["data_options", "json_option", "make_console", "print_json", "unique_names"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -48,3 +49,12 @@ def make_console(*, as_json: bool = False) -> Console:
 def print_json(value: Any) -> None:
     """Write ``value`` as JSON to stdout."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def unique_names(paths: Sequence[Path]) -> dict[str, Path]:
+    """Name directories by their last part, or by the whole path where two end alike; the same one twice counts once."""
+    short = [path.resolve().name for path in dict.fromkeys(paths)]
+    return {
+        (name if short.count(name) == 1 else str(path)): path
+        for name, path in zip(short, dict.fromkeys(paths), strict=True)
+    }

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.bundle import MANIFEST_FILE, Bundle
-from deploy.cli.console import json_option, make_console, print_json
+from deploy.cli.console import json_option, make_console, print_json, unique_names
 from deploy.inspection.adapter import describe_adapter
 from deploy.inspection.bundle import describe_bundle
 from deploy.inspection.fit import Fit, fit_to_base, require_fit
@@ -74,7 +74,7 @@ def command(
         else:
             _show_bundle(console, bundle)
         return
-    adapters = {name: load_package(place) for name, place in _names((path, *others)).items()}
+    adapters = {name: load_package(place) for name, place in unique_names((path, *others)).items()}
     spectra = {name: adapter_spectrum(adapter) for name, adapter in adapters.items()}
     first = next(iter(adapters))
     fit = fit_to_base(adapters[first], Checkpoint(resolve_base(base))) if base else None
@@ -114,12 +114,6 @@ def _is_bundle(path: Path) -> bool:
     return False
 
 
-def _names(paths: tuple[Path, ...]) -> dict[str, Path]:
-    """Name adapters by their directory, or by the whole path where two directories are called the same."""
-    short = [path.resolve().name for path in paths]
-    return {(name if short.count(name) == 1 else str(path)): path for name, path in zip(short, paths, strict=True)}
-
-
 def _fit_json(fit: Fit | None) -> dict[str, Any]:
     return {} if fit is None else {"fit": {**asdict(fit), "same_base": fit.same_base, "fits": fit.fits}}
 
@@ -142,6 +136,7 @@ def _show_adapter(console: Console, adapter: Adapter, facts: Mapping[str, Any], 
     shown = facts["modules"] if show_all else facts["modules"][:_SHOWN]
     prefix = _common_prefix([item["module"] for item in facts["modules"]])
     table = Table(f"module of {prefix}" if prefix else "module", "in → out", "rank", "alpha", "scale", *_MEASURES)
+    table.columns[0].overflow = "fold"
     for column in table.columns[1:]:
         column.justify = "right"
     for item in shown:

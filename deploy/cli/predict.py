@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from deploy.cli.console import json_option, make_console, print_json
+from deploy.cli.console import json_option, make_console, print_json, unique_names
 from deploy.predict import Classifier
-from rmlora.errors import InputError
+from rmlora.errors import ConfigError, InputError
+from rmlora.tasks import get_task
 
 __all__ = ["command"]
 
@@ -27,74 +29,110 @@ __all__ = ["command"]
 @click.option(
     "--file", type=click.Path(path_type=Path), help="File with one text, or image path, per line; - is stdin."
 )
-@click.option("--top", type=click.IntRange(1), default=1, show_default=True, help="Labels shown for each input.")
+@click.option(
+    "--top", type=click.IntRange(1), default=1, show_default=True, help="Labels shown for each input, likeliest first."
+)
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Inputs computed at once.")
 @click.option("--provider", default="cpu", show_default=True, help="Execution provider: cpu, cuda, tensorrt, …")
 @json_option
 def command(
-    bundle: Path, inputs: tuple[str, ...], others: tuple[Path, ...], file: Path | None, top: int, provider: str, as_json: bool
+    bundle: Path, inputs: tuple[str, ...], others: tuple[Path, ...], file: Path | None, top: int, batch_size: int,
+    provider: str, as_json: bool,
 ) -> None:  # fmt: skip
     r"""Classify INPUTS (texts, or image files) with a BUNDLE, without torch.
 
-    Without inputs, on a terminal, it asks for them one by one; an empty line ends it.
+    Prints the likeliest label of each input and its probability. Without inputs it reads one per line from stdin;
+    on a terminal it asks for them one by one, and an empty line ends it. An input that starts with a dash goes
+    after "--".
 
     \b
     Examples:
       rmlora-deploy predict spam-bundle "You have won a prize, call now"
       rmlora-deploy predict spam-bundle --with trec-bundle
       rmlora-deploy predict photo-bundle cat.jpg dog.jpg --top 3 --json
+      rmlora-deploy predict spam-bundle --file messages.txt --json
     """
     console = make_console(as_json=as_json)
-    classifiers = {path.name: Classifier.open(path, provider=provider) for path in (bundle, *others)}
     given = [*inputs, *(_lines(file) if file else [])]
-    if given:
-        _answer(console, classifiers, given, top, as_json=as_json)
-    elif not sys.stdin.isatty():
-        _answer(console, classifiers, _lines(Path("-")), top, as_json=as_json)
-    else:
-        console.print(f"Type an input for {' and '.join(classifiers)}; an empty line ends.")
-        while line := _ask():
-            try:
-                _answer(console, classifiers, [line], top, as_json=as_json)
-            except InputError as error:
-                console.print(f"[yellow]{error}[/]")
+    classifiers = {
+        name: Classifier.open(path, provider=provider) for name, path in unique_names((bundle, *others)).items()
+    }
+    _refuse_mixture(classifiers)
 
+    def answer(asked: Sequence[str]) -> None:
+        rows = _classify(classifiers, asked, top, batch_size)
+        if as_json:
+            print_json(rows)
+        else:
+            console.print(_table(rows, list(classifiers)))
 
-def _answer(
-    console: Console, classifiers: dict[str, Classifier], inputs: list[str], top: int, *, as_json: bool
-) -> None:
-    if not inputs:
+    if not given and file is None and sys.stdin.isatty():
+        _converse(console, answer, list(classifiers))
+        return
+    given = given or (_lines(Path("-")) if file is None else [])
+    if not given:
         raise InputError("There is nothing to classify: give inputs as arguments, with --file, or on stdin.")
-    answers = {name: classifier.predict(inputs) for name, classifier in classifiers.items()}
-    rows = [
-        {"input": given, **{name: dict(found[number].ranking[:top]) for name, found in answers.items()}}
+    answer(given)
+
+
+def _refuse_mixture(classifiers: Mapping[str, Classifier]) -> None:
+    kinds = {get_task(item.bundle.task).modality: name for name, item in classifiers.items()}
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"'{kinds['text']}' reads texts and '{kinds['image']}' reads images: ask them in two commands."
+        )
+
+
+def _classify(
+    classifiers: Mapping[str, Classifier], inputs: Sequence[str], top: int, batch_size: int
+) -> list[dict[str, Any]]:
+    """Return for every input what each bundle answers, likeliest first."""
+    answers = {name: item.predict(inputs, batch_size=batch_size) for name, item in classifiers.items()}
+    return [
+        {
+            "input": given,
+            "answers": {
+                name: [{"label": label, "probability": share} for label, share in found[number].ranking[:top]]
+                for name, found in answers.items()
+            },
+        }
         for number, given in enumerate(inputs)
     ]
-    if as_json:
-        print_json(rows)
-        return
-    table = Table("input", *classifiers)
+
+
+def _table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Table:
+    table = Table("input", *(escape(name) for name in names))
     for row in rows:
-        table.add_row(str(row["input"]), *(_cell(row[name]) for name in classifiers))
-    console.print(table)
+        ranked = (row["answers"][name] for name in names)
+        cells = ("\n".join(f"{item['label']}  {item['probability']:.1%}" for item in ranking) for ranking in ranked)
+        table.add_row(escape(row["input"]), *(escape(cell) for cell in cells))
+    return table
 
 
-def _cell(ranking: Any) -> str:
-    pairs: Iterable[tuple[str, float]] = ranking.items()
-    return "\n".join(f"{label}  {probability:.1%}" for label, probability in pairs)
+def _converse(console: Console, answer: Callable[[Sequence[str]], None], names: Sequence[str]) -> None:
+    """Ask for inputs until an empty line or the end of the input; one that cannot be used ends nothing."""
+    console.print(f"Type an input for {escape(' and '.join(names))}; an empty line ends.")
+    while True:
+        try:
+            line = console.input("> ").strip()
+        except EOFError:
+            return
+        if not line:
+            return
+        try:
+            answer([line])
+        except InputError as error:
+            console.print(f"[yellow]{escape(str(error))}[/]")
 
 
 def _lines(file: Path) -> list[str]:
+    """Return the lines of ``file`` that are not blank."""
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"Input file not found: {file} does not exist.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read as UTF-8 text ({error}).") from None
+        raise InputError(
+            f"{file} cannot be read as UTF-8 text ({error}): give a file with one input per line."
+        ) from None
     return [line for line in text.splitlines() if line.strip()]
-
-
-def _ask() -> str:
-    try:
-        return input("> ").strip()
-    except EOFError:
-        return ""
