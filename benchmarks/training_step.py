@@ -96,7 +96,7 @@ def run_worker(method: str, steps: int, warmup: int) -> dict[str, float]:
     from benchmarks.assets import minilm
     from rmlora.callback import RMLoRACallback
     from rmlora.config import RMLoRAConfig
-    from rmlora.models import load_task_model
+    from rmlora.models import load_task_model, quiet_transformers
     from rmlora.tasks import get_task
 
     set_seed(SEED)
@@ -151,7 +151,8 @@ def run_worker(method: str, steps: int, warmup: int) -> dict[str, float]:
         callbacks: list[TrainerCallback] = [StepClock()]
         if method == "rmlora":
             callbacks.append(TimedRMLoRA(config))
-        Trainer(model=adapted, args=settings, train_dataset=data, callbacks=callbacks).train()
+        with quiet_transformers():
+            Trainer(model=adapted, args=settings, train_dataset=data, callbacks=callbacks).train()
     durations = [after - before for before, after in itertools.pairwise(ends)][warmup:]
     return {
         "step_ms": 1e3 * statistics.median(durations),
