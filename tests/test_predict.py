@@ -73,7 +73,7 @@ def test_json_holds_every_bundle_and_the_top_labels(bundle: Path, tmp_path: Path
     assert done.code == 0
     first, second = json.loads(done.stdout)
     assert first["input"] == "w2"
-    assert [item["label"] for item in first["answers"]["words"]][0] == "blue"
+    assert first["answers"]["words"][0]["label"] == "blue"
     assert len(first["answers"]["words"]) == 2
     assert second["answers"]["other"][0]["label"] == "rot"
 

@@ -41,10 +41,10 @@ class _LazyGroup(click.Group):
             formatter.write_dl(list(_COMMANDS.items()))
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="rmlora-deploy")
 def cli() -> None:
-    r"""Take RM-LoRA and LoRA adapters from training to ONNX Runtime.
+    """Take RM-LoRA and LoRA adapters from training to ONNX Runtime.
 
     \b
     A first run, from data to a measured bundle:
@@ -61,7 +61,7 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit; every expected error becomes one line on stderr and its exit code."""
     try:
-        code = cli.main(arguments, standalone_mode=False)
+        code = cli.main(arguments, prog_name="rmlora-deploy", standalone_mode=False)
     except RMLoRAError as error:
         _fail(str(error), error.exit_code)
     except click.exceptions.Abort:

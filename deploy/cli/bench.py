@@ -79,7 +79,7 @@ def command(
     bundle: Path, batch: tuple[int, ...], length: tuple[int, ...], base: str | None, adapter: Path | None,
     output: Path | None, plot: Path | None, as_json: bool, **settings: Any,
 ) -> None:  # fmt: skip
-    r"""Measure a BUNDLE on every execution provider, against PyTorch on the same inputs.
+    """Measure a BUNDLE on every execution provider, against PyTorch on the same inputs.
 
     Latency percentiles, throughput, load time and memory. Every contestant runs in a process of its own, pinned to as
     many cores as it has threads; they take turns in alternating order, and the figures are medians over the rounds

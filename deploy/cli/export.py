@@ -59,7 +59,7 @@ __all__ = ["command"]
 def command(
     mode: str, text_column: str | None, image_column: str | None, label_column: str | None, as_json: bool, **flags: Any
 ) -> None:  # fmt: skip
-    r"""Make an ONNX bundle from BASE and an adapter, and prove it.
+    """Make an ONNX bundle from BASE and an adapter, and prove it.
 
     BASE is a checkpoint directory, a .gguf file or a hub name. The bundle holds the graph, the tokenizer or image
     processor, the labels and a manifest; it runs without torch. Before it is written, PyTorch with PEFT, the

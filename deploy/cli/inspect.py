@@ -48,7 +48,7 @@ _MEASURES = ("numerical", "stable", "effective")
 def command(
     path: Path, base: str | None, others: tuple[Path, ...], plot: Path | None, show_all: bool, as_json: bool
 ) -> None:
-    r"""Show what PATH holds: an adapter directory or a bundle.
+    """Show what PATH holds: an adapter directory or a bundle.
 
     Of an adapter: sizes, settings, metrics, and how many dimensions each update s·BA really uses. The numerical rank
     counts its singular values that are not zero, the stable rank weighs them by energy, the effective rank is the

@@ -39,7 +39,7 @@ def command(
     revision: str | None,
     as_json: bool,
 ) -> None:
-    r"""Merge ADAPTER into BASE and write an ordinary checkpoint.
+    """Merge ADAPTER into BASE and write an ordinary checkpoint.
 
     BASE is a checkpoint directory, a .gguf file or a hub name; ADAPTER any PEFT LoRA adapter. The weights are
     streamed, so a model larger than memory merges in a few hundred megabytes, and neither torch nor a GPU is needed.

@@ -39,7 +39,7 @@ def command(
     bundle: Path, inputs: tuple[str, ...], others: tuple[Path, ...], file: Path | None, top: int, batch_size: int,
     provider: str, as_json: bool,
 ) -> None:  # fmt: skip
-    r"""Classify INPUTS (texts, or image files) with a BUNDLE, without torch.
+    """Classify INPUTS (texts, or image files) with a BUNDLE, without torch.
 
     Prints the likeliest label of each input and its probability. Without inputs it reads one per line from stdin;
     on a terminal it asks for them one by one, and an empty line ends it. An input that starts with a dash goes

@@ -140,7 +140,7 @@ def _run_options(function: _Function) -> _Function:
 @click.option("--overwrite", is_flag=True, help="Replace the output directory if it exists.")
 @json_option
 def command(resume: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
-    r"""Train an RM-LoRA adapter and write it as a package that PEFT loads.
+    """Train an RM-LoRA adapter and write it as a package that PEFT loads.
 
     In every step half of each update's rank directions move (--active-rank), and a penalty keeps the
     directions orthogonal (--orth-weight): see docs/method.md. The best checkpoint by validation is kept. A run that

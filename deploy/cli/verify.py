@@ -35,7 +35,7 @@ def command(
     bundle: Path, base: str | None, adapter: Path | None, data: str | None, text_column: str | None,
     image_column: str | None, label_column: str | None, provider: str, reference_only: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    r"""Compare a BUNDLE with PyTorch and PEFT on real inputs of several shapes.
+    """Compare a BUNDLE with PyTorch and PEFT on real inputs of several shapes.
 
     The report is written into the bundle's manifest. When the graph departs by more than its precision
     explains, the exit code is 6 and the first layer that departs is named.
