@@ -33,13 +33,22 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return word_bundle(tmp_path_factory.mktemp("bench") / "words")
 
 
-def fake_run(*milliseconds: float, logits: float = 1.0, **changes: Any) -> dict[str, Any]:
+def fake_run(
+    *milliseconds: float, logits: float = 1.0, others_share: float | None = 0.0, **changes: Any
+) -> dict[str, Any]:
     """Return what a worker answers that measured these medians."""
     sizes = [
-        {"p50_ms": ms, "p90_ms": 2 * ms, "p99_ms": 3 * ms, "rows_per_second": 1e3 / ms, "samples": 5}
+        {
+            "p50_ms": ms,
+            "p90_ms": 2 * ms,
+            "p99_ms": 3 * ms,
+            "rows_per_second": 1e3 / ms,
+            "samples": 5,
+            "others_share": others_share,
+        }
         for ms in milliseconds
     ]
-    rest = {"how": "fast", "pinned": True, "load_seconds": 1.0, "loaded_mb": 50.0, "peak_mb": 60.0, "others_share": 0.0}
+    rest = {"how": "fast", "pinned": True, "load_seconds": 1.0, "loaded_mb": 50.0, "peak_mb": 60.0}
     return {**rest, "sizes": sizes, "logits": [[logits, -2.0]], **changes}
 
 

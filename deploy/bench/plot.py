@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_bench"]
 
 _COLOURS = {"onnx": ("#93b4f8", "#2563eb"), "torch": ("#d1d5db", "#6b7280"), "torch-compile": ("#fcd29a", "#d97706")}
-"""Engine → colour with the fewest threads and with more."""
+"""Engine → pale colour, and the full one for the most threads."""
 
 
 def plot_bench(result: Mapping[str, Any], path: Path) -> None:
@@ -38,11 +38,11 @@ def plot_bench(result: Mapping[str, Any], path: Path) -> None:
     bars = max(sum(Size(row["rows"], row["tokens"]) == size for row in result["rows"]) for size in sizes)
     figure = Figure(figsize=(2.4 + 2.7 * len(sizes), 1.9 + 2 * (0.5 + 0.34 * bars)), layout="constrained")
     grid = figure.subplots(2, len(sizes), squeeze=False)
-    fewest = min(row["threads"] for row in result["rows"])
+    most = max(row["threads"] for row in result["rows"])
     for column, size in enumerate(sizes):
         rows = [row for row in result["rows"] if Size(row["rows"], row["tokens"]) == size]
-        _panel(grid[0][column], rows, "p50_ms", fewest, show_names=column == 0)
-        _panel(grid[1][column], rows, "rows_per_second", fewest, show_names=column == 0)
+        _panel(grid[0][column], rows, "p50_ms", most, show_names=column == 0)
+        _panel(grid[1][column], rows, "rows_per_second", most, show_names=column == 0)
         grid[0][column].set_title(_title(size), fontsize=10, fontweight="bold", loc="left")
         grid[0][column].set_xlabel("latency, ms", fontsize=9)
         grid[1][column].set_xlabel("rows per second", fontsize=9)
@@ -63,10 +63,10 @@ def plot_bench(result: Mapping[str, Any], path: Path) -> None:
     save_figure(figure, path)
 
 
-def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, fewest: int, *, show_names: bool) -> None:
+def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, most: int, *, show_names: bool) -> None:
     places = list(range(len(rows)))[::-1]
     values = [row[key] for row in rows]
-    colours = [_COLOURS[row["engine"]][row["threads"] > fewest] for row in rows]
+    colours = [_COLOURS[row["engine"]][row["threads"] == most] for row in rows]
     axes.barh(places, values, color=colours, height=0.74)
     ends = values
     if key == "p50_ms":

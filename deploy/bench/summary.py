@@ -98,7 +98,7 @@ def _whole(runs: Sequence[Run], reference: Sequence[Any] | None) -> Row:
     for key in ("load_seconds", "loaded_mb", "peak_mb"):
         values = [run[key] for run in runs if run[key] is not None]
         row[key] = float(median(values)) if values else None
-    shares = [run["others_share"] for run in runs if run["others_share"] is not None]
+    shares = [size["others_share"] for run in runs for size in run["sizes"] if size["others_share"] is not None]
     row["others_share"] = max(shares, default=None)
     if reference is not None:
         expected = np.array(reference)

@@ -102,10 +102,10 @@ def _run(job: Mapping[str, Any]) -> dict[str, Any]:
     engine = _open_onnx(bundle, job) if job["engine"] == "onnx" else _open_torch(bundle, job)
     loaded = time.perf_counter() - started
     memory = resident_mb()
-    sizes, logits, others = [], None, OthersWatch(job["cores"])
+    sizes, logits = [], None
     for rows, tokens, arrays in batches:
         bound = engine.bind(arrays)
-        sizes.append({"rows": rows, "tokens": tokens, **_measure(bound.run, job["warmup"], job["seconds"], rows)})
+        sizes.append({"rows": rows, "tokens": tokens, **_measure(bound.run, rows, job)})
         if logits is None:
             logits = np.asarray(bound.logits(), dtype=np.float64).tolist()
     return {
@@ -114,18 +114,18 @@ def _run(job: Mapping[str, Any]) -> dict[str, Any]:
         "load_seconds": loaded,
         "loaded_mb": memory,
         "peak_mb": peak_mb(),
-        "others_share": others.share(),
         "sizes": sizes,
         "logits": logits,
     }
 
 
-def _measure(call: Callable[[], object], warmup: int, seconds: float, rows: int) -> dict[str, float]:
-    """Call until ``seconds`` have passed; return percentiles in milliseconds and the rate over all calls."""
-    for _ in range(warmup):
+def _measure(call: Callable[[], object], rows: int, job: Mapping[str, Any]) -> dict[str, float | None]:
+    """Call for the job's ``seconds``; return percentiles in milliseconds, the rate, and how disturbed it was."""
+    for _ in range(job["warmup"]):
         call()
+    others = OthersWatch(job["cores"])  # after the warm-up, in which torch.compile's own helpers are at work
     samples: list[float] = []
-    end = time.perf_counter() + seconds
+    end = time.perf_counter() + job["seconds"]
     while len(samples) < _FEWEST_SAMPLES or time.perf_counter() < end:
         start = time.perf_counter()
         call()
@@ -137,6 +137,7 @@ def _measure(call: Callable[[], object], warmup: int, seconds: float, rows: int)
         "p99_ms": float(p99),
         "rows_per_second": rows * len(samples) / sum(samples),
         "samples": len(samples),
+        "others_share": others.share(),
     }
 
 
