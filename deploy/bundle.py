@@ -34,9 +34,11 @@ class Bundle:
     """A bundle on disk and its manifest.
 
     The manifest's keys: ``format_version``, ``created_by``, ``mode`` (``merged``), ``task``, ``precision``,
-    ``labels``, ``model`` (files with SHA-256, opset, inputs, outputs, operators), ``base`` and ``adapter``
-    (source, fingerprint, settings), ``tools`` (versions), ``layers`` (module path → tensor name in the graph)
-    and ``verification`` (see :mod:`deploy.verify`).
+    ``labels``, ``max_length``, ``exporter``, ``optimisation`` (level, and why not a higher one), ``model`` (files
+    with SHA-256, opset, inputs, outputs, operators), ``files`` (SHA-256 of all others), ``base`` and ``adapter``
+    (source, fingerprint or SHA-256, settings), ``tools`` (versions), ``seconds``, ``layers`` (list of module path
+    and the tensor in the graph that is its output, in the order of execution) and ``verification`` (see
+    :mod:`deploy.verify.run`; None where it was left out).
     """
 
     path: Path
@@ -60,14 +62,17 @@ class Bundle:
             raise InputError(
                 f"{path / MANIFEST_FILE} has format version {found}, this program reads {BUNDLE_FORMAT_VERSION}: export again."
             )
+        missing = [key for key in ("task", "precision", "labels", "model") if key not in manifest]
+        if missing:
+            raise InputError(f"{path / MANIFEST_FILE} lacks '{missing[0]}': the manifest is damaged, export again.")
         bundle = cls(path, manifest)
         if check_files:
             bundle.check_files()
         return bundle
 
     def check_files(self) -> None:
-        """Raise :class:`InputError` naming the first model file that is missing or differs from the manifest."""
-        for name, expected in self.manifest["model"]["files"].items():
+        """Raise :class:`InputError` naming the first file that is missing or differs from the manifest."""
+        for name, expected in {**self.manifest["model"]["files"], **self.manifest.get("files", {})}.items():
             file = self.path / name
             if not file.is_file():
                 raise InputError(f"{file} is missing: the bundle is incomplete, copy it again or export again.")

@@ -133,7 +133,13 @@ def test_a_wrong_graph_is_caught_and_its_first_layer_named(copied: Path) -> None
     fails(
         6, "The first layer that departs is 'bert.encoder.layer.1.output.dense'", "verify", copied / "bundle", *sources
     )
-    fails(6, "Verify with PyTorch installed to learn which layer", "verify", copied / "bundle", "--reference-only")
+    fails(
+        6,
+        "Verify where PyTorch is installed, without --reference-only",
+        "verify",
+        copied / "bundle",
+        "--reference-only",
+    )
 
 
 def test_altered_and_incomplete_bundles_are_refused(copied: Path, tmp_path: Path) -> None:

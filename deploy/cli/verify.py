@@ -11,7 +11,9 @@ from rich.table import Table
 
 from deploy.bundle import Bundle
 from deploy.cli.console import data_options, json_option, make_console, print_json
-from deploy.verify.run import load_torch_pair, raise_on_departure, read_evaluation, torch_is_installed, verify_bundle
+from deploy.verify.evaluation import read_evaluation
+from deploy.verify.run import raise_on_departure, verify_bundle
+from deploy.verify.sources import load_torch_pair, torch_is_installed
 from rmlora.training.data import Columns
 
 __all__ = ["command", "show_report"]
@@ -47,19 +49,20 @@ def command(
     """
     console = make_console(as_json=as_json)
     opened = Bundle.open(bundle)
-    evaluation = read_evaluation(opened, data, Columns(text_column or image_column, label_column)) if data else None
+    columns = Columns(text_column or image_column, label_column)
+    evaluation = read_evaluation(data, columns, task=opened.task, labels=opened.labels) if data else None
     pair = None
     if not reference_only and not torch_is_installed():
         console.print("PyTorch or PEFT is not installed: comparing with the outputs stored in the bundle.")
     elif not reference_only:
         pair = load_torch_pair(opened, base, adapter)
     report = verify_bundle(opened, opened.preprocessor(), pair, evaluation=evaluation, provider=provider)
-    opened.manifest["verification"] = report
-    opened.save_manifest()
     if as_json:
         print_json(report)
     else:
         show_report(console, report)
+    opened.manifest["verification"] = report
+    opened.save_manifest()
     raise_on_departure(report, opened.precision)
 
 
@@ -78,7 +81,7 @@ def show_report(console: Console, report: dict[str, Any]) -> None:
                 f"{row['argmax_agreement']:.1%}",
             )
     console.print(table)
-    console.print(f"Inputs of shapes {shapes}; allowed relative error {report['tolerance']['relative_error']:.0e}.")
+    console.print(f"Inputs of shapes {shapes}; allowed relative error {report['tolerance']['relative_error']:.2g}.")
     if "evaluation" in report:
         scores = report["evaluation"]
         torch_score = f"PyTorch {scores['pytorch']:.4f}, " if "pytorch" in scores else ""

@@ -6,24 +6,23 @@ that goes wrong is caught here by running both graphs, and the plain one is kept
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from deploy.export.graph_file import save_model
 from deploy.preprocess import Arrays
 from deploy.providers import create_session
 from rmlora.errors import RMLoRAError
 
-__all__ = ["EXACT", "Optimised", "operator_counts", "optimise", "run_model", "save_model"]
+__all__ = ["EXACT", "Optimised", "optimise", "run_model"]
 
 EXACT = 1e-4
 """Largest difference, relative to the largest output, that reordered float32 sums may cause."""
-
-_INLINE_LIMIT = 1 << 20
-"""Bytes of weights up to which a model stays one file."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +45,12 @@ def optimise(model: ir.Model, cases: Sequence[Arrays], scratch: Path) -> Optimis
         scratch: directory for temporary files.
     """
     import onnxscript.optimizer
-    from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
     expected = run_model(model, cases, scratch / "unoptimised.onnx")
     onnxscript.optimizer.optimize(model)
     save_model(model, scratch / "folded.onnx")  # fusing changes the model in place
     try:
-        fused, _ = optimize_for_ort(model)
+        fused = _fuse(model)
         worst = _worst(expected, run_model(fused, cases, scratch / "fused.onnx"))
     except (RMLoRAError, ValueError, KeyError, AssertionError, AttributeError, RuntimeError) as error:
         return Optimised(
@@ -63,6 +61,23 @@ def optimise(model: ir.Model, cases: Sequence[Arrays], scratch: Path) -> Optimis
     if not worst <= EXACT:
         return Optimised(_reload(scratch / "folded.onnx"), "folded", f"the fused graph departed by {worst:.1e}")
     return Optimised(fused, "ort-fusions")
+
+
+def _fuse(model: ir.Model) -> ir.Model:
+    """Apply onnxscript's fusions, then join the weights that they pack (query, key and value) into one tensor."""
+    import onnxscript.optimizer
+    from onnxscript.rewriter.ort_fusions import optimize_for_ort
+
+    fused, _ = optimize_for_ort(model)
+    onnxscript.optimizer.fold_constants(fused, should_fold=_joins_weights)
+    RemoveUnusedNodesPass()(fused)
+    return fused
+
+
+def _joins_weights(node: ir.Node) -> bool | None:
+    """Fold a Concat of constants whatever its size; the folder's own limits decide for all else."""
+    joins = node.op_type == "Concat" and all(value and value.const_value is not None for value in node.inputs)
+    return True if joins else None
 
 
 def _reload(path: Path) -> ir.Model:
@@ -78,19 +93,5 @@ def run_model(model: ir.Model, cases: Sequence[Arrays], path: Path) -> list[np.n
     return [session.run(None, dict(case))[0] for case in cases]
 
 
-def save_model(model: ir.Model, path: Path) -> None:
-    """Write ``model`` to ``path``, its weights beside it in ``<path>.data`` (kept inside when under 1 MiB)."""
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    ir.save(model, path, external_data=f"{path.name}.data" if size > _INLINE_LIMIT else None)
-
-
 def _worst(expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> float:
     return max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in zip(expected, got, strict=True))
-
-
-def operator_counts(model: ir.Model) -> Mapping[str, int]:
-    """Return operator → nodes, most frequent first."""
-    counts: dict[str, int] = {}
-    for node in model.graph:
-        counts[node.op_type] = counts.get(node.op_type, 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: -item[1]))

@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deploy.bundle import BUNDLE_FORMAT_VERSION, MODEL_FILE, REFERENCE_FILE, Bundle
+from deploy.bundle import MODEL_FILE, REFERENCE_FILE, Bundle
+from deploy.export.manifest import describe_files, describe_model, describe_sources
 from deploy.export.precision import Precision, lower_precision
 from deploy.preprocess import Preprocessor
 from deploy.verify.cases import make_cases, sample_inputs, save_reference
-from deploy.verify.run import TorchPair, raise_on_departure, read_evaluation, torch_logits, verify_bundle
-from rmlora._version import __version__
+from deploy.verify.evaluation import EvaluationData, read_evaluation
+from deploy.verify.run import raise_on_departure, verify_bundle
+from deploy.verify.sources import TorchPair, torch_logits
 from rmlora.adapter import Adapter
 from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import ParityError, require
-from rmlora.fingerprint import base_fingerprint
-from rmlora.storage import atomic_directory, refuse_existing, sha256_file, write_json
+from rmlora.storage import atomic_directory, refuse_existing, write_json
 from rmlora.tasks import Task, get_task
 from rmlora.training.data import Columns
 
 __all__ = ["ExportSettings", "export_bundle"]
-
-_TOOLS = ("torch", "transformers", "peft", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "optimum")
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ def export_bundle(settings: ExportSettings, *, note: Callable[[str], None]) -> B
     for module in ("torch", "transformers", "peft"):
         require(module, "export")
     require("onnxruntime", "cpu")
-    from rmlora.models import load_adapted
+    from rmlora.models import adapter_labels, load_adapted
 
     refuse_existing(settings.output, overwrite=settings.overwrite)
     started = time.monotonic()
@@ -79,14 +76,25 @@ def export_bundle(settings: ExportSettings, *, note: Callable[[str], None]) -> B
         base, settings.adapter, task=settings.task, allow_base_mismatch=settings.allow_base_mismatch
     )
     task = get_task(settings.task or adapter.task or "text-classification")
-    pair = TorchPair(adapted, copy.deepcopy(adapted).merge_and_unload())
+    labels = adapter_labels(adapter)
+    evaluation = (
+        read_evaluation(settings.data, settings.columns, task=task.name, labels=labels) if settings.data else None
+    )
+    pair = TorchPair.of(adapted)
     with atomic_directory(settings.output, overwrite=settings.overwrite) as directory:
         _copy_processor(base, settings.adapter, task, pair.merged, directory)
         with tempfile.TemporaryDirectory(dir=directory) as scratch:
             made = _make_graph(settings, task, pair, directory, Path(scratch), adapter, note)
-        bundle = Bundle(directory, {**made, **_provenance(settings, base, adapter, task)})
+        sources = describe_sources(
+            base=settings.base,
+            revision=settings.revision,
+            checkpoint=Checkpoint(base),
+            adapter=adapter,
+            labels=labels,
+        )
+        bundle = Bundle(directory, {**sources, **made, "files": describe_files(directory)})
         bundle.manifest["seconds"] = round(time.monotonic() - started, 1)
-        _prove(settings, bundle, pair, note)
+        bundle.manifest["verification"] = _prove(bundle, pair, evaluation, note) if settings.verify else None
         bundle.save_manifest()
     return Bundle.open(settings.output, check_files=False)
 
@@ -96,9 +104,10 @@ def _make_graph(
     note: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
     """Write the model files into ``directory`` and return the manifest's part about them."""
+    from deploy.export.graph_file import save_model
     from deploy.export.inputs import trace_inputs
     from deploy.export.layers import confirmed_layers
-    from deploy.export.optimise import optimise, save_model
+    from deploy.export.optimise import optimise
     from deploy.export.torch_export import DEFAULT_OPSET, OUTPUT_NAME, export_torch
     from rmlora.models import load_processor
 
@@ -119,7 +128,7 @@ def _make_graph(
     cases = make_cases(preprocessor, sample_inputs(preprocessor, None))
     note("optimising for ONNX Runtime")
     best = optimise(graph, cases, scratch)
-    layers = confirmed_layers(best.model, pair.merged, cases[-1], scratch) if settings.exporter == "torch" else []
+    layers = confirmed_layers(best.model, pair.merged, cases, scratch)
     if settings.precision == "fp32":
         save_model(best.model, directory / MODEL_FILE)
     else:
@@ -128,27 +137,28 @@ def _make_graph(
         lower_precision(scratch / "fp32.onnx", directory / MODEL_FILE, settings.precision, output=OUTPUT_NAME)
     save_reference(directory / REFERENCE_FILE, cases, [torch_logits(pair.adapted, case) for case in cases])
     return {
+        "mode": "merged",
+        "task": task.name,
+        "precision": settings.precision,
         "max_length": max_length,
         "exporter": settings.exporter,
         "optimisation": {"level": best.level, "reason": best.reason},
-        "model": _describe(directory, opset),
+        "model": describe_model(directory),
         "layers": layers,
     }
 
 
-def _prove(settings: ExportSettings, bundle: Bundle, pair: TorchPair, note: Callable[[str], None]) -> None:
-    """Verify the new bundle and put the report into its manifest."""
-    if not settings.verify:
-        bundle.manifest["verification"] = None
-        return
+def _prove(
+    bundle: Bundle, pair: TorchPair, evaluation: EvaluationData | None, note: Callable[[str], None]
+) -> dict[str, Any]:
+    """Verify the new bundle and return the report."""
     note("verifying against PyTorch and PEFT")
-    evaluation = read_evaluation(bundle, settings.data, settings.columns) if settings.data else None
     report = verify_bundle(bundle, bundle.preprocessor(), pair, evaluation=evaluation)
     try:
-        raise_on_departure(report, settings.precision)
+        raise_on_departure(report, bundle.precision)
     except ParityError as error:
         raise ParityError(f"{error} No bundle was written.") from None
-    bundle.manifest["verification"] = report
+    return report
 
 
 def _copy_processor(base: Path, adapter: Path, task: Task, model: Any, directory: Path) -> None:
@@ -165,69 +175,12 @@ def _copy_processor(base: Path, adapter: Path, task: Task, model: Any, directory
             shutil.copyfile(base / name, directory / name)
 
 
-def _provenance(settings: ExportSettings, base: Path, adapter: Adapter, task: Task) -> dict[str, Any]:
-    from rmlora.models import adapter_labels
-
-    return {
-        "format_version": BUNDLE_FORMAT_VERSION,
-        "created_by": f"rmlora-deploy {__version__}",
-        "mode": "merged",
-        "task": task.name,
-        "precision": settings.precision,
-        "labels": adapter_labels(adapter),
-        "base": {
-            "source": str(Path(settings.base).resolve()) if Path(settings.base).exists() else settings.base,
-            "revision": settings.revision,
-            "fingerprint": base_fingerprint(Checkpoint(base), adapter.modules),
-        },
-        "adapter": {
-            "source": str(settings.adapter.resolve()),
-            "sha256": adapter.metadata.get("tensors_sha256"),
-            "modules": len(adapter.modules),
-            "parameters": adapter.parameters,
-            "rmlora": adapter.metadata.get("rmlora"),
-            "metrics": adapter.metadata.get("metrics"),
-        },
-        "tools": {name: _version(name) for name in _TOOLS},
-    }
-
-
-def _describe(directory: Path, opset: int) -> dict[str, Any]:
-    """Return what the manifest says of the model files."""
-    import onnx_ir as ir
-
-    from deploy.export.optimise import operator_counts
-
-    graph = ir.load(directory / MODEL_FILE)
-    files = [directory / MODEL_FILE, directory / f"{MODEL_FILE}.data"]
-    return {
-        "files": {path.name: sha256_file(path) for path in files if path.is_file()},
-        "bytes": sum(path.stat().st_size for path in files if path.is_file()),
-        "opset": graph.opset_imports.get("", opset),
-        "operators": operator_counts(graph),
-        "inputs": [_signature(value) for value in graph.graph.inputs],
-        "outputs": [_signature(value) for value in graph.graph.outputs],
-    }
-
-
-def _signature(value: Any) -> dict[str, Any]:
-    shape = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape or ()]
-    return {"name": value.name, "dtype": value.dtype.name.lower() if value.dtype else None, "shape": shape}
-
-
 def _max_length(adapter: Adapter, processor: Any, task: Task) -> int | None:
     if task.modality == "image":
         return None
     trained = (adapter.metadata.get("training") or {}).get("settings", {}).get("max_length")
     limit = getattr(processor, "model_max_length", None)
     return int(trained) if trained else int(limit) if limit and limit < 100_000 else 512
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _jsonable(value: Any) -> Any:

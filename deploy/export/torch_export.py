@@ -61,7 +61,16 @@ def export_torch(model: PreTrainedModel, inputs: TraceInputs, *, opset: int = DE
         raise InputError(f"torch.onnx cannot export {type(model).__name__}: {reason[:300]}") from error
     if program is None:
         raise InputError(f"torch.onnx made no graph of {type(model).__name__}.")
+    _forget_machine(program.model)
     return program.model
+
+
+def _forget_machine(model: ir.Model) -> None:
+    """Remove the exporter's stack traces: they hold paths of this machine and are half of a small file."""
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        for node in graph:
+            for key in ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node"):
+                node.metadata_props.pop(key, None)
 
 
 @contextmanager

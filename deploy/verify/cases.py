@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from deploy.preprocess import Arrays, Preprocessor
@@ -49,7 +50,7 @@ def sample_inputs(preprocessor: Preprocessor, data: Sequence[Any] | None) -> lis
 
 
 def make_cases(preprocessor: Preprocessor, inputs: Sequence[Any]) -> list[Arrays]:
-    """Return batches of 1, 2, 5 and 8 rows over ``inputs``, and the first row on its own."""
+    """Return batches of 1, 2, 5 and 8 rows over ``inputs``, as far as they reach."""
     batches, start = [], 0
     for size in _SIZES:
         chunk = list(inputs[start : start + size])
@@ -72,13 +73,16 @@ def load_reference(path: Path) -> tuple[list[Arrays], list[np.ndarray]]:
     """Read what :func:`save_reference` wrote.
 
     Raises:
-        InputError: the file is missing.
+        InputError: the file is missing or damaged.
     """
     if not path.is_file():
         raise InputError(
-            f"{path} is missing: the bundle cannot be verified without PyTorch; pass --base and --adapter."
+            f"{path} is missing: the bundle cannot be verified without PyTorch; copy it again or export again."
         )
-    tensors = load_file(path)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path} cannot be read ({error}): copy the bundle again or export again.") from None
     cases: dict[int, Arrays] = {}
     for key, array in tensors.items():
         number, _, name = key.partition("/")

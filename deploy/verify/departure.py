@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.export.layers import Layer, relative_difference, run_layers, torch_layers
+from deploy.export.layers import Layer, layer_errors, opened_layers, torch_layers
 from deploy.preprocess import Arrays
 
 __all__ = ["first_departure"]
@@ -17,6 +18,8 @@ def first_departure(
 ) -> dict[str, Any] | None:
     """Return the first of ``layers`` whose tensor differs from the module's output by more than ``tolerance``.
 
+    Layers whose tensor a lower precision has removed from the graph are passed over.
+
     Args:
         graph: ONNX file.
         layers: module and tensor pairs in the order of execution.
@@ -26,14 +29,12 @@ def first_departure(
         provider: execution provider to run on.
 
     Returns:
-        ``{"module", "tensor", "relative_error"}``, or None if no layer departs.
+        ``{"module", "tensor", "relative_error"}``, the error None where it is not finite; None if no layer departs.
     """
-    got = run_layers(graph, layers, case, provider)
-    expected = torch_layers(torch_model, case)
-    for layer in layers:
-        if layer["tensor"] not in got:
-            continue
-        error = relative_difference(got[layer["tensor"]], expected.get(layer["module"]))
-        if not error <= tolerance:
-            return {**layer, "relative_error": error}
+    with opened_layers(graph, layers, provider) as run:
+        got = run(case)
+    there = [layer for layer in layers if layer["tensor"] in got]
+    for layer, error in zip(there, layer_errors(there, got, torch_layers(torch_model, case)), strict=True):
+        if error > tolerance:
+            return {**layer, "relative_error": error if math.isfinite(error) else None}
     return None

@@ -1,0 +1,98 @@
+"""What a bundle's manifest says of its files, and of what it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from deploy.bundle import BUNDLE_FORMAT_VERSION, MANIFEST_FILE, MODEL_FILE
+from rmlora._version import __version__
+from rmlora.adapter import Adapter
+from rmlora.checkpoint import Checkpoint
+from rmlora.fingerprint import base_fingerprint
+from rmlora.package import TENSORS_FILE
+from rmlora.storage import sha256_file
+
+__all__ = ["describe_files", "describe_model", "describe_sources", "operator_counts"]
+
+_MODEL_FILES = (MODEL_FILE, f"{MODEL_FILE}.data")
+_TOOLS = ("torch", "transformers", "peft", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "optimum", "optimum-onnx")
+
+
+def describe_model(directory: Path) -> dict[str, Any]:
+    """Return files with SHA-256, size, opset, operators, inputs and outputs of the graph in ``directory``."""
+    graph = ir.load(directory / MODEL_FILE)
+    files = [directory / name for name in _MODEL_FILES if (directory / name).is_file()]
+    return {
+        "files": {path.name: sha256_file(path) for path in files},
+        "bytes": sum(path.stat().st_size for path in files),
+        "opset": graph.opset_imports[""],
+        "operators": operator_counts(graph),
+        "inputs": [_signature(value) for value in graph.graph.inputs],
+        "outputs": [_signature(value) for value in graph.graph.outputs],
+    }
+
+
+def describe_files(directory: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file in ``directory`` but the model's and the manifest."""
+    known = (*_MODEL_FILES, MANIFEST_FILE)
+    files = {path.relative_to(directory).as_posix(): path for path in sorted(directory.rglob("*")) if path.is_file()}
+    return {name: sha256_file(path) for name, path in files.items() if name not in known}
+
+
+def describe_sources(
+    *, base: str, revision: str | None, checkpoint: Checkpoint, adapter: Adapter, labels: Sequence[str]
+) -> dict[str, Any]:
+    """Return what the bundle was made from, and with.
+
+    Args:
+        base: what the user called the base.
+        revision: of a hub base.
+        checkpoint: the base as it was found.
+        adapter: the adapter, whose ``source`` is its directory.
+        labels: of the head.
+    """
+    source = Path(adapter.source)
+    return {
+        "format_version": BUNDLE_FORMAT_VERSION,
+        "created_by": f"rmlora-deploy {__version__}",
+        "labels": list(labels),
+        "base": {
+            "source": str(Path(base).resolve()) if Path(base).exists() else base,
+            "revision": revision,
+            "fingerprint": base_fingerprint(checkpoint, adapter.modules),
+        },
+        "adapter": {
+            "source": str(source.resolve()),
+            "sha256": sha256_file(source / TENSORS_FILE),
+            "modules": len(adapter.modules),
+            "parameters": adapter.parameters,
+            "rmlora": adapter.metadata.get("rmlora"),
+            "metrics": adapter.metadata.get("metrics"),
+        },
+        "tools": {name: _version(name) for name in _TOOLS},
+    }
+
+
+def operator_counts(model: ir.Model) -> Mapping[str, int]:
+    """Return operator → nodes, most frequent first."""
+    counts: dict[str, int] = {}
+    for node in model.graph:
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _signature(value: ir.Value) -> dict[str, Any]:
+    shape = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape or ()]
+    return {"name": value.name, "dtype": value.dtype.name.lower() if value.dtype else None, "shape": shape}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,60 @@
+"""The metric itself on labelled data, for every model that is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploy.preprocess import Arrays, Preprocessor
+from rmlora.errors import InputError
+from rmlora.tasks import get_task
+from rmlora.training.data import Columns, load_split
+
+__all__ = ["EvaluationData", "measure", "read_evaluation"]
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """Labelled examples to measure the metric on; labels are indices into the model's."""
+
+    source: str
+    inputs: list[Any]
+    labels: list[int]
+
+
+def read_evaluation(source: str, columns: Columns, *, task: str, labels: Sequence[str]) -> EvaluationData:
+    """Read labelled data for a model of ``task`` with ``labels``.
+
+    Raises:
+        InputError: it cannot be read, or has a label the model does not know.
+    """
+    data = load_split(get_task(task), source, columns)
+    index = {label: number for number, label in enumerate(labels)}
+    unknown = sorted(set(data.labels) - set(index))
+    if unknown:
+        raise InputError(f"{source} has the label '{unknown[0]}', but the model's are {', '.join(index)}.")
+    return EvaluationData(source, data.inputs, [index[label] for label in data.labels])
+
+
+def measure(
+    data: EvaluationData, preprocessor: Preprocessor, models: Mapping[str, Callable[[Arrays], np.ndarray]]
+) -> dict[str, Any]:
+    """Return the accuracy of every model in ``models`` (name → logits of a batch), batch by batch.
+
+    Returns:
+        ``{"data", "examples", "metric", <name>: accuracy, …}``.
+    """
+    correct = dict.fromkeys(models, 0)
+    for start in range(0, len(data.labels), _BATCH):
+        batch = preprocessor(data.inputs[start : start + _BATCH])
+        labels = np.array(data.labels[start : start + _BATCH])
+        for name, logits in models.items():
+            correct[name] += int((logits(batch).argmax(-1) == labels).sum())
+    scores = {name: count / len(data.labels) for name, count in correct.items()}
+    return {"data": Path(data.source).name, "examples": len(data.labels), "metric": "accuracy", **scores}

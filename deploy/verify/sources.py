@@ -1,0 +1,99 @@
+"""PyTorch's side of a verification: the models a bundle was made from, and their answers."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deploy.bundle import Bundle
+from deploy.preprocess import Arrays
+from rmlora.base import resolve_base
+from rmlora.checkpoint import Checkpoint
+from rmlora.errors import AdapterError, BaseMismatchError, InputError, is_installed
+from rmlora.fingerprint import base_fingerprint
+from rmlora.package import TENSORS_FILE
+from rmlora.storage import sha256_file
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+__all__ = ["TorchPair", "load_torch_pair", "torch_is_installed", "torch_logits"]
+
+
+@dataclass(frozen=True)
+class TorchPair:
+    """PyTorch's two models of one adapter."""
+
+    adapted: PeftModel
+    """The base with PEFT's layers."""
+    merged: Any
+    """A copy with the update merged into the weights."""
+
+    @classmethod
+    def of(cls, adapted: PeftModel) -> TorchPair:
+        """Return ``adapted`` with a merged copy of it."""
+        return cls(adapted, copy.deepcopy(adapted).merge_and_unload())
+
+
+def load_torch_pair(bundle: Bundle, base: str | None, adapter: Path | None) -> TorchPair:
+    """Load the models a bundle was made from.
+
+    Args:
+        bundle: its manifest tells the sources, and how to recognise them.
+        base: overrides where the base is.
+        adapter: overrides where the adapter is.
+
+    Raises:
+        InputError: a recorded source is not there any more.
+        AdapterError: the adapter is another one than the bundle's.
+        BaseMismatchError: the base is another one than the bundle's.
+    """
+    from rmlora.models import load_adapted
+
+    recorded = bundle.manifest["adapter"]
+    path = adapter or Path(recorded["source"])
+    if adapter is None and not path.is_dir():
+        raise InputError(
+            f"The adapter {path} of this bundle is not there any more: pass --adapter, or --reference-only."
+        )
+    if (path / TENSORS_FILE).is_file() and sha256_file(path / TENSORS_FILE) != recorded["sha256"]:
+        raise AdapterError(
+            f"{path} is not the adapter this bundle was made from (SHA-256 differs): pass the right --adapter."
+        )
+    directory = _base_directory(bundle, base)
+    # Whether base and adapter belong together was settled at export; here both must be the bundle's own.
+    adapted, loaded = load_adapted(directory, path, task=bundle.task, allow_base_mismatch=True)
+    if base_fingerprint(Checkpoint(directory), loaded.modules) != bundle.manifest["base"]["fingerprint"]:
+        raise BaseMismatchError(
+            f"{directory} is not the base this bundle was made from (fingerprint differs): pass the right --base."
+        )
+    return TorchPair.of(adapted)
+
+
+def _base_directory(bundle: Bundle, base: str | None) -> Path:
+    if base is not None:
+        return resolve_base(base)
+    recorded = bundle.manifest["base"]
+    if Path(recorded["source"]).is_absolute() and not Path(recorded["source"]).exists():
+        raise InputError(
+            f"The base {recorded['source']} of this bundle is not there any more: pass --base, or --reference-only."
+        )
+    return resolve_base(recorded["source"], revision=recorded["revision"])
+
+
+def torch_logits(model: Any, case: Arrays) -> np.ndarray:
+    """Return a PyTorch model's logits for one batch."""
+    import torch
+
+    with torch.inference_mode():
+        output = model(**{name: torch.from_numpy(np.array(array)) for name, array in case.items()})
+    return np.asarray(output.logits.float().numpy())
+
+
+def torch_is_installed() -> bool:
+    """Whether PyTorch and PEFT can be used here."""
+    return all(is_installed(name) for name in ("torch", "peft"))
