@@ -1,6 +1,6 @@
 """Memory and time of merging an adapter into a checkpoint far larger than the memory it may take.
 
-Builds a sharded bfloat16 checkpoint of a Llama-7B's shapes with random weights and a rank-16 adapter on all of
+Builds a sharded bfloat16 checkpoint of a Llama-7B's shapes (two layers more, to reach 14 GB) with random weights and a rank-16 adapter on all of
 its projections, merges it in a process of its own, and records that process's peak memory. Some rows of the
 result are compared with the sum computed here.
 
@@ -32,7 +32,7 @@ from rmlora.checkpoint import INDEX_NAME, Checkpoint
 from rmlora.package import load_package, save_package
 from rmlora.storage import write_json
 
-WIDTH, HIDDEN, LAYERS, VOCABULARY = 4096, 11008, 32, 32000
+WIDTH, HIDDEN, LAYERS, VOCABULARY = 4096, 11008, 34, 32000
 RANK, ALPHA = 16, 32
 LAYERS_PER_SHARD = 11
 """About 4.5 GB a shard, as such checkpoints are published."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rmlora.adapter import Adapter
 from rmlora.checkpoint import Checkpoint
-from rmlora.errors import AdapterError, CheckpointError, ConfigError, require
+from rmlora.errors import AdapterError, CheckpointError, ConfigError, is_installed, require
 from rmlora.fingerprint import check_base
 from rmlora.package import load_package
 from rmlora.tasks import Task, get_task
@@ -172,6 +173,8 @@ def load_processor(base: Path, task: Task) -> Any:
         CheckpointError: the base ships none.
     """
     require("transformers", "serve")
+    if not is_installed("torch"):
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is absent is as it should be
     from transformers import AutoImageProcessor, AutoTokenizer
 
     try:
