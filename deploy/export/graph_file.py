@@ -18,4 +18,8 @@ def save_model(model: ir.Model, path: Path) -> None:
     The graph names the data file relative to itself, so the two can move together.
     """
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    ir.save(model, path, external_data=f"{path.name}.data" if size > INLINE_LIMIT else None)
+    if size > INLINE_LIMIT:
+        ir.save(model, path, external_data=f"{path.name}.data")
+    else:
+        ir.external_data.load_to_model(model)  # else it would go on naming the files it was read from
+        ir.save(model, path)

@@ -6,6 +6,7 @@ that goes wrong is caught here by running both graphs, and the plain one is kept
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,11 +54,8 @@ def optimise(model: ir.Model, cases: Sequence[Arrays], scratch: Path) -> Optimis
         fused = _fuse(model)
         worst = _worst(expected, run_model(fused, cases, scratch / "fused.onnx"))
     except (RMLoRAError, ValueError, KeyError, AssertionError, AttributeError, RuntimeError) as error:
-        return Optimised(
-            _reload(scratch / "folded.onnx"),
-            "folded",
-            f"fusion failed: {str(error).splitlines()[0] if str(error) else error!r}",
-        )
+        reason = str(error).partition("\n")[0].replace(f"{scratch}{os.sep}", "") or type(error).__name__
+        return Optimised(_reload(scratch / "folded.onnx"), "folded", f"fusion failed: {reason}")
     if not worst <= EXACT:
         return Optimised(_reload(scratch / "folded.onnx"), "folded", f"the fused graph departed by {worst:.1e}")
     return Optimised(fused, "ort-fusions")

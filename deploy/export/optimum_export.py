@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import DependencyError, InputError, is_installed
+from rmlora.models import quiet_transformers
 from rmlora.tasks import Task
 
 if TYPE_CHECKING:
@@ -41,14 +43,16 @@ def export_optimum(model: Any, processor: Any, task: Task, *, opset: int) -> ir.
         model.save_pretrained(source)
         processor.save_pretrained(source)
         try:
-            main_export(
-                str(source),
-                output=target,
-                task=task.name,
-                opset=opset,
-                do_validation=False,
-                library_name="transformers",
-            )
+            with quiet_transformers(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the tracer warns of every constant; verification is what counts
+                main_export(
+                    str(source),
+                    output=target,
+                    task=task.name,
+                    opset=opset,
+                    do_validation=False,
+                    library_name="transformers",
+                )
         except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
             raise InputError(f"Optimum cannot export {type(model).__name__}: {str(error).splitlines()[0]}") from error
         graph = ir.load(target / "model.onnx")

@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from deploy.export.attention import open_attention
-from deploy.export.graph_file import INLINE_LIMIT, save_model
+from deploy.export.graph_file import save_model
 from rmlora.errors import ConfigError, require
 
 __all__ = ["PRECISIONS", "Precision", "lower_precision"]
@@ -74,7 +74,7 @@ def _to_int8(source: Path, output: str) -> ir.Model:
             per_channel=True,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=_head_nodes(onnx.load(opened, load_external_data=False).graph, output),
-            use_external_data_format=source.stat().st_size + _data_size(source) > INLINE_LIMIT,
+            use_external_data_format=True,  # it cannot hold more than 2 GB otherwise
             extra_options={"MatMulConstBOnly": True},
         )
     finally:
@@ -97,8 +97,3 @@ def _head_nodes(graph: Any, output: str) -> list[str]:
         else:
             queue.extend(node.input)
     return found
-
-
-def _data_size(model: Path) -> int:
-    data = model.with_name(f"{model.name}.data")
-    return data.stat().st_size if data.is_file() else 0

@@ -1,0 +1,116 @@
+"""What each way of optimising MiniLM's graph is worth: nodes, bytes, error, and latency on one thread.
+
+Compares the exporter's own graph, constants folded, ONNX Runtime's fusions (what ``rmlora-deploy export`` does)
+and opset 23 with its ``Attention`` operator, then the lower precisions. Rounds are interleaved and the fastest run
+counts, so that other work on the machine disturbs all alike.
+
+    python -m benchmarks.graphs              # writes benchmarks/results/graphs.json
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxscript.optimizer
+import torch
+
+from benchmarks.assets import minilm
+from benchmarks.results import environment, write_result
+from deploy.export.graph_file import save_model
+from deploy.export.inputs import trace_inputs
+from deploy.export.manifest import operator_counts
+from deploy.export.optimise import optimise
+from deploy.export.precision import lower_precision
+from deploy.export.torch_export import OUTPUT_NAME, export_torch
+from deploy.preprocess import Arrays, Preprocessor
+from deploy.providers import create_session
+from deploy.verify.cases import make_cases, sample_inputs
+from deploy.verify.compare import compare
+from deploy.verify.sources import torch_logits
+from rmlora.models import load_processor, load_task_model
+from rmlora.tasks import get_task
+
+SIZES = ((1, 32), (8, 32), (8, 128))
+ROUNDS, RUNS = 20, 3
+
+
+def main() -> None:
+    """Make every graph, measure all of them, print a line each and write the file."""
+    task = get_task("text-classification")
+    torch.manual_seed(0)
+    model = load_task_model(minilm(), task, ["no", "yes"]).model.eval()
+    processor = load_processor(minilm(), task)
+    inputs = trace_inputs(task, model.config, processor)
+    cases = make_cases(pre := Preprocessor(task, processor, 128, tuple(inputs.tensors)), sample_inputs(pre, None))
+    with tempfile.TemporaryDirectory() as directory:
+        seconds, paths = _make(model, inputs, cases, Path(directory))
+        expected = [torch_logits(model, case) for case in cases]
+        rows = _measure(paths, cases, expected)
+    for row in rows:
+        print(json.dumps(row))
+    print(write_result("graphs", {"environment": environment(), "export_seconds": seconds, "rows": rows}))
+
+
+def _make(model: Any, inputs: Any, cases: list[Arrays], directory: Path) -> tuple[dict[str, float], dict[str, Path]]:
+    seconds, paths = {}, {}
+
+    def save(name: str, graph: ir.Model) -> None:
+        paths[name] = directory / f"{name}.onnx"
+        save_model(graph, paths[name])
+
+    start = time.monotonic()
+    graph = export_torch(model, inputs)
+    seconds["torch.onnx"] = round(time.monotonic() - start, 1)
+    save("as exported", graph)
+    start = time.monotonic()
+    best = optimise(graph, cases, directory)
+    seconds["optimise"] = round(time.monotonic() - start, 1)
+    paths["folded"] = directory / "folded.onnx"  # where optimise leaves it
+    save("fused", best.model)
+    newest = export_torch(model, inputs, opset=23)
+    onnxscript.optimizer.optimize(newest)
+    save("opset 23", newest)
+    for precision in ("fp16", "int8"):
+        paths[precision] = directory / f"{precision}.onnx"
+        lower_precision(paths["fused"], paths[precision], precision, output=OUTPUT_NAME)  # type: ignore[arg-type]
+    return seconds, paths
+
+
+def _measure(paths: dict[str, Path], cases: list[Arrays], expected: list[np.ndarray]) -> list[dict[str, Any]]:
+    sessions = {name: create_session(path, threads=1) for name, path in paths.items()}
+    fastest: dict[tuple[str, str], float] = {}
+    for _ in range(ROUNDS):
+        for batch, tokens in SIZES:
+            feeds = {name: np.ones((batch, tokens), np.int64) for name in cases[0]}
+            for name, session in sessions.items():
+                for _ in range(RUNS):
+                    start = time.perf_counter()
+                    session.run(None, feeds)
+                    key = (name, f"{batch}x{tokens}")
+                    fastest[key] = min(fastest.get(key, np.inf), time.perf_counter() - start)
+    rows = []
+    for name, path in paths.items():
+        result = compare(expected, [sessions[name].run(None, dict(case))[0] for case in cases])
+        data = path.with_name(f"{path.name}.data")
+        rows.append(
+            {
+                "graph": name,
+                "nodes": sum(operator_counts(ir.load(path)).values()),
+                "megabytes": round((path.stat().st_size + data.stat().st_size) / 1e6, 1),
+                "max_relative_error": result.max_relative_error,
+                "milliseconds": {
+                    size: round(1e3 * best, 2) for (graph, size), best in fastest.items() if graph == name
+                },
+            }
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    main()
