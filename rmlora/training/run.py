@@ -27,6 +27,7 @@ from rmlora.training.settings import TrainSettings
 if TYPE_CHECKING:
     from peft import PeftModel
     from rich.console import Console
+    from transformers import TrainingArguments
 
 __all__ = ["TrainResult", "train"]
 
@@ -65,12 +66,10 @@ def train(settings: TrainSettings, *, console: Console, resume: bool = True, ove
     """
     for module in ("torch", "transformers", "peft", "accelerate", "datasets"):
         require(module, "train")
-    from accelerate import PartialState
     from transformers import set_seed
 
     refuse_existing(settings.output, overwrite=overwrite)
     started = time.monotonic()
-    processes = PartialState()
     task = get_task(settings.task)
     base = resolve_base(settings.base, revision=settings.revision)
     splits = load_splits(
@@ -89,20 +88,21 @@ def train(settings: TrainSettings, *, console: Console, resume: bool = True, ove
     loaded = load_task_model(base, task, splits.labels, **options)
     model, config = _adapt(loaded, task, settings.rmlora)
     processor = _processor(base, task, settings)
+    arguments = _arguments(settings)  # joins the process group of torchrun or accelerate
+    processes = arguments.distributed_state
+    main_process: bool = processes.is_main_process
     checkpoint = None
-    if processes.is_main_process:
+    if main_process:
         checkpoint = claim_run(settings.checkpoints, settings.identity(), resume=resume)
     processes.wait_for_everyone()
-    if not processes.is_main_process:
+    if not main_process:
         checkpoint = last_whole_checkpoint(settings.checkpoints)
-    if checkpoint is not None and processes.is_main_process:
+    if checkpoint is not None and main_process:
         console.print(f"Continuing the interrupted run at {checkpoint.name.replace('-', ' ')}.")
-    metrics, steps = _fit(settings, config, model, task, splits, processor, checkpoint, console)
+    metrics, steps = _fit(settings, arguments, config, model, task, splits, processor, checkpoint, console)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    result = TrainResult(
-        settings.output, metrics, trainable, steps, time.monotonic() - started, processes.is_main_process
-    )
-    if processes.is_main_process:
+    result = TrainResult(settings.output, metrics, trainable, steps, time.monotonic() - started, main_process)
+    if main_process:
         _write_package(settings, config, model, task, splits, processor, base, result, overwrite=overwrite)
     processes.wait_for_everyone()
     return result
@@ -148,6 +148,7 @@ def _processor(base: Path, task: Task, settings: TrainSettings) -> Any:
 
 def _fit(
     settings: TrainSettings,
+    arguments: TrainingArguments,
     config: RMLoRAConfig,
     model: PeftModel,
     task: Task,
@@ -173,7 +174,7 @@ def _fit(
     }
     trainer = Trainer(
         model=model,
-        args=_arguments(settings),
+        args=arguments,
         train_dataset=examples["train"],
         eval_dataset=examples["validation"],
         data_collator=examples["train"].collate,
@@ -210,7 +211,7 @@ def _fit(
     }, steps
 
 
-def _arguments(settings: TrainSettings) -> Any:
+def _arguments(settings: TrainSettings) -> TrainingArguments:
     import torch
     from transformers import TrainingArguments
 
@@ -240,6 +241,7 @@ def _arguments(settings: TrainSettings) -> Any:
         "fp16": settings.precision == "fp16",
         "seed": settings.seed,
         "report_to": [],
+        "use_cpu": not torch.accelerator.is_available(),  # else processes started without a GPU would not find each other
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "label_names": ["labels"],
