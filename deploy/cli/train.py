@@ -113,6 +113,7 @@ def _run_options(function: _Function) -> _Function:
         click.option("--weight-decay", type=float, default=0.0, show_default=True, help="AdamW's decay."),
         click.option("--max-grad-norm", type=float, default=1.0, show_default=True, help="Clip the task's gradient; 0 never."),
         click.option("--max-length", type=int, default=128, show_default=True, help="Tokens; longer texts are cut."),
+        click.option("--group-by-length", is_flag=True, help="Batches of about equal length: less padding, up to twice as fast."),
         click.option("--image-size", type=int, help="Pixels on a side.  [default: the base's]"),
         click.option("--save-steps", type=int, help="Steps between checkpoints.  [default: one per epoch]"),
         click.option("--best-metric", type=click.Choice(["accuracy", "macro_f1", "loss"]), default="accuracy",

@@ -249,10 +249,12 @@ def _arguments(settings: TrainSettings) -> TrainingArguments:
         "dataloader_pin_memory": torch.cuda.is_available(),
         **cadence,
     }
-    if int(version("transformers").partition(".")[0]) >= 5:  # 5 reads a fraction of warmup_steps as a ratio
-        options["warmup_steps"] = settings.warmup_ratio
+    if int(version("transformers").partition(".")[0]) >= 5:
+        options["warmup_steps"] = settings.warmup_ratio  # a fraction is read as a ratio
+        options["train_sampling_strategy"] = "group_by_length" if settings.group_by_length else "random"
     else:
         options["warmup_ratio"] = settings.warmup_ratio
+        options["group_by_length"] = settings.group_by_length
     return TrainingArguments(**options)
 
 

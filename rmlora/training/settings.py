@@ -46,6 +46,8 @@ class TrainSettings:
     max_grad_norm: float = 1.0
     max_length: int = 128
     """Tokens; longer texts are cut."""
+    group_by_length: bool = False
+    """Make batches of texts of about the same length: less padding, at the price of less random batches."""
     image_size: int | None = None
     """Pixels on a side; None keeps the base's."""
     save_steps: int | None = None
@@ -79,6 +81,8 @@ class TrainSettings:
                 raise ConfigError(f"{name} must be 0 or more: change --{name.replace('_', '-')}.")
         if not 0 < self.validation_fraction < 1:
             raise ConfigError("validation_fraction must lie between 0 and 1: change --validation-fraction.")
+        if self.group_by_length and get_task(self.task).modality != "text":
+            raise ConfigError(f"--group-by-length is for texts, and the task is {self.task}: leave it out.")
         if self.best_metric not in get_args(BestMetric):
             raise ConfigError(f"best_metric must be one of {', '.join(get_args(BestMetric))}: change --best-metric.")
         if self.precision not in get_args(Precision):
