@@ -101,6 +101,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
         "2",
         "--mask-mode",
         "update",
+        "--group-by-length",
     ]
     assert run(*words, "-o", tmp_path / "whole").code == 0
     run_dir = tmp_path / "killed.run"
@@ -117,6 +118,13 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
         done = run(*words, "-o", tmp_path / "killed")
         assert done.code == 0, done.stderr
     assert_equal(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_batches_of_equal_length_learn_as_well(base: Path, data: Path, tmp_path: Path) -> None:
+    words = ["train", "--base", base, "--train", data, "--test", data, *SETTINGS, "--group-by-length", "--json"]
+    done = run(*words, "-o", tmp_path / "grouped")
+    assert done.code == 0, done.stderr
+    assert json.loads(done.stdout)["metrics"]["test"]["accuracy"] > 0.9
 
 
 def test_half_written_checkpoints_are_not_resumed_from(base: Path, data: Path, tmp_path: Path) -> None:
@@ -265,6 +273,8 @@ def test_wrong_flags_and_paths(base: Path, data: Path, tmp_path: Path) -> None:
     )
     fails(2, "active_rank 9 is larger than rank 8", *start, "--base", base, "--active-rank", "9")
     fails(2, "learning_rate must be positive", *start, "--base", base, "--learning-rate", "0")
+    images = ["--task", "image-classification", "--group-by-length"]
+    fails(2, "--group-by-length is for texts", *start, "--base", base, *images)
     fails(2, "precision fp16 needs a GPU", *start, "--base", base, "--precision", "fp16")
     fails(2, "No such option", *start, "--base", base, "--rang", "3")
     fails(3, "has no column 'txt' (it has", *start, "--base", base, "--text-column", "txt")
