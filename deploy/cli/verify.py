@@ -69,7 +69,7 @@ def command(
 def show_report(console: Console, report: dict[str, Any]) -> None:
     """Print a verification report as a table."""
     shapes = ", ".join("×".join(map(str, shape)) for shape in report["shapes"])
-    table = Table("compared with " + report["against"], "max error", "relative", "mean error", "same choice")
+    table = Table("compared with " + report["against"], "max error", "relative", "rms, relative", "same choice")
     for key, name in (("pytorch_merged", "PyTorch, merged"), ("onnx", f"ONNX Runtime, {report['provider']}")):
         if key in report:
             row = report[key]
@@ -77,11 +77,14 @@ def show_report(console: Console, report: dict[str, Any]) -> None:
                 name,
                 f"{row['max_abs_error']:.1e}",
                 f"{row['max_relative_error']:.1e}",
-                f"{row['mean_abs_error']:.1e}",
+                f"{row['rms_relative_error']:.1e}",
                 f"{row['argmax_agreement']:.1%}",
             )
     console.print(table)
-    console.print(f"Inputs of shapes {shapes}; allowed relative error {report['tolerance']['relative_error']:.2g}.")
+    limit = report["tolerance"]
+    console.print(
+        f"Inputs of shapes {shapes}; allowed relative error {limit['relative_error']:.2g}, rms {limit['rms_error']:.2g}."
+    )
     if "evaluation" in report:
         scores = report["evaluation"]
         torch_score = f"PyTorch {scores['pytorch']:.4f}, " if "pytorch" in scores else ""

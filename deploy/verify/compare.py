@@ -16,6 +16,8 @@ class Tolerance:
 
     relative_error: float
     """Largest difference of a logit, relative to the largest logit."""
+    rms_error: float
+    """Root mean square of the differences, relative to that of the logits."""
     agreement: float
     """Share of rows whose first choice must be the same."""
     metric_loss: float
@@ -28,11 +30,12 @@ class Tolerance:
 
 TOLERANCES: dict[str, Tolerance] = {
     # The same float32 sums in another order: 1e-6 on real models, and a wrong weight shows above 1e-3.
-    "fp32": Tolerance(1e-4, 1.0, 0.0),
+    "fp32": Tolerance(1e-4, 1e-4, 1.0, 0.0),
     # 11 bits a number, errors adding up over the layers: 6e-4 on MiniLM.
-    "fp16": Tolerance(2e-2, 0.98, 0.002),
-    # 8 bits a factor: single logits move by up to a tenth on MiniLM, so the metric is the judge that counts.
-    "int8": Tolerance(2.5e-1, 0.90, 0.01),
+    "fp16": Tolerance(2e-2, 1e-2, 0.98, 0.002),
+    # 8 bits a factor. The errors of activations have long tails: over 256 questions a logit of MiniLM moved by 0.05 of
+    # the largest in the median batch and by 0.38 in the worst, so the root mean square and the metric are the judges.
+    "int8": Tolerance(1.0, 1.5e-1, 0.90, 0.01),
 }
 """Precision → what is accepted."""
 
@@ -45,6 +48,8 @@ class Comparison:
     mean_abs_error: float
     max_relative_error: float
     """``max_abs_error`` over the largest expected logit."""
+    rms_relative_error: float
+    """Root mean square of the differences over that of the expected logits."""
     argmax_agreement: float
     """Share of rows with the same first choice; a row with a NaN or an infinity never has it."""
     not_finite: int
@@ -56,6 +61,7 @@ class Comparison:
         return (
             self.not_finite == 0
             and self.max_relative_error <= tolerance.relative_error
+            and self.rms_relative_error <= tolerance.rms_error
             and self.argmax_agreement >= tolerance.agreement
         )
 
@@ -78,10 +84,12 @@ def compare(expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> Compar
     finite = np.isfinite(second)
     difference = np.abs(np.where(finite, second, first) - first)
     same = (first.argmax(-1) == second.argmax(-1)) & finite.all(-1)
+    scale = float(np.sqrt((first**2).mean())) or 1.0
     return Comparison(
         max_abs_error=float(difference.max()),
         mean_abs_error=float(difference.sum() / max(1, finite.sum())),
         max_relative_error=float(difference.max()) / (float(np.abs(first).max()) or 1.0),
+        rms_relative_error=float(np.sqrt((difference**2).mean())) / scale,
         argmax_agreement=float(same.mean()),
         not_finite=int((~finite).sum()),
         rows=len(first),

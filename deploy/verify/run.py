@@ -83,10 +83,15 @@ def raise_on_departure(report: dict[str, Any], precision: str) -> None:
     measured, limit = report["onnx"], report["tolerance"]
     if measured["not_finite"]:
         what = f"gives {measured['not_finite']} logits that are NaN or infinite"
-    elif measured["max_relative_error"] > limit["relative_error"] or measured["argmax_agreement"] < limit["agreement"]:
+    elif (
+        measured["max_relative_error"] > limit["relative_error"]
+        or measured["rms_relative_error"] > limit["rms_error"]
+        or measured["argmax_agreement"] < limit["agreement"]
+    ):
         what = (
             f"differs from PyTorch by {measured['max_relative_error']:.1e} of the largest logit (allowed "
-            f"{limit['relative_error']:.2g}) and agrees on {measured['argmax_agreement']:.1%} of the choices (at least "
+            f"{limit['relative_error']:.2g}), by {measured['rms_relative_error']:.1e} in the root mean square (allowed "
+            f"{limit['rms_error']:.2g}), and agrees on {measured['argmax_agreement']:.1%} of the choices (at least "
             f"{limit['agreement']:.0%})"
         )
     else:
