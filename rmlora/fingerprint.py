@@ -1,9 +1,13 @@
-"""Recognising a base model by the weights an adapter changes (DESIGN 4)."""
+"""Recognising a base model by the weights an adapter changes.
+
+Every adapted weight has a digest of its own, and the base's fingerprint is the hash over them. So an adapter of fewer
+or more modules (compressed, mixed) can still be checked against the base, and the first weight that differs named.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rmlora.adapter import Adapter
 from rmlora.checkpoint import Checkpoint
@@ -11,7 +15,7 @@ from rmlora.errors import BaseMismatchError
 from rmlora.naming import find_tensors
 from rmlora.tensors import TensorInfo
 
-__all__ = ["base_fingerprint", "check_base"]
+__all__ = ["base_fingerprint", "check_base", "differing_weight", "fingerprint_of", "weight_digests"]
 
 _BLOCK = 4096
 _BLOCKS_PER_TENSOR = 16
@@ -20,21 +24,32 @@ _BLOCKS_PER_TENSOR = 16
 def base_fingerprint(checkpoint: Checkpoint, modules: Iterable[str]) -> str:
     """Return ``"sha256:…"`` over the weights of ``modules`` (module paths) in ``checkpoint``.
 
-    The hash covers each module's path, its weight's type and shape, and 16 blocks of 4 KiB spread evenly over
-    the content (all of it when it is smaller): 64 KiB a tensor, so a 7B base costs about a second. The
-    sampled places depend only on the size, hence the result is the same on every machine.
+    Raises:
+        AdapterError: a module has no weight in the checkpoint.
+    """
+    return fingerprint_of(weight_digests(checkpoint, modules))
+
+
+def fingerprint_of(digests: Mapping[str, str]) -> str:
+    """Return the fingerprint that goes with :func:`weight_digests`."""
+    lines = (f"{module} {digest}\n" for module, digest in sorted(digests.items()))
+    return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def weight_digests(checkpoint: Checkpoint, modules: Iterable[str]) -> dict[str, str]:
+    """Return module path → 32 hex digits over its weight's type, shape and content.
+
+    Of the content 16 blocks of 4 KiB are read, spread evenly (all of it when it is smaller): 64 KiB a tensor, so a 7B
+    base costs about a second. The sampled places depend only on the size: the result is the same on every machine.
 
     Raises:
         AdapterError: a module has no weight in the checkpoint.
     """
     parameters = sorted(f"{module}.weight" for module in modules)
     found = _tensors_of(checkpoint, parameters)
-    digest = hashlib.sha256()
-    for parameter in parameters:
-        info = checkpoint.tensors[found[parameter]]
-        digest.update(f"{parameter}|{info.dtype}|{info.shape}\n".encode())
-        _update_with_sample(digest, info)
-    return "sha256:" + digest.hexdigest()
+    return {
+        parameter.removesuffix(".weight"): _digest(checkpoint.tensors[found[parameter]]) for parameter in parameters
+    }
 
 
 def _tensors_of(checkpoint: Checkpoint, parameters: list[str]) -> dict[str, str]:
@@ -46,30 +61,41 @@ def _tensors_of(checkpoint: Checkpoint, parameters: list[str]) -> dict[str, str]
     return {**find_tensors(own, checkpoint.tensors.keys(), where=f"the base at {checkpoint.path}"), **shared}
 
 
-def _update_with_sample(digest: hashlib._Hash, info: TensorInfo) -> None:
+def _digest(info: TensorInfo) -> str:
+    digest = hashlib.sha256(f"{info.dtype}|{info.shape}\n".encode())
     if info.nbytes <= _BLOCK * _BLOCKS_PER_TENSOR:
         digest.update(info.read_bytes(0, info.nbytes))
-        return
-    span = info.nbytes - _BLOCK
-    for block in range(_BLOCKS_PER_TENSOR):
-        digest.update(info.read_bytes(span * block // (_BLOCKS_PER_TENSOR - 1), _BLOCK))
+    else:
+        span = info.nbytes - _BLOCK
+        for block in range(_BLOCKS_PER_TENSOR):
+            digest.update(info.read_bytes(span * block // (_BLOCKS_PER_TENSOR - 1), _BLOCK))
+    return digest.hexdigest()[:32]
 
 
 def check_base(adapter: Adapter, checkpoint: Checkpoint, *, allow_mismatch: bool = False) -> str:
-    """Return the base's fingerprint for the adapter's modules, after comparing it with the adapter's own.
+    """Return the base's fingerprint for the adapter's modules, after comparing it with what the adapter records.
 
-    An adapter that records no fingerprint (any from elsewhere) is only required to fit by name.
+    An adapter that records nothing of its base (any from elsewhere) is only required to fit by name.
 
     Raises:
-        BaseMismatchError: the fingerprints differ and ``allow_mismatch`` is not set.
+        BaseMismatchError: a weight differs from the one the adapter was made for and ``allow_mismatch`` is not set.
         AdapterError: a module is not in the base.
     """
-    actual = base_fingerprint(checkpoint, adapter.modules)
-    expected = adapter.fingerprint
-    if expected and expected != actual and not allow_mismatch:
+    actual = weight_digests(checkpoint, adapter.modules)
+    fingerprint = fingerprint_of(actual)
+    other = differing_weight(adapter.base_weights, actual)
+    unlike = other is not None or (not adapter.base_weights and adapter.fingerprint not in (None, fingerprint))
+    if unlike and not allow_mismatch:
         made_for = adapter.metadata.get("base_model") or "another base"
+        place = f" and differs in '{other}'" if other else ""
         raise BaseMismatchError(
-            f"The adapter {adapter.source} was made for {made_for} ({expected[:19]}…), but the base at {checkpoint.path} "
-            f"is {actual[:19]}…: give the base it was trained on, or pass --allow-base-mismatch if you know better."
+            f"The adapter {adapter.source} was made for {made_for} ({str(adapter.fingerprint)[:19]}…), but the base at "
+            f"{checkpoint.path} is {fingerprint[:19]}…{place}: give the base it was trained on, or pass "
+            "--allow-base-mismatch if you know better."
         )
-    return actual
+    return fingerprint
+
+
+def differing_weight(left: Mapping[str, str], right: Mapping[str, str]) -> str | None:
+    """Return the first module whose digest differs between two sets; modules in only one of them say nothing."""
+    return next((name for name in sorted(left.keys() & right.keys()) if left[name] != right[name]), None)

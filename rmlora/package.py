@@ -169,7 +169,7 @@ def write_metadata(directory: Path, values: Mapping[str, Any]) -> None:
     """Write ``rmlora.json`` into a directory that already holds the tensors, adding version and hash.
 
     ``values`` may hold: ``rmlora`` (:meth:`RMLoRAConfig.to_dict`), ``task``, ``labels``, ``architecture``,
-    ``base_model``, ``base_fingerprint``, ``rank_mask``, ``metrics``, ``training``.
+    ``base_model``, ``base_fingerprint``, ``base_weights``, ``rank_mask``, ``metrics``, ``training``.
     """
     head = {"format_version": FORMAT_VERSION, "created_by": f"rmlora-deploy {__version__}"}
     tail = {"tensors_sha256": sha256_file(directory / TENSORS_FILE)}

@@ -14,7 +14,7 @@ from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
 from rmlora.config import RMLoRAConfig
 from rmlora.errors import ConfigError, TrainingError, require
-from rmlora.fingerprint import base_fingerprint
+from rmlora.fingerprint import fingerprint_of, weight_digests
 from rmlora.models import TaskModel, load_processor, load_task_model, quiet_transformers
 from rmlora.package import load_package, write_metadata
 from rmlora.spectrum import adapter_spectrum
@@ -278,6 +278,7 @@ def _write_package(
             processor.save_pretrained(directory)
         adapter = load_package(directory)
         spectrum = adapter_spectrum(adapter)
+        weights = weight_digests(Checkpoint(base), adapter.modules)
         write_metadata(
             directory,
             {
@@ -286,7 +287,8 @@ def _write_package(
                 "labels": list(splits.labels),
                 "architecture": type(model.get_base_model()).__name__,
                 "base_model": settings.base,
-                "base_fingerprint": base_fingerprint(Checkpoint(base), adapter.modules),
+                "base_fingerprint": fingerprint_of(weights),
+                "base_weights": weights,
                 "metrics": {
                     **result.metrics,
                     "effective_rank": spectrum.effective_rank,
