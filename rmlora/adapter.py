@@ -5,6 +5,7 @@ Plain numpy, no torch. Reading and writing packages is :mod:`rmlora.package`'s.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -73,7 +74,7 @@ class LoraModule:
     def A(self) -> FloatArray:  # noqa: N802 - the paper's symbol
         """``[active rank, in]`` float32: kept directions of A, trailing axes flattened."""
         factor = self.lora_A if self.rank_mask is None else self.lora_A[self.rank_mask]
-        return np.ascontiguousarray(factor.reshape(factor.shape[0], -1), dtype=np.float32)
+        return np.ascontiguousarray(factor.reshape(factor.shape[0], math.prod(factor.shape[1:])), dtype=np.float32)
 
     @cached_property
     def B(self) -> FloatArray:  # noqa: N802 - the paper's symbol
@@ -108,6 +109,11 @@ class Adapter:
         """Fingerprint of the base it was trained on, when known."""
         value = self.metadata.get("base_fingerprint")
         return str(value) if value else None
+
+    @property
+    def base_weights(self) -> Mapping[str, str]:
+        """Module path → digest of the base's weight there (:mod:`rmlora.fingerprint`); empty when not recorded."""
+        return dict(self.metadata.get("base_weights") or {})
 
     @property
     def task(self) -> str | None:

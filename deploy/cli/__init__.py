@@ -17,6 +17,8 @@ __all__ = ["cli", "main"]
 _COMMANDS = {
     "train": "Train an RM-LoRA adapter.",
     "merge": "Merge an adapter into a checkpoint, streaming.",
+    "mix": "Add adapters up, each with a weight.",
+    "compress": "Keep an adapter's best directions.",
     "export": "Make an ONNX bundle from a base and an adapter.",
     "verify": "Compare a bundle with PyTorch and PEFT.",
     "bench": "Measure a bundle on every execution provider.",
