@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -12,9 +13,11 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.table import Table
 
 from converters.checkpoint_merge import MergeReport, merge_checkpoint
+from converters.graph.merge import OnnxMergeReport, merge_graph
 from converters.survival import LOSS_WARNING
 from deploy.cli.console import json_option, make_console, print_json
 from rmlora.base import resolve_base
+from rmlora.checkpoint import Checkpoint
 from rmlora.package import load_package
 
 __all__ = ["command"]
@@ -26,6 +29,7 @@ _SHOWN = 5
 @click.argument("base")
 @click.argument("adapter", type=click.Path(path_type=Path))
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Directory to write.")
+@click.option("--onnx", type=click.Path(path_type=Path), help="Merge into this ONNX export of BASE instead.")
 @click.option("--overwrite", is_flag=True, help="Replace the output directory if it exists.")
 @click.option("--allow-base-mismatch", is_flag=True, help="Merge even if the adapter was made for another base.")
 @click.option("--revision", help="Branch, tag or commit of a hub base.")
@@ -34,6 +38,7 @@ def command(
     base: str,
     adapter: Path,
     output: Path,
+    onnx: Path | None,
     overwrite: bool,
     allow_base_mismatch: bool,
     revision: str | None,
@@ -46,9 +51,13 @@ def command(
     Sharding and element types stay the base's. The report tells how much of each update the rounding to that
     type took away.
 
+    With --onnx the update goes into the weights of an ONNX file that was exported from BASE by any exporter: weights
+    are found by name, else by comparing them with BASE's, packed and transposed ones included.
+
     \b
-    Example:
+    Examples:
       rmlora-deploy merge ./MiniLM ./spam-adapter --output ./spam-merged
+      rmlora-deploy merge ./MiniLM ./spam-adapter --onnx ./MiniLM-onnx/model.onnx --output ./spam-onnx
     """
     console = make_console(as_json=as_json)
     loaded = load_package(adapter)
@@ -57,29 +66,38 @@ def command(
     with Progress(*columns, console=console, transient=True) as bar, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the report below says it
         task = bar.add_task("merging", total=None)
-        report = merge_checkpoint(
-            checkpoint,
-            loaded,
-            output,
-            overwrite=overwrite,
-            allow_base_mismatch=allow_base_mismatch,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+        options: dict[str, Any] = {
+            "overwrite": overwrite,
+            "allow_base_mismatch": allow_base_mismatch,
+            "progress": lambda done, total: bar.update(task, completed=done, total=total),
+        }
+        report: MergeReport | OnnxMergeReport
+        if onnx is not None:
+            report = merge_graph(onnx, loaded, output, base=Checkpoint(checkpoint), **options)
+        else:
+            report = merge_checkpoint(checkpoint, loaded, output, **options)
     if as_json:
         print_json({"output": str(output), "worst_loss": report.worst_loss, **asdict(report)})
     else:
         _show(console, report, output)
 
 
-def _show(console: Console, report: MergeReport, output: Path) -> None:
-    console.print(
-        f"Merged {len(report.modules)} modules into {output} ({report.nbytes / 1e6:,.1f} MB, {report.shards} "
-        f"shard{'s' if report.shards > 1 else ''}); {len(report.added)} tensors added, {len(report.replaced)} replaced."
-    )
-    if report.untied:
+def _show(console: Console, report: MergeReport | OnnxMergeReport, output: Path) -> None:
+    size = f"{report.nbytes / 1e6:,.1f} MB"
+    if isinstance(report, OnnxMergeReport):
         console.print(
-            f"The output layer {report.untied} no longer shares the embedding's weight: the update is on one side."
+            f"Merged {len(report.modules)} modules into {output} ({size}); {len(report.replaced)} tensors replaced, "
+            f"{report.by_content} weights found by content."
         )
+    else:
+        console.print(
+            f"Merged {len(report.modules)} modules into {output} ({size}, {report.shards} "
+            f"shard{'s' if report.shards > 1 else ''}); {len(report.added)} tensors added, {len(report.replaced)} replaced."
+        )
+        if report.untied:
+            console.print(
+                f"The output layer {report.untied} no longer shares the embedding's weight: the update is on one side."
+            )
     table = Table("module", "‖Δ‖/‖W‖", "lost in rounding", title="Survival of the updates, worst first")
     for item in report.modules[:_SHOWN]:
         table.add_row(item.module, f"{item.relative_size:.3f}", f"{item.loss:.2e}")

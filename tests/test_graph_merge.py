@@ -1,0 +1,181 @@
+"""An adapter merged into an ONNX graph gives PEFT's outputs, whatever the exporter did to names and layouts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from converters.graph.merge import merge_graph
+from converters.graph.weights import Wanted, find_weights
+from deploy.export.graph_file import save_model
+from deploy.export.inputs import trace_inputs
+from deploy.export.optimise import optimise
+from deploy.export.torch_export import export_torch
+from deploy.providers import create_session
+from rmlora.checkpoint import Checkpoint
+from rmlora.errors import AdapterError
+from rmlora.models import load_processor
+from rmlora.package import load_package
+from rmlora.tasks import get_task
+from tests.bundles import make_sources
+from tests.cli import fails, run
+from tests.models import ARCHITECTURES, build, output, save_base
+
+NAMES = ["bert", "gpt2", "llama", "vit"]
+
+
+def with_bias(name: str) -> PreTrainedModel:
+    """Return the tiny model; its head has a bias that is not zero, which the exporter would leave out."""
+    model = build(name)
+    with torch.no_grad():
+        for parameter, values in model.named_parameters():
+            if parameter.startswith("classifier") and parameter.endswith("bias"):
+                values.add_(0.1)
+    return model
+
+
+def sources(name: str, directory: Path) -> tuple[Path, Path]:
+    """Return base and adapter directories, and make place for a graph."""
+    base, adapter = make_sources(name, directory)
+    save_base(with_bias(name), base)
+    (directory / "onnx").mkdir()
+    return base, adapter
+
+
+def export(name: str, base: Path, target: Path, *, optimised: bool) -> Path:
+    """Export the tiny model with its head, no adapter in it."""
+    task = get_task(ARCHITECTURES[name].task or "")
+    model = with_bias(name)
+    graph = export_torch(model, trace_inputs(task, model.config, load_processor(base, task)), opset=20)
+    if optimised:
+        cases = [{key: value.numpy() for key, value in ARCHITECTURES[name].inputs().items()}]
+        names = {value.name for value in graph.graph.inputs}
+        cases = [{key: value for key, value in case.items() if key in names} for case in cases]
+        graph = optimise(graph, cases, target.parent).model
+    save_model(graph, target)
+    return target
+
+
+def anonymous(path: Path) -> Path:
+    """Take every name away from the weights of a graph."""
+    model = ir.load(path)
+    for number, (name, value) in enumerate(list(model.graph.initializers.items())):
+        model.graph.initializers.pop(name)
+        value.name = f"weight_{number}"
+        model.graph.initializers[value.name] = value
+    save_model(model, path)
+    return path
+
+
+def expected_logits(name: str, adapter: Path) -> np.ndarray:
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(build(name), adapter).eval()
+    return output(model, ARCHITECTURES[name].inputs()).numpy()
+
+
+def logits(path: Path, name: str) -> np.ndarray:
+    session = create_session(path)
+    names = {item.name for item in session.get_inputs()}
+    inputs = {key: value.numpy() for key, value in ARCHITECTURES[name].inputs().items() if key in names}
+    return np.asarray(session.run(None, inputs)[0])
+
+
+@pytest.mark.parametrize("form", ["plain", "optimised", "anonymous"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_merged_graph_is_pefts_model(name: str, form: str, tmp_path: Path) -> None:
+    base, adapter = sources(name, tmp_path)
+    graph = export(name, base, tmp_path / "onnx" / "model.onnx", optimised=form != "plain")
+    if form == "anonymous":
+        anonymous(graph)
+    done = run("merge", base, adapter, "--onnx", graph, "-o", tmp_path / "merged", "--json")
+    assert done.code == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert len(report["modules"]) == len(load_package(adapter).modules)
+    assert (report["by_content"] > 0) == (form == "anonymous") or form == "optimised"
+    expected = expected_logits(name, adapter)
+    got = logits(tmp_path / "merged" / "model.onnx", name)
+    assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert np.abs(logits(graph, name) - expected).max() > 1e-3 * np.abs(expected).max()
+    if form == "plain":
+        onnx.checker.check_model(tmp_path / "merged" / "model.onnx")
+
+
+def test_weights_are_found_in_packed_and_transposed_ones() -> None:
+    rng = np.random.default_rng(0)
+    query, key = rng.normal(size=(2, 8, 8)).astype(np.float32)
+    packed = ir.Value(name="packed", const_value=ir.tensor(np.concatenate([query, key]).T.copy(), name="packed"))
+    x = ir.Value(name="x", shape=ir.Shape([1, 8]), type=ir.TensorType(ir.DataType.FLOAT))
+    node = ir.node("MatMul", [x, packed])
+    graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[packed], opset_imports={"": 20})
+    base = type("Base", (), {"tensors": {}, "config": {}})()
+    for name, weight in (("q.weight", query), ("k.weight", key)):
+        base.tensors[name] = type("Info", (), {"read": lambda self, weight=weight: weight})()
+    wanted = [Wanted("q.weight", "linear", (8, 8)), Wanted("k.weight", "linear", (8, 8))]
+    places = find_weights(ir.Model(graph, ir_version=10), wanted, base)
+    assert {(p.parameter, p.transposed, p.start, p.stop) for p in places.values()} == {
+        ("q.weight", True, 0, 8),
+        ("k.weight", True, 8, 16),
+    }
+
+
+def test_what_has_no_place_is_an_error_that_lists_candidates(tmp_path: Path) -> None:
+    base, adapter = sources("bert", tmp_path)
+    graph = anonymous(export("bert", base, tmp_path / "onnx" / "model.onnx", optimised=False))
+    with pytest.raises(AdapterError, match=r"pass --base .* Of its shape are weight_"):
+        merge_graph(graph, load_package(adapter), tmp_path / "merged")
+    model = ir.load(graph)
+    for value in model.graph.initializers.values():
+        if value.const_value is not None and len(value.const_value.shape) == 2:
+            value.const_value = ir.tensor(value.const_value.numpy() * 2, name=value.name)
+    save_model(model, graph)
+    words = ["merge", base, adapter, "--onnx", graph, "-o", tmp_path / "merged"]
+    fails(3, "was exported from another base", *words)
+    fails(3, "ONNX model not found", *words[:3], "--onnx", tmp_path / "none.onnx", *words[5:])
+    graph.write_bytes(b"not a graph")
+    fails(3, "cannot be read as an ONNX model", *words)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_large_graph_keeps_its_weights_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("converters.graph.merge._INLINE_LIMIT", 0)
+    base, adapter = sources("bert", tmp_path)
+    graph = export("bert", base, tmp_path / "onnx" / "model.onnx", optimised=True)
+    seen: list[tuple[int, int]] = []
+    merge_graph(
+        graph,
+        load_package(adapter),
+        tmp_path / "merged",
+        base=Checkpoint(base),
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert (tmp_path / "merged" / "model.onnx.data").is_file()
+    assert seen[-1][0] <= seen[-1][1]
+    expected = expected_logits("bert", adapter)
+    got = logits(tmp_path / "merged" / "model.onnx", "bert")
+    assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+    (tmp_path / "merged" / "model.onnx.data").unlink()
+    words = ["merge", base, adapter, "--onnx", tmp_path / "merged" / "model.onnx", "-o", tmp_path / "again"]
+    fails(3, "which is missing: put it back beside it", *words)
+
+
+def test_values_that_overflow_are_refused(tmp_path: Path) -> None:
+    base, adapter = sources("bert", tmp_path)
+    graph = export("bert", base, tmp_path / "onnx" / "model.onnx", optimised=False)
+    loaded = load_package(adapter)
+    huge = {
+        path: replace(module, lora_A=np.full_like(module.lora_A, 1e38), lora_B=np.full_like(module.lora_B, 1e38))
+        for path, module in loaded.modules.items()
+    }
+    loaded = replace(loaded, modules=huge)
+    with pytest.raises(AdapterError, match="cannot hold"):
+        merge_graph(graph, loaded, tmp_path / "merged", base=Checkpoint(base))
+    assert not (tmp_path / "merged").exists()
