@@ -23,7 +23,7 @@ from benchmarks.results import environment, write_result
 
 SETTINGS = {
     "sms": ["--epochs", "2", "--max-length", "48"],
-    "trec": ["--epochs", "3", "--max-length", "32"],
+    "trec": ["--epochs", "3", "--max-length", "32", "--group-by-length"],
 }
 
 
