@@ -15,10 +15,12 @@ from onnx import numpy_helper
 
 import deploy.export.optimise as optimise
 from deploy.bundle import Bundle
+from deploy.export.inputs import trace_inputs
 from deploy.verify.compare import TOLERANCES, compare
-from rmlora.models import load_adapted
+from rmlora.models import load_adapted, load_processor
 from rmlora.package import load_package, save_package
 from rmlora.storage import sha256_file
+from rmlora.tasks import get_task
 from tests.bundles import LABELS, make_bundle, make_sources
 from tests.cli import fails, run, run_process, text_data
 from tests.models import ARCHITECTURES
@@ -223,3 +225,12 @@ def test_comparison_counts_errors_and_never_accepts_nan() -> None:
     assert not any(nan.within(tolerance) for tolerance in TOLERANCES.values())
     with pytest.raises(ValueError, match="shape"):
         compare(expected, [np.zeros((2, 3))])
+
+
+def test_images_are_traced_at_the_processors_size(tmp_path: Path) -> None:
+    base, _ = make_sources("vit", tmp_path)
+    processor = load_processor(base, get_task("image-classification"))
+    config = ARCHITECTURES["vit"].build().config
+    config.image_size = 518  # DINOv2's own; its adapters are trained on less
+    inputs = trace_inputs(get_task("image-classification"), config, processor)
+    assert inputs.tensors["pixel_values"].shape[1:] == (3, 16, 16)

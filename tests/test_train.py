@@ -218,6 +218,10 @@ def test_images_are_learned_from_a_folder(tmp_path: Path) -> None:
         "-o", tmp_path / "adapter", *SETTINGS,
     )  # fmt: skip
     assert done.code == 0, done.stderr
+    fails(
+        2, "does not take pictures of this size", "train", "--task", "image-classification", "--base", tmp_path / "base",
+        "--train", tmp_path / "photos", "-o", tmp_path / "other", *SETTINGS, "--image-size", "24",
+    )  # fmt: skip
     adapter = load_package(tmp_path / "adapter")
     assert adapter.labels == ["green", "red"]
     assert "classifier.weight" in adapter.saved

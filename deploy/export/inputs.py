@@ -5,6 +5,7 @@ Example tensors come from Optimum's input generators, which know the shapes that
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,10 +57,9 @@ def trace_inputs(
     if name not in TasksManager.get_all_tasks():
         raise ConfigError(f"Optimum has no export of the task '{task.name}': choose another --task.")
     if task.modality == "image":
-        height, width = _image_size(processor)
-        generator = DummyVisionInputGenerator(
-            name, NormalizedVisionConfig(config), batch_size=batch, num_channels=3, width=width, height=height
-        )
+        sized = copy.deepcopy(config)
+        sized.image_size = _image_size(processor)  # Optimum would take the base's, which the adapter may not share
+        generator = DummyVisionInputGenerator(name, NormalizedVisionConfig(sized), batch_size=batch, num_channels=3)
         names = ["pixel_values"]
         axes = {0: "batch"}
     else:

@@ -18,7 +18,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from deploy.export.graph_file import save_model
 from deploy.preprocess import Arrays
 from deploy.providers import create_session
-from rmlora.errors import RMLoRAError
+from rmlora.errors import InputError, RMLoRAError
 
 __all__ = ["EXACT", "Optimised", "optimise", "run_model"]
 
@@ -85,10 +85,18 @@ def _reload(path: Path) -> ir.Model:
 
 
 def run_model(model: ir.Model, cases: Sequence[Arrays], path: Path) -> list[np.ndarray]:
-    """Save ``model`` to ``path``, run it on the CPU and return the first output for every case."""
+    """Save ``model`` to ``path``, run it on the CPU and return the first output for every case.
+
+    Raises:
+        InputError: ONNX Runtime cannot load it, or cannot run it on these inputs.
+    """
     save_model(model, path)
     session = create_session(path)
-    return [session.run(None, dict(case))[0] for case in cases]
+    try:
+        return [session.run(None, dict(case))[0] for case in cases]
+    except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no common public base
+        reason = " ".join(str(error).split())
+        raise InputError(f"The exported graph does not run on the model's own inputs: {reason[:300]}") from None
 
 
 def _worst(expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> float:

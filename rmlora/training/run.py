@@ -201,6 +201,12 @@ def _fit(
                 for name in ("validation", "test")
                 if name in examples
             }
+    except ValueError as error:
+        if task.modality != "image" or "size" not in str(error):
+            raise
+        raise ConfigError(
+            f"The base does not take pictures of this size ({str(error).rstrip('.')}): leave --image-size out."
+        ) from None
     finally:
         progress.close()
     counts = {name: len(data) for name, data in examples.items()}
