@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.assets import minilm
 from benchmarks.results import environment, write_result
-from deploy.export.graph_file import save_model
+from converters.graph.file import save_model
 from deploy.export.inputs import trace_inputs
 from deploy.export.manifest import operator_counts
 from deploy.export.optimise import optimise

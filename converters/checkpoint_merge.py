@@ -14,6 +14,7 @@ import numpy as np
 from converters.delta import delta_rows
 from converters.merge_plan import MergePlan, PlannedTensor, make_plan
 from converters.shards import write_shard
+from converters.side_files import PROVENANCE_FILE, copy_side_files
 from converters.survival import LOSS_WARNING, ModuleSurvival, SurvivalMeter
 from rmlora._version import __version__
 from rmlora.adapter import Adapter
@@ -23,14 +24,10 @@ from rmlora.fingerprint import check_base
 from rmlora.storage import atomic_directory, refuse_existing, write_json
 from rmlora.tensors import DTYPES, TensorInfo
 
-__all__ = ["PROVENANCE_FILE", "MergeReport", "merge_checkpoint"]
+__all__ = ["MergeReport", "merge_checkpoint"]
 
-PROVENANCE_FILE = "rmlora_merge.json"
 BLOCK_BYTES = 16 << 20
 """Bytes of a tensor handled at once; a float32 block and its update are the memory a merge needs."""
-
-_SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "README.md")
-"""What is copied beside the weights; never pickles and never other copies of the weights."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ def merge_checkpoint(
     writer = _Writer(plan, progress)
     with atomic_directory(output, overwrite=overwrite) as directory:
         _check_space(directory, plan)
-        _copy_side_files(checkpoint, directory)
+        copy_side_files(checkpoint.path, directory, but=(CONFIG_NAME, INDEX_NAME))
         for file_name, items in plan.shards.items():
             metadata = checkpoint.shards[file_name].metadata or {"format": "pt"}
             content = (writer.blocks(item) for item in items)
@@ -188,14 +185,6 @@ def _check_space(directory: Path, plan: MergePlan) -> None:
             f"The merged model needs {plan.nbytes / 1e9:.2f} GB and the disk of {directory.parent} has "
             f"{free / 1e9:.2f} GB free: free some space or choose another place; nothing was written."
         )
-
-
-def _copy_side_files(checkpoint: Checkpoint, directory: Path) -> None:
-    skipped = {CONFIG_NAME, INDEX_NAME, PROVENANCE_FILE}
-    for pattern in _SIDE_FILES:
-        for path in checkpoint.path.glob(pattern):
-            if path.is_file() and path.name not in skipped and not path.name.endswith(".index.json"):
-                shutil.copyfile(path, directory / path.name)
 
 
 def _write_index(checkpoint: Checkpoint, plan: MergePlan, directory: Path) -> None:

@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from converters.graph.file import save_model
 from converters.graph.merge import merge_graph
 from converters.graph.weights import Wanted, find_weights
-from deploy.export.graph_file import save_model
 from deploy.export.inputs import trace_inputs
 from deploy.export.optimise import optimise
 from deploy.export.torch_export import export_torch
@@ -146,7 +146,7 @@ def test_what_has_no_place_is_an_error_that_lists_candidates(tmp_path: Path) -> 
 
 
 def test_a_large_graph_keeps_its_weights_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("converters.graph.merge._INLINE_LIMIT", 0)
+    monkeypatch.setattr("converters.graph.file.INLINE_LIMIT", 0)
     base, adapter = sources("bert", tmp_path)
     graph = export("bert", base, tmp_path / "onnx" / "model.onnx", optimised=True)
     seen: list[tuple[int, int]] = []

@@ -18,6 +18,7 @@ from rmlora.package import load_package
 from rmlora.tasks import get_task
 from rmlora.training.data import Columns, load_splits
 from rmlora.training.resume import last_whole_checkpoint
+from rmlora.training.sampler import LengthGroups
 from tests.cli import environment, fails, run, text_base, text_data
 from tests.models import build, save_base
 
@@ -121,10 +122,36 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
 
 
 def test_batches_of_equal_length_learn_as_well(base: Path, data: Path, tmp_path: Path) -> None:
-    words = ["train", "--base", base, "--train", data, "--test", data, *SETTINGS, "--group-by-length", "--json"]
+    words = [
+        "train",
+        "--base",
+        base,
+        "--train",
+        data,
+        "--test",
+        data,
+        *SETTINGS,
+        "--group-by-length",
+        "--epochs",
+        "10",
+        "--json",
+    ]
     done = run(*words, "-o", tmp_path / "grouped")
     assert done.code == 0, done.stderr
     assert json.loads(done.stdout)["metrics"]["test"]["accuracy"] > 0.9
+
+
+def test_the_order_by_length_is_a_function_of_seed_and_epoch() -> None:
+    lengths = list(np.random.default_rng(0).integers(1, 30, 64))
+    orders = []
+    for epoch in (0, 1, 0):
+        groups = LengthGroups(lengths, batch_size=4, seed=7)
+        groups.set_epoch(epoch)
+        orders.append(list(groups))
+    assert orders[0] == orders[2] != orders[1]
+    assert sorted(orders[0]) == list(range(64))
+    spans = [np.ptp([lengths[i] for i in orders[0][start : start + 4]]) for start in range(0, 64, 4)]
+    assert np.mean(spans) < 8  # at random it is 20
 
 
 def test_half_written_checkpoints_are_not_resumed_from(base: Path, data: Path, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import pytest
 from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 
+from converters.graph import file as graph_file
 from deploy.bundle import Bundle
-from deploy.export import graph_file
 from deploy.export.attention import open_attention
 from deploy.export.pipeline import ExportSettings, export_bundle
 from deploy.providers import create_session

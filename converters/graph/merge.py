@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,20 +13,22 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from converters.delta import delta_rows
+from converters.graph.file import load_model, save_model
 from converters.graph.weights import Kind, Wanted, WeightPlace, find_weights
+from converters.side_files import PROVENANCE_FILE, copy_side_files
 from converters.survival import ModuleSurvival, SurvivalMeter
 from rmlora._version import __version__
 from rmlora.adapter import Adapter, LoraModule
 from rmlora.checkpoint import Checkpoint
-from rmlora.errors import AdapterError, InputError, RMLoRAError
+from rmlora.errors import AdapterError
 from rmlora.fingerprint import check_base
 from rmlora.storage import atomic_directory, refuse_existing, write_json
 
 __all__ = ["OnnxMergeReport", "merge_graph"]
 
-PROVENANCE_FILE = "rmlora_merge.json"
-_SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md")
-_INLINE_LIMIT = 1 << 20
+
+_OF_THE_BASE = ("manifest.json",)
+"""What a bundle of ours says of the graph before the merge."""
 
 AnyArray = npt.NDArray[Any]
 
@@ -82,7 +83,7 @@ def merge_graph(
     """
     graph, output = Path(graph), Path(output)
     refuse_existing(output, overwrite=overwrite)
-    model = _load(graph)
+    model = load_model(graph)
     if base is not None:
         check_base(adapter, base, allow_mismatch=allow_base_mismatch)
     wanted = [*map(_of_module, adapter.modules.values()), *(_of_saved(n, v.shape) for n, v in adapter.saved.items())]
@@ -92,8 +93,8 @@ def merge_graph(
         here = [place for place in places.values() if place.initializer == name]
         _replace(model.graph.initializers[name], here, adapter, meters)
     with atomic_directory(output, overwrite=overwrite) as directory:
-        _copy_side_files(graph, directory)
-        nbytes = _save(model, directory / graph.name, progress)
+        copy_side_files(graph.parent, directory, but=_OF_THE_BASE)
+        nbytes = save_model(model, directory / graph.name, progress)
         missing = sorted(set(adapter.modules) - set(meters))
         if missing:
             raise AdapterError(f"The update of '{missing[0]}' was not merged: please report this as a bug.")
@@ -105,21 +106,6 @@ def merge_graph(
         )
         write_json(directory / PROVENANCE_FILE, _provenance(graph, adapter, report))
     return report
-
-
-def _load(graph: Path) -> ir.Model:
-    if not graph.is_file():
-        raise InputError(f"ONNX model not found: {graph} does not exist.")
-    try:
-        model = ir.load(graph)
-    except Exception as error:  # noqa: BLE001 - protobuf and onnx_ir raise whatever the broken bytes lead to
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{graph} cannot be read as an ONNX model ({reason}): export or fetch it again.") from None
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and not Path(tensor.path).is_file():
-            raise InputError(f"{graph} keeps its weights in {tensor.path}, which is missing: put it back beside it.")
-    return model
 
 
 def _of_module(module: LoraModule) -> Wanted:
@@ -174,44 +160,6 @@ def _new_content(part: AnyArray, place: WeightPlace, adapter: Adapter, meters: d
     meters[path] = SurvivalMeter(path)
     meters[path].add(weight, delta, exact, cast)
     return cast
-
-
-def _save(model: ir.Model, path: Path, progress: Callable[[int, int], None] | None) -> int:
-    """Write the model and return the bytes of its weights."""
-    tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
-    total = sum(tensor.nbytes for tensor in tensors)
-    done = 0
-
-    def written(tensor: ir.TensorProtocol, _info: Any) -> None:
-        nonlocal done
-        done += tensor.nbytes
-        if progress is not None:
-            progress(done, total)
-
-    try:
-        if total <= _INLINE_LIMIT:
-            ir.external_data.load_to_model(model)
-            ir.save(model, path)
-        else:
-            ir.save(model, path, external_data=f"{path.name}.data", callback=written)
-    except Exception as error:  # noqa: BLE001 - onnx_ir wraps whatever a tensor raises
-        raise _cause(error) from None
-    return total
-
-
-def _cause(error: BaseException) -> BaseException:
-    """Return the error of ours, or of the operating system, that onnx_ir has wrapped in its own."""
-    inner: BaseException | None = error
-    while inner is not None and not isinstance(inner, (RMLoRAError, OSError)):
-        inner = inner.__cause__ or inner.__context__
-    return inner or error
-
-
-def _copy_side_files(graph: Path, directory: Path) -> None:
-    for pattern in _SIDE_FILES:
-        for path in graph.parent.glob(pattern):
-            if path.is_file() and path.name != PROVENANCE_FILE:
-                shutil.copyfile(path, directory / path.name)
 
 
 def _provenance(graph: Path, adapter: Adapter, report: OnnxMergeReport) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from deploy.export.graph_file import save_model
+from converters.graph.file import save_model
 from deploy.preprocess import Arrays
 from deploy.providers import create_session
 

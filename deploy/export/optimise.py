@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from deploy.export.graph_file import save_model
+from converters.graph.file import save_model
 from deploy.preprocess import Arrays
 from deploy.providers import create_session
 from rmlora.errors import InputError, RMLoRAError

@@ -104,7 +104,7 @@ def _make_graph(
     note: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
     """Write the model files into ``directory`` and return the manifest's part about them."""
-    from deploy.export.graph_file import save_model
+    from converters.graph.file import save_model
     from deploy.export.inputs import trace_inputs
     from deploy.export.layers import confirmed_layers
     from deploy.export.optimise import optimise

@@ -16,8 +16,8 @@ from typing import Any, Literal, get_args
 import onnx
 import onnx_ir as ir
 
+from converters.graph.file import save_model
 from deploy.export.attention import open_attention
-from deploy.export.graph_file import save_model
 from rmlora.errors import ConfigError, require
 
 __all__ = ["PRECISIONS", "Precision", "lower_precision"]

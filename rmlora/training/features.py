@@ -32,6 +32,11 @@ class TextExamples(Dataset[Row]):
     def __getitem__(self, index: int) -> Row:
         return self._rows[index]
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of every row."""
+        return [len(row["input_ids"]) for row in self._rows]
+
 
 class ImageExamples(Dataset[Row]):
     """Decoded and processed when asked for."""

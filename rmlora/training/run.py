@@ -27,7 +27,9 @@ from rmlora.training.settings import TrainSettings
 if TYPE_CHECKING:
     from peft import PeftModel
     from rich.console import Console
-    from transformers import TrainingArguments
+    from transformers import Trainer, TrainingArguments
+
+    from rmlora.training.features import Examples
 
 __all__ = ["TrainResult", "train"]
 
@@ -172,7 +174,7 @@ def _fit(
         for name, data in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
         if data is not None
     }
-    trainer = Trainer(
+    trainer = _with_sampler(Trainer, settings, examples["train"])(
         model=model,
         args=arguments,
         train_dataset=examples["train"],
@@ -217,6 +219,22 @@ def _fit(
     }, steps
 
 
+def _with_sampler(trainer: type[Trainer], settings: TrainSettings, examples: Examples) -> type[Trainer]:
+    """Return ``trainer``, with batches by length where the settings ask for them."""
+    from rmlora.training.features import TextExamples
+    from rmlora.training.sampler import LengthGroups
+
+    if not settings.group_by_length or not isinstance(examples, TextExamples):
+        return trainer
+    sampler = LengthGroups(examples.lengths, settings.batch_size * settings.gradient_accumulation, settings.seed)
+
+    class GroupingTrainer(trainer):  # type: ignore[misc,valid-type]
+        def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroups:
+            return sampler
+
+    return GroupingTrainer
+
+
 def _arguments(settings: TrainSettings) -> TrainingArguments:
     import torch
     from transformers import TrainingArguments
@@ -257,10 +275,8 @@ def _arguments(settings: TrainSettings) -> TrainingArguments:
     }
     if int(version("transformers").partition(".")[0]) >= 5:
         options["warmup_steps"] = settings.warmup_ratio  # a fraction is read as a ratio
-        options["train_sampling_strategy"] = "group_by_length" if settings.group_by_length else "random"
     else:
         options["warmup_ratio"] = settings.warmup_ratio
-        options["group_by_length"] = settings.group_by_length
     return TrainingArguments(**options)
 
 

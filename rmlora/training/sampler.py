@@ -1,0 +1,33 @@
+"""Batches of texts of about the same length, in an order that a resumed run repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+__all__ = ["LengthGroups"]
+
+
+class LengthGroups(Sampler[int]):
+    """Indices sorted by length within shuffled groups of batches, a function of seed and epoch alone.
+
+    transformers' own sampler draws from torch's global generator, whose state in the middle of an epoch is not what
+    it was at its start, so a run resumed there would go on in another order.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self._lengths, self._batch_size, self._seed, self._epoch = list(lengths), batch_size, seed, 0
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order is drawn; the trainer calls it."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        return iter(get_length_grouped_indices(self._lengths, self._batch_size, generator=generator))
