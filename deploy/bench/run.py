@@ -166,6 +166,8 @@ def _in_process(job: Job) -> Run:
         env=environment,
         check=False,
     )
+    if process.returncode == -signal.SIGINT:  # meant for all of us: Python may have lost ours in a destructor
+        raise KeyboardInterrupt
     if process.returncode:
         return {"error": f"its process died: {_last_words(process)}"}
     result: Run = json.loads(process.stdout.strip().splitlines()[-1])  # libraries may have printed before it
