@@ -5,21 +5,19 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from converters.delta import delta_rows
 from converters.merge_plan import MergePlan, PlannedTensor, make_plan
 from converters.shards import write_shard
-from converters.side_files import PROVENANCE_FILE, copy_side_files
-from converters.survival import LOSS_WARNING, ModuleSurvival, SurvivalMeter
-from rmlora._version import __version__
+from converters.side_files import copy_side_files, write_provenance
+from converters.survival import LOSS_WARNING, Survival, SurvivalMeter, checked_cast, complete
 from rmlora.adapter import Adapter
 from rmlora.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint
-from rmlora.errors import AdapterError, OutputError
+from rmlora.errors import OutputError
 from rmlora.fingerprint import check_base
 from rmlora.storage import atomic_directory, refuse_existing, write_json
 from rmlora.tensors import DTYPES, TensorInfo
@@ -31,25 +29,15 @@ BLOCK_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
-class MergeReport:
-    """What a merge did."""
+class MergeReport(Survival):
+    """What a merge into a checkpoint did."""
 
-    modules: tuple[ModuleSurvival, ...]
-    """One entry per adapted module, worst loss first."""
-    replaced: tuple[str, ...]
-    """Base tensors replaced by ones the adapter saved whole."""
     added: tuple[str, ...]
     """Tensors the base did not have, such as a new head."""
     untied: str | None
     """Output layer that had to be separated from the embedding, if any."""
     shards: int
-    nbytes: int
     base_fingerprint: str
-
-    @property
-    def worst_loss(self) -> float:
-        """The largest share of an update lost in the cast."""
-        return max((item.loss for item in self.modules), default=0.0)
 
 
 def merge_checkpoint(
@@ -95,7 +83,7 @@ def merge_checkpoint(
             content = (writer.blocks(item) for item in items)
             write_shard(directory / file_name, [item.entry for item in items], content, metadata)
         report = MergeReport(
-            modules=tuple(sorted((m.result() for m in writer.meters), key=lambda item: -item.loss)),
+            modules=complete(adapter, writer.meters),
             replaced=plan.replaced,
             added=plan.added,
             untied=plan.untied,
@@ -103,10 +91,9 @@ def merge_checkpoint(
             nbytes=plan.nbytes,
             base_fingerprint=fingerprint,
         )
-        _check_complete(adapter, report)
         write_json(directory / CONFIG_NAME, plan.config)
         _write_index(checkpoint, plan, directory)
-        write_json(directory / PROVENANCE_FILE, _provenance(checkpoint, adapter, report))
+        write_provenance(directory, checkpoint.path, adapter, report)
     if report.worst_loss > LOSS_WARNING:
         warnings.warn(
             f"{report.worst_loss:.1%} of the update of '{report.modules[0].module}' was rounded away: the base's type is "
@@ -139,7 +126,7 @@ class _Writer:
                 yield item.source.read_bytes(start, min(BLOCK_BYTES, item.source.nbytes - start))
             return
         whole = item.source.read()
-        cast = _cast(whole, item.entry.dtype, item.entry.name)
+        cast = checked_cast(whole, DTYPES[item.entry.dtype], item.entry.name)
         yield np.ascontiguousarray(cast).tobytes()
 
     def _merged(self, item: PlannedTensor) -> Iterator[bytes]:
@@ -155,27 +142,7 @@ class _Writer:
             stop = min(start + step, rows)
             weight = item.source.read(start, stop).astype(exact_type)
             delta = delta_rows(update, item.entry.shape, start, stop)
-            exact = weight + delta
-            cast = _cast(exact, item.entry.dtype, update.path)
-            meter.add(weight, delta, exact, cast)
-            yield cast.tobytes()
-
-
-def _cast(values: Any, dtype: str, name: str) -> Any:
-    with np.errstate(over="ignore"):
-        cast = values.astype(DTYPES[dtype])
-    if dtype in ("F16", "BF16", "F32", "F64") and not np.isfinite(cast.astype(np.float32)).all():
-        raise AdapterError(
-            f"Merging '{name}' gives values that {dtype} cannot hold (infinity or NaN): the update is broken or too large "
-            "for this base's type; merge into a float32 base."
-        )
-    return cast
-
-
-def _check_complete(adapter: Adapter, report: MergeReport) -> None:
-    missing = set(adapter.modules) - {item.module for item in report.modules}
-    if missing:
-        raise AdapterError(f"The update of '{sorted(missing)[0]}' was not merged: please report this as a bug.")
+            yield meter.merge(weight, delta, DTYPES[item.entry.dtype]).tobytes()
 
 
 def _check_space(directory: Path, plan: MergePlan) -> None:
@@ -195,17 +162,3 @@ def _write_index(checkpoint: Checkpoint, plan: MergePlan, directory: Path) -> No
         directory / INDEX_NAME,
         {"metadata": {"total_size": plan.nbytes}, "weight_map": dict(sorted(weight_map.items()))},
     )
-
-
-def _provenance(checkpoint: Checkpoint, adapter: Adapter, report: MergeReport) -> dict[str, Any]:
-    return {
-        "created_by": f"rmlora-deploy {__version__}",
-        "base": checkpoint.path.name,
-        "base_fingerprint": report.base_fingerprint,
-        "adapter": Path(adapter.source).name,
-        "adapter_sha256": adapter.metadata.get("tensors_sha256"),
-        "replaced": report.replaced,
-        "added": report.added,
-        "untied": report.untied,
-        "modules": [asdict(item) for item in report.modules],
-    }

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from converters.repack import with_factors, with_modules
 from rmlora.adapter import Adapter, LoraModule
 from rmlora.errors import ConfigError
-from rmlora.spectrum import RELATIVE_TOLERANCE
+from rmlora.spectrum import spectrum_of
 
 __all__ = ["CompressReport", "Kept", "compress_adapter"]
 
@@ -63,6 +63,11 @@ class _Rotated:
         """Parameters of one direction."""
         return int(self.U.shape[0] + self.V.shape[0])
 
+    @property
+    def numerical_rank(self) -> int:
+        """Directions that are not zero."""
+        return spectrum_of(self.sigma).numerical_rank
+
 
 def compress_adapter(
     adapter: Adapter,
@@ -99,13 +104,11 @@ def compress_adapter(
     if parameters is not None:
         counts = _within_budget(rotated, parameters)
     elif energy is not None:
-        counts = [_by_energy(item.sigma, energy) for item in rotated]
+        counts = [_by_energy(item, energy) for item in rotated]
     else:
-        counts = [min(rank or item.sigma.size, _numerical_rank(item.sigma)) for item in rotated]
-    modules = [_keep(item, count, refactor) for item, count in zip(rotated, counts, strict=True)]
+        counts = [min(rank or item.sigma.size, item.numerical_rank) for item in rotated]
+    modules = [_keep(item, count, refactor) for item, count in zip(rotated, counts, strict=True)] if any(counts) else []
     kept = with_modules(adapter, [module for module in modules if module is not None])
-    if not refactor and not any(counts):
-        with_modules(adapter, [])  # raises: a mask over everything is an adapter that does nothing
     return kept, _report(rotated, counts)
 
 
@@ -127,17 +130,13 @@ def _keep(item: _Rotated, count: int, refactor: bool) -> LoraModule | None:
     return with_factors(item.module, (item.V[:, :size] * root).T, item.U[:, :size] * root, mask)
 
 
-def _numerical_rank(sigma: FloatArray) -> int:
-    return int((sigma > RELATIVE_TOLERANCE * sigma[0]).sum()) if sigma.size and sigma[0] > 0 else 0
-
-
-def _by_energy(sigma: FloatArray, share: float) -> int:
+def _by_energy(item: _Rotated, share: float) -> int:
     """Return the least directions that hold ``share`` of the energy."""
-    total = float((sigma**2).sum())
+    total = float((item.sigma**2).sum())
     if total == 0:
         return 0
-    reached = np.cumsum(sigma**2) / total
-    return min(int(np.searchsorted(reached, share - 1e-12)) + 1, _numerical_rank(sigma))
+    reached = np.cumsum(item.sigma**2) / total
+    return min(int(np.searchsorted(reached, share - 1e-12)) + 1, item.numerical_rank)
 
 
 def _within_budget(items: Sequence[_Rotated], budget: int) -> list[int]:
@@ -145,7 +144,7 @@ def _within_budget(items: Sequence[_Rotated], budget: int) -> list[int]:
     ranked = sorted(
         (-(sigma**2) / item.cost, number, item.cost)
         for number, item in enumerate(items)
-        for sigma in item.sigma[: _numerical_rank(item.sigma)]
+        for sigma in item.sigma[: item.numerical_rank]
     )
     counts, spent = [0] * len(items), 0
     full: set[int] = set()  # a module whose next direction did not fit gets no later one either

@@ -59,9 +59,10 @@ def delta_rows(module: LoraModule, shape: tuple[int, ...], start: int = 0, stop:
     Raises:
         AdapterError: the update does not fit the weight.
     """
-    if stores_transposed(module, shape):
-        block = module.A[:, start:stop].T @ module.B.T
-    else:
-        block = module.B[start:stop] @ module.A
-    block *= np.float32(module.scale)
+    with np.errstate(over="ignore", invalid="ignore"):  # whoever uses the sum refuses what is not finite
+        if stores_transposed(module, shape):
+            block = module.A[:, start:stop].T @ module.B.T
+        else:
+            block = module.B[start:stop] @ module.A
+        block *= np.float32(module.scale)
     return np.asarray(block.reshape(-1, *shape[1:]), dtype=np.float32)

@@ -23,6 +23,9 @@ _DROPPED = ("layers_to_transform", "layers_pattern", "exclude_modules", "layer_r
 _OF_TRAINING = ("rmlora", "metrics", "training", "rank_mask")
 """Metadata that describe the factors before."""
 
+_OF_THE_BASE = ("base_weights", "base_fingerprint")
+"""Metadata that are made again for the modules that are left."""
+
 
 def with_modules(adapter: Adapter, modules: Sequence[LoraModule]) -> Adapter:
     """Return ``adapter`` with ``modules`` in place of its own; heads, task and labels stay.
@@ -47,7 +50,7 @@ def with_modules(adapter: Adapter, modules: Sequence[LoraModule]) -> Adapter:
         target_modules=sorted(ranks),
         inference_mode=True,
     )
-    metadata = {key: value for key, value in adapter.metadata.items() if key not in _OF_TRAINING}
+    metadata = {key: value for key, value in adapter.metadata.items() if key not in (*_OF_TRAINING, *_OF_THE_BASE)}
     if weights := {path: digest for path, digest in adapter.base_weights.items() if path in ranks}:
         metadata.update(base_weights=weights, base_fingerprint=fingerprint_of(weights))
     return replace(adapter, modules={m.path: m for m in modules}, peft_config=config, metadata=metadata)

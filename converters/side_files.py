@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 
-__all__ = ["PROVENANCE_FILE", "copy_side_files"]
+from converters.survival import Survival
+from rmlora._version import __version__
+from rmlora.adapter import Adapter
+from rmlora.storage import write_json
+
+__all__ = ["PROVENANCE_FILE", "copy_side_files", "write_provenance"]
 
 PROVENANCE_FILE = "rmlora_merge.json"
 """What a merge leaves beside its result: from what it was made, and what survived."""
@@ -25,3 +31,17 @@ def copy_side_files(source: Path, target: Path, *, but: Collection[str] = ()) ->
             stale = path.name in but or path.name.endswith(".index.json") or path.name == PROVENANCE_FILE
             if path.is_file() and not stale:
                 shutil.copyfile(path, target / path.name)
+
+
+def write_provenance(directory: Path, base: Path, adapter: Adapter, report: Survival) -> None:
+    """Write from what a merge in ``directory`` was made, and what it reports."""
+    write_json(
+        directory / PROVENANCE_FILE,
+        {
+            "created_by": f"rmlora-deploy {__version__}",
+            "base": base.name,
+            "adapter": Path(adapter.source).name,
+            "adapter_sha256": adapter.metadata.get("tensors_sha256"),
+            **asdict(report),
+        },
+    )

@@ -9,13 +9,18 @@ bfloat16 keeps 8 bits of a weight, so an update much smaller than the weight is 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["LOSS_WARNING", "ModuleSurvival", "SurvivalMeter"]
+from rmlora.adapter import Adapter
+from rmlora.errors import AdapterError
+from rmlora.tensors import DTYPES, FLOATING
+
+__all__ = ["LOSS_WARNING", "ModuleSurvival", "Survival", "SurvivalMeter", "checked_cast", "complete"]
 
 LOSS_WARNING = 0.05
 """Share of ``‖Δ‖`` lost above which a merge warns."""
@@ -34,18 +39,42 @@ class ModuleSurvival:
     """``‖Δ‖ / ‖W‖``: small updates lose more."""
 
 
+@dataclass(frozen=True)
+class Survival:
+    """What a merge did to the weights; each kind of merge reports more beside it."""
+
+    modules: tuple[ModuleSurvival, ...]
+    """One entry per adapted module, worst loss first."""
+    replaced: tuple[str, ...]
+    """Parameters of the base replaced by ones the adapter saved whole."""
+    nbytes: int
+    """Bytes of all weights written."""
+
+    @property
+    def worst_loss(self) -> float:
+        """The largest share of an update lost in the cast."""
+        return max((item.loss for item in self.modules), default=0.0)
+
+
 class SurvivalMeter:
-    """Adds up the three norms of one module, block by block."""
+    """Adds one module's update to its weight, block by block, and adds up the three norms."""
 
     def __init__(self, module: str) -> None:
         self.module = module
         self._error = self._delta = self._weight = 0.0
 
-    def add(self, weight: AnyArray, delta: AnyArray, exact: AnyArray, cast: AnyArray) -> None:
-        """Count one block: base weight, update, their sum before the cast, and after it."""
+    def merge(self, weight: AnyArray, delta: AnyArray, dtype: np.dtype[Any]) -> AnyArray:
+        """Return ``weight + delta``, summed in the type of ``weight`` and rounded to ``dtype``.
+
+        Raises:
+            AdapterError: the sum overflows ``dtype``.
+        """
+        exact = weight + delta
+        cast = checked_cast(exact, dtype, self.module)
         self._error += _square_sum(cast.astype(exact.dtype) - exact)
         self._delta += _square_sum(delta)
         self._weight += _square_sum(weight)
+        return cast
 
     def result(self) -> ModuleSurvival:
         """Return the ratios; an update of zeros loses nothing."""
@@ -54,6 +83,35 @@ class SurvivalMeter:
             loss=math.sqrt(self._error / self._delta) if self._delta else 0.0,
             relative_size=math.sqrt(self._delta / self._weight) if self._weight else 0.0,
         )
+
+
+def checked_cast(values: AnyArray, dtype: np.dtype[Any], name: str) -> AnyArray:
+    """Return ``values`` as ``dtype``.
+
+    Raises:
+        AdapterError: a value is not finite in that type; the message names ``name``.
+    """
+    with np.errstate(over="ignore"):
+        cast = values.astype(dtype)
+    kind = next((key for key, value in DTYPES.items() if value == dtype), str(dtype))
+    if kind in FLOATING and not np.isfinite(cast.astype(np.float32)).all():
+        raise AdapterError(
+            f"Merging '{name}' gives values that {kind} cannot hold (infinity or NaN): the update is broken or too large "
+            "for this base's type; merge into a float32 base."
+        )
+    return cast
+
+
+def complete(adapter: Adapter, meters: Iterable[SurvivalMeter]) -> tuple[ModuleSurvival, ...]:
+    """Return what became of every module, worst loss first.
+
+    Raises:
+        AdapterError: a module of ``adapter`` was not merged.
+    """
+    results = sorted((meter.result() for meter in meters), key=lambda item: -item.loss)
+    if missing := sorted(set(adapter.modules) - {item.module for item in results}):
+        raise AdapterError(f"The update of '{missing[0]}' was not merged: please report this as a bug.")
+    return tuple(results)
 
 
 def _square_sum(block: AnyArray) -> float:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,15 @@ import onnx_ir as ir
 from converters.delta import delta_rows
 from converters.graph.file import load_model, save_model
 from converters.graph.weights import Kind, Wanted, WeightPlace, find_weights
-from converters.side_files import PROVENANCE_FILE, copy_side_files
-from converters.survival import ModuleSurvival, SurvivalMeter
-from rmlora._version import __version__
+from converters.side_files import copy_side_files, write_provenance
+from converters.survival import Survival, SurvivalMeter, checked_cast, complete
 from rmlora.adapter import Adapter, LoraModule
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError
 from rmlora.fingerprint import check_base
-from rmlora.storage import atomic_directory, refuse_existing, write_json
+from rmlora.storage import atomic_directory, refuse_existing
 
 __all__ = ["OnnxMergeReport", "merge_graph"]
-
 
 _OF_THE_BASE = ("manifest.json",)
 """What a bundle of ours says of the graph before the merge."""
@@ -34,21 +32,11 @@ AnyArray = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class OnnxMergeReport:
+class OnnxMergeReport(Survival):
     """What a merge into a graph did."""
 
-    modules: tuple[ModuleSurvival, ...]
-    """One entry per adapted module, worst loss first."""
-    replaced: tuple[str, ...]
-    """Parameters replaced by ones the adapter saved whole."""
     by_content: int
     """Weights that were found by their content and not by name."""
-    nbytes: int
-
-    @property
-    def worst_loss(self) -> float:
-        """The largest share of an update lost in the cast."""
-        return max((item.loss for item in self.modules), default=0.0)
 
 
 def merge_graph(
@@ -95,16 +83,13 @@ def merge_graph(
     with atomic_directory(output, overwrite=overwrite) as directory:
         copy_side_files(graph.parent, directory, but=_OF_THE_BASE)
         nbytes = save_model(model, directory / graph.name, progress)
-        missing = sorted(set(adapter.modules) - set(meters))
-        if missing:
-            raise AdapterError(f"The update of '{missing[0]}' was not merged: please report this as a bug.")
         report = OnnxMergeReport(
-            modules=tuple(sorted((meter.result() for meter in meters.values()), key=lambda item: -item.loss)),
+            modules=complete(adapter, meters.values()),
             replaced=tuple(sorted(adapter.saved)),
             by_content=sum(place.found_by == "content" for place in places.values()),
             nbytes=nbytes,
         )
-        write_json(directory / PROVENANCE_FILE, _provenance(graph, adapter, report))
+        write_provenance(directory, graph, adapter, report)
     return report
 
 
@@ -138,37 +123,11 @@ def _replace(value: ir.Value, places: list[WeightPlace], adapter: Adapter, meter
 
 def _new_content(part: AnyArray, place: WeightPlace, adapter: Adapter, meters: dict[str, SurvivalMeter]) -> AnyArray:
     if place.parameter in adapter.saved:
-        saved = adapter.saved[place.parameter].astype(np.float32)
-        return (saved.T if place.transposed else saved).astype(part.dtype)
+        saved = adapter.saved[place.parameter]
+        return checked_cast(saved.T if place.transposed else saved, part.dtype, place.parameter)
     path = place.parameter.removesuffix(".weight")
-    module = adapter.modules[path]
     weight = part.astype(np.float32)
-    if module.kind == "linear":
-        with np.errstate(over="ignore", invalid="ignore"):
-            delta = (np.float32(module.scale) * module.B) @ module.A
-        delta = delta.T if place.transposed else delta
-    else:
-        delta = delta_rows(module, weight.shape)
-    exact = weight + delta
-    with np.errstate(over="ignore"):
-        cast: AnyArray = exact.astype(part.dtype)
-    if not np.isfinite(cast.astype(np.float32)).all():
-        raise AdapterError(
-            f"Merging '{path}' gives values that {part.dtype} cannot hold (infinity or NaN): the update is broken or too "
-            "large for this graph's type; merge into a float32 graph."
-        )
+    # The graph decides the orientation, also of a square weight; the adapter's flag speaks of the checkpoint's.
+    delta = delta_rows(replace(adapter.modules[path], fan_in_fan_out=place.transposed), weight.shape)
     meters[path] = SurvivalMeter(path)
-    meters[path].add(weight, delta, exact, cast)
-    return cast
-
-
-def _provenance(graph: Path, adapter: Adapter, report: OnnxMergeReport) -> Mapping[str, Any]:
-    return {
-        "created_by": f"rmlora-deploy {__version__}",
-        "base": graph.name,
-        "adapter": Path(adapter.source).name,
-        "adapter_sha256": adapter.metadata.get("tensors_sha256"),
-        "replaced": report.replaced,
-        "by_content": report.by_content,
-        "modules": [asdict(item) for item in report.modules],
-    }
+    return meters[path].merge(weight, delta, part.dtype)

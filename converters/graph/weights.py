@@ -109,10 +109,10 @@ def _by_name(item: Wanted, weights: Mapping[str, ir.Value]) -> WeightPlace | Non
 
 def _holds(place: WeightPlace, item: Wanted, weights: Mapping[str, ir.Value], base: Checkpoint) -> bool:
     """Whether a place found by name holds what the base has (a base may lack a head that the graph has)."""
-    expected = _base_weight(item, base, _dtype(weights[place.initializer]))
+    expected = _base_weight(item, base, _tensor(weights[place.initializer]).dtype.numpy())
     if expected is None:
         return True
-    stored = _array(weights[place.initializer])
+    stored = _tensor(weights[place.initializer]).numpy()
     return bool(np.array_equal(stored.T if place.transposed else stored, expected))
 
 
@@ -120,14 +120,14 @@ def _by_content(item: Wanted, weights: Mapping[str, ir.Value], base: Checkpoint)
     found = []
     expected: dict[np.dtype[Any], AnyArray | None] = {}
     for name, value in weights.items():
-        if _type(value) not in _FLOATING or not _reads_as(item.kind, value):
+        if _tensor(value).dtype not in _FLOATING or not _reads_as(item.kind, value):
             continue
-        dtype = _dtype(value)
+        dtype = _tensor(value).dtype.numpy()
         if dtype not in expected:
             expected[dtype] = _base_weight(item, base, dtype)
         weight = expected[dtype]
         if weight is not None:
-            for transposed, start in _matches(item.kind, _array(value), weight):
+            for transposed, start in _matches(item.kind, _tensor(value).numpy(), weight):
                 found.append(WeightPlace(item.parameter, name, transposed, start, start + item.shape[0], "content"))
     if len(found) > 1:
         listed = ", ".join(f"'{place.initializer}'" for place in found[:4])
@@ -150,13 +150,13 @@ def _matches(kind: Kind, stored: AnyArray, expected: AnyArray) -> Iterator[tuple
     for transposed, view in ((False, stored), (True, stored.T)):  # rows are outputs
         if view.shape[1] != fan_in or view.shape[0] < fan_out:
             continue
-        if transposed and view.shape[0] == view.shape[1] and np.array_equal(stored, stored.T):
-            continue  # a symmetric matrix is the same both ways
         starts = np.flatnonzero(view[: view.shape[0] - fan_out + 1, 0] == expected[0, 0])
         for start in starts:
             part = view[start : start + fan_out]
             if np.array_equal(part[0, :_PROBE], expected[0, :_PROBE]) and np.array_equal(part, expected):
                 yield transposed, int(start)
+                if part.size == stored.size:
+                    return  # a symmetric matrix is the same the other way
 
 
 def _base_weight(item: Wanted, base: Checkpoint, dtype: np.dtype[Any]) -> AnyArray | None:
@@ -211,7 +211,7 @@ def _overlap(left: WeightPlace, right: WeightPlace) -> bool:
 
 def _missing(item: Wanted, weights: Mapping[str, ir.Value], base: Checkpoint | None) -> str:
     size = int(np.prod(item.shape))
-    fitting = [n for n, v in weights.items() if _type(v) in _FLOATING and int(np.prod(_shape(v))) == size]
+    fitting = [n for n, v in weights.items() if _tensor(v).dtype in _FLOATING and int(np.prod(_shape(v))) == size]
     quantised = [n for n in weights if n.endswith(_QUANTISED) and item.parameter.rpartition(".")[0] in n]
     if quantised:
         return f"'{item.parameter}' is quantised in the graph ('{quantised[0]}'): merge into the floating-point graph first."
@@ -234,22 +234,11 @@ def _is_zero(item: Wanted, base: Checkpoint) -> bool:
     return values is not None and not values.any()
 
 
-def _shape(value: ir.Value) -> tuple[int, ...]:
-    return tuple(value.const_value.shape.numpy()) if value.const_value is not None else ()
-
-
-def _array(value: ir.Value) -> AnyArray:
+def _tensor(value: ir.Value) -> ir.TensorProtocol:
     if value.const_value is None:
         raise AdapterError(f"Initializer '{value.name}' has no content: the graph is incomplete.")
-    return value.const_value.numpy()
+    return value.const_value
 
 
-def _type(value: ir.Value) -> ir.DataType | None:
-    return value.const_value.dtype if value.const_value is not None else None
-
-
-def _dtype(value: ir.Value) -> np.dtype[Any]:
-    kind = _type(value)
-    if kind is None:
-        raise AdapterError(f"Initializer '{value.name}' has no content: the graph is incomplete.")
-    return np.dtype(kind.numpy())
+def _shape(value: ir.Value) -> tuple[int, ...]:
+    return tuple(_tensor(value).shape.numpy())

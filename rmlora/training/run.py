@@ -27,9 +27,7 @@ from rmlora.training.settings import TrainSettings
 if TYPE_CHECKING:
     from peft import PeftModel
     from rich.console import Console
-    from transformers import Trainer, TrainingArguments
-
-    from rmlora.training.features import Examples
+    from transformers import TrainingArguments
 
 __all__ = ["TrainResult", "train"]
 
@@ -168,13 +166,14 @@ def _fit(
     from rmlora.training.features import make_examples
     from rmlora.training.objective import StopOnNaN, classification_metrics, cross_entropy
     from rmlora.training.progress import RichProgress
+    from rmlora.training.sampler import LengthGroupingTrainer
 
     examples = {
         name: make_examples(task, data, processor, settings.max_length)
         for name, data in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
         if data is not None
     }
-    trainer = _with_sampler(Trainer, settings, examples["train"])(
+    trainer = (LengthGroupingTrainer if settings.group_by_length else Trainer)(
         model=model,
         args=arguments,
         train_dataset=examples["train"],
@@ -217,22 +216,6 @@ def _fit(
         "examples": counts,
         "best_checkpoint_step": _step_of(trainer.state.best_model_checkpoint),
     }, steps
-
-
-def _with_sampler(trainer: type[Trainer], settings: TrainSettings, examples: Examples) -> type[Trainer]:
-    """Return ``trainer``, with batches by length where the settings ask for them."""
-    from rmlora.training.features import TextExamples
-    from rmlora.training.sampler import LengthGroups
-
-    if not settings.group_by_length or not isinstance(examples, TextExamples):
-        return trainer
-    sampler = LengthGroups(examples.lengths, settings.batch_size * settings.gradient_accumulation, settings.seed)
-
-    class GroupingTrainer(trainer):  # type: ignore[misc,valid-type]
-        def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroups:
-            return sampler
-
-    return GroupingTrainer
 
 
 def _arguments(settings: TrainSettings) -> TrainingArguments:

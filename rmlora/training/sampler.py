@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import Sampler
+from transformers import Trainer
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-__all__ = ["LengthGroups"]
+from rmlora.training.features import TextExamples
+
+__all__ = ["LengthGroupingTrainer", "LengthGroups"]
 
 
 class LengthGroups(Sampler[int]):
@@ -31,3 +35,13 @@ class LengthGroups(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self._seed + self._epoch)
         return iter(get_length_grouped_indices(self._lengths, self._batch_size, generator=generator))
+
+
+class LengthGroupingTrainer(Trainer):
+    """A trainer that draws its batches by :class:`LengthGroups`."""
+
+    train_dataset: TextExamples
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroups:
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroups(self.train_dataset.lengths, batch_size, self.args.seed)
