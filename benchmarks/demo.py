@@ -85,10 +85,10 @@ def main() -> None:
     title("5  Verify: again, from the bundle alone, without PyTorch")
     run("verify", work / "spam-bundle", "--reference-only")
     title("6  Bench: ONNX Runtime against PyTorch, side by side")
-    for bundle in (f"{name}-bundle" for name in TASKS):
+    for name in TASKS:
         run(
-            "bench", work / bundle, "--rounds", "2", "--seconds", "0.5", "--threads", "2", "--length", "32", "--output",
-            work / f"{bundle}.json", "--plot", work / f"{bundle}.png",
+            "bench", work / f"{name}-bundle", "--rounds", "2", "--seconds", "0.5", "--threads", "2", "--length", "32",
+            "--output", work / f"{name}-bench.json", "--plot", work / f"{name}-bench.png",
         )  # fmt: skip
     title("7  Ask both adapters")
     bundles = [work / "spam-bundle", "--with", work / "trec-bundle"]

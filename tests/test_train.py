@@ -35,6 +35,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return text_data(tmp_path_factory.mktemp("data") / "train.jsonl")
 
 
+def words_for(base: Path, data: Path, output: Path, *more: object) -> list[object]:
+    """Return the words of a short training run."""
+    return ["train", "--base", base, "--train", data, "-o", output, *SETTINGS, *more]
+
+
 def tensors(package: Path) -> dict[str, np.ndarray]:
     return load_file(package / "adapter_model.safetensors")
 
@@ -48,7 +53,7 @@ def assert_equal(left: Path, right: Path) -> None:
 
 def test_a_run_leaves_a_complete_package(base: Path, data: Path, tmp_path: Path) -> None:
     test = text_data(tmp_path / "test.jsonl", rows=12, seed=1)
-    words = ["train", "--base", base, "--train", data, "--test", test, "-o", tmp_path / "adapter", *SETTINGS, "--json"]
+    words = words_for(base, data, tmp_path / "adapter", "--test", test, "--json")
     done = run(*words)
     assert done.code == 0, done.stderr
     answer = json.loads(done.stdout)
@@ -79,7 +84,7 @@ def test_the_base_without_a_pooler_gets_one_that_is_saved(tmp_path: Path, data: 
     encoder.load_state_dict(model.bert.state_dict(), strict=False)
     text_base(tmp_path / "base")
     save_base(encoder, tmp_path / "base")
-    done = run("train", "--base", tmp_path / "base", "--train", data, "-o", tmp_path / "adapter", *SETTINGS)
+    done = run(*words_for(tmp_path / "base", data, tmp_path / "adapter"))
     assert done.code == 0, done.stderr
     saved = load_package(tmp_path / "adapter").saved
     assert {"bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight"} <= set(saved)
@@ -89,25 +94,12 @@ def test_the_base_without_a_pooler_gets_one_that_is_saved(tmp_path: Path, data: 
 def test_a_killed_run_ends_as_an_uninterrupted_one(
     base: Path, data: Path, tmp_path: Path, moments: tuple[float, ...]
 ) -> None:
-    words = [
-        "train",
-        "--base",
-        base,
-        "--train",
-        data,
-        *SETTINGS,
-        "--dropout",
-        "0.1",
-        "--save-steps",
-        "2",
-        "--mask-mode",
-        "update",
-        "--group-by-length",
-    ]
-    assert run(*words, "-o", tmp_path / "whole").code == 0
+    more = ["--dropout", "0.1", "--save-steps", "2", "--mask-mode", "update", "--group-by-length"]
+    words = words_for(base, data, tmp_path / "killed", *more)
+    assert run(*words_for(base, data, tmp_path / "whole", *more)).code == 0
     run_dir = tmp_path / "killed.run"
     for moment in moments:
-        command = [sys.executable, "-m", "deploy", *map(str, words), "-o", str(tmp_path / "killed")]
+        command = [sys.executable, "-m", "deploy", *map(str, words)]
         process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         known = set(run_dir.glob("checkpoint-*"))
         while process.poll() is None and not set(run_dir.glob("checkpoint-*")) - known:
@@ -116,27 +108,14 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
         process.send_signal(signal.SIGKILL)
         process.wait()
     if not (tmp_path / "killed").exists():
-        done = run(*words, "-o", tmp_path / "killed")
+        done = run(*words)
         assert done.code == 0, done.stderr
     assert_equal(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_batches_of_equal_length_learn_as_well(base: Path, data: Path, tmp_path: Path) -> None:
-    words = [
-        "train",
-        "--base",
-        base,
-        "--train",
-        data,
-        "--test",
-        data,
-        *SETTINGS,
-        "--group-by-length",
-        "--epochs",
-        "10",
-        "--json",
-    ]
-    done = run(*words, "-o", tmp_path / "grouped")
+    more = ["--test", data, "--group-by-length", "--epochs", "10", "--json"]
+    done = run(*words_for(base, data, tmp_path / "grouped", *more))
     assert done.code == 0, done.stderr
     assert json.loads(done.stdout)["metrics"]["test"]["accuracy"] > 0.9
 
@@ -155,7 +134,7 @@ def test_the_order_by_length_is_a_function_of_seed_and_epoch() -> None:
 
 
 def test_half_written_checkpoints_are_not_resumed_from(base: Path, data: Path, tmp_path: Path) -> None:
-    words = ["train", "--base", base, "--train", data, "-o", tmp_path / "adapter", *SETTINGS]
+    words = words_for(base, data, tmp_path / "adapter")
     assert run(*words).code == 0
     run_dir = tmp_path / "adapter.run"
     whole = last_whole_checkpoint(run_dir)
@@ -167,7 +146,7 @@ def test_half_written_checkpoints_are_not_resumed_from(base: Path, data: Path, t
 
 
 def test_another_runs_directory_is_refused(base: Path, data: Path, tmp_path: Path) -> None:
-    words = ["train", "--base", base, "--train", data, "-o", tmp_path / "adapter", *SETTINGS]
+    words = words_for(base, data, tmp_path / "adapter")
     assert run(*words).code == 0
     fails(2, "holds an interrupted run with another learning rate", *words, "--overwrite", "--learning-rate", "1e-4")
     assert run(*words, "--overwrite", "--learning-rate", "1e-4", "--no-resume").code == 0
@@ -205,7 +184,7 @@ main()
 def test_two_processes_draw_the_same_masks_and_end_equal(base: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "probe.py").write_text(PROBE)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29713"]
-    words = [tmp_path / "probe.py", "train", "--base", base, "--train", data, "-o", tmp_path / "adapter", *SETTINGS]
+    words = [tmp_path / "probe.py", *words_for(base, data, tmp_path / "adapter")]
     done = subprocess.run(
         [*command, *map(str, words)],
         env=environment(PROBE_DIR=str(tmp_path)),
