@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+DEMO_ARGS ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -20,7 +21,7 @@ help: ## List the targets
 setup: $(READY) ## Create .venv and install everything, pinned
 
 demo: $(READY) ## Train, merge, export, verify and measure two adapters on real data, offline
-	$(BIN)/python -m benchmarks.demo
+	$(BIN)/python -m benchmarks.demo $(DEMO_ARGS)
 
 test: $(READY) ## Run the tests with coverage (PYTEST_ARGS='-m "not e2e"' for the fast ones)
 	$(BIN)/python -m pytest --cov $(PYTEST_ARGS)

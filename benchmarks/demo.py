@@ -3,7 +3,7 @@
 Two RM-LoRA adapters for MiniLM (SMS spam, question type) are trained, held against plain LoRA, merged,
 exported, verified, measured and asked. Every step is a command a user would type, and is shown as such.
 
-    python -m benchmarks.demo [--work build/demo]
+    python -m benchmarks.demo [--work build/demo] [--record]
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.assets import minilm
 from benchmarks.realdata import write_splits
+from benchmarks.results import environment, write_result
+from rmlora.storage import write_json
 
 TASKS = {
     "spam": ("sms", 1200, ["--epochs", "2", "--max-length", "32"]),
@@ -46,7 +49,9 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("build/demo"), help="directory to work in (default %(default)s)"
     )
-    work: Path = parser.parse_args().work
+    parser.add_argument("--record", action="store_true", help="write the figures to benchmarks/results/demo.json too")
+    options = parser.parse_args()
+    work: Path = options.work
     started = time.monotonic()
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -93,14 +98,19 @@ def main() -> None:
     title("7  Ask both adapters")
     bundles = [work / "spam-bundle", "--with", work / "trec-bundle"]
     run("predict", *bundles, *SENTENCES)
-    summarise(work, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    summary = summarise(work, seconds)
+    write_json(work / "summary.json", summary)
+    if options.record:
+        write_result("demo", {**environment(), **summary})
+    print(f"\nDone in {seconds:.0f} s. Adapters, bundles, plots and summary.json are in {work}.")
     if sys.stdin.isatty() and sys.stdout.isatty():
         run("predict", *bundles)
 
 
-def summarise(work: Path, seconds: float) -> None:
-    """Print what was reached, and leave it in ``summary.json``."""
-    summary: dict[str, object] = {"seconds": round(seconds)}
+def summarise(work: Path, seconds: float) -> dict[str, Any]:
+    """Return what was reached: accuracies and dimensions of the adapters, evaluation and speed of the bundles."""
+    summary: dict[str, Any] = {"seconds": round(seconds)}
     for name in TASKS:
         for method in ("rmlora", "lora"):
             metrics = json.loads((work / f"{name}-{method}" / "rmlora.json").read_text())["metrics"]
@@ -108,8 +118,13 @@ def summarise(work: Path, seconds: float) -> None:
                 "test_accuracy": metrics["test"]["accuracy"],
                 "effective_rank": metrics["effective_rank"],
             }
-    (work / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    print(f"\nDone in {seconds:.0f} s. Adapters, bundles, plots and summary.json are in {work}.")
+        manifest = json.loads((work / f"{name}-bundle" / "manifest.json").read_text())
+        summary[f"{name}-bundle"] = {
+            "precision": manifest["precision"],
+            "evaluation": manifest["verification"]["evaluation"],
+            "bench": json.loads((work / f"{name}-bench.json").read_text())["rows"],
+        }
+    return summary
 
 
 def title(text: str) -> None:
