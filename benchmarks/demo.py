@@ -88,7 +88,7 @@ def main() -> None:
             precision, "--data", data[name] / "test.jsonl",
         )  # fmt: skip
     title("5  Verify: again, from the bundle alone, without PyTorch")
-    run("verify", work / "spam-bundle", "--reference-only")
+    run("verify", work / "spam-bundle", "--reference-only", "--data", data["spam"] / "test.jsonl")
     title("6  Bench: ONNX Runtime against PyTorch, side by side")
     for name in TASKS:
         run(
