@@ -105,7 +105,8 @@ def test_an_unreadable_file_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys:
 def test_ctrl_c_ends_with_130_and_one_line(tmp_path: Path) -> None:
     bundle = word_bundle(tmp_path / "words")
     process = subprocess.Popen(
-        [sys.executable, "-m", "deploy", "bench", str(bundle), "--seconds", "60", "--threads", "1", "--json"],
+        [sys.executable, "-m", "deploy", "bench", str(bundle), "--seconds", "60", "--threads", "1", "--length", "8",
+         "--json"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 60
