@@ -108,6 +108,7 @@ def test_ctrl_c_ends_with_130_and_one_line(tmp_path: Path) -> None:
         [sys.executable, "-m", "deploy", "bench", str(bundle), "--seconds", "60", "--threads", "1", "--length", "8",
          "--json"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job would ignore it
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not _children(process.pid) and time.monotonic() < deadline:
