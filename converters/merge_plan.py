@@ -15,6 +15,7 @@ from converters.shards import ShardEntry
 from rmlora.adapter import Adapter, Array, LoraModule
 from rmlora.checkpoint import EMBEDDING_NAMES, Checkpoint, TiedOutput
 from rmlora.errors import AdapterError
+from rmlora.models import adapter_labels
 from rmlora.naming import find_tensor, find_tensors, infer_prefix
 from rmlora.tensors import DTYPES, FLOATING
 
@@ -169,7 +170,10 @@ def _new_config(
 
 
 def _numbered_labels(adapter: Adapter) -> list[str] | None:
+    """Return ``LABEL_i`` for the head of a classification adapter from elsewhere."""
     if adapter.peft_config.get("task_type") != "SEQ_CLS":
         return None
-    heads = [array for name, array in adapter.saved.items() if name.endswith((".weight",)) and array.ndim == 2]
-    return [f"LABEL_{index}" for index in range(heads[-1].shape[0])] if heads else None
+    try:
+        return adapter_labels(adapter)
+    except AdapterError:
+        return None
