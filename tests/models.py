@@ -10,8 +10,14 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
     LlamaConfig,
@@ -126,6 +132,51 @@ def _vit() -> PreTrainedModel:
     )
 
 
+def _albert() -> PreTrainedModel:
+    return AlbertForSequenceClassification(
+        AlbertConfig(
+            vocab_size=VOCABULARY,
+            embedding_size=8,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=24,
+            max_position_embeddings=40,
+            num_labels=LABELS,
+            pad_token_id=1,
+        )
+    )
+
+
+def _distilbert() -> PreTrainedModel:
+    return DistilBertForSequenceClassification(
+        DistilBertConfig(
+            vocab_size=VOCABULARY,
+            dim=16,
+            hidden_dim=24,
+            n_layers=2,
+            n_heads=2,
+            max_position_embeddings=40,
+            num_labels=LABELS,
+            pad_token_id=1,
+        )
+    )
+
+
+def _dinov2() -> PreTrainedModel:
+    return Dinov2ForImageClassification(
+        Dinov2Config(
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            mlp_ratio=2,
+            image_size=16,
+            patch_size=4,
+            num_labels=LABELS,
+        )
+    )
+
+
 ARCHITECTURES: dict[str, Architecture] = {
     item.name: item
     for item in (
@@ -137,6 +188,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("llama", _llama, ("q_proj", "k_proj", "o_proj", "down_proj"), "score", "text-classification"),
         Architecture("t5-encoder", _t5_encoder, ("q", "v", "wi", "wo"), None, None),
         Architecture("vit", _vit, ("q_proj", "v_proj", "fc1", "fc2"), "classifier", "image-classification"),
+        Architecture("albert", _albert, ("query", "value", "ffn"), "classifier", "text-classification"),
+        Architecture("distilbert", _distilbert, ("q_lin", "v_lin", "lin1"), "classifier", "text-classification"),
+        Architecture("dinov2", _dinov2, ("q_proj", "v_proj", "fc1", "fc2"), "classifier", "image-classification"),
     )
 }
 

@@ -10,36 +10,20 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-import torch
-from transformers import PreTrainedModel
 
 from converters.graph.file import save_model
 from converters.graph.merge import merge_graph
 from converters.graph.weights import Wanted, find_weights
-from deploy.export.inputs import trace_inputs
-from deploy.export.optimise import optimise
-from deploy.export.torch_export import export_torch
 from deploy.providers import create_session
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError
-from rmlora.models import load_processor
 from rmlora.package import load_package
-from rmlora.tasks import get_task
 from tests.bundles import make_sources
 from tests.cli import fails, run
+from tests.graphs import anonymous, export, with_bias
 from tests.models import ARCHITECTURES, build, output, save_base
 
 NAMES = ["bert", "gpt2", "llama", "vit"]
-
-
-def with_bias(name: str) -> PreTrainedModel:
-    """Return the tiny model; its head has a bias that is not zero, which the exporter would leave out."""
-    model = build(name)
-    with torch.no_grad():
-        for parameter, values in model.named_parameters():
-            if parameter.startswith("classifier") and parameter.endswith("bias"):
-                values.add_(0.1)
-    return model
 
 
 def sources(name: str, directory: Path) -> tuple[Path, Path]:
@@ -48,31 +32,6 @@ def sources(name: str, directory: Path) -> tuple[Path, Path]:
     save_base(with_bias(name), base)
     (directory / "onnx").mkdir()
     return base, adapter
-
-
-def export(name: str, base: Path, target: Path, *, optimised: bool) -> Path:
-    """Export the tiny model with its head, no adapter in it."""
-    task = get_task(ARCHITECTURES[name].task or "")
-    model = with_bias(name)
-    graph = export_torch(model, trace_inputs(task, model.config, load_processor(base, task)), opset=20)
-    if optimised:
-        cases = [{key: value.numpy() for key, value in ARCHITECTURES[name].inputs().items()}]
-        names = {value.name for value in graph.graph.inputs}
-        cases = [{key: value for key, value in case.items() if key in names} for case in cases]
-        graph = optimise(graph, cases, target.parent).model
-    save_model(graph, target)
-    return target
-
-
-def anonymous(path: Path) -> Path:
-    """Take every name away from the weights of a graph."""
-    model = ir.load(path)
-    for number, (name, value) in enumerate(list(model.graph.initializers.items())):
-        model.graph.initializers.pop(name)
-        value.name = f"weight_{number}"
-        model.graph.initializers[value.name] = value
-    save_model(model, path)
-    return path
 
 
 def expected_logits(name: str, adapter: Path) -> np.ndarray:

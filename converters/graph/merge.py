@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +13,10 @@ import onnx_ir as ir
 
 from converters.delta import delta_rows
 from converters.graph.file import load_model, save_model
-from converters.graph.weights import Kind, Wanted, WeightPlace, find_weights
+from converters.graph.weights import WeightPlace, find_weights, wanted_module, wanted_saved
 from converters.side_files import copy_side_files, write_provenance
 from converters.survival import Survival, SurvivalMeter, checked_cast, complete
-from rmlora.adapter import Adapter, LoraModule
+from rmlora.adapter import Adapter
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError
 from rmlora.fingerprint import check_base
@@ -74,7 +73,8 @@ def merge_graph(
     model = load_model(graph)
     if base is not None:
         check_base(adapter, base, allow_mismatch=allow_base_mismatch)
-    wanted = [*map(_of_module, adapter.modules.values()), *(_of_saved(n, v.shape) for n, v in adapter.saved.items())]
+    wanted = [wanted_module(module) for module in adapter.modules.values()]
+    wanted += [wanted_saved(name, array.shape) for name, array in adapter.saved.items()]
     places = find_weights(model, wanted, base)
     meters: dict[str, SurvivalMeter] = {}
     for name in dict.fromkeys(place.initializer for place in places.values()):
@@ -91,17 +91,6 @@ def merge_graph(
         )
         write_provenance(directory, graph, adapter, report)
     return report
-
-
-def _of_module(module: LoraModule) -> Wanted:
-    kind: Kind = module.kind
-    fan_in, fan_out = math.prod(module.lora_A.shape[1:]), module.lora_B.shape[0]
-    shape = (fan_in, fan_out) if kind == "embedding" else (fan_out, *module.lora_A.shape[1:])
-    return Wanted(f"{module.path}.weight", kind, shape, module.fan_in_fan_out)
-
-
-def _of_saved(parameter: str, shape: tuple[int, ...]) -> Wanted:
-    return Wanted(parameter, "linear" if len(shape) == 2 else "vector", shape)
 
 
 def _replace(value: ir.Value, places: list[WeightPlace], adapter: Adapter, meters: dict[str, SurvivalMeter]) -> None:

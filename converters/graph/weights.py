@@ -7,6 +7,7 @@ content: it is compared with the base checkpoint's in both orientations, and wit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,18 +16,20 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from converters.graph.uses import readers, stored_transposed
+from rmlora.adapter import LoraModule
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError
 from rmlora.naming import find_tensor
 
-__all__ = ["Wanted", "WeightPlace", "find_weights"]
+__all__ = ["Wanted", "WeightPlace", "find_weights", "wanted_module", "wanted_saved"]
 
 AnyArray = npt.NDArray[Any]
 Kind = Literal["linear", "embedding", "conv", "vector"]
 
 _FLOATING = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
-_PASSED_THROUGH = {"Transpose", "Cast", "Identity"}
-_QUANTISED = ("_quantized", "_Q4", "_Q8", "_Q4G32", "_scale", ".qweight")
+_QUANTISED = ("_quantized", "_Q4", "_Q8", "_Q4G32")
+"""What quantisers put behind the name of a weight."""
 _PROBE = 8
 """Elements compared first: enough to rule out nearly every wrong place."""
 
@@ -40,6 +43,18 @@ class Wanted:
     shape: tuple[int, ...]
     fan_in_fan_out: bool = False
     """The base stores it ``[in, out]``; decides only where the shape leaves it open (square)."""
+
+
+def wanted_module(module: LoraModule) -> Wanted:
+    """Return the weight that ``module`` updates."""
+    fan_in, fan_out = math.prod(module.lora_A.shape[1:]), module.lora_B.shape[0]
+    shape = (fan_in, fan_out) if module.kind == "embedding" else (fan_out, *module.lora_A.shape[1:])
+    return Wanted(f"{module.path}.weight", module.kind, shape, module.fan_in_fan_out)
+
+
+def wanted_saved(parameter: str, shape: tuple[int, ...]) -> Wanted:
+    """Return a parameter that an adapter saved whole."""
+    return Wanted(parameter, "linear" if len(shape) == 2 else "vector", shape)
 
 
 @dataclass(frozen=True)
@@ -61,24 +76,33 @@ class WeightPlace:
         return (slice(None), part) if self.transposed and rank == 2 else (part, *[slice(None)] * (rank - 1))
 
 
-def find_weights(model: ir.Model, wanted: Collection[Wanted], base: Checkpoint | None) -> dict[str, WeightPlace]:
+def find_weights(
+    model: ir.Model, wanted: Collection[Wanted], base: Checkpoint | None, *, quantised: bool = False
+) -> dict[str, WeightPlace]:
     """Return parameter → place for every one of ``wanted``.
 
     Args:
         model: the graph; its initializers are only read.
         wanted: parameters by torch's paths.
         base: the checkpoint the graph was exported from; without it only names are used.
+        quantised: accept quantised weights, by the names that their quantiser keeps.
 
     Raises:
         AdapterError: a parameter is not there, lies in several places, or shares one with another; the message
             lists candidates.
     """
-    weights = {name: value for name, value in model.graph.initializers.items() if value.const_value is not None}
+    weights = {
+        name: value
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None and value.uses()
+    }
     places: dict[str, WeightPlace] = {}
     for item in wanted:
         place = _by_name(item, weights)
         if base is not None and (place is None or not _holds(place, item, weights, base)):
             place = _by_content(item, weights, base)
+        if place is None and quantised:
+            place = _by_quantised_name(item, weights)
         if place is None:
             raise AdapterError(_missing(item, weights, base))
         other = next((p for p in places.values() if _overlap(p, place)), None)
@@ -92,19 +116,45 @@ def find_weights(model: ir.Model, wanted: Collection[Wanted], base: Checkpoint |
 
 
 def _by_name(item: Wanted, weights: Mapping[str, ir.Value]) -> WeightPlace | None:
-    name = find_tensor(item.parameter, weights)
-    if name is None:
+    spelled = _spelled(weights)
+    found = find_tensor(item.parameter, spelled)
+    if found is None:
         return None
+    name = spelled[found]
     shape = _shape(weights[name])
     transposed = item.kind == "linear" and shape != item.shape
     if item.kind == "linear" and _is_square(item):
-        orientation = _stored_transposed(weights[name])
+        orientation = stored_transposed(weights[name])
         if orientation is None:
             return None
         transposed = orientation
     if shape != (item.shape[::-1] if transposed else item.shape):
         return None
     return WeightPlace(item.parameter, name, transposed, 0, item.shape[0], "name")
+
+
+def _spelled(weights: Mapping[str, ir.Value]) -> dict[str, str]:
+    """Return names as torch would spell them → names in the graph; the GenAI builder has a spelling of its own."""
+    return {name.replace(".MatMul.weight", ".weight").replace(".attn.", ".self_attn."): name for name in weights} | {
+        name: name for name in weights
+    }
+
+
+def _by_quantised_name(item: Wanted, weights: Mapping[str, ir.Value]) -> WeightPlace | None:
+    for suffix in _QUANTISED:
+        spelled = _spelled(
+            {name.removesuffix(suffix): value for name, value in weights.items() if name.endswith(suffix)}
+        )
+        found = find_tensor(item.parameter, spelled)
+        if found is None:
+            continue
+        name = spelled[found] + suffix
+        shape = _shape(weights[name])
+        packed = len(shape) == 3  # MatMulNBits: [out, blocks, bytes]
+        transposed = item.kind == "linear" and not packed and stored_transposed(weights[name]) is not False
+        if (packed and shape[0] == item.shape[0]) or shape == (item.shape[::-1] if transposed else item.shape):
+            return WeightPlace(item.parameter, name, transposed, 0, item.shape[0], "name")
+    return None
 
 
 def _holds(place: WeightPlace, item: Wanted, weights: Mapping[str, ir.Value], base: Checkpoint) -> bool:
@@ -176,33 +226,8 @@ def _is_square(item: Wanted) -> bool:
 
 def _reads_as(kind: Kind, value: ir.Value) -> bool:
     """Whether what reads ``value`` is of this kind: a tied embedding is looked up in one place, multiplied in another."""
-    readers = {node.op_type for node, _ in _readers(value)}
-    return ("Gather" in readers) == (kind == "embedding") if kind in ("embedding", "linear") else True
-
-
-def _readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
-    """Yield (node, input index) of everything that reads ``value``, through what only passes it on."""
-    for use in value.uses():
-        if use.node.op_type in _PASSED_THROUGH:
-            yield from _readers(use.node.outputs[0])
-        else:
-            yield use.node, use.idx
-
-
-def _stored_transposed(value: ir.Value, flipped: bool = False) -> bool | None:
-    """Return whether a linear weight is stored ``[in, out]``, told by what reads it; None if that says nothing."""
-    for use in value.uses():
-        node = use.node
-        if node.op_type in _PASSED_THROUGH:
-            answer = _stored_transposed(node.outputs[0], flipped != (node.op_type == "Transpose"))
-            if answer is not None:
-                return answer
-        elif node.op_type in ("MatMul", "FusedMatMul", "Attention") and use.idx == 1:
-            return not flipped
-        elif node.op_type == "Gemm" and use.idx == 1:
-            turned = node.attributes.get_int("transB", 0) == 1
-            return turned == flipped
-    return None
+    operators = {node.op_type for node, _ in readers(value)}
+    return ("Gather" in operators) == (kind == "embedding") if kind in ("embedding", "linear") else True
 
 
 def _overlap(left: WeightPlace, right: WeightPlace) -> bool:

@@ -1,0 +1,277 @@
+"""Low-rank branches and head slots for a graph, whoever exported it: a pass over the ONNX model, without torch.
+
+The weights are found (:mod:`converters.graph.weights`), then the places that compute with them
+(:mod:`converters.graph.sites`), and every place gets ``y' = y + (x · A) · B`` with factors that are inputs
+(:mod:`converters.graph.slots`). The products of the branch come before the module's own, so that ``x`` is still in
+the cache, and its sum directly behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from itertools import groupby
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from converters.graph.attention import split_attention
+from converters.graph.batch import Batch
+from converters.graph.branch_nodes import convolution, head, lookup, product
+from converters.graph.build import NodeList
+from converters.graph.sites import Site, find_sites
+from converters.graph.slots import Head, Slot, Slots
+from converters.graph.weights import WeightPlace, find_weights, wanted_module, wanted_saved
+from rmlora.adapter import Adapter, LoraModule
+from rmlora.checkpoint import Checkpoint
+from rmlora.errors import AdapterError
+from rmlora.naming import find_tensor
+
+__all__ = ["BRANCH_SCOPE", "insert_branches"]
+
+BRANCH_SCOPE = "rmlora"
+"""Names of the nodes that are inserted begin with this and a slash."""
+
+_FLOATING = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+
+
+def insert_branches(
+    model: ir.Model, adapters: Sequence[Adapter], base: Checkpoint | None, *, base_weights: Mapping[str, str]
+) -> Slots:
+    """Give ``model`` a branch for every module that one of ``adapters`` updates, and a slot for every head, in place.
+
+    Args:
+        model: an export of the base; fused attention is taken apart.
+        adapters: decide modules, shapes and heads; their values do not matter.
+        base: the checkpoint the graph was exported from; without it weights are found by name only.
+        base_weights: digests to record in the graph.
+
+    Raises:
+        AdapterError: a module or head has no place in the graph, cannot be adapted there, or is of different sizes in
+            two adapters.
+    """
+    modules, heads = _modules(adapters), _heads(adapters)
+    split_attention(model)
+    places = find_weights(model, [wanted_module(module) for module in modules.values()], base, quantised=True)
+    wanted = [
+        wanted_saved(f"{path}.weight", _own_shape(path, weight.shape, model, base)) for path, weight in heads.items()
+    ]
+    head_places = find_weights(model, wanted, base) if wanted else {}
+    batch = Batch(model.graph)
+    slots: dict[str, Slot] = {}
+    by_weight = sorted(places.values(), key=lambda place: (place.initializer, place.start))
+    for _, group in groupby(by_weight, key=lambda place: place.initializer):
+        together = list(group)
+        for place in together:
+            module = modules[place.parameter.removesuffix(".weight")]
+            slots[module.path] = _slot(module)
+        _adapt(model.graph, together, slots, batch)
+    made = [
+        _replace_head(
+            model.graph, place, in_base=base is None or find_tensor(place.parameter, base.tensors) is not None
+        )
+        for place in head_places.values()
+    ]
+    RemoveUnusedNodesPass()(model)
+    result = Slots(tuple(slots[path] for path in modules), tuple(made), dict(base_weights))
+    _check(model, result)
+    model.metadata_props.update(result.to_props())
+    return result
+
+
+def _modules(adapters: Sequence[Adapter]) -> dict[str, LoraModule]:
+    """Return every module that an adapter updates, with one that shows its sizes."""
+    union: dict[str, LoraModule] = {}
+    for adapter in adapters:
+        for path, module in adapter.modules.items():
+            known = union.setdefault(path, module)
+            if wanted_module(known).shape != wanted_module(module).shape or known.kind != module.kind:
+                raise AdapterError(
+                    f"'{path}' has other sizes in {adapter.source} than in {adapters[0].source}: they are of different bases."
+                )
+    return union
+
+
+def _heads(adapters: Sequence[Adapter]) -> dict[str, np.ndarray]:
+    """Return the path of every linear module an adapter saved whole, with one of its weights.
+
+    Raises:
+        AdapterError: something else was saved whole.
+    """
+    union: dict[str, np.ndarray] = {}
+    for adapter in adapters:
+        for parameter, value in adapter.saved.items():
+            path, _, leaf = parameter.rpartition(".")
+            if leaf == "weight" and value.ndim == 2:
+                known = union.setdefault(path, value)
+                if known.shape[1] != value.shape[1]:
+                    raise AdapterError(
+                        f"'{parameter}' of {adapter.source} has {value.shape[1]} inputs, elsewhere {known.shape[1]}."
+                    )
+            elif leaf != "bias" or f"{path}.weight" not in adapter.saved or adapter.saved[f"{path}.weight"].ndim != 2:
+                raise AdapterError(
+                    f"{adapter.source} saved '{parameter}' whole, and only linear modules can be switched: merge this adapter "
+                    "(--mode merged)."
+                )
+    return union
+
+
+def _own_shape(path: str, shape: tuple[int, ...], model: ir.Model, base: Checkpoint | None) -> tuple[int, ...]:
+    """Return the shape ``[labels, in]`` of the graph's own head, whose labels are not those of an adapter."""
+    parameter = f"{path}.weight"
+    stored = {
+        name: value.const_value.shape.numpy() for name, value in model.graph.initializers.items() if value.const_value
+    }
+    name = find_tensor(parameter, stored)
+    if name is None and base is not None:
+        stored = {name: info.shape for name, info in base.tensors.items()}
+        name = find_tensor(parameter, stored)
+    own = tuple(int(size) for size in stored[name]) if name is not None else ()
+    if len(own) != 2 or shape[1] not in own:
+        return shape
+    return own if own[1] == shape[1] else own[::-1]
+
+
+def _slot(module: LoraModule) -> Slot:
+    shape = wanted_module(module).shape
+    fan_in, fan_out = (shape[0], shape[1]) if module.kind == "embedding" else (int(np.prod(shape[1:])), shape[0])
+    return Slot(module.path, module.kind, fan_in, fan_out)
+
+
+def _adapt(graph: ir.Graph, places: Sequence[WeightPlace], slots: Mapping[str, Slot], batch: Batch) -> None:
+    """Add the branches of all modules whose weights lie in one initializer."""
+    found = [slots[place.parameter.removesuffix(".weight")] for place in places]
+    width = _width(graph.initializers[places[0].initializer], places[0])
+    for number in range(len(find_sites(graph, places[0]))):
+        site = find_sites(graph, places[0])[number]  # again: what it reads may be what the last branch has made
+        before = NodeList(graph, f"{BRANCH_SCOPE}/{found[0].module}" + (f"/call_{number}" if number else ""))
+        dtype = _dtype(site)
+        factors = [_factors(graph, slot, dtype) for slot in found]
+        if site.how == "lookup":
+            update = lookup(before, site.x, *factors[0], tokens=found[0].fan_in)
+        elif site.how == "convolution":
+            update = convolution(before, site, *factors[0], batch=batch)
+        else:
+            parts = list(zip(((place.start, place.stop) for place in places), factors, strict=True))
+            update = product(before, site.x, parts, width=width, fan_in=found[0].fan_in, batch=batch)
+        _add(graph, site, update, before, batch)
+
+
+def _width(weight: ir.Value, place: WeightPlace) -> int:
+    """Return the outputs of a weight, of which a place may be a part."""
+    shape = weight.const_value.shape.numpy() if weight.const_value is not None else ()
+    return int(shape[1] if place.transposed and len(shape) == 2 else shape[0])
+
+
+def _dtype(site: Site) -> ir.DataType:
+    for value in (site.y, site.x):
+        if value.dtype in _FLOATING:
+            return value.dtype
+    weight = site.node.inputs[0 if site.how == "lookup" else 1]
+    known = weight.const_value.dtype if weight is not None and weight.const_value is not None else None
+    return known if known in _FLOATING else ir.DataType.FLOAT
+
+
+def _factors(graph: ir.Graph, slot: Slot, dtype: ir.DataType) -> tuple[ir.Value, ir.Value]:
+    if slot.lora_A in graph.initializers:  # a module that is called twice has one slot
+        return graph.initializers[slot.lora_A], graph.initializers[slot.lora_B]
+    empty = np.zeros((1, slot.fan_in, 0), dtype.numpy()), np.zeros((1, 0, slot.fan_out), dtype.numpy())
+    return (
+        optional_input(graph, slot.lora_A, ["rows", slot.fan_in, "rank"], empty[0]),
+        optional_input(graph, slot.lora_B, ["rows", "rank", slot.fan_out], empty[1]),
+    )
+
+
+def optional_input(graph: ir.Graph, name: str, shape: Sequence[int | str], default: np.ndarray) -> ir.Value:
+    """Add an input with a default value, which a caller may leave out."""
+    tensor = ir.tensor(default, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(shape), const_value=tensor)
+    graph.register_initializer(value)
+    graph.inputs.append(value)
+    return value
+
+
+def _add(graph: ir.Graph, site: Site, update: ir.Value, before: NodeList, batch: Batch) -> None:
+    """Insert the branch's nodes and add ``update`` to the module's output."""
+    y = site.y
+    uses = [use for use in y.uses() if use.node not in before.nodes]
+    behind = NodeList(graph, f"{before.scope}/out")
+    if site.how == "convolution" or (site.how == "product" and not batch.leads(y)):
+        update = behind.op("Reshape", update, behind.op("Shape", y))
+    total = behind.op("Add", y, update, name="sum")
+    total.type, total.shape = y.type, y.shape
+    producer = y.producer()
+    if producer is None:
+        raise AdapterError(f"The output of '{site.node.name}' is an input of the graph: the graph is damaged.")
+    if site.how == "convolution":  # it asks for the shape of what the module gives
+        graph.insert_after(producer, [*before.nodes, *behind.nodes])
+    else:
+        graph.insert_before(site.node, before.nodes)
+        graph.insert_after(producer, behind.nodes)
+    for use in uses:
+        use.node.replace_input_with(use.idx, total)
+    if y.is_graph_output():
+        name = y.name
+        y.name, total.name = f"{before.scope}/base", name
+        for number, output in enumerate(graph.outputs):
+            if output is y:
+                graph.outputs[number] = total
+
+
+def _replace_head(graph: ir.Graph, place: WeightPlace, *, in_base: bool) -> Head:
+    """Put a head whose weight and bias are inputs in the place of one whose are not."""
+    path = place.parameter.removesuffix(".weight")
+    value = graph.initializers[place.initializer]
+    stored = value.const_value
+    sites = find_sites(graph, place)
+    if stored is None or len(sites) != 1 or sites[0].how != "product":
+        raise AdapterError(
+            f"The head '{path}' is not a single product in the graph: merge the adapter (--mode merged)."
+        )
+    site, weight = sites[0], stored.numpy()
+    weight = (weight if place.transposed else weight.T)[None]
+    bias = site.bias.const_value.numpy()[None] if site.bias is not None and site.bias.const_value is not None else None
+    if bias is None:
+        bias = np.zeros((1, weight.shape[2]), weight.dtype)
+    slot = Head(path, weight.shape[1], in_base)
+    if place.initializer == slot.weight or (site.bias is not None and site.bias.name == slot.bias):
+        _free_names(graph, value, site.bias)
+    nodes = NodeList(graph, f"{BRANCH_SCOPE}/{path}")
+    new = head(
+        nodes,
+        site.x,
+        optional_input(graph, slot.weight, ["rows", slot.fan_in, f"{path}.labels"], np.ascontiguousarray(weight)),
+        optional_input(graph, slot.bias, ["rows", f"{path}.labels"], np.ascontiguousarray(bias)),
+    )
+    y = site.y
+    new.type = y.type
+    if y.shape is not None:
+        new.shape = ir.Shape([*list(y.shape)[:-1], f"{path}.labels"])
+    graph.insert_before(site.node, nodes.nodes)
+    new.name, y.name = y.name, f"{BRANCH_SCOPE}/{path}/replaced"
+    ir.convenience.replace_all_uses_with(y, new, replace_graph_outputs=True)
+    return slot
+
+
+def _free_names(graph: ir.Graph, *values: ir.Value | None) -> None:
+    """Rename initializers whose names the slots need."""
+    for value in values:
+        if value is not None and value.name in graph.initializers:
+            graph.initializers.pop(str(value.name))
+            value.name = f"{BRANCH_SCOPE}/{value.name}/base"
+            graph.register_initializer(value)
+
+
+def _check(model: ir.Model, slots: Slots) -> None:
+    """Raise :class:`AdapterError` unless every slot is an optional input of the graph that something reads."""
+    names = [name for slot in slots.modules for name in (slot.lora_A, slot.lora_B)]
+    names += [name for item in slots.heads for name in (item.weight, item.bias)]
+    missing = missing_slots(model, names)
+    if missing:
+        raise AdapterError(f"The slot '{missing[0]}' did not survive in the graph: please report this as a bug.")
+
+
+def missing_slots(model: ir.Model, names: Collection[str]) -> list[str]:
+    """Return those of ``names`` that are no optional input of ``model`` or are read by nothing."""
+    inputs = {value.name: value for value in model.graph.inputs if value.name in model.graph.initializers}
+    return [name for name in names if name not in inputs or not inputs[name].uses()]

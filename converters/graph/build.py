@@ -1,0 +1,47 @@
+"""Making nodes: operators written like calls, all named after one scope."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+__all__ = ["NodeList"]
+
+
+class NodeList:
+    """New nodes in order, for one place of a graph. They are not inserted; constants are registered at once."""
+
+    def __init__(self, graph: ir.Graph, scope: str) -> None:
+        self._graph, self.scope = graph, scope
+        self.nodes: list[ir.Node] = []
+
+    def op(
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        name: str | None = None,
+        domain: str = "",
+        attributes: Mapping[str, Any] | None = None,
+    ) -> ir.Value:
+        """Append a node and return its first output, which is named after the node."""
+        full = f"{self.scope}/{name or f'{op_type}_{len(self.nodes)}'}"
+        node = ir.node(op_type, inputs, dict(attributes or {}), domain=domain, name=full)
+        node.outputs[0].name = full
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def constant(self, name: str, value: npt.ArrayLike) -> ir.Value:
+        """Return an initializer of that value; the same name in the same scope is the same initializer."""
+        full = f"{self.scope}/{name}"
+        if full in self._graph.initializers:
+            return self._graph.initializers[full]
+        tensor = ir.tensor(np.asarray(value), name=full)
+        made = ir.Value(
+            name=full, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
+        self._graph.register_initializer(made)
+        return made

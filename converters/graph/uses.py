@@ -1,0 +1,38 @@
+"""What reads a value of a graph, seen through the operators that only pass it on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+__all__ = ["readers", "stored_transposed"]
+
+_PASSED_THROUGH = {"Transpose", "Cast", "Identity"}
+_PRODUCTS = {"MatMul", "FusedMatMul", "Attention", "MatMulInteger", "DynamicQuantizeMatMul"}
+"""Operators whose second input is a matrix ``[in, out]``."""
+
+
+def readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
+    """Yield (node, input index) of everything that reads ``value``, through what only passes it on."""
+    for use in value.uses():
+        if use.node.op_type in _PASSED_THROUGH:
+            yield from readers(use.node.outputs[0])
+        else:
+            yield use.node, use.idx
+
+
+def stored_transposed(value: ir.Value, flipped: bool = False) -> bool | None:
+    """Return whether a linear weight is stored ``[in, out]``, told by what reads it; None if that says nothing."""
+    for use in value.uses():
+        node = use.node
+        if node.op_type in _PASSED_THROUGH:
+            answer = stored_transposed(node.outputs[0], flipped != (node.op_type == "Transpose"))
+            if answer is not None:
+                return answer
+        elif node.op_type in _PRODUCTS and use.idx == 1:
+            return not flipped
+        elif node.op_type == "Gemm" and use.idx == 1:
+            turned = node.attributes.get_int("transB", 0) == 1
+            return turned == flipped
+    return None

@@ -1,0 +1,82 @@
+"""Graphs of tiny models with branches, and adapters of several ranks for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from peft import LoraConfig, PeftModel
+
+from converters.graph.branches import insert_branches
+from converters.graph.file import load_model, save_model
+from converters.graph.slot_arrays import slot_arrays
+from converters.graph.slots import Slots
+from deploy.runtime import AdapterSession
+from rmlora.adapter import Adapter
+from rmlora.checkpoint import Checkpoint
+from rmlora.package import load_package
+from tests.graphs import with_bias
+from tests.models import ARCHITECTURES, adapt, build, output, save_base
+
+FLOAT = np.dtype(np.float32)
+
+
+@dataclass(frozen=True)
+class Branched:
+    """A graph with branches, and the adapters it was made for."""
+
+    name: str
+    path: Path
+    slots: Slots
+    adapters: dict[str, Path]
+
+    def arrays(self, adapter: str) -> dict[str, np.ndarray]:
+        """Return what an adapter feeds."""
+        names = [n for s in self.slots.modules for n in (s.lora_A, s.lora_B)]
+        names += [n for h in self.slots.heads for n in (h.weight, h.bias)]
+        return slot_arrays(load_package(self.adapters[adapter]), self.slots, dict.fromkeys(names, FLOAT))
+
+    def session(self, **options: int) -> AdapterSession:
+        """Open the graph with all its adapters."""
+        session = AdapterSession(self.path, **options)  # type: ignore[arg-type]
+        for name in self.adapters:
+            session.load(name, lambda name=name: self.arrays(name))  # type: ignore[misc]
+        return session
+
+    def inputs(self, batch: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
+        """Return a batch with the names the graph takes."""
+        taken = {value.name for value in load_model(self.path).graph.inputs}
+        made = ARCHITECTURES[self.name].inputs(batch=batch, seed=seed)
+        return {key: value.numpy() for key, value in made.items() if key in taken}
+
+    def expected(self, adapter: str, batch: int = 3, seed: int = 0) -> np.ndarray:
+        """Return PEFT's answer."""
+        model = PeftModel.from_pretrained(build(self.name), self.adapters[adapter]).eval()
+        return output(model, ARCHITECTURES[self.name].inputs(batch=batch, seed=seed)).numpy()
+
+
+def make_adapters(name: str, directory: Path, configs: dict[str, LoraConfig]) -> dict[str, Path]:
+    """Save a random adapter of every configuration."""
+    made = {}
+    for number, (label, config) in enumerate(configs.items()):
+        torch.manual_seed(number)
+        adapt(build(name), config, size=0.3, seed=number).save_pretrained(directory / label)
+        made[label] = directory / label
+    return made
+
+
+def make_branched(
+    name: str, graph: Path, directory: Path, adapters: dict[str, Path], *, by_name: bool = False
+) -> Branched:
+    """Insert branches into the graph at ``graph``."""
+    base = save_base(with_bias(name), directory / "branch-base")
+    model = ir.load(graph)
+    ir.external_data.load_to_model(model)
+    loaded: list[Adapter] = [load_package(path) for path in adapters.values()]
+    slots = insert_branches(model, loaded, None if by_name else Checkpoint(base), base_weights={})
+    path = directory / "branches.onnx"
+    save_model(model, path)
+    return Branched(name, path, slots, adapters)
