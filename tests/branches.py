@@ -35,9 +35,7 @@ class Branched:
 
     def arrays(self, adapter: str) -> dict[str, np.ndarray]:
         """Return what an adapter feeds."""
-        names = [n for s in self.slots.modules for n in (s.lora_A, s.lora_B)]
-        names += [n for h in self.slots.heads for n in (h.weight, h.bias)]
-        return slot_arrays(load_package(self.adapters[adapter]), self.slots, dict.fromkeys(names, FLOAT))
+        return slot_arrays(load_package(self.adapters[adapter]), self.slots, dict.fromkeys(self.slots.names, FLOAT))
 
     def session(self, **options: int) -> AdapterSession:
         """Open the graph with all its adapters."""

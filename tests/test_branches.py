@@ -172,7 +172,7 @@ def test_some_modules_of_a_packed_product(tmp_path: Path) -> None:
     adapter = Adapter(modules)
     slots = insert_branches(model, [adapter], base, base_weights={})
     ir.save(model, tmp_path / "m.onnx")
-    feeds = slot_arrays(adapter, slots, dict.fromkeys([n for s in slots.modules for n in (s.lora_A, s.lora_B)], FLOAT))
+    feeds = slot_arrays(adapter, slots, dict.fromkeys(slots.names, FLOAT))
     values = rng.normal(size=(3, 5, 8)).astype(np.float32)
     got = create_session(tmp_path / "m.onnx").run(None, {"x": values, **feeds})[0]
     updated = [

@@ -8,7 +8,7 @@ the cache, and its sum directly behind.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -177,12 +177,12 @@ def _factors(graph: ir.Graph, slot: Slot, dtype: ir.DataType) -> tuple[ir.Value,
         return graph.initializers[slot.lora_A], graph.initializers[slot.lora_B]
     empty = np.zeros((1, slot.fan_in, 0), dtype.numpy()), np.zeros((1, 0, slot.fan_out), dtype.numpy())
     return (
-        optional_input(graph, slot.lora_A, ["rows", slot.fan_in, "rank"], empty[0]),
-        optional_input(graph, slot.lora_B, ["rows", "rank", slot.fan_out], empty[1]),
+        _optional_input(graph, slot.lora_A, ["rows", slot.fan_in, "rank"], empty[0]),
+        _optional_input(graph, slot.lora_B, ["rows", "rank", slot.fan_out], empty[1]),
     )
 
 
-def optional_input(graph: ir.Graph, name: str, shape: Sequence[int | str], default: np.ndarray) -> ir.Value:
+def _optional_input(graph: ir.Graph, name: str, shape: Sequence[int | str], default: np.ndarray) -> ir.Value:
     """Add an input with a default value, which a caller may leave out."""
     tensor = ir.tensor(default, name=name)
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(shape), const_value=tensor)
@@ -240,8 +240,8 @@ def _replace_head(graph: ir.Graph, place: WeightPlace, *, in_base: bool) -> Head
     new = head(
         nodes,
         site.x,
-        optional_input(graph, slot.weight, ["rows", slot.fan_in, f"{path}.labels"], np.ascontiguousarray(weight)),
-        optional_input(graph, slot.bias, ["rows", f"{path}.labels"], np.ascontiguousarray(bias)),
+        _optional_input(graph, slot.weight, ["rows", slot.fan_in, f"{path}.labels"], np.ascontiguousarray(weight)),
+        _optional_input(graph, slot.bias, ["rows", f"{path}.labels"], np.ascontiguousarray(bias)),
     )
     y = site.y
     new.type = y.type
@@ -264,14 +264,7 @@ def _free_names(graph: ir.Graph, *values: ir.Value | None) -> None:
 
 def _check(model: ir.Model, slots: Slots) -> None:
     """Raise :class:`AdapterError` unless every slot is an optional input of the graph that something reads."""
-    names = [name for slot in slots.modules for name in (slot.lora_A, slot.lora_B)]
-    names += [name for item in slots.heads for name in (item.weight, item.bias)]
-    missing = missing_slots(model, names)
+    inputs = {value.name: value for value in model.graph.inputs if value.name in model.graph.initializers}
+    missing = [name for name in slots.names if name not in inputs or not inputs[name].uses()]
     if missing:
         raise AdapterError(f"The slot '{missing[0]}' did not survive in the graph: please report this as a bug.")
-
-
-def missing_slots(model: ir.Model, names: Collection[str]) -> list[str]:
-    """Return those of ``names`` that are no optional input of ``model`` or are read by nothing."""
-    inputs = {value.name: value for value in model.graph.inputs if value.name in model.graph.initializers}
-    return [name for name in names if name not in inputs or not inputs[name].uses()]

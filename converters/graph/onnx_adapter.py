@@ -9,15 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from rmlora.errors import InputError, require
+from rmlora.errors import require
 from rmlora.storage import atomic_file
 
-__all__ = ["SUFFIX", "read_onnx_adapter", "write_onnx_adapter"]
-
-SUFFIX = ".onnx_adapter"
+__all__ = ["write_onnx_adapter"]
 
 AnyArray = npt.NDArray[Any]
 
@@ -33,21 +30,3 @@ def write_onnx_adapter(path: Path, arrays: Mapping[str, AnyArray]) -> None:
     made.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()})
     with atomic_file(path) as temporary:
         made.export_adapter(str(temporary))
-
-
-def read_onnx_adapter(path: Path) -> dict[str, AnyArray]:
-    """Return the arrays of an adapter file by input name.
-
-    Raises:
-        InputError: the file is missing or damaged.
-    """
-    require("onnxruntime", "cpu")
-    import onnxruntime as ort
-
-    if not path.is_file():
-        raise InputError(f"Adapter file not found: {path} does not exist.")
-    try:
-        values = ort.AdapterFormat.read_adapter(str(path)).get_parameters()
-    except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no common public base
-        raise InputError(f"{path} is no adapter file of ONNX Runtime ({str(error).splitlines()[0]}).") from None
-    return {name: np.array(value.numpy()) for name, value in values.items()}

@@ -46,7 +46,7 @@ def find_sites(graph: ir.Graph, place: WeightPlace) -> list[Site]:
 def _site(node: ir.Node, index: int, place: WeightPlace) -> Site:
     first = node.inputs[0]
     if node.op_type in ("MatMul", "DynamicQuantizeMatMul", "MatMulNBits") and index == 1 and first is not None:
-        return _with_bias("product", node, first, node.outputs[0])
+        return _with_bias(node, first, node.outputs[0])
     if node.op_type == "Gemm" and index == 1 and first is not None and _plain_gemm(node):
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         return Site("product", node, first, node.outputs[0], bias)
@@ -103,17 +103,17 @@ def _integer_product(node: ir.Node, quantised: ir.Value, place: WeightPlace) -> 
         raise AdapterError(
             f"The quantised product '{node.name}' of '{place.parameter}' is of a form that is not known."
         )
-    return _with_bias("product", node, source, value)
+    return _with_bias(node, source, value)
 
 
-def _with_bias(how: Literal["product"], node: ir.Node, x: ir.Value, y: ir.Value) -> Site:
+def _with_bias(node: ir.Node, x: ir.Value, y: ir.Value) -> Site:
     """Step over an addition of a constant vector."""
     user = _only_user(y)
     if user is not None and user.op_type == "Add" and not y.is_graph_output():
         other = next((value for value in user.inputs if value is not y), None)
         if other is not None and other.const_value is not None and other.const_value.shape.rank() == 1:
-            return Site(how, node, x, user.outputs[0], other)
-    return Site(how, node, x, y, None)
+            return Site("product", node, x, user.outputs[0], other)
+    return Site("product", node, x, y, None)
 
 
 def _dequantised(value: ir.Value) -> ir.Value:

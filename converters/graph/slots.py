@@ -81,6 +81,12 @@ class Slots:
     base_weights: Mapping[str, str] = field(default_factory=dict)
     """Module path → digest of the base's weight there (:mod:`rmlora.fingerprint`); empty when not known."""
 
+    @property
+    def names(self) -> list[str]:
+        """Names of all inputs."""
+        branches = [name for slot in self.modules for name in (slot.lora_A, slot.lora_B)]
+        return branches + [name for head in self.heads for name in (head.weight, head.bias)]
+
     def to_props(self) -> dict[str, str]:
         """Return the entries for the model's ``metadata_props``."""
         return {_KEY: json.dumps({"version": CONTRACT_VERSION, **asdict(self)})}

@@ -96,9 +96,10 @@ def find_weights(
         for name, value in model.graph.initializers.items()
         if value.const_value is not None and value.uses()
     }
+    spelled = _spelled(weights)
     places: dict[str, WeightPlace] = {}
     for item in wanted:
-        place = _by_name(item, weights)
+        place = _by_name(item, weights, spelled)
         if base is not None and (place is None or not _holds(place, item, weights, base)):
             place = _by_content(item, weights, base)
         if place is None and quantised:
@@ -115,8 +116,7 @@ def find_weights(
     return places
 
 
-def _by_name(item: Wanted, weights: Mapping[str, ir.Value]) -> WeightPlace | None:
-    spelled = _spelled(weights)
+def _by_name(item: Wanted, weights: Mapping[str, ir.Value], spelled: Mapping[str, str]) -> WeightPlace | None:
     found = find_tensor(item.parameter, spelled)
     if found is None:
         return None

@@ -68,16 +68,14 @@ class Lane:
 
     def seat(self, occupants: Sequence[Occupant]) -> list[int]:
         """Give every row a place among the first ``len(occupants)``, write what is not there yet, and return the places."""
-        free = list(range(len(occupants)))
         places = [-1] * len(occupants)
         lying: dict[tuple[int, float], list[int]] = {}
-        for place in free:
+        for place in range(len(occupants)):
             lying.setdefault(self._held[place], []).append(place)
         for row, occupant in enumerate(occupants):
             if match := lying.get(occupant.key):
                 places[row] = match.pop(0)
-        taken = set(places)
-        free = [place for place in free if place not in taken]
+        free = sorted(set(range(len(occupants))) - set(places))
         for row, occupant in enumerate(occupants):
             if places[row] < 0:
                 places[row] = free.pop(0)
@@ -96,9 +94,7 @@ class Lane:
             elif name.endswith(".lora_B"):
                 rank = source.shape[1] if source is not None else 0
                 if source is not None:
-                    np.multiply(
-                        source[0], occupant.strength, out=buffer[place, :rank]
-                    ) if occupant.strength != 1.0 else (np.copyto(buffer[place, :rank], source[0]))
+                    np.multiply(source[0], occupant.strength, out=buffer[place, :rank])
                 buffer[place, rank:] = 0
             else:
                 source = self._defaults[name] if source is None else source

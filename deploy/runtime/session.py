@@ -70,6 +70,7 @@ class AdapterSession:
         self._inputs = [item.name for item in self._session.get_inputs()]
         self._defaults = self._read_defaults(model)
         self._heads = [head.module for head in self.slots.heads]
+        self._fresh = next((head.module for head in self.slots.heads if not head.in_base), None)
         self._lanes = threading.BoundedSemaphore(lanes)
         self._free: list[Lane] = []
         self._free_lock = threading.Lock()
@@ -123,9 +124,8 @@ class AdapterSession:
         """
         rows = self._rows_of(inputs)
         choices = chosen_rows(adapters, rows)
-        fresh = next((head.module for head in self.slots.heads if not head.in_base), None)
-        if fresh is not None and None in choices:
-            raise InputError(f"The base has no trained '{fresh}' of its own: name an adapter for every row.")
+        if self._fresh is not None and None in choices:
+            raise InputError(f"The base has no trained '{self._fresh}' of its own: name an adapter for every row.")
         residents = {c.name: self._bank.get(c.name) for c in choices if c is not None}
         if len(set(choices)) == 1:
             output = self._run_alike(inputs, choices[0], residents)
@@ -191,14 +191,12 @@ class AdapterSession:
         fits = lane is not None and lane.rows >= rows and lane.rank >= rank
         if lane is not None and fits and all(lane.labels[head] >= width for head, width in labels.items()):
             return lane
-        own = {head: self._width(None, head) for head in self._heads}
-        known = lane or Lane(self._defaults, 0, 0, own)
-        return Lane(
-            self._defaults,
-            max(known.rows, min(self._rows, 1 << (rows - 1).bit_length())),
-            max(known.rank, -(-rank // _RANKS) * _RANKS),
-            {head: max(width, known.labels[head]) for head, width in labels.items()},
-        )
+        rows, rank = min(self._rows, 1 << (rows - 1).bit_length()), -(-rank // _RANKS) * _RANKS
+        known = lane.labels if lane is not None else {head: self._width(None, head) for head in self._heads}
+        labels = {head: max(width, known[head]) for head, width in labels.items()}
+        if lane is not None:  # it only grows
+            rows, rank = max(rows, lane.rows), max(rank, lane.rank)
+        return Lane(self._defaults, rows, rank, labels)
 
     # -- checks -----------------------------------------------------------------------------------------------------
 
@@ -238,11 +236,9 @@ class AdapterSession:
     def _read_defaults(self, model: Path) -> dict[str, AnyArray]:
         from converters.graph.file import load_model
 
-        names = [name for slot in self.slots.modules for name in (slot.lora_A, slot.lora_B)]
-        names += [name for head in self.slots.heads for name in (head.weight, head.bias)]
         initializers = load_model(model).graph.initializers
         defaults = {}
-        for name in names:
+        for name in self.slots.names:
             value = initializers.get(name)
             if value is None or value.const_value is None:
                 raise InputError(f"{model} has no slot '{name}', which it records: export it again.")

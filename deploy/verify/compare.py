@@ -33,8 +33,8 @@ TOLERANCES: dict[str, Tolerance] = {
     "fp32": Tolerance(1e-4, 1e-4, 1.0, 0.0),
     # 11 bits a number, errors adding up over the layers: 6e-4 on MiniLM.
     "fp16": Tolerance(2e-2, 1e-2, 0.98, 0.002),
-    # 8 bits a factor. The errors of activations have long tails (single logits of a good MiniLM move by a third of the
-    # largest), so the root mean square and the metric are the judges.
+    # 8 bits a factor. The errors of activations have long tails: single logits of a good model move far, so the root mean
+    # square and the metric are the judges.
     "int8": Tolerance(1.0, 1.5e-1, 0.90, 0.01),
 }
 """Precision → what is accepted."""
