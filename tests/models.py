@@ -33,6 +33,14 @@ from transformers import (
 
 VOCABULARY = 97
 LABELS = 3
+TRANSFORMER: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_labels": LABELS,
+}
+VOCABULARIED: dict[str, Any] = {"vocab_size": VOCABULARY, "pad_token_id": 1}
+"""What most of the models have in common."""
 
 
 @dataclass(frozen=True)
@@ -60,31 +68,13 @@ class Architecture:
 
 def _bert() -> PreTrainedModel:
     return BertForSequenceClassification(
-        BertConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=24,
-            max_position_embeddings=40,
-            num_labels=LABELS,
-            pad_token_id=1,
-        )
+        BertConfig(**TRANSFORMER, **VOCABULARIED, max_position_embeddings=40, intermediate_size=24)
     )
 
 
 def _roberta() -> PreTrainedModel:
     return RobertaForSequenceClassification(
-        RobertaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=24,
-            max_position_embeddings=44,
-            num_labels=LABELS,
-            pad_token_id=1,
-        )
+        RobertaConfig(**TRANSFORMER, **VOCABULARIED, max_position_embeddings=44, intermediate_size=24)
     )
 
 
@@ -134,47 +124,20 @@ def _vit() -> PreTrainedModel:
 
 def _albert() -> PreTrainedModel:
     return AlbertForSequenceClassification(
-        AlbertConfig(
-            vocab_size=VOCABULARY,
-            embedding_size=8,
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=24,
-            max_position_embeddings=40,
-            num_labels=LABELS,
-            pad_token_id=1,
-        )
+        AlbertConfig(**TRANSFORMER, **VOCABULARIED, embedding_size=8, max_position_embeddings=40, intermediate_size=24)
     )
 
 
 def _distilbert() -> PreTrainedModel:
     return DistilBertForSequenceClassification(
         DistilBertConfig(
-            vocab_size=VOCABULARY,
-            dim=16,
-            hidden_dim=24,
-            n_layers=2,
-            n_heads=2,
-            max_position_embeddings=40,
-            num_labels=LABELS,
-            pad_token_id=1,
+            **VOCABULARIED, dim=16, hidden_dim=24, n_layers=2, n_heads=2, max_position_embeddings=40, num_labels=LABELS
         )
     )
 
 
 def _dinov2() -> PreTrainedModel:
-    return Dinov2ForImageClassification(
-        Dinov2Config(
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            mlp_ratio=2,
-            image_size=16,
-            patch_size=4,
-            num_labels=LABELS,
-        )
-    )
+    return Dinov2ForImageClassification(Dinov2Config(**TRANSFORMER, mlp_ratio=2, image_size=16, patch_size=4))
 
 
 ARCHITECTURES: dict[str, Architecture] = {

@@ -15,8 +15,8 @@ from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 
 from converters.graph import file as graph_file
+from converters.graph.attention import open_attention
 from deploy.bundle import Bundle
-from deploy.export.attention import open_attention
 from deploy.export.pipeline import ExportSettings, export_bundle
 from deploy.providers import create_session
 from deploy.verify.cases import make_cases, sample_inputs

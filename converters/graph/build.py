@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ class NodeList:
     """New nodes in order, for one place of a graph. They are not inserted; constants are registered at once."""
 
     def __init__(self, graph: ir.Graph, scope: str) -> None:
-        self._graph, self.scope = graph, scope
+        self.graph, self.scope = graph, scope
         self.nodes: list[ir.Node] = []
 
     def op(
@@ -27,21 +27,31 @@ class NodeList:
         domain: str = "",
         attributes: Mapping[str, Any] | None = None,
     ) -> ir.Value:
-        """Append a node and return its first output, which is named after the node."""
+        """Append a node of one output and return that, named after the node."""
         full = f"{self.scope}/{name or f'{op_type}_{len(self.nodes)}'}"
         node = ir.node(op_type, inputs, dict(attributes or {}), domain=domain, name=full)
         node.outputs[0].name = full
         self.nodes.append(node)
         return node.outputs[0]
 
+    def split(self, value: ir.Value, sizes: Sequence[int]) -> list[ir.Value]:
+        """Append a node that cuts the last axis of ``value`` into parts of ``sizes``, and return them."""
+        full = f"{self.scope}/Split_{len(self.nodes)}"
+        widths = self.constant(f"Split_{len(self.nodes)}.widths", list(sizes))
+        node = ir.node("Split", [value, widths], {"axis": -1}, num_outputs=len(sizes), name=full)
+        for number, part in enumerate(node.outputs):
+            part.name = f"{full}_{number}"
+        self.nodes.append(node)
+        return list(node.outputs)
+
     def constant(self, name: str, value: npt.ArrayLike) -> ir.Value:
         """Return an initializer of that value; the same name in the same scope is the same initializer."""
         full = f"{self.scope}/{name}"
-        if full in self._graph.initializers:
-            return self._graph.initializers[full]
+        if full in self.graph.initializers:
+            return self.graph.initializers[full]
         tensor = ir.tensor(np.asarray(value), name=full)
         made = ir.Value(
             name=full, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
         )
-        self._graph.register_initializer(made)
+        self.graph.register_initializer(made)
         return made

@@ -3,8 +3,8 @@
 fp16 halves every weight; inputs and outputs keep their types. int8 is dynamic: weights are quantised per
 output channel once, activations per run, and what follows a product stays float. The head stays float32: it
 has few weights and its rounding would go straight into the logits. Weights take 7 of the 8 bits, because x86
-processors without VNNI add pairs of 8-bit products in 16 bits, which overflow: with all 8 a tiny ViT was off by
-0.7 of its largest logit on one machine and right on another. MiniLM's error does not change (docs/export.md).
+processors without VNNI add pairs of 8-bit products in 16 bits, which overflow: with all 8 a tiny ViT was right on
+one machine and far off on another (docs/export.md).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, Literal, get_args
 import onnx
 import onnx_ir as ir
 
+from converters.graph.attention import open_attention
 from converters.graph.file import save_model
-from deploy.export.attention import open_attention
 from rmlora.errors import ConfigError, require
 
 __all__ = ["PRECISIONS", "Precision", "lower_precision"]
