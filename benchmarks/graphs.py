@@ -27,7 +27,7 @@ from deploy.export.inputs import trace_inputs
 from deploy.export.manifest import operator_counts
 from deploy.export.optimise import optimise
 from deploy.export.precision import lower_precision
-from deploy.export.torch_export import OUTPUT_NAME, export_torch
+from deploy.export.torch_export import export_torch
 from deploy.preprocess import Arrays, Preprocessor
 from deploy.providers import create_session
 from deploy.verify.cases import make_cases, sample_inputs
@@ -78,7 +78,7 @@ def _make(model: Any, inputs: Any, cases: list[Arrays], directory: Path) -> tupl
     save("opset 23", newest)
     for precision in ("fp16", "int8"):
         paths[precision] = directory / f"{precision}.onnx"
-        lower_precision(paths["fused"], paths[precision], precision, output=OUTPUT_NAME)  # type: ignore[arg-type]
+        lower_precision(paths["fused"], paths[precision], precision)  # type: ignore[arg-type]
     return seconds, paths
 
 

@@ -5,21 +5,31 @@ model.onnx           the graph
 model.onnx.data      its weights (absent for small models)
 config.json, tokenizer.json, preprocessor_config.json …   the base's own files
 reference.safetensors   inputs and PyTorch's outputs on them, to prove the bundle where torch is absent
+
+and in mode ``branches``, where the graph is the base and the outputs are the base's,
+
+adapters/<name>.onnx_adapter            what the graph takes for that adapter, in onnxruntime's own format
+adapters/<name>.reference.safetensors   PyTorch's outputs with it, on the same inputs
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from converters.graph.file import load_model
+from converters.graph.slots import Slots, read_slots
 from deploy.preprocess import Preprocessor
 from deploy.providers import create_session
-from rmlora.errors import InputError
+from rmlora.errors import ConfigError, InputError
 from rmlora.storage import read_json, sha256_file, write_json
 
 if TYPE_CHECKING:
     import onnxruntime as ort
+
+    from deploy.runtime import AdapterSession
 
 __all__ = ["BUNDLE_FORMAT_VERSION", "MANIFEST_FILE", "MODEL_FILE", "REFERENCE_FILE", "Bundle"]
 
@@ -33,12 +43,13 @@ REFERENCE_FILE = "reference.safetensors"
 class Bundle:
     """A bundle on disk and its manifest.
 
-    The manifest's keys: ``format_version``, ``created_by``, ``mode`` (``merged``), ``task``, ``precision``,
-    ``labels``, ``max_length``, ``exporter``, ``optimisation`` (level, and why not a higher one), ``model`` (files
-    with SHA-256, opset, inputs, outputs, operators), ``files`` (SHA-256 of all others), ``base`` and ``adapter``
-    (source, fingerprint or SHA-256, settings), ``tools`` (versions), ``seconds``, ``layers`` (list of module path
-    and the tensor in the graph that is its output, in the order of execution) and ``verification`` (see
-    :mod:`deploy.verify.run`; None where it was left out).
+    The manifest's keys: ``format_version``, ``created_by``, ``mode`` (``merged`` or ``branches``), ``task``,
+    ``precision``, ``labels``, ``max_length``, ``exporter``, ``optimisation`` (level, and why not a higher one),
+    ``model`` (files with SHA-256, opset, required inputs, outputs, operators), ``files`` (SHA-256 of all others),
+    ``base`` (source, fingerprint), ``tools`` (versions), ``seconds`` and ``verification`` (see
+    :mod:`deploy.verify`; None where it was left out). A merged bundle has ``adapter`` (source, SHA-256, settings)
+    and ``layers`` (list of module path and the tensor in the graph that is its output, in the order of execution);
+    one with branches has ``adapters`` (name → the same, with files, labels and length), see docs/formats.md.
     """
 
     path: Path
@@ -72,7 +83,10 @@ class Bundle:
 
     def check_files(self) -> None:
         """Raise :class:`InputError` naming the first file that is missing or differs from the manifest."""
-        for name, expected in {**self.manifest["model"]["files"], **self.manifest.get("files", {})}.items():
+        files = {**self.manifest["model"]["files"], **self.manifest.get("files", {})}
+        for entry in self.adapters.values():
+            files.update(entry["files"])
+        for name, expected in files.items():
             file = self.path / name
             if not file.is_file():
                 raise InputError(f"{file} is missing: the bundle is incomplete, copy it again or export again.")
@@ -85,13 +99,34 @@ class Bundle:
         return self.path / MODEL_FILE
 
     @property
+    def mode(self) -> str:
+        """``merged``: one adapter inside the weights; ``branches``: any number beside them."""
+        return str(self.manifest.get("mode", "merged"))
+
+    @property
+    def adapters(self) -> dict[str, dict[str, Any]]:
+        """Name → entry of every adapter beside the weights."""
+        return dict(self.manifest.get("adapters") or {})
+
+    def adapter(self, name: str) -> dict[str, Any]:
+        """Return the entry of one adapter.
+
+        Raises:
+            InputError: there is none of that name.
+        """
+        if name not in self.adapters:
+            known = f"it has {', '.join(self.adapters)}" if self.adapters else "it has none"
+            raise InputError(f"{self.path} has no adapter '{name}': {known}.")
+        return self.adapters[name]
+
+    @property
     def task(self) -> str:
         """Task name, e.g. ``text-classification``."""
         return str(self.manifest["task"])
 
     @property
     def precision(self) -> str:
-        """``fp32``, ``fp16`` or ``int8``."""
+        """``fp32``, ``fp16``, ``int8`` or ``int4``."""
         return str(self.manifest["precision"])
 
     @property
@@ -103,10 +138,49 @@ class Bundle:
         """Open the model; errors as :func:`deploy.providers.create_session`."""
         return create_session(self.model_path, provider, threads=threads)
 
-    def preprocessor(self) -> Preprocessor:
-        """Return the tokenizer or image processor, set up for the graph's inputs; errors as :meth:`Preprocessor.open`."""
+    def slots(self) -> Slots:
+        """Return what a graph with branches takes for its adapters; errors as :func:`converters.graph.slots.read_slots`."""
+        return read_slots(load_model(self.model_path).metadata_props, where=str(self.model_path))
+
+    def adapter_session(self, provider: str = "cpu", **options: Any) -> AdapterSession:
+        """Open a graph with branches and register all its adapters; they are read when they are used.
+
+        Args:
+            provider: execution provider.
+            options: ``threads``, ``bank``, ``rows`` and ``lanes`` of :class:`deploy.runtime.AdapterSession`.
+
+        Raises:
+            ConfigError: the bundle is merged.
+            InputError: the graph has no slots.
+            ProviderError: the provider is absent or does not start.
+        """
+        from converters.graph.onnx_adapter import read_onnx_adapter
+        from deploy.runtime import AdapterSession
+
+        if self.mode != "branches":
+            raise ConfigError(f"{self.path} has its adapter merged: only bundles of --mode branches can switch.")
+        session = AdapterSession(self.model_path, provider=provider, **options)
+        for name, entry in self.adapters.items():
+            session.load(name, partial(read_onnx_adapter, self.path / entry["file"]))
+        return session
+
+    def preprocessor(self, adapter: str | None = None) -> Preprocessor:
+        """Return the tokenizer or image processor, set up for the graph's inputs.
+
+        Args:
+            adapter: cut texts as in this adapter's training; without, where the bundle says.
+
+        Raises:
+            InputError: the adapter is not known.
+            CheckpointError: there is no usable processor.
+        """
         names = [item["name"] for item in self.manifest["model"]["inputs"]]
-        return Preprocessor.open(self.path, self.task, max_length=self.manifest.get("max_length"), input_names=names)
+        length = (self.adapter(adapter) if adapter else self.manifest).get("max_length")
+        return Preprocessor.open(self.path, self.task, max_length=length, input_names=names)
+
+    def reload(self) -> None:
+        """Read the manifest again: another process may have changed it; errors as :meth:`open`."""
+        self.manifest = Bundle.open(self.path, check_files=False).manifest
 
     def save_manifest(self) -> None:
         """Write the manifest back, atomically."""

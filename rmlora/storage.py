@@ -19,7 +19,7 @@ from typing import Any
 
 from rmlora.errors import InputError, OutputError
 
-__all__ = ["atomic_directory", "atomic_file", "check_writable", "read_json", "sha256_file", "write_json"]
+__all__ = ["atomic_directory", "atomic_file", "check_writable", "locked", "read_json", "sha256_file", "write_json"]
 
 _MARK = ".partial-"
 
@@ -68,6 +68,25 @@ def atomic_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]
             _swap_in(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same out of ``directory`` while the block runs; they wait.
+
+    Only where the system has advisory locks (not on Windows). The lock ends with the process that holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def refuse_existing(target: Path, *, overwrite: bool) -> None:

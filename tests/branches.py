@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftModel
 
 from converters.graph.branches import insert_branches
 from converters.graph.file import load_model, save_model
+from converters.graph.places import find_places
 from converters.graph.slot_arrays import slot_arrays
 from converters.graph.slots import Slots
 from deploy.runtime import AdapterSession
@@ -74,7 +75,7 @@ def make_branched(
     model = ir.load(graph)
     ir.external_data.load_to_model(model)
     loaded: list[Adapter] = [load_package(path) for path in adapters.values()]
-    slots = insert_branches(model, loaded, None if by_name else Checkpoint(base), base_weights={})
+    slots = insert_branches(model, find_places(model, loaded, None if by_name else Checkpoint(base)), base_weights={})
     path = directory / "branches.onnx"
     save_model(model, path)
     return Branched(name, path, slots, adapters)

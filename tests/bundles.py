@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from deploy.bundle import Bundle
-from deploy.export.pipeline import ExportSettings, export_bundle
+from deploy.export.pipeline import export_bundle
+from deploy.export.settings import ExportSettings
 from rmlora.package import write_metadata
 from tests.cli import tokenizer
 from tests.models import ARCHITECTURES, adapt, build, lora_config, save_base
@@ -40,5 +41,5 @@ def make_sources(name: str, directory: Path, **metadata: object) -> tuple[Path, 
 def make_bundle(name: str, directory: Path, **settings: object) -> Bundle:
     """Export a tiny model to ``directory / "bundle"``."""
     base, adapter = make_sources(name, directory)
-    options = {"base": str(base), "adapter": adapter, "output": directory / "bundle", **settings}
+    options = {"base": str(base), "adapters": {"adapter": adapter}, "output": directory / "bundle", **settings}
     return export_bundle(ExportSettings(**options), note=lambda line: None)  # type: ignore[arg-type]

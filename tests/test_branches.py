@@ -14,9 +14,12 @@ import pytest
 from converters.graph.branches import insert_branches
 from converters.graph.file import load_model
 from converters.graph.onnx_adapter import write_onnx_adapter
+from converters.graph.places import find_places
 from converters.graph.slot_arrays import slot_arrays
-from converters.graph.slots import read_slots
+from converters.graph.slots import Slots, read_slots
 from deploy.providers import create_session
+from rmlora.adapter import Adapter, LoraModule
+from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError, InputError
 from rmlora.package import load_package
 from tests.branches import FLOAT, Branched, make_adapters, make_branched
@@ -61,6 +64,10 @@ def export_of(name: str, directory: Path, form: str) -> Path:
     base, _ = make_sources(name, directory)
     graph = export(name, base, directory / "onnx" / "model.onnx", optimised=form != "plain")
     return anonymous(graph) if form == "anonymous" else graph
+
+
+def branch(model: ir.Model, adapter: Adapter, base: Checkpoint | None = None) -> Slots:
+    return insert_branches(model, find_places(model, [adapter], base), base_weights={})
 
 
 def relative(got: np.ndarray, expected: np.ndarray) -> float:
@@ -164,13 +171,11 @@ def test_some_modules_of_a_packed_product(tmp_path: Path) -> None:
     for name, weight in zip(("q", "k", "v"), weights, strict=True):
         base.tensors[f"{name}.weight"] = type("T", (), {"read": lambda self, weight=weight: weight, "shape": (8, 8)})()
     factors = {name: (rng.normal(size=(2, 8)), rng.normal(size=(8, 2))) for name in ("q", "v")}
-    from rmlora.adapter import Adapter, LoraModule
-
     modules = {
         n: LoraModule(n, "linear", a.astype(np.float32), b.astype(np.float32), 0.5) for n, (a, b) in factors.items()
     }
     adapter = Adapter(modules)
-    slots = insert_branches(model, [adapter], base, base_weights={})
+    slots = branch(model, adapter, base)
     ir.save(model, tmp_path / "m.onnx")
     feeds = slot_arrays(adapter, slots, dict.fromkeys(slots.names, FLOAT))
     values = rng.normal(size=(3, 5, 8)).astype(np.float32)
@@ -190,10 +195,10 @@ def test_what_has_no_place_is_named(tmp_path: Path) -> None:
     first = next(iter(loaded.modules.values()))
     elsewhere = replace(loaded, modules={"nowhere.dense": replace(first, path="nowhere.dense")})
     with pytest.raises(AdapterError, match=r"no weight named like 'nowhere.dense.weight'.*Of its shape are"):
-        insert_branches(ir.load(graph), [elsewhere], None, base_weights={})
+        branch(ir.load(graph), elsewhere)
     norm = replace(loaded, saved={"bert.embeddings.LayerNorm.weight": np.ones(16, np.float32)})
     with pytest.raises(AdapterError, match="only linear modules can be switched: merge this adapter"):
-        insert_branches(ir.load(graph), [norm], None, base_weights={})
+        branch(ir.load(graph), norm)
     with pytest.raises(InputError, match="has no slots for adapters: make it with"):
         read_slots(ir.load(graph).metadata_props, where="model.onnx")
 
@@ -221,11 +226,9 @@ def test_a_module_called_twice_has_one_slot_and_two_branches(tmp_path: Path) -> 
         node.outputs[0].name, node.outputs[0].type = f"{node.name}_y", ir.TensorType(ir.DataType.FLOAT)
     graph = ir.Graph([x], second.outputs, nodes=[first, second], initializers=[value], opset_imports={"": 20}, name="g")
     model = ir.Model(graph, ir_version=10)
-    from rmlora.adapter import Adapter, LoraModule
-
     a, b = rng.normal(size=(2, 8)).astype(np.float32), rng.normal(size=(8, 2)).astype(np.float32)
     adapter = Adapter({"w": LoraModule("w", "linear", a, b, 1.0)})
-    slots = insert_branches(model, [adapter], None, base_weights={})
+    slots = branch(model, adapter)
     ir.save(model, tmp_path / "m.onnx")
     feeds = slot_arrays(adapter, slots, {"w.lora_A": FLOAT, "w.lora_B": FLOAT})
     values = rng.normal(size=(2, 3, 8)).astype(np.float32)

@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 from converters.graph import file as graph_file
 from converters.graph.attention import open_attention
 from deploy.bundle import Bundle
-from deploy.export.pipeline import ExportSettings, export_bundle
+from deploy.export.pipeline import export_bundle
+from deploy.export.settings import ExportSettings
 from deploy.providers import create_session
 from deploy.verify.cases import make_cases, sample_inputs
 from deploy.verify.compare import TOLERANCES, compare
@@ -54,7 +55,9 @@ def test_weights_beside_the_graph_move_with_it(
     precision: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graph_file, "INLINE_LIMIT", 0)
-    settings = ExportSettings(str(made / "base"), made / "adapter", tmp_path / "bundle", precision=precision)  # type: ignore[arg-type]
+    settings = ExportSettings(
+        str(made / "base"), {"adapter": made / "adapter"}, tmp_path / "bundle", precision=precision
+    )  # type: ignore[arg-type]
     bundle = export_bundle(settings, note=lambda line: None)
     assert set(bundle.manifest["model"]["files"]) == {"model.onnx", "model.onnx.data"}
     expected = logits(bundle)

@@ -1,6 +1,6 @@
 """Low-rank branches and head slots for a graph, whoever exported it: a pass over the ONNX model, without torch.
 
-The weights are found (:mod:`converters.graph.weights`), then the places that compute with them
+The weights are found (:mod:`converters.graph.places`), then the nodes that compute with them
 (:mod:`converters.graph.sites`), and every place gets ``y' = y + (x · A) · B`` with factors that are inputs
 (:mod:`converters.graph.slots`). The products of the branch come before the module's own, so that ``x`` is still in
 the cache, and its sum directly behind.
@@ -15,19 +15,17 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from converters.graph.attention import split_attention
 from converters.graph.batch import Batch
 from converters.graph.branch_nodes import convolution, head, lookup, product
 from converters.graph.build import NodeList
+from converters.graph.places import Places
 from converters.graph.sites import Site, find_sites
 from converters.graph.slots import Head, Slot, Slots
-from converters.graph.weights import WeightPlace, find_weights, wanted_module, wanted_saved
-from rmlora.adapter import Adapter, LoraModule
-from rmlora.checkpoint import Checkpoint
+from converters.graph.weights import WeightPlace, wanted_module
+from rmlora.adapter import LoraModule
 from rmlora.errors import AdapterError
-from rmlora.naming import find_tensor
 
-__all__ = ["BRANCH_SCOPE", "insert_branches"]
+__all__ = ["BRANCH_SCOPE", "check_slots", "insert_branches"]
 
 BRANCH_SCOPE = "rmlora"
 """Names of the nodes that are inserted begin with this and a slash."""
@@ -35,101 +33,28 @@ BRANCH_SCOPE = "rmlora"
 _FLOATING = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
-def insert_branches(
-    model: ir.Model, adapters: Sequence[Adapter], base: Checkpoint | None, *, base_weights: Mapping[str, str]
-) -> Slots:
-    """Give ``model`` a branch for every module that one of ``adapters`` updates, and a slot for every head, in place.
+def insert_branches(model: ir.Model, places: Places, *, base_weights: Mapping[str, str]) -> Slots:
+    """Give ``model`` a branch for every module and a slot for every head of ``places``, in place.
 
     Args:
-        model: an export of the base; fused attention is taken apart.
-        adapters: decide modules, shapes and heads; their values do not matter.
-        base: the checkpoint the graph was exported from; without it weights are found by name only.
+        model: the graph in which the places were found, or a copy of lower precision with the same initializers.
+        places: from :func:`converters.graph.places.find_places`.
         base_weights: digests to record in the graph.
 
     Raises:
-        AdapterError: a module or head has no place in the graph, cannot be adapted there, or is of different sizes in
-            two adapters.
+        AdapterError: a module or head cannot be adapted where it lies.
     """
-    modules, heads = _modules(adapters), _heads(adapters)
-    split_attention(model)
-    places = find_weights(model, [wanted_module(module) for module in modules.values()], base, quantised=True)
-    wanted = [
-        wanted_saved(f"{path}.weight", _own_shape(path, weight.shape, model, base)) for path, weight in heads.items()
-    ]
-    head_places = find_weights(model, wanted, base) if wanted else {}
     batch = Batch(model.graph)
-    slots: dict[str, Slot] = {}
-    by_weight = sorted(places.values(), key=lambda place: (place.initializer, place.start))
+    slots = {path: _slot(module) for path, module in places.modules.items()}
+    by_weight = sorted(places.weights, key=lambda place: (place.initializer, place.start))
     for _, group in groupby(by_weight, key=lambda place: place.initializer):
-        together = list(group)
-        for place in together:
-            module = modules[place.parameter.removesuffix(".weight")]
-            slots[module.path] = _slot(module)
-        _adapt(model.graph, together, slots, batch)
-    made = [
-        _replace_head(
-            model.graph, place, in_base=base is None or find_tensor(place.parameter, base.tensors) is not None
-        )
-        for place in head_places.values()
-    ]
+        _adapt(model.graph, list(group), slots, batch)
+    heads = [_replace_head(model.graph, place, in_base=in_base) for place, in_base in places.heads]
     RemoveUnusedNodesPass()(model)
-    result = Slots(tuple(slots[path] for path in modules), tuple(made), dict(base_weights))
-    _check(model, result)
+    result = Slots(tuple(slots.values()), tuple(heads), dict(base_weights))
     model.metadata_props.update(result.to_props())
+    check_slots(model, result)
     return result
-
-
-def _modules(adapters: Sequence[Adapter]) -> dict[str, LoraModule]:
-    """Return every module that an adapter updates, with one that shows its sizes."""
-    union: dict[str, LoraModule] = {}
-    for adapter in adapters:
-        for path, module in adapter.modules.items():
-            known = union.setdefault(path, module)
-            if wanted_module(known).shape != wanted_module(module).shape or known.kind != module.kind:
-                raise AdapterError(
-                    f"'{path}' has other sizes in {adapter.source} than in {adapters[0].source}: they are of different bases."
-                )
-    return union
-
-
-def _heads(adapters: Sequence[Adapter]) -> dict[str, np.ndarray]:
-    """Return the path of every linear module an adapter saved whole, with one of its weights.
-
-    Raises:
-        AdapterError: something else was saved whole.
-    """
-    union: dict[str, np.ndarray] = {}
-    for adapter in adapters:
-        for parameter, value in adapter.saved.items():
-            path, _, leaf = parameter.rpartition(".")
-            if leaf == "weight" and value.ndim == 2:
-                known = union.setdefault(path, value)
-                if known.shape[1] != value.shape[1]:
-                    raise AdapterError(
-                        f"'{parameter}' of {adapter.source} has {value.shape[1]} inputs, elsewhere {known.shape[1]}."
-                    )
-            elif leaf != "bias" or f"{path}.weight" not in adapter.saved or adapter.saved[f"{path}.weight"].ndim != 2:
-                raise AdapterError(
-                    f"{adapter.source} saved '{parameter}' whole, and only linear modules can be switched: merge this adapter "
-                    "(--mode merged)."
-                )
-    return union
-
-
-def _own_shape(path: str, shape: tuple[int, ...], model: ir.Model, base: Checkpoint | None) -> tuple[int, ...]:
-    """Return the shape ``[labels, in]`` of the graph's own head, whose labels are not those of an adapter."""
-    parameter = f"{path}.weight"
-    stored = {
-        name: value.const_value.shape.numpy() for name, value in model.graph.initializers.items() if value.const_value
-    }
-    name = find_tensor(parameter, stored)
-    if name is None and base is not None:
-        stored = {name: info.shape for name, info in base.tensors.items()}
-        name = find_tensor(parameter, stored)
-    own = tuple(int(size) for size in stored[name]) if name is not None else ()
-    if len(own) != 2 or shape[1] not in own:
-        return shape
-    return own if own[1] == shape[1] else own[::-1]
 
 
 def _slot(module: LoraModule) -> Slot:
@@ -262,8 +187,8 @@ def _free_names(graph: ir.Graph, *values: ir.Value | None) -> None:
             graph.register_initializer(value)
 
 
-def _check(model: ir.Model, slots: Slots) -> None:
-    """Raise :class:`AdapterError` unless every slot is an optional input of the graph that something reads."""
+def check_slots(model: ir.Model, slots: Slots) -> None:
+    """Raise :class:`AdapterError` unless every slot is an optional input of ``model`` that something reads."""
     inputs = {value.name: value for value in model.graph.inputs if value.name in model.graph.initializers}
     missing = [name for name in slots.names if name not in inputs or not inputs[name].uses()]
     if missing:

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
-__all__ = ["data_options", "json_option", "make_console", "print_json", "unique_names"]
+from rmlora.errors import ConfigError
+
+__all__ = ["data_options", "json_option", "make_console", "named", "print_json", "unique_names"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -22,15 +24,20 @@ _FILE_WIDTH = 110
 """Columns when the output goes to a file or a pipe, where nobody can widen the window."""
 
 
-def data_options(purpose: str) -> Callable[[_Function], _Function]:
-    """Return a decorator with ``--data`` and the names of its columns; ``purpose`` is the help of ``--data``."""
+def data_options(purpose: str, *, multiple: bool = False) -> Callable[[_Function], _Function]:
+    """Return a decorator with ``--data`` and the names of its columns.
+
+    Args:
+        purpose: the help of ``--data``.
+        multiple: it may be given for each of several adapters, as NAME=FILE.
+    """
 
     def decorate(function: _Function) -> _Function:
         for option in (
             click.option("--label-column", help="Column of the labels.  [default: label, class, …]"),
             click.option("--image-column", help="Column of the images.  [default: image, path, …]"),
             click.option("--text-column", help="Column of the texts.  [default: text, sentence, …]"),
-            click.option("--data", help=purpose),
+            click.option("--data", help=purpose, multiple=multiple),
         ):
             function = option(function)
         return function
@@ -49,6 +56,23 @@ def make_console(*, as_json: bool = False) -> Console:
 def print_json(value: Any) -> None:
     """Write ``value`` as JSON to stdout."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def named(values: Sequence[str], *, flag: str) -> dict[str, str]:
+    """Split ``NAME=VALUE`` items; one without a name is called after the last part of its path.
+
+    Raises:
+        ConfigError: a name is there twice.
+    """
+    found: dict[str, str] = {}
+    for value in values:
+        name, equals, rest = value.partition("=")
+        if not equals or "/" in name or not rest:  # a path may hold an equals sign too
+            name, rest = Path(value).resolve().name, value
+        if name in found:
+            raise ConfigError(f"{flag} names '{name}' twice: write NAME=PATH with a name of its own for each.")
+        found[name] = rest
+    return found
 
 
 def unique_names(paths: Sequence[Path]) -> dict[str, Path]:

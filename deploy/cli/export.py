@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import click
 from rich.console import Console
 
 from deploy.bundle import Bundle
-from deploy.cli.console import data_options, json_option, make_console, print_json
+from deploy.cli.adapter import show_adapters
+from deploy.cli.console import data_options, json_option, make_console, named, print_json
 from deploy.cli.verify import show_report
-from deploy.export.pipeline import ExportSettings, export_bundle
+from deploy.export.pipeline import export_bundle
 from deploy.export.precision import PRECISIONS
+from deploy.export.settings import ExportSettings
 from rmlora.tasks import TASKS
 from rmlora.training.data import Columns
 
@@ -22,22 +25,36 @@ __all__ = ["command"]
 @click.command("export")
 @click.argument("base")
 @click.option(
-    "--adapter", "-a", required=True, type=click.Path(path_type=Path), help="Adapter package, or any PEFT LoRA adapter."
+    "--adapter",
+    "-a",
+    "adapters",
+    required=True,
+    multiple=True,
+    metavar="[NAME=]PATH",
+    help="Adapter package, or any PEFT LoRA adapter; with --mode branches repeatable, each with a name.",
 )
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Bundle directory to write.")
 @click.option(
     "--mode",
-    type=click.Choice(["merged"]),
+    type=click.Choice(["merged", "branches"]),
     default="merged",
     show_default=True,
-    help="merged: one model, the update inside its weights.",
+    help="merged: one model, the update inside its weights. branches: the base with any number of adapters beside it, "
+    "a different one for every row of a batch.",
+)
+@click.option(
+    "--onnx",
+    "graph",
+    type=click.Path(path_type=Path),
+    help="With --mode branches: an ONNX export of BASE from any exporter, instead of a new one; needs no torch.",
 )
 @click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
     default="fp32",
     show_default=True,
-    help="fp16 halves the file; int8 quarters it and is the fastest on most CPUs.",
+    help="fp16 halves the file; int8 quarters it and is the fastest on most CPUs; int4 is for large models. Branches stay "
+    "in floating point.",
 )
 @click.option(
     "--exporter",
@@ -48,7 +65,11 @@ __all__ = ["command"]
 )
 @click.option("--opset", type=click.IntRange(18, 23), help="ONNX operator set.  [default: 20]")
 @click.option("--task", type=click.Choice(list(TASKS)), help="Needed only for adapters that do not record it.")
-@data_options("Labelled data: verification draws its inputs from it and compares the metric.")
+@data_options(
+    "Labelled data: verification draws its inputs from it and compares the metric. With several adapters: NAME=FILE, "
+    "repeatable.",
+    multiple=True,
+)
 @click.option(
     "--verify/--no-verify", default=True, show_default=True, help="Compare with PyTorch before the bundle is written."
 )
@@ -57,28 +78,46 @@ __all__ = ["command"]
 @click.option("--revision", help="Branch, tag or commit of a hub base.")
 @json_option
 def command(
-    mode: str, text_column: str | None, image_column: str | None, label_column: str | None, as_json: bool, **flags: Any
+    adapters: tuple[str, ...], data: tuple[str, ...], text_column: str | None, image_column: str | None,
+    label_column: str | None, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
-    """Make an ONNX bundle from BASE and an adapter, and prove it.
+    """Make an ONNX bundle from BASE and adapters, and prove it.
 
     BASE is a checkpoint directory, a .gguf file or a hub name. The bundle holds the graph, the tokenizer or image
     processor, the labels and a manifest; it runs without torch. Before it is written, PyTorch with PEFT, the
     merged PyTorch model and ONNX Runtime answer the same inputs, and the differences go into the manifest;
     a graph that departs by more than its precision explains is refused (exit code 6).
 
+    With --mode branches the graph is the plain base until adapters are fed to it: every row of a batch may use its own,
+    with its own rank and labels. More can be added later (rmlora-deploy adapter add).
+
     \b
     Examples:
       rmlora-deploy export ./MiniLM --adapter spam --output spam-bundle
       rmlora-deploy export ./MiniLM --adapter spam --output spam-int8 --precision int8 --data test.jsonl
+      rmlora-deploy export ./MiniLM --mode branches -a spam=./spam -a trec=./trec --output both
     """
     console = make_console(as_json=as_json)
-    settings = ExportSettings(columns=Columns(text_column or image_column, label_column), **flags)
+    paths = {name: Path(path) for name, path in named(adapters, flag="--adapter").items()}
+    settings = ExportSettings(
+        adapters=paths,
+        data=_data(data, list(paths)),
+        columns=Columns(text_column or image_column, label_column),
+        **flags,
+    )
     with console.status("starting") as status:
         bundle = export_bundle(settings, note=lambda line: status.update(line))
     if as_json:
         print_json({"output": str(bundle.path), **bundle.manifest})
     else:
         _show(console, bundle)
+
+
+def _data(values: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Return adapter → data; with one adapter it needs no name."""
+    if len(names) == 1 and len(values) == 1:
+        return {names[0]: values[0].removeprefix(f"{names[0]}=")}
+    return named(values, flag="--data")
 
 
 def _show(console: Console, bundle: Bundle) -> None:
@@ -88,6 +127,8 @@ def _show(console: Console, bundle: Bundle) -> None:
         f"Bundle written to {bundle.path}: {manifest['precision']}, {manifest['model']['bytes'] / 1e6:.1f} MB, {nodes} nodes, "
         f"opset {manifest['model']['opset']}, {manifest['optimisation']['level']}, {manifest['seconds']:.0f} s."
     )
+    if bundle.mode == "branches":
+        show_adapters(console, bundle)
     if manifest["optimisation"]["reason"]:
         console.print(f"[yellow]Note:[/] {manifest['optimisation']['reason']}; the plain graph was kept.")
     if manifest["verification"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,21 @@ from rmlora.fingerprint import base_fingerprint
 from rmlora.package import TENSORS_FILE
 from rmlora.storage import sha256_file
 
-__all__ = ["describe_files", "describe_model", "describe_sources", "operator_counts"]
+__all__ = [
+    "describe_adapter",
+    "describe_base",
+    "describe_files",
+    "describe_model",
+    "describe_tools",
+    "operator_counts",
+]
 
 _MODEL_FILES = (MODEL_FILE, f"{MODEL_FILE}.data")
 _TOOLS = ("torch", "transformers", "peft", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "optimum", "optimum-onnx")
 
 
 def describe_model(directory: Path) -> dict[str, Any]:
-    """Return files with SHA-256, size, opset, operators, inputs and outputs of the graph in ``directory``."""
+    """Return files with SHA-256, size, opset, operators, required inputs and outputs of the graph in ``directory``."""
     graph = ir.load(directory / MODEL_FILE)
     files = [directory / name for name in _MODEL_FILES if (directory / name).is_file()]
     return {
@@ -32,7 +39,7 @@ def describe_model(directory: Path) -> dict[str, Any]:
         "bytes": sum(path.stat().st_size for path in files),
         "opset": graph.opset_imports[""],
         "operators": operator_counts(graph),
-        "inputs": [_signature(value) for value in graph.graph.inputs],
+        "inputs": [_signature(value) for value in graph.graph.inputs if value.name not in graph.graph.initializers],
         "outputs": [_signature(value) for value in graph.graph.outputs],
     }
 
@@ -44,37 +51,41 @@ def describe_files(directory: Path) -> dict[str, str]:
     return {name: sha256_file(path) for name, path in files.items() if name not in known}
 
 
-def describe_sources(
-    *, base: str, revision: str | None, checkpoint: Checkpoint, adapter: Adapter, labels: Sequence[str]
-) -> dict[str, Any]:
-    """Return what the bundle was made from, and with.
-
-    Args:
-        base: what the user called the base.
-        revision: of a hub base.
-        checkpoint: the base as it was found.
-        adapter: the adapter, whose ``source`` is its directory.
-        labels: of the head.
-    """
-    source = Path(adapter.source)
+def describe_tools() -> dict[str, Any]:
+    """Return format version, program, and versions of everything that takes part in an export."""
     return {
         "format_version": BUNDLE_FORMAT_VERSION,
         "created_by": f"rmlora-deploy {__version__}",
-        "labels": list(labels),
-        "base": {
-            "source": str(Path(base).resolve()) if Path(base).exists() else base,
-            "revision": revision,
-            "fingerprint": base_fingerprint(checkpoint, adapter.modules),
-        },
-        "adapter": {
-            "source": str(source.resolve()),
-            "sha256": sha256_file(source / TENSORS_FILE),
-            "modules": len(adapter.modules),
-            "parameters": adapter.parameters,
-            "rmlora": adapter.metadata.get("rmlora"),
-            "metrics": adapter.metadata.get("metrics"),
-        },
         "tools": {name: _version(name) for name in _TOOLS},
+    }
+
+
+def describe_base(base: str, revision: str | None, checkpoint: Checkpoint, modules: Iterable[str]) -> dict[str, Any]:
+    """Return where the base came from, and how to recognise it.
+
+    Args:
+        base: what the user called it.
+        revision: of a hub base.
+        checkpoint: the base as it was found.
+        modules: paths of the modules that are adapted.
+    """
+    return {
+        "source": str(Path(base).resolve()) if Path(base).exists() else base,
+        "revision": revision,
+        "fingerprint": base_fingerprint(checkpoint, modules),
+    }
+
+
+def describe_adapter(adapter: Adapter) -> dict[str, Any]:
+    """Return what an adapter is; its ``source`` is its directory."""
+    source = Path(adapter.source)
+    return {
+        "source": str(source.resolve()),
+        "sha256": sha256_file(source / TENSORS_FILE),
+        "modules": len(adapter.modules),
+        "parameters": adapter.parameters,
+        "rmlora": adapter.metadata.get("rmlora"),
+        "metrics": adapter.metadata.get("metrics"),
     }
 
 

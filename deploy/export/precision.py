@@ -1,15 +1,18 @@
-"""Lowering a float32 graph to fp16 or int8 (no torch).
+"""Lowering a float32 graph to fp16, int8 or int4 (no torch).
 
 fp16 halves every weight; inputs and outputs keep their types. int8 is dynamic: weights are quantised per
 output channel once, activations per run, and what follows a product stays float. The head stays float32: it
-has few weights and its rounding would go straight into the logits. Weights take 7 of the 8 bits, because x86
-processors without VNNI add pairs of 8-bit products in 16 bits, which overflow: with all 8 a tiny ViT was right on
-one machine and far off on another (docs/export.md).
+has few weights and its rounding would go straight into the logits; so do side-branches, whose values are not known
+yet. Weights take 7 of the 8 bits, because x86 processors without VNNI add pairs of 8-bit products in 16 bits, which
+overflow: with all 8 a tiny ViT was right on one machine and far off on another (docs/export.md). int4 holds the
+weights of products in 4 bits with a scale and an offset for every 32 of them, and embedding tables in 8.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,26 +20,31 @@ import onnx
 import onnx_ir as ir
 
 from converters.graph.attention import open_attention
+from converters.graph.branches import BRANCH_SCOPE
 from converters.graph.file import save_model
 from rmlora.errors import ConfigError, require
 
-__all__ = ["PRECISIONS", "Precision", "lower_precision"]
+__all__ = ["PRECISIONS", "Precision", "found_precision", "lower_precision"]
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
-_QUANTISED = ["MatMul", "Gemm", "Gather"]
-"""Gather is the embedding table, half of a small model's bytes."""
+_PRODUCTS = ["MatMul", "Gemm"]
+_TABLES = ["Gather"]
+"""The embedding table, half of a small model's bytes."""
+
+_BLOCK = 32
+"""Weights that share a 4-bit scale."""
 
 
-def lower_precision(source: Path, target: Path, precision: Precision, *, output: str) -> None:
+def lower_precision(source: Path, target: Path, precision: Precision) -> None:
     """Write the graph at ``source`` to ``target`` in ``precision``.
 
     Args:
         source: float32 model.
         target: file to write; large weights go to ``<target>.data`` beside it.
-        precision: ``fp16`` or ``int8``.
-        output: name of the graph's output; the products that only it depends on stay float32.
+        precision: ``fp16``, ``int8`` or ``int4``; with the last two, products that only the outputs depend on and
+            side-branches stay float32.
 
     Raises:
         ConfigError: the precision is unknown.
@@ -45,9 +53,11 @@ def lower_precision(source: Path, target: Path, precision: Precision, *, output:
     if precision == "fp16":
         lowered = _to_fp16(source)
     elif precision == "int8":
-        lowered = _to_int8(source, output)
+        lowered = ir.load(_quantise_dynamically(_open(source), [*_PRODUCTS, *_TABLES]))
+    elif precision == "int4":
+        lowered = _to_int4(_quantise_dynamically(_open(source), _TABLES))
     else:
-        raise ConfigError(f"'{precision}' is no lower precision: choose fp16 or int8.")
+        raise ConfigError(f"'{precision}' is no lower precision: choose fp16, int8 or int4.")
     save_model(lowered, target)
 
 
@@ -59,29 +69,77 @@ def _to_fp16(source: Path) -> ir.Model:
     return ir.serde.deserialize_model(lowered)
 
 
-def _to_int8(source: Path, output: str) -> ir.Model:
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+def found_precision(model: ir.Model) -> Precision:
+    """Return the precision that a graph has, told by its operators and weights."""
+    operators = {node.op_type for node in model.graph}
+    if operators & {"MatMulNBits", "GatherBlockQuantized"}:
+        return "int4"
+    if operators & {"MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul", "DequantizeLinear"}:
+        return "int8"
+    weights = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+    largest = max(weights, key=lambda tensor: tensor.size, default=None)
+    return "fp16" if largest is not None and largest.dtype == ir.DataType.FLOAT16 else "fp32"
 
+
+def _open(source: Path) -> Path:
+    """Write the graph with its fused attention opened beside ``source``."""
     model = ir.load(source)
     open_attention(model)
-    opened, quantised = source.with_suffix(".opened.onnx"), source.with_suffix(".int8.onnx")
+    opened = source.with_suffix(".opened.onnx")
     save_model(model, opened)
-    logging.disable(logging.WARNING)  # it advises a pre-processing that the graph has had
-    try:
+    return opened
+
+
+def _quantise_dynamically(source: Path, operators: list[str]) -> Path:
+    """Write the graph with the weights of ``operators`` in 8 bits beside ``source``."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantised = source.with_suffix(".int8.onnx")
+    with _quiet():
         quantize_dynamic(
-            opened,
+            source,
             quantised,
-            op_types_to_quantize=_QUANTISED,
+            op_types_to_quantize=operators,
             per_channel=True,
             weight_type=QuantType.QInt8,
             reduce_range=True,
-            nodes_to_exclude=_head_nodes(onnx.load(opened, load_external_data=False).graph, output),
+            nodes_to_exclude=_kept_in_float(onnx.load(source, load_external_data=False).graph),
             use_external_data_format=True,  # it cannot hold more than 2 GB otherwise
             extra_options={"MatMulConstBOnly": True},
         )
+    return quantised
+
+
+def _to_int4(source: Path) -> ir.Model:
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    model = onnx.load(source)
+    with _quiet():
+        quantizer = MatMulNBitsQuantizer(
+            model,
+            block_size=_BLOCK,
+            is_symmetric=False,
+            accuracy_level=4,  # activations in 8 bits, as fast as it gets
+            nodes_to_exclude=_kept_in_float(model.graph),
+            op_types_to_quantize=("MatMul",),
+        )
+        quantizer.process()
+    return ir.serde.deserialize_model(quantizer.model.model)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide the quantisers' advice on a pre-processing that the graph has had."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
     finally:
         logging.disable(logging.NOTSET)
-    return ir.load(quantised)
+
+
+def _kept_in_float(graph: Any) -> list[str]:
+    branches = [node.name for node in graph.node if node.name.startswith(f"{BRANCH_SCOPE}/")]
+    return branches + [name for output in graph.output for name in _head_nodes(graph, output.name)]
 
 
 def _head_nodes(graph: Any, output: str) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-__all__ = ["TOLERANCES", "Comparison", "Tolerance", "compare"]
+__all__ = ["TOLERANCES", "Comparison", "Tolerance", "compare", "departure"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ TOLERANCES: dict[str, Tolerance] = {
     # 8 bits a factor. The errors of activations have long tails: single logits of a good model move far, so the root mean
     # square and the metric are the judges.
     "int8": Tolerance(1.0, 1.5e-1, 0.90, 0.01),
+    # 4 bits a weight: for models large enough to bear it.
+    "int4": Tolerance(1.5, 3.5e-1, 0.80, 0.03),
 }
 """Precision → what is accepted."""
 
@@ -93,4 +96,22 @@ def compare(expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> Compar
         argmax_agreement=float(same.mean()),
         not_finite=int((~finite).sum()),
         rows=len(first),
+    )
+
+
+def departure(measured: Mapping[str, Any], limit: Mapping[str, float]) -> str | None:
+    """Say how a comparison exceeds a tolerance, both as dictionaries of a report; None where it does not."""
+    if measured["not_finite"]:
+        return f"gives {measured['not_finite']} logits that are NaN or infinite"
+    if (
+        measured["max_relative_error"] <= limit["relative_error"]
+        and measured["rms_relative_error"] <= limit["rms_error"]
+        and measured["argmax_agreement"] >= limit["agreement"]
+    ):
+        return None
+    return (
+        f"differs from PyTorch by {measured['max_relative_error']:.1e} of the largest logit (allowed "
+        f"{limit['relative_error']:.2g}), by {measured['rms_relative_error']:.1e} in the root mean square (allowed "
+        f"{limit['rms_error']:.2g}), and agrees on {measured['argmax_agreement']:.1%} of the choices (at least "
+        f"{limit['agreement']:.0%})"
     )

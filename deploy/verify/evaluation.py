@@ -14,7 +14,7 @@ from rmlora.errors import InputError
 from rmlora.tasks import get_task
 from rmlora.training.data import Columns, load_split
 
-__all__ = ["EvaluationData", "measure", "read_evaluation"]
+__all__ = ["EvaluationData", "lost_metric", "measure", "read_evaluation"]
 
 _BATCH = 32
 
@@ -58,3 +58,11 @@ def measure(
             correct[name] += int((logits(batch).argmax(-1) == labels).sum())
     scores = {name: count / len(data.labels) for name, count in correct.items()}
     return {"data": Path(data.source).name, "examples": len(data.labels), "metric": "accuracy", **scores}
+
+
+def lost_metric(scores: Mapping[str, Any], precision: str, tolerance: Mapping[str, float]) -> str:
+    """Say that a graph of ``precision`` lost more of the metric than is allowed."""
+    return (
+        f"The {precision} graph has {scores['metric']} {scores['onnx']:.4f} on {scores['data']} where PyTorch has "
+        f"{scores['pytorch']:.4f} (a loss of {tolerance['metric_loss']:.2g} is allowed): choose a higher --precision."
+    )

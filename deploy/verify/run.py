@@ -12,8 +12,8 @@ import numpy as np
 from deploy.bundle import REFERENCE_FILE, Bundle
 from deploy.preprocess import Arrays, Preprocessor
 from deploy.verify.cases import load_reference, make_cases, sample_inputs
-from deploy.verify.compare import TOLERANCES, Tolerance, compare
-from deploy.verify.evaluation import EvaluationData, measure
+from deploy.verify.compare import TOLERANCES, Tolerance, compare, departure
+from deploy.verify.evaluation import EvaluationData, lost_metric, measure
 from deploy.verify.sources import TorchPair, torch_logits
 from rmlora.errors import InputError, ParityError
 
@@ -80,26 +80,9 @@ def raise_on_departure(report: dict[str, Any], precision: str) -> None:
     """Raise :class:`ParityError` when the report says that the bundle departs from PyTorch."""
     if report["passed"]:
         return
-    measured, limit = report["onnx"], report["tolerance"]
-    if measured["not_finite"]:
-        what = f"gives {measured['not_finite']} logits that are NaN or infinite"
-    elif (
-        measured["max_relative_error"] > limit["relative_error"]
-        or measured["rms_relative_error"] > limit["rms_error"]
-        or measured["argmax_agreement"] < limit["agreement"]
-    ):
-        what = (
-            f"differs from PyTorch by {measured['max_relative_error']:.1e} of the largest logit (allowed "
-            f"{limit['relative_error']:.2g}), by {measured['rms_relative_error']:.1e} in the root mean square (allowed "
-            f"{limit['rms_error']:.2g}), and agrees on {measured['argmax_agreement']:.1%} of the choices (at least "
-            f"{limit['agreement']:.0%})"
-        )
-    else:
-        scores = report["evaluation"]
-        raise ParityError(
-            f"The {precision} graph has {scores['metric']} {scores['onnx']:.4f} on {scores['data']} where PyTorch has "
-            f"{scores['pytorch']:.4f} (a loss of {limit['metric_loss']:.2g} is allowed): choose a higher --precision."
-        )
+    what = departure(report["onnx"], report["tolerance"])
+    if what is None:
+        raise ParityError(lost_metric(report["evaluation"], precision, report["tolerance"]))
     raise ParityError(f"The {precision} graph {what}.{_where(report)}")
 
 

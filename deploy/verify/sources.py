@@ -39,13 +39,14 @@ class TorchPair:
         return cls(adapted, copy.deepcopy(adapted).merge_and_unload())
 
 
-def load_torch_pair(bundle: Bundle, base: str | None, adapter: Path | None) -> TorchPair:
+def load_torch_pair(bundle: Bundle, base: str | None, adapter: Path | None, *, name: str | None = None) -> TorchPair:
     """Load the models a bundle was made from.
 
     Args:
         bundle: its manifest tells the sources, and how to recognise them.
         base: overrides where the base is.
         adapter: overrides where the adapter is.
+        name: of the adapter, in a bundle with several.
 
     Raises:
         InputError: a recorded source is not there any more.
@@ -54,7 +55,7 @@ def load_torch_pair(bundle: Bundle, base: str | None, adapter: Path | None) -> T
     """
     from rmlora.models import load_adapted
 
-    recorded = bundle.manifest["adapter"]
+    recorded = bundle.adapter(name) if name is not None else bundle.manifest["adapter"]
     path = adapter or Path(recorded["source"])
     if adapter is None and not path.is_dir():
         raise InputError(
@@ -67,7 +68,8 @@ def load_torch_pair(bundle: Bundle, base: str | None, adapter: Path | None) -> T
     directory = _base_directory(bundle, base)
     # Whether base and adapter belong together was settled at export; here both must be the bundle's own.
     adapted, loaded = load_adapted(directory, path, task=bundle.task, allow_base_mismatch=True)
-    if base_fingerprint(Checkpoint(directory), loaded.modules) != bundle.manifest["base"]["fingerprint"]:
+    modules = loaded.modules if name is None else [slot.module for slot in bundle.slots().modules]
+    if base_fingerprint(Checkpoint(directory), modules) != bundle.manifest["base"]["fingerprint"]:
         raise BaseMismatchError(
             f"{directory} is not the base this bundle was made from (fingerprint differs): pass the right --base."
         )

@@ -1,0 +1,165 @@
+"""The adapters of a bundle with branches: adding one, taking one away (no torch).
+
+The manifest is written last when an adapter comes and first when one goes, so whatever it lists is whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.graph.file import load_model
+from converters.graph.onnx_adapter import write_onnx_adapter
+from converters.graph.slot_arrays import slot_arrays
+from converters.graph.slots import read_slots
+from deploy.bundle import REFERENCE_FILE, Bundle
+from deploy.export.manifest import describe_adapter
+from deploy.export.processor import max_length
+from deploy.verify.cases import load_reference, save_reference
+from rmlora.adapter import Adapter
+from rmlora.errors import AdapterError, ConfigError
+from rmlora.models import adapter_labels, load_processor
+from rmlora.package import load_package
+from rmlora.storage import atomic_file, locked, sha256_file
+from rmlora.tasks import get_task
+
+__all__ = ["add_adapter", "check_name", "remove_adapter", "store_reference", "write_entry"]
+
+ADAPTERS = "adapters"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def check_name(name: str) -> None:
+    """Raise :class:`ConfigError` unless ``name`` can be an adapter's, which is also a file's."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"'{name}' cannot name an adapter: use up to 100 letters, digits, dots, dashes and underscores, the first "
+            "a letter or digit."
+        )
+
+
+def write_entry(
+    directory: Path, graph: Path, name: str, adapter: Adapter, *, processor: Any, task: str, allow_base_mismatch: bool
+) -> dict[str, Any]:
+    """Write what ``graph`` takes for ``adapter`` into ``directory`` and return its entry for the manifest.
+
+    Raises:
+        BaseMismatchError: the adapter was made for another base.
+        AdapterError: the graph has no slot for a module or head, or the task is another one.
+    """
+    check_name(name)
+    if adapter.task not in (None, task):
+        raise AdapterError(f"{adapter.source} is for {adapter.task}, the bundle for {task}: give it one of its own.")
+    model = load_model(graph)
+    slots = read_slots(model.metadata_props, where=str(graph))
+    values = {value.name: value for value in model.graph.inputs}
+    dtypes = {slot: values[slot].dtype.numpy() for slot in slots.names}  # type: ignore[union-attr]
+    arrays = slot_arrays(adapter, slots, dtypes, allow_base_mismatch=allow_base_mismatch)
+    file = directory / ADAPTERS / f"{name}.onnx_adapter"
+    file.parent.mkdir(exist_ok=True)
+    write_onnx_adapter(file, arrays)
+    relative = f"{ADAPTERS}/{file.name}"
+    return {
+        **describe_adapter(adapter),
+        "file": relative,
+        "files": {relative: sha256_file(file)},
+        "bytes": file.stat().st_size,
+        "rank": max(module.active_rank for module in adapter.modules.values()),
+        "labels": adapter_labels(adapter),
+        "max_length": max_length(adapter, processor, get_task(task)),
+    }
+
+
+def add_adapter(bundle: Bundle, name: str, path: Path, *, allow_base_mismatch: bool = False) -> dict[str, Any]:
+    """Add the adapter package at ``path`` to ``bundle`` and return its entry.
+
+    The graph answers the bundle's reference inputs with it before it is listed; whether the answers are PyTorch's is
+    for ``rmlora-deploy verify`` to say, where torch is.
+
+    Raises:
+        ConfigError: the bundle is merged, or the name is taken or cannot be one.
+        AdapterError: the adapter does not fit the graph, or changes nothing in its answers.
+    """
+    _require_branches(bundle)
+    adapter = load_package(path)
+    with locked(bundle.path):
+        bundle.reload()
+        if name in bundle.adapters:
+            raise ConfigError(
+                f"{bundle.path} has an adapter '{name}' already: choose another name, or take that one away first "
+                "(rmlora-deploy adapter remove)."
+            )
+        processor = load_processor(bundle.path, get_task(bundle.task))
+        entry = write_entry(
+            bundle.path, bundle.model_path, name, adapter, processor=processor, task=bundle.task,
+            allow_base_mismatch=allow_base_mismatch,
+        )  # fmt: skip
+        candidate = Bundle(bundle.path, {**bundle.manifest, "adapters": {**bundle.adapters, name: entry}})
+        try:
+            _try_out(candidate, name)
+        except BaseException:
+            (bundle.path / entry["file"]).unlink(missing_ok=True)
+            raise
+        bundle.manifest["adapters"] = candidate.adapters
+        bundle.save_manifest()
+    return entry
+
+
+def remove_adapter(bundle: Bundle, name: str) -> None:
+    """Take the adapter ``name`` out of ``bundle``.
+
+    Raises:
+        ConfigError: the bundle is merged.
+        InputError: there is none of that name.
+    """
+    _require_branches(bundle)
+    with locked(bundle.path):
+        bundle.reload()
+        entry = bundle.adapter(name)
+        bundle.manifest["adapters"] = {key: value for key, value in bundle.adapters.items() if key != name}
+        report = bundle.manifest.get("verification")
+        if report:
+            report["adapters"].pop(name, None)
+        bundle.save_manifest()
+        for file in entry["files"]:
+            (bundle.path / file).unlink(missing_ok=True)
+
+
+def store_reference(bundle: Bundle, expected: Mapping[str, Sequence[np.ndarray]]) -> None:
+    """Write PyTorch's outputs on the reference inputs for every adapter in ``expected``, and list them in the manifest."""
+    adapters = bundle.adapters
+    for name, logits in expected.items():
+        relative = f"{ADAPTERS}/{name}.reference.safetensors"
+        if relative in adapters[name]["files"]:
+            continue
+        with atomic_file(bundle.path / relative) as temporary:
+            save_reference(temporary, [{}] * len(logits), logits)
+        files = {**adapters[name]["files"], relative: sha256_file(bundle.path / relative)}
+        adapters[name] = {**adapters[name], "files": files, "reference": relative}
+    bundle.manifest["adapters"] = adapters
+
+
+def _try_out(bundle: Bundle, name: str) -> None:
+    """Run the first reference case with the adapter and hold it against the base's answer."""
+    cases, base = load_reference(bundle.path / REFERENCE_FILE)
+    got = np.stack(bundle.adapter_session().run(cases[0], name))
+    if not np.isfinite(got).all():
+        raise AdapterError(
+            f"With the adapter '{name}' the graph gives NaN or infinity: the adapter is broken, or too large for "
+            f"{bundle.precision}."
+        )
+    if got.shape == base[0].shape and np.array_equal(got, base[0]):
+        raise AdapterError(
+            f"The adapter '{name}' changes nothing in the answers: its update and its head are the base's."
+        )
+
+
+def _require_branches(bundle: Bundle) -> None:
+    if bundle.mode != "branches":
+        raise ConfigError(
+            f"{bundle.path} has its adapter merged: export one with --mode branches, to which adapters can be added."
+        )

@@ -1,0 +1,61 @@
+"""From a PyTorch model to its graph, traced and fused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy.export.inputs import trace_inputs
+from deploy.export.optimise import Optimised, optimise
+from deploy.export.torch_export import DEFAULT_OPSET, export_torch
+from deploy.preprocess import Arrays, Preprocessor
+from deploy.verify.cases import make_cases, sample_inputs
+from rmlora.tasks import Task
+
+__all__ = ["TracedGraph", "trace_graph"]
+
+
+@dataclass(frozen=True)
+class TracedGraph:
+    """A graph and the inputs it was tried on."""
+
+    optimised: Optimised
+    cases: list[Arrays]
+
+
+def trace_graph(
+    model: Any, processor: Any, task: Task, *, max_length: int | None, exporter: str, opset: int | None, scratch: Path,
+    note: Callable[[str], None],
+) -> TracedGraph:  # fmt: skip
+    """Export ``model`` and fuse the graph for ONNX Runtime.
+
+    Args:
+        model: PyTorch model in evaluation mode.
+        processor: its tokenizer or image processor.
+        task: decides inputs.
+        max_length: tokens that texts are cut to.
+        exporter: ``torch`` or ``optimum``.
+        opset: ONNX operator set; None takes the default.
+        scratch: directory for temporary files.
+        note: called with a line before every step.
+
+    Raises:
+        InputError: the model cannot be exported.
+        DependencyError: the exporter is not installed.
+    """
+    inputs = trace_inputs(task, model.config, processor)
+    if exporter == "optimum":
+        from deploy.export.optimum_export import export_optimum
+
+        note("exporting with Optimum")
+        graph = export_optimum(model, processor, task, opset=opset or DEFAULT_OPSET)
+    else:
+        note("exporting with torch.onnx")
+        graph = export_torch(model, inputs, opset=opset or DEFAULT_OPSET)
+    names = [value.name or "" for value in graph.graph.inputs]
+    preprocessor = Preprocessor(task, processor, max_length, tuple(names))
+    cases = make_cases(preprocessor, sample_inputs(preprocessor, None))
+    note("optimising for ONNX Runtime")
+    return TracedGraph(optimise(graph, cases, scratch), cases)

@@ -1,0 +1,108 @@
+"""Exporting one adapter inside the weights of its base."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deploy.bundle import MODEL_FILE, REFERENCE_FILE, Bundle
+from deploy.export.manifest import describe_adapter, describe_base, describe_files, describe_model, describe_tools
+from deploy.export.precision import lower_precision
+from deploy.export.processor import common_processor, max_length, write_side_files
+from deploy.export.settings import ExportSettings
+from deploy.verify.cases import save_reference
+from deploy.verify.evaluation import read_evaluation
+from deploy.verify.run import raise_on_departure, verify_bundle
+from deploy.verify.sources import TorchPair, torch_logits
+from rmlora.base import resolve_base
+from rmlora.checkpoint import Checkpoint
+from rmlora.errors import ConfigError
+from rmlora.storage import atomic_directory
+from rmlora.tasks import Task, get_task
+
+__all__ = ["export_merged"]
+
+
+def export_merged(settings: ExportSettings, *, note: Callable[[str], None]) -> Bundle:
+    """Export, lower the precision, verify, and write; arguments and errors as those of ``export_bundle``."""
+    from rmlora.models import adapter_labels, load_adapted
+
+    if len(settings.adapters) != 1:
+        raise ConfigError(
+            f"--mode merged takes one --adapter, not {len(settings.adapters)}: use --mode branches, or add them up with  "
+            "rmlora-deploy mix."
+        )
+    if settings.graph is not None:
+        raise ConfigError("--onnx goes with --mode branches; merge into a graph with  rmlora-deploy merge --onnx.")
+    started = time.monotonic()
+    ((name, path),) = settings.adapters.items()
+    note("loading base and adapter")
+    base = resolve_base(settings.base, revision=settings.revision)
+    adapted, adapter = load_adapted(base, path, task=settings.task, allow_base_mismatch=settings.allow_base_mismatch)
+    task = get_task(settings.task or adapter.task or "text-classification")
+    labels = adapter_labels(adapter)
+    data = settings.data.get(name)
+    evaluation = read_evaluation(data, settings.columns, task=task.name, labels=labels) if data else None
+    pair = TorchPair.of(adapted)
+    processor = common_processor(base, [adapter], task)
+    length = max_length(adapter, processor, task)
+    with atomic_directory(settings.output, overwrite=settings.overwrite) as directory:
+        write_side_files(directory, base, pair.merged.config.to_dict(), processor)
+        with tempfile.TemporaryDirectory(dir=directory) as scratch:
+            made = _make_graph(settings, task, pair, processor, length, directory, Path(scratch), note)
+        manifest = {
+            **describe_tools(),
+            "mode": "merged",
+            "task": task.name,
+            "labels": labels,
+            "max_length": length,
+            "base": describe_base(settings.base, settings.revision, Checkpoint(base), adapter.modules),
+            "adapter": describe_adapter(adapter),
+            **made,
+            "files": describe_files(directory),
+        }
+        bundle = Bundle(directory, manifest)
+        manifest["seconds"] = round(time.monotonic() - started, 1)
+        manifest["verification"] = None
+        if settings.verify:
+            note("verifying against PyTorch and PEFT")
+            manifest["verification"] = report = verify_bundle(
+                bundle, bundle.preprocessor(), pair, evaluation=evaluation
+            )
+            raise_on_departure(report, bundle.precision)
+        bundle.save_manifest()
+    return Bundle.open(settings.output, check_files=False)
+
+
+def _make_graph(
+    settings: ExportSettings, task: Task, pair: TorchPair, processor: Any, length: int | None, directory: Path,
+    scratch: Path, note: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Write the model files into ``directory`` and return the manifest's part about them."""
+    from converters.graph.file import save_model
+    from deploy.export.graph import trace_graph
+    from deploy.export.layers import confirmed_layers
+
+    traced = trace_graph(
+        pair.merged, processor, task, max_length=length, exporter=settings.exporter, opset=settings.opset,
+        scratch=scratch, note=note,
+    )  # fmt: skip
+    graph, cases = traced.optimised, traced.cases
+    layers = confirmed_layers(graph.model, pair.merged, cases, scratch)
+    if settings.precision == "fp32":
+        save_model(graph.model, directory / MODEL_FILE)
+    else:
+        note(f"lowering to {settings.precision}")
+        save_model(graph.model, scratch / "fp32.onnx")
+        lower_precision(scratch / "fp32.onnx", directory / MODEL_FILE, settings.precision)
+    save_reference(directory / REFERENCE_FILE, cases, [torch_logits(pair.adapted, case) for case in cases])
+    return {
+        "precision": settings.precision,
+        "exporter": settings.exporter,
+        "optimisation": {"level": graph.level, "reason": graph.reason},
+        "model": describe_model(directory),
+        "layers": layers,
+    }

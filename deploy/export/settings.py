@@ -1,0 +1,39 @@
+"""What to export and how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from deploy.export.precision import Precision
+from rmlora.training.data import Columns
+
+__all__ = ["ExportSettings", "Mode"]
+
+Mode = Literal["merged", "branches"]
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """The settings of one export."""
+
+    base: str
+    adapters: Mapping[str, Path]
+    """Name → adapter package; exactly one where it is merged, and its name says nothing then."""
+    output: Path
+    mode: Mode = "merged"
+    precision: Precision = "fp32"
+    exporter: str = "torch"
+    opset: int | None = None
+    task: str | None = None
+    graph: Path | None = None
+    """An ONNX export of the base that somebody else made; branches only."""
+    data: Mapping[str, str] = field(default_factory=dict)
+    """Adapter's name → labelled data."""
+    columns: Columns = field(default_factory=Columns)
+    verify: bool = True
+    overwrite: bool = False
+    allow_base_mismatch: bool = False
+    revision: str | None = None
