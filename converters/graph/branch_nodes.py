@@ -14,7 +14,10 @@ from converters.graph.batch import Batch
 from converters.graph.build import NodeList
 from converters.graph.sites import Site
 
-__all__ = ["convolution", "head", "lookup", "product"]
+__all__ = ["BOTH_ANSWERS", "convolution", "head", "lookup", "product"]
+
+BOTH_ANSWERS = "both"
+"""Name of the node that puts the base's answer and an adapter's own side by side."""
 
 Factors = tuple[ir.Value, ir.Value]
 
@@ -105,17 +108,29 @@ def convolution(nodes: NodeList, site: Site, A: ir.Value, B: ir.Value, *, batch:
     return nodes.op("Transpose", update, attributes={"perm": [0, 2, 1]})
 
 
-def head(nodes: NodeList, x: ir.Value, weight: ir.Value, bias: ir.Value) -> ir.Value:
-    """Return ``x · weight + bias`` with one weight ``[in, labels]`` for all rows of ``x`` or one for each.
+def head(nodes: NodeList, x: ir.Value, base: ir.Value, weight: ir.Value, bias: ir.Value, *, labels: int) -> ir.Value:
+    """Return ``x · weight + bias`` with one weight for all rows or one for each, or ``base`` where the weight is empty.
+
+    Both answers stand side by side, and the first is cut off where there is a second: no operator that branches, and
+    the base's own nodes stay what they were.
 
     Args:
         nodes: where the nodes go.
         x: ``[batch, in]`` or ``[batch, n, in]``.
-        weight: ``[rows, in, labels]``.
-        bias: ``[rows, labels]``.
+        base: the base's answer ``[…, labels]``.
+        weight: ``[rows, in, own labels]``.
+        bias: ``[rows, own labels]``.
+        labels: of the base.
     """
     axis = nodes.constant("axis", [1])
     if x.shape is not None and x.shape.rank() == 3:
-        return nodes.op("Add", nodes.op("MatMul", x, weight), nodes.op("Unsqueeze", bias, axis))
-    answer = nodes.op("MatMul", nodes.op("Unsqueeze", x, axis), weight)
-    return nodes.op("Add", nodes.op("Squeeze", answer, axis), bias)
+        own = nodes.op("Add", nodes.op("MatMul", x, weight), nodes.op("Unsqueeze", bias, axis))
+    else:
+        answer = nodes.op("MatMul", nodes.op("Unsqueeze", x, axis), weight)
+        own = nodes.op("Add", nodes.op("Squeeze", answer, axis), bias)
+    both = nodes.op("Concat", base, own, attributes={"axis": -1}, name=BOTH_ANSWERS)
+    widths = nodes.constant("labels", [labels])
+    count = nodes.op("Shape", weight, attributes={"start": 2, "end": 3})
+    start = nodes.op("Min", nodes.op("Mul", count, widths), widths)  # 0 or labels
+    end = nodes.constant("end", [np.iinfo(np.int64).max])
+    return nodes.op("Slice", both, start, end, nodes.constant("last", [-1]))

@@ -125,26 +125,17 @@ def _add(graph: ir.Graph, site: Site, update: ir.Value, before: NodeList, batch:
         update = behind.op("Reshape", update, behind.op("Shape", y))
     total = behind.op("Add", y, update, name="sum")
     total.type, total.shape = y.type, y.shape
-    producer = y.producer()
-    if producer is None:
-        raise AdapterError(f"The output of '{site.node.name}' is an input of the graph: the graph is damaged.")
+    producer = _producer(y)
     if site.how == "convolution":  # it asks for the shape of what the module gives
         graph.insert_after(producer, [*before.nodes, *behind.nodes])
     else:
         graph.insert_before(site.node, before.nodes)
         graph.insert_after(producer, behind.nodes)
-    for use in uses:
-        use.node.replace_input_with(use.idx, total)
-    if y.is_graph_output():
-        name = y.name
-        y.name, total.name = f"{before.scope}/base", name
-        for number, output in enumerate(graph.outputs):
-            if output is y:
-                graph.outputs[number] = total
+    _take_place(graph, y, total, uses, f"{before.scope}/base")
 
 
 def _replace_head(graph: ir.Graph, place: WeightPlace, *, in_base: bool) -> Head:
-    """Put a head whose weight and bias are inputs in the place of one whose are not."""
+    """Let a head whose weight and bias are inputs answer in the place of the base's, once it is fed."""
     path = place.parameter.removesuffix(".weight")
     value = graph.initializers[place.initializer]
     stored = value.const_value
@@ -153,35 +144,51 @@ def _replace_head(graph: ir.Graph, place: WeightPlace, *, in_base: bool) -> Head
         raise AdapterError(
             f"The head '{path}' is not a single product in the graph: merge the adapter (--mode merged)."
         )
-    site, weight = sites[0], stored.numpy()
-    weight = (weight if place.transposed else weight.T)[None]
-    bias = site.bias.const_value.numpy()[None] if site.bias is not None and site.bias.const_value is not None else None
-    if bias is None:
-        bias = np.zeros((1, weight.shape[2]), weight.dtype)
-    slot = Head(path, weight.shape[1], in_base)
-    if place.initializer == slot.weight or (site.bias is not None and site.bias.name == slot.bias):
-        _free_names(graph, value, site.bias)
+    site = sites[0]
+    labels, fan_in = stored.shape.numpy()[:: -1 if place.transposed else 1]
+    slot = Head(path, fan_in, in_base)
+    _free_names(graph, {slot.weight, slot.bias}, value, site.bias)
+    y, dtype = site.y, stored.dtype.numpy()
     nodes = NodeList(graph, f"{BRANCH_SCOPE}/{path}")
+    uses = list(y.uses())
     new = head(
         nodes,
         site.x,
-        _optional_input(graph, slot.weight, ["rows", slot.fan_in, f"{path}.labels"], np.ascontiguousarray(weight)),
-        _optional_input(graph, slot.bias, ["rows", f"{path}.labels"], np.ascontiguousarray(bias)),
+        y,
+        _optional_input(graph, slot.weight, ["rows", fan_in, f"{path}.labels"], np.zeros((1, fan_in, 0), dtype)),
+        _optional_input(graph, slot.bias, ["rows", f"{path}.labels"], np.zeros((1, 0), dtype)),
+        labels=labels,
     )
-    y = site.y
     new.type = y.type
     if y.shape is not None:
         new.shape = ir.Shape([*list(y.shape)[:-1], f"{path}.labels"])
-    graph.insert_before(site.node, nodes.nodes)
-    new.name, y.name = y.name, f"{BRANCH_SCOPE}/{path}/replaced"
-    ir.convenience.replace_all_uses_with(y, new, replace_graph_outputs=True)
+    graph.insert_after(_producer(y), nodes.nodes)
+    _take_place(graph, y, new, uses, f"{BRANCH_SCOPE}/{path}/base")
     return slot
 
 
-def _free_names(graph: ir.Graph, *values: ir.Value | None) -> None:
+def _producer(value: ir.Value) -> ir.Node:
+    producer = value.producer()
+    if producer is None:
+        raise AdapterError(f"'{value.name}' should come from a node, but is an input: the graph is damaged.")
+    return producer
+
+
+def _take_place(graph: ir.Graph, old: ir.Value, new: ir.Value, uses: Sequence[ir._core.Usage], name: str) -> None:
+    """Let ``uses`` of ``old`` read ``new``; where ``old`` is an output of the graph it is called ``name`` from now on."""
+    for use in uses:
+        use.node.replace_input_with(use.idx, new)
+    if old.is_graph_output():
+        old.name, new.name = name, old.name
+        for number, output in enumerate(graph.outputs):
+            if output is old:
+                graph.outputs[number] = new
+
+
+def _free_names(graph: ir.Graph, taken: set[str], *values: ir.Value | None) -> None:
     """Rename initializers whose names the slots need."""
     for value in values:
-        if value is not None and value.name in graph.initializers:
+        if value is not None and value.name in taken and value.name in graph.initializers:
             graph.initializers.pop(str(value.name))
             value.name = f"{BRANCH_SCOPE}/{value.name}/base"
             graph.register_initializer(value)

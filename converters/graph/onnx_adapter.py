@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from rmlora.errors import InputError, require
@@ -44,9 +45,8 @@ def read_onnx_adapter(path: Path) -> dict[str, AnyArray]:
     if not path.is_file():
         raise InputError(f"Adapter file not found: {path} does not exist.")
     try:
-        return {
-            name: value.numpy() for name, value in ort.AdapterFormat.read_adapter(str(path)).get_parameters().items()
-        }
+        file = ort.AdapterFormat.read_adapter(str(path))  # it owns the memory, so the arrays are copied before it goes
+        return {name: np.array(value.numpy()) for name, value in file.get_parameters().items()}
     except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no common public base
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{path} cannot be read as an .onnx_adapter file ({reason}): add the adapter again.") from None

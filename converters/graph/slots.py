@@ -7,11 +7,12 @@ input               shape                  default
 =================== ====================== =====================================
 ``<path>.lora_A``   ``[rows, in, rank]``   ``[1, in, 0]``
 ``<path>.lora_B``   ``[rows, rank, out]``  ``[1, 0, out]``, scale folded in
-``<path>.weight``   ``[rows, in, labels]`` the base's own (a head, saved whole)
-``<path>.bias``     ``[rows, labels]``     the base's own
+``<path>.weight``   ``[rows, in, labels]`` ``[1, in, 0]`` (a head, saved whole)
+``<path>.bias``     ``[rows, labels]``     ``[1, 0]``
 =================== ====================== =====================================
 
-``rows`` is 1, one adapter for the whole batch, or the batch, one for every row. All are initializers that an input of
+``rows`` is 1, one adapter for the whole batch, or the batch, one for every row. While a head is empty the base's own
+answers. All are initializers that an input of
 the same name overrides (ONNX IR 4), so a graph to which nothing is fed is the base, and onnxruntime's own
 ``LoraAdapter`` feeds one adapter. The list of slots stands in the model's ``metadata_props``.
 """

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import numpy.typing as npt
 import onnx_ir as ir
 
-__all__ = ["readers", "stored_transposed"]
+__all__ = ["constant_input", "readers", "stored_transposed"]
 
 _PASSED_THROUGH = {"Transpose", "Cast", "Identity"}
 _PRODUCTS = {"MatMul", "FusedMatMul", "Attention", "MatMulInteger", "DynamicQuantizeMatMul"}
@@ -36,3 +38,10 @@ def stored_transposed(value: ir.Value, flipped: bool = False) -> bool | None:
             turned = node.attributes.get_int("transB", 0) == 1
             return turned == flipped
     return None
+
+
+def constant_input(node: ir.Node, index: int | None = None) -> npt.NDArray[Any] | None:
+    """Return the content of a node's input that is constant: the one at ``index``, or the first; None if it is not."""
+    values = node.inputs if index is None else [node.inputs[index]]
+    tensors = (value.const_value for value in values if value is not None)
+    return next((tensor.numpy() for tensor in tensors if tensor is not None), None)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from converters.graph.base_head import base_head
+from converters.graph.file import load_model
 from converters.graph.slots import Slots, read_slots
 from deploy.providers import create_session, get_provider
 from deploy.runtime.bank import Bank, Loader, Resident
@@ -234,15 +236,17 @@ class AdapterSession:
         return int((self._defaults[name] if given is None else given).shape[-1])
 
     def _read_defaults(self, model: Path) -> dict[str, AnyArray]:
-        from converters.graph.file import load_model
-
-        initializers = load_model(model).graph.initializers
-        defaults = {}
+        """Return what a row of the base is fed in a mixed batch, ``rows`` = 1."""
+        graph = load_model(model)
+        initializers = graph.graph.initializers
+        defaults: dict[str, AnyArray] = {}
         for name in self.slots.names:
             value = initializers.get(name)
             if value is None or value.const_value is None:
                 raise InputError(f"{model} has no slot '{name}', which it records: export it again.")
             defaults[name] = np.array(value.const_value.numpy())
+        for head in self.slots.heads:
+            defaults.update(base_head(graph, head))
         return defaults
 
 

@@ -1,0 +1,48 @@
+"""The base's own head in a graph with a slot for others, found by what stands before the two answers are joined."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from converters.graph.branch_nodes import BOTH_ANSWERS
+from converters.graph.branches import BRANCH_SCOPE
+from converters.graph.slots import Head
+from converters.graph.uses import constant_input
+from rmlora.errors import InputError
+
+__all__ = ["base_head"]
+
+AnyArray = npt.NDArray[Any]
+
+
+def base_head(model: ir.Model, head: Head) -> dict[str, AnyArray]:
+    """Return slot → array that makes a row of a mixed batch answer as the base: weight ``[1, in, labels]``, bias ``[1, labels]``.
+
+    Raises:
+        InputError: the graph does not look as the branch pass made it.
+    """
+    name = f"{BRANCH_SCOPE}/{head.module}/{BOTH_ANSWERS}"
+    joined = next((node for node in model.graph if node.name == name), None)
+    node = joined.inputs[0].producer() if joined is not None and joined.inputs[0] is not None else None
+    bias: AnyArray | None = None
+    if node is not None and node.op_type == "Add":
+        bias = constant_input(node)
+        node = next(
+            (value.producer() for value in node.inputs if value is not None and value.const_value is None), None
+        )
+    if node is None or node.op_type not in ("MatMul", "Gemm") or node.inputs[1] is None:
+        raise InputError(f"The graph has no '{name}' with a product before it: export it again.")
+    tensor = node.inputs[1].const_value
+    if tensor is None:
+        raise InputError(f"The weight of the base's head '{head.module}' is not in the graph: export it again.")
+    weight = tensor.numpy()
+    if node.op_type == "Gemm":
+        weight = weight.T if node.attributes.get_int("transB", 0) else weight
+        bias = constant_input(node, 2) if len(node.inputs) > 2 else bias
+    if bias is None:
+        bias = np.zeros(weight.shape[1], weight.dtype)
+    return {head.weight: np.ascontiguousarray(weight)[None], head.bias: bias.reshape(1, -1)}
