@@ -16,16 +16,15 @@ from converters.graph.file import load_model
 from converters.graph.onnx_adapter import write_onnx_adapter
 from converters.graph.slot_arrays import slot_arrays
 from converters.graph.slots import read_slots
-from deploy.bundle import REFERENCE_FILE, Bundle
+from deploy.bundle import MODEL_FILE, REFERENCE_FILE, Bundle
 from deploy.export.manifest import describe_adapter
-from deploy.export.processor import max_length
+from deploy.export.processor import trained_length
 from deploy.verify.cases import load_reference, save_reference
 from rmlora.adapter import Adapter
 from rmlora.errors import AdapterError, ConfigError
-from rmlora.models import adapter_labels, load_processor
+from rmlora.models import adapter_labels
 from rmlora.package import load_package
 from rmlora.storage import atomic_file, locked, sha256_file
-from rmlora.tasks import get_task
 
 __all__ = ["add_adapter", "check_name", "remove_adapter", "store_reference", "write_entry"]
 
@@ -43,9 +42,17 @@ def check_name(name: str) -> None:
 
 
 def write_entry(
-    directory: Path, graph: Path, name: str, adapter: Adapter, *, processor: Any, task: str, allow_base_mismatch: bool
+    directory: Path, name: str, adapter: Adapter, *, task: str, length: int | None, allow_base_mismatch: bool
 ) -> dict[str, Any]:
-    """Write what ``graph`` takes for ``adapter`` into ``directory`` and return its entry for the manifest.
+    """Write what the graph in ``directory`` takes for ``adapter`` and return its entry for the manifest.
+
+    Args:
+        directory: of the bundle.
+        name: the adapter's.
+        adapter: what to write.
+        task: of the bundle.
+        length: tokens that texts are cut to where the adapter does not tell.
+        allow_base_mismatch: write it although it was made for another base.
 
     Raises:
         BaseMismatchError: the adapter was made for another base.
@@ -54,8 +61,8 @@ def write_entry(
     check_name(name)
     if adapter.task not in (None, task):
         raise AdapterError(f"{adapter.source} is for {adapter.task}, the bundle for {task}: give it one of its own.")
-    model = load_model(graph)
-    slots = read_slots(model.metadata_props, where=str(graph))
+    model = load_model(directory / MODEL_FILE)
+    slots = read_slots(model.metadata_props, where=str(directory / MODEL_FILE))
     values = {value.name: value for value in model.graph.inputs}
     dtypes = {slot: values[slot].dtype.numpy() for slot in slots.names}  # type: ignore[union-attr]
     arrays = slot_arrays(adapter, slots, dtypes, allow_base_mismatch=allow_base_mismatch)
@@ -70,7 +77,7 @@ def write_entry(
         "bytes": file.stat().st_size,
         "rank": max(module.active_rank for module in adapter.modules.values()),
         "labels": adapter_labels(adapter),
-        "max_length": max_length(adapter, processor, get_task(task)),
+        "max_length": trained_length(adapter) or length,
     }
 
 
@@ -93,9 +100,8 @@ def add_adapter(bundle: Bundle, name: str, path: Path, *, allow_base_mismatch: b
                 f"{bundle.path} has an adapter '{name}' already: choose another name, or take that one away first "
                 "(rmlora-deploy adapter remove)."
             )
-        processor = load_processor(bundle.path, get_task(bundle.task))
         entry = write_entry(
-            bundle.path, bundle.model_path, name, adapter, processor=processor, task=bundle.task,
+            bundle.path, name, adapter, task=bundle.task, length=bundle.manifest.get("max_length"),
             allow_base_mismatch=allow_base_mismatch,
         )  # fmt: skip
         candidate = Bundle(bundle.path, {**bundle.manifest, "adapters": {**bundle.adapters, name: entry}})

@@ -11,9 +11,11 @@ import numpy as np
 
 from deploy.bundle import Bundle
 from deploy.preprocess import Preprocessor
-from rmlora.errors import InputError
+from deploy.runtime import AdapterSession, RowAdapter
+from deploy.runtime.requests import chosen_rows
+from rmlora.errors import ConfigError, InputError
 
-__all__ = ["Classifier", "Prediction"]
+__all__ = ["AdapterClassifier", "Classifier", "Prediction"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Prediction:
 
 
 class Classifier:
-    """A bundle opened on one execution provider.
+    """A merged bundle opened on one execution provider.
 
     >>> Classifier.open("spam-bundle").predict(["You won! Call now"])[0].label  # doctest: +SKIP
     'spam'
@@ -49,9 +51,12 @@ class Classifier:
 
         Raises:
             InputError: not a bundle, or damaged.
+            ConfigError: the bundle has branches.
             ProviderError: the provider is not available.
         """
         bundle = Bundle.open(path)
+        if bundle.mode != "merged":
+            raise ConfigError(f"{path} has adapters beside its weights: open it with AdapterClassifier.")
         return cls(bundle, bundle.session(provider, threads=threads), bundle.preprocessor())
 
     def predict(self, inputs: Sequence[Any], *, batch_size: int = 32) -> list[Prediction]:
@@ -67,29 +72,81 @@ class Classifier:
         answers: list[Prediction] = []
         for start in range(0, len(inputs), batch_size):
             logits = self._session.run(None, self._preprocessor(inputs[start : start + batch_size]))[0]
-            answers += [self._answer(row) for row in _softmax(self._checked(logits))]
+            answers += [_answer(row, self.bundle.labels, self.bundle) for row in np.asarray(logits)]
         return answers
 
-    def _checked(self, logits: Any) -> np.ndarray:
-        values = np.asarray(logits, dtype=np.float64)
-        if values.shape[-1] != len(self.bundle.labels):
-            raise InputError(
-                f"The graph of {self.bundle.path} gives {values.shape[-1]} scores for {len(self.bundle.labels)} labels: "
-                "the bundle is inconsistent, export it again."
-            )
-        if not np.isfinite(values).all():
-            raise InputError(
-                f"The graph of {self.bundle.path} gives NaN or infinity for this input: its precision "
-                f"({self.bundle.precision}) does not suffice, export it in fp32."
-            )
-        return values
 
-    def _answer(self, probabilities: np.ndarray) -> Prediction:
-        order = np.argsort(-probabilities, kind="stable")
-        ranking = tuple((self.bundle.labels[i], float(probabilities[i])) for i in order)
-        return Prediction(*ranking[0], ranking)
+class AdapterClassifier:
+    """A bundle with branches opened on one execution provider; every input may be for another adapter.
+
+    >>> classifier = AdapterClassifier.open("both")  # doctest: +SKIP
+    >>> [a.label for a in classifier.predict(["Call now", "Who was it ?"], ["spam", "trec"])]  # doctest: +SKIP
+    ['spam', 'HUM']
+    """
+
+    def __init__(self, bundle: Bundle, session: AdapterSession, preprocessor: Preprocessor) -> None:
+        self.bundle = bundle
+        self.session = session
+        self._preprocessor = preprocessor
+
+    @classmethod
+    def open(cls, path: Path | str, *, provider: str = "cpu", **options: Any) -> AdapterClassifier:
+        """Open a bundle.
+
+        Args:
+            path: bundle directory.
+            provider: execution provider.
+            options: ``threads``, ``bank``, ``rows`` and ``lanes`` of :class:`deploy.runtime.AdapterSession`.
+
+        Raises:
+            InputError: not a bundle, or damaged.
+            ConfigError: the bundle is merged.
+            ProviderError: the provider is not available.
+        """
+        bundle = Bundle.open(path)
+        return cls(bundle, bundle.adapter_session(provider, **options), bundle.preprocessor())
+
+    def predict(
+        self, inputs: Sequence[Any], adapters: RowAdapter | Sequence[RowAdapter], *, batch_size: int = 32
+    ) -> list[Prediction]:
+        """Return an answer for every text or image, in order, with the labels of its own adapter.
+
+        Args:
+            inputs: texts; or image paths, encoded images or PIL images.
+            adapters: one choice for all inputs, or one for each.
+            batch_size: rows run at once.
+
+        Raises:
+            InputError: an input or an adapter cannot be used, or the graph gives no usable scores.
+            ConfigError: the choices do not fit the inputs.
+        """
+        choices = chosen_rows(adapters, len(inputs))
+        entries = [self.bundle.adapter(choice.name) if choice else self.bundle.manifest for choice in choices]
+        answers: list[Prediction] = []
+        for start in range(0, len(inputs), batch_size):
+            part = slice(start, start + batch_size)
+            arrays = self._preprocessor(inputs[part], lengths=[entry.get("max_length") for entry in entries[part]])
+            chosen = [{choice.name: choice.strength} if choice else None for choice in choices[part]]
+            rows = self.session.run(arrays, chosen)
+            answers += [
+                _answer(row, entry["labels"], self.bundle) for row, entry in zip(rows, entries[part], strict=True)
+            ]
+        return answers
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.asarray(exponents / exponents.sum(axis=-1, keepdims=True))
+def _answer(logits: np.ndarray, labels: Sequence[str], bundle: Bundle) -> Prediction:
+    values = np.asarray(logits, dtype=np.float64)
+    if values.shape[-1] != len(labels):
+        raise InputError(
+            f"The graph of {bundle.path} gives {values.shape[-1]} scores for {len(labels)} labels: the bundle is "
+            "inconsistent, export it again."
+        )
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"The graph of {bundle.path} gives NaN or infinity for this input: its precision ({bundle.precision}) does not "
+            "suffice, export it in fp32."
+        )
+    exponents = np.exp(values - values.max())
+    shares = exponents / exponents.sum()
+    ranking = tuple((labels[i], float(shares[i])) for i in np.argsort(-shares, kind="stable"))
+    return Prediction(*ranking[0], ranking)

@@ -45,11 +45,12 @@ class Preprocessor:
         known = get_task(task)
         return cls(known, load_processor(directory, known), max_length, tuple(input_names))
 
-    def __call__(self, inputs: Sequence[Any]) -> Arrays:
+    def __call__(self, inputs: Sequence[Any], *, lengths: Sequence[int | None] | None = None) -> Arrays:
         """Return a padded batch: ``[rows, tokens]`` int64, or ``[rows, channels, height, width]`` float32.
 
         Args:
             inputs: texts; or image paths, encoded images or PIL images.
+            lengths: tokens that each text is cut to; without, all to ``max_length``.
 
         Raises:
             InputError: no inputs, an empty text, or an image that cannot be read.
@@ -63,12 +64,20 @@ class Preprocessor:
         for number, text in enumerate(inputs):
             if not isinstance(text, str) or not text.strip():
                 raise InputError(f"Text {number + 1} is empty: every input needs at least one word.")
-        made = self.processor(
-            list(inputs), padding=True, truncation=True, max_length=self.max_length, return_tensors="np"
-        )
+        made = self._tokenised(inputs, [self.max_length] * len(inputs) if lengths is None else lengths)
         missing = [name for name in self.input_names if name not in made]
         if missing:
             raise InputError(
                 f"The tokenizer does not make '{missing[0]}', which the graph takes: the bundle is inconsistent."
             )
         return {name: np.asarray(made[name], dtype=np.int64) for name in self.input_names}
+
+    def _tokenised(self, texts: Sequence[str], lengths: Sequence[int | None]) -> Any:
+        if len(set(lengths)) == 1:
+            options = {"padding": True, "return_tensors": "np"}
+            return self.processor(list(texts), truncation=True, max_length=lengths[0], **options)
+        each = [
+            self.processor(text, truncation=True, max_length=length)
+            for text, length in zip(texts, lengths, strict=True)
+        ]
+        return self.processor.pad({name: [item[name] for item in each] for name in each[0]}, return_tensors="np")

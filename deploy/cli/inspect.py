@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.bundle import MANIFEST_FILE, Bundle
+from deploy.cli.adapter import show_adapters
 from deploy.cli.console import json_option, make_console, print_json, unique_names
 from deploy.inspection.adapter import describe_adapter
 from deploy.inspection.bundle import describe_bundle
@@ -68,9 +69,9 @@ def command(
     if _is_bundle(path):
         if base or others or plot:
             raise ConfigError(f"{path} is a bundle: --base, --compare and --plot are for adapters.")
-        bundle = describe_bundle(Bundle.open(path))
+        bundle = Bundle.open(path)
         if as_json:
-            print_json(bundle)
+            print_json(describe_bundle(bundle))
         else:
             _show_bundle(console, bundle)
         return
@@ -179,8 +180,16 @@ def _show_fit(console: Console, fit: Fit) -> None:
         console.print(f"  [red]✗[/] {item.module}: {item.problem}")
 
 
-def _show_bundle(console: Console, facts: Mapping[str, Any]) -> None:
-    model, adapter = facts["model"], facts["adapter"]
+def _merged_adapter(facts: Mapping[str, Any]) -> dict[str, str]:
+    if facts["mode"] == "branches":
+        return {}
+    adapter = facts["adapter"]
+    return {"adapter": f"{adapter['source']} ({adapter['modules']} modules, {adapter['parameters']:,} parameters)"}
+
+
+def _show_bundle(console: Console, bundle: Bundle) -> None:
+    facts = describe_bundle(bundle)
+    model = facts["model"]
     operators = ", ".join(f"{name} {count}" for name, count in list(model["operators"].items())[:_SHOWN])
     console.print(f"[bold]Bundle {facts['source']}[/]")
     console.print(
@@ -192,7 +201,7 @@ def _show_bundle(console: Console, facts: Mapping[str, Any]) -> None:
                 "graph": f"{facts['nodes']} nodes, opset {model['opset']}, {model['bytes'] / 1e6:.1f} MB",
                 "operators": operators,
                 "base": facts["base"]["source"],
-                "adapter": f"{adapter['source']} ({adapter['modules']} modules, {adapter['parameters']:,} parameters)",
+                **_merged_adapter(facts),
                 "made by": facts["created_by"],
             }
         )
@@ -203,6 +212,8 @@ def _show_bundle(console: Console, facts: Mapping[str, Any]) -> None:
             shape = " × ".join(str(side) for side in item["shape"])
             values.add_row(role.removesuffix("s"), item["name"], item["dtype"], shape)
     console.print(values)
+    if facts["mode"] == "branches":
+        show_adapters(console, bundle)
     files = Table("file", "MB")
     files.columns[1].justify = "right"
     for name, size in facts["files"].items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deploy.bundle import Bundle
 from deploy.cli.console import json_option, make_console, print_json, unique_names
-from deploy.predict import Classifier
+from deploy.predict import AdapterClassifier, Classifier, Prediction
 from rmlora.errors import ConfigError, InputError
 from rmlora.tasks import get_task
 
@@ -27,6 +29,14 @@ __all__ = ["command"]
     "--with", "others", multiple=True, type=click.Path(path_type=Path), help="Ask this bundle too; repeatable."
 )
 @click.option(
+    "--adapter",
+    "-a",
+    "adapters",
+    multiple=True,
+    metavar="NAME",
+    help="Ask this adapter of a bundle with branches; repeatable.  [default: all of them]",
+)
+@click.option(
     "--file", type=click.Path(path_type=Path), help="File with one text, or image path, per line; - is stdin."
 )
 @click.option(
@@ -36,12 +46,13 @@ __all__ = ["command"]
 @click.option("--provider", default="cpu", show_default=True, help="Execution provider: cpu, cuda, tensorrt, …")
 @json_option
 def command(
-    bundle: Path, inputs: tuple[str, ...], others: tuple[Path, ...], file: Path | None, top: int, batch_size: int,
-    provider: str, as_json: bool,
+    bundle: Path, inputs: tuple[str, ...], others: tuple[Path, ...], adapters: tuple[str, ...], file: Path | None,
+    top: int, batch_size: int, provider: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Classify INPUTS (texts, or image files) with a BUNDLE, without torch.
 
-    Prints the likeliest label of each input and its probability. Without inputs it reads one per line from stdin;
+    Prints the likeliest label of each input and its probability. A bundle with branches answers with all its adapters,
+    mixed in one batch. Without inputs it reads one per line from stdin;
     on a terminal it asks for them one by one, and an empty line ends it. An input that starts with a dash goes
     after "--".
 
@@ -49,25 +60,28 @@ def command(
     Examples:
       rmlora-deploy predict spam-bundle "You have won a prize, call now"
       rmlora-deploy predict spam-bundle --with trec-bundle
+      rmlora-deploy predict both -a spam -a trec "Who won the prize ?"
       rmlora-deploy predict photo-bundle cat.jpg dog.jpg --top 3 --json
       rmlora-deploy predict spam-bundle --file messages.txt --json
     """
     console = make_console(as_json=as_json)
     given = [*inputs, *(_lines(file) if file else [])]
-    classifiers = {
-        name: Classifier.open(path, provider=provider) for name, path in unique_names((bundle, *others)).items()
-    }
-    _refuse_mixture(classifiers)
+    paths = unique_names((bundle, *others))
+    asked_of = [_opened(name, path, adapters, provider) for name, path in paths.items()]
+    if adapters and not any(isinstance(item.classifier, AdapterClassifier) for item in asked_of):
+        raise ConfigError("--adapter is for bundles made with --mode branches; this one has its adapter merged.")
+    _refuse_mixture(asked_of)
+    columns = [column for item in asked_of for column in item.columns]
 
     def answer(asked: Sequence[str]) -> None:
-        rows = _classify(classifiers, asked, top, batch_size)
+        rows = _classify(asked_of, asked, top, batch_size)
         if as_json:
             print_json(rows)
         else:
-            console.print(_table(rows, list(classifiers)))
+            console.print(_table(rows, columns))
 
     if not given and file is None and sys.stdin.isatty():
-        _converse(console, answer, list(classifiers))
+        _converse(console, answer, columns)
         return
     given = given or (_lines(Path("-")) if file is None else [])
     if not given:
@@ -75,19 +89,51 @@ def command(
     answer(given)
 
 
-def _refuse_mixture(classifiers: Mapping[str, Classifier]) -> None:
-    kinds = {get_task(item.bundle.task).modality: name for name, item in classifiers.items()}
+@dataclass(frozen=True)
+class _Opened:
+    """A bundle and the columns that it answers."""
+
+    name: str
+    classifier: Classifier | AdapterClassifier
+    columns: list[str]
+    adapters: list[str]
+
+    def answers(self, inputs: Sequence[str], batch_size: int) -> list[list[Prediction]]:
+        """Return for every column the answers to all inputs."""
+        if isinstance(self.classifier, Classifier):
+            return [self.classifier.predict(inputs, batch_size=batch_size)]
+        everything = [given for given in inputs for _ in self.adapters]
+        found = self.classifier.predict(everything, self.adapters * len(inputs), batch_size=batch_size)
+        return [found[number :: len(self.adapters)] for number in range(len(self.adapters))]
+
+
+def _opened(name: str, path: Path, adapters: Sequence[str], provider: str) -> _Opened:
+    if Bundle.open(path, check_files=False).mode == "merged":
+        return _Opened(name, Classifier.open(path, provider=provider), [name], [])
+    classifier = AdapterClassifier.open(path, provider=provider)
+    chosen = list(adapters or classifier.bundle.adapters)
+    if not chosen:
+        raise InputError(f"{path} has no adapters yet: add one with  rmlora-deploy adapter add.")
+    for adapter in chosen:
+        classifier.bundle.adapter(adapter)
+    return _Opened(name, classifier, [f"{name} · {adapter}" for adapter in chosen], chosen)
+
+
+def _refuse_mixture(opened: Sequence[_Opened]) -> None:
+    kinds = {get_task(item.classifier.bundle.task).modality: item.name for item in opened}
     if len(kinds) > 1:
         raise ConfigError(
             f"'{kinds['text']}' reads texts and '{kinds['image']}' reads images: ask them in two commands."
         )
 
 
-def _classify(
-    classifiers: Mapping[str, Classifier], inputs: Sequence[str], top: int, batch_size: int
-) -> list[dict[str, Any]]:
-    """Return for every input what each bundle answers, likeliest first."""
-    answers = {name: item.predict(inputs, batch_size=batch_size) for name, item in classifiers.items()}
+def _classify(opened: Sequence[_Opened], inputs: Sequence[str], top: int, batch_size: int) -> list[dict[str, Any]]:
+    """Return for every input what each column answers, likeliest first."""
+    answers = {
+        column: found
+        for item in opened
+        for column, found in zip(item.columns, item.answers(inputs, batch_size), strict=True)
+    }
     return [
         {
             "input": given,

@@ -74,8 +74,7 @@ def export_branches(settings: ExportSettings, *, note: Callable[[str], None]) ->
         for name, data in settings.data.items()
     }
     processor = common_processor(base, list(adapters.values()), task)
-    lengths = [max_length(adapter, processor, task) for adapter in adapters.values()]
-    length = max((item for item in lengths if item is not None), default=None)
+    length = max_length(list(adapters.values()), processor, task)
     modules = sorted({path for adapter in adapters.values() for path in adapter.modules})
     with atomic_directory(settings.output, overwrite=settings.overwrite) as directory:
         with tempfile.TemporaryDirectory(dir=directory) as scratch:
@@ -90,7 +89,7 @@ def export_branches(settings: ExportSettings, *, note: Callable[[str], None]) ->
         save_reference(directory / REFERENCE_FILE, made.cases, plain)
         entries = {
             name: write_entry(
-                directory, directory / MODEL_FILE, name, adapter, processor=processor, task=task.name,
+                directory, name, adapter, task=task.name, length=length,
                 allow_base_mismatch=settings.allow_base_mismatch,
             )
             for name, adapter in adapters.items()

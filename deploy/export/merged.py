@@ -48,7 +48,7 @@ def export_merged(settings: ExportSettings, *, note: Callable[[str], None]) -> B
     evaluation = read_evaluation(data, settings.columns, task=task.name, labels=labels) if data else None
     pair = TorchPair.of(adapted)
     processor = common_processor(base, [adapter], task)
-    length = max_length(adapter, processor, task)
+    length = max_length([adapter], processor, task)
     with atomic_directory(settings.output, overwrite=settings.overwrite) as directory:
         write_side_files(directory, base, pair.merged.config.to_dict(), processor)
         with tempfile.TemporaryDirectory(dir=directory) as scratch:

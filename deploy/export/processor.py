@@ -15,7 +15,7 @@ from rmlora.models import load_processor
 from rmlora.storage import write_json
 from rmlora.tasks import Task
 
-__all__ = ["common_processor", "max_length", "write_side_files"]
+__all__ = ["common_processor", "max_length", "trained_length", "write_side_files"]
 
 _ANY_LENGTH = 100_000
 """Tokenizers without a limit report a number far above this."""
@@ -52,13 +52,21 @@ def write_side_files(directory: Path, base: Path, config: Mapping[str, Any], pro
             shutil.copyfile(base / name, directory / name)
 
 
-def max_length(adapter: Adapter, processor: Any, task: Task) -> int | None:
-    """Return the tokens that texts are cut to for ``adapter``: as in training, else the tokenizer's limit; None for images."""
+def max_length(adapters: Sequence[Adapter], processor: Any, task: Task) -> int | None:
+    """Return the tokens that texts are cut to: the most of any training, else the tokenizer's limit; None for images."""
     if task.modality == "image":
         return None
-    trained = (adapter.metadata.get("training") or {}).get("settings", {}).get("max_length")
+    trained = [length for adapter in adapters if (length := trained_length(adapter))]
+    if len(trained) == len(adapters):
+        return max(trained)
     limit = getattr(processor, "model_max_length", None)
-    return int(trained) if trained else int(limit) if limit and limit < _ANY_LENGTH else 512
+    return int(limit) if limit and limit < _ANY_LENGTH else 512
+
+
+def trained_length(adapter: Adapter) -> int | None:
+    """Return the tokens that texts were cut to in training, where the package tells."""
+    length = (adapter.metadata.get("training") or {}).get("settings", {}).get("max_length")
+    return int(length) if length else None
 
 
 def _brings_one(adapter: Adapter) -> bool:
