@@ -101,8 +101,10 @@ def create_session(
     chain = [(wanted.ort_name, dict(wanted.options))]
     if wanted.name != "cpu":
         chain.append(("CPUExecutionProvider", {}))
+    source = model if isinstance(model, bytes) else str(model)
+    slower = ["SkipLayerNormFusion"] if wanted.name == "cpu" else []  # converters/graph/normalization.py tells why
     try:
-        session = ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=chain)
+        session = ort.InferenceSession(source, options, providers=chain, disabled_optimizers=slower)
     except Exception as error:  # noqa: BLE001 - onnxruntime raises a family of pybind classes without a common public base
         if wanted.name == "cpu":
             raise InputError(f"ONNX Runtime cannot load {_name(model)}: {_first_line(error)}") from None

@@ -25,7 +25,10 @@ from converters.graph.weights import WeightPlace, wanted_module
 from rmlora.adapter import LoraModule
 from rmlora.errors import AdapterError
 
-__all__ = ["BRANCH_SCOPE", "check_slots", "insert_branches"]
+__all__ = ["BRANCH_SCOPE", "BRANCH_SUM", "check_slots", "insert_branches"]
+
+BRANCH_SUM = "sum"
+"""Name, in the scope ``…/out``, of the node that adds a branch to its module's output."""
 
 BRANCH_SCOPE = "rmlora"
 """Names of the nodes that are inserted begin with this and a slash."""
@@ -45,7 +48,10 @@ def insert_branches(model: ir.Model, places: Places, *, base_weights: Mapping[st
         AdapterError: a module or head cannot be adapted where it lies.
     """
     batch = Batch(model.graph)
-    slots = {path: _slot(module) for path, module in places.modules.items()}
+    slots = {
+        place.parameter.removesuffix(".weight"): _slot(places.modules[place.parameter.removesuffix(".weight")], place)
+        for place in places.weights
+    }
     by_weight = sorted(places.weights, key=lambda place: (place.initializer, place.start))
     for _, group in groupby(by_weight, key=lambda place: place.initializer):
         _adapt(model.graph, list(group), slots, batch)
@@ -57,10 +63,10 @@ def insert_branches(model: ir.Model, places: Places, *, base_weights: Mapping[st
     return result
 
 
-def _slot(module: LoraModule) -> Slot:
+def _slot(module: LoraModule, place: WeightPlace) -> Slot:
     shape = wanted_module(module).shape
     fan_in, fan_out = (shape[0], shape[1]) if module.kind == "embedding" else (int(np.prod(shape[1:])), shape[0])
-    return Slot(module.path, module.kind, fan_in, fan_out)
+    return Slot(module.path, module.kind, fan_in, fan_out, place.initializer, place.transposed, place.start)
 
 
 def _adapt(graph: ir.Graph, places: Sequence[WeightPlace], slots: Mapping[str, Slot], batch: Batch) -> None:
@@ -123,7 +129,7 @@ def _add(graph: ir.Graph, site: Site, update: ir.Value, before: NodeList, batch:
     behind = NodeList(graph, f"{before.scope}/out")
     if site.how == "convolution" or (site.how == "product" and not batch.leads(y)):
         update = behind.op("Reshape", update, behind.op("Shape", y))
-    total = behind.op("Add", y, update, name="sum")
+    total = behind.op("Add", y, update, name=BRANCH_SUM)
     total.type, total.shape = y.type, y.shape
     producer = _producer(y)
     if site.how == "convolution":  # it asks for the shape of what the module gives

@@ -41,6 +41,12 @@ class Slot:
     fan_in: int
     """Rows of ``A``: inputs, for a convolution those of one patch, for an embedding the tokens."""
     fan_out: int
+    weight: str = ""
+    """Initializer that holds the base's weight, unless a quantiser renamed it since."""
+    transposed: bool = False
+    """It is stored ``[in, out]``."""
+    start: int = 0
+    """First output of the module in it; weights that read the same input may be packed."""
 
     @property
     def lora_A(self) -> str:  # noqa: N802 - PEFT's name

@@ -75,8 +75,8 @@ class Bank:
                 raise ConfigError(f"There is an adapter '{name}' already: unload it first, or choose another name.")
             self._loaders[name] = loader
 
-    def unregister(self, name: str) -> None:
-        """Forget ``name``; runs that use it go on.
+    def unregister(self, name: str) -> Resident | None:
+        """Forget ``name`` and return it if it was in memory; runs that use it go on.
 
         Raises:
             InputError: it is not known.
@@ -84,8 +84,8 @@ class Bank:
         with self._lock:
             if self._loaders.pop(name, None) is None:
                 raise InputError(self._unknown(name))
-            self._resident.pop(name, None)
             self._pinned.discard(name)
+            return self._resident.pop(name, None)
 
     def pin(self, name: str, *, pinned: bool = True) -> None:
         """Keep ``name`` in memory whatever else is used, or no longer.

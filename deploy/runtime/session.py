@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from converters.graph.base_head import base_head
-from converters.graph.file import load_model
+from converters.graph.dedicated import dedicate
+from converters.graph.file import load_model, save_model
 from converters.graph.slots import Slots, read_slots
 from deploy.providers import create_session, get_provider
 from deploy.runtime.bank import Bank, Loader, Resident
@@ -20,6 +22,9 @@ from deploy.runtime.binding import BoundSlots
 from deploy.runtime.lane import Lane, Occupant
 from deploy.runtime.requests import Chosen, RowAdapter, chosen_rows
 from rmlora.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 __all__ = ["AdapterSession"]
 
@@ -64,6 +69,9 @@ class AdapterSession:
             ProviderError: the provider is absent or does not start.
         """
         self._session = create_session(model, provider, threads=threads)
+        self._model, self._provider, self._threads = model, provider, threads
+        self._dedicated: dict[int, ort.InferenceSession] = {}
+        """Number of a resident adapter → a graph of its own."""
         self._device = _device(provider)
         self.slots: Slots = read_slots(self._session.get_modelmeta().custom_metadata_map, where=str(model))
         self._bank = Bank(bank)
@@ -100,11 +108,33 @@ class AdapterSession:
         Raises:
             InputError: it is not known.
         """
-        self._bank.unregister(name)
+        resident = self._bank.unregister(name)
+        if resident is not None:
+            self._dedicated.pop(resident.number, None)
 
     def pin(self, name: str, *, pinned: bool = True) -> None:
         """Keep an adapter in memory, or no longer; errors as :meth:`Bank.pin`."""
         self._bank.pin(name, pinned=pinned)
+
+    def dedicate(self, name: str | None) -> None:
+        """Give an adapter, or the base (None), a graph of its own with the update in its weights, and pin it.
+
+        Batches that use it alone at full strength then cost what a merged model costs, for the memory of one more model.
+        Building it takes about as long as opening the session.
+
+        Raises:
+            InputError: the adapter is not known.
+            ConfigError: the base is quantised, so nothing can be merged into it; or no more adapters can be pinned.
+        """
+        if name is not None:
+            self._bank.pin(name)
+        resident = self._bank.get(name) if name is not None else self._nobody
+        model = load_model(self._model)
+        dedicate(model, self.slots, resident.arrays)
+        with tempfile.TemporaryDirectory() as directory:
+            save_model(model, path := Path(directory) / "model.onnx")
+            session = create_session(path, self._provider, threads=self._threads)
+        self._dedicated[resident.number] = session
 
     @property
     def bank(self) -> Bank:
@@ -141,6 +171,9 @@ class AdapterSession:
     ) -> AnyArray:
         """Run a batch of one adapter, whose arrays are bound as they lie in the bank."""
         resident = residents[choice.name] if choice is not None else self._nobody
+        own = self._dedicated.get(resident.number)
+        if own is not None and (choice is None or choice.strength == 1.0):
+            return BoundSlots(own, {}, output=self._outputs[0], device=self._device).run(inputs)
         if choice is not None and choice.strength != 1.0:
             return self._bind(_scaled(resident.arrays, choice.strength)).run(inputs)
         try:
