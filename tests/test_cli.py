@@ -48,7 +48,9 @@ def test_every_commands_help_teaches(name: str) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_example_of_the_help_parses(name: str) -> None:
     command = cli.get_command(None, name)  # type: ignore[arg-type]
-    known = {flag for parameter in command.params for flag in parameter.opts + parameter.secondary_opts}
+    commands = [command, *getattr(command, "commands", {}).values()]
+    parameters = [parameter for item in commands for parameter in item.params]
+    known = {flag for parameter in parameters for flag in parameter.opts + parameter.secondary_opts}
     for line in re.findall(rf"^ +rmlora-deploy {name} (.*)$", run(name, "--help").stdout, re.MULTILINE):
         for flag in re.findall(r"(?<!\S)--?[a-z][\w-]*", line):
             assert flag in known, f"{name}: the example uses {flag}"
@@ -66,7 +68,7 @@ def test_version() -> None:
         (["bench", "x", "--fast"], "No such option"),
         (["predict", "x", "--top", "0"], "'--top'"),
         (["predict", "x", "--top", "many"], "'--top'"),
-        (["export", "x", "--precision", "int4"], "int4"),
+        (["export", "x", "--precision", "int3"], "int3"),
     ],
 )
 def test_wrong_words_end_with_usage_and_code_2(words: list[str], named: str) -> None:

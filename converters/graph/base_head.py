@@ -19,8 +19,10 @@ __all__ = ["base_head"]
 AnyArray = npt.NDArray[Any]
 
 
-def base_head(model: ir.Model, head: Head) -> dict[str, AnyArray]:
+def base_head(model: ir.Model, head: Head) -> dict[str, AnyArray] | None:
     """Return slot → array that makes a row of a mixed batch answer as the base: weight ``[1, in, labels]``, bias ``[1, labels]``.
+
+    Where the base's head is quantised there are none.
 
     Raises:
         InputError: the graph does not look as the branch pass made it.
@@ -34,12 +36,11 @@ def base_head(model: ir.Model, head: Head) -> dict[str, AnyArray]:
         node = next(
             (value.producer() for value in node.inputs if value is not None and value.const_value is None), None
         )
-    if node is None or node.op_type not in ("MatMul", "Gemm") or node.inputs[1] is None:
-        raise InputError(f"The graph has no '{name}' with a product before it: export it again.")
-    tensor = node.inputs[1].const_value
-    if tensor is None:
-        raise InputError(f"The weight of the base's head '{head.module}' is not in the graph: export it again.")
-    weight = tensor.numpy()
+    if node is not None and node.op_type in ("Mul", "MatMulNBits", "DynamicQuantizeMatMul"):
+        return None
+    weight = constant_input(node, 1) if node is not None and node.op_type in ("MatMul", "Gemm") else None
+    if node is None or weight is None:
+        raise InputError(f"The graph has no '{name}' with a constant product before it: export it again.")
     if node.op_type == "Gemm":
         weight = weight.T if node.attributes.get_int("transB", 0) else weight
         bias = constant_input(node, 2) if len(node.inputs) > 2 else bias

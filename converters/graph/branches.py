@@ -55,9 +55,14 @@ def insert_branches(model: ir.Model, places: Places, *, base_weights: Mapping[st
     by_weight = sorted(places.weights, key=lambda place: (place.initializer, place.start))
     for _, group in groupby(by_weight, key=lambda place: place.initializer):
         _adapt(model.graph, list(group), slots, batch)
-    heads = [_replace_head(model.graph, place, in_base=in_base) for place, in_base in places.heads]
+    order = {node: number for number, node in enumerate(model.graph)}
+    heads = sorted(
+        ((_head_site(model.graph, place), place, in_base) for place, in_base in places.heads),
+        key=lambda item: order[item[0].node],
+    )
+    made = [_replace_head(model.graph, site, place, in_base=in_base) for site, place, in_base in heads]
     RemoveUnusedNodesPass()(model)
-    result = Slots(tuple(slots.values()), tuple(heads), dict(base_weights))
+    result = Slots(tuple(slots.values()), tuple(made), dict(base_weights))
     model.metadata_props.update(result.to_props())
     check_slots(model, result)
     return result
@@ -140,21 +145,25 @@ def _add(graph: ir.Graph, site: Site, update: ir.Value, before: NodeList, batch:
     _take_place(graph, y, total, uses, f"{before.scope}/base")
 
 
-def _replace_head(graph: ir.Graph, place: WeightPlace, *, in_base: bool) -> Head:
-    """Let a head whose weight and bias are inputs answer in the place of the base's, once it is fed."""
-    path = place.parameter.removesuffix(".weight")
-    value = graph.initializers[place.initializer]
-    stored = value.const_value
+def _head_site(graph: ir.Graph, place: WeightPlace) -> Site:
     sites = find_sites(graph, place)
-    if stored is None or len(sites) != 1 or sites[0].how != "product":
+    if len(sites) != 1 or sites[0].how != "product":
+        path = place.parameter.removesuffix(".weight")
         raise AdapterError(
             f"The head '{path}' is not a single product in the graph: merge the adapter (--mode merged)."
         )
-    site = sites[0]
-    labels, fan_in = stored.shape.numpy()[:: -1 if place.transposed else 1]
+    return sites[0]
+
+
+def _replace_head(graph: ir.Graph, site: Site, place: WeightPlace, *, in_base: bool) -> Head:
+    """Let a head whose weight and bias are inputs answer in the place of the base's, once it is fed."""
+    path = place.parameter.removesuffix(".weight")
+    value = graph.initializers[place.initializer]
+    shape = value.const_value.shape.numpy() if value.const_value is not None else ()
+    labels, fan_in = shape[:: -1 if place.transposed else 1]
     slot = Head(path, fan_in, in_base)
     _free_names(graph, {slot.weight, slot.bias}, value, site.bias)
-    y, dtype = site.y, stored.dtype.numpy()
+    y, dtype = site.y, _dtype(site).numpy()
     nodes = NodeList(graph, f"{BRANCH_SCOPE}/{path}")
     uses = list(y.uses())
     new = head(

@@ -47,7 +47,7 @@ def find_places(model: ir.Model, adapters: Sequence[Adapter], base: Checkpoint |
     wanted = [
         wanted_saved(f"{path}.weight", _own_shape(path, weight.shape, model, base)) for path, weight in heads.items()
     ]
-    found = find_weights(model, wanted, base) if wanted else {}
+    found = find_weights(model, wanted, base, quantised=True) if wanted else {}
     in_base = {name: base is None or find_tensor(name, base.tensors) is not None for name in found}
     return Places(modules, tuple(weights.values()), tuple((place, in_base[name]) for name, place in found.items()))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
@@ -43,5 +44,19 @@ def stored_transposed(value: ir.Value, flipped: bool = False) -> bool | None:
 def constant_input(node: ir.Node, index: int | None = None) -> npt.NDArray[Any] | None:
     """Return the content of a node's input that is constant: the one at ``index``, or the first; None if it is not."""
     values = node.inputs if index is None else [node.inputs[index]]
-    tensors = (value.const_value for value in values if value is not None)
-    return next((tensor.numpy() for tensor in tensors if tensor is not None), None)
+    return next((found for found in map(_content, values) if found is not None), None)
+
+
+def _content(value: ir.Value | None) -> npt.NDArray[Any] | None:
+    """Return what a value holds, seen through the operators that only pass it on."""
+    if value is None:
+        return None
+    if value.const_value is not None:
+        return np.asarray(value.const_value.numpy())
+    node = value.producer()
+    if node is None or node.op_type not in _PASSED_THROUGH:
+        return None
+    content = _content(node.inputs[0])
+    if content is None or node.op_type != "Transpose":
+        return content
+    return np.transpose(content, list(node.attributes["perm"].as_ints()) if "perm" in node.attributes else None)

@@ -28,7 +28,7 @@ AnyArray = npt.NDArray[Any]
 Kind = Literal["linear", "embedding", "conv", "vector"]
 
 _FLOATING = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
-_QUANTISED = ("_quantized", "_Q4", "_Q8", "_Q4G32")
+_QUANTISED = ("_Transposed_quantized", "_quantized", "_Q4", "_Q8", "_Q4G32")
 """What quantisers put behind the name of a weight."""
 _PROBE = 8
 """Elements compared first: enough to rule out nearly every wrong place."""

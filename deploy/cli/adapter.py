@@ -24,6 +24,12 @@ def command() -> None:
 
     Adding takes about a second and needs neither torch nor a new export: the adapter may change the modules for which
     the graph has branches, with any rank and any number of labels.
+
+    \b
+    Examples:
+      rmlora-deploy adapter add both movies=./movies-adapter
+      rmlora-deploy adapter list both --json
+      rmlora-deploy adapter remove both movies
     """
 
 
@@ -62,7 +68,12 @@ def add(bundle: Path, adapters: tuple[str, ...], allow_base_mismatch: bool, as_j
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @json_option
 def remove(bundle: Path, names: tuple[str, ...], as_json: bool) -> None:
-    """Take adapters out of BUNDLE, files and all."""
+    """Take adapters out of BUNDLE, files and all.
+
+    \b
+    Examples:
+      rmlora-deploy adapter remove both movies
+    """
     opened = Bundle.open(bundle, check_files=False)
     for name in names:
         remove_adapter(opened, name)
@@ -76,7 +87,12 @@ def remove(bundle: Path, names: tuple[str, ...], as_json: bool) -> None:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @json_option
 def list_(bundle: Path, as_json: bool) -> None:
-    """List the adapters of BUNDLE."""
+    """List the adapters of BUNDLE: labels, rank, size, and how far they are from PyTorch.
+
+    \b
+    Examples:
+      rmlora-deploy adapter list both --json
+    """
     opened = Bundle.open(bundle, check_files=False)
     if opened.mode != "branches":
         raise ConfigError(f"{bundle} has its adapter merged: only bundles of --mode branches have a list.")

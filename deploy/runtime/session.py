@@ -78,6 +78,8 @@ class AdapterSession:
         self._rows = rows
         self._outputs = [item.name for item in self._session.get_outputs()]
         self._inputs = [item.name for item in self._session.get_inputs()]
+        self._base_mixes = True
+        """Whether rows of the base can stand among others: a quantised head of its own cannot be fed to them."""
         self._defaults = self._read_defaults(model)
         self._heads = [head.module for head in self.slots.heads]
         self._fresh = next((head.module for head in self.slots.heads if not head.in_base), None)
@@ -194,6 +196,11 @@ class AdapterSession:
                 f"A batch that mixes adapters may have {self._rows} rows, not {rows}: split it, or open the session "
                 "with more rows."
             )
+        if None in choices and not self._base_mixes:
+            raise ConfigError(
+                "The base's own head is quantised, so its rows cannot stand among those of adapters: run them in a batch "
+                "of their own."
+            )
         occupants = [Occupant(residents[c.name], c.strength) if c is not None else Occupant(None) for c in choices]
         with self._lane(occupants) as lane:
             places = lane.seat(occupants)
@@ -279,7 +286,9 @@ class AdapterSession:
                 raise InputError(f"{model} has no slot '{name}', which it records: export it again.")
             defaults[name] = np.array(value.const_value.numpy())
         for head in self.slots.heads:
-            defaults.update(base_head(graph, head))
+            own = base_head(graph, head)
+            defaults.update(own or {})
+            self._base_mixes &= own is not None
         return defaults
 
 
