@@ -3,52 +3,22 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
-import torch
-from peft import LoraConfig
 
 from benchmarks.assets import dinov2_small, minilm
+from benchmarks.random_adapters import save_random_adapter
 from deploy.bundle import Bundle
 from deploy.verify.cases import load_reference
-from rmlora.models import load_task_model
-from rmlora.package import write_metadata
-from rmlora.tasks import get_task
 from tests.cli import run
-from tests.models import adapt
 
 pytestmark = pytest.mark.e2e
 
 RANKS = {"small": (4, 2), "middle": (8, 6), "large": (16, 3)}
 """Adapter → rank and labels."""
-
-TARGETS = {
-    "text-classification": ["query", "key", "value", "dense"],
-    "image-classification": ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2", "projection"],
-}
-
-
-def make(base: Path, task: str, name: str, directory: Path) -> Path:
-    """Save a random adapter of all projections, with a head of its own."""
-    rank, labels = RANKS[name]
-    names = [f"{name}-{number}" for number in range(labels)]
-    torch.manual_seed(rank)
-    model = load_task_model(base, get_task(task), names).model
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=rank,
-        target_modules=TARGETS[task],
-        exclude_modules=["pooler.dense", "bert.pooler.dense"],
-        modules_to_save=["classifier"],
-        task_type=get_task(task).peft_task_type,
-    )
-    adapt(model, config, seed=rank, size=0.05).save_pretrained(directory / name)
-    write_metadata(directory / name, {"task": task, "labels": names})
-    return directory / name
 
 
 @pytest.fixture(scope="module", params=["text-classification", "image-classification"])
@@ -57,8 +27,9 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     task = request.param
     base = minilm() if task == "text-classification" else dinov2_small(directory / "dinov2")
     flags: list[Any] = []
-    for name in RANKS:
-        flags += ["-a", make(base, task, name, directory)]
+    for name, (rank, count) in RANKS.items():
+        labels = [f"{name}-{number}" for number in range(count)]
+        flags += ["-a", save_random_adapter(base, task, directory / name, rank=rank, labels=labels, seed=rank)]
     done = run("export", base, "--mode", "branches", *flags, "-o", directory / "bundle", "--json")
     assert done.code == 0, done.stderr
     assert json.loads(done.stdout)["mode"] == "branches"

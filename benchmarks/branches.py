@@ -1,0 +1,276 @@
+"""What side-branches cost: one graph with 8 adapters of rank 8 on all 36 projections of MiniLM, against a merged model.
+
+Contestants, each in a process of its own pinned to the same cores, in alternating order: the merged bundle (optimised
+alike, onnxruntime called directly); the graph with branches through ``AdapterSession`` with no adapter, one adapter, a
+different adapter for every row, in a steady and in a changing mix; the same with 1,000 adapters registered; an adapter
+and the base with graphs of their own (``AdapterSession.dedicate``); and PEFT's ``adapter_names`` with the same mix.
+Everything that a caller pays is inside the time: finding the adapters, filling the slots, moving the rows.
+
+    python -m benchmarks.branches              # writes benchmarks/results/branches.json, about 12 minutes
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.assets import minilm
+from benchmarks.results import environment, write_result
+from deploy.bench.machine import OthersWatch, pin, usable_cores
+from deploy.bundle import Bundle
+
+SIZES = ((1, 32), (8, 32), (8, 128))
+ADAPTERS, RANK, LABELS, MANY = 8, 8, ("no", "yes"), 1000
+THREADS = 2
+WARMUP, FEWEST = 3, 7
+VOCABULARY = (1000, 20000)
+
+Inputs = dict[str, npt.NDArray[np.int64]]
+
+
+def main() -> None:
+    """Make the bundles, let the contestants take turns, print ratios and write the file; or be one contestant."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9, help="turns of every contestant (default %(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.6, help="time on every size in a turn (default %(default)s)")
+    parser.add_argument("--work", type=Path, help="keep bundles and adapters here (default: a temporary directory)")
+    parser.add_argument("--worker", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        print(json.dumps(run_worker(options.worker, options.work, options.seconds)))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        work = options.work or Path(scratch)
+        made = make_bundles(work)
+        runs = take_turns(work, options.rounds, options.seconds)
+        result = {
+            "environment": environment(),
+            "settings": {"rounds": options.rounds, "seconds": options.seconds, "rank": RANK, "adapters": ADAPTERS},
+            **made,
+            "loading": measure_loading(work),
+            "rows": list(summarise(runs)),
+        }
+    for row in result["rows"]:
+        low, high = row["ratio_quartiles"]
+        print(
+            f"{row['name']:34} {row['batch']} × {row['tokens']:<4} {row['ms']:8.2f} ms   {row['ratio']:.3f} × merged "
+            f"[{low:.3f}, {high:.3f}]"
+        )
+    print(json.dumps({key: result[key] for key in ("seconds", "loading")}, indent=2))
+    print(write_result("branches", result))
+
+
+def make_bundles(work: Path) -> dict[str, Any]:
+    """Export the merged and the branch bundle with random adapters, and time an export against adding an adapter."""
+    from benchmarks.random_adapters import save_random_adapter
+
+    names = [f"a{number}" for number in range(ADAPTERS + 1)]
+    for seed, name in enumerate(names):
+        if not (work / name).is_dir():
+            save_random_adapter(
+                minilm(), "text-classification", work / name, rank=RANK, labels=LABELS, seed=seed, size=0.02
+            )
+    flags = [part for name in names[:ADAPTERS] for part in ("--adapter", f"{name}={work / name}")]
+    _command("export", minilm(), "--adapter", work / "a0", "--output", work / "merged", "--overwrite")
+    export = _command("export", minilm(), "--mode", "branches", *flags, "--output", work / "branches", "--overwrite")
+    adding = []
+    for _ in range(5):
+        adding.append(_command("adapter", "add", work / "branches", f"extra={work / names[-1]}"))
+        _command("adapter", "remove", work / "branches", "extra")
+    once = statistics.median(adding)
+    return {"seconds": {"export": round(export, 1), "adapter add": round(once, 2), "ratio": round(export / once, 1)}}
+
+
+def take_turns(work: Path, rounds: int, seconds: float) -> dict[str, list[dict[str, Any]]]:
+    """Run every contestant ``rounds`` times in alternating order and return what each reported."""
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTESTANTS}
+    for number in range(rounds):
+        for name in CONTESTANTS if number % 2 == 0 else reversed(CONTESTANTS):
+            command = [sys.executable, "-m", "benchmarks.branches", "--worker", name]
+            command += ["--work", str(work), "--seconds", str(seconds)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            runs[name].append(json.loads(done.stdout.splitlines()[-1]))
+        print(f"round {number + 1} of {rounds}", file=sys.stderr)
+    return runs
+
+
+def summarise(runs: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """Yield a row for every contestant and size; ratios are taken within a round, then their median."""
+    for name, reports in runs.items():
+        for number, (batch, tokens) in enumerate(SIZES):
+            mine = [report["ms"][number] for report in reports]
+            merged = [report["ms"][number] for report in runs["merged"]]
+            ratios = [a / b for a, b in zip(mine, merged, strict=True)]
+            shares = [report["others"] for report in reports if report["others"] is not None]
+            yield {
+                "name": name,
+                "batch": batch,
+                "tokens": tokens,
+                "ms": statistics.median(mine),
+                "ratio": statistics.median(ratios),
+                "ratio_quartiles": [float(q) for q in np.percentile(ratios, [25, 75])],
+                "ratio_range": [min(ratios), max(ratios)],
+                "others_share": max(shares, default=None),
+            }
+
+
+def measure_loading(work: Path, count: int = 50) -> dict[str, float]:
+    """Return the time from registering an adapter that lies in the page cache to its first answer, over a steady run."""
+    from converters.graph.onnx_adapter import read_onnx_adapter
+
+    bundle = Bundle.open(work / "branches", check_files=False)
+    session = bundle.adapter_session(threads=THREADS, bank=count + 1)
+    inputs = random_inputs(1, 32)
+    path = bundle.path / bundle.adapter("a0")["file"]
+    steady = statistics.median(_timed(lambda: session.run(inputs, "a0")) for _ in range(count))
+
+    def first(name: str) -> None:
+        session.load(name, partial(read_onnx_adapter, path))
+        session.run(inputs, name)
+
+    loading = [_timed(partial(first, f"new{number}")) - steady for number in range(count)]
+    low, middle, high = np.percentile(loading, [25, 50, 75])
+    return {
+        "bytes": path.stat().st_size,
+        "steady_ms": steady,
+        "extra_ms": middle,
+        "quartile_1": low,
+        "quartile_3": high,
+    }
+
+
+def run_worker(name: str, work: Path, seconds: float) -> dict[str, Any]:
+    """Measure one contestant on every size; the median in milliseconds."""
+    cores = usable_cores()[:THREADS]
+    pin(cores)
+    call_on = CONTESTANTS[name](work)
+    others = OthersWatch(cores)
+    times = []
+    for batch, tokens in SIZES:
+        call = partial(call_on, random_inputs(batch, tokens))
+        for _ in range(WARMUP):
+            call()
+        samples: list[float] = []
+        end = time.perf_counter() + seconds
+        while len(samples) < FEWEST or time.perf_counter() < end:
+            samples.append(_timed(call))
+        times.append(statistics.median(samples))
+    return {"ms": times, "others": others.share()}
+
+
+def random_inputs(batch: int, tokens: int, seed: int = 0) -> Inputs:
+    """Return a full batch without padding."""
+    shape = (batch, tokens)
+    return {
+        "input_ids": np.random.default_rng(seed).integers(*VOCABULARY, shape),
+        "token_type_ids": np.zeros(shape, np.int64),
+        "attention_mask": np.ones(shape, np.int64),
+    }
+
+
+def _merged(work: Path) -> Callable[[Inputs], object]:
+    session = Bundle.open(work / "merged", check_files=False).session(threads=THREADS)
+    return lambda inputs: session.run(None, inputs)
+
+
+def _branches(
+    work: Path, use: str, *, registered: int = ADAPTERS, dedicated: bool = False
+) -> Callable[[Inputs], object]:
+    from converters.graph.onnx_adapter import read_onnx_adapter
+
+    bundle = Bundle.open(work / "branches", check_files=False)
+    session = bundle.adapter_session(threads=THREADS)
+    names = list(bundle.adapters)
+    for number in range(registered - len(names)):
+        path = bundle.path / bundle.adapter(names[number % len(names)])["file"]
+        session.load(f"more{number}", partial(read_onnx_adapter, path))
+    rng = np.random.default_rng(0)
+    if use == "none":
+        _answer_without_adapter(session)
+    if dedicated:
+        session.dedicate(None if use == "none" else names[0])
+
+    def run(inputs: Inputs) -> object:
+        rows = len(inputs["input_ids"])
+        if use == "mixed":
+            return session.run(inputs, [names[row % len(names)] for row in range(rows)])
+        if use == "changing":
+            return session.run(inputs, [names[number] for number in rng.integers(0, len(names), rows)])
+        return session.run(inputs, names[0] if use == "one" else None)
+
+    return run
+
+
+def _answer_without_adapter(session: Any) -> None:
+    """MiniLM has no head of its own, so the session refuses rows without an adapter; here only their cost matters."""
+    session._fresh = None
+
+
+def _peft(work: Path) -> Callable[[Inputs], object]:
+    import torch
+    from peft import PeftModel
+
+    from rmlora.models import load_task_model
+    from rmlora.tasks import get_task
+
+    torch.set_num_threads(THREADS)
+    torch.set_num_interop_threads(1)
+    base = load_task_model(minilm(), get_task("text-classification"), LABELS).model
+    names = [f"a{number}" for number in range(ADAPTERS)]
+    model = PeftModel.from_pretrained(base, str(work / "a0"), adapter_name="a0")
+    for name in names[1:]:
+        model.load_adapter(str(work / name), adapter_name=name)
+    model.eval()
+
+    def run(inputs: Inputs) -> object:
+        rows = len(inputs["input_ids"])
+        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        with torch.inference_mode():
+            return model(**tensors, adapter_names=[names[row % len(names)] for row in range(rows)]).logits
+
+    return run
+
+
+CONTESTANTS: dict[str, Callable[[Path], Callable[[Inputs], object]]] = {
+    "merged": _merged,
+    "no adapter": partial(_branches, use="none"),
+    "no adapter, graph of its own": partial(_branches, use="none", dedicated=True),
+    "one adapter": partial(_branches, use="one"),
+    "one adapter, graph of its own": partial(_branches, use="one", dedicated=True),
+    "one for each row": partial(_branches, use="mixed"),
+    "each row at random": partial(_branches, use="changing"),
+    "each row at random, 1000 known": partial(_branches, use="changing", registered=MANY),
+    "PEFT, one for each row": _peft,
+}
+
+
+def _timed(call: Callable[[], object]) -> float:
+    """Return the milliseconds of a call."""
+    start = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _command(*words: str | Path) -> float:
+    """Run the command line in a process of its own and return the seconds it took."""
+    start = time.monotonic()
+    command = [sys.executable, "-m", "deploy", *map(str, words)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    return time.monotonic() - start
+
+
+if __name__ == "__main__":
+    main()
