@@ -1,0 +1,202 @@
+"""Ten minutes of threads that run, load, unload and evict adapters of one graph: no wrong row, no leak.
+
+200 adapters of random rank and number of labels on all projections of MiniLM; a bank of 32, so most runs evict. Eight
+threads send batches in which every row has an adapter, a strength or none of the two; each thread also unloads its own
+adapters and loads them again while the others use them. Every row is held against what the plain graph answers for
+that adapter alone, fed by hand. Ends with exit code 1 if a row is wrong, a thread fails, or memory grows.
+
+    python -m benchmarks.soak                  # writes benchmarks/results/soak.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from benchmarks.assets import minilm
+from benchmarks.branches import random_inputs
+from benchmarks.results import environment, write_result
+from converters.graph.onnx_adapter import read_onnx_adapter, write_onnx_adapter
+from deploy.bench.machine import resident_mb
+from deploy.bundle import Bundle
+from deploy.export.pipeline import export_bundle
+from deploy.export.settings import ExportSettings
+from deploy.runtime import AdapterSession
+from rmlora.errors import InputError
+
+ADAPTERS, BANK, LANES, ROWS, TEXTS, TOKENS = 200, 32, 2, 8, 12, 16
+STRENGTHS = (1.0, 0.5)
+TOLERANCE = 1e-4
+GROWTH_MB = 20.0
+"""What memory may grow by between the second and the last quarter of the time."""
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class Soak:
+    """The session under test, what every adapter must answer, and what has been counted."""
+
+    def __init__(self, bundle: Bundle, directory: Path) -> None:
+        self.session: AdapterSession = bundle.adapter_session(threads=1, bank=BANK, lanes=LANES, rows=ROWS)
+        for name in bundle.adapters:
+            self.session.unload(name)
+        self.inputs = random_inputs(TEXTS, TOKENS)
+        self.files = {f"s{number}": directory / f"s{number}.onnx_adapter" for number in range(ADAPTERS)}
+        self.expected: dict[tuple[str, float], npt.NDArray[Any]] = {}
+        plain = bundle.session(threads=2)
+        for seed, (name, file) in enumerate(self.files.items()):
+            arrays = self._draw(seed)
+            write_onnx_adapter(file, arrays)
+            for strength in STRENGTHS:
+                scaled = {
+                    key: array * np.float32(strength) if key.endswith("lora_B") else array
+                    for key, array in arrays.items()
+                }
+                self.expected[name, strength] = np.asarray(plain.run(None, {**self.inputs, **scaled})[0])
+        self.counts: Counter[str] = Counter()
+        self.problems: list[str] = []
+        self.memory: list[float] = []
+        self._lock = threading.Lock()
+
+    def _draw(self, seed: int) -> Arrays:
+        rng = np.random.default_rng(seed)
+        rank, labels = int(rng.integers(1, 17)), int(rng.integers(2, 8))
+        arrays: Arrays = {}
+        for slot in self.session.slots.modules:
+            arrays[slot.lora_A] = rng.normal(0, 0.05, (1, slot.fan_in, rank)).astype(np.float32)
+            arrays[slot.lora_B] = rng.normal(0, 0.05, (1, rank, slot.fan_out)).astype(np.float32)
+        for head in self.session.slots.heads:
+            arrays[head.weight] = rng.normal(0, 0.5, (1, head.fan_in, labels)).astype(np.float32)
+            arrays[head.bias] = rng.normal(0, 0.5, (1, labels)).astype(np.float32)
+        return arrays
+
+    def load(self, name: str) -> None:
+        """Register an adapter."""
+        self.session.load(name, partial(read_onnx_adapter, self.files[name]))
+
+    def work(self, number: int, threads: int, end: float) -> None:
+        """What one thread does until ``end``."""
+        rng = np.random.default_rng(number)
+        names = list(self.files)
+        own = names[number::threads]
+        try:
+            while time.monotonic() < end:
+                if rng.random() < 0.2:
+                    name = own[int(rng.integers(len(own)))]
+                    self.session.unload(name)
+                    self.load(name)
+                    self._count(reloaded=1)
+                self._run(rng, names)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is what this looks for
+            self._note(f"thread {number}: {type(error).__name__}: {error}")
+
+    def _run(self, rng: np.random.Generator, names: list[str]) -> None:
+        rows = int(rng.integers(1, ROWS + 1))
+        texts = rng.integers(0, TEXTS, rows)
+        # Half of the batches mix anything, the others have one adapter for all rows.
+        drawn = [names[i] for i in rng.integers(0, len(names), rows)] if rng.random() < 0.5 else None
+        drawn = drawn or [names[int(rng.integers(len(names)))]] * rows
+        strengths = rng.choice(STRENGTHS, rows, p=[0.8, 0.2])
+        try:
+            got = self.session.run(
+                {key: array[texts] for key, array in self.inputs.items()},
+                [{name: float(strength)} for name, strength in zip(drawn, strengths, strict=True)],
+            )
+        except InputError as error:
+            if "There is no adapter" not in str(error):
+                raise
+            self._count(unknown=1)  # another thread had unloaded it for a moment
+            return
+        self._count(runs=1, rows=rows)
+        for text, name, strength, output in zip(texts, drawn, strengths, got, strict=True):
+            expected = self.expected[name, float(strength)][text]
+            if output.shape != expected.shape or np.abs(output - expected).max() > TOLERANCE * np.abs(expected).max():
+                self._note(f"{name} at {strength}: {output} where {expected} is expected")
+
+    def _count(self, **amounts: int) -> None:
+        with self._lock:
+            self.counts.update(amounts)
+
+    def _note(self, problem: str) -> None:
+        with self._lock:
+            self.problems.append(problem)
+
+
+def main() -> None:
+    """Run the soak, print what was counted and write the result file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10.0, help="how long (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=8, help="threads that send batches (default %(default)s)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        soak = Soak(_bundle(Path(scratch)), Path(scratch))
+        for name in soak.files:
+            soak.load(name)
+        seconds = _run(soak, 60 * options.minutes, options.threads)
+    quarter = len(soak.memory) // 4
+    growth = statistics.median(soak.memory[-quarter:]) - statistics.median(soak.memory[quarter : 2 * quarter])
+    passed = not soak.problems and growth <= GROWTH_MB
+    result = {
+        "environment": environment(),
+        "passed": passed,
+        "seconds": round(seconds),
+        "threads": options.threads,
+        "adapters": ADAPTERS,
+        "bank": BANK,
+        **soak.counts,
+        "evictions": soak.session.bank.evictions,
+        "wrong_or_failed": len(soak.problems),
+        "memory_growth_mb": round(growth, 1),
+        "memory_mb": [round(value) for value in soak.memory[:: max(1, len(soak.memory) // 20)]],
+    }
+    print("\n".join(f"{key}: {value}" for key, value in result.items() if key != "environment"))
+    for problem in soak.problems[:10]:
+        print(problem, file=sys.stderr)
+    print(write_result("soak", result))
+    sys.exit(0 if passed else 1)
+
+
+def _run(soak: Soak, seconds: float, threads: int) -> float:
+    """Let the threads work, show progress and sample memory; return how long it took."""
+    start = time.monotonic()
+    workers = [
+        threading.Thread(target=soak.work, args=(number, threads, start + seconds), daemon=True)
+        for number in range(threads)
+    ]
+    for worker in workers:
+        worker.start()
+    with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()) as bar:
+        task = bar.add_task("soaking", total=seconds)
+        while any(worker.is_alive() for worker in workers):
+            time.sleep(1)
+            soak.memory.append(resident_mb() or 0.0)
+            rows, bad = soak.counts["rows"], len(soak.problems)
+            bar.update(task, completed=time.monotonic() - start, description=f"{rows:,} rows checked, {bad} wrong")
+    return time.monotonic() - start
+
+
+def _bundle(scratch: Path) -> Bundle:
+    """Export MiniLM with branches on all projections."""
+    from benchmarks.random_adapters import save_random_adapter
+
+    adapter = save_random_adapter(
+        minilm(), "text-classification", scratch / "adapter", rank=4, labels=("no", "yes"), seed=0
+    )
+    settings = ExportSettings(str(minilm()), {"first": adapter}, scratch / "bundle", mode="branches", verify=False)
+    return export_bundle(settings, note=lambda line: print(line, file=sys.stderr))
+
+
+if __name__ == "__main__":
+    main()
