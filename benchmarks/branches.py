@@ -32,7 +32,7 @@ from benchmarks.results import environment, write_result
 from deploy.bench.machine import OthersWatch, pin, usable_cores
 from deploy.bundle import Bundle
 
-SIZES = ((1, 32), (8, 32), (8, 128))
+SIZES = ((1, 32), (8, 16), (8, 32), (8, 128))
 ADAPTERS, RANK, LABELS, MANY = 8, 8, ("no", "yes"), 1000
 THREADS = 2
 WARMUP, FEWEST = 3, 7
@@ -86,6 +86,20 @@ def make_bundles(work: Path) -> dict[str, Any]:
     flags = [part for name in names[:ADAPTERS] for part in ("--adapter", f"{name}={work / name}")]
     _command("export", minilm(), "--adapter", work / "a0", "--output", work / "merged", "--overwrite")
     export = _command("export", minilm(), "--mode", "branches", *flags, "--output", work / "branches", "--overwrite")
+    lowered = work / "branches-int8"
+    _command(
+        "export",
+        minilm(),
+        "--mode",
+        "branches",
+        *flags,
+        "-o",
+        lowered,
+        "--precision",
+        "int8",
+        "--no-verify",
+        "--overwrite",
+    )
     adding = []
     for _ in range(5):
         adding.append(_command("adapter", "add", work / "branches", f"extra={work / names[-1]}"))
@@ -187,11 +201,11 @@ def _merged(work: Path) -> Callable[[Inputs], object]:
 
 
 def _branches(
-    work: Path, use: str, *, registered: int = ADAPTERS, dedicated: bool = False
+    work: Path, use: str, *, registered: int = ADAPTERS, dedicated: bool = False, bundle_name: str = "branches"
 ) -> Callable[[Inputs], object]:
     from converters.graph.onnx_adapter import read_onnx_adapter
 
-    bundle = Bundle.open(work / "branches", check_files=False)
+    bundle = Bundle.open(work / bundle_name, check_files=False)
     session = bundle.adapter_session(threads=THREADS)
     names = list(bundle.adapters)
     for number in range(registered - len(names)):
@@ -253,6 +267,7 @@ CONTESTANTS: dict[str, Callable[[Path], Callable[[Inputs], object]]] = {
     "one for each row": partial(_branches, use="mixed"),
     "each row at random": partial(_branches, use="changing"),
     "each row at random, 1000 known": partial(_branches, use="changing", registered=MANY),
+    "one for each row, int8": partial(_branches, use="mixed", bundle_name="branches-int8"),
     "PEFT, one for each row": _peft,
 }
 

@@ -95,9 +95,14 @@ def main() -> None:
             "bench", work / f"{name}-bundle", "--rounds", "2", "--seconds", "0.5", "--threads", "2", "--length", "32",
             "--output", work / f"{name}-bench.json", "--plot", work / f"{name}-bench.png",
         )  # fmt: skip
-    title("7  Ask both adapters")
-    bundles = [work / "spam-bundle", "--with", work / "trec-bundle"]
-    run("predict", *bundles, *SENTENCES)
+    title("7  One graph for both adapters, and a third one added: every row of a batch may use its own")
+    both = work / "both"
+    adapters = [part for name in TASKS for part in ("--adapter", f"{name}={work / f'{name}-rmlora'}")]
+    labelled = [part for name in TASKS for part in ("--data", f"{name}={data[name] / 'test.jsonl'}")]
+    run("export", base, "--mode", "branches", *adapters, "--output", both, *labelled)
+    run("adapter", "add", both, f"trec-plain={work / 'trec-lora'}")
+    title("8  Ask them, mixed in one batch")
+    run("predict", both, *SENTENCES)
     seconds = time.monotonic() - started
     summary = summarise(work, seconds)
     write_json(work / "summary.json", summary)
@@ -105,7 +110,7 @@ def main() -> None:
         write_result("demo", {**environment(), **summary})
     print(f"\nDone in {seconds:.0f} s. Adapters, bundles, plots and summary.json are in {work}.")
     if sys.stdin.isatty() and sys.stdout.isatty():
-        run("predict", *bundles)
+        run("predict", both)
 
 
 def summarise(work: Path, seconds: float) -> dict[str, Any]:

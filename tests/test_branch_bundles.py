@@ -319,3 +319,15 @@ def test_hurried_users_are_told(made: Path, tmp_path: Path) -> None:
     fails(
         2, "--adapter is for bundles made with --mode branches", "predict", word_bundle(tmp_path / "w"), "w1", "-a", "x"
     )
+
+
+def test_every_use_of_the_branches_is_measured(made: Path) -> None:
+    words = ["--rounds", "1", "--seconds", "0.01", "--warmup", "1", "--threads", "1", "--batch", "2", "--length", "4"]
+    done = run("bench", made / "bundle", *words, "--provider", "cpu", "--json")
+    assert done.code == 0, done.stderr
+    result = json.loads(done.stdout)
+    uses = {item["use"]: item for item in result["contestants"] if item["engine"] == "onnx"}
+    assert set(uses) == {"no adapter", "one adapter", "one for each row"}
+    assert uses["one adapter"]["relative_error"] < 1e-5  # PyTorch runs that adapter merged
+    assert "relative_error" not in uses["no adapter"]
+    assert all(row["p50_ms"] > 0 for row in result["rows"])

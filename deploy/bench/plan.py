@@ -4,14 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from deploy.providers import PROVIDERS, available, get_provider
 from rmlora.errors import ConfigError, ProviderError
 
-__all__ = ["DEFAULT_ENGINES", "ENGINES", "BenchSettings", "Contestant", "Engine", "Job", "Size", "contestants"]
+__all__ = [
+    "DEFAULT_ENGINES",
+    "ENGINES",
+    "USES",
+    "BenchSettings",
+    "Contestant",
+    "Engine",
+    "Job",
+    "Size",
+    "Use",
+    "contestants",
+]
 
 Engine = Literal["onnx", "torch", "torch-compile"]
+Use = Literal["no adapter", "one adapter", "one for each row"]
+USES: tuple[Use, ...] = get_args(Use)
+"""What the rows of a batch ask of a bundle with branches."""
 
 ENGINES: dict[Engine, str] = {"onnx": "ONNX Runtime", "torch": "PyTorch", "torch-compile": "PyTorch compiled"}
 """Engine → its name in tables."""
@@ -79,11 +93,13 @@ class Contestant:
     provider: str
     threads: int
     missing: str | None = None
+    use: Use | None = None
+    """None for a merged bundle, and for PyTorch, which runs the merged model."""
 
     @property
     def name(self) -> str:
         """Short name for tables."""
-        return f"{ENGINES[self.engine]} {self.provider}"
+        return f"{ENGINES[self.engine]} {self.provider}" + (f", {self.use}" if self.use else "")
 
 
 @dataclass(frozen=True)
@@ -103,9 +119,12 @@ class Job:
     seed: int
     base: str | None
     adapter: str | None
+    use: Use | None = None
 
 
-def contestants(settings: BenchSettings, threads: Sequence[int], torch_missing: str | None) -> list[Contestant]:
+def contestants(
+    settings: BenchSettings, threads: Sequence[int], torch_missing: str | None, *, branches: bool = False
+) -> list[Contestant]:
     """Return every combination asked for, those that cannot run here included with the reason.
 
     A device is measured once, with the largest number of threads: its work does not depend on them. PyTorch runs
@@ -115,6 +134,7 @@ def contestants(settings: BenchSettings, threads: Sequence[int], torch_missing: 
         settings: providers and engines.
         threads: numbers of threads on the CPU.
         torch_missing: why PyTorch cannot be measured, or None.
+        branches: the bundle has branches, so ONNX Runtime is measured with every use of them.
 
     Raises:
         ProviderError: a provider asked for by name is not in the installed ONNX Runtime.
@@ -135,7 +155,10 @@ def contestants(settings: BenchSettings, threads: Sequence[int], torch_missing: 
                 continue
             missing = torch_missing if engine != "onnx" else None if built[provider] else _NOT_BUILT
             counts = threads if provider == "cpu" else (max(threads),)
-            result += [Contestant(engine, provider, count, missing) for count in dict.fromkeys(counts)]
+            uses: Sequence[Use | None] = USES if branches and engine == "onnx" and built[provider] else (None,)
+            result += [
+                Contestant(engine, provider, count, missing, use) for count in dict.fromkeys(counts) for use in uses
+            ]
     return result
 
 

@@ -62,8 +62,12 @@ def run_bench(
     if max(threads) > len(cores):
         raise ConfigError(f"--threads {max(threads)} is more than the {len(cores)} cores this process may use.")
     base = base or bundle.manifest["base"]["source"]
-    adapter = adapter or Path(bundle.manifest["adapter"]["source"])
-    everyone = contestants(settings, threads, _torch_missing(str(base), adapter))
+    branches = bundle.mode == "branches"
+    if branches and not bundle.adapters:
+        raise InputError(f"{bundle.path} has no adapters to measure: add one with  rmlora-deploy adapter add.")
+    first = next(iter(bundle.adapters.values())) if branches else bundle.manifest["adapter"]
+    adapter = adapter or Path(first["source"])
+    everyone = contestants(settings, threads, _torch_missing(str(base), adapter), branches=branches)
     _refuse_missing(settings, everyone)
     sizes = settings.sizes(texts=_takes_texts(bundle))
     runs: dict[Contestant, list[Run]] = {item: [] for item in everyone if item.missing is None}
@@ -147,6 +151,7 @@ def _job(
         seed=settings.seed,
         base=base,
         adapter=str(adapter),
+        use=item.use,
     )
 
 

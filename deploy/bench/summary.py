@@ -54,7 +54,13 @@ def summarise(
 
 
 def _head(item: Contestant) -> Row:
-    return {"engine": item.engine, "provider": item.provider, "threads": item.threads, "name": item.name}
+    return {
+        "engine": item.engine,
+        "provider": item.provider,
+        "threads": item.threads,
+        "name": item.name,
+        "use": item.use,
+    }
 
 
 def _row(item: Contestant, size: Size, rounds: Sequence[Row]) -> Row:
@@ -100,7 +106,7 @@ def _whole(runs: Sequence[Run], reference: Sequence[Any] | None) -> Row:
         row[key] = float(median(values)) if values else None
     shares = [size["others_share"] for run in runs for size in run["sizes"] if size["others_share"] is not None]
     row["others_share"] = max(shares, default=None)
-    if reference is not None:
+    if reference is not None and runs[0]["logits"] is not None:
         expected = np.array(reference)
         row["relative_error"] = float(np.abs(np.array(runs[0]["logits"]) - expected).max() / np.abs(expected).max())
     return row

@@ -99,14 +99,19 @@ def _run(job: Mapping[str, Any]) -> dict[str, Any]:
     bundle = Bundle.open(job["bundle"], check_files=False)
     batches = [(rows, tokens, random_inputs(bundle, rows, tokens, job["seed"])) for rows, tokens in job["sizes"]]
     started = time.perf_counter()
-    engine = _open_onnx(bundle, job) if job["engine"] == "onnx" else _open_torch(bundle, job)
+    if job["engine"] != "onnx":
+        engine = _open_torch(bundle, job)
+    elif job.get("use") in ("one adapter", "one for each row"):
+        engine = _open_branches(bundle, job)
+    else:
+        engine = _open_onnx(bundle, job)
     loaded = time.perf_counter() - started
     memory = resident_mb()
     sizes, logits = [], None
     for rows, tokens, arrays in batches:
         bound = engine.bind(arrays)
         sizes.append({"rows": rows, "tokens": tokens, **_measure(bound.run, rows, job)})
-        if logits is None:
+        if logits is None and job.get("use") in (None, "one adapter"):  # the others are not the model PyTorch runs
             logits = np.asarray(bound.logits(), dtype=np.float64).tolist()
     return {
         "how": engine.how,
@@ -162,6 +167,26 @@ def _open_onnx(bundle: Bundle, job: Mapping[str, Any]) -> Engine:
         return Bound(run, lambda: np.asarray(binding.copy_outputs_to_cpu()[0]))
 
     return Engine(f"{bundle.precision} graph, IOBinding on {device}", bind)
+
+
+def _open_branches(bundle: Bundle, job: Mapping[str, Any]) -> Engine:
+    """Open the graph with its adapters; the time includes finding them and filling the slots."""
+    rows = max(rows for rows, _ in job["sizes"])
+    session = bundle.adapter_session(job["provider"], threads=job["threads"], rows=rows)
+    names = list(bundle.adapters)
+
+    def bind(arrays: Arrays) -> Bound:
+        count = len(next(iter(arrays.values())))
+        many = job["use"] == "one for each row"
+        chosen = [names[row % len(names) if many else 0] for row in range(count)]
+        last: list[Any] = []
+
+        def run() -> None:
+            last[:] = session.run(arrays, chosen)
+
+        return Bound(run, lambda: np.stack(last))
+
+    return Engine(f"{bundle.precision} graph, AdapterSession, {len(names)} adapters", bind)
 
 
 def _open_torch(bundle: Bundle, job: Mapping[str, Any]) -> Engine:

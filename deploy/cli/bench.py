@@ -84,7 +84,8 @@ def command(
     Latency percentiles, throughput, load time and memory. Every contestant runs in a process of its own, pinned to as
     many cores as it has threads; they take turns in alternating order, and the figures are medians over the rounds
     with the range of the rounds. PyTorch runs the merged model with SDPA in inference mode, with the same threads.
-    What this machine lacks is listed as not measured. docs/bench.md explains every figure.
+    A bundle with branches is measured with no adapter, with its first, and with all in turn over the rows; PyTorch then
+    runs the first one merged. What this machine lacks is listed as not measured. docs/bench.md explains every figure.
 
     \b
     Examples:
