@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-MEASUREMENTS = ("training_step", "accuracy", "graphs", "merge_memory")
+MEASUREMENTS = ("training_step", "accuracy", "graphs", "merge_memory", "branches", "soak")
 """Modules of this package; each writes benchmarks/results/<name>.json."""
 
 for name in MEASUREMENTS:

@@ -67,7 +67,7 @@ def command(
     console = make_console(as_json=as_json)
     given = [*inputs, *(_lines(file) if file else [])]
     paths = unique_names((bundle, *others))
-    asked_of = [_opened(name, path, adapters, provider) for name, path in paths.items()]
+    asked_of = [_opened(name, path, adapters, provider, alone=len(paths) == 1) for name, path in paths.items()]
     if adapters and not any(isinstance(item.classifier, AdapterClassifier) for item in asked_of):
         raise ConfigError("--adapter is for bundles made with --mode branches; this one has its adapter merged.")
     _refuse_mixture(asked_of)
@@ -107,7 +107,7 @@ class _Opened:
         return [found[number :: len(self.adapters)] for number in range(len(self.adapters))]
 
 
-def _opened(name: str, path: Path, adapters: Sequence[str], provider: str) -> _Opened:
+def _opened(name: str, path: Path, adapters: Sequence[str], provider: str, *, alone: bool) -> _Opened:
     if Bundle.open(path, check_files=False).mode == "merged":
         return _Opened(name, Classifier.open(path, provider=provider), [name], [])
     classifier = AdapterClassifier.open(path, provider=provider)
@@ -116,7 +116,8 @@ def _opened(name: str, path: Path, adapters: Sequence[str], provider: str) -> _O
         raise InputError(f"{path} has no adapters yet: add one with  rmlora-deploy adapter add.")
     for adapter in chosen:
         classifier.bundle.adapter(adapter)
-    return _Opened(name, classifier, [f"{name} · {adapter}" for adapter in chosen], chosen)
+    columns = chosen if alone else [f"{name} · {adapter}" for adapter in chosen]
+    return _Opened(name, classifier, columns, chosen)
 
 
 def _refuse_mixture(opened: Sequence[_Opened]) -> None:
