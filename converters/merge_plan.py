@@ -19,7 +19,7 @@ from rmlora.models import adapter_labels
 from rmlora.naming import find_tensor, find_tensors, infer_prefix
 from rmlora.tensors import DTYPES, FLOATING
 
-__all__ = ["ArraySource", "MergePlan", "PlannedTensor", "Source", "make_plan"]
+__all__ = ["ArraySource", "MergePlan", "PlannedTensor", "Source", "make_plan", "name_labels"]
 
 
 class Source(Protocol):
@@ -159,14 +159,19 @@ def _new_config(
         config["tie_word_embeddings"] = False
     if architecture := adapter.metadata.get("architecture"):
         config["architectures"] = [architecture]
-    if labels := adapter.labels or _numbered_labels(adapter):
-        config["id2label"] = {str(index): label for index, label in enumerate(labels)}
-        config["label2id"] = {label: index for index, label in enumerate(labels)}
-        config.pop("num_labels", None)
+    name_labels(config, adapter)
     for name, array in replacements.items():
         if name.endswith(EMBEDDING_NAMES) and "vocab_size" in config:
             config["vocab_size"] = array.shape[0]
     return config
+
+
+def name_labels(config: dict[str, Any], adapter: Adapter) -> None:
+    """Put the labels of ``adapter`` into a model's configuration, where it has any."""
+    if labels := adapter.labels or _numbered_labels(adapter):
+        config["id2label"] = {str(index): label for index, label in enumerate(labels)}
+        config["label2id"] = {label: index for index, label in enumerate(labels)}
+        config.pop("num_labels", None)
 
 
 def _numbered_labels(adapter: Adapter) -> list[str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,11 +19,14 @@ from converters.graph.slots import Slots
 from deploy.runtime import AdapterSession
 from rmlora.adapter import Adapter
 from rmlora.checkpoint import Checkpoint
-from rmlora.package import load_package
+from rmlora.package import load_package, write_metadata
+from tests.bundles import make_sources
 from tests.graphs import with_bias
-from tests.models import ARCHITECTURES, adapt, build, output, save_base
+from tests.models import ARCHITECTURES, adapt, build, lora_config, output, save_base
 
 FLOAT = np.dtype(np.float32)
+LABELS = {"one": ["no", "yes"], "two": ["red", "green", "blue"], "three": ["a", "b", "c", "d", "e"]}
+"""Adapter → its labels."""
 
 
 @dataclass(frozen=True)
@@ -79,3 +83,23 @@ def make_branched(
     path = directory / "branches.onnx"
     save_model(model, path)
     return Branched(name, path, slots, adapters)
+
+
+def make_base(name: str, directory: Path) -> Path:
+    """Save a tiny base with a trained head and its processor."""
+    make_sources(name, directory)
+    return save_base(with_bias(name), directory / "base")
+
+
+def make_adapter(name: str, directory: Path, label: str, *, rank: int = 4, **metadata: Any) -> Path:
+    """Save a random adapter with labels of its own."""
+    model = ARCHITECTURES[name].build()
+    labels = LABELS[label]
+    head = getattr(model, ARCHITECTURES[name].head or "")
+    for part in [head, *head.children()] if not hasattr(head, "out_features") else [head]:
+        if getattr(part, "out_features", 0) == 3:
+            part.__init__(part.in_features, len(labels), bias=part.bias is not None)  # type: ignore[misc]
+    model.config.num_labels = len(labels)
+    adapt(model, lora_config(name, r=rank), size=0.3, seed=rank).save_pretrained(directory / label)
+    write_metadata(directory / label, {"task": ARCHITECTURES[name].task, "labels": labels, **metadata})
+    return directory / label

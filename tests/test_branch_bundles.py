@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -17,36 +16,15 @@ from deploy.bundle import Bundle
 from deploy.predict import AdapterClassifier, Classifier
 from deploy.verify.cases import load_reference
 from rmlora.errors import ConfigError, InputError
-from rmlora.package import load_package, save_package, write_metadata
+from rmlora.package import load_package, save_package
 from rmlora.storage import sha256_file
-from tests.bundles import make_sources
+from tests.branches import LABELS, make_adapter, make_base
 from tests.cli import fails, run, run_process, text_data
 from tests.graphs import anonymous, export, with_bias
 from tests.handmade import word_bundle
-from tests.models import ARCHITECTURES, adapt, lora_config, save_base
+from tests.models import save_base
 
 WITHOUT_TORCH = ("torch", "peft", "onnxscript", "accelerate")
-LABELS = {"one": ["no", "yes"], "two": ["red", "green", "blue"], "three": ["a", "b", "c", "d", "e"]}
-
-
-def make_base(name: str, directory: Path) -> Path:
-    """Save a tiny base with a trained head and its processor."""
-    make_sources(name, directory)
-    return save_base(with_bias(name), directory / "base")
-
-
-def make_adapter(name: str, directory: Path, label: str, *, rank: int = 4, **metadata: Any) -> Path:
-    """Save a random adapter with labels of its own."""
-    model = ARCHITECTURES[name].build()
-    labels = LABELS[label]
-    head = getattr(model, ARCHITECTURES[name].head or "")
-    for part in [head, *head.children()] if not hasattr(head, "out_features") else [head]:
-        if getattr(part, "out_features", 0) == 3:
-            part.__init__(part.in_features, len(labels), bias=part.bias is not None)  # type: ignore[misc]
-    model.config.num_labels = len(labels)
-    adapt(model, lora_config(name, r=rank), size=0.3, seed=rank).save_pretrained(directory / label)
-    write_metadata(directory / label, {"task": ARCHITECTURES[name].task, "labels": labels, **metadata})
-    return directory / label
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,16 @@ import pytest
 from converters.graph.file import save_model
 from converters.graph.merge import merge_graph
 from converters.graph.weights import Wanted, find_weights
+from deploy.export.inputs import trace_inputs
+from deploy.export.optimise import optimise
+from deploy.export.torch_export import export_torch
 from deploy.providers import create_session
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError
+from rmlora.models import load_adapted, load_processor
 from rmlora.package import load_package
+from rmlora.tasks import get_task
+from tests.branches import LABELS, make_adapter, make_base
 from tests.bundles import make_sources
 from tests.cli import fails, run
 from tests.graphs import anonymous, export, with_bias
@@ -138,3 +144,41 @@ def test_values_that_overflow_are_refused(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="cannot hold"):
         merge_graph(graph, loaded, tmp_path / "merged", base=Checkpoint(base))
     assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("form", ["plain", "anonymous"])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "vit"])
+def test_a_head_of_another_size_takes_the_place_of_the_graphs(name: str, form: str, tmp_path: Path) -> None:
+    base = make_base(name, tmp_path)
+    adapter = make_adapter(name, tmp_path, "three")
+    (tmp_path / "onnx").mkdir()
+    graph = export(name, base, tmp_path / "onnx" / "model.onnx", optimised=form == "anonymous")
+    (tmp_path / "onnx" / "config.json").write_text("{}")
+    if form == "anonymous":
+        anonymous(graph)
+    done = run("merge", base, adapter, "--onnx", graph, "-o", tmp_path / "merged")
+    assert done.code == 0, done.stderr
+    expected, _ = load_adapted(base, adapter)
+    want = output(expected, ARCHITECTURES[name].inputs()).numpy()
+    got = logits(tmp_path / "merged" / "model.onnx", name)
+    assert got.shape == want.shape == (3, 5)
+    assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert list(config["label2id"]) == LABELS["three"]
+
+
+def test_a_bias_that_the_exporter_left_out_comes_back(tmp_path: Path) -> None:
+    base, adapter = make_sources("bert", tmp_path)  # the bias of this head is zero
+    (tmp_path / "onnx").mkdir()
+    model = build("bert")
+    inputs = trace_inputs(
+        get_task("text-classification"), model.config, load_processor(base, get_task("text-classification"))
+    )
+    graph = tmp_path / "onnx" / "model.onnx"
+    exported = export_torch(model, inputs)
+    save_model(optimise(exported, [{k: v.numpy() for k, v in inputs.tensors.items()}], tmp_path).model, graph)
+    done = run("merge", base, adapter, "--onnx", graph, "-o", tmp_path / "merged")
+    assert done.code == 0, done.stderr
+    want = expected_logits("bert", adapter)
+    got = logits(tmp_path / "merged" / "model.onnx", "bert")
+    assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()

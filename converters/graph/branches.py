@@ -19,7 +19,7 @@ from converters.graph.batch import Batch
 from converters.graph.branch_nodes import convolution, head, lookup, product
 from converters.graph.build import NodeList
 from converters.graph.places import Places
-from converters.graph.sites import Site, find_sites
+from converters.graph.sites import Site, find_sites, head_site
 from converters.graph.slots import Head, Slot, Slots
 from converters.graph.weights import WeightPlace, wanted_module
 from rmlora.adapter import LoraModule
@@ -57,7 +57,7 @@ def insert_branches(model: ir.Model, places: Places, *, base_weights: Mapping[st
         _adapt(model.graph, list(group), slots, batch)
     order = {node: number for number, node in enumerate(model.graph)}
     heads = sorted(
-        ((_head_site(model.graph, place), place, in_base) for place, in_base in places.heads),
+        ((head_site(model.graph, place), place, in_base) for place, in_base in places.heads),
         key=lambda item: order[item[0].node],
     )
     made = [_replace_head(model.graph, site, place, in_base=in_base) for site, place, in_base in heads]
@@ -143,16 +143,6 @@ def _add(graph: ir.Graph, site: Site, update: ir.Value, before: NodeList, batch:
         graph.insert_before(site.node, before.nodes)
         graph.insert_after(producer, behind.nodes)
     _take_place(graph, y, total, uses, f"{before.scope}/base")
-
-
-def _head_site(graph: ir.Graph, place: WeightPlace) -> Site:
-    sites = find_sites(graph, place)
-    if len(sites) != 1 or sites[0].how != "product":
-        path = place.parameter.removesuffix(".weight")
-        raise AdapterError(
-            f"The head '{path}' is not a single product in the graph: merge the adapter (--mode merged)."
-        )
-    return sites[0]
 
 
 def _replace_head(graph: ir.Graph, site: Site, place: WeightPlace, *, in_base: bool) -> Head:

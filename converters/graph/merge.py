@@ -13,14 +13,18 @@ import onnx_ir as ir
 
 from converters.delta import delta_rows
 from converters.graph.file import load_model, save_model
+from converters.graph.heads import exchange_head
+from converters.graph.places import head_shape
+from converters.graph.uses import readers
 from converters.graph.weights import WeightPlace, find_weights, wanted_module, wanted_saved
+from converters.merge_plan import name_labels
 from converters.side_files import copy_side_files, write_provenance
 from converters.survival import Survival, SurvivalMeter, checked_cast, complete
 from rmlora.adapter import Adapter
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError
 from rmlora.fingerprint import check_base
-from rmlora.storage import atomic_directory, refuse_existing
+from rmlora.storage import atomic_directory, read_json, refuse_existing, write_json
 
 __all__ = ["OnnxMergeReport", "merge_graph"]
 
@@ -74,23 +78,58 @@ def merge_graph(
     if base is not None:
         check_base(adapter, base, allow_mismatch=allow_base_mismatch)
     wanted = [wanted_module(module) for module in adapter.modules.values()]
-    wanted += [wanted_saved(name, array.shape) for name, array in adapter.saved.items()]
+    heads = {name.removesuffix(".weight") for name, array in adapter.saved.items() if _is_matrix(name, array)}
+    whole = {name: array for name, array in adapter.saved.items() if name.rpartition(".")[0] not in heads}
+    wanted += [wanted_saved(name, array.shape) for name, array in whole.items()]
     places = find_weights(model, wanted, base)
+    own = [
+        wanted_saved(f"{head}.weight", head_shape(head, adapter.saved[f"{head}.weight"].shape, model, base))
+        for head in sorted(heads)
+    ]
+    head_places = find_weights(model, own, base)
+    by_content = sum(place.found_by == "content" for place in [*places.values(), *head_places.values()])
+    for name, place in head_places.items():
+        if any(node.op_type == "Gather" for node, _ in readers(model.graph.initializers[place.initializer])):
+            places[name] = _same_size(place, adapter.saved[name])  # an embedding, whose table keeps its size
+        else:
+            bias = adapter.saved.get(f"{name.removesuffix('.weight')}.bias")
+            exchange_head(model.graph, place, adapter.saved[name], bias)
     meters: dict[str, SurvivalMeter] = {}
     for name in dict.fromkeys(place.initializer for place in places.values()):
         here = [place for place in places.values() if place.initializer == name]
         _replace(model.graph.initializers[name], here, adapter, meters)
     with atomic_directory(output, overwrite=overwrite) as directory:
         copy_side_files(graph.parent, directory, but=_OF_THE_BASE)
+        _name_labels(directory / "config.json", adapter)
         nbytes = save_model(model, directory / graph.name, progress)
         report = OnnxMergeReport(
             modules=complete(adapter, meters.values()),
             replaced=tuple(sorted(adapter.saved)),
-            by_content=sum(place.found_by == "content" for place in places.values()),
+            by_content=by_content,
             nbytes=nbytes,
         )
         write_provenance(directory, graph, adapter, report)
     return report
+
+
+def _is_matrix(name: str, array: AnyArray) -> bool:
+    return name.endswith(".weight") and array.ndim == 2
+
+
+def _same_size(place: WeightPlace, saved: AnyArray) -> WeightPlace:
+    if place.stop - place.start != len(saved):
+        raise AdapterError(
+            f"'{place.parameter}' has {len(saved)} rows in the adapter and {place.stop - place.start} in the graph: export the "
+            "merged checkpoint instead."
+        )
+    return place
+
+
+def _name_labels(path: Path, adapter: Adapter) -> None:
+    if path.is_file():
+        config = read_json(path, what="Model configuration")
+        name_labels(config, adapter)
+        write_json(path, config)
 
 
 def _replace(value: ir.Value, places: list[WeightPlace], adapter: Adapter, meters: dict[str, SurvivalMeter]) -> None:

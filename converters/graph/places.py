@@ -15,7 +15,7 @@ from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError
 from rmlora.naming import find_tensor
 
-__all__ = ["Places", "find_places"]
+__all__ = ["Places", "find_places", "head_shape"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def find_places(model: ir.Model, adapters: Sequence[Adapter], base: Checkpoint |
     split_attention(model)
     weights = find_weights(model, [wanted_module(module) for module in modules.values()], base, quantised=True)
     wanted = [
-        wanted_saved(f"{path}.weight", _own_shape(path, weight.shape, model, base)) for path, weight in heads.items()
+        wanted_saved(f"{path}.weight", head_shape(path, weight.shape, model, base)) for path, weight in heads.items()
     ]
     found = find_weights(model, wanted, base, quantised=True) if wanted else {}
     in_base = {name: base is None or find_tensor(name, base.tensors) is not None for name in found}
@@ -89,7 +89,7 @@ def _heads(adapters: Sequence[Adapter]) -> dict[str, np.ndarray]:
     return union
 
 
-def _own_shape(path: str, shape: tuple[int, ...], model: ir.Model, base: Checkpoint | None) -> tuple[int, ...]:
+def head_shape(path: str, shape: tuple[int, ...], model: ir.Model, base: Checkpoint | None) -> tuple[int, ...]:
     """Return the shape ``[labels, in]`` of the graph's own head, whose labels are not those of an adapter."""
     parameter = f"{path}.weight"
     stored = {

@@ -11,7 +11,7 @@ from converters.graph.uses import readers
 from converters.graph.weights import WeightPlace
 from rmlora.errors import AdapterError
 
-__all__ = ["Site", "find_sites"]
+__all__ = ["Site", "find_sites", "head_site"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,21 @@ def find_sites(graph: ir.Graph, place: WeightPlace) -> list[Site]:
     if not sites:
         raise AdapterError(f"Nothing in the graph reads '{place.initializer}', the weight of '{place.parameter}'.")
     return sites
+
+
+def head_site(graph: ir.Graph, place: WeightPlace) -> Site:
+    """Return the one product that computes with the weight of a head.
+
+    Raises:
+        AdapterError: there are several, or it is no product.
+    """
+    sites = find_sites(graph, place)
+    if len(sites) != 1 or sites[0].how != "product":
+        path = place.parameter.removesuffix(".weight")
+        raise AdapterError(
+            f"The head '{path}' is not a single product in the graph: merge the adapter into the checkpoint."
+        )
+    return sites[0]
 
 
 def _site(node: ir.Node, index: int, place: WeightPlace) -> Site:
