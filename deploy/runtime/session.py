@@ -115,8 +115,10 @@ class AdapterSession:
             self._dedicated.pop(resident.number, None)
 
     def pin(self, name: str, *, pinned: bool = True) -> None:
-        """Keep an adapter in memory, or no longer; errors as :meth:`Bank.pin`."""
+        """Keep an adapter in memory, or no longer, its own graph included; errors as :meth:`Bank.pin`."""
         self._bank.pin(name, pinned=pinned)
+        if not pinned:
+            self._dedicated.pop(self._bank.get(name).number, None)
 
     def dedicate(self, name: str | None) -> None:
         """Give an adapter, or the base (None), a graph of its own with the update in its weights, and pin it.
