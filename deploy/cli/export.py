@@ -134,4 +134,7 @@ def _show(console: Console, bundle: Bundle) -> None:
     if manifest["verification"]:
         show_report(console, manifest["verification"])
     else:
-        console.print("[yellow]Not verified[/] (--no-verify): run  rmlora-deploy verify  before you rely on it.")
+        console.print(
+            "[yellow]Not verified[/] (--no-verify, or PyTorch is not installed here): run  rmlora-deploy verify  where it is "
+            "before you rely on it."
+        )
