@@ -235,3 +235,33 @@ def test_a_module_called_twice_has_one_slot_and_two_branches(tmp_path: Path) -> 
     got = create_session(tmp_path / "m.onnx").run(None, {"x": values, **feeds})[0]
     updated = weight + (b @ a).T
     np.testing.assert_allclose(got, values @ updated @ updated, rtol=1e-4, atol=1e-4)
+
+
+def test_quantised_products_by_the_genai_builders_names(tmp_path: Path) -> None:
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    rng = np.random.default_rng(0)
+    name, path = "model.layers.0.attn.q_proj.MatMul.weight", "model.layers.0.self_attn.q_proj"
+    weight = rng.normal(size=(64, 32)).astype(np.float32)
+    value = ir.Value(name=name, const_value=ir.tensor(weight, name=name))
+    x = ir.Value(name="x", shape=ir.Shape(["batch", "n", 64]), type=ir.TensorType(ir.DataType.FLOAT))
+    node = ir.node("MatMul", [x, value], name="/model/layers.0/attn/q_proj/MatMul")
+    node.outputs[0].name, node.outputs[0].type = "y", ir.TensorType(ir.DataType.FLOAT)
+    node.outputs[0].shape = ir.Shape(["batch", "n", 32])
+    graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[value], opset_imports={"": 21}, name="g")
+    quantizer = MatMulNBitsQuantizer(ir.serde.serialize_model(ir.Model(graph, ir_version=10)), block_size=32)
+    quantizer.process()
+    model = ir.serde.deserialize_model(quantizer.model.model)
+    assert [node.op_type for node in model.graph] == ["MatMulNBits"]
+    ir.save(model, tmp_path / "base.onnx")
+    factors = rng.normal(size=(4, 64)).astype(np.float32), rng.normal(size=(32, 4)).astype(np.float32)
+    adapter = Adapter({path: LoraModule(path, "linear", *factors, 0.5)})
+    slots = branch(model, adapter)
+    ir.save(model, tmp_path / "branches.onnx")
+    values = rng.normal(size=(2, 3, 64)).astype(np.float32)
+    base = create_session(tmp_path / "base.onnx").run(None, {"x": values})[0]
+    session = create_session(tmp_path / "branches.onnx")
+    np.testing.assert_array_equal(session.run(None, {"x": values})[0], base)
+    feeds = slot_arrays(adapter, slots, dict.fromkeys(slots.names, FLOAT))
+    got = session.run(None, {"x": values, **feeds})[0]
+    np.testing.assert_allclose(got, base + 0.5 * values @ factors[0].T @ factors[1].T, rtol=1e-4, atol=1e-4)
