@@ -17,6 +17,7 @@ from rmlora.checkpoint import EMBEDDING_NAMES, Checkpoint, TiedOutput
 from rmlora.errors import AdapterError
 from rmlora.models import adapter_labels
 from rmlora.naming import find_tensor, find_tensors, infer_prefix
+from rmlora.tasks import get_task
 from rmlora.tensors import DTYPES, FLOATING
 
 __all__ = ["ArraySource", "MergePlan", "PlannedTensor", "Source", "make_plan", "name_labels"]
@@ -179,6 +180,6 @@ def _numbered_labels(adapter: Adapter) -> list[str] | None:
     if adapter.peft_config.get("task_type") != "SEQ_CLS":
         return None
     try:
-        return adapter_labels(adapter)
+        return adapter_labels(adapter, get_task("text-classification"))
     except AdapterError:
         return None

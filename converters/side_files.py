@@ -20,17 +20,26 @@ PROVENANCE_FILE = "rmlora_merge.json"
 _PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "README.md")
 """What is copied; never pickles and never other copies of the weights."""
 
+_MODULES = ("[0-9]*_*/*.json", "[0-9]*_*/*.safetensors")
+"""What sentence-transformers puts behind the encoder, such as ``1_Pooling/config.json``."""
+
 
 def copy_side_files(source: Path, target: Path, *, but: Collection[str] = ()) -> None:
     """Copy the small files of the directory ``source`` to ``target``, leaving out the names in ``but``.
 
     Indexes of shards and records of an earlier merge speak of the old weights, so they stay behind.
     """
-    for pattern in _PATTERNS:
+    for pattern in (*_PATTERNS, *_MODULES):
         for path in source.glob(pattern):
-            stale = path.name in but or path.name.endswith(".index.json") or path.name == PROVENANCE_FILE
+            stale = (
+                (path.parent == source and path.name in but)
+                or path.name.endswith(".index.json")
+                or path.name == PROVENANCE_FILE
+            )
             if path.is_file() and not stale:
-                shutil.copyfile(path, target / path.name)
+                copy = target / path.relative_to(source)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, copy)
 
 
 def write_provenance(directory: Path, base: Path, adapter: Adapter, report: Survival) -> None:

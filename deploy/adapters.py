@@ -1,4 +1,4 @@
-"""The adapters of a bundle with branches: adding one, taking one away (no torch).
+"""The adapters of a bundle with branches: adding one, taking one away, recording what was verified (no torch).
 
 The manifest is written last when an adapter comes and first when one goes, so whatever it lists is whole.
 """
@@ -18,15 +18,16 @@ from converters.graph.slot_arrays import slot_arrays
 from converters.graph.slots import read_slots
 from deploy.bundle import MODEL_FILE, REFERENCE_FILE, Bundle
 from deploy.export.manifest import describe_adapter
+from deploy.export.pooling import check_pooling
 from deploy.export.processor import trained_length
 from deploy.verify.cases import load_reference, save_reference
 from rmlora.adapter import Adapter
 from rmlora.errors import AdapterError, ConfigError
-from rmlora.models import adapter_labels
+from rmlora.models import adapter_labels, task_of, without_idle
 from rmlora.package import load_package
 from rmlora.storage import atomic_file, locked, sha256_file
 
-__all__ = ["add_adapter", "check_name", "remove_adapter", "store_reference", "write_entry"]
+__all__ = ["add_adapter", "check_name", "record_verification", "remove_adapter", "store_reference", "write_entry"]
 
 ADAPTERS = "adapters"
 _NOTHING = 1e-6
@@ -44,7 +45,14 @@ def check_name(name: str) -> None:
 
 
 def write_entry(
-    directory: Path, name: str, adapter: Adapter, *, task: str, length: int | None, allow_base_mismatch: bool
+    directory: Path,
+    name: str,
+    adapter: Adapter,
+    *,
+    task: str,
+    length: int | None,
+    allow_base_mismatch: bool,
+    pooling: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write what the graph in ``directory`` takes for ``adapter`` and return its entry for the manifest.
 
@@ -55,6 +63,7 @@ def write_entry(
         task: of the bundle.
         length: tokens that texts are cut to where the adapter does not tell.
         allow_base_mismatch: write it although it was made for another base.
+        pooling: the manifest's part about it, for embeddings.
 
     Raises:
         BaseMismatchError: the adapter was made for another base.
@@ -63,6 +72,9 @@ def write_entry(
     check_name(name)
     if adapter.task not in (None, task):
         raise AdapterError(f"{adapter.source} is for {adapter.task}, the bundle for {task}: give it one of its own.")
+    known = task_of(adapter, task)
+    labels, adapter = adapter_labels(adapter, known), without_idle(adapter, known)
+    check_pooling(adapter, pooling)
     model = load_model(directory / MODEL_FILE)
     slots = read_slots(model.metadata_props, where=str(directory / MODEL_FILE))
     values = {value.name: value for value in model.graph.inputs}
@@ -78,7 +90,7 @@ def write_entry(
         "files": {relative: sha256_file(file)},
         "bytes": file.stat().st_size,
         "rank": max(module.active_rank for module in adapter.modules.values()),
-        "labels": adapter_labels(adapter),
+        "labels": labels,
         "max_length": trained_length(adapter) or length,
     }
 
@@ -105,7 +117,7 @@ def add_adapter(bundle: Bundle, name: str, path: Path, *, allow_base_mismatch: b
             )
         entry = write_entry(
             bundle.path, name, adapter, task=bundle.task, length=bundle.manifest.get("max_length"),
-            allow_base_mismatch=allow_base_mismatch,
+            allow_base_mismatch=allow_base_mismatch, pooling=bundle.manifest.get("pooling"),
         )  # fmt: skip
         candidate = Bundle(bundle.path, {**bundle.manifest, "adapters": {**bundle.adapters, name: entry}})
         try:
@@ -138,6 +150,26 @@ def remove_adapter(bundle: Bundle, name: str) -> None:
             (bundle.path / file).unlink(missing_ok=True)
 
 
+def record_verification(
+    bundle: Bundle, report: dict[str, Any], expected: Mapping[str, Sequence[np.ndarray]] | None = None
+) -> None:
+    """Write a report into the manifest, and PyTorch's outputs beside it, for the adapters that are still what they were.
+
+    Others may have come or gone since ``bundle`` was opened: its manifest is read again.
+    """
+    verified = bundle.adapters
+    with locked(bundle.path):
+        bundle.reload()
+        same = {
+            name for name, entry in bundle.adapters.items() if entry["sha256"] == verified.get(name, {}).get("sha256")
+        }
+        if "adapters" in report:
+            report = {**report, "adapters": {name: row for name, row in report["adapters"].items() if name in same}}
+        store_reference(bundle, {name: logits for name, logits in (expected or {}).items() if name in same})
+        bundle.manifest["verification"] = report
+        bundle.save_manifest()
+
+
 def store_reference(bundle: Bundle, expected: Mapping[str, Sequence[np.ndarray]]) -> None:
     """Write PyTorch's outputs on the reference inputs for every adapter in ``expected``, and list them in the manifest."""
     adapters = bundle.adapters
@@ -149,7 +181,8 @@ def store_reference(bundle: Bundle, expected: Mapping[str, Sequence[np.ndarray]]
             save_reference(temporary, [{}] * len(logits), logits)
         files = {**adapters[name]["files"], relative: sha256_file(bundle.path / relative)}
         adapters[name] = {**adapters[name], "files": files, "reference": relative}
-    bundle.manifest["adapters"] = adapters
+    if expected:
+        bundle.manifest["adapters"] = adapters
 
 
 def _try_out(bundle: Bundle, name: str) -> None:

@@ -23,8 +23,10 @@ from converters.graph.file import load_model
 from converters.graph.slots import Slots, read_slots
 from deploy.preprocess import Preprocessor
 from deploy.providers import create_session
-from rmlora.errors import ConfigError, InputError
+from rmlora.errors import ConfigError, InputError, some_of
+from rmlora.pooling import Pooling
 from rmlora.storage import read_json, sha256_file, write_json
+from rmlora.tasks import get_task
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -44,7 +46,7 @@ class Bundle:
     """A bundle on disk and its manifest.
 
     The manifest's keys: ``format_version``, ``created_by``, ``mode`` (``merged`` or ``branches``), ``task``,
-    ``precision``, ``labels``, ``max_length``, ``exporter``, ``optimisation`` (level, and why not a higher one),
+    ``precision``, ``labels``, ``pooling`` (for embeddings), ``max_length``, ``exporter``, ``optimisation`` (level, and why not a higher one),
     ``model`` (files with SHA-256, opset, required inputs, outputs, operators), ``files`` (SHA-256 of all others),
     ``base`` (source, fingerprint), ``tools`` (versions), ``seconds`` and ``verification`` (see
     :mod:`deploy.verify`; None where it was left out). A merged bundle has ``adapter`` (source, SHA-256, settings)
@@ -115,7 +117,7 @@ class Bundle:
             InputError: there is none of that name.
         """
         if name not in self.adapters:
-            known = f"it has {', '.join(self.adapters)}" if self.adapters else "it has none"
+            known = f"it has {some_of(self.adapters)}" if self.adapters else "it has none"
             raise InputError(f"{self.path} has no adapter '{name}': {known}.")
         return self.adapters[name]
 
@@ -123,6 +125,17 @@ class Bundle:
     def task(self) -> str:
         """Task name, e.g. ``text-classification``."""
         return str(self.manifest["task"])
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it answers with vectors and not with scores for labels."""
+        return get_task(self.task).answer == "vector"
+
+    @property
+    def pooling(self) -> Pooling | None:
+        """How the graph makes one vector of a text's tokens; None where it answers with scores."""
+        recorded = self.manifest.get("pooling")
+        return Pooling(recorded["mode"], recorded["normalise"]) if recorded else None
 
     @property
     def precision(self) -> str:

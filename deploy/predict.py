@@ -15,7 +15,7 @@ from deploy.runtime import AdapterSession, RowAdapter
 from deploy.runtime.requests import chosen_rows
 from rmlora.errors import ConfigError, InputError
 
-__all__ = ["AdapterClassifier", "Classifier", "Prediction"]
+__all__ = ["AdapterClassifier", "Classifier", "Prediction", "to_prediction"]
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,13 @@ class Classifier:
 
         Raises:
             InputError: not a bundle, or damaged.
-            ConfigError: the bundle has branches.
+            ConfigError: the bundle has branches, or embeds.
             ProviderError: the provider is not available.
         """
         bundle = Bundle.open(path)
         if bundle.mode != "merged":
             raise ConfigError(f"{path} has adapters beside its weights: open it with AdapterClassifier.")
+        _refuse_vectors(bundle)
         return cls(bundle, bundle.session(provider, threads=threads), bundle.preprocessor())
 
     def predict(self, inputs: Sequence[Any], *, batch_size: int = 32) -> list[Prediction]:
@@ -72,7 +73,7 @@ class Classifier:
         answers: list[Prediction] = []
         for start in range(0, len(inputs), batch_size):
             logits = self._session.run(None, self._preprocessor(inputs[start : start + batch_size]))[0]
-            answers += [_answer(row, self.bundle.labels, self.bundle) for row in np.asarray(logits)]
+            answers += [to_prediction(row, self.bundle.labels, self.bundle) for row in np.asarray(logits)]
         return answers
 
 
@@ -100,10 +101,11 @@ class AdapterClassifier:
 
         Raises:
             InputError: not a bundle, or damaged.
-            ConfigError: the bundle is merged.
+            ConfigError: the bundle is merged, or embeds.
             ProviderError: the provider is not available.
         """
         bundle = Bundle.open(path)
+        _refuse_vectors(bundle)
         return cls(bundle, bundle.adapter_session(provider, **options), bundle.preprocessor())
 
     def predict(
@@ -129,12 +131,24 @@ class AdapterClassifier:
             chosen = [{choice.name: choice.strength} if choice else None for choice in choices[part]]
             rows = self.session.run(arrays, chosen)
             answers += [
-                _answer(row, entry["labels"], self.bundle) for row, entry in zip(rows, entries[part], strict=True)
+                to_prediction(row, entry["labels"], self.bundle) for row, entry in zip(rows, entries[part], strict=True)
             ]
         return answers
 
 
-def _answer(logits: np.ndarray, labels: Sequence[str], bundle: Bundle) -> Prediction:
+def _refuse_vectors(bundle: Bundle) -> None:
+    if bundle.embeds:
+        raise ConfigError(
+            f"{bundle.path} answers with vectors and classifies nothing: open it with deploy.embed.Embedder."
+        )
+
+
+def to_prediction(logits: np.ndarray, labels: Sequence[str], bundle: Bundle) -> Prediction:
+    """Return what a row's ``logits [labels]`` say.
+
+    Raises:
+        InputError: they are not as many as the labels, or not finite.
+    """
     values = np.asarray(logits, dtype=np.float64)
     if values.shape[-1] != len(labels):
         raise InputError(

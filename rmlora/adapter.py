@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rmlora.errors import AdapterError
+from rmlora.tasks import task_of_peft
 
 __all__ = ["Adapter", "LoraModule", "ModuleKind"]
 
@@ -117,8 +118,8 @@ class Adapter:
 
     @property
     def task(self) -> str | None:
-        """Task name (``text-classification`` …), when known."""
-        value = self.metadata.get("task")
+        """Task name (``text-classification`` …) that the package records, or PEFT's task type implies; None if neither."""
+        value = self.metadata.get("task") or task_of_peft(self.peft_config.get("task_type"))
         return str(value) if value else None
 
     @property

@@ -18,6 +18,7 @@ The command line turns the class into the exit code; nothing else depends on the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.util import find_spec
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "TrainingError",
     "is_installed",
     "require",
+    "some_of",
 ]
 
 
@@ -115,3 +117,9 @@ def require(module: str, extra: str) -> None:
             f"This needs the package '{module}', which is not installed: "
             f"run  pip install 'rmlora-deploy[{extra}]'  and try again."
         )
+
+
+def some_of(names: Iterable[str], most: int = 8) -> str:
+    """Return the first ``most`` names for a message, and how many more there are: a thousand of them are no sentence."""
+    listed = list(names)
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")

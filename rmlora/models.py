@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError, CheckpointError, ConfigError, is_installed, require
 from rmlora.fingerprint import check_base
 from rmlora.package import load_package
-from rmlora.tasks import Task, get_task
+from rmlora.tasks import TASKS, Task, get_task
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -28,6 +28,8 @@ __all__ = [
     "load_processor",
     "load_task_model",
     "quiet_transformers",
+    "task_of",
+    "without_idle",
 ]
 
 
@@ -41,7 +43,7 @@ class TaskModel:
 
 
 def load_task_model(base: Path, task: Task, labels: Sequence[str], **from_pretrained: Any) -> TaskModel:
-    """Load ``base`` with a head of ``len(labels)`` outputs, in float32.
+    """Load ``base`` with a head of ``len(labels)`` outputs, or without one where the task has none, in float32.
 
     Args:
         base: a directory from :func:`rmlora.base.resolve_base`.
@@ -56,11 +58,14 @@ def load_task_model(base: Path, task: Task, labels: Sequence[str], **from_pretra
     import transformers
 
     auto = getattr(transformers, task.auto_class)
-    options = {
+    head = {
         "num_labels": len(labels),
         "id2label": dict(enumerate(labels)),
         "label2id": {label: index for index, label in enumerate(labels)},
         "ignore_mismatched_sizes": True,
+    }
+    options = {
+        **(head if task.answer == "scores" else {}),
         "dtype": torch.float32,
         "output_loading_info": True,
         **from_pretrained,
@@ -99,9 +104,10 @@ def load_adapted(
 
     adapter = load_package(adapter_path)
     check_base(adapter, Checkpoint(base), allow_mismatch=allow_base_mismatch)
-    name = task or adapter.task or task_of_peft(adapter)
-    loaded = load_task_model(base, get_task(name), adapter_labels(adapter))
-    uncovered = [m for m in loaded.new_modules if not any(key.startswith(f"{m}.") for key in adapter.saved)]
+    wanted = task_of(adapter, task)
+    loaded = load_task_model(base, wanted, adapter_labels(adapter, wanted))
+    needed = [module for module in loaded.new_modules if _counts(module, wanted)]
+    uncovered = [m for m in needed if not any(key.startswith(f"{m}.") for key in adapter.saved)]
     if uncovered:
         raise AdapterError(
             f"The base at {base} has no weights for '{uncovered[0]}' and neither has the adapter {adapter_path}: outputs "
@@ -138,29 +144,59 @@ def _apply_rank_masks(model: PeftModel, adapter: Adapter) -> None:
             getattr(factor, "weight", factor).index_fill_(0, resting, 0)
 
 
-def task_of_peft(adapter: Adapter) -> str:
-    """Return the task a PEFT config implies.
+def task_of(adapter: Adapter, name: str | None = None) -> Task:
+    """Return the task of ``adapter``: the one called ``name``, else the one that it is recorded to be for.
 
     Raises:
-        ConfigError: it implies none.
+        ConfigError: there is no such task, or none is recorded.
+        AdapterError: it is for scores and the task is for vectors, or the other way round.
     """
-    if adapter.peft_config.get("task_type") == "SEQ_CLS":
-        return "text-classification"
-    raise ConfigError(f"{adapter.source} does not say which task it is for: pass --task.")
+    chosen = name or adapter.task
+    if chosen is None:
+        raise ConfigError(f"{adapter.source} does not say which task it is for: pass --task.")
+    task = get_task(chosen)
+    recorded = TASKS.get(adapter.task or "")
+    if recorded is not None and recorded.answer != task.answer:
+        raise AdapterError(f"{adapter.source} is for {recorded.name} and cannot be used for {task.name}.")
+    if task.answer == "vector" and (head := next(_head_weights(adapter), None)):
+        raise AdapterError(
+            f"{adapter.source} brings '{head}', as adapters for classification do: it cannot be used for {task.name}."
+        )
+    return task
 
 
-def adapter_labels(adapter: Adapter) -> list[str]:
-    """Return the adapter's label names, or ``LABEL_i`` for as many outputs as its head has.
+def without_idle(adapter: Adapter, task: Task) -> Adapter:
+    """Return ``adapter`` without the modules on which no answer for ``task`` depends, as PEFT's ``all-linear`` includes some."""
+    modules = {path: module for path, module in adapter.modules.items() if _counts(path, task)}
+    if not modules:
+        raise AdapterError(f"{adapter.source} changes nothing on which an answer for {task.name} depends.")
+    return replace(adapter, modules=modules)
+
+
+def _counts(module: str, task: Task) -> bool:
+    """Whether the answer depends on ``module``: a vector is made of the encoder's tokens, whatever its pooler does."""
+    return task.answer == "scores" or module.split(".")[0] != "pooler"
+
+
+def _head_weights(adapter: Adapter) -> Iterator[str]:
+    """Yield the weights of classifier heads that ``adapter`` brings, the last first."""
+    for name in reversed(list(adapter.saved)):
+        if name.endswith(".weight") and name.rsplit(".", 2)[-2] in ("classifier", "score", "out_proj"):
+            yield name
+
+
+def adapter_labels(adapter: Adapter, task: Task) -> list[str]:
+    """Return the adapter's label names, or ``LABEL_i`` for as many outputs as its head has; none for vectors.
 
     Raises:
         AdapterError: no labels and no head are stored.
     """
+    if task.answer == "vector":
+        return []
     if adapter.labels:
         return adapter.labels
-    heads = [name for name in adapter.saved if name.endswith(".weight")]
-    for name in reversed(heads):
-        if name.rsplit(".", 2)[-2] in ("classifier", "score", "out_proj"):
-            return [f"LABEL_{index}" for index in range(adapter.saved[name].shape[0])]
+    for name in _head_weights(adapter):
+        return [f"LABEL_{index}" for index in range(adapter.saved[name].shape[0])]
     raise AdapterError(
         f"{adapter.source} stores neither label names nor a classifier head: it is no classification adapter."
     )

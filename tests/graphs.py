@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import onnx
 import onnx_ir as ir
 import torch
 from transformers import PreTrainedModel
@@ -14,6 +17,7 @@ from deploy.export.optimise import optimise
 from deploy.export.torch_export import export_torch
 from rmlora.models import load_processor
 from rmlora.tasks import get_task
+from tests.bundles import make_sources
 from tests.models import ARCHITECTURES, build
 
 __all__ = ["anonymous", "export", "with_bias"]
@@ -29,12 +33,20 @@ def with_bias(name: str) -> PreTrainedModel:
     return model
 
 
-def export(name: str, base: Path, target: Path, *, optimised: bool) -> Path:
-    """Export the tiny model with its head, no adapter in it."""
+@cache
+def _traced(name: str) -> bytes:
+    """Return what torch's exporter makes of the tiny model, serialised; tracing takes longer than most tests."""
     model = with_bias(name)
     task = get_task(ARCHITECTURES[name].task or "")
-    inputs = trace_inputs(task, model.config, load_processor(base, task))
-    graph = export_torch(model, inputs, opset=20)
+    with TemporaryDirectory() as directory:
+        base, _ = make_sources(name, Path(directory))
+        inputs = trace_inputs(task, model.config, load_processor(base, task))
+    return ir.to_proto(export_torch(model, inputs, opset=20)).SerializeToString()
+
+
+def export(name: str, target: Path, *, optimised: bool) -> Path:
+    """Export the tiny model with its head, no adapter in it."""
+    graph = ir.from_proto(onnx.load_from_string(_traced(name)))
     if optimised:
         cases = [{key: value.numpy() for key, value in ARCHITECTURES[name].inputs().items()}]
         names = {value.name for value in graph.graph.inputs}

@@ -19,8 +19,13 @@ LABELS = ("red", "green", "blue")
 POSITIONS = 32
 
 
-def word_bundle(directory: Path, *, labels: tuple[str, ...] = LABELS, precision: str = "fp32") -> Path:
-    """Write a text bundle: the words w0, w1, w2 vote five points each for the first, second, third label."""
+def word_bundle(
+    directory: Path, *, labels: tuple[str, ...] = LABELS, precision: str = "fp32", task: str = "text-classification"
+) -> Path:
+    """Write a text bundle: the words w0, w1, w2 vote five points each for the first, second, third label.
+
+    As feature-extraction (without labels) it answers a text with those points as its vector.
+    """
     votes = np.zeros((VOCABULARY, 3), dtype=np.float32)
     votes[[3, 4, 5], [0, 1, 2]] = 5.0  # the tokenizer puts three special tokens before w0
     nodes = [
@@ -32,7 +37,7 @@ def word_bundle(directory: Path, *, labels: tuple[str, ...] = LABELS, precision:
     ]
     weights = {"votes": votes, "last": np.array([-1]), "sequence_axis": np.array([1])}
     inputs = {name: (TensorProto.INT64, ["batch", "sequence"]) for name in ("input_ids", "attention_mask")}
-    _write(directory, "text-classification", labels, precision, nodes, weights, inputs)
+    _write(directory, task, labels, precision, nodes, weights, inputs)
     tokenizer().save_pretrained(directory)
     return directory
 

@@ -12,8 +12,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from deploy.adapters import add_adapter, record_verification, remove_adapter
 from deploy.bundle import Bundle
 from deploy.predict import AdapterClassifier, Classifier
+from deploy.verify.branches import verify_branches
 from deploy.verify.cases import load_reference
 from rmlora.errors import ConfigError, InputError
 from rmlora.package import load_package, save_package
@@ -94,6 +96,18 @@ def test_other_families_and_images(name: str, tmp_path: Path) -> None:
     report = json.loads(done.stdout)["verification"]
     assert report["base"]["bit_equal"]
     assert report["mixed"]["max_relative_error"] < 1e-5
+
+
+def test_an_adapter_added_during_verification_is_kept(copied: Path) -> None:
+    opened = Bundle.open(copied / "bundle")
+    report, expected = verify_branches(opened, None)
+    other = Bundle.open(copied / "bundle")
+    add_adapter(other, "third", copied / "three")
+    remove_adapter(other, "one")
+    record_verification(opened, report, expected)
+    kept = Bundle.open(copied / "bundle")
+    assert list(kept.adapters) == ["two", "third"]
+    assert list(kept.manifest["verification"]["adapters"]) == ["two"]
 
 
 def test_adapters_come_and_go_without_torch(copied: Path) -> None:
@@ -215,7 +229,7 @@ def test_a_dedicated_graph_answers_as_the_branches_do(made: Path) -> None:
 
 def test_a_graph_from_elsewhere_is_taken_without_torch(made: Path, tmp_path: Path) -> None:
     (tmp_path / "onnx").mkdir()
-    graph = anonymous(export("bert", made / "base", tmp_path / "onnx" / "model.onnx", optimised=False))
+    graph = anonymous(export("bert", tmp_path / "onnx" / "model.onnx", optimised=False))
     words = ["export", made / "base", "--mode", "branches", "--onnx", graph, "-a", made / "one", "-a", made / "two"]
     done = run_process(*words, "-o", tmp_path / "bundle", "--json", without=WITHOUT_TORCH)
     assert done.code == 0, done.stderr
@@ -230,7 +244,7 @@ def test_a_quantised_graph_from_elsewhere_is_taken_by_its_names(made: Path, tmp_
     from onnxruntime.quantization import quantize_dynamic
 
     (tmp_path / "onnx").mkdir()
-    graph = export("bert", made / "base", tmp_path / "onnx" / "model.onnx", optimised=False)
+    graph = export("bert", tmp_path / "onnx" / "model.onnx", optimised=False)
     quantize_dynamic(graph, tmp_path / "onnx" / "int8.onnx", op_types_to_quantize=["MatMul"])
     words = [
         "export",

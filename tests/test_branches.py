@@ -59,10 +59,7 @@ def branched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def export_of(name: str, directory: Path, form: str) -> Path:
-    from tests.bundles import make_sources
-
-    base, _ = make_sources(name, directory)
-    graph = export(name, base, directory / "onnx" / "model.onnx", optimised=form != "plain")
+    graph = export(name, directory / "onnx" / "model.onnx", optimised=form != "plain")
     return anonymous(graph) if form == "anonymous" else graph
 
 

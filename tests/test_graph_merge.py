@@ -14,6 +14,7 @@ import pytest
 from converters.graph.file import save_model
 from converters.graph.merge import merge_graph
 from converters.graph.weights import Wanted, find_weights
+from converters.side_files import PROVENANCE_FILE
 from deploy.export.inputs import trace_inputs
 from deploy.export.optimise import optimise
 from deploy.export.torch_export import export_torch
@@ -58,7 +59,7 @@ def logits(path: Path, name: str) -> np.ndarray:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_merged_graph_is_pefts_model(name: str, form: str, tmp_path: Path) -> None:
     base, adapter = sources(name, tmp_path)
-    graph = export(name, base, tmp_path / "onnx" / "model.onnx", optimised=form != "plain")
+    graph = export(name, tmp_path / "onnx" / "model.onnx", optimised=form != "plain")
     if form == "anonymous":
         anonymous(graph)
     done = run("merge", base, adapter, "--onnx", graph, "-o", tmp_path / "merged", "--json")
@@ -94,7 +95,7 @@ def test_weights_are_found_in_packed_and_transposed_ones() -> None:
 
 def test_what_has_no_place_is_an_error_that_lists_candidates(tmp_path: Path) -> None:
     base, adapter = sources("bert", tmp_path)
-    graph = anonymous(export("bert", base, tmp_path / "onnx" / "model.onnx", optimised=False))
+    graph = anonymous(export("bert", tmp_path / "onnx" / "model.onnx", optimised=False))
     with pytest.raises(AdapterError, match=r"pass --base .* Of its shape are weight_"):
         merge_graph(graph, load_package(adapter), tmp_path / "merged")
     model = ir.load(graph)
@@ -113,7 +114,7 @@ def test_what_has_no_place_is_an_error_that_lists_candidates(tmp_path: Path) -> 
 def test_a_large_graph_keeps_its_weights_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("converters.graph.file.INLINE_LIMIT", 0)
     base, adapter = sources("bert", tmp_path)
-    graph = export("bert", base, tmp_path / "onnx" / "model.onnx", optimised=True)
+    graph = export("bert", tmp_path / "onnx" / "model.onnx", optimised=True)
     seen: list[tuple[int, int]] = []
     merge_graph(
         graph,
@@ -134,7 +135,7 @@ def test_a_large_graph_keeps_its_weights_beside_it(tmp_path: Path, monkeypatch: 
 
 def test_values_that_overflow_are_refused(tmp_path: Path) -> None:
     base, adapter = sources("bert", tmp_path)
-    graph = export("bert", base, tmp_path / "onnx" / "model.onnx", optimised=False)
+    graph = export("bert", tmp_path / "onnx" / "model.onnx", optimised=False)
     loaded = load_package(adapter)
     huge = {
         path: replace(module, lora_A=np.full_like(module.lora_A, 1e38), lora_B=np.full_like(module.lora_B, 1e38))
@@ -152,7 +153,7 @@ def test_a_head_of_another_size_takes_the_place_of_the_graphs(name: str, form: s
     base = make_base(name, tmp_path)
     adapter = make_adapter(name, tmp_path, "three")
     (tmp_path / "onnx").mkdir()
-    graph = export(name, base, tmp_path / "onnx" / "model.onnx", optimised=form == "anonymous")
+    graph = export(name, tmp_path / "onnx" / "model.onnx", optimised=form == "anonymous")
     (tmp_path / "onnx" / "config.json").write_text("{}")
     if form == "anonymous":
         anonymous(graph)
@@ -182,3 +183,27 @@ def test_a_bias_that_the_exporter_left_out_comes_back(tmp_path: Path) -> None:
     want = expected_logits("bert", adapter)
     got = logits(tmp_path / "merged" / "model.onnx", "bert")
     assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
+
+
+def test_a_merge_is_compared_with_pytorch_before_it_is_written(tmp_path: Path) -> None:
+    base, adapter = sources("bert", tmp_path)
+    graph = export("bert", tmp_path / "onnx" / "model.onnx", optimised=False)
+    done = run("merge", base, adapter, "--onnx", graph, "-o", tmp_path / "merged", "--json")
+    assert done.code == 0, done.stderr
+    record = json.loads((tmp_path / "merged" / PROVENANCE_FILE).read_text())["verification"]
+    assert record["passed"] and record["onnx"]["max_relative_error"] < 1e-5 and record["onnx"]["rows"] == 16
+    assert json.loads(done.stdout)["verification"] == record
+    told = run("merge", base, adapter, "--onnx", graph, "-o", tmp_path / "unverified", "--no-verify")
+    assert told.code == 0 and "Not compared with PyTorch" in told.stderr + told.stdout
+
+
+def test_a_graph_that_computes_something_else_is_not_written(tmp_path: Path) -> None:
+    base, adapter = sources("bert", tmp_path)
+    graph = export("bert", tmp_path / "onnx" / "model.onnx", optimised=False)
+    model = onnx.load(graph)
+    softmax = next(node for node in model.graph.node if node.op_type == "Softmax")
+    softmax.op_type = "Identity"
+    del softmax.attribute[:]
+    onnx.save(model, graph)
+    fails(6, "or computes something else", "merge", base, adapter, "--onnx", graph, "-o", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()

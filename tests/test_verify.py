@@ -202,7 +202,7 @@ def test_rows_with_nan_never_agree() -> None:
     result = compare([np.array([[1.0, 2.0], [3.0, 1.0]])], [np.array([[np.nan, 2.0], [3.0, 1.0]])])
     assert asdict(result) == {
         "max_abs_error": 0.0, "mean_abs_error": 0.0, "max_relative_error": 0.0, "rms_relative_error": 0.0,
-        "argmax_agreement": 0.5, "not_finite": 1, "rows": 2,
+        "argmax_agreement": 0.5, "not_finite": 1, "rows": 2, "min_cosine": None,
     }  # fmt: skip
     assert not result.within(replace(TOLERANCES["int8"], agreement=0.0))
 

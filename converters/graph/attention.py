@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from converters.graph.build import NodeList
+from converters.graph.rewire import replace_node
 
 __all__ = ["open_attention", "split_attention"]
 
@@ -70,11 +71,7 @@ def _open(graph: ir.Graph, node: ir.Node, projections: Projections) -> None:
     inputs = (query, key, value, bias, None, _input(node, 5))
     new = nodes.op("MultiHeadAttention", *inputs, domain=_DOMAIN, attributes=kept, name="heads")
     nodes.nodes[-1].metadata_props.update(node.metadata_props)
-    old = node.outputs[0]
-    new.name, new.type, new.shape = old.name, old.type, old.shape
-    graph.insert_before(node, nodes.nodes)
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
+    replace_node(graph, node, nodes, new)
 
 
 def _packed(node: ir.Node) -> np.ndarray:

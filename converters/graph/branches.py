@@ -19,6 +19,7 @@ from converters.graph.batch import Batch
 from converters.graph.branch_nodes import convolution, head, lookup, product
 from converters.graph.build import NodeList
 from converters.graph.places import Places
+from converters.graph.rewire import producer_of, read_instead
 from converters.graph.sites import Site, find_sites, head_site
 from converters.graph.slots import Head, Slot, Slots
 from converters.graph.weights import WeightPlace, wanted_module
@@ -136,13 +137,13 @@ def _add(graph: ir.Graph, site: Site, update: ir.Value, before: NodeList, batch:
         update = behind.op("Reshape", update, behind.op("Shape", y))
     total = behind.op("Add", y, update, name=BRANCH_SUM)
     total.type, total.shape = y.type, y.shape
-    producer = _producer(y)
+    producer = producer_of(y)
     if site.how == "convolution":  # it asks for the shape of what the module gives
         graph.insert_after(producer, [*before.nodes, *behind.nodes])
     else:
         graph.insert_before(site.node, before.nodes)
         graph.insert_after(producer, behind.nodes)
-    _take_place(graph, y, total, uses, f"{before.scope}/base")
+    read_instead(graph, y, total, name=f"{before.scope}/base", uses=uses)
 
 
 def _replace_head(graph: ir.Graph, site: Site, place: WeightPlace, *, in_base: bool) -> Head:
@@ -167,27 +168,9 @@ def _replace_head(graph: ir.Graph, site: Site, place: WeightPlace, *, in_base: b
     new.type = y.type
     if y.shape is not None:
         new.shape = ir.Shape([*list(y.shape)[:-1], f"{path}.labels"])
-    graph.insert_after(_producer(y), nodes.nodes)
-    _take_place(graph, y, new, uses, f"{BRANCH_SCOPE}/{path}/base")
+    graph.insert_after(producer_of(y), nodes.nodes)
+    read_instead(graph, y, new, name=f"{BRANCH_SCOPE}/{path}/base", uses=uses)
     return slot
-
-
-def _producer(value: ir.Value) -> ir.Node:
-    producer = value.producer()
-    if producer is None:
-        raise AdapterError(f"'{value.name}' should come from a node, but is an input: the graph is damaged.")
-    return producer
-
-
-def _take_place(graph: ir.Graph, old: ir.Value, new: ir.Value, uses: Sequence[ir._core.Usage], name: str) -> None:
-    """Let ``uses`` of ``old`` read ``new``; where ``old`` is an output of the graph it is called ``name`` from now on."""
-    for use in uses:
-        use.node.replace_input_with(use.idx, new)
-    if old.is_graph_output():
-        old.name, new.name = name, old.name
-        for number, output in enumerate(graph.outputs):
-            if output is old:
-                graph.outputs[number] = new
 
 
 def _free_names(graph: ir.Graph, taken: set[str], *values: ir.Value | None) -> None:

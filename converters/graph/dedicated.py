@@ -14,6 +14,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from converters.graph.branches import BRANCH_SCOPE, BRANCH_SUM
+from converters.graph.lazy import change_when_read
+from converters.graph.rewire import read_instead
 from converters.graph.slots import Slot, Slots
 from converters.survival import checked_cast
 from rmlora.errors import ConfigError
@@ -41,7 +43,9 @@ def dedicate(model: ir.Model, slots: Slots, arrays: Mapping[str, AnyArray]) -> N
             _merge(graph, slot, arrays[slot.lora_A][0], arrays[slot.lora_B][0])
     for node in list(graph):
         if (node.name or "").startswith(f"{BRANCH_SCOPE}/") and (node.name or "").endswith(f"/out/{BRANCH_SUM}"):
-            _bypass(node)
+            total, own = node.outputs[0], node.inputs[0]
+            assert own is not None  # noqa: S101 - an addition has two
+            read_instead(graph, total, own, name=f"{total.name}/bypassed")
     for name in slots.names:
         value = graph.initializers[name]
         graph.inputs.remove(value)
@@ -55,31 +59,15 @@ def dedicate(model: ir.Model, slots: Slots, arrays: Mapping[str, AnyArray]) -> N
 
 def _merge(graph: ir.Graph, slot: Slot, first: AnyArray, second: AnyArray) -> None:
     value = graph.initializers.get(slot.weight)
-    stored = value.const_value if value is not None else None
-    if value is None or stored is None:
+    if value is None or value.const_value is None:
         raise ConfigError(f"The weight of '{slot.module}' is quantised, so no adapter can be merged into it.")
     update = first.astype(np.float32) @ second.astype(np.float32)  # [in, out]
     if slot.kind == "conv" or (slot.kind == "linear" and not slot.transposed):
         update = update.T
-    outputs = slice(slot.start, slot.start + slot.fan_out)
 
-    def merged() -> ir.TensorProtocol:
-        whole = np.array(stored.numpy())
-        index: Any = ...
-        if slot.kind == "linear":
-            index = (slice(None), outputs) if slot.transposed else outputs
+    def merge(whole: AnyArray) -> None:
+        index = slot.place.slices(whole.ndim)
         part = whole[index].astype(np.float32)
         whole[index] = checked_cast(part + update.reshape(part.shape), whole.dtype, slot.module)
-        return ir.tensor(whole, dtype=stored.dtype, name=value.name)
 
-    shape = ir.Shape(stored.shape.numpy())
-    value.const_value = ir.LazyTensor(merged, dtype=stored.dtype, shape=shape, name=value.name)
-
-
-def _bypass(node: ir.Node) -> None:
-    """Let everything that reads the sum read what the module itself gives."""
-    total, own = node.outputs[0], node.inputs[0]
-    if own is not None:
-        if total.is_graph_output():
-            total.name, own.name = own.name, total.name
-        ir.convenience.replace_all_uses_with(total, own, replace_graph_outputs=True)
+    change_when_read(value, merge)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from converters.graph.build import NodeList
+from converters.graph.rewire import producer_of, read_instead
 from converters.graph.sites import Site, head_site
 from converters.graph.weights import WeightPlace
 from converters.survival import checked_cast
@@ -58,21 +59,12 @@ def _fill(value: ir.Value, array: AnyArray) -> None:
 
 
 def _add_bias(graph: ir.Graph, site: Site, bias: AnyArray, path: str) -> None:
-    producer = site.y.producer()
-    if producer is None:
-        raise AdapterError(f"The output of the head '{path}' is an input of the graph: the graph is damaged.")
     uses = list(site.y.uses())
     nodes = NodeList(graph, f"{path}.exchanged")
     total = nodes.op("Add", site.y, nodes.constant("bias", bias))
     total.type, total.shape = site.y.type, site.y.shape
-    graph.insert_after(producer, nodes.nodes)
-    for use in uses:
-        use.node.replace_input_with(use.idx, total)
-    if site.y.is_graph_output():
-        total.name, site.y.name = site.y.name, total.name
-        for number, output in enumerate(graph.outputs):
-            if output is site.y:
-                graph.outputs[number] = total
+    graph.insert_after(producer_of(site.y), nodes.nodes)
+    read_instead(graph, site.y, total, name=f"{path}.exchanged/base", uses=uses)
 
 
 def _resize(graph: ir.Graph, y: ir.Value, before: int, now: int) -> None:

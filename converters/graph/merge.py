@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import onnx_ir as ir
 from converters.delta import delta_rows
 from converters.graph.file import load_model, save_model
 from converters.graph.heads import exchange_head
+from converters.graph.lazy import change_when_read
 from converters.graph.places import head_shape
 from converters.graph.uses import readers
 from converters.graph.weights import WeightPlace, find_weights, wanted_module, wanted_saved
@@ -40,6 +41,8 @@ class OnnxMergeReport(Survival):
 
     by_content: int
     """Weights that were found by their content and not by name."""
+    verification: Mapping[str, Any] | None = None
+    """What the check that was asked for reports."""
 
 
 def merge_graph(
@@ -50,6 +53,7 @@ def merge_graph(
     base: Checkpoint | None = None,
     overwrite: bool = False,
     allow_base_mismatch: bool = False,
+    check: Callable[[Path], Mapping[str, Any]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> OnnxMergeReport:
     """Write the ONNX model ``graph`` with ``adapter`` in its weights to the directory ``output``.
@@ -65,6 +69,8 @@ def merge_graph(
         base: the checkpoint the graph was exported from; needed where the exporter renamed the weights.
         overwrite: replace an existing directory.
         allow_base_mismatch: merge although the adapter names another base.
+        check: called with the merged file before ``output`` comes to be; its report goes into the record, its error ends
+            the merge.
         progress: called with (bytes written, bytes in all).
 
     Raises:
@@ -107,6 +113,7 @@ def merge_graph(
             replaced=tuple(sorted(adapter.saved)),
             by_content=by_content,
             nbytes=nbytes,
+            verification=check(directory / graph.name) if check is not None else None,
         )
         write_provenance(directory, graph, adapter, report)
     return report
@@ -133,20 +140,14 @@ def _name_labels(path: Path, adapter: Adapter) -> None:
 
 
 def _replace(value: ir.Value, places: list[WeightPlace], adapter: Adapter, meters: dict[str, SurvivalMeter]) -> None:
-    """Put a tensor in place of ``value``'s content that makes the merged weight when it is asked for."""
-    source = value.const_value
-    if source is None:
-        raise AdapterError(f"Initializer '{value.name}' has no content: the graph is incomplete.")
-    dtype = source.dtype
+    """Let ``value`` hold the merged weight once it is asked for it."""
 
-    def merged() -> ir.TensorProtocol:
-        whole = np.array(source.numpy())
+    def merge(whole: AnyArray) -> None:
         for place in places:
             index = place.slices(whole.ndim)
             whole[index] = _new_content(whole[index], place, adapter, meters)
-        return ir.tensor(whole, dtype=dtype, name=value.name)
 
-    value.const_value = ir.LazyTensor(merged, dtype=dtype, shape=ir.Shape(source.shape.numpy()), name=value.name)
+    change_when_read(value, merge)
 
 
 def _new_content(part: AnyArray, place: WeightPlace, adapter: Adapter, meters: dict[str, SurvivalMeter]) -> AnyArray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from converters.graph.build import NodeList
+from converters.graph.rewire import read_instead, replace_node
 
 __all__ = ["split_skip_norms"]
 
@@ -26,12 +27,9 @@ def split_skip_norms(model: ir.Model) -> int:
         new = nodes.op("LayerNormalization", total, scale, shift, attributes={"axis": -1, "epsilon": epsilon})
         for made in nodes.nodes:
             made.outputs[0].type, made.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
-        graph.insert_before(node, nodes.nodes)
         if len(node.outputs) > 3:
-            ir.convenience.replace_all_uses_with(node.outputs[3], total)
-        new.name, node.outputs[0].name = node.outputs[0].name, f"{nodes.scope}/replaced"
-        ir.convenience.replace_all_uses_with(node.outputs[0], new, replace_graph_outputs=True)
-        graph.remove(node, safe=True)
+            read_instead(graph, node.outputs[3], total, name=f"{nodes.scope}/replaced_sum")
+        replace_node(graph, node, nodes, new)
     return len(fused)
 
 

@@ -5,26 +5,57 @@ The format holds names and tensors only: neither rank nor base nor labels. A bun
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from converters.graph.blocks import Blocks
 from rmlora.errors import InputError, require
 from rmlora.storage import atomic_file
 
 __all__ = ["read_onnx_adapter", "write_onnx_adapter"]
 
 AnyArray = npt.NDArray[Any]
+_Entry: TypeAlias = "tuple[str, int, int, np.dtype[Any], tuple[int, ...]]"
+"""Name, first byte, byte after the last, type and shape of an array."""
+
+_IDENTIFIER = b"TORT"
+"""Bytes 4 to 8 of such a file."""
+
+_DTYPES = {
+    1: np.dtype(np.float32),
+    10: np.dtype(np.float16),
+    11: np.dtype(np.float64),
+    16: np.dtype(ml_dtypes.bfloat16),  # written by onnxruntime's other interfaces
+}
+"""ONNX's number of a type → numpy's."""
+_blocks = Blocks()
+_INT32, _UINT32, _UINT16 = struct.Struct("<i"), struct.Struct("<I"), struct.Struct("<H")
 
 
 def write_onnx_adapter(path: Path, arrays: Mapping[str, AnyArray]) -> None:
-    """Write arrays by input name to ``path``, atomically."""
+    """Write arrays by input name to ``path``, atomically.
+
+    Raises:
+        InputError: an array is of a type that onnxruntime's Python interface cannot write.
+    """
     require("onnxruntime", "cpu")
     import onnxruntime as ort
 
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiu":
+            raise InputError(
+                f"'{name}' is {array.dtype}, which onnxruntime cannot write to {path}: export the graph with --precision "
+                "fp32 or fp16."
+            )
     made = ort.AdapterFormat()
     made.set_adapter_version(1)
     made.set_model_version(1)
@@ -34,19 +65,113 @@ def write_onnx_adapter(path: Path, arrays: Mapping[str, AnyArray]) -> None:
 
 
 def read_onnx_adapter(path: Path) -> dict[str, AnyArray]:
-    """Return what :func:`write_onnx_adapter` wrote to ``path``.
+    """Return what :func:`write_onnx_adapter` wrote to ``path``; the arrays share one block of memory.
+
+    Read here and not by onnxruntime, whose reader maps the file, and into memory that is used again: a bank that takes and
+    drops adapters all the time would else pay for page faults, several times what reading costs.
 
     Raises:
         InputError: the file is missing or is no adapter file.
     """
-    require("onnxruntime", "cpu")
-    import onnxruntime as ort
-
-    if not path.is_file():
-        raise InputError(f"Adapter file not found: {path} does not exist.")
+    content = _read(path)
     try:
-        file = ort.AdapterFormat.read_adapter(str(path))  # it owns the memory, so the arrays are copied before it goes
-        return {name: np.array(value.numpy()) for name, value in file.get_parameters().items()}
-    except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no common public base
+        layout = _layouts.get(len(content))
+        if layout is None or not layout.fits(content):
+            layout = _Layout.of(content)
+            if len(_layouts) >= _KNOWN:
+                _layouts.clear()
+            _layouts[len(content)] = layout
+        return {name: np.ndarray(shape, dtype, content, start) for name, start, _, dtype, shape in layout.entries}
+    except (struct.error, ValueError, IndexError, KeyError, OverflowError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{path} cannot be read as an .onnx_adapter file ({reason}): add the adapter again.") from None
+
+
+def _read(path: Path) -> npt.NDArray[np.uint8]:
+    try:
+        with path.open("rb", buffering=0) as file:
+            content = _blocks.take(os.fstat(file.fileno()).st_size)
+            done, view = 0, memoryview(content)  # type: ignore[arg-type]  # numpy 2.4 types it as no buffer
+            while done < len(content):  # a block's old content must not pass for the file's
+                count = file.readinto(view[done:])
+                if not count:
+                    raise InputError(f"{path} became shorter while it was read: add the adapter again.")
+                done += count
+            return content
+    except FileNotFoundError:
+        raise InputError(f"Adapter file not found: {path} does not exist.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from None
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What lies where in a file; adapters of one graph and rank differ in the arrays' content only."""
+
+    entries: list[_Entry]
+    gaps: list[slice]
+    """All that is not an array's content."""
+    skeleton: bytes
+    """What lies in the gaps."""
+
+    @classmethod
+    def of(cls, content: npt.NDArray[np.uint8]) -> _Layout:
+        """Find out; errors as those of :func:`_entries`."""
+        entries = list(_entries(content))
+        starts, stops = sorted(entry[1] for entry in entries), sorted(entry[2] for entry in entries)
+        if any(start < stop for start, stop in zip(starts[1:], stops, strict=False)):
+            raise ValueError("arrays overlap")
+        gaps = [slice(begin, end) for begin, end in zip([0, *stops], [*starts, len(content)], strict=True)]
+        return cls(entries, gaps, _within(content, gaps))
+
+    def fits(self, content: npt.NDArray[np.uint8]) -> bool:
+        """Whether a file of the same length has this layout."""
+        return _within(content, self.gaps) == self.skeleton
+
+
+def _within(content: npt.NDArray[np.uint8], parts: list[slice]) -> bytes:
+    return b"".join([content[part].tobytes() for part in parts])
+
+
+_KNOWN = 64
+_layouts: dict[int, _Layout] = {}
+"""Length of a file → the layout last seen; reading one takes a hundred times as long as recognising it."""
+
+
+def _entries(content: npt.NDArray[np.uint8]) -> Iterator[_Entry]:
+    """Yield what lies where in a flatbuffer of onnxruntime's ``adapter_schema.fbs``.
+
+    A table begins with the distance back to its vtable, which holds the place of every field; the root table's fourth
+    field lists the parameters, tables with name, dims, data type (ONNX's number) and bytes.
+    """
+    buffer = memoryview(content)  # type: ignore[arg-type]  # numpy 2.4 types it as no buffer
+    if bytes(buffer[4:8]) != _IDENTIFIER:
+        raise ValueError("it has not the identifier of one")
+
+    def field(table: int, number: int) -> int:
+        """Return the place that a field of a table points to; it is an error if it has none."""
+        vtable = table - _INT32.unpack_from(buffer, table)[0]
+        place = table + _UINT16.unpack_from(buffer, vtable + 4 + 2 * number)[0]
+        if place == table:
+            raise ValueError("a field is missing")
+        return int(place)
+
+    def pointed(place: int) -> tuple[int, int]:
+        """Return start and length of the vector that a place refers to."""
+        start = place + _UINT32.unpack_from(buffer, place)[0]
+        return start + 4, _UINT32.unpack_from(buffer, start)[0]
+
+    start, count = pointed(field(_UINT32.unpack_from(buffer, 0)[0], 3))
+    for place in range(start, start + 4 * count, 4):
+        table = place + _UINT32.unpack_from(buffer, place)[0]
+        first, length = pointed(field(table, 0))
+        name = bytes(buffer[first : first + length]).decode()
+        first, rank = pointed(field(table, 1))
+        shape = struct.unpack_from(f"<{rank}q", buffer, first)
+        dtype = _DTYPES[_INT32.unpack_from(buffer, field(table, 2))[0]]
+        first, length = pointed(field(table, 3))
+        if first + length > len(content):
+            raise ValueError("it is cut short")
+        if length != math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
+            raise ValueError(f"'{name}' has {length} bytes, which its shape {list(shape)} does not fit")
+        yield name, first, first + length, dtype, shape

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from converters.graph.slots import Slots
 from rmlora.adapter import Adapter
-from rmlora.errors import AdapterError, BaseMismatchError
+from rmlora.errors import AdapterError, BaseMismatchError, some_of
 from rmlora.fingerprint import differing_weight
 
 __all__ = ["slot_arrays"]
@@ -95,5 +95,4 @@ def _fed(array: npt.NDArray[Any], dtype: np.dtype[Any], path: str) -> AnyArray:
 
 
 def _some(names: Mapping[str, object]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "") if listed else "none"
+    return some_of(names, 3) or "none"

@@ -23,6 +23,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+from converters.graph.weights import WeightPlace
 from rmlora.adapter import ModuleKind
 from rmlora.errors import InputError
 
@@ -47,6 +48,14 @@ class Slot:
     """It is stored ``[in, out]``."""
     start: int = 0
     """First output of the module in it; weights that read the same input may be packed."""
+
+    @property
+    def place(self) -> WeightPlace:
+        """Where the base's weight lies."""
+        outputs = self.fan_in if self.kind == "embedding" else self.fan_out
+        return WeightPlace(
+            f"{self.module}.weight", self.weight, self.transposed, self.start, self.start + outputs, "name"
+        )
 
     @property
     def lora_A(self) -> str:  # noqa: N802 - PEFT's name

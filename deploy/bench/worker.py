@@ -19,6 +19,7 @@ import numpy.typing as npt
 from deploy.bench.machine import OthersWatch, peak_mb, pin, resident_mb
 from deploy.bundle import Bundle
 from deploy.preprocess import Arrays
+from deploy.verify.pooling import pool
 from rmlora.errors import ConfigError, InputError, ProviderError, RMLoRAError, require
 from rmlora.storage import read_json
 
@@ -213,6 +214,11 @@ def _open_torch(bundle: Bundle, job: Mapping[str, Any]) -> Engine:
     if job["engine"] == "torch-compile":
         model, how = torch.compile(model, dynamic=False), f"{how}, torch.compile"
 
+    def answered(tensors: Mapping[str, Any]) -> Any:
+        if bundle.pooling is None:
+            return model(**tensors).logits
+        return pool(model(**tensors).last_hidden_state, tensors["attention_mask"], bundle.pooling)
+
     def bind(arrays: Arrays) -> Bound:
         tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
         if "pixel_values" in tensors:
@@ -221,7 +227,7 @@ def _open_torch(bundle: Bundle, job: Mapping[str, Any]) -> Engine:
 
         def run() -> None:
             with torch.inference_mode():
-                last[:] = [model(**tensors).logits]
+                last[:] = [answered(tensors)]
             if device == "cuda":
                 torch.cuda.synchronize()
 

@@ -164,7 +164,7 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
     console.print(
         f"[dim]{machine['processor']}, {machine['cores']} cores. Medians over {settings['rounds']} rounds in processes of "
         "their own, in alternating order, with the range of the rounds; load and memory count the whole process, "
-        "libraries included; 'differs by' is the largest difference from PyTorch's logits relative to the largest one.[/]"
+        "libraries included; 'differs by' is the largest difference from PyTorch's answers relative to the largest number.[/]"
     )
 
 

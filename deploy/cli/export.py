@@ -16,6 +16,7 @@ from deploy.cli.verify import show_report
 from deploy.export.pipeline import export_bundle
 from deploy.export.precision import PRECISIONS
 from deploy.export.settings import ExportSettings
+from rmlora.pooling import POOLING_MODES
 from rmlora.tasks import TASKS
 from rmlora.training.data import Columns
 
@@ -65,6 +66,17 @@ __all__ = ["command"]
 )
 @click.option("--opset", type=click.IntRange(18, 23), help="ONNX operator set.  [default: 20]")
 @click.option("--task", type=click.Choice(list(TASKS)), help="Needed only for adapters that do not record it.")
+@click.option(
+    "--pooling",
+    type=click.Choice(POOLING_MODES),
+    help="Embeddings: the tokens whose vectors make the text's.  [default: as sentence-transformers' files beside adapter or "
+    "base say, else mean]",
+)
+@click.option(
+    "--normalise/--no-normalise",
+    default=None,
+    help="Embeddings: bring every vector to length 1.  [default: as those files say, else yes]",
+)
 @data_options(
     "Labelled data: verification draws its inputs from it and compares the metric. With several adapters: NAME=FILE, "
     "repeatable.",
@@ -90,6 +102,8 @@ def command(
 
     With --mode branches the graph is the plain base until adapters are fed to it: every row of a batch may use its own,
     with its own rank and labels. More can be added later (rmlora-deploy adapter add).
+
+    With adapters for feature-extraction the graph answers with one vector for every text, pooled and normalised in the graph.
 
     \b
     Examples:
@@ -127,6 +141,10 @@ def _show(console: Console, bundle: Bundle) -> None:
         f"Bundle written to {bundle.path}: {manifest['precision']}, {manifest['model']['bytes'] / 1e6:.1f} MB, {nodes} nodes, "
         f"opset {manifest['model']['opset']}, {manifest['optimisation']['level']}, {manifest['seconds']:.0f} s."
     )
+    if bundle.pooling is not None:
+        source = {"chosen": "as chosen", "default": "by default; no file says otherwise"}
+        told = manifest["pooling"]["source"]
+        console.print(f"Pooling: {bundle.pooling} ({source.get(told, f'as the files beside the {told} say')}).")
     if bundle.mode == "branches":
         show_adapters(console, bundle)
     if manifest["optimisation"]["reason"]:

@@ -197,6 +197,7 @@ def _show_bundle(console: Console, bundle: Bundle) -> None:
             {
                 "task": facts["task"],
                 "labels": _list(facts["labels"]),
+                **({"pooling": str(bundle.pooling)} if bundle.pooling is not None else {}),
                 "precision": f"{facts['precision']}, {facts['mode']}",
                 "graph": f"{facts['nodes']} nodes, opset {model['opset']}, {model['bytes'] / 1e6:.1f} MB",
                 "operators": operators,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
@@ -16,6 +19,7 @@ from converters.checkpoint_merge import MergeReport, merge_checkpoint
 from converters.graph.merge import OnnxMergeReport, merge_graph
 from converters.survival import LOSS_WARNING
 from deploy.cli.console import json_option, make_console, print_json
+from rmlora.adapter import Adapter
 from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
 from rmlora.package import load_package
@@ -32,6 +36,12 @@ _SHOWN = 5
 @click.option("--onnx", type=click.Path(path_type=Path), help="Merge into this ONNX export of BASE instead.")
 @click.option("--overwrite", is_flag=True, help="Replace the output directory if it exists.")
 @click.option("--allow-base-mismatch", is_flag=True, help="Merge even if the adapter was made for another base.")
+@click.option(
+    "--verify/--no-verify",
+    default=True,
+    show_default=True,
+    help="With --onnx: compare the result with PyTorch and PEFT.",
+)
 @click.option("--revision", help="Branch, tag or commit of a hub base.")
 @json_option
 def command(
@@ -41,6 +51,7 @@ def command(
     onnx: Path | None,
     overwrite: bool,
     allow_base_mismatch: bool,
+    verify: bool,
     revision: str | None,
     as_json: bool,
 ) -> None:
@@ -52,7 +63,8 @@ def command(
     type took away.
 
     With --onnx the update goes into the weights of an ONNX file that was exported from BASE by any exporter: weights
-    are found by name, else by comparing them with BASE's, packed and transposed ones included.
+    are found by name, else by comparing them with BASE's, packed and transposed ones included. The result is compared
+    with PyTorch and PEFT on real inputs before it is written, where these are installed.
 
     \b
     Examples:
@@ -73,13 +85,21 @@ def command(
         }
         report: MergeReport | OnnxMergeReport
         if onnx is not None:
-            report = merge_graph(onnx, loaded, output, base=Checkpoint(checkpoint), **options)
+            check = partial(_check, bar, checkpoint, loaded, allow_base_mismatch) if verify else None
+            report = merge_graph(onnx, loaded, output, base=Checkpoint(checkpoint), check=check, **options)
         else:
             report = merge_checkpoint(checkpoint, loaded, output, **options)
     if as_json:
         print_json({"output": str(output), "worst_loss": report.worst_loss, **asdict(report)})
     else:
         _show(console, report, output)
+
+
+def _check(bar: Progress, base: Path, adapter: Adapter, allow_base_mismatch: bool, graph: Path) -> dict[str, Any]:
+    from deploy.verify.merged_graph import verify_merged_graph
+
+    bar.console.print("comparing with PyTorch and PEFT")
+    return verify_merged_graph(graph, base, adapter, allow_base_mismatch=allow_base_mismatch)
 
 
 def _show(console: Console, report: MergeReport | OnnxMergeReport, output: Path) -> None:
@@ -89,6 +109,7 @@ def _show(console: Console, report: MergeReport | OnnxMergeReport, output: Path)
             f"Merged {len(report.modules)} modules into {output} ({size}); {len(report.replaced)} tensors replaced, "
             f"{report.by_content} weights found by content."
         )
+        console.print(_verdict(report.verification))
     else:
         console.print(
             f"Merged {len(report.modules)} modules into {output} ({size}, {report.shards} "
@@ -98,6 +119,22 @@ def _show(console: Console, report: MergeReport | OnnxMergeReport, output: Path)
             console.print(
                 f"The output layer {report.untied} no longer shares the embedding's weight: the update is on one side."
             )
+    _show_survival(console, report)
+
+
+def _verdict(verification: Mapping[str, Any] | None) -> str:
+    if verification is None:
+        return "Not compared with PyTorch, as asked."
+    if verification["passed"] is None:
+        return f"[yellow]Not compared with PyTorch:[/] {escape(verification['reason'])}."
+    onnx = verification["onnx"]
+    return (
+        f"Compared with PyTorch and PEFT on {onnx['rows']} inputs: off by {onnx['max_relative_error']:.1e} of the largest "
+        f"logit at most, the same choice on {onnx['argmax_agreement']:.1%}."
+    )
+
+
+def _show_survival(console: Console, report: MergeReport | OnnxMergeReport) -> None:
     table = Table("module", "‖Δ‖/‖W‖", "lost in rounding", title="Survival of the updates, worst first")
     for item in report.modules[:_SHOWN]:
         table.add_row(item.module, f"{item.relative_size:.3f}", f"{item.loss:.2e}")

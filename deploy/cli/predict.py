@@ -15,6 +15,7 @@ from rich.table import Table
 
 from deploy.bundle import Bundle
 from deploy.cli.console import json_option, make_console, print_json, unique_names
+from deploy.cli.vectors import embed_rows, open_embedders, show_vectors
 from deploy.predict import AdapterClassifier, Classifier, Prediction
 from rmlora.errors import ConfigError, InputError
 from rmlora.tasks import get_task
@@ -49,9 +50,10 @@ def command(
     bundle: Path, inputs: tuple[str, ...], others: tuple[Path, ...], adapters: tuple[str, ...], file: Path | None,
     top: int, batch_size: int, provider: str, as_json: bool,
 ) -> None:  # fmt: skip
-    """Classify INPUTS (texts, or image files) with a BUNDLE, without torch.
+    """Classify INPUTS (texts, or image files) with a BUNDLE, or embed them, without torch.
 
-    Prints the likeliest label of each input and its probability. A bundle with branches answers with all its adapters,
+    Prints the likeliest label of each input and its probability; with a bundle for embeddings how alike the texts are, and
+    with --json their vectors. A bundle with branches answers with all its adapters,
     mixed in one batch. Without inputs it reads one per line from stdin;
     on a terminal it asks for them one by one, and an empty line ends it. An input that starts with a dash goes
     after "--".
@@ -67,16 +69,17 @@ def command(
     console = make_console(as_json=as_json)
     given = [*inputs, *(_lines(file) if file else [])]
     paths = unique_names((bundle, *others))
-    asked_of = [_opened(name, path, adapters, provider, alone=len(paths) == 1) for name, path in paths.items()]
-    if adapters and not any(isinstance(item.classifier, AdapterClassifier) for item in asked_of):
-        raise ConfigError("--adapter is for bundles made with --mode branches; this one has its adapter merged.")
-    _refuse_mixture(asked_of)
-    columns = [column for item in asked_of for column in item.columns]
+    embeds = any(Bundle.open(path, check_files=False).embeds for path in paths.values())
+    asked_of = [] if embeds else _classifiers(paths, adapters, provider)
+    embedders = open_embedders(paths, adapters, provider) if embeds else {}
+    columns = [column for item in asked_of for column in item.columns] or list(embedders)
 
     def answer(asked: Sequence[str]) -> None:
-        rows = _classify(asked_of, asked, top, batch_size)
+        rows = embed_rows(embedders, asked, batch_size) if embeds else _classify(asked_of, asked, top, batch_size)
         if as_json:
             print_json(rows)
+        elif embeds:
+            show_vectors(console, rows, columns)
         else:
             console.print(_table(rows, columns))
 
@@ -85,7 +88,7 @@ def command(
         return
     given = given or (_lines(Path("-")) if file is None else [])
     if not given:
-        raise InputError("There is nothing to classify: give inputs as arguments, with --file, or on stdin.")
+        raise InputError("There is nothing to classify or embed: give inputs as arguments, with --file, or on stdin.")
     answer(given)
 
 
@@ -105,6 +108,14 @@ class _Opened:
         everything = [given for given in inputs for _ in self.adapters]
         found = self.classifier.predict(everything, self.adapters * len(inputs), batch_size=batch_size)
         return [found[number :: len(self.adapters)] for number in range(len(self.adapters))]
+
+
+def _classifiers(paths: Mapping[str, Path], adapters: Sequence[str], provider: str) -> list[_Opened]:
+    opened = [_opened(name, path, adapters, provider, alone=len(paths) == 1) for name, path in paths.items()]
+    if adapters and not any(isinstance(item.classifier, AdapterClassifier) for item in opened):
+        raise ConfigError("--adapter is for bundles made with --mode branches; this one has its adapter merged.")
+    _refuse_mixture(opened)
+    return opened
 
 
 def _opened(name: str, path: Path, adapters: Sequence[str], provider: str, *, alone: bool) -> _Opened:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import click
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deploy.adapters import store_reference
+from deploy.adapters import record_verification
 from deploy.bundle import Bundle
 from deploy.cli.console import data_options, json_option, make_console, named, print_json
 from deploy.verify.branches import raise_on_branch_departure, verify_branches
@@ -22,6 +23,9 @@ from rmlora.errors import ConfigError
 from rmlora.training.data import Columns
 
 __all__ = ["command", "show_report"]
+
+_Verified: TypeAlias = tuple[dict[str, Any], dict[str, list[np.ndarray]]]
+"""A report, and PyTorch's outputs by adapter to keep in the bundle."""
 
 
 @click.command("verify")
@@ -69,13 +73,12 @@ def command(
     if not reference_only and not with_torch:
         console.print("PyTorch or PEFT is not installed: comparing with the outputs stored in the bundle.")
     verify = _verify_branches if opened.mode == "branches" else _verify_merged
-    report = verify(opened, base, adapters, data, columns, provider, with_torch)
+    report, expected = verify(opened, base, adapters, data, columns, provider, with_torch)
     if as_json:
         print_json(report)
     else:
         show_report(console, report)
-    opened.manifest["verification"] = report
-    opened.save_manifest()
+    record_verification(opened, report, expected)
     if opened.mode == "branches":
         raise_on_branch_departure(report, opened.precision)
     else:
@@ -85,19 +88,19 @@ def command(
 def _verify_merged(
     bundle: Bundle, base: str | None, adapters: Sequence[str], data: Sequence[str], columns: Columns, provider: str,
     with_torch: bool,
-) -> dict[str, Any]:  # fmt: skip
+) -> _Verified:  # fmt: skip
     for flag, values in (("--adapter", adapters), ("--data", data)):
         if len(values) > 1:
             raise ConfigError(f"{bundle.path} holds one adapter: give {flag} once.")
     evaluation = read_evaluation(data[0], columns, task=bundle.task, labels=bundle.labels) if data else None
     pair = load_torch_pair(bundle, base, Path(adapters[0]) if adapters else None) if with_torch else None
-    return verify_bundle(bundle, bundle.preprocessor(), pair, evaluation=evaluation, provider=provider)
+    return verify_bundle(bundle, bundle.preprocessor(), pair, evaluation=evaluation, provider=provider), {}
 
 
 def _verify_branches(
     bundle: Bundle, base: str | None, adapters: Sequence[str], data: Sequence[str], columns: Columns, provider: str,
     with_torch: bool,
-) -> dict[str, Any]:  # fmt: skip
+) -> _Verified:  # fmt: skip
     places = {name: Path(path) for name, path in named(adapters, flag="--adapter").items()}
     sources = named(data, flag="--data")
     for name in (*places, *sources):
@@ -106,33 +109,33 @@ def _verify_branches(
         name: read_evaluation(source, columns, task=bundle.task, labels=bundle.adapter(name)["labels"])
         for name, source in sources.items()
     }
-    report, expected = verify_branches(
+    return verify_branches(
         bundle,
         (lambda name: load_torch_pair(bundle, base, places.get(name), name=name)) if with_torch else None,
         evaluations=evaluations,
         provider=provider,
     )
-    store_reference(bundle, expected)
-    return report
 
 
 def show_report(console: Console, report: dict[str, Any]) -> None:
     """Print a verification report as a table."""
     shapes = ", ".join("×".join(map(str, shape)) for shape in report["shapes"])
-    table = Table("compared with " + report["against"], "max error", "relative", "rms, relative", "same choice")
-    for name, row in _rows(report):
+    rows = list(_rows(report))
+    vectors = any(row.get("min_cosine") is not None for _, row in rows)
+    last = "least cosine" if vectors else "same choice"
+    table = Table("compared with " + report["against"], "max error", "relative", "rms, relative", last)
+    for name, row in rows:
         table.add_row(
             escape(name),
             f"{row['max_abs_error']:.1e}",
             f"{row['max_relative_error']:.1e}",
             f"{row['rms_relative_error']:.1e}",
-            f"{row['argmax_agreement']:.1%}",
+            f"{row['min_cosine']:.6f}" if vectors else f"{row['argmax_agreement']:.1%}",
         )
     console.print(table)
     limit = report["tolerance"]
-    console.print(
-        f"Inputs of shapes {shapes}; allowed relative error {limit['relative_error']:.2g}, rms {limit['rms_error']:.2g}."
-    )
+    other = f"least cosine {limit['cosine']:g}" if vectors else f"rms {limit['rms_error']:.2g}"
+    console.print(f"Inputs of shapes {shapes}; allowed relative error {limit['relative_error']:.2g}, {other}.")
     if report.get("unverified"):
         console.print(
             f"[yellow]Not verified:[/] {escape(', '.join(report['unverified']))} (no outputs of PyTorch are stored; verify "

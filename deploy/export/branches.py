@@ -15,14 +15,17 @@ import onnx_ir as ir
 from converters.graph.branches import check_slots, insert_branches
 from converters.graph.file import load_model, save_model
 from converters.graph.places import find_places
+from converters.graph.pooling import insert_pooling
 from deploy.adapters import check_name, store_reference, write_entry
 from deploy.bundle import MODEL_FILE, REFERENCE_FILE, Bundle
 from deploy.export.manifest import describe_base, describe_files, describe_model, describe_tools
+from deploy.export.pooling import choose_pooling, describe_pooling
 from deploy.export.precision import Precision, found_precision, lower_precision
 from deploy.export.processor import common_processor, max_length, write_side_files
 from deploy.export.settings import ExportSettings
 from deploy.preprocess import Arrays, Preprocessor
 from deploy.providers import create_session
+from deploy.verify.answers import graph_logits
 from deploy.verify.branches import raise_on_branch_departure, verify_branches
 from deploy.verify.cases import make_cases, sample_inputs, save_reference
 from deploy.verify.evaluation import read_evaluation
@@ -30,12 +33,13 @@ from deploy.verify.sources import TorchPair, torch_is_installed
 from rmlora.adapter import Adapter
 from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
-from rmlora.errors import AdapterError, ConfigError, InputError
+from rmlora.errors import AdapterError, ConfigError
 from rmlora.fingerprint import check_base, weight_digests
-from rmlora.models import adapter_labels
+from rmlora.models import adapter_labels, task_of, without_idle
 from rmlora.package import load_package
+from rmlora.pooling import Pooling
 from rmlora.storage import atomic_directory
-from rmlora.tasks import Task, get_task
+from rmlora.tasks import Task
 
 __all__ = ["export_branches"]
 
@@ -70,19 +74,23 @@ def export_branches(settings: ExportSettings, *, note: Callable[[str], None]) ->
         check_base(adapter, checkpoint, allow_mismatch=settings.allow_base_mismatch)
     task = _task(settings, adapters)
     evaluations = {
-        name: read_evaluation(data, settings.columns, task=task.name, labels=adapter_labels(adapters[name]))
+        name: read_evaluation(data, settings.columns, task=task.name, labels=adapter_labels(adapters[name], task))
         for name, data in settings.data.items()
     }
+    adapters = {name: without_idle(adapter, task) for name, adapter in adapters.items()}
+    _refuse_heads(task, adapters)
     processor = common_processor(base, list(adapters.values()), task)
-    length = max_length(list(adapters.values()), processor, task)
+    length = max_length(list(adapters.values()), processor, task, base)
+    chosen = choose_pooling(task, base, adapters, processor, mode=settings.pooling, normalise=settings.normalise)
+    pooling = chosen[0] if chosen is not None else None
     modules = sorted({path for adapter in adapters.values() for path in adapter.modules})
     with atomic_directory(settings.output, overwrite=settings.overwrite) as directory:
         with tempfile.TemporaryDirectory(dir=directory) as scratch:
             if settings.graph is not None:
                 note(f"reading {settings.graph}")
-                made = _given(settings, settings.graph, checkpoint, Preprocessor(task, processor, length, ()))
+                made = _given(settings, settings.graph, checkpoint, Preprocessor(task, processor, length, ()), pooling)
             else:
-                made = _traced(settings, base, task, processor, length, Path(scratch), note)
+                made = _traced(settings, base, task, processor, length, Path(scratch), note, pooling)
             write_side_files(directory, base, checkpoint.config, processor)
             note("inserting branches")
             plain = _insert(made, list(adapters.values()), checkpoint, modules, settings, directory, Path(scratch))
@@ -100,6 +108,7 @@ def export_branches(settings: ExportSettings, *, note: Callable[[str], None]) ->
             "mode": "branches",
             "task": task.name,
             "labels": made.labels,
+            **describe_pooling(chosen),
             "max_length": length,
             "precision": made.precision if made.precision != "fp32" else settings.precision,
             "base": describe_base(settings.base, settings.revision, checkpoint, modules),
@@ -114,7 +123,7 @@ def export_branches(settings: ExportSettings, *, note: Callable[[str], None]) ->
         if settings.verify and torch_is_installed():
             note("verifying against PyTorch and PEFT")
             report, expected = verify_branches(
-                bundle, lambda name: _pair(base, settings.adapters[name], task), evaluations=evaluations
+                bundle, lambda name: _pair(base, settings.adapters[name], task, pooling), evaluations=evaluations
             )
             raise_on_branch_departure(report, bundle.precision)
             store_reference(bundle, expected)
@@ -123,36 +132,45 @@ def export_branches(settings: ExportSettings, *, note: Callable[[str], None]) ->
     return Bundle.open(settings.output, check_files=False)
 
 
-def _pair(base: Path, adapter: Path, task: Task) -> TorchPair:
+def _pair(base: Path, adapter: Path, task: Task, pooling: Pooling | None) -> TorchPair:
     from rmlora.models import load_adapted
 
-    return TorchPair.of(load_adapted(base, adapter, task=task.name, allow_base_mismatch=True)[0])
+    return TorchPair.of(load_adapted(base, adapter, task=task.name, allow_base_mismatch=True)[0], pooling)
+
+
+def _refuse_heads(task: Task, adapters: Mapping[str, Adapter]) -> None:
+    """Raise :class:`AdapterError` where a vector would have to be switched like a head, whose size is the adapter's own."""
+    for name, adapter in adapters.items():
+        if task.answer == "vector" and adapter.saved:
+            raise AdapterError(
+                f"'{name}' saved '{next(iter(adapter.saved))}' whole, and embeddings can be switched by low-rank updates only: "
+                "export it with --mode merged."
+            )
 
 
 def _task(settings: ExportSettings, adapters: Mapping[str, Adapter]) -> Task:
     """Return the one task of all adapters.
 
     Raises:
-        ConfigError: there are no adapters.
+        ConfigError: there are no adapters, or one does not say what it is for.
         AdapterError: they are for different tasks.
     """
     if not adapters:
         raise ConfigError(
             "--mode branches needs at least one --adapter NAME=PATH: they say which modules get branches."
         )
-    named = {name: settings.task or adapter.task or "text-classification" for name, adapter in adapters.items()}
-    (first, task), *others = named.items()
+    (first, task), *others = ((name, task_of(adapter, settings.task)) for name, adapter in adapters.items())
     for name, other in others:
         if other != task:
             raise AdapterError(
-                f"'{first}' is for {task} and '{name}' for {other}: export them into bundles of their own."
+                f"'{first}' is for {task.name} and '{name}' for {other.name}: export them into bundles of their own."
             )
-    return get_task(task)
+    return task
 
 
 def _traced(
     settings: ExportSettings, base: Path, task: Task, processor: Any, length: int | None, scratch: Path,
-    note: Callable[[str], None],
+    note: Callable[[str], None], pooling: Pooling | None,
 ) -> _Base:  # fmt: skip
     """Export the base through PyTorch, with its own head or, where it has none, one that the adapters replace."""
     import torch
@@ -162,11 +180,11 @@ def _traced(
 
     note("loading the base")
     torch.manual_seed(_SEED)
-    own = _labels(Checkpoint(base).config)
+    own = _labels(Checkpoint(base).config, task)
     loaded = load_task_model(base, task, own or ["0", "1"])
     traced = trace_graph(
         loaded.model.eval(), processor, task, max_length=length, exporter=settings.exporter, opset=settings.opset,
-        scratch=scratch, note=note,
+        scratch=scratch, note=note, pooling=pooling,
     )  # fmt: skip
     facts = {
         "exporter": settings.exporter,
@@ -175,9 +193,13 @@ def _traced(
     return _Base(traced.optimised.model, traced.cases, [] if loaded.new_modules else own, facts)
 
 
-def _given(settings: ExportSettings, graph: Path, checkpoint: Checkpoint, preprocessor: Preprocessor) -> _Base:
+def _given(
+    settings: ExportSettings, graph: Path, checkpoint: Checkpoint, preprocessor: Preprocessor, pooling: Pooling | None
+) -> _Base:
     """Take the user's own export of the base; one that is quantised stays as it is."""
     model = load_model(graph)
+    if pooling is not None:
+        insert_pooling(model, pooling)
     names = tuple(str(value.name) for value in model.graph.inputs if value.name not in model.graph.initializers)
     preprocessor = replace(preprocessor, input_names=names)
     cases = make_cases(preprocessor, sample_inputs(preprocessor, None))
@@ -185,11 +207,11 @@ def _given(settings: ExportSettings, graph: Path, checkpoint: Checkpoint, prepro
     quantised = found_precision(model)
     if quantised != "fp32" and settings.precision not in ("fp32", quantised):
         raise ConfigError(f"{graph} is {quantised} already: give the float32 graph, or leave --precision out.")
-    return _Base(model, cases, _labels(checkpoint.config), facts, quantised)
+    return _Base(model, cases, _labels(checkpoint.config, preprocessor.task), facts, quantised)
 
 
-def _labels(config: Mapping[str, Any]) -> list[str]:
-    names = config.get("id2label") or {}
+def _labels(config: Mapping[str, Any], task: Task) -> list[str]:
+    names = (config.get("id2label") or {}) if task.answer == "scores" else {}
     return [str(names[key]) for key in sorted(names, key=int)]
 
 
@@ -222,9 +244,5 @@ def _insert(
     check_slots(written, slots)
     if not set(slots.to_props().items()) <= set(written.metadata_props.items()):
         raise AdapterError("The slots' description did not survive in the graph: please report this as a bug.")
-    session = create_session(plain)
-    try:
-        return [np.asarray(session.run(None, dict(case))[0]) for case in base.cases]
-    except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no common public base
-        reason = " ".join(str(error).split())
-        raise InputError(f"The graph does not run on the model's own inputs: {reason[:300]}") from None
+    logits = graph_logits(create_session(plain))
+    return [logits(case) for case in base.cases]

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from converters.graph.pooling import TOKENS_NAME, insert_pooling, keep_answer
 from deploy.export.inputs import trace_inputs
 from deploy.export.optimise import Optimised, optimise
-from deploy.export.torch_export import DEFAULT_OPSET, export_torch
+from deploy.export.torch_export import DEFAULT_OPSET, OUTPUT_NAME, export_torch
 from deploy.preprocess import Arrays, Preprocessor
 from deploy.verify.cases import make_cases, sample_inputs
+from rmlora.pooling import Pooling
 from rmlora.tasks import Task
 
 __all__ = ["TracedGraph", "trace_graph"]
@@ -27,7 +29,7 @@ class TracedGraph:
 
 def trace_graph(
     model: Any, processor: Any, task: Task, *, max_length: int | None, exporter: str, opset: int | None, scratch: Path,
-    note: Callable[[str], None],
+    note: Callable[[str], None], pooling: Pooling | None = None,
 ) -> TracedGraph:  # fmt: skip
     """Export ``model`` and fuse the graph for ONNX Runtime.
 
@@ -40,6 +42,7 @@ def trace_graph(
         opset: ONNX operator set; None takes the default.
         scratch: directory for temporary files.
         note: called with a line before every step.
+        pooling: how the tokens' vectors become one, for tasks that answer with vectors.
 
     Raises:
         InputError: the model cannot be exported.
@@ -53,9 +56,15 @@ def trace_graph(
         graph = export_optimum(model, processor, task, opset=opset or DEFAULT_OPSET)
     else:
         note("exporting with torch.onnx")
-        graph = export_torch(model, inputs, opset=opset or DEFAULT_OPSET)
+        output = OUTPUT_NAME if pooling is None else TOKENS_NAME
+        graph = export_torch(model, inputs, opset=opset or DEFAULT_OPSET, output=output)
+    if pooling is not None:
+        keep_answer(graph)
     names = [value.name or "" for value in graph.graph.inputs]
     preprocessor = Preprocessor(task, processor, max_length, tuple(names))
     cases = make_cases(preprocessor, sample_inputs(preprocessor, None))
     note("optimising for ONNX Runtime")
-    return TracedGraph(optimise(graph, cases, scratch), cases)
+    optimised = optimise(graph, cases, scratch)
+    if pooling is not None:
+        insert_pooling(optimised.model, pooling)
+    return TracedGraph(optimised, cases)

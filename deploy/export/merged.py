@@ -10,25 +10,26 @@ from typing import Any
 
 from deploy.bundle import MODEL_FILE, REFERENCE_FILE, Bundle
 from deploy.export.manifest import describe_adapter, describe_base, describe_files, describe_model, describe_tools
+from deploy.export.pooling import choose_pooling, describe_pooling
 from deploy.export.precision import lower_precision
 from deploy.export.processor import common_processor, max_length, write_side_files
 from deploy.export.settings import ExportSettings
 from deploy.verify.cases import save_reference
 from deploy.verify.evaluation import read_evaluation
 from deploy.verify.run import raise_on_departure, verify_bundle
-from deploy.verify.sources import TorchPair, torch_logits
+from deploy.verify.sources import TorchPair
 from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import ConfigError
 from rmlora.storage import atomic_directory
-from rmlora.tasks import Task, get_task
+from rmlora.tasks import Task
 
 __all__ = ["export_merged"]
 
 
 def export_merged(settings: ExportSettings, *, note: Callable[[str], None]) -> Bundle:
     """Export, lower the precision, verify, and write; arguments and errors as those of ``export_bundle``."""
-    from rmlora.models import adapter_labels, load_adapted
+    from rmlora.models import adapter_labels, load_adapted, task_of
 
     if len(settings.adapters) != 1:
         raise ConfigError(
@@ -42,13 +43,16 @@ def export_merged(settings: ExportSettings, *, note: Callable[[str], None]) -> B
     note("loading base and adapter")
     base = resolve_base(settings.base, revision=settings.revision)
     adapted, adapter = load_adapted(base, path, task=settings.task, allow_base_mismatch=settings.allow_base_mismatch)
-    task = get_task(settings.task or adapter.task or "text-classification")
-    labels = adapter_labels(adapter)
+    task = task_of(adapter, settings.task)
+    labels = adapter_labels(adapter, task)
     data = settings.data.get(name)
     evaluation = read_evaluation(data, settings.columns, task=task.name, labels=labels) if data else None
-    pair = TorchPair.of(adapted)
     processor = common_processor(base, [adapter], task)
-    length = max_length([adapter], processor, task)
+    length = max_length([adapter], processor, task, base)
+    pooling = choose_pooling(
+        task, base, {name: adapter}, processor, mode=settings.pooling, normalise=settings.normalise
+    )
+    pair = TorchPair.of(adapted, pooling[0] if pooling is not None else None)
     with atomic_directory(settings.output, overwrite=settings.overwrite) as directory:
         write_side_files(directory, base, pair.merged.config.to_dict(), processor)
         with tempfile.TemporaryDirectory(dir=directory) as scratch:
@@ -58,6 +62,7 @@ def export_merged(settings: ExportSettings, *, note: Callable[[str], None]) -> B
             "mode": "merged",
             "task": task.name,
             "labels": labels,
+            **describe_pooling(pooling),
             "max_length": length,
             "base": describe_base(settings.base, settings.revision, Checkpoint(base), adapter.modules),
             "adapter": describe_adapter(adapter),
@@ -88,7 +93,7 @@ def _make_graph(
 
     traced = trace_graph(
         pair.merged, processor, task, max_length=length, exporter=settings.exporter, opset=settings.opset,
-        scratch=scratch, note=note,
+        scratch=scratch, note=note, pooling=pair.pooling,
     )  # fmt: skip
     graph, cases = traced.optimised, traced.cases
     layers = confirmed_layers(graph.model, pair.merged, cases, scratch)
@@ -98,7 +103,7 @@ def _make_graph(
         note(f"lowering to {settings.precision}")
         save_model(graph.model, scratch / "fp32.onnx")
         lower_precision(scratch / "fp32.onnx", directory / MODEL_FILE, settings.precision)
-    save_reference(directory / REFERENCE_FILE, cases, [torch_logits(pair.adapted, case) for case in cases])
+    save_reference(directory / REFERENCE_FILE, cases, [pair.answer(case) for case in cases])
     return {
         "precision": settings.precision,
         "exporter": settings.exporter,

@@ -19,7 +19,8 @@ from converters.graph.file import save_model
 from converters.graph.normalization import split_skip_norms
 from deploy.preprocess import Arrays
 from deploy.providers import create_session
-from rmlora.errors import InputError, RMLoRAError
+from deploy.verify.answers import graph_logits
+from rmlora.errors import RMLoRAError
 
 __all__ = ["EXACT", "Optimised", "optimise", "run_model"]
 
@@ -93,12 +94,8 @@ def run_model(model: ir.Model, cases: Sequence[Arrays], path: Path) -> list[np.n
         InputError: ONNX Runtime cannot load it, or cannot run it on these inputs.
     """
     save_model(model, path)
-    session = create_session(path)
-    try:
-        return [session.run(None, dict(case))[0] for case in cases]
-    except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no common public base
-        reason = " ".join(str(error).split())
-        raise InputError(f"The exported graph does not run on the model's own inputs: {reason[:300]}") from None
+    logits = graph_logits(create_session(path))
+    return [logits(case) for case in cases]
 
 
 def _worst(expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> float:

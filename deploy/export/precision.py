@@ -1,6 +1,6 @@
 """Lowering a float32 graph to fp16, int8 or int4 (no torch).
 
-fp16 halves every weight; inputs and outputs keep their types. int8 is dynamic: weights are quantised per
+fp16 halves every weight; inputs and outputs keep their types, and pooling stays float32. int8 is dynamic: weights are quantised per
 output channel once, activations per run, and what follows a product stays float. The head stays float32: it
 has few weights and its rounding would go straight into the logits; so do side-branches, whose values are not known
 yet. Weights take 7 of the 8 bits, because x86 processors without VNNI add pairs of 8-bit products in 16 bits, which
@@ -22,6 +22,7 @@ import onnx_ir as ir
 from converters.graph.attention import open_attention
 from converters.graph.branches import BRANCH_SCOPE
 from converters.graph.file import save_model
+from converters.graph.pooling import EMBEDDING_NAME, POOLING_SCOPE
 from rmlora.errors import ConfigError, require
 
 __all__ = ["PRECISIONS", "Precision", "found_precision", "lower_precision"]
@@ -64,8 +65,10 @@ def lower_precision(source: Path, target: Path, precision: Precision) -> None:
 def _to_fp16(source: Path) -> ir.Model:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
+    model = onnx.load(source)
+    pooling = [node.name for node in model.graph.node if node.name.startswith(f"{POOLING_SCOPE}/")]
     # Its shape inference would serialise the model, which fails past 2 GB; the exporter has left shapes already.
-    lowered = convert_float_to_float16(onnx.load(source), keep_io_types=True, disable_shape_infer=True)
+    lowered = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True, node_block_list=pooling)
     return ir.serde.deserialize_model(lowered)
 
 
@@ -139,7 +142,8 @@ def _quiet() -> Iterator[None]:
 
 def _kept_in_float(graph: Any) -> list[str]:
     branches = [node.name for node in graph.node if node.name.startswith(f"{BRANCH_SCOPE}/")]
-    return branches + [name for output in graph.output for name in _head_nodes(graph, output.name)]
+    outputs = [output.name for output in graph.output if output.name != EMBEDDING_NAME]  # that one comes from no head
+    return branches + [name for output in outputs for name in _head_nodes(graph, output)]
 
 
 def _head_nodes(graph: Any, output: str) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 from rmlora.adapter import Adapter
 from rmlora.errors import AdapterError
 from rmlora.models import load_processor
+from rmlora.pooling import read_text_length
 from rmlora.storage import write_json
 from rmlora.tasks import Task
 
@@ -52,21 +53,25 @@ def write_side_files(directory: Path, base: Path, config: Mapping[str, Any], pro
             shutil.copyfile(base / name, directory / name)
 
 
-def max_length(adapters: Sequence[Adapter], processor: Any, task: Task) -> int | None:
-    """Return the tokens that texts are cut to: the most of any training, else the tokenizer's limit; None for images."""
+def max_length(adapters: Sequence[Adapter], processor: Any, task: Task, base: Path | None = None) -> int | None:
+    """Return the tokens that texts are cut to: the most of any training, else the tokenizer's limit; None for images.
+
+    Where the task is embedding, what sentence-transformers wrote beside the base goes before the tokenizer's limit.
+    """
     if task.modality == "image":
         return None
     trained = [length for adapter in adapters if (length := trained_length(adapter))]
     if len(trained) == len(adapters):
         return max(trained)
-    limit = getattr(processor, "model_max_length", None)
+    own = read_text_length(base) if base is not None and task.answer == "vector" else None
+    limit = own or getattr(processor, "model_max_length", None)
     return int(limit) if limit and limit < _ANY_LENGTH else 512
 
 
 def trained_length(adapter: Adapter) -> int | None:
     """Return the tokens that texts were cut to in training, where the package tells."""
     length = (adapter.metadata.get("training") or {}).get("settings", {}).get("max_length")
-    return int(length) if length else None
+    return int(length) if length else read_text_length(Path(adapter.source))
 
 
 def _brings_one(adapter: Adapter) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from deploy.export.precision import Precision
+from rmlora.pooling import PoolingMode
 from rmlora.training.data import Columns
 
 __all__ = ["ExportSettings", "Mode"]
@@ -37,3 +38,7 @@ class ExportSettings:
     overwrite: bool = False
     allow_base_mismatch: bool = False
     revision: str | None = None
+    pooling: PoolingMode | None = None
+    """Which tokens make a vector; None leaves it to the files beside adapters and base."""
+    normalise: bool | None = None
+    """Whether vectors are brought to length 1; None as above."""

@@ -24,13 +24,16 @@ opset 23's own operator and no slower (docs/export.md), with kernels on every pr
 OUTPUT_NAME = "logits"
 
 
-def export_torch(model: PreTrainedModel, inputs: TraceInputs, *, opset: int = DEFAULT_OPSET) -> ir.Model:
+def export_torch(
+    model: PreTrainedModel, inputs: TraceInputs, *, opset: int = DEFAULT_OPSET, output: str = OUTPUT_NAME
+) -> ir.Model:
     """Return the unoptimised graph of ``model``; initializers keep the names of the parameters.
 
     Args:
         model: in evaluation mode, adapter merged.
         inputs: example tensors and varying axes.
         opset: ONNX operator set.
+        output: what the first output is called.
 
     Raises:
         InputError: the exporter cannot trace the model; its reason is quoted.
@@ -51,7 +54,7 @@ def export_torch(model: PreTrainedModel, inputs: TraceInputs, *, opset: int = DE
                 kwargs=inputs.tensors,
                 dynamo=True,
                 dynamic_shapes=shapes,
-                output_names=[OUTPUT_NAME],
+                output_names=[output],
                 opset_version=opset,
                 optimize=False,
                 verbose=False,

@@ -13,12 +13,12 @@ from safetensors.numpy import load_file, save_file
 from deploy.preprocess import Arrays, Preprocessor
 from rmlora.errors import InputError
 
-__all__ = ["load_reference", "make_cases", "sample_inputs", "save_reference"]
+__all__ = ["TEXTS", "load_reference", "make_cases", "sample_inputs", "save_reference"]
 
 _SIZES = (1, 2, 5, 8)
 """Rows of the batches; texts differ in length, so each batch has another width."""
 
-_TEXTS = (
+TEXTS = (
     "Free entry in a weekly competition to win cup final tickets, text now!",
     "What is the capital of Iceland ?",
     "Ok, see you at seven.",
@@ -45,7 +45,7 @@ def sample_inputs(preprocessor: Preprocessor, data: Sequence[Any] | None) -> lis
     if data:
         return [data[i] for i in np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int)]
     if preprocessor.task.modality == "text":
-        return [_TEXTS[i % len(_TEXTS)] for i in range(count)]
+        return [TEXTS[i % len(TEXTS)] for i in range(count)]
     return [_picture(number) for number in range(count)]
 
 

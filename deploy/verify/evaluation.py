@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from deploy.preprocess import Arrays, Preprocessor
-from rmlora.errors import InputError
+from rmlora.errors import ConfigError, InputError
 from rmlora.tasks import get_task
 from rmlora.training.data import Columns, load_split
 
@@ -32,8 +32,11 @@ def read_evaluation(source: str, columns: Columns, *, task: str, labels: Sequenc
     """Read labelled data for a model of ``task`` with ``labels``.
 
     Raises:
+        ConfigError: the task has no labels.
         InputError: it cannot be read, or has a label the model does not know.
     """
+    if get_task(task).answer == "vector":
+        raise ConfigError(f"--data measures a metric on labels, and {task} has none: leave it out.")
     data = load_split(get_task(task), source, columns)
     index = {label: number for number, label in enumerate(labels)}
     unknown = sorted(set(data.labels) - set(index))

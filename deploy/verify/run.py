@@ -11,11 +11,12 @@ import numpy as np
 
 from deploy.bundle import REFERENCE_FILE, Bundle
 from deploy.preprocess import Arrays, Preprocessor
+from deploy.verify.answers import finite_logits, graph_logits
 from deploy.verify.cases import load_reference, make_cases, sample_inputs
 from deploy.verify.compare import TOLERANCES, Tolerance, compare, departure
 from deploy.verify.evaluation import EvaluationData, lost_metric, measure
-from deploy.verify.sources import TorchPair, torch_logits
-from rmlora.errors import InputError, ParityError
+from deploy.verify.sources import TorchPair
+from rmlora.errors import ParityError
 
 __all__ = ["raise_on_departure", "verify_bundle"]
 
@@ -42,7 +43,7 @@ def verify_bundle(
         ProviderError: the provider is absent.
     """
     tolerance = TOLERANCES[bundle.precision]
-    onnx = _graph_logits(bundle, provider)
+    onnx, vectors = graph_logits(bundle.session(provider)), bundle.embeds
     report: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "provider": provider,
@@ -53,12 +54,13 @@ def verify_bundle(
         report["against"] = "stored outputs of PyTorch and PEFT"
     else:
         cases = make_cases(preprocessor, sample_inputs(preprocessor, evaluation.inputs if evaluation else None))
-        expected = [torch_logits(pair.adapted, case) for case in cases]
+        expected = finite_logits(pair.adapted, cases, "the adapter", pair.pooling)
         report["against"] = "PyTorch and PEFT"
-        _refuse_nan(expected)
-        report["pytorch_merged"] = asdict(compare(expected, [torch_logits(pair.merged, case) for case in cases]))
+        report["pytorch_merged"] = asdict(
+            compare(expected, [pair.merged_answer(case) for case in cases], vectors=vectors)
+        )
     got = [onnx(case) for case in cases]
-    result = compare(expected, got)
+    result = compare(expected, got, vectors=vectors)
     report["onnx"] = asdict(result)
     report["shapes"] = [list(next(iter(case.values())).shape) for case in cases]
     passed = result.within(tolerance)
@@ -67,8 +69,7 @@ def verify_bundle(
     if evaluation is not None:
         models: dict[str, Callable[[Arrays], np.ndarray]] = {"onnx": onnx}
         if pair is not None:
-            adapted = pair.adapted
-            models["pytorch"] = lambda case: torch_logits(adapted, case)
+            models["pytorch"] = pair.answer
         report["evaluation"] = scores = measure(evaluation, preprocessor, models)
         if "pytorch" in scores:
             passed &= tolerance.accepts_metric(scores["pytorch"], scores["onnx"], scores["examples"])
@@ -97,13 +98,6 @@ def _where(report: dict[str, Any]) -> str:
     return f" The first layer that departs is '{layer['module']}' ({size})."
 
 
-def _graph_logits(bundle: Bundle, provider: str) -> Callable[[Arrays], np.ndarray]:
-    """Return a function from a batch to the graph's logits."""
-    session = bundle.session(provider)
-    names = {item.name for item in session.get_inputs()}
-    return lambda case: np.asarray(session.run(None, {name: array for name, array in case.items() if name in names})[0])
-
-
 def _first_departure(
     bundle: Bundle, pair: TorchPair, case: Arrays, tolerance: Tolerance, provider: str
 ) -> dict[str, Any] | None:
@@ -123,10 +117,3 @@ def _worst(cases: Sequence[Arrays], expected: Sequence[np.ndarray], got: Sequenc
     """Return the case on which the graph lies furthest from PyTorch."""
     errors = [np.nan_to_num(np.abs(a - b), nan=np.inf).max() for a, b in zip(expected, got, strict=True)]
     return cases[int(np.argmax(errors))]
-
-
-def _refuse_nan(expected: Sequence[np.ndarray]) -> None:
-    if not all(np.isfinite(logits).all() for logits in expected):
-        raise InputError(
-            "PyTorch itself answers with NaN or infinite logits: base or adapter is damaged, train or fetch it again."
-        )

@@ -1,4 +1,4 @@
-"""PyTorch's side of a verification: the models a bundle was made from, and their answers."""
+"""PyTorch's side of a verification: the models a bundle was made from."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ import numpy as np
 
 from deploy.bundle import Bundle
 from deploy.preprocess import Arrays
+from deploy.verify.answers import torch_logits
 from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError, BaseMismatchError, InputError, is_installed
 from rmlora.fingerprint import base_fingerprint
 from rmlora.package import TENSORS_FILE
+from rmlora.pooling import Pooling
 from rmlora.storage import sha256_file
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["TorchPair", "load_torch_pair", "torch_is_installed", "torch_logits"]
+__all__ = ["TorchPair", "load_torch_pair", "torch_is_installed"]
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,21 @@ class TorchPair:
     """The base with PEFT's layers."""
     merged: Any
     """A copy with the update merged into the weights."""
+    pooling: Pooling | None = None
+    """How they make one vector of a text's tokens; None where they answer with scores."""
 
     @classmethod
-    def of(cls, adapted: PeftModel) -> TorchPair:
+    def of(cls, adapted: PeftModel, pooling: Pooling | None = None) -> TorchPair:
         """Return ``adapted`` with a merged copy of it."""
-        return cls(adapted, copy.deepcopy(adapted).merge_and_unload())
+        return cls(adapted, copy.deepcopy(adapted).merge_and_unload(), pooling)
+
+    def answer(self, case: Arrays) -> np.ndarray:
+        """Return what the model with PEFT's layers says to a batch: logits, or vectors."""
+        return torch_logits(self.adapted, case, self.pooling)
+
+    def merged_answer(self, case: Arrays) -> np.ndarray:
+        """Return what the merged model says."""
+        return torch_logits(self.merged, case, self.pooling)
 
 
 def load_torch_pair(bundle: Bundle, base: str | None, adapter: Path | None, *, name: str | None = None) -> TorchPair:
@@ -73,7 +85,7 @@ def load_torch_pair(bundle: Bundle, base: str | None, adapter: Path | None, *, n
         raise BaseMismatchError(
             f"{directory} is not the base this bundle was made from (fingerprint differs): pass the right --base."
         )
-    return TorchPair.of(adapted)
+    return TorchPair.of(adapted, bundle.pooling)
 
 
 def _base_directory(bundle: Bundle, base: str | None) -> Path:
@@ -85,15 +97,6 @@ def _base_directory(bundle: Bundle, base: str | None) -> Path:
             f"The base {recorded['source']} of this bundle is not there any more: pass --base, or --reference-only."
         )
     return resolve_base(recorded["source"], revision=recorded["revision"])
-
-
-def torch_logits(model: Any, case: Arrays) -> np.ndarray:
-    """Return a PyTorch model's logits for one batch."""
-    import torch
-
-    with torch.inference_mode():
-        output = model(**{name: torch.from_numpy(np.array(array)) for name, array in case.items()})
-    return np.asarray(output.logits.float().numpy())
 
 
 def torch_is_installed() -> bool:

@@ -63,7 +63,11 @@ class TrainSettings:
     rmlora: RMLoRAConfig = field(default_factory=RMLoRAConfig)
 
     def __post_init__(self) -> None:
-        get_task(self.task)
+        if get_task(self.task).answer == "vector":
+            raise ConfigError(
+                "rmlora-deploy train does not train embeddings: train with sentence-transformers and the RMLoRACallback, or "
+                "with anything else that writes PEFT's format, and deploy the adapter from there."
+            )
         object.__setattr__(self, "output", Path(self.output))
         run_dir = Path(self.run_dir) if self.run_dir else self.output.with_name(self.output.name + ".run")
         object.__setattr__(self, "run_dir", run_dir)
