@@ -12,7 +12,6 @@ from deploy.runtime.lane import Lane, Occupant
 from deploy.runtime.requests import Chosen, chosen_rows
 from rmlora.errors import ConfigError, InputError
 from tests.branches import Branched, make_adapters, make_branched
-from tests.bundles import make_sources
 from tests.graphs import export
 from tests.models import lora_config
 
@@ -21,8 +20,7 @@ from tests.models import lora_config
 def made(tmp_path_factory: pytest.TempPathFactory) -> Branched:
     directory = tmp_path_factory.mktemp("runtime")
     (directory / "onnx").mkdir()
-    base, _ = make_sources("bert", directory)
-    graph = export("bert", base, directory / "onnx" / "model.onnx", optimised=True)
+    graph = export("bert", directory / "onnx" / "model.onnx", optimised=True)
     configs = {f"a{rank}": lora_config("bert", r=rank) for rank in (1, 3, 8, 12)}
     return make_branched("bert", graph, directory, make_adapters("bert", directory, configs))
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy.typing as npt
 
 from deploy.runtime.binding import BoundSlots
-from rmlora.errors import ConfigError, InputError
+from rmlora.errors import ConfigError, InputError, some_of
 
 __all__ = ["Bank", "Resident"]
 
@@ -87,8 +87,8 @@ class Bank:
             self._pinned.discard(name)
             return self._resident.pop(name, None)
 
-    def pin(self, name: str, *, pinned: bool = True) -> None:
-        """Keep ``name`` in memory whatever else is used, or no longer.
+    def pin(self, name: str, *, pinned: bool = True) -> Resident | None:
+        """Keep ``name`` in memory whatever else is used, or no longer; return it if it is there.
 
         Raises:
             InputError: it is not known.
@@ -100,6 +100,7 @@ class Bank:
             if pinned and len(self._pinned | {name}) >= self._slots:
                 raise ConfigError(f"All {self._slots} slots of the bank would be pinned: make it larger (--bank).")
             (self._pinned.add if pinned else self._pinned.discard)(name)
+            return self._resident.get(name)
 
     def get(self, name: str) -> Resident:
         """Return the adapter, read if it is not in memory.
@@ -136,8 +137,7 @@ class Bank:
 
     def _unknown(self, name: str) -> str:
         known = sorted(self._loaders)
-        listed = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
-        return f"There is no adapter '{name}': " + (f"known are {listed}." if known else "none is loaded.")
+        return f"There is no adapter '{name}': " + (f"known are {some_of(known)}." if known else "none is loaded.")
 
     @property
     def names(self) -> list[str]:

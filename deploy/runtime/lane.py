@@ -34,6 +34,19 @@ class Occupant:
         return (self.resident.number, self.strength) if self.resident is not None else (0, 1.0)
 
 
+class _Part:
+    """A place's part of a slot's buffer."""
+
+    def __init__(self, slot: str, array: AnyArray) -> None:
+        self.slot, self.array = slot, array
+        self.kind = slot.rpartition(".")[2]
+        self.shape = (1, *array.shape)
+        """Of an adapter's array that fills it."""
+        self.content = array.reshape(-1).view(np.uint8).data
+        """Its bytes. Written through this, an array is copied without the interpreter's lock being let go of: that is done for
+        each of a hundred small arrays else, and to get it back can take longer than the copy."""
+
+
 class Lane:
     """Places for ``rows`` rows; one run at a time.
 
@@ -49,6 +62,7 @@ class Lane:
         self._defaults = defaults
         self._held: list[tuple[int, float]] = [(0, 1.0)] * rows
         self.arrays = {name: self._empty(name, default) for name, default in defaults.items()}
+        self._places = [[_Part(name, buffer[place]) for name, buffer in self.arrays.items()] for place in range(rows)]
         self.bound: dict[int, BoundSlots] = {}
         """Rows of a run → the binding of that many places."""
         self.copies = 0
@@ -84,22 +98,26 @@ class Lane:
 
     def _write(self, place: int, occupant: Occupant) -> None:
         given = occupant.resident.arrays if occupant.resident is not None else {}
-        for name, buffer in self.arrays.items():
+        for part in self._places[place]:
+            name, kind, target = part.slot, part.kind, part.array
             source = given.get(name)
-            if name.endswith(".lora_A"):
+            if source is not None and source.shape == part.shape and occupant.strength == 1.0:
+                # most writes are this one
+                part.content[:] = source.reshape(-1).view(np.uint8).data
+            elif kind == "lora_A":
                 if source is not None:  # where there is none, a zero B makes it void
                     rank = source.shape[2]
-                    buffer[place, :, :rank] = source[0]
-                    buffer[place, :, rank:] = 0
-            elif name.endswith(".lora_B"):
+                    target[:, :rank] = source[0]
+                    target[:, rank:] = 0
+            elif kind == "lora_B":
                 rank = source.shape[1] if source is not None else 0
                 if source is not None:
-                    np.multiply(source[0], occupant.strength, out=buffer[place, :rank])
-                buffer[place, rank:] = 0
+                    np.multiply(source[0], occupant.strength, out=target[:rank])
+                target[rank:] = 0
             else:
                 source = self._defaults[name] if source is None else source
                 width = source.shape[-1]
-                buffer[place, ..., :width] = source[0]
-                buffer[place, ..., width:] = 0
+                target[..., :width] = source[0]
+                target[..., width:] = 0
         self._held[place] = occupant.key
         self.copies += 1

@@ -81,6 +81,7 @@ class AdapterSession:
         self._base_mixes = True
         """Whether rows of the base can stand among others: a quantised head of its own cannot be fed to them."""
         self._defaults = self._read_defaults(model)
+        self._required = {slot: _required(slot, default) for slot, default in self._defaults.items()}
         self._heads = [head.module for head in self.slots.heads]
         self._fresh = next((head.module for head in self.slots.heads if not head.in_base), None)
         self._lanes = threading.BoundedSemaphore(lanes)
@@ -116,9 +117,9 @@ class AdapterSession:
 
     def pin(self, name: str, *, pinned: bool = True) -> None:
         """Keep an adapter in memory, or no longer, its own graph included; errors as :meth:`Bank.pin`."""
-        self._bank.pin(name, pinned=pinned)
-        if not pinned:
-            self._dedicated.pop(self._bank.get(name).number, None)
+        resident = self._bank.pin(name, pinned=pinned)
+        if not pinned and resident is not None:
+            self._dedicated.pop(resident.number, None)
 
     def dedicate(self, name: str | None) -> None:
         """Give an adapter, or the base (None), a graph of its own with the update in its weights, and pin it.
@@ -144,6 +145,11 @@ class AdapterSession:
     def bank(self) -> Bank:
         """What is known and in memory."""
         return self._bank
+
+    @property
+    def slot_types(self) -> dict[str, np.dtype[Any]]:
+        """Slot → its type in the graph."""
+        return {name: default.dtype for name, default in self._defaults.items()}
 
     # -- running ----------------------------------------------------------------------------------------------------
 
@@ -259,10 +265,9 @@ class AdapterSession:
                 f"Adapter '{name}' has '{unknown[0]}', for which the graph has no slot: it is of another graph."
             )
         for slot, array in arrays.items():
-            default = self._defaults[slot]
-            wrong = array.dtype != default.dtype or array.ndim != default.ndim
-            axis = {"lora_A": 1, "lora_B": 2, "weight": 1}.get(slot.rpartition(".")[2])
-            if wrong or (axis is not None and array.shape[axis] != default.shape[axis]):
+            dtype, axes, axis, size = self._required[slot]
+            if array.dtype != dtype or array.ndim != axes or (axis is not None and array.shape[axis] != size):
+                default = self._defaults[slot]
                 raise InputError(
                     f"Adapter '{name}' has '{slot}' as {array.dtype} {list(array.shape)}, the graph takes {default.dtype} "
                     f"{list(default.shape)} (rows, ranks and labels may differ): it is of another graph."
@@ -292,6 +297,12 @@ class AdapterSession:
             defaults.update(own or {})
             self._base_mixes &= own is not None
         return defaults
+
+
+def _required(slot: str, default: AnyArray) -> tuple[np.dtype[Any], int, int | None, int]:
+    """Return what an adapter's array must have: type, number of axes, and the axis with a fixed size, if any, and the size."""
+    axis = {"lora_A": 1, "lora_B": 2, "weight": 1}.get(slot.rpartition(".")[2])
+    return default.dtype, default.ndim, axis, default.shape[axis] if axis is not None else 0
 
 
 def _scaled(arrays: Mapping[str, AnyArray], strength: float) -> dict[str, AnyArray]:
