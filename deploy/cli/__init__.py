@@ -24,6 +24,8 @@ _COMMANDS = {
     "verify": "Compare a bundle with PyTorch and PEFT.",
     "bench": "Measure a bundle on every execution provider.",
     "predict": "Classify texts or images with a bundle, without torch.",
+    "serve": "Serve bundles over HTTP, batched across adapters.",
+    "loadtest": "Load a server and say how it did.",
     "inspect": "Show an adapter or a bundle.",
 }
 """Command → its line in ``--help``; the code is in the module of the same name."""

@@ -1,0 +1,83 @@
+"""The OpenAPI schema, and Swagger UI to read it with: files of an installed package, so that it needs no network."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse
+from fastapi.staticfiles import StaticFiles
+
+from rmlora.errors import require
+
+__all__ = ["add_docs"]
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>rmlora-deploy: the interfaces</title>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="/docs/files/swagger-ui.css">
+</head>
+<body>
+<div id="swagger"></div>
+<noscript>This page needs JavaScript; the schema itself is at <a href="/openapi.json">/openapi.json</a>.</noscript>
+<script src="/docs/files/swagger-ui-bundle.js"></script>
+<script src="/static/docs.js"></script>
+</body>
+</html>
+"""
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "Referrer-Policy": "no-referrer",
+}
+"""Swagger UI sets styles of elements."""
+_ABOUT = """Many low-rank adapters on one ONNX graph.
+
+`model` names a bundle or one of its adapters: `GET /v1/models` lists them. Every answer has the header `x-request-id`,
+which the server's log repeats; a request may bring its own. With `--api-key`, requests need
+`Authorization: Bearer KEY`.
+"""
+
+
+def add_docs(app: FastAPI) -> None:
+    """Serve ``/openapi.json`` and ``/docs``.
+
+    Raises:
+        DependencyError: the package with Swagger UI's files is not installed.
+    """
+    require("fastapi_offline", "serve")
+    found = find_spec("fastapi_offline")
+    assert found is not None and found.submodule_search_locations  # noqa: S101 - it is a package
+    app.mount("/docs/files", StaticFiles(directory=Path(found.submodule_search_locations[0]) / "static"))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(_PAGE, headers=_HEADERS)
+
+    app.openapi = lambda: _schema(app)  # type: ignore[method-assign]
+
+
+def _schema(app: FastAPI) -> dict[str, Any]:
+    """Return the schema, without the 422 that FastAPI declares by itself: here it is a 400."""
+    if app.openapi_schema is None:
+        made = get_openapi(title=app.title, version=app.version, description=_ABOUT, routes=app.routes)
+        for path in made["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+                for status, response in operation["responses"].items():
+                    if not status.startswith("2"):  # errors are JSON where the answer is plain text too
+                        response["content"] = {"application/json": next(iter(response["content"].values()))}
+        components = made["components"]
+        for name in ("HTTPValidationError", "ValidationError"):
+            components["schemas"].pop(name, None)
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        made["security"] = [{}, {"key": []}]
+        app.openapi_schema = made
+    return app.openapi_schema

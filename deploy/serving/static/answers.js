@@ -1,0 +1,89 @@
+/** What an answer looks like: labels with their probabilities, a vector, or the sentence why there is none. */
+
+import { drawSpark } from "./charts.js";
+import { drawn, element } from "./dom.js";
+import { count, milliseconds, percent, plural } from "./format.js";
+
+const LABELS = 5;
+const NUMBERS = 6;
+const SPARK = 40;
+
+/** Returns the parts of a card: `answer` or `error` stand in the item once they are known, `took` in milliseconds. */
+export function answerCard(item) {
+  const { model, answer, error, took } = item;
+  const head = element(
+    "header",
+    {},
+    element("h3", {}, element("bdi", {}, model.id)),
+    took === undefined ? null : element("span", { class: "took" }, milliseconds(took)),
+  );
+  if (error) return [head, element("p", { class: "error" }, error)];
+  if (!answer) return [head, element("p", { class: "hint" }, "…")];
+  return [head, ...(model.task === "feature-extraction" ? vectorParts(answer) : labelParts(model, answer.data[0]))];
+}
+
+/** Adds to each vector's card how near it is to the first one's, where both have as many numbers. */
+export function compareVectors(asked) {
+  const made = asked.filter(({ model, answer }) => answer && model.task === "feature-extraction");
+  const [first, ...others] = made;
+  for (const { card, answer } of others) {
+    const [one, other] = [first, { answer }].map((item) => item.answer.data[0].embedding);
+    if (one.length !== other.length) continue;
+    card.append(similarity(["Cosine with ", element("bdi", {}, first.model.id)], cosine(one, other)));
+  }
+}
+
+/** Returns a line that says how it went, as it is read aloud. */
+export function summary(asked) {
+  const answered = asked.filter(({ answer }) => answer);
+  const failed = asked.length - answered.length;
+  const slowest = Math.max(...asked.map(({ took }) => took ?? 0));
+  const parts = [];
+  if (answered.length) parts.push(`${plural(answered.length, "answer")} in ${milliseconds(slowest)}`);
+  if (failed) parts.push(`${count(failed)} failed`);
+  return `${parts.join(", ")}.`;
+}
+
+function labelParts(model, { probs }) {
+  const ranked = probs.map((share, index) => ({ label: model.labels[index] ?? `label ${index}`, share }));
+  ranked.sort((one, other) => other.share - one.share);
+  const [shown, rest] = ranked.length <= LABELS + 1 ? [ranked, []] : [ranked.slice(0, LABELS), ranked.slice(LABELS)];
+  const parts = [element("ol", { class: "bars" }, ...shown.map(bar))];
+  if (rest.length) {
+    parts.push(element("details", {}, element("summary", {}, `${plural(rest.length, "more label")}`), element("ol", { class: "bars" }, ...rest.map(bar))));
+  }
+  return parts;
+}
+
+function bar({ label, share }) {
+  const made = element("li", {}, element("bdi", {}, label), element("span", { class: "share" }, percent(share)));
+  made.style.setProperty("--share", share);
+  return made;
+}
+
+function vectorParts({ data }) {
+  const vectors = data.map(({ embedding }) => embedding);
+  const [vector] = vectors;
+  const length = Math.hypot(...vector);
+  const spark = drawn("svg", { class: "spark", "aria-hidden": "true", preserveAspectRatio: "none" });
+  drawSpark(spark, vector.slice(0, SPARK));
+  const first = vector.slice(0, NUMBERS).map((number) => number.toFixed(3)).join("  ");
+  const parts = [
+    element("p", { class: "facts" }, element("b", {}, count(vector.length)), " dimensions, length ", element("b", {}, length.toFixed(2))),
+    spark,
+    element("p", { class: "numbers" }, `${first}${vector.length > NUMBERS ? "  …" : ""}`),
+  ];
+  if (vectors.length > 1) parts.push(similarity(["Similarity of the two texts"], cosine(...vectors)));
+  return parts;
+}
+
+function similarity(name, value) {
+  const made = element("p", { class: "similarity" }, element("span", {}, ...name), element("b", { class: "share" }, value.toFixed(3)));
+  made.style.setProperty("--share", Math.max(0, value));
+  return made;
+}
+
+function cosine(one, other) {
+  const product = one.reduce((sum, value, index) => sum + value * other[index], 0);
+  return product / (Math.hypot(...one) * Math.hypot(...other) || 1);
+}

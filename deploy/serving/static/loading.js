@@ -1,0 +1,39 @@
+/** Adapters that come and go while the server runs. */
+
+import { call } from "./api.js";
+import { find, say } from "./dom.js";
+
+/** Wires the form; `onChange` is awaited after every change. */
+export function setUpLoading(onChange) {
+  find("load").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const name = find("load-name").value.trim();
+    const done = await change("v1/load_lora_adapter", { lora_name: name, lora_path: find("load-path").value.trim() }, onChange);
+    if (!done) return;
+    event.target.reset();
+    say(find("load-status"), `Loaded ${name}.`);
+  });
+}
+
+/** Shows the form, or why there is none. */
+export function allowLoading(allowed) {
+  find("load").hidden = !allowed;
+  find("no-loading").hidden = allowed;
+}
+
+/** Unloads an adapter. */
+export async function unload(name, onChange) {
+  if (await change("v1/unload_lora_adapter", { lora_name: name }, onChange)) say(find("load-status"), `Unloaded ${name}.`);
+}
+
+async function change(path, body, onChange) {
+  say(find("load-status"), "");
+  try {
+    await call(path, { body });
+    await onChange();
+    return true;
+  } catch (error) {
+    say(find("load-status"), error.message);
+    return false;
+  }
+}

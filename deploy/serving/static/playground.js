@@ -1,0 +1,140 @@
+/** The playground: one text or picture, several models, an answer beside each other's. */
+
+import { answerCard, compareVectors, summary } from "./answers.js";
+import { call } from "./api.js";
+import { element, find, say } from "./dom.js";
+import { plural } from "./format.js";
+import { readPicture } from "./picture.js";
+
+const AT_ONCE = 4; // a browser opens six connections to a server, and the charts need one
+
+const readsImages = (model) => model.task.startsWith("image");
+const embeds = (model) => model.task === "feature-extraction";
+
+export class Playground {
+  #models = [];
+  #picture = null;
+  #run = null;
+
+  /** onUntick: called with the id of a model that is taken out, or without one for all. */
+  constructor({ onUntick }) {
+    this.onUntick = onUntick;
+    find("ask").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.send();
+    });
+    find("clear").addEventListener("click", () => {
+      onUntick();
+      find("text").focus();
+    });
+    find("picture").addEventListener("change", () => this.#pick());
+    document.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !find("main").hidden) {
+        event.preventDefault();
+        this.send();
+      }
+    });
+    // The way to it, on a phone: in sight while the playground is not.
+    new IntersectionObserver(([seen]) => find("jump").classList.toggle("there", seen.isIntersecting)).observe(find("playground"));
+    if (/Mac|iP(hone|ad)/.test(navigator.platform)) document.querySelector(".keys kbd").textContent = "⌘";
+  }
+
+  /** Takes the models to ask, and offers the fields that they read. */
+  choose(models) {
+    this.#models = models;
+    find("hint").hidden = models.length > 0;
+    find("chosen").hidden = find("clear").hidden = models.length === 0;
+    find("chosen").replaceChildren(...models.map((model) => this.#chip(model)));
+    find("picture-field").hidden = !models.some(readsImages);
+    find("text-field").hidden = models.length > 0 && models.every(readsImages);
+    find("second-field").hidden = !models.some(embeds);
+    find("send").textContent = models.length ? `Ask ${plural(models.length, "model")}` : "Ask";
+    say(find("jump"), models.length ? `${plural(models.length, "model")} ticked: to the playground` : "");
+  }
+
+  /** Asks every chosen model; an earlier question that still waits is given up. */
+  async send() {
+    const missing = this.#missing();
+    if (missing) {
+      const [field, sentence] = missing;
+      say(find("answers-status"), sentence);
+      find(field).focus();
+      return;
+    }
+    this.#run?.abort();
+    const run = (this.#run = new AbortController());
+    const asked = this.#models.map((model) => ({ model, card: element("article", { class: "answer", "aria-busy": "true" }) }));
+    for (const item of asked) item.card.append(...answerCard(item));
+    find("answers").replaceChildren(...asked.map((item) => item.card));
+    say(find("answers-status"), `Asking ${plural(asked.length, "model")} …`);
+    const queue = [...asked];
+    const worker = async () => {
+      for (let item = queue.shift(); item; item = queue.shift()) await this.#ask(item, run.signal);
+    };
+    await Promise.all(Array.from({ length: AT_ONCE }, worker));
+    if (run.signal.aborted) return;
+    compareVectors(asked);
+    asked[0].card.scrollIntoView({ block: "nearest" });
+    say(find("answers-status"), summary(asked));
+  }
+
+  async #ask(item, signal) {
+    if (signal.aborted) return;
+    const started = performance.now();
+    try {
+      const { path, body } = this.#question(item.model);
+      item.answer = await call(path, { body, signal });
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      item.error = error.message;
+    }
+    item.took = performance.now() - started;
+    item.card.replaceChildren(...answerCard(item));
+    item.card.setAttribute("aria-busy", "false");
+  }
+
+  #question(model) {
+    const text = find("text").value;
+    if (readsImages(model)) return { path: "classify", body: { model: model.id, input: this.#picture } };
+    if (!embeds(model)) return { path: "classify", body: { model: model.id, input: text } };
+    const second = find("second").value;
+    return { path: "v1/embeddings", body: { model: model.id, input: second.trim() ? [text, second] : [text] } };
+  }
+
+  /** Returns the field that still has to be filled and a sentence that asks for it. */
+  #missing() {
+    if (!this.#models.length) return ["filter", "Tick a model in the list first."];
+    if (this.#models.some((model) => !readsImages(model)) && !find("text").value.trim()) return ["text", "Type a text first."];
+    if (this.#models.some(readsImages) && !this.#picture) return ["picture", "Choose a picture first."];
+    return null;
+  }
+
+  async #pick() {
+    const [file] = find("picture").files;
+    this.#picture = null;
+    try {
+      if (file) this.#picture = await readPicture(file);
+      say(find("answers-status"), "");
+    } catch (error) {
+      say(find("answers-status"), error.message);
+    }
+    find("preview").hidden = !this.#picture;
+    if (this.#picture) find("preview").src = this.#picture;
+  }
+
+  #chip(model) {
+    return element(
+      "li",
+      {},
+      element("bdi", {}, model.id),
+      element("button", { type: "button", "aria-label": `Do not ask ${model.id}`, click: () => this.#drop(model) }, "×"),
+    );
+  }
+
+  #drop(model) {
+    const place = this.#models.indexOf(model);
+    this.onUntick(model.id);
+    const left = find("chosen").querySelectorAll("button");
+    (left[Math.min(place, left.length - 1)] ?? find("text")).focus();
+  }
+}
