@@ -1,7 +1,7 @@
 """What side-branches cost: one graph with 8 adapters of rank 8 on all 36 projections of MiniLM, against a merged model.
 
 Contestants, each in a process of its own pinned to the same cores, in alternating order: the merged bundle (optimised
-alike, onnxruntime called directly); the graph with branches through ``AdapterSession`` with no adapter, one adapter, a
+alike, onnxruntime called directly) and the same file with onnxruntime's defaults; the graph with branches through ``AdapterSession`` with no adapter, one adapter, a
 different adapter for every row, in a steady and in a changing mix; the same with 1,000 adapters registered; an adapter
 and the base with graphs of their own (``AdapterSession.dedicate``); and PEFT's ``adapter_names`` with the same mix.
 Everything that a caller pays is inside the time: finding the adapters, filling the slots, moving the rows.
@@ -200,6 +200,17 @@ def _merged(work: Path) -> Callable[[Inputs], object]:
     return lambda inputs: session.run(None, inputs)
 
 
+def _merged_by_default(work: Path) -> Callable[[Inputs], object]:
+    """The merged graph as onnxruntime opens it by itself, with additions and norms fused."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    model = str(Bundle.open(work / "merged", check_files=False).model_path)
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return lambda inputs: session.run(None, inputs)
+
+
 def _branches(
     work: Path, use: str, *, registered: int = ADAPTERS, dedicated: bool = False, bundle_name: str = "branches"
 ) -> Callable[[Inputs], object]:
@@ -260,6 +271,7 @@ def _peft(work: Path) -> Callable[[Inputs], object]:
 
 CONTESTANTS: dict[str, Callable[[Path], Callable[[Inputs], object]]] = {
     "merged": _merged,
+    "merged, onnxruntime's defaults": _merged_by_default,
     "no adapter": partial(_branches, use="none"),
     "no adapter, graph of its own": partial(_branches, use="none", dedicated=True),
     "one adapter": partial(_branches, use="one"),

@@ -129,6 +129,8 @@ def summarise(work: Path, seconds: float) -> dict[str, Any]:
             "evaluation": manifest["verification"]["evaluation"],
             "bench": json.loads((work / f"{name}-bench.json").read_text())["rows"],
         }
+    report = json.loads((work / "both" / "manifest.json").read_text())["verification"]
+    summary["both"] = {key: report[key] for key in ("base", "adapters", "mixed")}
     return summary
 
 

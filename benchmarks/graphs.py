@@ -30,9 +30,9 @@ from deploy.export.precision import lower_precision
 from deploy.export.torch_export import export_torch
 from deploy.preprocess import Arrays, Preprocessor
 from deploy.providers import create_session
+from deploy.verify.answers import torch_logits
 from deploy.verify.cases import make_cases, sample_inputs
 from deploy.verify.compare import compare
-from deploy.verify.sources import torch_logits
 from rmlora.models import load_processor, load_task_model
 from rmlora.tasks import get_task
 

@@ -4,34 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
-from peft import LoraConfig, get_peft_model
+import numpy as np
+import numpy.typing as npt
 
+from converters.graph.slots import Slots
 from rmlora.models import load_task_model
 from rmlora.package import write_metadata
 from rmlora.tasks import get_task
 
-__all__ = ["PROJECTIONS", "save_random_adapter"]
+__all__ = ["PROJECTIONS", "draw_arrays", "save_random_adapter"]
 
 PROJECTIONS = {
     "text-classification": ("query", "key", "value", "dense"),
+    "feature-extraction": ("query", "key", "value", "dense"),
     "image-classification": ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2", "projection"),
 }
 """Task → the projections of MiniLM (36) and of DINOv2-small (73)."""
 
 
 def save_random_adapter(
-    base: Path, task: str, directory: Path, *, rank: int, labels: Sequence[str], seed: int, size: float = 0.05
+    base: Path, task: str, directory: Path, *, rank: int, labels: Sequence[str] = (), seed: int, size: float = 0.05
 ) -> Path:
-    """Save an adapter of all projections with a head of its own, every factor drawn from ``seed``; return ``directory``."""
+    """Save an adapter of all projections, every factor drawn from ``seed``, with a head if there are labels; return ``directory``."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
     torch.manual_seed(seed)
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,
         target_modules=list(PROJECTIONS[task]),
         exclude_modules=["pooler.dense", "bert.pooler.dense"],
-        modules_to_save=["classifier"],
+        modules_to_save=["classifier"] if labels else None,
         task_type=get_task(task).peft_task_type,
     )
     adapted = get_peft_model(load_task_model(base, get_task(task), labels).model, config)
@@ -42,3 +48,17 @@ def save_random_adapter(
     adapted.save_pretrained(directory)
     write_metadata(directory, {"task": task, "labels": list(labels)})
     return directory
+
+
+def draw_arrays(
+    slots: Slots, rng: np.random.Generator, *, rank: int, labels: int, size: float = 0.05
+) -> dict[str, npt.NDArray[Any]]:
+    """Return what a graph takes for a random adapter, float32, without any package on the way."""
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for slot in slots.modules:
+        arrays[slot.lora_A] = rng.normal(0, size, (1, slot.fan_in, rank)).astype(np.float32)
+        arrays[slot.lora_B] = rng.normal(0, size, (1, rank, slot.fan_out)).astype(np.float32)
+    for head in slots.heads:
+        arrays[head.weight] = rng.normal(0, 0.5, (1, head.fan_in, labels)).astype(np.float32)
+        arrays[head.bias] = rng.normal(0, 0.5, (1, labels)).astype(np.float32)
+    return arrays

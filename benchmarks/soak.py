@@ -27,6 +27,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks.assets import minilm
 from benchmarks.branches import random_inputs
+from benchmarks.random_adapters import draw_arrays
 from benchmarks.results import environment, write_result
 from converters.graph.onnx_adapter import read_onnx_adapter, write_onnx_adapter
 from deploy.bench.machine import resident_mb
@@ -42,8 +43,6 @@ TOLERANCE = 1e-4
 GROWTH_MB = 20.0
 """What memory may grow by between the second and the last quarter of the time."""
 
-Arrays = dict[str, npt.NDArray[Any]]
-
 
 class Soak:
     """The session under test, what every adapter must answer, and what has been counted."""
@@ -57,7 +56,9 @@ class Soak:
         self.expected: dict[tuple[str, float], npt.NDArray[Any]] = {}
         plain = bundle.session(threads=2)
         for seed, (name, file) in enumerate(self.files.items()):
-            arrays = self._draw(seed)
+            rng = np.random.default_rng(seed)
+            rank, labels = int(rng.integers(1, 17)), int(rng.integers(2, 8))
+            arrays = draw_arrays(self.session.slots, rng, rank=rank, labels=labels)
             write_onnx_adapter(file, arrays)
             for strength in STRENGTHS:
                 scaled = {
@@ -69,18 +70,6 @@ class Soak:
         self.problems: list[str] = []
         self.memory: list[float] = []
         self._lock = threading.Lock()
-
-    def _draw(self, seed: int) -> Arrays:
-        rng = np.random.default_rng(seed)
-        rank, labels = int(rng.integers(1, 17)), int(rng.integers(2, 8))
-        arrays: Arrays = {}
-        for slot in self.session.slots.modules:
-            arrays[slot.lora_A] = rng.normal(0, 0.05, (1, slot.fan_in, rank)).astype(np.float32)
-            arrays[slot.lora_B] = rng.normal(0, 0.05, (1, rank, slot.fan_out)).astype(np.float32)
-        for head in self.session.slots.heads:
-            arrays[head.weight] = rng.normal(0, 0.5, (1, head.fan_in, labels)).astype(np.float32)
-            arrays[head.bias] = rng.normal(0, 0.5, (1, labels)).astype(np.float32)
-        return arrays
 
     def load(self, name: str) -> None:
         """Register an adapter."""

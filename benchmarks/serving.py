@@ -1,0 +1,167 @@
+"""A server with 1,000 adapters under load, against the same load on one merged model.
+
+Both servers are ``rmlora-deploy serve``, the load is ``rmlora-deploy loadtest``: 16 clients in a closed loop, one text
+a request, Zipf 1.0 over 1,000 adapters of rank 8 on all 36 projections of MiniLM, a bank of 64. They take turns, each
+in processes of its own; server and clients share the machine. Every answer is held against what the adapter
+answers alone, computed beforehand without a server. Both compute two batches at once, on a core each, which is the better setting
+for both.
+
+    python -m benchmarks.serving               # writes benchmarks/results/serving.json, about 10 minutes
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.assets import minilm
+from benchmarks.random_adapters import draw_arrays, save_random_adapter
+from benchmarks.results import environment, write_result
+from converters.graph.onnx_adapter import write_onnx_adapter
+from deploy.bundle import Bundle
+from deploy.predict import to_prediction
+from deploy.verify.cases import TEXTS
+from rmlora.storage import sha256_file, write_json
+
+WORKERS = 2
+LABELS, RANK, LENGTH = ("no", "yes"), 8, 32
+TOLERANCE = 1e-4
+"""Of a probability; batches add float32 in another order."""
+
+
+def main() -> None:
+    """Make the bundles, load both servers in turns, print and write the figures; exit 1 for a wrong answer or an error."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each server (default %(default)s)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of one turn (default %(default)s)")
+    parser.add_argument("--adapters", type=int, default=1000, help="registered adapters (default %(default)s)")
+    parser.add_argument("--bank", type=int, default=64, help="adapters in memory (default %(default)s)")
+    parser.add_argument("--clients", type=int, default=16, help="closed-loop clients (default %(default)s)")
+    parser.add_argument("--work", type=Path, help="keep bundles here (default: a temporary directory)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        work = options.work or Path(scratch)
+        make_bundles(work, options.adapters)
+        runs: dict[str, list[dict[str, Any]]] = {"merged": [], "branches": []}
+        for number in range(options.rounds):
+            for name in list(runs) if number % 2 == 0 else reversed(list(runs)):
+                runs[name].append(load(work, name, options))
+                shown = runs[name][-1]
+                print(
+                    f"{name:9} {shown['requests_per_second']:7.1f}/s  p99 {shown['latency_ms']['p99']:6.1f} ms",
+                    flush=True,
+                )
+    pairs = list(zip(runs["branches"], runs["merged"], strict=True))
+    result = {
+        "environment": environment(),
+        "settings": {key: value for key, value in vars(options).items() if key != "work"},
+        "throughput_ratio": statistics.median(
+            ours["requests_per_second"] / merged["requests_per_second"] for ours, merged in pairs
+        ),
+        "p99_ratio": statistics.median(
+            ours["latency_ms"]["p99"] / merged["latency_ms"]["p99"] for ours, merged in pairs
+        ),
+        "errors": sum(sum(run["errors"].values()) for run in runs["branches"]),
+        "wrong": sum(run["wrong"] for run in runs["branches"]),
+        "runs": runs,
+    }
+    print(json.dumps({key: result[key] for key in ("throughput_ratio", "p99_ratio", "errors", "wrong")}))
+    print(write_result("serving", result))
+    sys.exit(1 if result["errors"] or result["wrong"] else 0)
+
+
+def make_bundles(work: Path, adapters: int) -> None:
+    """Export a merged bundle and one with branches, fill the latter with random adapters and write what they must answer."""
+    if not (work / "merged").is_dir():
+        save_random_adapter(minilm(), "text-classification", work / "a0", rank=RANK, labels=LABELS, seed=0, size=0.02)
+        _run("export", minilm(), "--adapter", work / "a0", "--output", work / "merged", "--no-verify")
+        flags = ("--mode", "branches", "--adapter", f"a0={work / 'a0'}", "--output", work / "branches", "--no-verify")
+        _run("export", minilm(), *flags)
+    bundle = Bundle.open(work / "branches", check_files=False)
+    slots, entry = bundle.slots(), bundle.adapters["a0"]
+    entries = {}
+    for number in range(adapters):
+        name = f"a{number}"
+        file = f"adapters/{name}.onnx_adapter"
+        if number and not (bundle.path / file).is_file():
+            rng = np.random.default_rng(number)
+            arrays = draw_arrays(slots, rng, rank=RANK, labels=len(LABELS), size=0.02)
+            write_onnx_adapter(bundle.path / file, arrays)
+        digest = sha256_file(bundle.path / file)
+        entries[name] = {**entry, "file": file, "files": {file: digest}, "sha256": digest, "max_length": LENGTH}
+    bundle.manifest["adapters"] = entries
+    bundle.save_manifest()
+    session = bundle.adapter_session()
+    inputs = bundle.preprocessor("a0")(TEXTS)
+    write_reference(work / "branches.json", {name: session.run(inputs, name) for name in entries}, bundle)
+    merged = Bundle.open(work / "merged", check_files=False)
+    answers = merged.session().run(None, merged.preprocessor()(TEXTS))[0]
+    write_reference(work / "merged.json", {"merged": list(answers)}, merged)
+
+
+def write_reference(path: Path, logits: dict[str, list[np.ndarray]], bundle: Bundle) -> None:
+    """Write right answers as ``loadtest --reference`` reads them."""
+    answers = {}
+    for name, rows in logits.items():
+        predictions = [dict(to_prediction(row, LABELS, bundle).ranking) for row in rows]
+        answers[name] = [[shares[label] for label in LABELS] for shares in predictions]
+    write_json(path, {"texts": list(TEXTS), "answers": answers, "tolerance": TOLERANCE})
+
+
+def load(work: Path, name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Start a server, put it under load and return the load test's figures with the server's own."""
+    with server(work / name, "--bank", str(options.bank), "--workers", str(WORKERS), "--threads", "1") as url:
+        models = [
+            part for model in json.loads((work / f"{name}.json").read_text())["answers"] for part in ("--model", model)
+        ]
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "deploy", "loadtest", url, "--json", "--reference", str(work / f"{name}.json"),
+                "--seconds", str(options.seconds), "--clients", str(options.clients), *models,
+            ],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False,
+        )  # fmt: skip
+        metrics = urllib.request.urlopen(f"{url}/metrics").read().decode()  # noqa: S310 - our own server
+    bank = dict(re.findall(r'rmlora_bank_total\{bundle="\w+",event="(\w+)"\} ([\d.e+]+)', metrics))
+    return {**json.loads(done.stdout), "bank": {event: float(count) for event, count in bank.items()}}
+
+
+@contextmanager
+def server(*arguments: str | Path) -> Iterator[str]:
+    """Run ``rmlora-deploy serve`` on a free port and yield its address."""
+    command = [sys.executable, "-m", "deploy", "serve", *map(str, arguments), "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if found := re.search(r"http://[\d.:]+", line):
+                break
+        else:
+            raise RuntimeError("the server did not start")
+        threading.Thread(target=process.stderr.read, daemon=True).start()  # its log, which would fill the pipe
+        yield found.group()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+def _run(*words: str | Path) -> None:
+    subprocess.run([sys.executable, "-m", "deploy", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    main()
