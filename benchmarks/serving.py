@@ -1,7 +1,8 @@
 """A server with 1,000 adapters under load, against the same load on one merged model.
 
 Both servers are ``rmlora-deploy serve``, the load is ``rmlora-deploy loadtest``: 16 clients in a closed loop, one text
-a request, Zipf 1.0 over 1,000 adapters of rank 8 on all 36 projections of MiniLM, a bank of 64. They take turns, each
+a request, Zipf 1.0 over 1,000 adapters of rank 8 on all 36 projections of MiniLM, a bank of 64. The texts are messages,
+questions, tweets and sentences of reviews, 22 tokens on average. They take turns, each
 in processes of its own; server and clients share the machine. Every answer is held against what the adapter
 answers alone, computed beforehand without a server. Both compute two batches at once, on a core each, which is the better setting
 for both.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import re
 import signal
 import statistics
@@ -30,15 +32,16 @@ import numpy as np
 
 from benchmarks.assets import minilm
 from benchmarks.random_adapters import draw_arrays, save_random_adapter
+from benchmarks.realdata import movie_reviews, sms_spam, trec, tweets
 from benchmarks.results import environment, write_result
 from converters.graph.onnx_adapter import write_onnx_adapter
 from deploy.bundle import Bundle
 from deploy.predict import to_prediction
-from deploy.verify.cases import TEXTS
 from rmlora.storage import sha256_file, write_json
 
 WORKERS = 2
-LABELS, RANK, LENGTH = ("no", "yes"), 8, 32
+LABELS, RANK, LENGTH = ("no", "yes"), 8, 128
+TEXTS_OF_EACH = 6
 TOLERANCE = 1e-4
 """Of a probability; batches add float32 in another order."""
 
@@ -106,20 +109,27 @@ def make_bundles(work: Path, adapters: int) -> None:
     bundle.manifest["adapters"] = entries
     bundle.save_manifest()
     session = bundle.adapter_session()
-    inputs = bundle.preprocessor("a0")(TEXTS)
-    write_reference(work / "branches.json", {name: session.run(inputs, name) for name in entries}, bundle)
+    texts = real_texts()
+    inputs = bundle.preprocessor("a0")(texts)
+    write_reference(work / "branches.json", texts, {name: session.run(inputs, name) for name in entries}, bundle)
     merged = Bundle.open(work / "merged", check_files=False)
-    answers = merged.session().run(None, merged.preprocessor()(TEXTS))[0]
-    write_reference(work / "merged.json", {"merged": list(answers)}, merged)
+    answers = merged.session().run(None, merged.preprocessor()(texts))[0]
+    write_reference(work / "merged.json", texts, {"merged": list(answers)}, merged)
 
 
-def write_reference(path: Path, logits: dict[str, list[np.ndarray]], bundle: Bundle) -> None:
+def real_texts() -> list[str]:
+    """Return texts of every length that people write, as many of each set of data."""
+    draw = random.Random(0)
+    return [text for read in (sms_spam, trec, tweets, movie_reviews) for text, _ in draw.sample(read(), TEXTS_OF_EACH)]
+
+
+def write_reference(path: Path, texts: list[str], logits: dict[str, list[np.ndarray]], bundle: Bundle) -> None:
     """Write right answers as ``loadtest --reference`` reads them."""
     answers = {}
     for name, rows in logits.items():
         predictions = [dict(to_prediction(row, LABELS, bundle).ranking) for row in rows]
         answers[name] = [[shares[label] for label in LABELS] for shares in predictions]
-    write_json(path, {"texts": list(TEXTS), "answers": answers, "tolerance": TOLERANCE})
+    write_json(path, {"texts": texts, "answers": answers, "tolerance": TOLERANCE})
 
 
 def load(work: Path, name: str, options: argparse.Namespace) -> dict[str, Any]:

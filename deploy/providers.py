@@ -69,6 +69,7 @@ def create_session(
     provider: str = "cpu",
     *,
     threads: int | None = None,
+    memory_pattern: bool = True,
     options: ort.SessionOptions | None = None,
 ) -> ort.InferenceSession:
     """Open ``model`` on exactly the provider asked for (operators it lacks may still run on the CPU).
@@ -76,6 +77,7 @@ def create_session(
     Args:
         model: path of an ONNX file, or a serialised model.
         threads: intra-op threads; None lets ONNX Runtime choose.
+        memory_pattern: plan memory for input shapes that were seen before; with many inputs that costs more than it saves.
         options: session options to start from; log severity is raised to errors unless they are given.
 
     Raises:
@@ -96,6 +98,7 @@ def create_session(
         options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
+    options.enable_mem_pattern = options.enable_mem_pattern and memory_pattern
     if isinstance(model, Path) and not model.is_file():
         raise InputError(f"ONNX model not found: {model} does not exist.")
     chain = [(wanted.ort_name, dict(wanted.options))]

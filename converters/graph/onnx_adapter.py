@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -21,11 +21,9 @@ from converters.graph.blocks import Blocks
 from rmlora.errors import InputError, require
 from rmlora.storage import atomic_file
 
-__all__ = ["read_onnx_adapter", "write_onnx_adapter"]
+__all__ = ["AdapterArrays", "Entry", "Layout", "read_onnx_adapter", "write_onnx_adapter"]
 
 AnyArray = npt.NDArray[Any]
-_Entry: TypeAlias = "tuple[str, int, int, np.dtype[Any], tuple[int, ...]]"
-"""Name, first byte, byte after the last, type and shape of an array."""
 
 _IDENTIFIER = b"TORT"
 """Bytes 4 to 8 of such a file."""
@@ -64,8 +62,8 @@ def write_onnx_adapter(path: Path, arrays: Mapping[str, AnyArray]) -> None:
         made.export_adapter(str(temporary))
 
 
-def read_onnx_adapter(path: Path) -> dict[str, AnyArray]:
-    """Return what :func:`write_onnx_adapter` wrote to ``path``; the arrays share one block of memory.
+def read_onnx_adapter(path: Path) -> AdapterArrays:
+    """Return what :func:`write_onnx_adapter` wrote to ``path``.
 
     Read here and not by onnxruntime, whose reader maps the file, and into memory that is used again: a bank that takes and
     drops adapters all the time would else pay for page faults, several times what reading costs.
@@ -77,11 +75,11 @@ def read_onnx_adapter(path: Path) -> dict[str, AnyArray]:
     try:
         layout = _layouts.get(len(content))
         if layout is None or not layout.fits(content):
-            layout = _Layout.of(content)
+            layout = Layout.of(content)
             if len(_layouts) >= _KNOWN:
                 _layouts.clear()
             _layouts[len(content)] = layout
-        return {name: np.ndarray(shape, dtype, content, start) for name, start, _, dtype, shape in layout.entries}
+        return AdapterArrays(content, layout)
     except (struct.error, ValueError, IndexError, KeyError, OverflowError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{path} cannot be read as an .onnx_adapter file ({reason}): add the adapter again.") from None
@@ -104,21 +102,33 @@ def _read(path: Path) -> npt.NDArray[np.uint8]:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from None
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """What lies where in a file; adapters of one graph and rank differ in the arrays' content only."""
+class Entry(NamedTuple):
+    """Where an array lies in a file, and what it is."""
 
-    entries: list[_Entry]
-    gaps: list[slice]
+    start: int
+    """Its first byte."""
+    stop: int
+    """The byte after its last."""
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What lies where in a file; adapters of one graph and rank differ in the arrays' content only, and share it."""
+
+    entries: Mapping[str, Entry]
+    gaps: Sequence[slice]
     """All that is not an array's content."""
     skeleton: bytes
     """What lies in the gaps."""
 
     @classmethod
-    def of(cls, content: npt.NDArray[np.uint8]) -> _Layout:
+    def of(cls, content: npt.NDArray[np.uint8]) -> Layout:
         """Find out; errors as those of :func:`_entries`."""
-        entries = list(_entries(content))
-        starts, stops = sorted(entry[1] for entry in entries), sorted(entry[2] for entry in entries)
+        entries = dict(_entries(content))
+        starts = sorted(entry.start for entry in entries.values())
+        stops = sorted(entry.stop for entry in entries.values())
         if any(start < stop for start, stop in zip(starts[1:], stops, strict=False)):
             raise ValueError("arrays overlap")
         gaps = [slice(begin, end) for begin, end in zip([0, *stops], [*starts, len(content)], strict=True)]
@@ -129,16 +139,38 @@ class _Layout:
         return _within(content, self.gaps) == self.skeleton
 
 
-def _within(content: npt.NDArray[np.uint8], parts: list[slice]) -> bytes:
-    return b"".join([content[part].tobytes() for part in parts])
+class AdapterArrays(Mapping[str, AnyArray]):
+    """The arrays of a file by name, in one block of memory; a view of it is made whenever one is asked for."""
+
+    def __init__(self, content: npt.NDArray[np.uint8], layout: Layout) -> None:
+        self.layout = layout
+        self.data: memoryview = content.data
+        """The whole file. What is copied from here is copied without the interpreter's lock being let go of."""
+        self._content = content
+
+    def __getitem__(self, name: str) -> AnyArray:
+        start, _, dtype, shape = self.layout.entries[name]
+        array: AnyArray = np.ndarray(shape, dtype, self._content, start)
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layout.entries)
+
+    def __len__(self) -> int:
+        return len(self.layout.entries)
+
+
+def _within(content: npt.NDArray[np.uint8], parts: Sequence[slice]) -> bytes:
+    data = content.data
+    return b"".join([data[part] for part in parts])
 
 
 _KNOWN = 64
-_layouts: dict[int, _Layout] = {}
+_layouts: dict[int, Layout] = {}
 """Length of a file → the layout last seen; reading one takes a hundred times as long as recognising it."""
 
 
-def _entries(content: npt.NDArray[np.uint8]) -> Iterator[_Entry]:
+def _entries(content: npt.NDArray[np.uint8]) -> Iterator[tuple[str, Entry]]:
     """Yield what lies where in a flatbuffer of onnxruntime's ``adapter_schema.fbs``.
 
     A table begins with the distance back to its vtable, which holds the place of every field; the root table's fourth
@@ -174,4 +206,4 @@ def _entries(content: npt.NDArray[np.uint8]) -> Iterator[_Entry]:
             raise ValueError("it is cut short")
         if length != math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
             raise ValueError(f"'{name}' has {length} bytes, which its shape {list(shape)} does not fit")
-        yield name, first, first + length, dtype, shape
+        yield name, Entry(first, first + length, dtype, shape)

@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy.typing as npt
@@ -38,7 +39,7 @@ class Resident:
     bound: list[BoundSlots] = field(default_factory=list)
     """Bindings of its arrays that no run uses at the moment."""
 
-    @property
+    @cached_property
     def rank(self) -> int:
         """The largest rank of its modules."""
         return max((array.shape[2] for name, array in self.arrays.items() if name.endswith(".lora_A")), default=0)
@@ -128,10 +129,10 @@ class Bank:
             return kept
 
     def _evict(self) -> None:
-        for name in list(self._resident):
-            if len(self._resident) <= self._slots:
-                return
-            if name not in self._pinned:
+        more = len(self._resident) - self._slots
+        if more > 0:
+            evictable = (name for name in self._resident if name not in self._pinned)
+            for name in list(itertools.islice(evictable, more)):
                 del self._resident[name]
                 self.evictions += 1
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
+from converters.graph.onnx_adapter import AdapterArrays, Layout
 from deploy.runtime.bank import Resident
 from deploy.runtime.binding import BoundSlots
 
@@ -34,19 +36,6 @@ class Occupant:
         return (self.resident.number, self.strength) if self.resident is not None else (0, 1.0)
 
 
-class _Part:
-    """A place's part of a slot's buffer."""
-
-    def __init__(self, slot: str, array: AnyArray) -> None:
-        self.slot, self.array = slot, array
-        self.kind = slot.rpartition(".")[2]
-        self.shape = (1, *array.shape)
-        """Of an adapter's array that fills it."""
-        self.content = array.reshape(-1).view(np.uint8).data
-        """Its bytes. Written through this, an array is copied without the interpreter's lock being let go of: that is done for
-        each of a hundred small arrays else, and to get it back can take longer than the copy."""
-
-
 class Lane:
     """Places for ``rows`` rows; one run at a time.
 
@@ -62,7 +51,12 @@ class Lane:
         self._defaults = defaults
         self._held: list[tuple[int, float]] = [(0, 1.0)] * rows
         self.arrays = {name: self._empty(name, default) for name, default in defaults.items()}
-        self._places = [[_Part(name, buffer[place]) for name, buffer in self.arrays.items()] for place in range(rows)]
+        self._bytes = [
+            [buffer[place].reshape(-1).view(np.uint8).data for buffer in self.arrays.values()] for place in range(rows)
+        ]
+        """Place → every slot's part of it. Written through these, an array is copied without the interpreter's lock being let
+        go of: numpy does that for each of a hundred small arrays, and to get it back can take longer than the copy."""
+        self._spans: WeakKeyDictionary[Layout, list[slice] | None] = WeakKeyDictionary()
         self.bound: dict[int, BoundSlots] = {}
         """Rows of a run → the binding of that many places."""
         self.copies = 0
@@ -98,13 +92,32 @@ class Lane:
 
     def _write(self, place: int, occupant: Occupant) -> None:
         given = occupant.resident.arrays if occupant.resident is not None else {}
-        for part in self._places[place]:
-            name, kind, target = part.slot, part.kind, part.array
-            source = given.get(name)
-            if source is not None and source.shape == part.shape and occupant.strength == 1.0:
-                # most writes are this one
-                part.content[:] = source.reshape(-1).view(np.uint8).data
-            elif kind == "lora_A":
+        spans = self._filling(given.layout) if isinstance(given, AdapterArrays) and occupant.strength == 1.0 else None
+        if spans is not None and isinstance(given, AdapterArrays):  # most writes are this one
+            for part, span in zip(self._bytes[place], spans, strict=True):
+                part[:] = given.data[span]
+        else:
+            self._write_parts(place, given, occupant.strength)
+        self._held[place] = occupant.key
+        self.copies += 1
+
+    def _filling(self, layout: Layout) -> list[slice] | None:
+        """Return where the slots' arrays lie in files of this layout, if they fill a place."""
+        if layout not in self._spans:
+            entries = [layout.entries.get(name) for name in self.arrays]
+            fits = [
+                entry is not None and entry.shape == (1, *buffer.shape[1:])
+                for entry, buffer in zip(entries, self.arrays.values(), strict=True)
+            ]
+            spans = [slice(entry.start, entry.stop) for entry in entries if entry is not None]
+            self._spans[layout] = spans if all(fits) else None
+        return self._spans[layout]
+
+    def _write_parts(self, place: int, given: Mapping[str, AnyArray], strength: float) -> None:
+        """Write what does not fill the place, or not as it is."""
+        for name, buffer in self.arrays.items():
+            kind, target, source = name.rpartition(".")[2], buffer[place], given.get(name)
+            if kind == "lora_A":
                 if source is not None:  # where there is none, a zero B makes it void
                     rank = source.shape[2]
                     target[:, :rank] = source[0]
@@ -112,12 +125,10 @@ class Lane:
             elif kind == "lora_B":
                 rank = source.shape[1] if source is not None else 0
                 if source is not None:
-                    np.multiply(source[0], occupant.strength, out=target[:rank])
+                    np.multiply(source[0], strength, out=target[:rank])
                 target[rank:] = 0
             else:
                 source = self._defaults[name] if source is None else source
                 width = source.shape[-1]
                 target[..., :width] = source[0]
                 target[..., width:] = 0
-        self._held[place] = occupant.key
-        self.copies += 1

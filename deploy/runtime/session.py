@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from converters.graph.base_head import base_head
 from converters.graph.dedicated import dedicate
 from converters.graph.file import load_model, save_model
+from converters.graph.onnx_adapter import AdapterArrays, Layout
 from converters.graph.slots import Slots, read_slots
 from deploy.providers import create_session, get_provider
 from deploy.runtime.bank import Bank, Loader, Resident
@@ -68,7 +70,7 @@ class AdapterSession:
             InputError: the file cannot be read or has no slots.
             ProviderError: the provider is absent or does not start.
         """
-        self._session = create_session(model, provider, threads=threads)
+        self._session = create_session(model, provider, threads=threads, memory_pattern=False)
         self._model, self._provider, self._threads = model, provider, threads
         self._dedicated: dict[int, ort.InferenceSession] = {}
         """Number of a resident adapter → a graph of its own."""
@@ -82,6 +84,8 @@ class AdapterSession:
         """Whether rows of the base can stand among others: a quantised head of its own cannot be fed to them."""
         self._defaults = self._read_defaults(model)
         self._required = {slot: _required(slot, default) for slot, default in self._defaults.items()}
+        self._known: WeakSet[Layout] = WeakSet()
+        """Layouts of adapter files whose arrays fit the slots."""
         self._heads = [head.module for head in self.slots.heads]
         self._fresh = next((head.module for head in self.slots.heads if not head.in_base), None)
         self._lanes = threading.BoundedSemaphore(lanes)
@@ -259,6 +263,9 @@ class AdapterSession:
         return int(np.asarray(inputs[self._inputs[0]]).shape[0])
 
     def _checked(self, name: str, arrays: Mapping[str, AnyArray]) -> Mapping[str, AnyArray]:
+        layout = arrays.layout if isinstance(arrays, AdapterArrays) else None
+        if layout is not None and layout in self._known:
+            return arrays
         unknown = sorted(set(arrays) - set(self._defaults))
         if unknown:
             raise InputError(
@@ -272,6 +279,8 @@ class AdapterSession:
                     f"Adapter '{name}' has '{slot}' as {array.dtype} {list(array.shape)}, the graph takes {default.dtype} "
                     f"{list(default.shape)} (rows, ranks and labels may differ): it is of another graph."
                 )
+        if layout is not None:
+            self._known.add(layout)
         return arrays
 
     def _labels(self, resident: Resident | None) -> int | None:
