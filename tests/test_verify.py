@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 
 from converters.graph import file as graph_file
-from converters.graph.attention import open_attention
+from converters.graph.attention import open_attention, split_attention
 from deploy.bundle import Bundle
 from deploy.export.pipeline import export_bundle
 from deploy.export.settings import ExportSettings
@@ -83,15 +84,29 @@ def test_int8_reaches_inside_fused_attention_and_spares_the_head(tmp_path: Path)
     assert len(head) == 1
 
 
-def test_opened_attention_computes_the_same(copied: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("opened", "opset", "operator"),
+    [
+        (open_attention, 20, ("com.microsoft", "MultiHeadAttention")),
+        (split_attention, 20, ("", "Attention")),
+        (split_attention, 19, ("com.microsoft", "MultiHeadAttention")),  # too old to become 23
+    ],
+)
+def test_opened_attention_computes_the_same(
+    copied: Path, opened: Callable[[ir.Model], int], opset: int, operator: tuple[str, str]
+) -> None:
     bundle = Bundle.open(copied / "bundle")
     expected = logits(bundle)
     model = ir.load(bundle.model_path)
-    assert open_attention(model) == 2
+    model.graph.opset_imports[""] = opset
+    assert opened(model) == 2
+    assert [(node.domain, node.op_type) for node in model.graph if "Attention" in node.op_type] == [operator] * 2
+    assert model.graph.opset_imports[""] == (23 if operator[0] == "" else opset)
     graph_file.save_model(model, bundle.model_path)
+    onnx.checker.check_model(bundle.model_path, full_check=False)
     for a, b in zip(expected, logits(bundle), strict=True):
         np.testing.assert_allclose(b, a, atol=1e-6)
-    assert open_attention(model) == 0
+    assert opened(model) == 0
 
 
 def accept(bundle: Bundle) -> None:
