@@ -28,7 +28,7 @@ from playwright.sync_api import Page
 from benchmarks.assets import minilm
 from benchmarks.demo import PROJECTIONS
 from benchmarks.realdata import DATASETS, write_splits
-from benchmarks.serving import server
+from benchmarks.served import server
 from tests.browser import chromium
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"

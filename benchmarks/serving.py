@@ -16,15 +16,11 @@ import argparse
 import json
 import random
 import re
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +30,7 @@ from benchmarks.assets import minilm
 from benchmarks.random_adapters import draw_arrays, save_random_adapter
 from benchmarks.realdata import movie_reviews, sms_spam, trec, tweets
 from benchmarks.results import environment, write_result
+from benchmarks.served import load, make_parser, server, settings_of, take_turns
 from converters.graph.onnx_adapter import write_onnx_adapter
 from deploy.bundle import Bundle
 from deploy.predict import to_prediction
@@ -48,30 +45,20 @@ TOLERANCE = 1e-4
 
 def main() -> None:
     """Make the bundles, load both servers in turns, print and write the figures; exit 1 for a wrong answer or an error."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each server (default %(default)s)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of one turn (default %(default)s)")
-    parser.add_argument("--adapters", type=int, default=1000, help="registered adapters (default %(default)s)")
-    parser.add_argument("--bank", type=int, default=64, help="adapters in memory (default %(default)s)")
-    parser.add_argument("--clients", type=int, default=16, help="closed-loop clients (default %(default)s)")
-    parser.add_argument("--work", type=Path, help="keep bundles here (default: a temporary directory)")
-    options = parser.parse_args()
+    options = make_parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         work = options.work or Path(scratch)
         make_bundles(work, options.adapters)
-        runs: dict[str, list[dict[str, Any]]] = {"merged": [], "branches": []}
-        for number in range(options.rounds):
-            for name in list(runs) if number % 2 == 0 else reversed(list(runs)):
-                runs[name].append(load(work, name, options))
-                shown = runs[name][-1]
-                print(
-                    f"{name:9} {shown['requests_per_second']:7.1f}/s  p99 {shown['latency_ms']['p99']:6.1f} ms",
-                    flush=True,
-                )
+        runs = take_turns(
+            ("merged", "branches"),
+            options.rounds,
+            lambda name: run(work, name, options),
+            lambda run: f"{run['requests_per_second']:7.1f}/s  p99 {run['latency_ms']['p99']:6.1f} ms",
+        )
     pairs = list(zip(runs["branches"], runs["merged"], strict=True))
     result = {
         "environment": environment(),
-        "settings": {key: value for key, value in vars(options).items() if key != "work"},
+        "settings": settings_of(options),
         "throughput_ratio": statistics.median(
             ours["requests_per_second"] / merged["requests_per_second"] for ours, merged in pairs
         ),
@@ -132,41 +119,13 @@ def write_reference(path: Path, texts: list[str], logits: dict[str, list[np.ndar
     write_json(path, {"texts": texts, "answers": answers, "tolerance": TOLERANCE})
 
 
-def load(work: Path, name: str, options: argparse.Namespace) -> dict[str, Any]:
+def run(work: Path, name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Start a server, put it under load and return the load test's figures with the server's own."""
     with server(work / name, "--bank", str(options.bank), "--workers", str(WORKERS), "--threads", "1") as url:
-        models = [
-            part for model in json.loads((work / f"{name}.json").read_text())["answers"] for part in ("--model", model)
-        ]
-        done = subprocess.run(
-            [
-                sys.executable, "-m", "deploy", "loadtest", url, "--json", "--reference", str(work / f"{name}.json"),
-                "--seconds", str(options.seconds), "--clients", str(options.clients), *models,
-            ],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False,
-        )  # fmt: skip
+        figures = load(url, work / f"{name}.json", options)
         metrics = urllib.request.urlopen(f"{url}/metrics").read().decode()  # noqa: S310 - our own server
     bank = dict(re.findall(r'rmlora_bank_total\{bundle="\w+",event="(\w+)"\} ([\d.e+]+)', metrics))
-    return {**json.loads(done.stdout), "bank": {event: float(count) for event, count in bank.items()}}
-
-
-@contextmanager
-def server(*arguments: str | Path) -> Iterator[str]:
-    """Run ``rmlora-deploy serve`` on a free port and yield its address."""
-    command = [sys.executable, "-m", "deploy", "serve", *map(str, arguments), "--port", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if found := re.search(r"http://[\d.:]+", line):
-                break
-        else:
-            raise RuntimeError("the server did not start")
-        threading.Thread(target=process.stderr.read, daemon=True).start()  # its log, which would fill the pipe
-        yield found.group()
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
+    return {**figures, "bank": {event: float(count) for event, count in bank.items()}}
 
 
 def _run(*words: str | Path) -> None:

@@ -11,9 +11,7 @@ on a machine too small for it, and how requests spread over replicas; it says no
 from __future__ import annotations
 
 import argparse
-import json
 import re
-import subprocess
 import sys
 import tempfile
 import urllib.request
@@ -24,44 +22,29 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.results import environment, write_result
-from benchmarks.serving import make_bundles, server
+from benchmarks.served import load, make_parser, server, settings_of, take_turns
+from benchmarks.serving import make_bundles
 
 
 def main() -> None:
     """Make the bundle, load both servers in turns, print and write the figures; exit 1 for a wrong answer or an error."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each server (default %(default)s)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of one turn (default %(default)s)")
-    parser.add_argument("--adapters", type=int, default=1000, help="registered adapters (default %(default)s)")
-    parser.add_argument("--bank", type=int, default=64, help="adapters in memory of each (default %(default)s)")
-    parser.add_argument("--clients", type=int, default=16, help="closed-loop clients (default %(default)s)")
+    parser = make_parser(__doc__)
     parser.add_argument(
         "--replicas", type=int, default=2, help="on Ray, and threads of the other (default %(default)s)"
     )
-    parser.add_argument("--work", type=Path, help="keep bundles here (default: a temporary directory)")
     options = parser.parse_args()
     contestants = {
         "plain": ("--threads", str(options.replicas)),
         "ray": ("--ray", "--replicas", str(options.replicas), "--threads", "1"),
     }
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
     with tempfile.TemporaryDirectory() as scratch:
         work = options.work or Path(scratch)
         make_bundles(work, options.adapters)
-        for number in range(options.rounds):
-            for name in list(runs) if number % 2 == 0 else reversed(list(runs)):
-                runs[name].append(load(work, contestants[name], options))
-                shown = runs[name][-1]
-                print(
-                    f"{name:6} {shown['requests_per_second']:7.1f}/s  p50 {shown['latency_ms']['p50']:6.1f}  p99 "
-                    f"{shown['latency_ms']['p99']:6.1f} ms  hit rate {shown['hit_rate']:.3f}  "
-                    f"rows {sorted(shown['rows'].values())}  {shown['rss_mb']} MB",
-                    flush=True,
-                )
+        runs = take_turns(tuple(contestants), options.rounds, lambda name: run(work, contestants[name], options), shown)
     both = [run for name in runs for run in runs[name]]
     result = {
         "environment": environment(),
-        "settings": {key: value for key, value in vars(options).items() if key != "work"},
+        "settings": settings_of(options),
         "errors": sum(sum(run["errors"].values()) for run in both),
         "wrong": sum(run["wrong"] for run in both),
         "runs": runs,
@@ -70,18 +53,19 @@ def main() -> None:
     sys.exit(1 if result["errors"] or result["wrong"] else 0)
 
 
-def load(work: Path, flags: tuple[str, ...], options: argparse.Namespace) -> dict[str, Any]:
+def shown(run: dict[str, Any]) -> str:
+    """Return the line about a turn."""
+    return (
+        f"{run['requests_per_second']:7.1f}/s  p50 {run['latency_ms']['p50']:6.1f}  p99 "
+        f"{run['latency_ms']['p99']:6.1f} ms  hit rate {run['hit_rate']:.3f}  "
+        f"rows {sorted(run['rows'].values())}  {run['rss_mb']} MB"
+    )
+
+
+def run(work: Path, flags: tuple[str, ...], options: argparse.Namespace) -> dict[str, Any]:
     """Start a server, put it under load and return the load test's figures with the server's own."""
-    models = json.loads((work / "branches.json").read_text())["answers"]
     with server(work / "branches", "--bank", str(options.bank), *flags) as url:
-        done = subprocess.run(
-            [
-                sys.executable, "-m", "deploy", "loadtest", url, "--json", "--reference", str(work / "branches.json"),
-                "--seconds", str(options.seconds), "--clients", str(options.clients),
-                *(part for model in models for part in ("--model", model)),
-            ],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False,
-        )  # fmt: skip
+        figures = load(url, work / "branches.json", options)
         metrics = urllib.request.urlopen(f"{url}/metrics").read().decode()  # noqa: S310 - our own server
         memory = resident_megabytes()
     bank, rows, residents = Counter[str](), Counter[str](), 0.0
@@ -94,7 +78,7 @@ def load(work: Path, flags: tuple[str, ...], options: argparse.Namespace) -> dic
             elif item.name == "rmlora_bank_adapters":
                 residents += item.value
     return {
-        **json.loads(done.stdout),
+        **figures,
         "bank": dict(bank),
         "hit_rate": round(bank["hits"] / max(1, bank["hits"] + bank["misses"]), 4),
         "adapters_in_memory": residents,

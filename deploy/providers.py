@@ -16,7 +16,7 @@ from rmlora.errors import ConfigError, InputError, ProviderError, require
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["PROVIDERS", "Provider", "available", "create_session", "get_provider"]
+__all__ = ["PROVIDERS", "Provider", "available", "create_session", "get_provider", "run_error"]
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,14 @@ def create_session(
             "would have used the CPU instead: fix the device or choose --provider cpu."
         )
     return session
+
+
+def run_error(error: Exception, what: str = "The graph cannot be run on these inputs") -> InputError:
+    """Return what to raise for an error of a run: ``what`` failed and the reason, in one line that is not too long.
+
+    It is for ``except Exception``: onnxruntime's errors have no common public base.
+    """
+    return InputError(f"{what}: {' '.join(str(error).split())[:300]}")
 
 
 def _name(model: Path | bytes) -> str:

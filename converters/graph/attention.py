@@ -45,13 +45,20 @@ def split_attention(model: ir.Model) -> int:
     The graph moves to the operator set 23 if it can: that one's ``Attention`` takes half the time of
     ``MultiHeadAttention`` on CPUs (docs/branches.md).
     """
-    opened = _nodes(model.graph)
+    found = _nodes(model.graph)
+    if not found or not _can_be_standard(model, found):
+        return _open_all(model.graph, found, _three_products)
+    model.graph.opset_imports[""] = max(model.graph.opset_imports[""], _OPSET)
+    model.ir_version = max(model.ir_version, _IR_VERSION)
+    return _open_all(model.graph, found, _standard)
+
+
+def _can_be_standard(model: ir.Model, found: Sequence[ir.Node]) -> bool:
+    """Whether the graph can have the operator set with ``Attention``, and every bias be cut into parts beforehand."""
     version = model.graph.opset_imports.get("", 0)
-    means_the_same = not any(node.op_type == "GroupNormalization" for node in model.graph)
-    if opened and _SINCE <= version < _OPSET and means_the_same:
-        model.graph.opset_imports[""] = version = _OPSET
-        model.ir_version = max(model.ir_version, _IR_VERSION)
-    return _open_all(model.graph, opened, _standard if version >= _OPSET else _three_products)
+    moves = version >= _SINCE and not any(node.op_type == "GroupNormalization" for node in model.graph)
+    biases = (_input(node, 2) for node in found)
+    return (moves or version >= _OPSET) and all(bias is not None and bias.const_value is not None for bias in biases)
 
 
 def _nodes(graph: ir.Graph) -> list[ir.Node]:
@@ -79,7 +86,6 @@ def _can_open(node: ir.Node) -> bool:
         weight is not None
         and weight.const_value is not None
         and bias is not None
-        and bias.const_value is not None
         and not any(_input(node, index) for index in (3, 4, 6))
         and len(node.outputs) == 1
     )
@@ -87,7 +93,7 @@ def _can_open(node: ir.Node) -> bool:
 
 def _constant(node: ir.Node, index: int) -> np.ndarray:
     value = _input(node, index)
-    assert value is not None and value.const_value is not None  # noqa: S101 - _can_open has looked
+    assert value is not None and value.const_value is not None  # noqa: S101 - looked at before
     return value.const_value.numpy()
 
 
@@ -103,7 +109,7 @@ def _three_products(nodes: NodeList, node: ir.Node, sizes: Sequence[int]) -> ir.
 
 def _standard(nodes: NodeList, node: ir.Node, sizes: Sequence[int]) -> ir.Value:
     """Return what ONNX's ``Attention`` gives, which takes no bias of the projections."""
-    biases = NodeList(nodes.graph, _input(node, 2).name or nodes.scope)  # type: ignore[union-attr]  # _can_open has looked
+    biases = NodeList(nodes.graph, _input(node, 2).name or nodes.scope)  # type: ignore[union-attr]  # _can_be_standard has looked
     parts = zip(
         ("query", "key", "value"), _parts(_constant(node, 2), sizes), _products(nodes, node, sizes), strict=True
     )

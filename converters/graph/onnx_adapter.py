@@ -89,7 +89,7 @@ def _read(path: Path) -> npt.NDArray[np.uint8]:
     try:
         with path.open("rb", buffering=0) as file:
             content = _blocks.take(os.fstat(file.fileno()).st_size)
-            done, view = 0, memoryview(content)  # type: ignore[arg-type]  # numpy 2.4 types it as no buffer
+            done, view = 0, content.data
             while done < len(content):  # a block's old content must not pass for the file's
                 count = file.readinto(view[done:])
                 if not count:
@@ -176,7 +176,7 @@ def _entries(content: npt.NDArray[np.uint8]) -> Iterator[tuple[str, Entry]]:
     A table begins with the distance back to its vtable, which holds the place of every field; the root table's fourth
     field lists the parameters, tables with name, dims, data type (ONNX's number) and bytes.
     """
-    buffer = memoryview(content)  # type: ignore[arg-type]  # numpy 2.4 types it as no buffer
+    buffer = content.data
     if bytes(buffer[4:8]) != _IDENTIFIER:
         raise ValueError("it has not the identifier of one")
 

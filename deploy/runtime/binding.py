@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from rmlora.errors import InputError
+from deploy.providers import run_error
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -56,7 +56,6 @@ class BoundSlots:
                 self._binding.bind_cpu_input(name, np.ascontiguousarray(array))
             self._binding.bind_output(self._output)
             self._session.run_with_iobinding(self._binding)
-        except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no common public base
-            reason = " ".join(str(error).split())
-            raise InputError(f"The graph cannot be run on these inputs: {reason[:300]}") from None
+        except Exception as error:  # noqa: BLE001 - see run_error
+            raise run_error(error) from None
         return np.asarray(self._binding.get_outputs()[0].numpy())

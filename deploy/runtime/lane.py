@@ -92,8 +92,8 @@ class Lane:
 
     def _write(self, place: int, occupant: Occupant) -> None:
         given = occupant.resident.arrays if occupant.resident is not None else {}
-        spans = self._filling(given.layout) if isinstance(given, AdapterArrays) and occupant.strength == 1.0 else None
-        if spans is not None and isinstance(given, AdapterArrays):  # most writes are this one
+        # most writes are the first
+        if isinstance(given, AdapterArrays) and occupant.strength == 1.0 and (spans := self._filling(given.layout)):
             for part, span in zip(self._bytes[place], spans, strict=True):
                 part[:] = given.data[span]
         else:

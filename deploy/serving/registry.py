@@ -26,6 +26,7 @@ from deploy.bundle import Bundle
 from deploy.export.pooling import check_pooling
 from deploy.export.processor import trained_length
 from deploy.preprocess import Preprocessor
+from deploy.providers import run_error
 from deploy.runtime import AdapterSession
 from deploy.runtime.bank import Bank
 from deploy.serving.batching import Batcher, Row
@@ -160,9 +161,8 @@ class Graph:
     def _run_merged(self, rows: Sequence[Row]) -> Sequence[Answer]:
         try:
             return list(np.asarray(self._merged.run(None, self._preprocessor.collate([row.arrays for row in rows]))[0]))
-        except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no common public base
-            reason = " ".join(str(error).split())
-            raise InputError(f"The graph cannot be run on these inputs: {reason[:300]}") from None
+        except Exception as error:  # noqa: BLE001 - see run_error
+            raise run_error(error) from None
 
 
 class Registry:
@@ -232,7 +232,7 @@ class Registry:
         with self._lock:
             found = self._models.get(name)
         if found is None:
-            raise UnknownModelError("There is no model of that name here: GET /v1/models lists them.")
+            raise _unknown()
         return found
 
     def load(self, name: str, path: str) -> Served:
@@ -320,7 +320,7 @@ class Registry:
         assert model.graph.session is not None and model.adapter is not None  # noqa: S101 - adapters are of such graphs
         with self._lock:
             if self._models.pop(model.id, None) is None:  # somebody else was faster
-                raise UnknownModelError("There is no model of that name here: GET /v1/models lists them.")
+                raise _unknown()
         model.graph.session.unload(model.adapter)
 
     def _check_changes(self) -> None:
@@ -367,6 +367,10 @@ class Registry:
         done = [graph.batcher.close(max(0.0, end - time.monotonic())) for graph in self.graphs.values()]
         self._scratch.cleanup()
         return all(done)
+
+
+def _unknown() -> UnknownModelError:
+    return UnknownModelError("There is no model of that name here: GET /v1/models lists them.")
 
 
 def _taken(name: str) -> ConfigError:

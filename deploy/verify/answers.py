@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploy.preprocess import Arrays
+from deploy.providers import run_error
 from deploy.verify.pooling import pool
 from rmlora.errors import InputError
 from rmlora.pooling import Pooling
@@ -28,9 +29,8 @@ def graph_logits(session: ort.InferenceSession) -> Callable[[Arrays], np.ndarray
     def logits(case: Arrays) -> np.ndarray:
         try:
             return np.asarray(session.run(None, {name: array for name, array in case.items() if name in names})[0])
-        except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no common public base
-            reason = " ".join(str(error).split())
-            raise InputError(f"The graph does not run on the model's own inputs: {reason[:300]}") from None
+        except Exception as error:  # noqa: BLE001 - see run_error
+            raise run_error(error, "The graph does not run on the model's own inputs") from None
 
     return logits
 

@@ -1,0 +1,83 @@
+"""What benchmarks of servers share: a server in a process of its own, the load test against it, and taking turns."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+__all__ = ["load", "make_parser", "server", "settings_of", "take_turns"]
+
+Run = dict[str, Any]
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what both benchmarks of 1,000 adapters can be told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each server (default %(default)s)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of one turn (default %(default)s)")
+    parser.add_argument("--adapters", type=int, default=1000, help="registered adapters (default %(default)s)")
+    parser.add_argument("--bank", type=int, default=64, help="adapters in memory of each (default %(default)s)")
+    parser.add_argument("--clients", type=int, default=16, help="closed-loop clients (default %(default)s)")
+    parser.add_argument("--work", type=Path, help="keep bundles here (default: a temporary directory)")
+    return parser
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that a result depends on."""
+    return {key: value for key, value in vars(options).items() if key != "work"}
+
+
+def take_turns(
+    names: Sequence[str], rounds: int, run: Callable[[str], Run], show: Callable[[Run], str]
+) -> dict[str, list[Run]]:
+    """Have every contestant run ``rounds`` times, in alternating order, and print a line after each turn."""
+    runs: dict[str, list[Run]] = {name: [] for name in names}
+    width = max(map(len, names))
+    for number in range(rounds):
+        for name in names if number % 2 == 0 else reversed(names):
+            runs[name].append(run(name))
+            print(f"{name:{width}} {show(runs[name][-1])}", flush=True)
+    return runs
+
+
+def load(url: str, reference: Path, options: argparse.Namespace) -> Run:
+    """Put the server at ``url`` under load with every model of ``reference`` and return the load test's figures."""
+    models = json.loads(reference.read_text())["answers"]
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "deploy", "loadtest", url, "--json", "--reference", str(reference),
+            "--seconds", str(options.seconds), "--clients", str(options.clients),
+            *(part for model in models for part in ("--model", model)),
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False,
+    )  # fmt: skip
+    figures: Run = json.loads(done.stdout)
+    return figures
+
+
+@contextmanager
+def server(*arguments: str | Path) -> Iterator[str]:
+    """Run ``rmlora-deploy serve`` on a free port and yield its address."""
+    command = [sys.executable, "-m", "deploy", "serve", *map(str, arguments), "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if found := re.search(r"http://[\d.:]+", line):
+                break
+        else:
+            raise RuntimeError("the server did not start")
+        threading.Thread(target=process.stderr.read, daemon=True).start()  # its log, which would fill the pipe
+        yield found.group()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
