@@ -57,9 +57,12 @@ class Command:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(**more),
         )  # fmt: skip
         self.lines: list[str] = []
+        self.begun = threading.Semaphore(0)
+        """Released whenever the model begins with a batch."""
         self._found = threading.Event()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        self._readers = [threading.Thread(target=read, daemon=True) for read in (self._read, self._read_begun)]
+        for reader in self._readers:
+            reader.start()
         assert self._found.wait(60), self.lines
         assert self.url, self.lines
 
@@ -74,10 +77,16 @@ class Command:
                 self._found.set()
         self._found.set()
 
+    def _read_begun(self) -> None:
+        assert self.process.stdout is not None
+        for _ in self.process.stdout:
+            self.begun.release()
+
     def end(self, timeout: float = 60) -> int:
         """Wait for the end and return the exit code."""
         code = self.process.wait(timeout)
-        self._reader.join(timeout)
+        for reader in self._readers:
+            reader.join(timeout)
         assert not any("Traceback" in line for line in self.lines), self.lines
         return code
 
@@ -119,6 +128,7 @@ def test_sigterm_lets_it_answer_what_it_accepted_and_its_log_tells_nothing_of_it
         with socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2])), 30) as connection:
             connection.sendall(f"{private} is no HTTP\r\n\r\n".encode())
             assert connection.recv(100).startswith(b"HTTP/1.1 400")
+        assert running.begun.acquire(timeout=60)
         stopped_under_load(running, signal.SIGTERM, **key)
         assert running.end() == 0
     assert not any(name.startswith("rmlora-") for name in os.listdir(tmp_path))
@@ -144,8 +154,10 @@ def stopped_under_load(running: Command, number: signal.Signals, **headers: str)
     """Send a signal while eight requests wait or are computed; all of them are answered, and nobody after them."""
     with ThreadPoolExecutor(8) as callers:
         accepted = [callers.submit(ask_words, running.url, caller, **headers) for caller in range(8)]
-        while waiting(running.url, **headers) < 5:  # the others are computed or answered
+        begun = 0
+        while begun + waiting(running.url, **headers) < 8:  # a connection that nobody has taken is not accepted
             time.sleep(0.01)
+            begun += running.begun.acquire(blocking=False)
         running.process.send_signal(number)
         answers = [future.result(60) for future in accepted]
     assert answers == [(200, ("red", "green", "blue")[caller % 3]) for caller in range(8)]
@@ -157,8 +169,7 @@ def stopped_under_load(running: Command, number: signal.Signals, **headers: str)
 def one_request_in_the_model(running: Command) -> Iterator[Future[Answer]]:
     with ThreadPoolExecutor(1) as callers:
         future = callers.submit(ask, running.url, "/classify", {"model": "words", "input": "w1"})
-        assert running.process.stdout is not None
-        assert running.process.stdout.readline() == "begun\n"
+        assert running.begun.acquire(timeout=60)
         yield future
 
 
