@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import signal
 import socket
@@ -53,6 +54,8 @@ def run_server(
         shown = f"[{host}]" if ":" in host else host
         note(f"{len(registry.models)} models on http://{shown}:{listener.getsockname()[1]}  (Ctrl-C stops)")
         server = HttpServer(registry, metrics)
+        gc.collect()
+        gc.freeze()  # what is here stays; looking through it for garbage again and again costs some per cent
         with _stopped_by_signals(server):
             server.run(sockets=[listener])
     finally:
