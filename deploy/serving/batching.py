@@ -8,6 +8,8 @@ while the model is busy, batches fill by themselves.
 from __future__ import annotations
 
 import math
+import os
+import sys
 import threading
 import time
 from collections import deque
@@ -25,6 +27,8 @@ from deploy.serving.company import choose_company
 from deploy.serving.errors import BusyError, StoppingError
 
 __all__ = ["Batcher", "Row"]
+
+_NICENESS = 5
 
 Answer: TypeAlias = npt.NDArray[Any]
 Run: TypeAlias = "Callable[[Sequence[Row]], Sequence[Answer]]"
@@ -165,6 +169,7 @@ class Batcher:
         return not any(worker.is_alive() for worker in self._workers)
 
     def _work(self) -> None:
+        _give_way()
         while batch := self._take():
             alive = [item for item in batch if not item.request.future.done()]
             if alive:
@@ -215,3 +220,14 @@ class Batcher:
             self._observe(rows, took)
         for item, answer in zip(batch, answers, strict=True):
             item.request.answer(item.number, answer)
+
+
+def _give_way() -> None:
+    """Lower this thread's priority, so that those which read and answer requests get a core at once.
+
+    They need it for moments, but hold the interpreter's lock meanwhile: while they wait for a core, every worker that is
+    ready for its next batch waits for them.
+    """
+    if sys.platform == "linux":  # elsewhere threads have no priority of their own
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
