@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["PROVIDERS", "Provider", "available", "create_session", "get_provider", "run_error"]
 
 
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+"""ONNX Runtime's option for where a model in memory finds its weights."""
+
+
 @dataclass(frozen=True)
 class Provider:
     """One execution provider: the short name users type, ONNX Runtime's name and options to start it with."""
@@ -70,6 +74,7 @@ def create_session(
     *,
     threads: int | None = None,
     memory_pattern: bool = True,
+    made_from: Path | None = None,
     options: ort.SessionOptions | None = None,
 ) -> ort.InferenceSession:
     """Open ``model`` on exactly the provider asked for (operators it lacks may still run on the CPU).
@@ -78,6 +83,7 @@ def create_session(
         model: path of an ONNX file, or a serialised model.
         threads: intra-op threads; None lets ONNX Runtime choose.
         memory_pattern: plan memory for input shapes that were seen before; with many inputs that costs more than it saves.
+        made_from: the file that a serialised model was made from: beside it lie the weights that it refers to.
         options: session options to start from; log severity is raised to errors unless they are given.
 
     Raises:
@@ -101,17 +107,20 @@ def create_session(
     options.enable_mem_pattern = options.enable_mem_pattern and memory_pattern
     if isinstance(model, Path) and not model.is_file():
         raise InputError(f"ONNX model not found: {model} does not exist.")
+    if made_from is not None:
+        options.add_session_config_entry(_WEIGHTS_FOLDER, str(made_from.parent))
     chain = [(wanted.ort_name, dict(wanted.options))]
     if wanted.name != "cpu":
         chain.append(("CPUExecutionProvider", {}))
+    name = made_from or (model if isinstance(model, Path) else "the model")
     source = model if isinstance(model, bytes) else str(model)
     slower = ["SkipLayerNormFusion"] if wanted.name == "cpu" else []  # converters/graph/normalization.py tells why
     try:
         session = ort.InferenceSession(source, options, providers=chain, disabled_optimizers=slower)
     except Exception as error:  # noqa: BLE001 - onnxruntime raises a family of pybind classes without a common public base
         if wanted.name == "cpu":
-            raise InputError(f"ONNX Runtime cannot load {_name(model)}: {_first_line(error)}") from None
-        raise ProviderError(f"Provider '{wanted.name}' could not open {_name(model)}: {_first_line(error)}") from None
+            raise InputError(f"ONNX Runtime cannot load {name}: {_first_line(error)}") from None
+        raise ProviderError(f"Provider '{wanted.name}' could not open {name}: {_first_line(error)}") from None
     if wanted.ort_name not in session.get_providers():
         raise ProviderError(
             f"Provider '{wanted.name}' did not start on this machine (no device or driver found), and ONNX Runtime "
@@ -126,10 +135,6 @@ def run_error(error: Exception, what: str = "The graph cannot be run on these in
     It is for ``except Exception``: onnxruntime's errors have no common public base.
     """
     return InputError(f"{what}: {' '.join(str(error).split())[:300]}")
-
-
-def _name(model: Path | bytes) -> str:
-    return "the model" if isinstance(model, bytes) else str(model)
 
 
 def _first_line(error: Exception) -> str:

@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from converters.graph.onnx_adapter import read_onnx_adapter
 from deploy.adapters import add_adapter, record_verification, remove_adapter
 from deploy.bundle import Bundle
 from deploy.predict import AdapterClassifier, Classifier
@@ -245,7 +246,7 @@ def test_a_quantised_graph_from_elsewhere_is_taken_by_its_names(made: Path, tmp_
 
     (tmp_path / "onnx").mkdir()
     graph = export("bert", tmp_path / "onnx" / "model.onnx", optimised=False)
-    quantize_dynamic(graph, tmp_path / "onnx" / "int8.onnx", op_types_to_quantize=["MatMul"])
+    quantize_dynamic(graph, tmp_path / "onnx" / "int8.onnx", op_types_to_quantize=["MatMul", "Gemm"])
     words = [
         "export",
         made / "base",
@@ -262,6 +263,20 @@ def test_a_quantised_graph_from_elsewhere_is_taken_by_its_names(made: Path, tmp_
     assert manifest["precision"] == "int8"
     assert manifest["verification"]["base"]["bit_equal"]
     fails(2, "is int8 already", *words, "-o", tmp_path / "other", "--precision", "fp16")
+
+    bundle = Bundle.open(tmp_path / "bundle")
+    session = bundle.adapter_session()
+    arrays = read_onnx_adapter(bundle.path / bundle.adapter("one")["file"])
+    heads = [name for head in session.slots.heads for name in (head.weight, head.bias)]
+    assert heads, "whose own weights are quantised and cannot be fed"
+    session.load("headless", lambda: {name: array for name, array in arrays.items() if name not in heads})
+    inputs = bundle.preprocessor()(["w1 w2", "w3", "w4 w5", "w6"])
+    alone = {name: session.run(inputs, name) for name in (None, "one", "headless")}
+    assert len(alone[None][0]) == len(alone["headless"][0]) == len(bundle.labels)
+    assert not np.array_equal(alone[None], alone["headless"])
+    names = ["one", None, "headless", None]
+    for row, (name, answer) in enumerate(zip(names, session.run(inputs, names), strict=True)):
+        np.testing.assert_allclose(answer, alone[name][row], rtol=1e-5, atol=0.02)  # int8 rounds by the batch's range
 
 
 def test_a_base_without_a_head_answers_only_with_an_adapter(tmp_path: Path) -> None:

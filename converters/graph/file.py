@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from rmlora.errors import InputError, RMLoRAError
 
-__all__ = ["INLINE_LIMIT", "load_model", "save_model"]
+__all__ = ["INLINE_LIMIT", "load_model", "save_model", "to_bytes"]
 
 INLINE_LIMIT = 1 << 20
 """Bytes of weights up to which a model stays one file."""
@@ -68,6 +68,11 @@ def save_model(model: ir.Model, path: Path, progress: Callable[[int, int], None]
     except Exception as error:  # noqa: BLE001 - onnx_ir wraps whatever a tensor raises while it is made
         raise _cause(error) from None
     return total
+
+
+def to_bytes(model: ir.Model) -> bytes:
+    """Return ``model`` serialised; weights that lie in other files stay there, named as they are in the graph."""
+    return bytes(ir.to_proto(model).SerializeToString())
 
 
 def _cause(error: BaseException) -> BaseException:

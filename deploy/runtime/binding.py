@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from deploy.providers import run_error
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["BoundSlots"]
+__all__ = ["BoundSlots", "Sent"]
 
 AnyArray = npt.NDArray[Any]
 
@@ -21,8 +23,8 @@ AnyArray = npt.NDArray[Any]
 class BoundSlots:
     """An IOBinding of ``session`` with slots bound to arrays; one run at a time.
 
-    On the CPU the arrays are read where they are, so what is written into them counts from the next run on. On a
-    device they are copied there, once, and again by :meth:`refresh`.
+    The CPU provider reads the arrays where they are, so what is written into them counts from the next run on. For others
+    they may be copied when they are bound.
     """
 
     def __init__(
@@ -30,20 +32,10 @@ class BoundSlots:
     ) -> None:
         import onnxruntime as ort
 
-        self._session, self._output, self._device = session, output, device
+        self._session, self._output = session, output
         self._binding = session.io_binding()
-        self._arrays = slots
-        self._version = 0
-        self._values = {name: ort.OrtValue.ortvalue_from_numpy(array, device, 0) for name, array in slots.items()}
-        for name, value in self._values.items():
-            self._binding.bind_ortvalue_input(name, value)
-
-    def refresh(self, version: int) -> None:
-        """Bring the arrays' contents to the device, unless those of this version are there."""
-        if version != self._version and self._device != "cpu":
-            for name, value in self._values.items():
-                value.update_inplace(self._arrays[name])
-        self._version = version
+        for name, array in slots.items():
+            self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, device, 0))
 
     def run(self, inputs: Mapping[str, AnyArray]) -> AnyArray:
         """Return the output for ``inputs``.
@@ -59,3 +51,28 @@ class BoundSlots:
         except Exception as error:  # noqa: BLE001 - see run_error
             raise run_error(error) from None
         return np.asarray(self._binding.get_outputs()[0].numpy())
+
+
+class Sent:
+    """Bindings whose arrays lie on a device, the ones used last; for any number of threads.
+
+    Args:
+        rows: rows that all of them may hold together.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[Hashable, ...], BoundSlots] = OrderedDict()
+
+    def take(self, rows: tuple[Hashable, ...]) -> BoundSlots | None:
+        """Take out the binding of these rows, for one run."""
+        with self._lock:
+            return self._kept.pop(rows, None)
+
+    def put(self, rows: tuple[Hashable, ...], bound: BoundSlots) -> None:
+        """Keep a binding of these rows, and let go of those used longest ago where there are too many."""
+        with self._lock:
+            self._kept[rows] = bound
+            while len(self._kept) > 1 and sum(map(len, self._kept)) > self._rows:
+                self._kept.popitem(last=False)

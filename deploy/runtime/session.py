@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
+from converters.graph.banked import PLACES, pick_by_place
 from converters.graph.base_head import base_head
 from converters.graph.dedicated import dedicate
-from converters.graph.file import load_model, save_model
+from converters.graph.file import load_model, save_model, to_bytes
 from converters.graph.onnx_adapter import AdapterArrays, Layout
 from converters.graph.slots import Slots, read_slots
 from deploy.providers import create_session, get_provider
 from deploy.runtime.bank import Bank, Loader, Resident
-from deploy.runtime.binding import BoundSlots
-from deploy.runtime.lane import Lane, Occupant
+from deploy.runtime.binding import BoundSlots, Sent
 from deploy.runtime.requests import Chosen, RowAdapter, chosen_rows
+from deploy.runtime.shelf import BASE, Shelf, Shelves
 from rmlora.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ __all__ = ["AdapterSession"]
 
 AnyArray = npt.NDArray[Any]
 
-_RANKS = 8
-"""Buffers hold ranks in steps of this."""
+_BASE = 0
+"""The base's number among those of resident adapters."""
 
 
 class AdapterSession:
@@ -70,29 +71,38 @@ class AdapterSession:
             InputError: the file cannot be read or has no slots.
             ProviderError: the provider is absent or does not start.
         """
-        self._session = create_session(model, provider, threads=threads, memory_pattern=False)
-        self._model, self._provider, self._threads = model, provider, threads
-        self._dedicated: dict[int, ort.InferenceSession] = {}
-        """Number of a resident adapter → a graph of its own."""
-        self._device = _device(provider)
-        self.slots: Slots = read_slots(self._session.get_modelmeta().custom_metadata_map, where=str(model))
-        self._bank = Bank(bank)
-        self._rows = rows
-        self._outputs = [item.name for item in self._session.get_outputs()]
-        self._inputs = [item.name for item in self._session.get_inputs()]
+        graph = load_model(model)
+        self.slots: Slots = read_slots(graph.metadata_props, where=str(model))
         self._base_mixes = True
         """Whether rows of the base can stand among others: a quantised head of its own cannot be fed to them."""
-        self._defaults = self._read_defaults(model)
+        self._defaults = self._read_defaults(graph, model)
+        pick_by_place(graph, self.slots)
+        self._session = create_session(
+            to_bytes(graph), provider, threads=threads, memory_pattern=False, made_from=model
+        )
+        self._model, self._provider, self._threads = model, provider, threads
+        self._dedicated: dict[int, ort.InferenceSession] = {}
+        """Number of a resident adapter, or of the base → a graph of its own."""
+        self._device = _device(provider)
+        self._in_place = get_provider(provider).name == "cpu"
+        """Whether a run reads arrays where they lie; other providers may copy them when they are bound."""
+        self._bank = Bank(bank, Shelves(self._defaults, bank + rows * lanes))
+        self._rows = rows
+        self._outputs = [item.name for item in self._session.get_outputs()]
+        self._inputs = [item.name for item in self._session.get_inputs() if item.name != PLACES]
         self._required = {slot: _required(slot, default) for slot, default in self._defaults.items()}
+        self._pairs = [((slot.lora_A, 2), (slot.lora_B, 1)) for slot in self.slots.modules]
+        self._pairs += [((head.weight, -1), (head.bias, -1)) for head in self.slots.heads]
+        """Slots that come together, and the axis of each that both have in common: a module's rank, a head's labels."""
         self._known: WeakSet[Layout] = WeakSet()
         """Layouts of adapter files whose arrays fit the slots."""
         self._heads = [head.module for head in self.slots.heads]
         self._fresh = next((head.module for head in self.slots.heads if not head.in_base), None)
         self._lanes = threading.BoundedSemaphore(lanes)
-        self._free: list[Lane] = []
-        self._free_lock = threading.Lock()
-        self._nobody = Resident("", {})
-        """What a row without an adapter uses: no slot is fed."""
+        self._unfed: list[BoundSlots] = []
+        """Bindings without slots that no run uses at the moment."""
+        self._sent = Sent(bank + rows * lanes)
+        """What lies on the device."""
 
     # -- adapters ---------------------------------------------------------------------------------------------------
 
@@ -125,6 +135,17 @@ class AdapterSession:
         if not pinned and resident is not None:
             self._dedicated.pop(resident.number, None)
 
+    def prefetch(self, adapters: RowAdapter | Sequence[RowAdapter], rows: int = 1) -> None:
+        """Start to read the adapters of rows that will come, so that their run need not wait; return at once.
+
+        Args:
+            adapters: as for :meth:`run`. Those that are not known are left to the run, which says so.
+            rows: how many.
+        """
+        for chosen in chosen_rows(adapters, rows):
+            if chosen is not None:
+                self._bank.prefetch(chosen)
+
     def dedicate(self, name: str | None) -> None:
         """Give an adapter, or the base (None), a graph of its own with the update in its weights, and pin it.
 
@@ -135,15 +156,20 @@ class AdapterSession:
             InputError: the adapter is not known.
             ConfigError: the base is quantised, so nothing can be merged into it; or no more adapters can be pinned.
         """
-        if name is not None:
-            self._bank.pin(name)
-        resident = self._bank.get(name) if name is not None else self._nobody
+        if name is None:
+            self._dedicated[_BASE] = self._open_dedicated({})
+            return
+        self._bank.pin(name)
+        with self._bank.held([Chosen(name)]) as held:
+            (resident,) = held.values()
+            self._dedicated[resident.number] = self._open_dedicated(resident.loader())
+
+    def _open_dedicated(self, arrays: Mapping[str, AnyArray]) -> ort.InferenceSession:
         model = load_model(self._model)
-        dedicate(model, self.slots, resident.arrays)
+        dedicate(model, self.slots, arrays)
         with tempfile.TemporaryDirectory() as directory:
             save_model(model, path := Path(directory) / "model.onnx")
-            session = create_session(path, self._provider, threads=self._threads)
-        self._dedicated[resident.number] = session
+            return create_session(path, self._provider, threads=self._threads)
 
     @property
     def bank(self) -> Bank:
@@ -172,85 +198,76 @@ class AdapterSession:
         choices = chosen_rows(adapters, rows)
         if self._fresh is not None and None in choices:
             raise InputError(f"The base has no trained '{self._fresh}' of its own: name an adapter for every row.")
-        residents = {c.name: self._bank.get(c.name) for c in choices if c is not None}
         if len(set(choices)) == 1:
-            output = self._run_alike(inputs, choices[0], residents)
-        else:
-            output = self._run_mixed(inputs, choices, residents)
-        widths = [self._labels(residents[c.name] if c is not None else None) for c in choices]
-        return [row if width is None else row[..., :width] for row, width in zip(output, widths, strict=True)]
-
-    def _run_alike(
-        self, inputs: Mapping[str, AnyArray], choice: Chosen | None, residents: Mapping[str, Resident]
-    ) -> AnyArray:
-        """Run a batch of one adapter, whose arrays are bound as they lie in the bank."""
-        resident = residents[choice.name] if choice is not None else self._nobody
-        own = self._dedicated.get(resident.number)
-        if own is not None and (choice is None or choice.strength == 1.0):
-            return BoundSlots(own, {}, output=self._outputs[0], device=self._device).run(inputs)
-        if choice is not None and choice.strength != 1.0:
-            return self._bind(_scaled(resident.arrays, choice.strength)).run(inputs)
-        try:
-            bound = resident.bound.pop()
-        except IndexError:  # the others are in use by other threads
-            bound = self._bind(resident.arrays)
-        output = bound.run(inputs)
-        resident.bound.append(bound)
-        return output
-
-    def _run_mixed(
-        self, inputs: Mapping[str, AnyArray], choices: Sequence[Chosen | None], residents: Mapping[str, Resident]
-    ) -> AnyArray:
-        """Run a batch in which every row has its place in a lane; rows are moved to their places and back."""
-        rows = len(choices)
+            return self._run_held(inputs, choices)
         if rows > self._rows:
             raise ConfigError(
                 f"A batch that mixes adapters may have {self._rows} rows, not {rows}: split it, or open the session "
                 "with more rows."
             )
-        if None in choices and not self._base_mixes:
-            raise ConfigError(
-                "The base's own head is quantised, so its rows cannot stand among those of adapters: run them in a batch "
-                "of their own."
-            )
-        occupants = [Occupant(residents[c.name], c.strength) if c is not None else Occupant(None) for c in choices]
-        with self._lane(occupants) as lane:
-            places = lane.seat(occupants)
-            if rows not in lane.bound:
-                lane.bound[rows] = self._bind({name: array[:rows] for name, array in lane.arrays.items()})
-            lane.bound[rows].refresh(lane.copies)
-            order = np.argsort(places)
-            output = lane.bound[rows].run({name: np.asarray(value)[order] for name, value in inputs.items()})
-            return np.asarray(output[places])
+        with self._lanes:
+            return self._run_held(inputs, choices)
+
+    def _run_held(self, inputs: Mapping[str, AnyArray], choices: Sequence[Chosen | None]) -> list[AnyArray]:
+        """Run a batch while its adapters stay in memory; rows whose adapters lie on different shelves run apart."""
+        with self._bank.held(choice for choice in choices if choice is not None) as held:
+            users = [held[choice] if choice is not None else None for choice in choices]
+            groups = self._groups(users)
+            if len(groups) == 1:
+                return self._run_group(inputs, users)
+            answers: list[AnyArray] = [np.empty(0)] * len(users)
+            for group in groups:
+                part = {name: np.asarray(value)[group] for name, value in inputs.items()}
+                for row, answer in zip(group, self._run_group(part, [users[row] for row in group]), strict=True):
+                    answers[row] = answer
+            return answers
+
+    def _groups(self, users: Sequence[Resident | None]) -> list[list[int]]:
+        """Return the rows that are computed together: those on one shelf, and with the first of these those of the base."""
+        groups: dict[Shelf | None, list[int]] = {}
+        first = next((user.shelf for user in users if user is not None), None) if self._base_mixes else None
+        for row, user in enumerate(users):
+            groups.setdefault(user.shelf if user is not None else first, []).append(row)
+        return list(groups.values())
+
+    def _run_group(self, inputs: Mapping[str, AnyArray], users: Sequence[Resident | None]) -> list[AnyArray]:
+        """Run rows of one shelf and return their answers, each with the labels of its own head."""
+        alike = len(set(users)) == 1
+        own = self._dedicated.get(_number(users[0])) if alike else None
+        shelf = next((user.shelf for user in users if user is not None), None)
+        if own is not None:
+            output = BoundSlots(own, {}, output=self._outputs[0], device=self._device).run(inputs)
+        elif shelf is None:
+            output = self._run_bound(self._unfed, {}, {**inputs, PLACES: np.zeros(1, np.int64)})
+        else:
+            output = self._run_placed(shelf, users[:1] if alike else users, inputs)
+        widths = [self._labels(user) for user in users]
+        return [row if width is None else row[..., :width] for row, width in zip(output, widths, strict=True)]
+
+    def _run_placed(self, shelf: Shelf, users: Sequence[Resident | None], inputs: Mapping[str, AnyArray]) -> AnyArray:
+        places = np.array([user.place if user is not None else BASE for user in users], np.int64)
+        if self._in_place:
+            return self._run_bound(shelf.bound, shelf.arrays, {**inputs, PLACES: places})
+        key = tuple(map(_number, users))
+        bound = self._sent.take(key) or self._bind({name: array[places] for name, array in shelf.arrays.items()})
+        output = bound.run({**inputs, PLACES: np.arange(len(users))})
+        self._sent.put(key, bound)
+        return output
+
+    def _run_bound(
+        self, idle: list[BoundSlots], arrays: Mapping[str, AnyArray], inputs: Mapping[str, AnyArray]
+    ) -> AnyArray:
+        """Run with one of the ``idle`` bindings of ``arrays``, or another where other threads use them all."""
+        try:
+            bound = idle.pop()
+        except IndexError:
+            bound = self._bind(arrays)
+        output = bound.run(inputs)
+        idle.append(bound)
+        return output
 
     def _bind(self, arrays: Mapping[str, AnyArray]) -> BoundSlots:
         return BoundSlots(self._session, arrays, output=self._outputs[0], device=self._device)
-
-    @contextmanager
-    def _lane(self, occupants: Sequence[Occupant]) -> Iterator[Lane]:
-        """Yield a lane that holds the largest rank and heads of this batch, for this run alone."""
-        rank = max((item.resident.rank for item in occupants if item.resident is not None), default=0)
-        labels = {head: max(self._width(item.resident, head) for item in occupants) for head in self._heads}
-        with self._lanes:
-            lane = self._fitting(len(occupants), rank, labels)
-            try:
-                yield lane
-            finally:
-                with self._free_lock:
-                    self._free.append(lane)
-
-    def _fitting(self, rows: int, rank: int, labels: Mapping[str, int]) -> Lane:
-        with self._free_lock:
-            lane = self._free.pop() if self._free else None
-        fits = lane is not None and lane.rows >= rows and lane.rank >= rank
-        if lane is not None and fits and all(lane.labels[head] >= width for head, width in labels.items()):
-            return lane
-        rows, rank = min(self._rows, 1 << (rows - 1).bit_length()), -(-rank // _RANKS) * _RANKS
-        known = lane.labels if lane is not None else {head: self._width(None, head) for head in self._heads}
-        labels = {head: max(width, known[head]) for head, width in labels.items()}
-        if lane is not None:  # it only grows
-            rows, rank = max(rows, lane.rows), max(rank, lane.rank)
-        return Lane(self._defaults, rows, rank, labels)
 
     # -- checks -----------------------------------------------------------------------------------------------------
 
@@ -273,27 +290,36 @@ class AdapterSession:
             )
         for slot, array in arrays.items():
             dtype, axes, axis, size = self._required[slot]
-            if array.dtype != dtype or array.ndim != axes or (axis is not None and array.shape[axis] != size):
+            sizes_fit = array.ndim == axes and array.shape[0] == 1 and (axis is None or array.shape[axis] == size)
+            if array.dtype != dtype or not sizes_fit:
                 default = self._defaults[slot]
                 raise InputError(
                     f"Adapter '{name}' has '{slot}' as {array.dtype} {list(array.shape)}, the graph takes {default.dtype} "
-                    f"{list(default.shape)} (rows, ranks and labels may differ): it is of another graph."
+                    f"{list(default.shape)} (ranks and labels may differ): it is of another graph."
+                )
+        for (first, axis), (second, other) in self._pairs:
+            sizes = {
+                arrays[slot].shape[at] if slot in arrays else None for slot, at in ((first, axis), (second, other))
+            }
+            if len(sizes) > 1:
+                raise InputError(
+                    f"Adapter '{name}' has '{first}' and '{second}' that do not belong together, or only one of them: add it "
+                    "again."
                 )
         if layout is not None:
             self._known.add(layout)
         return arrays
 
-    def _labels(self, resident: Resident | None) -> int | None:
-        return self._width(resident, self._heads[-1]) if self._heads else None
+    def _labels(self, user: Resident | None) -> int | None:
+        """Return the outputs of a row's own last head; None where the answer is not cut: the base's own head gave it."""
+        if not self._heads:
+            return None
+        head = self._heads[-1]
+        own = user.labels.get(head) if user is not None else None
+        return own or self._defaults[f"{head}.bias"].shape[-1] or None
 
-    def _width(self, resident: Resident | None, head: str) -> int:
-        name = f"{head}.bias"
-        given = resident.arrays.get(name) if resident is not None else None
-        return int((self._defaults[name] if given is None else given).shape[-1])
-
-    def _read_defaults(self, model: Path) -> dict[str, AnyArray]:
+    def _read_defaults(self, graph: ir.Model, model: Path) -> dict[str, AnyArray]:
         """Return what a row of the base is fed in a mixed batch, ``rows`` = 1."""
-        graph = load_model(model)
         initializers = graph.graph.initializers
         defaults: dict[str, AnyArray] = {}
         for name in self.slots.names:
@@ -314,12 +340,8 @@ def _required(slot: str, default: AnyArray) -> tuple[np.dtype[Any], int, int | N
     return default.dtype, default.ndim, axis, default.shape[axis] if axis is not None else 0
 
 
-def _scaled(arrays: Mapping[str, AnyArray], strength: float) -> dict[str, AnyArray]:
-    """Return the arrays with the update times ``strength``."""
-    return {
-        name: array * array.dtype.type(strength) if name.endswith(".lora_B") else array
-        for name, array in arrays.items()
-    }
+def _number(user: Resident | None) -> int:
+    return user.number if user is not None else _BASE
 
 
 def _device(provider: str) -> str:

@@ -143,8 +143,11 @@ class Graph:
         return [Row(arrays, model.adapter, lane, len(next(iter(arrays.values())))) for arrays in made]
 
     def submit(self, rows: Sequence[Row]) -> Future[list[Answer]]:
-        """Queue rows; errors as those of :meth:`Batcher.submit`."""
-        return self.batcher.submit(rows)
+        """Queue rows, and have their adapters read while they wait; errors as those of :meth:`Batcher.submit`."""
+        answers = self.batcher.submit(rows)
+        if self.session is not None:
+            self.session.prefetch([row.adapter for row in rows], len(rows))
+        return answers
 
     def _run_adapters(self, rows: Sequence[Row]) -> Sequence[Answer]:
         assert self.session is not None  # noqa: S101 - chosen for bundles that have one
