@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from converters.graph.file import save_model
+from converters.graph.file import load_model, save_model
 from converters.graph.merge import merge_graph
 from converters.graph.weights import Wanted, find_weights
 from converters.side_files import PROVENANCE_FILE
@@ -20,7 +20,7 @@ from deploy.export.optimise import optimise
 from deploy.export.torch_export import export_torch
 from deploy.providers import create_session
 from rmlora.checkpoint import Checkpoint
-from rmlora.errors import AdapterError
+from rmlora.errors import AdapterError, InputError
 from rmlora.models import load_adapted, load_processor
 from rmlora.package import load_package
 from rmlora.tasks import get_task
@@ -109,6 +109,32 @@ def test_what_has_no_place_is_an_error_that_lists_candidates(tmp_path: Path) -> 
     graph.write_bytes(b"not a graph")
     fails(3, "cannot be read as an ONNX model", *words)
     assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("reason", ["multiple hard links", "outside the base directory", "missing", "cannot be read"])
+def test_weights_that_cannot_be_used_are_told_in_a_sentence(
+    reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converters.graph.file.INLINE_LIMIT", 0)
+    weight = ir.Value(name="w", const_value=ir.tensor(np.ones((64, 64), np.float32), name="w"))
+    x = ir.Value(name="x", shape=ir.Shape([1, 64]), type=ir.TensorType(ir.DataType.FLOAT))
+    node = ir.node("MatMul", [x, weight])
+    node.outputs[0].name = "y"
+    graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[weight], opset_imports={"": 21}, name="g")
+    (tmp_path / "model").mkdir()
+    path, other = tmp_path / "model" / "m.onnx", tmp_path / "weights"
+    save_model(ir.Model(graph, ir_version=10), path)
+    data = path.with_name("m.onnx.data")
+    assert load_model(path).graph.initializers["w"].const_value.numpy().sum() == 64 * 64
+    data.rename(other)
+    if reason == "multiple hard links":
+        data.hardlink_to(other)
+    elif reason == "outside the base directory":
+        data.symlink_to(other)
+    elif reason == "cannot be read":
+        data.write_bytes(other.read_bytes()[:8])
+    with pytest.raises(InputError, match=reason):
+        load_model(path)
 
 
 def test_a_large_graph_keeps_its_weights_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,10 +29,17 @@ def load_model(path: Path) -> ir.Model:
     except Exception as error:  # noqa: BLE001 - protobuf and onnx_ir raise whatever the broken bytes lead to
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{path} cannot be read as an ONNX model ({reason}): export or fetch it again.") from None
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and not Path(tensor.path).is_file():
-            raise InputError(f"{path} keeps its weights in {tensor.path}, which is missing: put it back beside it.")
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    for place, tensor in {tensor.path: tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}.items():
+        if not Path(place).is_file():
+            raise InputError(f"{path} keeps its weights in {place}, which is missing: put it back beside it.")
+        try:
+            tensor.numpy()
+            tensor.release()
+        except (ValueError, OSError) as error:  # a link that leads elsewhere, or cut short
+            raise InputError(
+                f"{path} keeps its weights in {place}, which cannot be read ({error}): put a copy beside it."
+            ) from None
     return model
 
 
