@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
@@ -322,3 +324,14 @@ def test_whatever_the_mix_every_row_gets_its_own_answer(
             if not future.cancelled():
                 assert answers(future) == [10 * number for number, _ in request]
     assert batcher.waiting == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux only")
+def test_computing_gives_way_to_reading_and_answering() -> None:
+    def run(rows: Sequence[Row]) -> list[np.ndarray]:
+        return [np.array([os.getpriority(os.PRIO_PROCESS, threading.get_native_id())]) for _ in rows]
+
+    batcher = Batcher(run, max_batch=1, max_wait=0, max_queue=1)
+    (answer,) = batcher.submit([Row({"x": np.array([1])}, None, "lane")]).result(LONG)
+    batcher.close()
+    assert answer[0] > os.getpriority(os.PRIO_PROCESS, threading.get_native_id())

@@ -230,4 +230,5 @@ def _give_way() -> None:
     """
     if sys.platform == "linux":  # elsewhere threads have no priority of their own
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
