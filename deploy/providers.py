@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PROVIDERS", "Provider", "available", "create_session", "get_provider", "run_error"]
 
-
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 """ONNX Runtime's option for where a model in memory finds its weights."""
 

@@ -135,14 +135,13 @@ class AdapterSession:
         if not pinned and resident is not None:
             self._dedicated.pop(resident.number, None)
 
-    def prefetch(self, adapters: RowAdapter | Sequence[RowAdapter], rows: int = 1) -> None:
+    def prefetch(self, adapters: Sequence[RowAdapter]) -> None:
         """Start to read the adapters of rows that will come, so that their run need not wait; return at once.
 
         Args:
-            adapters: as for :meth:`run`. Those that are not known are left to the run, which says so.
-            rows: how many.
+            adapters: one choice for each row. Those that are not known are left to the run, which says so.
         """
-        for chosen in chosen_rows(adapters, rows):
+        for chosen in chosen_rows(adapters, len(adapters)):
             if chosen is not None:
                 self._bank.prefetch(chosen)
 
@@ -214,27 +213,28 @@ class AdapterSession:
             users = [held[choice] if choice is not None else None for choice in choices]
             groups = self._groups(users)
             if len(groups) == 1:
-                return self._run_group(inputs, users)
-            answers: list[AnyArray] = [np.empty(0)] * len(users)
-            for group in groups:
-                part = {name: np.asarray(value)[group] for name, value in inputs.items()}
-                for row, answer in zip(group, self._run_group(part, [users[row] for row in group]), strict=True):
-                    answers[row] = answer
-            return answers
+                (shelf,) = groups
+                return self._run_group(shelf, inputs, users)
+            answers: dict[int, AnyArray] = {}
+            for shelf, rows in groups.items():
+                part = {name: np.asarray(value)[rows] for name, value in inputs.items()}
+                answers.update(zip(rows, self._run_group(shelf, part, [users[row] for row in rows]), strict=True))
+            return [answers[row] for row in range(len(users))]
 
-    def _groups(self, users: Sequence[Resident | None]) -> list[list[int]]:
-        """Return the rows that are computed together: those on one shelf, and with the first of these those of the base."""
+    def _groups(self, users: Sequence[Resident | None]) -> dict[Shelf | None, list[int]]:
+        """Return the rows of each shelf, which are computed together; those of the base are with the first, or with None."""
         groups: dict[Shelf | None, list[int]] = {}
         first = next((user.shelf for user in users if user is not None), None) if self._base_mixes else None
         for row, user in enumerate(users):
             groups.setdefault(user.shelf if user is not None else first, []).append(row)
-        return list(groups.values())
+        return groups
 
-    def _run_group(self, inputs: Mapping[str, AnyArray], users: Sequence[Resident | None]) -> list[AnyArray]:
-        """Run rows of one shelf and return their answers, each with the labels of its own head."""
+    def _run_group(
+        self, shelf: Shelf | None, inputs: Mapping[str, AnyArray], users: Sequence[Resident | None]
+    ) -> list[AnyArray]:
+        """Run rows of one shelf, or of the base alone, and return their answers, each with the labels of its own head."""
         alike = len(set(users)) == 1
         own = self._dedicated.get(_number(users[0])) if alike else None
-        shelf = next((user.shelf for user in users if user is not None), None)
         if own is not None:
             output = BoundSlots(own, {}, output=self._outputs[0], device=self._device).run(inputs)
         elif shelf is None:

@@ -29,6 +29,7 @@ from deploy.serving.errors import BusyError, StoppingError
 __all__ = ["Batcher", "Row"]
 
 _NICENESS = 5
+"""By how much the priority of threads that compute is lower than that of the others."""
 
 Answer: TypeAlias = npt.NDArray[Any]
 Run: TypeAlias = "Callable[[Sequence[Row]], Sequence[Answer]]"

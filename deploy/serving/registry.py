@@ -146,7 +146,7 @@ class Graph:
         """Queue rows, and have their adapters read while they wait; errors as those of :meth:`Batcher.submit`."""
         answers = self.batcher.submit(rows)
         if self.session is not None:
-            self.session.prefetch([row.adapter for row in rows], len(rows))
+            self.session.prefetch([row.adapter for row in rows])
         return answers
 
     def _run_adapters(self, rows: Sequence[Row]) -> Sequence[Answer]:
