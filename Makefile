@@ -58,7 +58,7 @@ $(READY): pyproject.toml requirements/constraints.txt requirements/demo-assets.t
 
 # Any Chromium or Chrome will do. Where there is none, the distribution's package is installed if that is allowed, and
 # else Playwright's build, in the user's own cache.
-FIND_BROWSER := $(BIN)/python -m tests.browser
+FIND_BROWSER := $(BIN)/python -m tests.helpers.browser
 APT_BROWSER := [ "$$(id -u)" = 0 ] && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium
 $(BROWSER): $(READY)
 	@$(FIND_BROWSER) || { $(APT_BROWSER) && $(FIND_BROWSER); } || $(BIN)/playwright install chromium

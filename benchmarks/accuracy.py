@@ -72,7 +72,7 @@ def _measure(name: str, method: str, seed: int, data: Path, work: Path) -> dict[
 
 def _command(*words: str) -> dict[str, Any]:
     process = subprocess.run(
-        [sys.executable, "-m", "deploy", *words, "--json"], check=True, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "rmlora_deploy", *words, "--json"], check=True, stdout=subprocess.PIPE, text=True
     )
     answer: dict[str, Any] = json.loads(process.stdout)
     return answer

@@ -26,11 +26,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rmlora_deploy.bench.machine import OthersWatch, pin, usable_cores
+from rmlora_deploy.bundles.bundle import Bundle
 
 from benchmarks.assets import minilm
 from benchmarks.results import environment, write_result
-from deploy.bench.machine import OthersWatch, pin, usable_cores
-from deploy.bundle import Bundle
 
 SIZES = ((1, 32), (8, 16), (8, 32), (8, 128))
 ADAPTERS, RANK, LABELS, MANY = 8, 8, ("no", "yes"), 1000
@@ -143,7 +143,7 @@ def summarise(runs: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]
 
 def measure_loading(work: Path, count: int = 50) -> dict[str, float]:
     """Return the time from registering an adapter that lies in the page cache to its first answer, over a steady run."""
-    from converters.graph.onnx_adapter import read_onnx_adapter
+    from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter
 
     bundle = Bundle.open(work / "branches", check_files=False)
     session = bundle.adapter_session(threads=THREADS, bank=count + 1)
@@ -214,7 +214,7 @@ def _merged_by_default(work: Path) -> Callable[[Inputs], object]:
 def _branches(
     work: Path, use: str, *, registered: int = ADAPTERS, dedicated: bool = False, bundle_name: str = "branches"
 ) -> Callable[[Inputs], object]:
-    from converters.graph.onnx_adapter import read_onnx_adapter
+    from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter
 
     bundle = Bundle.open(work / bundle_name, check_files=False)
     session = bundle.adapter_session(threads=THREADS)
@@ -248,8 +248,8 @@ def _peft(work: Path) -> Callable[[Inputs], object]:
     import torch
     from peft import PeftModel
 
-    from rmlora.models import load_task_model
     from rmlora.tasks import get_task
+    from rmlora.torch_models import load_task_model
 
     torch.set_num_threads(THREADS)
     torch.set_num_interop_threads(1)
@@ -294,7 +294,7 @@ def _timed(call: Callable[[], object]) -> float:
 def _command(*words: str | Path) -> float:
     """Run the command line in a process of its own and return the seconds it took."""
     start = time.monotonic()
-    command = [sys.executable, "-m", "deploy", *map(str, words)]
+    command = [sys.executable, "-m", "rmlora_deploy", *map(str, words)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     return time.monotonic() - start
 

@@ -143,7 +143,7 @@ def run(*words: str | Path) -> None:
     """Show a command and run it."""
     shown = [str(word) for word in words]
     print(f"\n$ rmlora-deploy {shlex.join(_short(shown))}", flush=True)
-    finished = subprocess.run([sys.executable, "-m", "deploy", *shown], check=False)
+    finished = subprocess.run([sys.executable, "-m", "rmlora_deploy", *shown], check=False)
     if finished.returncode:
         sys.exit(finished.returncode)
 

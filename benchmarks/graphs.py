@@ -19,22 +19,24 @@ import numpy as np
 import onnx_ir as ir
 import onnxscript.optimizer
 import torch
+from rmlora_converters.graph.files.model_file import save_model
+from rmlora_deploy.bundles.describe import operator_counts
+from rmlora_deploy.bundles.preprocess import Preprocessor
+from rmlora_deploy.export.optimize import optimise
+from rmlora_deploy.export.precision import lower_precision
+from rmlora_deploy.export.torch_export import export_torch
+from rmlora_deploy.export.trace_inputs import trace_inputs
+from rmlora_deploy.runtime.outputs import Arrays
+from rmlora_deploy.runtime.providers import create_session
+from rmlora_deploy.verify.compare import compare
+from rmlora_deploy.verify.sample_batches import make_cases, sample_inputs
+from rmlora_deploy.verify.torch_outputs import torch_logits
 
 from benchmarks.assets import minilm
 from benchmarks.results import environment, write_result
-from converters.graph.file import save_model
-from deploy.export.inputs import trace_inputs
-from deploy.export.manifest import operator_counts
-from deploy.export.optimise import optimise
-from deploy.export.precision import lower_precision
-from deploy.export.torch_export import export_torch
-from deploy.preprocess import Arrays, Preprocessor
-from deploy.providers import create_session
-from deploy.verify.answers import torch_logits
-from deploy.verify.cases import make_cases, sample_inputs
-from deploy.verify.compare import compare
-from rmlora.models import load_processor, load_task_model
+from rmlora.processors import load_processor
 from rmlora.tasks import get_task
+from rmlora.torch_models import load_task_model
 
 SIZES = ((1, 32), (8, 32), (8, 128))
 ROUNDS, RUNS = 20, 3

@@ -23,10 +23,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from rmlora_converters.delta import delta_rows
+from rmlora_converters.shards import ShardEntry, write_shard
 
 from benchmarks.results import environment, write_result
-from converters.delta import delta_rows
-from converters.shards import ShardEntry, write_shard
 from rmlora.adapter import Adapter, LoraModule
 from rmlora.checkpoint import INDEX_NAME, Checkpoint
 from rmlora.package import load_package, save_package
@@ -87,7 +87,7 @@ def measure(work: Path, layers: int) -> dict[str, Any]:
 
 def merge_here(base: Path, adapter: Path, output: Path) -> None:
     """Merge and print seconds, peak memory and the worst loss as JSON."""
-    from converters.checkpoint_merge import merge_checkpoint
+    from rmlora_converters.checkpoint_merge import merge_checkpoint
 
     started = time.perf_counter()
     report = merge_checkpoint(base, load_package(adapter), output)

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rmlora_converters.graph.contract.lora_inputs import Slots
 
-from converters.graph.slots import Slots
-from rmlora.models import load_task_model
 from rmlora.package import write_metadata
 from rmlora.tasks import get_task
+from rmlora.torch_models import load_task_model
 
 __all__ = ["PROJECTIONS", "draw_arrays", "save_random_adapter"]
 

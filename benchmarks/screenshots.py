@@ -29,7 +29,7 @@ from benchmarks.assets import minilm
 from benchmarks.demo import PROJECTIONS
 from benchmarks.realdata import DATASETS, write_splits
 from benchmarks.served import server
-from tests.browser import chromium
+from tests.helpers.browser import chromium
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 ADAPTERS = {"spam": ("sms", 8, 600), "question-type": ("trec", 16, 1600), "tweets": ("tweets", 4, 600)}
@@ -139,7 +139,7 @@ def use(page: Page, url: str) -> None:
 
 
 def _run(*words: object) -> None:
-    subprocess.run([sys.executable, "-m", "deploy", *map(str, words)], check=True)
+    subprocess.run([sys.executable, "-m", "rmlora_deploy", *map(str, words)], check=True)
 
 
 if __name__ == "__main__":

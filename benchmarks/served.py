@@ -54,7 +54,7 @@ def load(url: str, reference: Path, options: argparse.Namespace) -> Run:
     models = json.loads(reference.read_text())["answers"]
     done = subprocess.run(
         [
-            sys.executable, "-m", "deploy", "loadtest", url, "--json", "--reference", str(reference),
+            sys.executable, "-m", "rmlora_deploy", "loadtest", url, "--json", "--reference", str(reference),
             "--seconds", str(options.seconds), "--clients", str(options.clients),
             *(part for model in models for part in ("--model", model)),
         ],
@@ -67,7 +67,7 @@ def load(url: str, reference: Path, options: argparse.Namespace) -> Run:
 @contextmanager
 def server(*arguments: str | Path) -> Iterator[str]:
     """Run ``rmlora-deploy serve`` on a free port and yield its address."""
-    command = [sys.executable, "-m", "deploy", "serve", *map(str, arguments), "--port", "0"]
+    command = [sys.executable, "-m", "rmlora_deploy", "serve", *map(str, arguments), "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None

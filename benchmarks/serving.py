@@ -25,15 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rmlora_converters.graph.files.onnx_adapter import write_onnx_adapter
+from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.inference.classifier import to_prediction
 
 from benchmarks.assets import minilm
 from benchmarks.random_adapters import draw_arrays, save_random_adapter
 from benchmarks.realdata import movie_reviews, sms_spam, trec, tweets
 from benchmarks.results import environment, write_result
 from benchmarks.served import load, make_parser, server, settings_of, take_turns
-from converters.graph.onnx_adapter import write_onnx_adapter
-from deploy.bundle import Bundle
-from deploy.predict import to_prediction
 from rmlora.storage import sha256_file, write_json
 
 WORKERS = 2
@@ -129,7 +129,7 @@ def run(work: Path, name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(*words: str | Path) -> None:
-    subprocess.run([sys.executable, "-m", "deploy", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", "rmlora_deploy", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def resident_megabytes() -> dict[str, list[int]]:
         except OSError:
             continue
         kind = words[0].partition(":rmlora:")[2].partition(".")[0] or (
-            "command" if words[1:4] == ["-m", "deploy", "serve"] else ""
+            "command" if words[1:4] == ["-m", "rmlora_deploy", "serve"] else ""
         )
         if kind and size:
             found.setdefault(kind, []).append(round(int(size.group(1)) / 1024))

@@ -24,17 +24,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter, write_onnx_adapter
+from rmlora_deploy.bench.machine import resident_mb
+from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.export.export_settings import ExportSettings
+from rmlora_deploy.export.pipeline import export_bundle
+from rmlora_deploy.runtime import AdapterSession
 
 from benchmarks.assets import minilm
 from benchmarks.branches import random_inputs
 from benchmarks.random_adapters import draw_arrays
 from benchmarks.results import environment, write_result
-from converters.graph.onnx_adapter import read_onnx_adapter, write_onnx_adapter
-from deploy.bench.machine import resident_mb
-from deploy.bundle import Bundle
-from deploy.export.pipeline import export_bundle
-from deploy.export.settings import ExportSettings
-from deploy.runtime import AdapterSession
 from rmlora.errors import InputError
 
 ADAPTERS, BANK, LANES, ROWS, TEXTS, TOKENS = 200, 32, 2, 8, 12, 16

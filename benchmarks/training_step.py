@@ -96,8 +96,8 @@ def run_worker(method: str, steps: int, warmup: int) -> dict[str, float]:
     from benchmarks.assets import minilm
     from rmlora.callback import RMLoRACallback
     from rmlora.config import RMLoRAConfig
-    from rmlora.models import load_task_model, quiet_transformers
     from rmlora.tasks import get_task
+    from rmlora.torch_models import load_task_model, quiet_transformers
 
     set_seed(SEED)
     torch.set_num_threads(len(os.sched_getaffinity(0)))

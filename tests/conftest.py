@@ -34,15 +34,15 @@ def private_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Bundles to serve, and the adapters of one of them (see ``tests.servers.make_served``)."""
-    from tests.servers import make_served
+    """Bundles to serve, and the adapters of one of them (see ``tests.helpers.servers.make_served``)."""
+    from tests.helpers.servers import make_served
 
     return make_served(tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle for embeddings, its base and its adapters (see ``tests.vectors.make_embedded``); copy it before changing it."""
-    from tests.vectors import make_embedded
+    """A bundle for embeddings, its base and its adapters (see ``tests.helpers.encoders.make_embedded``); copy it before changing it."""
+    from tests.helpers.encoders import make_embedded
 
     return make_embedded(tmp_path_factory.mktemp("embedded"))

@@ -15,11 +15,12 @@ from rmlora.checkpoint import Checkpoint
 from rmlora.config import RMLoRAConfig
 from rmlora.errors import ConfigError, TrainingError, require
 from rmlora.fingerprint import fingerprint_of, weight_digests
-from rmlora.models import TaskModel, load_processor, load_task_model, quiet_transformers
 from rmlora.package import load_package, write_metadata
+from rmlora.processors import load_processor
 from rmlora.spectrum import adapter_spectrum
 from rmlora.storage import atomic_directory, refuse_existing
 from rmlora.tasks import Task, get_task
+from rmlora.torch_models import TaskModel, load_task_model, quiet_transformers
 from rmlora.training.data import Columns, Splits, load_splits
 from rmlora.training.resume import claim_run, last_whole_checkpoint
 from rmlora.training.settings import TrainSettings

@@ -1,0 +1,164 @@
+"""Merging an adapter into a safetensors checkpoint of any size, with memory of a few blocks (DESIGN 5)."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rmlora.adapter import Adapter
+from rmlora.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint
+from rmlora.errors import OutputError
+from rmlora.fingerprint import check_base
+from rmlora.storage import atomic_directory, refuse_existing, write_json
+from rmlora.tensors import DTYPES, TensorInfo
+from rmlora_converters.delta import delta_rows
+from rmlora_converters.merge_plan import MergePlan, PlannedTensor, make_plan
+from rmlora_converters.rounding import LOSS_WARNING, Survival, SurvivalMeter, checked_cast, complete
+from rmlora_converters.shards import write_shard
+from rmlora_converters.side_files import copy_side_files, write_provenance
+
+__all__ = ["MergeReport", "merge_checkpoint"]
+
+BLOCK_BYTES = 16 << 20
+"""Bytes of a tensor handled at once; a float32 block and its update are the memory a merge needs."""
+
+
+@dataclass(frozen=True)
+class MergeReport(Survival):
+    """What a merge into a checkpoint did."""
+
+    added: tuple[str, ...]
+    """Tensors the base did not have, such as a new head."""
+    untied: str | None
+    """Output layer that had to be separated from the embedding, if any."""
+    shards: int
+    base_fingerprint: str
+
+
+def merge_checkpoint(
+    base: Path | str,
+    adapter: Adapter,
+    output: Path | str,
+    *,
+    overwrite: bool = False,
+    allow_base_mismatch: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> MergeReport:
+    """Write ``base`` with ``adapter`` merged in to the directory ``output``: same sharding, same types.
+
+    Sums are made in float32. A process killed on the way leaves ``output`` as it was.
+
+    Args:
+        base: checkpoint directory.
+        adapter: the update.
+        output: directory to create.
+        overwrite: replace an existing directory.
+        allow_base_mismatch: merge although the adapter's fingerprint names another base.
+        progress: called with (bytes written, bytes in all).
+
+    Raises:
+        CheckpointError: the base cannot be read.
+        AdapterError: the adapter does not fit, or the merged weight overflows the base's type.
+        OutputError: the target exists, cannot be written, or the disk is too small.
+
+    Warns:
+        UserWarning: more than 5 % of a module's update was lost in the cast.
+    """
+    output = Path(output)
+    refuse_existing(output, overwrite=overwrite)
+    checkpoint = Checkpoint(Path(base))
+    fingerprint = check_base(adapter, checkpoint, allow_mismatch=allow_base_mismatch)
+    plan = make_plan(checkpoint, adapter)
+    writer = _Writer(plan, progress)
+    with atomic_directory(output, overwrite=overwrite) as directory:
+        _check_space(directory, plan)
+        copy_side_files(checkpoint.path, directory, but=(CONFIG_NAME, INDEX_NAME))
+        for file_name, items in plan.shards.items():
+            metadata = checkpoint.shards[file_name].metadata or {"format": "pt"}
+            content = (writer.blocks(item) for item in items)
+            write_shard(directory / file_name, [item.entry for item in items], content, metadata)
+        report = MergeReport(
+            modules=complete(adapter, writer.meters),
+            replaced=plan.replaced,
+            added=plan.added,
+            untied=plan.untied,
+            shards=len(plan.shards),
+            nbytes=plan.nbytes,
+            base_fingerprint=fingerprint,
+        )
+        write_json(directory / CONFIG_NAME, plan.config)
+        _write_index(checkpoint, plan, directory)
+        write_provenance(directory, checkpoint.path, adapter, report)
+    if report.worst_loss > LOSS_WARNING:
+        warnings.warn(
+            f"{report.worst_loss:.1%} of the update of '{report.modules[0].module}' was rounded away: the base's type is "
+            "too coarse for so small an update; merge into a float32 base or keep the adapter as a side branch.",
+            stacklevel=2,
+        )
+    return report
+
+
+class _Writer:
+    """Produces the bytes of planned tensors and keeps the survival meters."""
+
+    def __init__(self, plan: MergePlan, progress: Callable[[int, int], None] | None) -> None:
+        self.meters: list[SurvivalMeter] = []
+        self._progress = progress
+        self._total = plan.nbytes
+        self._done = 0
+
+    def blocks(self, item: PlannedTensor) -> Iterator[bytes]:
+        """Yield the content of one tensor."""
+        for block in self._merged(item) if item.update else self._plain(item):
+            yield block
+            self._done += len(block)
+            if self._progress:
+                self._progress(self._done, self._total)
+
+    def _plain(self, item: PlannedTensor) -> Iterator[bytes]:
+        if isinstance(item.source, TensorInfo) and item.source.dtype == item.entry.dtype:
+            for start in range(0, item.source.nbytes, BLOCK_BYTES):
+                yield item.source.read_bytes(start, min(BLOCK_BYTES, item.source.nbytes - start))
+            return
+        whole = item.source.read()
+        cast = checked_cast(whole, DTYPES[item.entry.dtype], item.entry.name)
+        yield np.ascontiguousarray(cast).tobytes()
+
+    def _merged(self, item: PlannedTensor) -> Iterator[bytes]:
+        update = item.update
+        if update is None:
+            return
+        meter = SurvivalMeter(update.path)
+        self.meters.append(meter)
+        exact_type = np.float64 if item.entry.dtype == "F64" else np.float32
+        rows = item.entry.shape[0]
+        step = max(1, BLOCK_BYTES // max(1, 4 * int(np.prod(item.entry.shape[1:]))))
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            weight = item.source.read(start, stop).astype(exact_type)
+            delta = delta_rows(update, item.entry.shape, start, stop)
+            yield meter.merge(weight, delta, DTYPES[item.entry.dtype]).tobytes()
+
+
+def _check_space(directory: Path, plan: MergePlan) -> None:
+    free = shutil.disk_usage(directory).free
+    if free < plan.nbytes:
+        raise OutputError(
+            f"The merged model needs {plan.nbytes / 1e9:.2f} GB and the disk of {directory.parent} has "
+            f"{free / 1e9:.2f} GB free: free some space or choose another place; nothing was written."
+        )
+
+
+def _write_index(checkpoint: Checkpoint, plan: MergePlan, directory: Path) -> None:
+    if not (checkpoint.path / INDEX_NAME).is_file():
+        return
+    weight_map = {item.entry.name: file for file, items in plan.shards.items() for item in items}
+    write_json(
+        directory / INDEX_NAME,
+        {"metadata": {"total_size": plan.nbytes}, "weight_map": dict(sorted(weight_map.items()))},
+    )

@@ -1,0 +1,1 @@
+"""ONNX files and adapter files: reading, writing, and weights that are loaded only when needed."""

@@ -1,0 +1,1 @@
+"""Changes to a graph: one pass per file, each in place."""

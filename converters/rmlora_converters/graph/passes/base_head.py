@@ -1,0 +1,49 @@
+"""The base's own head in a graph with a slot for others, found by what stands before the two answers are joined."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from rmlora.errors import InputError
+from rmlora_converters.graph.contract.lora_inputs import Head
+from rmlora_converters.graph.locate.uses import constant_input
+from rmlora_converters.graph.passes.branch_nodes import BOTH_ANSWERS
+from rmlora_converters.graph.passes.insert_branches import BRANCH_SCOPE
+
+__all__ = ["base_head"]
+
+AnyArray = npt.NDArray[Any]
+
+
+def base_head(model: ir.Model, head: Head) -> dict[str, AnyArray] | None:
+    """Return slot → array that makes a row of a mixed batch answer as the base: weight ``[1, in, labels]``, bias ``[1, labels]``.
+
+    Where the base's head is quantised there are none.
+
+    Raises:
+        InputError: the graph does not look as the branch pass made it.
+    """
+    name = f"{BRANCH_SCOPE}/{head.module}/{BOTH_ANSWERS}"
+    joined = next((node for node in model.graph if node.name == name), None)
+    node = joined.inputs[0].producer() if joined is not None and joined.inputs[0] is not None else None
+    bias: AnyArray | None = None
+    if node is not None and node.op_type == "Add":
+        bias = constant_input(node)
+        node = next(
+            (value.producer() for value in node.inputs if value is not None and value.const_value is None), None
+        )
+    if node is not None and node.op_type in ("Mul", "MatMulNBits", "DynamicQuantizeMatMul"):
+        return None
+    weight = constant_input(node, 1) if node is not None and node.op_type in ("MatMul", "Gemm") else None
+    if node is None or weight is None:
+        raise InputError(f"The graph has no '{name}' with a constant product before it: export it again.")
+    if node.op_type == "Gemm":
+        weight = weight.T if node.attributes.get_int("transB", 0) else weight
+        bias = constant_input(node, 2) if len(node.inputs) > 2 else bias
+    if bias is None:
+        bias = np.zeros(weight.shape[1], weight.dtype)
+    return {head.weight: np.ascontiguousarray(weight)[None], head.bias: bias.reshape(1, -1)}

@@ -1,0 +1,136 @@
+"""The nodes of a branch, for each kind of module: ``x`` and two factors in, the update out.
+
+A is ``[rows, in, rank]`` and B ``[rows, rank, out]``; rows is 1 or the batch, and MatMul broadcasts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from rmlora_converters.graph.locate.consumers import Site
+from rmlora_converters.graph.passes.batch_axis import Batch
+from rmlora_converters.graph.passes.tape import NodeList
+
+__all__ = ["BOTH_ANSWERS", "convolution", "head", "lookup", "product"]
+
+BOTH_ANSWERS = "both"
+"""Name of the node that puts the base's answer and an adapter's own side by side."""
+
+Factors = tuple[ir.Value, ir.Value]
+
+
+def product(
+    nodes: NodeList,
+    x: ir.Value,
+    parts: Sequence[tuple[tuple[int, int], Factors]],
+    *,
+    width: int,
+    fan_in: int,
+    batch: Batch,
+) -> ir.Value:
+    """Return ``[batch, n, width]``: the update of a linear module, or of several whose outputs lie side by side.
+
+    Args:
+        nodes: where the nodes go.
+        x: ``[…, in]``, the batch slowest.
+        parts: for each module its (start, stop) in the outputs, ascending, and its factors.
+        width: outputs of the whole product.
+        fan_in: inputs.
+        batch: the batch axis.
+    """
+    rows = x if batch.leads(x) else nodes.op("Reshape", x, batch.rows(fan_in))
+    updates: list[ir.Value] = []
+    done = 0
+    for (start, stop), (A, B) in parts:  # noqa: N806 - the paper's symbols
+        if start > done:
+            updates.append(_nothing(nodes, rows, fan_in, start - done, A.dtype))
+        updates.append(nodes.op("MatMul", nodes.op("MatMul", rows, A), B))
+        done = stop
+    if done < width:
+        updates.append(_nothing(nodes, rows, fan_in, width - done, parts[0][1][0].dtype))
+    return updates[0] if len(updates) == 1 else nodes.op("Concat", *updates, attributes={"axis": -1})
+
+
+def _nothing(nodes: NodeList, x: ir.Value, fan_in: int, width: int, dtype: ir.DataType | None) -> ir.Value:
+    """Return zeros ``[…, width]`` for the outputs of a packed product that no adapter changes: an update of rank 0."""
+    kind = (dtype or ir.DataType.FLOAT).numpy()
+    empty_A = nodes.constant(f"none_{fan_in}", np.zeros((fan_in, 0), kind))  # noqa: N806
+    empty_B = nodes.constant(f"none_to_{width}", np.zeros((0, width), kind))  # noqa: N806
+    return nodes.op("MatMul", nodes.op("MatMul", x, empty_A), empty_B)
+
+
+def lookup(nodes: NodeList, ids: ir.Value, A: ir.Value, B: ir.Value, *, tokens: int) -> ir.Value:  # noqa: N803
+    """Return the update of an embedding: row ``ids`` of every batch row's own table ``A [tokens, rank]``, times B.
+
+    The tables lie one behind the other, so a row's indices are moved by ``row · tokens``.
+    """
+    shape = nodes.op("Shape", A)
+    rows = nodes.op("Gather", shape, nodes.constant("zero", np.int64(0)))
+    rank = nodes.op("Slice", shape, nodes.constant("two", [2]), nodes.constant("three", [3]))
+    many = nodes.op("Mul", rows, nodes.constant("tokens", np.int64(tokens)))
+    axis = nodes.constant("axis", [0])
+    flat_shape = nodes.op("Concat", nodes.op("Unsqueeze", many, axis), rank, attributes={"axis": 0})
+    flat = nodes.op("Reshape", A, flat_shape, attributes={"allowzero": 1})
+    starts = nodes.op("Range", nodes.constant("zero", np.int64(0)), many, nodes.constant("tokens", np.int64(tokens)))
+    moved = nodes.op("Unsqueeze", starts, nodes.constant("last", [1]))
+    index = nodes.op("Add", nodes.op("Cast", ids, attributes={"to": ir.DataType.INT64}), moved)
+    return nodes.op("MatMul", nodes.op("Gather", flat, index, attributes={"axis": 0}), B)
+
+
+def convolution(nodes: NodeList, site: Site, A: ir.Value, B: ir.Value, *, batch: Batch) -> ir.Value:  # noqa: N803
+    """Return the update of a convolution over patches side by side, ``[batch, out, patches]``.
+
+    Such a convolution is a linear map of each patch, so the picture is cut and the patches multiplied.
+    """
+    weight = site.node.inputs[1]
+    shape = weight.const_value.shape.numpy() if weight is not None and weight.const_value is not None else ()
+    channels, kernel = int(shape[1]), [int(size) for size in shape[2:]]
+    axes = list(range(2, 2 + len(kernel)))
+    counts = nodes.op(
+        "Slice", nodes.op("Shape", site.y), nodes.constant("from", [2]), nodes.constant("to", [2 + len(axes)])
+    )
+    covered = nodes.op("Mul", counts, nodes.constant("kernel", kernel))  # a rim narrower than a patch is left out
+    zeros = nodes.constant("zeros", [0] * len(axes))
+    x = nodes.op("Slice", site.x, zeros, covered, nodes.constant("axes", axes))
+    size = nodes.op("Shape", x, attributes={"start": 0, "end": 1})
+    split = [size, nodes.constant("channels", [channels])]
+    for number, width in enumerate(kernel):
+        first, behind = nodes.constant(f"at_{number}", [number]), nodes.constant(f"at_{number + 1}", [number + 1])
+        split += [nodes.op("Slice", counts, first, behind), nodes.constant(f"kernel_{number}", [width])]
+    cut = nodes.op("Reshape", x, nodes.op("Concat", *split, attributes={"axis": 0}))
+    outer, inner = list(range(2, 2 + 2 * len(axes), 2)), list(range(3, 3 + 2 * len(axes), 2))
+    patches = nodes.op("Transpose", cut, attributes={"perm": [0, *outer, 1, *inner]})
+    rows = nodes.op("Reshape", patches, batch.rows(channels * int(np.prod(kernel))))
+    update = nodes.op("MatMul", nodes.op("MatMul", rows, A), B)
+    return nodes.op("Transpose", update, attributes={"perm": [0, 2, 1]})
+
+
+def head(nodes: NodeList, x: ir.Value, base: ir.Value, weight: ir.Value, bias: ir.Value, *, labels: int) -> ir.Value:
+    """Return ``x · weight + bias`` with one weight for all rows or one for each, or ``base`` where the weight is empty.
+
+    Both answers stand side by side, and the first is cut off where there is a second: no operator that branches, and
+    the base's own nodes stay what they were.
+
+    Args:
+        nodes: where the nodes go.
+        x: ``[batch, in]`` or ``[batch, n, in]``.
+        base: the base's answer ``[…, labels]``.
+        weight: ``[rows, in, own labels]``.
+        bias: ``[rows, own labels]``.
+        labels: of the base.
+    """
+    axis = nodes.constant("axis", [1])
+    if x.shape is not None and x.shape.rank() == 3:
+        own = nodes.op("Add", nodes.op("MatMul", x, weight), nodes.op("Unsqueeze", bias, axis))
+    else:
+        answer = nodes.op("MatMul", nodes.op("Unsqueeze", x, axis), weight)
+        own = nodes.op("Add", nodes.op("Squeeze", answer, axis), bias)
+    both = nodes.op("Concat", base, own, attributes={"axis": -1}, name=BOTH_ANSWERS)
+    widths = nodes.constant("labels", [labels])
+    count = nodes.op("Shape", weight, attributes={"start": 2, "end": 3})
+    start = nodes.op("Min", nodes.op("Mul", count, widths), widths)  # 0 or labels
+    end = nodes.constant("end", [np.iinfo(np.int64).max])
+    return nodes.op("Slice", both, start, end, nodes.constant("last", [-1]))

@@ -1,0 +1,162 @@
+"""Merging an adapter into the initializers of an ONNX graph: no torch, no new export, weights streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from rmlora.adapter import Adapter
+from rmlora.checkpoint import Checkpoint
+from rmlora.errors import AdapterError
+from rmlora.fingerprint import check_base
+from rmlora.storage import atomic_directory, read_json, refuse_existing, write_json
+from rmlora_converters.delta import delta_rows
+from rmlora_converters.graph.files.lazy_tensor import change_when_read
+from rmlora_converters.graph.files.model_file import load_model, save_model
+from rmlora_converters.graph.locate.targets import head_shape
+from rmlora_converters.graph.locate.uses import readers
+from rmlora_converters.graph.locate.weights import WeightPlace, find_weights, wanted_module, wanted_saved
+from rmlora_converters.graph.passes.replace_head import exchange_head
+from rmlora_converters.merge_plan import name_labels
+from rmlora_converters.rounding import Survival, SurvivalMeter, checked_cast, complete
+from rmlora_converters.side_files import copy_side_files, write_provenance
+
+__all__ = ["OnnxMergeReport", "merge_graph"]
+
+_OF_THE_BASE = ("manifest.json",)
+"""What a bundle of ours says of the graph before the merge."""
+
+AnyArray = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class OnnxMergeReport(Survival):
+    """What a merge into a graph did."""
+
+    by_content: int
+    """Weights that were found by their content and not by name."""
+    verification: Mapping[str, Any] | None = None
+    """What the check that was asked for reports."""
+
+
+def merge_graph(
+    graph: Path | str,
+    adapter: Adapter,
+    output: Path | str,
+    *,
+    base: Checkpoint | None = None,
+    overwrite: bool = False,
+    allow_base_mismatch: bool = False,
+    check: Callable[[Path], Mapping[str, Any]] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> OnnxMergeReport:
+    """Write the ONNX model ``graph`` with ``adapter`` in its weights to the directory ``output``.
+
+    The file keeps its name, weights over 1 MiB lie beside it, and the small files beside the source (tokenizer,
+    configuration) are copied. Sums are made in float32 and each weight is made while it is written, so memory holds
+    a few tensors. A process killed on the way leaves ``output`` as it was.
+
+    Args:
+        graph: an ONNX file from any exporter.
+        adapter: the update.
+        output: directory to create.
+        base: the checkpoint the graph was exported from; needed where the exporter renamed the weights.
+        overwrite: replace an existing directory.
+        allow_base_mismatch: merge although the adapter names another base.
+        check: called with the merged file before ``output`` comes to be; its report goes into the record, its error ends
+            the merge.
+        progress: called with (bytes written, bytes in all).
+
+    Raises:
+        InputError: the graph cannot be read.
+        AdapterError: a module or head has no place in the graph, or the merged weight overflows its type.
+        OutputError: the target exists or cannot be written.
+    """
+    graph, output = Path(graph), Path(output)
+    refuse_existing(output, overwrite=overwrite)
+    model = load_model(graph)
+    if base is not None:
+        check_base(adapter, base, allow_mismatch=allow_base_mismatch)
+    wanted = [wanted_module(module) for module in adapter.modules.values()]
+    heads = {name.removesuffix(".weight") for name, array in adapter.saved.items() if _is_matrix(name, array)}
+    whole = {name: array for name, array in adapter.saved.items() if name.rpartition(".")[0] not in heads}
+    wanted += [wanted_saved(name, array.shape) for name, array in whole.items()]
+    places = find_weights(model, wanted, base)
+    own = [
+        wanted_saved(f"{head}.weight", head_shape(head, adapter.saved[f"{head}.weight"].shape, model, base))
+        for head in sorted(heads)
+    ]
+    head_places = find_weights(model, own, base)
+    by_content = sum(place.found_by == "content" for place in [*places.values(), *head_places.values()])
+    for name, place in head_places.items():
+        if any(node.op_type == "Gather" for node, _ in readers(model.graph.initializers[place.initializer])):
+            places[name] = _same_size(place, adapter.saved[name])  # an embedding, whose table keeps its size
+        else:
+            bias = adapter.saved.get(f"{name.removesuffix('.weight')}.bias")
+            exchange_head(model.graph, place, adapter.saved[name], bias)
+    meters: dict[str, SurvivalMeter] = {}
+    for name in dict.fromkeys(place.initializer for place in places.values()):
+        here = [place for place in places.values() if place.initializer == name]
+        _replace(model.graph.initializers[name], here, adapter, meters)
+    with atomic_directory(output, overwrite=overwrite) as directory:
+        copy_side_files(graph.parent, directory, but=_OF_THE_BASE)
+        _name_labels(directory / "config.json", adapter)
+        nbytes = save_model(model, directory / graph.name, progress)
+        report = OnnxMergeReport(
+            modules=complete(adapter, meters.values()),
+            replaced=tuple(sorted(adapter.saved)),
+            by_content=by_content,
+            nbytes=nbytes,
+            verification=check(directory / graph.name) if check is not None else None,
+        )
+        write_provenance(directory, graph, adapter, report)
+    return report
+
+
+def _is_matrix(name: str, array: AnyArray) -> bool:
+    return name.endswith(".weight") and array.ndim == 2
+
+
+def _same_size(place: WeightPlace, saved: AnyArray) -> WeightPlace:
+    if place.stop - place.start != len(saved):
+        raise AdapterError(
+            f"'{place.parameter}' has {len(saved)} rows in the adapter and {place.stop - place.start} in the graph: export the "
+            "merged checkpoint instead."
+        )
+    return place
+
+
+def _name_labels(path: Path, adapter: Adapter) -> None:
+    if path.is_file():
+        config = read_json(path, what="Model configuration")
+        name_labels(config, adapter)
+        write_json(path, config)
+
+
+def _replace(value: ir.Value, places: list[WeightPlace], adapter: Adapter, meters: dict[str, SurvivalMeter]) -> None:
+    """Let ``value`` hold the merged weight once it is asked for it."""
+
+    def merge(whole: AnyArray) -> None:
+        for place in places:
+            index = place.slices(whole.ndim)
+            whole[index] = _new_content(whole[index], place, adapter, meters)
+
+    change_when_read(value, merge)
+
+
+def _new_content(part: AnyArray, place: WeightPlace, adapter: Adapter, meters: dict[str, SurvivalMeter]) -> AnyArray:
+    if place.parameter in adapter.saved:
+        saved = adapter.saved[place.parameter]
+        return checked_cast(saved.T if place.transposed else saved, part.dtype, place.parameter)
+    path = place.parameter.removesuffix(".weight")
+    weight = part.astype(np.float32)
+    # The graph decides the orientation, also of a square weight; the adapter's flag speaks of the checkpoint's.
+    delta = delta_rows(replace(adapter.modules[path], fan_in_fan_out=place.transposed), weight.shape)
+    meters[path] = SurvivalMeter(path)
+    return meters[path].merge(weight, delta, part.dtype)

@@ -1,0 +1,153 @@
+"""Opening ONNX Runtime's fused attention, so that the projections inside it can be quantised or adapted.
+
+``Attention`` holds the packed query, key and value weight. Its quantised form, ``QAttention``, has no place for
+the additive mask that exported encoders pass, and onnxruntime's quantiser would drop it; and nothing can be added to
+one projection. With the projections before ``MultiHeadAttention``, or before ONNX's own ``Attention``, it computes the
+same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+from rmlora_converters.graph.passes.rewire import replace_node
+from rmlora_converters.graph.passes.tape import NodeList
+
+__all__ = ["open_attention", "split_attention"]
+
+_DOMAIN = "com.microsoft"
+_KEPT = ("num_heads", "scale", "mask_filter_value", "unidirectional")
+"""Attributes that mean the same on both operators."""
+_OPSET, _IR_VERSION, _SINCE = 23, 11, 20
+"""The operator set with ``Attention``, the IR version that goes with it, and the oldest set that may become it: of what an
+exporter writes, only ``GroupNormalization`` means something else there."""
+
+Opened: TypeAlias = Callable[[NodeList, ir.Node, Sequence[int]], ir.Value]
+"""Makes the nodes that take a node's place, given the widths of query, key and value, and returns what they compute."""
+
+
+def open_attention(model: ir.Model) -> int:
+    """Replace every ``Attention`` node that has only an additive mask, in place; return how many.
+
+    Its projections become one product and one bias, which a quantiser takes like any other. Nodes with an integer
+    mask, a past or a present, or without a bias, stay as they are.
+    """
+    return _open_all(model.graph, _nodes(model.graph), _one_product)
+
+
+def split_attention(model: ir.Model) -> int:
+    """Do as :func:`open_attention`, but with a product and a bias for each projection, to which something can be added.
+
+    The graph moves to the operator set 23 if it can: on CPUs that one's ``Attention`` is faster than ``MultiHeadAttention``.
+    """
+    found = _nodes(model.graph)
+    if not found or not _can_be_standard(model, found):
+        return _open_all(model.graph, found, _three_products)
+    model.graph.opset_imports[""] = max(model.graph.opset_imports[""], _OPSET)
+    model.ir_version = max(model.ir_version, _IR_VERSION)
+    return _open_all(model.graph, found, _standard)
+
+
+def _can_be_standard(model: ir.Model, found: Sequence[ir.Node]) -> bool:
+    """Whether the graph can have the operator set with ``Attention``, and every bias be cut into parts beforehand."""
+    version = model.graph.opset_imports.get("", 0)
+    moves = version >= _SINCE and not any(node.op_type == "GroupNormalization" for node in model.graph)
+    biases = (_input(node, 2) for node in found)
+    return (moves or version >= _OPSET) and all(bias is not None and bias.const_value is not None for bias in biases)
+
+
+def _nodes(graph: ir.Graph) -> list[ir.Node]:
+    return [node for node in graph if node.op_type == "Attention" and node.domain == _DOMAIN and _can_open(node)]
+
+
+def _open_all(graph: ir.Graph, found: Sequence[ir.Node], opened: Opened) -> int:
+    for node in found:
+        declared = node.attributes.get("qkv_hidden_sizes")
+        sizes = list(declared.as_ints()) if declared else [_constant(node, 1).shape[1] // 3] * 3
+        nodes = NodeList(graph, node.name or "attention")
+        new = opened(nodes, node, sizes)
+        nodes.nodes[-1].metadata_props.update(node.metadata_props)
+        replace_node(graph, node, nodes, new)
+    return len(found)
+
+
+def _input(node: ir.Node, index: int) -> ir.Value | None:
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def _can_open(node: ir.Node) -> bool:
+    weight, bias = _input(node, 1), _input(node, 2)
+    return (
+        weight is not None
+        and weight.const_value is not None
+        and bias is not None
+        and not any(_input(node, index) for index in (3, 4, 6))
+        and len(node.outputs) == 1
+    )
+
+
+def _constant(node: ir.Node, index: int) -> np.ndarray:
+    value = _input(node, index)
+    assert value is not None and value.const_value is not None  # noqa: S101 - looked at before
+    return value.const_value.numpy()
+
+
+def _one_product(nodes: NodeList, node: ir.Node, sizes: Sequence[int]) -> ir.Value:
+    product = nodes.op("MatMul", _input(node, 0), _input(node, 1), name="qkv")
+    projected = nodes.split(nodes.op("Add", product, _input(node, 2), name="bias"), sizes)
+    return _multi_head(nodes, node, projected, None)
+
+
+def _three_products(nodes: NodeList, node: ir.Node, sizes: Sequence[int]) -> ir.Value:
+    return _multi_head(nodes, node, _products(nodes, node, sizes), _input(node, 2))
+
+
+def _standard(nodes: NodeList, node: ir.Node, sizes: Sequence[int]) -> ir.Value:
+    """Return what ONNX's ``Attention`` gives, which takes no bias of the projections."""
+    biases = NodeList(nodes.graph, _input(node, 2).name or nodes.scope)  # type: ignore[union-attr]  # _can_be_standard has looked
+    parts = zip(
+        ("query", "key", "value"), _parts(_constant(node, 2), sizes), _products(nodes, node, sizes), strict=True
+    )
+    projected = []
+    for name, bias, product in parts:
+        total = nodes.op("Add", product, biases.constant(f"{name}.bias", bias), name=f"{name}.bias")
+        total.type, total.shape = product.type, product.shape
+        projected.append(total)
+    heads = node.attributes.get_int("num_heads")
+    attributes: dict[str, float] = {
+        "q_num_heads": heads,
+        "kv_num_heads": heads,
+        "is_causal": node.attributes.get_int("unidirectional", 0),
+    }
+    if scale := node.attributes.get_float("scale", 0.0):
+        attributes["scale"] = scale
+    return nodes.op("Attention", *projected, _input(node, 5), attributes=attributes, name="heads")
+
+
+def _multi_head(nodes: NodeList, node: ir.Node, projected: Sequence[ir.Value], bias: ir.Value | None) -> ir.Value:
+    kept = {name: node.attributes[name] for name in _KEPT if name in node.attributes}
+    inputs = (*projected, bias, None, _input(node, 5))
+    return nodes.op("MultiHeadAttention", *inputs, domain=_DOMAIN, attributes=kept, name="heads")
+
+
+def _products(nodes: NodeList, node: ir.Node, sizes: Sequence[int]) -> list[ir.Value]:
+    x, weight = _input(node, 0), _input(node, 1)
+    assert x is not None and weight is not None  # noqa: S101 - _can_open has looked
+    weights = NodeList(nodes.graph, weight.name or nodes.scope)  # layers that share the weight share its parts
+    products = []
+    for name, part in zip(("query", "key", "value"), _parts(_constant(node, 1), sizes), strict=True):
+        product = nodes.op("MatMul", x, weights.constant(f"{name}.weight", part), name=name)
+        product.type = x.type
+        if x.shape is not None:
+            product.shape = ir.Shape([*list(x.shape)[:-1], part.shape[1]])
+        products.append(product)
+    return products
+
+
+def _parts(packed: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
+    """Cut the last axis into parts of ``sizes``."""
+    return [np.ascontiguousarray(part) for part in np.split(packed, np.cumsum(sizes)[:-1], axis=-1)]

@@ -1,0 +1,87 @@
+"""Putting an adapter's head into a graph in the place of the base's, whatever its number of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from rmlora.errors import AdapterError
+from rmlora_converters.graph.locate.consumers import Site, head_site
+from rmlora_converters.graph.locate.weights import WeightPlace
+from rmlora_converters.graph.passes.rewire import producer_of, read_instead
+from rmlora_converters.graph.passes.tape import NodeList
+from rmlora_converters.rounding import checked_cast
+
+__all__ = ["exchange_head"]
+
+AnyArray = npt.NDArray[Any]
+
+
+def exchange_head(graph: ir.Graph, place: WeightPlace, weight: AnyArray, bias: AnyArray | None) -> None:
+    """Let the head at ``place`` compute with ``weight [labels, in]`` and ``bias [labels]`` from now on, in place.
+
+    Raises:
+        AdapterError: the head is not a single product in the graph, or its weight serves something else too.
+    """
+    site = head_site(graph, place)
+    value = graph.initializers[place.initializer]
+    stored = value.const_value
+    if stored is None or place.stop - place.start != stored.shape.numpy()[1 if place.transposed else 0]:
+        raise AdapterError(
+            f"The head '{place.parameter}' shares its weight with others in the graph: merge the checkpoint."
+        )
+    dtype = stored.dtype.numpy()
+    labels = place.stop - place.start
+    made = checked_cast(weight, dtype, place.parameter)
+    _fill(value, made.T if place.transposed else made)
+    if bias is None:
+        bias = np.zeros(len(weight), np.float32)
+    shift = checked_cast(bias, dtype, place.parameter)
+    if site.bias is not None and site.bias.const_value is not None and len(list(site.bias.uses())) == 1:
+        _fill(site.bias, shift)
+    elif site.bias is not None:
+        raise AdapterError(
+            f"The bias of the head '{place.parameter}' is not a weight of its own: merge the checkpoint."
+        )
+    elif shift.any():  # the exporter has left out one of zeros
+        _add_bias(graph, site, shift, place.parameter.removesuffix(".weight"))
+    if labels != len(weight):
+        _resize(graph, site.y, labels, len(weight))
+
+
+def _fill(value: ir.Value, array: AnyArray) -> None:
+    value.const_value = ir.tensor(np.ascontiguousarray(array), name=value.name)
+    value.shape = ir.Shape(array.shape)
+
+
+def _add_bias(graph: ir.Graph, site: Site, bias: AnyArray, path: str) -> None:
+    uses = list(site.y.uses())
+    nodes = NodeList(graph, f"{path}.exchanged")
+    total = nodes.op("Add", site.y, nodes.constant("bias", bias))
+    total.type, total.shape = site.y.type, site.y.shape
+    graph.insert_after(producer_of(site.y), nodes.nodes)
+    read_instead(graph, site.y, total, name=f"{path}.exchanged/base", uses=uses)
+
+
+def _resize(graph: ir.Graph, y: ir.Value, before: int, now: int) -> None:
+    """Change the labels' axis of everything that follows from ``y``; shapes that are not told by it are forgotten."""
+    for value in _following(y):
+        if value.shape is not None and value.shape.rank() and value.shape[-1] == before:
+            value.shape = ir.Shape([*list(value.shape)[:-1], now])
+        elif not value.is_graph_output():
+            value.shape = None
+
+
+def _following(value: ir.Value) -> Iterator[ir.Value]:
+    queue, seen = [value], set()
+    while queue:
+        current = queue.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        queue += [output for use in current.uses() for output in use.node.outputs]

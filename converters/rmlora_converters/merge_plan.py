@@ -1,0 +1,185 @@
+"""Deciding what a merged checkpoint holds, before a byte of it is written.
+
+Every tensor of the base becomes one tensor of the result, in the same shard and of the same type, some with an
+update added, some replaced by a tensor the adapter saved whole; new heads join the last shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from rmlora.adapter import Adapter, Array, LoraModule
+from rmlora.adapter_task import adapter_labels
+from rmlora.checkpoint import EMBEDDING_NAMES, Checkpoint, TiedOutput
+from rmlora.errors import AdapterError
+from rmlora.naming import find_tensor, find_tensors, infer_prefix
+from rmlora.tasks import get_task
+from rmlora.tensors import DTYPES, FLOATING
+from rmlora_converters.delta import stores_transposed
+from rmlora_converters.shards import ShardEntry
+
+__all__ = ["ArraySource", "MergePlan", "PlannedTensor", "Source", "make_plan", "name_labels"]
+
+
+class Source(Protocol):
+    """Where a tensor's rows come from: the base's file or the adapter."""
+
+    def read(self, start: int = 0, stop: int | None = None) -> Array:
+        """Return rows along the first axis."""
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """A tensor held in memory, such as a trained head."""
+
+    array: Array
+
+    def read(self, start: int = 0, stop: int | None = None) -> Array:
+        """Return rows along the first axis."""
+        return self.array[start:stop] if self.array.ndim else self.array
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor of the result: its header entry, its source, and the update to add."""
+
+    entry: ShardEntry
+    source: Source
+    update: LoraModule | None = None
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """The tensors of every shard, the new ``config.json``, and what was decided on the way."""
+
+    shards: Mapping[str, list[PlannedTensor]]
+    config: dict[str, Any]
+    replaced: tuple[str, ...]
+    """Base tensors replaced by ones the adapter saved whole."""
+    added: tuple[str, ...]
+    """Tensors the base did not have."""
+    untied: str | None
+    """The output layer that no longer shares the embedding's weight, if the update forced them apart."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(item.entry.nbytes for items in self.shards.values() for item in items)
+
+
+def make_plan(checkpoint: Checkpoint, adapter: Adapter) -> MergePlan:
+    """Match every tensor of ``adapter`` with the base, and settle names, ties and configuration.
+
+    Raises:
+        AdapterError: a module is not in the base, does not fit its weight, or its weight is quantised.
+    """
+    names = checkpoint.tensors.keys()
+    tie = checkpoint.tied_output if _has_output_layer(checkpoint, adapter) else None
+    modules = dict(adapter.modules)
+    shared_output = tie is not None and f"{tie.layer}.weight" not in names
+    output_update = modules.pop(tie.layer, None) if tie and shared_output else None
+    targets = find_tensors([f"{path}.weight" for path in modules], names, where=f"the base at {checkpoint.path}")
+    updates = {targets[f"{path}.weight"]: module for path, module in modules.items()}
+    saved_at = {parameter: find_tensor(parameter, names) for parameter in adapter.saved}
+    replacements = {name: adapter.saved[parameter] for parameter, name in saved_at.items() if name}
+    new = {parameter: adapter.saved[parameter] for parameter, name in saved_at.items() if not name}
+    prefix = infer_prefix(targets) if new else ""
+    dtype = checkpoint.tensors[next(iter(updates))].dtype if updates else "F32"
+
+    shards: dict[str, list[PlannedTensor]] = {}
+    for file_name, shard in checkpoint.shards.items():
+        planned = []
+        for name, info in shard.infos.items():
+            source: Source = info
+            entry = ShardEntry(name, info.dtype, info.shape)
+            if name in replacements:
+                source = ArraySource(replacements[name])
+                entry = replace(entry, shape=replacements[name].shape)
+            planned.append(_checked(PlannedTensor(entry, source, updates.get(name))))
+        shards[file_name] = planned
+    untied = _untie(tie, shards, {*updates, *replacements}, output_update) if tie else None
+    for items in shards.values():
+        items[:] = [replace(item, entry=replace(item.entry, name=prefix + item.entry.name)) for item in items]
+    shards[next(reversed(shards))] += [
+        PlannedTensor(ShardEntry(p, dtype, array.shape), ArraySource(array)) for p, array in new.items()
+    ]
+    for items in shards.values():
+        items.sort(key=lambda item: -DTYPES[item.entry.dtype].itemsize if item.entry.dtype in DTYPES else 0)
+    config = _new_config(checkpoint, adapter, replacements, untied=untied is not None)
+    return MergePlan(shards, config, tuple(sorted(replacements)), tuple(sorted(new)), untied)
+
+
+def _untie(
+    tie: TiedOutput,
+    shards: dict[str, list[PlannedTensor]],
+    changed: Collection[str],
+    output_update: LoraModule | None,
+) -> str | None:
+    """Give a tied output layer a tensor of its own when either side changed; return its module path.
+
+    PEFT adds an update to the embedding or to the output layer alone, so a merged checkpoint that computes
+    the same function must store them apart.
+    """
+    name = f"{tie.layer}.weight"
+    if output_update is None and not {tie.embedding, name} & set(changed):
+        return None
+    everything = {item.entry.name: item for items in shards.values() for item in items}
+    if name not in everything:
+        embedding = everything[tie.embedding]
+        own = replace(embedding, entry=replace(embedding.entry, name=name), update=output_update)
+        shards[next(reversed(shards))].append(_checked(own))
+    return tie.layer
+
+
+def _has_output_layer(checkpoint: Checkpoint, adapter: Adapter) -> bool:
+    task = adapter.peft_config.get("task_type")
+    if task is not None:
+        return task in ("CAUSAL_LM", "SEQ_2_SEQ_LM")
+    architecture = adapter.metadata.get("architecture") or next(iter(checkpoint.config.get("architectures") or []), "")
+    return str(architecture).endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM"))
+
+
+def _checked(item: PlannedTensor) -> PlannedTensor:
+    if item.update is not None:
+        if item.entry.dtype not in FLOATING:
+            raise AdapterError(
+                f"The base stores '{item.entry.name}' as {item.entry.dtype} (quantised): an update cannot be merged into "
+                "it; merge into the unquantised base and quantise the result."
+            )
+        stores_transposed(item.update, item.entry.shape)
+    return item
+
+
+def _new_config(
+    checkpoint: Checkpoint, adapter: Adapter, replacements: Mapping[str, Array], *, untied: bool
+) -> dict[str, Any]:
+    config = dict(checkpoint.config)
+    if untied:
+        config["tie_word_embeddings"] = False
+    if architecture := adapter.metadata.get("architecture"):
+        config["architectures"] = [architecture]
+    name_labels(config, adapter)
+    for name, array in replacements.items():
+        if name.endswith(EMBEDDING_NAMES) and "vocab_size" in config:
+            config["vocab_size"] = array.shape[0]
+    return config
+
+
+def name_labels(config: dict[str, Any], adapter: Adapter) -> None:
+    """Put the labels of ``adapter`` into a model's configuration, where it has any."""
+    if labels := adapter.labels or _numbered_labels(adapter):
+        config["id2label"] = {str(index): label for index, label in enumerate(labels)}
+        config["label2id"] = {label: index for index, label in enumerate(labels)}
+        config.pop("num_labels", None)
+
+
+def _numbered_labels(adapter: Adapter) -> list[str] | None:
+    """Return ``LABEL_i`` for the head of a classification adapter from elsewhere."""
+    if adapter.peft_config.get("task_type") != "SEQ_CLS":
+        return None
+    try:
+        return adapter_labels(adapter, get_task("text-classification"))
+    except AdapterError:
+        return None

@@ -1,0 +1,96 @@
+"""Weighted sum of adapters: ``Σ wᵢ · sᵢ Bᵢ Aᵢ``, exact by concatenating rank directions.
+
+``[w₁s₁B₁ w₂s₂B₂ …] · [A₁; A₂; …]`` is the sum itself, with the sum of the ranks; nothing is approximated.
+:mod:`rmlora_converters.compress` finds the smallest rank that holds the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from rmlora.adapter import Adapter, LoraModule
+from rmlora.errors import AdapterError, ConfigError
+from rmlora.fingerprint import differing_weight
+from rmlora_converters.rebuild import with_factors, with_modules
+
+__all__ = ["mix_adapters"]
+
+
+def mix_adapters(
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    *,
+    head: int | None = None,
+    allow_base_mismatch: bool = False,
+) -> Adapter:
+    """Return the weighted sum of ``adapters``; masked directions take no part.
+
+    Args:
+        adapters: two or more.
+        weights: one per adapter; a zero leaves that adapter's update out.
+        head: index of the adapter whose tensors saved whole (heads), task and labels the result takes; None is
+            allowed where all agree.
+        allow_base_mismatch: mix adapters of different bases all the same.
+
+    Raises:
+        ConfigError: weights do not fit, or ``head`` is needed.
+        AdapterError: adapters of different bases, or a module whose shapes differ.
+    """
+    if len(weights) != len(adapters):
+        raise ConfigError(
+            f"{len(adapters)} adapters need {len(adapters)} weights, not {len(weights)}: change --weights."
+        )
+    if not all(np.isfinite(weights)):
+        raise ConfigError("A weight is not a finite number: change --weights.")
+    base_weights: dict[str, str] = {}
+    for adapter in adapters:
+        other = differing_weight(base_weights, adapter.base_weights)
+        if other and not allow_base_mismatch:
+            raise AdapterError(
+                f"{adapter.source} was made for another base than {adapters[0].source} (the weight of '{other}' differs), "
+                "so their sum fits neither: pass --allow-base-mismatch to mix them all the same."
+            )
+        base_weights.update(adapter.base_weights)
+    owner = _owner(adapters, head)
+    owner = replace(owner, metadata={**owner.metadata, "base_weights": base_weights})
+    parts: dict[str, list[tuple[LoraModule, float]]] = {}
+    for adapter, weight in zip(adapters, weights, strict=True):
+        for path, module in adapter.modules.items():
+            if weight and module.active_rank:
+                parts.setdefault(path, []).append((module, weight))
+    mixed = with_modules(owner, [_sum(path, parts[path]) for path in sorted(parts)])
+    return replace(mixed, source=" + ".join(f"{w:g}·{a.source}" for a, w in zip(adapters, weights, strict=True)))
+
+
+def _sum(path: str, parts: Sequence[tuple[LoraModule, float]]) -> LoraModule:
+    first = parts[0][0]
+    for module, _ in parts[1:]:
+        if (module.kind, module.A.shape[1], module.B.shape[0]) != (first.kind, first.A.shape[1], first.B.shape[0]):
+            raise AdapterError(
+                f"'{path}' has {first.A.shape[1]} inputs and {first.B.shape[0]} outputs in one adapter and "
+                f"{module.A.shape[1]} and {module.B.shape[0]} in another: they were made for different bases."
+            )
+        if module.fan_in_fan_out != first.fan_in_fan_out:
+            raise AdapterError(f"'{path}' is fan_in_fan_out in only some of the adapters: they are of different bases.")
+    A = np.concatenate([module.A for module, _ in parts])  # noqa: N806 - the paper's symbol
+    B = np.concatenate([np.float32(weight * module.scale) * module.B for module, weight in parts], axis=1)  # noqa: N806
+    return with_factors(first, A, B)
+
+
+def _owner(adapters: Sequence[Adapter], head: int | None) -> Adapter:
+    if head is not None:
+        return adapters[head]
+    first = adapters[0]
+    for other in adapters[1:]:
+        same = first.saved.keys() == other.saved.keys() and all(
+            np.array_equal(value, other.saved[name]) for name, value in first.saved.items()
+        )
+        if not same:
+            raise ConfigError(
+                f"{first.source} and {other.source} have different heads, and heads do not add: say whose the result "
+                "takes with --head-from."
+            )
+    return first

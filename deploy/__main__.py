@@ -1,6 +1,0 @@
-"""``python -m deploy``: the command line, for launchers such as torchrun that start a module."""
-
-from deploy.cli import main
-
-if __name__ == "__main__":
-    main()

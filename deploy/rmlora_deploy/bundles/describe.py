@@ -1,0 +1,109 @@
+"""What a bundle's manifest says of its files, and of what it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from rmlora._version import __version__
+from rmlora.adapter import Adapter
+from rmlora.checkpoint import Checkpoint
+from rmlora.fingerprint import base_fingerprint
+from rmlora.package import TENSORS_FILE
+from rmlora.storage import sha256_file
+from rmlora_deploy.bundles.bundle import BUNDLE_FORMAT_VERSION, MANIFEST_FILE, MODEL_FILE
+
+__all__ = [
+    "describe_adapter",
+    "describe_base",
+    "describe_files",
+    "describe_model",
+    "describe_tools",
+    "operator_counts",
+]
+
+_MODEL_FILES = (MODEL_FILE, f"{MODEL_FILE}.data")
+_TOOLS = ("torch", "transformers", "peft", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "optimum", "optimum-onnx")
+
+
+def describe_model(directory: Path) -> dict[str, Any]:
+    """Return files with SHA-256, size, opset, operators, required inputs and outputs of the graph in ``directory``."""
+    graph = ir.load(directory / MODEL_FILE)
+    files = [directory / name for name in _MODEL_FILES if (directory / name).is_file()]
+    return {
+        "files": {path.name: sha256_file(path) for path in files},
+        "bytes": sum(path.stat().st_size for path in files),
+        "opset": graph.opset_imports[""],
+        "operators": operator_counts(graph),
+        "inputs": [_signature(value) for value in graph.graph.inputs if value.name not in graph.graph.initializers],
+        "outputs": [_signature(value) for value in graph.graph.outputs],
+    }
+
+
+def describe_files(directory: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file in ``directory`` but the model's and the manifest."""
+    known = (*_MODEL_FILES, MANIFEST_FILE)
+    files = {path.relative_to(directory).as_posix(): path for path in sorted(directory.rglob("*")) if path.is_file()}
+    return {name: sha256_file(path) for name, path in files.items() if name not in known}
+
+
+def describe_tools() -> dict[str, Any]:
+    """Return format version, program, and versions of everything that takes part in an export."""
+    return {
+        "format_version": BUNDLE_FORMAT_VERSION,
+        "created_by": f"rmlora-deploy {__version__}",
+        "tools": {name: _version(name) for name in _TOOLS},
+    }
+
+
+def describe_base(base: str, revision: str | None, checkpoint: Checkpoint, modules: Iterable[str]) -> dict[str, Any]:
+    """Return where the base came from, and how to recognise it.
+
+    Args:
+        base: what the user called it.
+        revision: of a hub base.
+        checkpoint: the base as it was found.
+        modules: paths of the modules that are adapted.
+    """
+    return {
+        "source": str(Path(base).resolve()) if Path(base).exists() else base,
+        "revision": revision,
+        "fingerprint": base_fingerprint(checkpoint, modules),
+    }
+
+
+def describe_adapter(adapter: Adapter) -> dict[str, Any]:
+    """Return what an adapter is; its ``source`` is its directory."""
+    source = Path(adapter.source)
+    return {
+        "source": str(source.resolve()),
+        "sha256": sha256_file(source / TENSORS_FILE),
+        "modules": len(adapter.modules),
+        "parameters": adapter.parameters,
+        "rmlora": adapter.metadata.get("rmlora"),
+        "metrics": adapter.metadata.get("metrics"),
+    }
+
+
+def operator_counts(model: ir.Model) -> Mapping[str, int]:
+    """Return operator → nodes, most frequent first."""
+    counts: dict[str, int] = {}
+    for node in model.graph:
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _signature(value: ir.Value) -> dict[str, Any]:
+    shape = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape or ()]
+    return {"name": value.name, "dtype": value.dtype.name.lower() if value.dtype else None, "shape": shape}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,97 @@
+"""The small files of a bundle: configuration, licence, and the tokenizer or image processor its adapters were trained with."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rmlora.adapter import Adapter
+from rmlora.errors import AdapterError
+from rmlora.pooling import read_text_length
+from rmlora.processors import load_processor
+from rmlora.storage import write_json
+from rmlora.tasks import Task
+
+__all__ = ["common_processor", "max_length", "trained_length", "write_side_files"]
+
+_ANY_LENGTH = 100_000
+"""Tokenizers without a limit report a number far above this."""
+
+
+def common_processor(base: Path, adapters: Sequence[Adapter], task: Task) -> Any:
+    """Return the processor of ``adapters``, or the base's where they bring none.
+
+    Raises:
+        AdapterError: two adapters were trained with different ones.
+    """
+    own = {adapter.source: load_processor(Path(adapter.source), task) for adapter in adapters if _brings_one(adapter)}
+    if not own:
+        return load_processor(base, task)
+    (first, processor), *others = own.items()
+    if len(own) < len(adapters):
+        others.append((str(base), load_processor(base, task)))
+    for source, other in others:
+        if _essence(other, task) != _essence(processor, task):
+            kind = "cut and scale images" if task.modality == "image" else "split texts"
+            raise AdapterError(
+                f"{first} and {source} {kind} differently, so they cannot share a graph's inputs: export them into "
+                "bundles of their own."
+            )
+    return processor
+
+
+def write_side_files(directory: Path, base: Path, config: Mapping[str, Any], processor: Any) -> None:
+    """Write processor and ``config`` to ``directory``, and copy the licence of ``base``."""
+    processor.save_pretrained(directory)
+    write_json(directory / "config.json", _jsonable({k: v for k, v in config.items() if k != "_name_or_path"}))
+    for name in ("LICENSE", "LICENSE.txt"):
+        if (base / name).is_file():
+            shutil.copyfile(base / name, directory / name)
+
+
+def max_length(adapters: Sequence[Adapter], processor: Any, task: Task, base: Path | None = None) -> int | None:
+    """Return the tokens that texts are cut to: the most of any training, else the tokenizer's limit; None for images.
+
+    Where the task is embedding, what sentence-transformers wrote beside the base goes before the tokenizer's limit.
+    """
+    if task.modality == "image":
+        return None
+    trained = [length for adapter in adapters if (length := trained_length(adapter))]
+    if len(trained) == len(adapters):
+        return max(trained)
+    own = read_text_length(base) if base is not None and task.answer == "vector" else None
+    limit = own or getattr(processor, "model_max_length", None)
+    return int(limit) if limit and limit < _ANY_LENGTH else 512
+
+
+def trained_length(adapter: Adapter) -> int | None:
+    """Return the tokens that texts were cut to in training, where the package tells."""
+    length = (adapter.metadata.get("training") or {}).get("settings", {}).get("max_length")
+    return int(length) if length else read_text_length(Path(adapter.source))
+
+
+def _brings_one(adapter: Adapter) -> bool:
+    return any((Path(adapter.source) / name).is_file() for name in ("preprocessor_config.json", "tokenizer.json"))
+
+
+def _essence(processor: Any, task: Task) -> Mapping[str, Any]:
+    """Return what decides about the arrays a processor makes."""
+    if task.modality == "text":
+        return dict(processor.get_vocab())
+    settings = processor.to_dict()
+    return {key: value for key, value in settings.items() if not key.startswith("_") and key != "image_processor_type"}
+
+
+def _jsonable(value: Any) -> Any:
+    """Return configuration values as JSON types; torch types become their names."""
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value).removeprefix("torch.")

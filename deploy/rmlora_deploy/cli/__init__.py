@@ -1,0 +1,91 @@
+"""The command line: one file per command, each imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import cast
+
+import click
+
+from rmlora._version import __version__
+from rmlora.errors import RMLoRAError
+
+__all__ = ["cli", "main"]
+
+_COMMANDS = {
+    "train": "Train an RM-LoRA adapter.",
+    "merge": "Merge an adapter into a checkpoint, streaming.",
+    "mix": "Add adapters up, each with a weight.",
+    "compress": "Keep an adapter's best directions.",
+    "export": "Make an ONNX bundle from a base and adapters.",
+    "adapter": "Add, remove and list the adapters of a bundle.",
+    "verify": "Compare a bundle with PyTorch and PEFT.",
+    "bench": "Measure a bundle on every execution provider.",
+    "predict": "Classify texts or images with a bundle, without torch.",
+    "serve": "Serve bundles over HTTP, batched across adapters.",
+    "loadtest": "Load a server and say how it did.",
+    "inspect": "Show an adapter or a bundle.",
+}
+"""Command → its line in ``--help``; the code is in the module of the same name."""
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command = importlib.import_module(f"rmlora_deploy.cli.{cmd_name}").command
+        return cast(click.Command, command)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="rmlora-deploy")
+def cli() -> None:
+    """Take RM-LoRA and LoRA adapters from training to ONNX Runtime.
+
+    \b
+    A first run, from data to a measured bundle:
+      rmlora-deploy train   --base BASE --train train.jsonl --output adapter
+      rmlora-deploy export  BASE --adapter adapter --output bundle
+      rmlora-deploy predict bundle "a sentence"
+      rmlora-deploy bench   bundle
+
+    Exit codes: 0 done, 2 a wrong flag or setting, 3 unusable input, 4 a missing package, 5 a missing
+    execution provider, 6 outputs that differ from PyTorch, 7 failed training, 8 unwritable output.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit; every expected error becomes one line on stderr and its exit code."""
+    try:
+        code = cli.main(arguments, prog_name="rmlora-deploy", standalone_mode=False)
+    except RMLoRAError as error:
+        _fail(str(error), error.exit_code)
+    except click.exceptions.Abort:
+        _fail("Interrupted.", 130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # the reader of our output has gone: no more to say
+        sys.exit(0)
+    except KeyboardInterrupt:
+        _fail("Interrupted.", 130)
+    except OSError as error:
+        _fail(f"{error.filename or 'A file'}: {error.strerror or error}.", 8)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(code)

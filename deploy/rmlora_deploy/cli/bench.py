@@ -1,0 +1,186 @@
+"""``rmlora-deploy bench``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from rmlora.storage import check_writable, write_json
+from rmlora_deploy.bench.bench_plan import DEFAULT_ENGINES, ENGINES, BenchSettings, Size
+from rmlora_deploy.bench.bench_plot import plot_bench
+from rmlora_deploy.bench.rounds import run_bench
+from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.cli.console import json_option, make_console, print_json
+from rmlora_deploy.plots import check_plot_path
+
+__all__ = ["command"]
+
+_QUIET = 0.1
+"""Share of the cores that other programs may take before the figures are doubted."""
+
+
+def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"'{value}' is not a list of whole numbers such as 1,8", param=parameter) from None
+
+
+def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...] | None:
+    """Split ``cpu,cuda``; None stands for ``all``."""
+    return None if value == "all" else tuple(part.strip() for part in value.split(","))
+
+
+@click.command("bench")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--provider",
+    "providers",
+    default="all",
+    show_default=True,
+    callback=_names,
+    help="Execution providers to measure, e.g. cpu,cuda; each one named must work. all measures those there are and lists the rest.",
+)
+@click.option(
+    "--engine",
+    "engines",
+    default="all",
+    callback=_names,
+    help=f"Engines to measure, of {', '.join(ENGINES)}; each one named must work. torch-compile needs a C++ "
+    f"compiler and compiles for every size.  [default: {' and '.join(DEFAULT_ENGINES)}, where it can run]",
+)
+@click.option("--threads", callback=_numbers, help="Threads on the CPU, e.g. 1,4.  [default: 1,2]")
+@click.option("--batch", default="1,8", show_default=True, callback=_numbers, help="Rows of a batch.")
+@click.option(
+    "--length", default="32,128", show_default=True, callback=_numbers, help="Tokens of a text; images have none."
+)
+@click.option("--rounds", type=int, default=3, show_default=True, help="How often the contestants take turns.")
+@click.option("--seconds", type=float, default=1.0, show_default=True, help="Time on every size in a round.")
+@click.option("--warmup", type=int, default=3, show_default=True, help="Runs before timing.")
+@click.option("--base", help="Base for PyTorch's rows.  [default: the one recorded in the bundle]")
+@click.option(
+    "--adapter",
+    type=click.Path(path_type=Path),
+    help="Adapter for PyTorch's rows.  [default: the one recorded in the bundle]",
+)
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="JSON file to write.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Picture to write: .png, .svg or .pdf.")
+@json_option
+def command(
+    bundle: Path, batch: tuple[int, ...], length: tuple[int, ...], base: str | None, adapter: Path | None,
+    output: Path | None, plot: Path | None, as_json: bool, **settings: Any,
+) -> None:  # fmt: skip
+    """Measure a BUNDLE on every execution provider, against PyTorch on the same inputs.
+
+    Latency percentiles, throughput, load time and memory. Every contestant runs in a process of its own, pinned to as
+    many cores as it has threads; they take turns in alternating order, and the figures are medians over the rounds
+    with the range of the rounds. PyTorch runs the merged model with SDPA in inference mode, with the same threads.
+    A bundle with branches is measured with no adapter, with its first, and with all in turn over the rows; PyTorch then
+    runs the first one merged. What this machine lacks is listed as not measured. docs/bench.md explains every figure.
+
+    \b
+    Examples:
+      rmlora-deploy bench spam-bundle --plot bench.png
+      rmlora-deploy bench spam-bundle --provider cpu,cuda --batch 1,32 --length 64 --output bench.json
+      rmlora-deploy bench spam-bundle --engine onnx,torch,torch-compile --threads 2
+    """
+    console = make_console(as_json=as_json)
+    wanted = BenchSettings(batches=batch, lengths=length, **settings)
+    if output is not None:
+        check_writable(output)
+    if plot is not None:
+        check_plot_path(plot)
+    opened = Bundle.open(bundle)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+        result = run_bench(
+            opened,
+            wanted,
+            base=base,
+            adapter=adapter,
+            command=sys.argv[1:],
+            progress=lambda name, done, total: bar.update(task, description=name, completed=done, total=total),
+        )
+    if output is not None:
+        write_json(output, result)
+    if plot is not None:
+        plot_bench(result, plot)
+    if as_json:
+        print_json(result)
+    else:
+        _show(console, result)
+        for path in filter(None, (output, plot)):
+            console.print(f"Written: {path}")
+
+
+def _show(console: Console, result: Mapping[str, Any]) -> None:
+    times = _table("engine", "threads", "batch", "p50 ms (range)", "p90", "p99", "rows/s", "vs PyTorch (range)")
+    for row in result["rows"]:
+        times.add_row(
+            row["name"],
+            str(row["threads"]),
+            str(Size(row["rows"], row["tokens"])),
+            f"{_ms(row['p50_ms'])} ({'–'.join(map(_ms, row['p50_ms_range']))})",
+            _ms(row["p90_ms"]),
+            _ms(row["p99_ms"]),
+            f"{row['rows_per_second']:,.0f}",
+            _speed(row),
+        )
+    console.print(times)
+    whole = _table("engine", "threads", "load s", "MB loaded", "MB peak", "differs by", "how")
+    absent: dict[str, list[str]] = {}
+    for item in result["contestants"]:
+        if "not_measured" in item:
+            absent.setdefault(item["not_measured"], []).append(item["name"])
+            continue
+        whole.add_row(
+            item["name"],
+            str(item["threads"]),
+            f"{item['load_seconds']:.2f}",
+            *("–" if item[key] is None else f"{item[key]:,.0f}" for key in ("loaded_mb", "peak_mb")),
+            f"{item['relative_error']:.0e}" if "relative_error" in item else "–",
+            item["how"],
+        )
+    console.print(whole)
+    for reason, names in absent.items():
+        console.print(f"Not measured: {', '.join(dict.fromkeys(names))} ({reason.rstrip('.')}).")
+    disturbed = max((item.get("others_share") or 0.0 for item in result["contestants"]), default=0.0)
+    if disturbed > _QUIET:
+        console.print(
+            f"[yellow]Warning:[/] other programs took up to {disturbed:.0%} of the cores meanwhile: these figures are not "
+            "reliable, repeat them on a quiet machine."
+        )
+    machine, settings = result["environment"], result["settings"]
+    console.print(
+        f"[dim]{machine['processor']}, {machine['cores']} cores. Medians over {settings['rounds']} rounds in processes of "
+        "their own, in alternating order, with the range of the rounds; load and memory count the whole process, "
+        "libraries included; 'differs by' is the largest difference from PyTorch's answers relative to the largest number.[/]"
+    )
+
+
+def _table(*columns: str) -> Table:
+    table = Table(*columns)
+    for column in table.columns[1:]:
+        column.justify = "left" if column.header == "how" else "right"
+    return table
+
+
+def _ms(milliseconds: float) -> str:
+    return f"{milliseconds:.1f}" if milliseconds < 100 else f"{milliseconds:,.0f}"
+
+
+def _speed(row: Mapping[str, Any]) -> str:
+    if "speed_over_torch" not in row:
+        return ""
+    low, high = row["speed_over_torch_range"]
+    return f"{row['speed_over_torch']:.2f}× ({low:.2f}–{high:.2f})"

@@ -1,0 +1,158 @@
+"""``rmlora-deploy export``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from rmlora.pooling import POOLING_MODES
+from rmlora.tasks import TASKS
+from rmlora.training.data import Columns
+from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.cli.adapter import show_adapters
+from rmlora_deploy.cli.console import data_options, json_option, make_console, named, print_json
+from rmlora_deploy.cli.verify import show_report
+from rmlora_deploy.export.export_settings import ExportSettings
+from rmlora_deploy.export.pipeline import export_bundle
+from rmlora_deploy.export.precision import PRECISIONS
+
+__all__ = ["command"]
+
+
+@click.command("export")
+@click.argument("base")
+@click.option(
+    "--adapter",
+    "-a",
+    "adapters",
+    required=True,
+    multiple=True,
+    metavar="[NAME=]PATH",
+    help="Adapter package, or any PEFT LoRA adapter; with --mode branches repeatable, each with a name.",
+)
+@click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Bundle directory to write.")
+@click.option(
+    "--mode",
+    type=click.Choice(["merged", "branches"]),
+    default="merged",
+    show_default=True,
+    help="merged: one model, the update inside its weights. branches: the base with any number of adapters beside it, "
+    "a different one for every row of a batch.",
+)
+@click.option(
+    "--onnx",
+    "graph",
+    type=click.Path(path_type=Path),
+    help="With --mode branches: an ONNX export of BASE from any exporter, instead of a new one; needs no torch.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="fp32",
+    show_default=True,
+    help="fp16 halves the file; int8 quarters it and is the fastest on most CPUs; int4 is for large models. Branches stay "
+    "in floating point.",
+)
+@click.option(
+    "--exporter",
+    type=click.Choice(["torch", "optimum"]),
+    default="torch",
+    show_default=True,
+    help="optimum needs the package optimum-onnx.",
+)
+@click.option("--opset", type=click.IntRange(18, 23), help="ONNX operator set.  [default: 20]")
+@click.option("--task", type=click.Choice(list(TASKS)), help="Needed only for adapters that do not record it.")
+@click.option(
+    "--pooling",
+    type=click.Choice(POOLING_MODES),
+    help="Embeddings: the tokens whose vectors make the text's.  [default: as sentence-transformers' files beside adapter or "
+    "base say, else mean]",
+)
+@click.option(
+    "--normalise/--no-normalise",
+    default=None,
+    help="Embeddings: bring every vector to length 1.  [default: as those files say, else yes]",
+)
+@data_options(
+    "Labelled data: verification draws its inputs from it and compares the metric. With several adapters: NAME=FILE, "
+    "repeatable.",
+    multiple=True,
+)
+@click.option(
+    "--verify/--no-verify", default=True, show_default=True, help="Compare with PyTorch before the bundle is written."
+)
+@click.option("--overwrite", is_flag=True, help="Replace the output directory if it exists.")
+@click.option("--allow-base-mismatch", is_flag=True, help="Export even if the adapter was made for another base.")
+@click.option("--revision", help="Branch, tag or commit of a hub base.")
+@json_option
+def command(
+    adapters: tuple[str, ...], data: tuple[str, ...], text_column: str | None, image_column: str | None,
+    label_column: str | None, as_json: bool, **flags: Any,
+) -> None:  # fmt: skip
+    """Make an ONNX bundle from BASE and adapters, and prove it.
+
+    BASE is a checkpoint directory, a .gguf file or a hub name. The bundle holds the graph, the tokenizer or image
+    processor, the labels and a manifest; it runs without torch. Before it is written, PyTorch with PEFT, the
+    merged PyTorch model and ONNX Runtime answer the same inputs, and the differences go into the manifest;
+    a graph that departs by more than its precision explains is refused (exit code 6).
+
+    With --mode branches the graph is the plain base until adapters are fed to it: every row of a batch may use its own,
+    with its own rank and labels. More can be added later (rmlora-deploy adapter add).
+
+    With adapters for feature-extraction the graph answers with one vector for every text, pooled and normalised in the graph.
+
+    \b
+    Examples:
+      rmlora-deploy export ./MiniLM --adapter spam --output spam-bundle
+      rmlora-deploy export ./MiniLM --adapter spam --output spam-int8 --precision int8 --data test.jsonl
+      rmlora-deploy export ./MiniLM --mode branches -a spam=./spam -a trec=./trec --output both
+    """
+    console = make_console(as_json=as_json)
+    paths = {name: Path(path) for name, path in named(adapters, flag="--adapter").items()}
+    settings = ExportSettings(
+        adapters=paths,
+        data=_data(data, list(paths)),
+        columns=Columns(text_column or image_column, label_column),
+        **flags,
+    )
+    with console.status("starting") as status:
+        bundle = export_bundle(settings, note=lambda line: status.update(line))
+    if as_json:
+        print_json({"output": str(bundle.path), **bundle.manifest})
+    else:
+        _show(console, bundle)
+
+
+def _data(values: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Return adapter → data; with one adapter it needs no name."""
+    if len(names) == 1 and len(values) == 1:
+        return {names[0]: values[0].removeprefix(f"{names[0]}=")}
+    return named(values, flag="--data")
+
+
+def _show(console: Console, bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    nodes = sum(manifest["model"]["operators"].values())
+    console.print(
+        f"Bundle written to {bundle.path}: {manifest['precision']}, {manifest['model']['bytes'] / 1e6:.1f} MB, {nodes} nodes, "
+        f"opset {manifest['model']['opset']}, {manifest['optimisation']['level']}, {manifest['seconds']:.0f} s."
+    )
+    if bundle.pooling is not None:
+        source = {"chosen": "as chosen", "default": "by default; no file says otherwise"}
+        told = manifest["pooling"]["source"]
+        console.print(f"Pooling: {bundle.pooling} ({source.get(told, f'as the files beside the {told} say')}).")
+    if bundle.mode == "branches":
+        show_adapters(console, bundle)
+    if manifest["optimisation"]["reason"]:
+        console.print(f"[yellow]Note:[/] {manifest['optimisation']['reason']}; the plain graph was kept.")
+    if manifest["verification"]:
+        show_report(console, manifest["verification"])
+    else:
+        console.print(
+            "[yellow]Not verified[/] (--no-verify, or PyTorch is not installed here): run  rmlora-deploy verify  where it is "
+            "before you rely on it."
+        )

@@ -1,0 +1,142 @@
+"""``rmlora-deploy loadtest``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from rmlora.errors import InputError, ParityError, require
+from rmlora.storage import check_writable, write_json
+from rmlora_deploy.cli.console import json_option, make_console, print_json
+from rmlora_deploy.plots import check_plot_path
+from rmlora_deploy.verify.sample_batches import TEXTS
+
+__all__ = ["command"]
+
+
+@click.command("loadtest")
+@click.argument("url", default="http://127.0.0.1:8000")
+@click.option(
+    "--model", "models", multiple=True, help="Model to ask, most wanted first; repeatable.  [default: all adapters]"
+)
+@click.option("--seconds", type=float, default=30.0, show_default=True, help="How long.")
+@click.option("--warmup", type=float, default=2.0, show_default=True, help="Seconds before anything is counted.")
+@click.option(
+    "--clients", type=int, default=16, show_default=True, help="Closed loop: callers that wait for their answer."
+)
+@click.option("--rate", type=float, help="Open loop instead: requests a second, sent whatever comes back.")
+@click.option(
+    "--zipf", type=float, default=1.0, show_default=True, help="Exponent of the models' popularity; 0: all alike."
+)
+@click.option("--rows", type=int, default=1, show_default=True, help="Texts of a request.")
+@click.option(
+    "--texts", type=click.Path(path_type=Path), help="File with one text per line.  [default: a few sentences]"
+)
+@click.option(
+    "--reference",
+    type=click.Path(path_type=Path),
+    help="JSON file of texts and right answers: every answer is checked.",
+)
+@click.option("--retries", type=int, default=0, show_default=True, help="Send again after a 429, a 5xx or no answer.")
+@click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds to wait for an answer.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random choices.")
+@click.option("--api-key", envvar="RMLORA_API_KEY", show_envvar=True, help="Key to send as a bearer token.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write the figures to this JSON file.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw latency to this .png, .svg or .pdf file.")
+@json_option
+def command(
+    url: str, models: tuple[str, ...], texts: Path | None, reference: Path | None, api_key: str | None,
+    output: Path | None, plot: Path | None, as_json: bool, **choices: Any,
+) -> None:  # fmt: skip
+    """Load the server at URL and say how it did; models for embeddings are asked to embed, the others to classify.
+
+    The figures are of answered requests. In an open loop latency counts from when a request was due, so a server that
+    cannot keep up shows it. The exit code is 3 if any request failed, 6 if any answer was wrong.
+
+    \b
+    Examples:
+      rmlora-deploy loadtest http://127.0.0.1:8000 --seconds 60 --clients 32
+      rmlora-deploy loadtest --rate 100 --zipf 0 --plot latency.png
+      rmlora-deploy loadtest --model spam --model trec --rows 8 --json
+    """
+    require("aiohttp", "serve")
+    from rmlora_deploy.loadtest.callers import list_models, run_load
+    from rmlora_deploy.loadtest.load_plan import LoadPlan, Reference, take_texts
+    from rmlora_deploy.loadtest.load_report import plot_load, summarise_load
+
+    console = make_console(as_json=as_json)
+    url = url.rstrip("/")
+    expected = Reference.read(reference) if reference is not None else None
+    given = tuple(expected.texts) if expected else tuple(take_texts(texts)) if texts else TEXTS
+    if plot is not None:
+        check_plot_path(plot)
+    if output is not None:
+        check_writable(output)
+    settings = LoadPlan(url=url, models=models or ("every",), texts=given, **choices)  # a wrong flag shows at once
+    known = asyncio.run(list_models(url, api_key, adapters_only=not models))
+    asked = models or tuple(known)
+    embedders = frozenset(name for name in asked if known.get(name) == "feature-extraction")
+    plan = replace(settings, models=asked, embedders=embedders, reference=expected)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("warming up", total=plan.seconds)
+
+        def tell(requests: int, seconds: float) -> None:
+            told = f"{requests:,} answered" if seconds >= 0 else "warming up"
+            bar.update(task, completed=max(0.0, seconds), description=told)
+
+        load = asyncio.run(run_load(plan, api_key, progress=tell))
+    result = summarise_load(plan, load)
+    if output is not None:
+        write_json(output, result)
+    if plot is not None:
+        plot_load(plan, load, plot)
+    if as_json:
+        print_json(result)
+    else:
+        _show(console, result)
+        for path in filter(None, (output, plot)):
+            console.print(f"Written: {escape(str(path))}")
+    _judge(result)
+
+
+def _show(console: Console, result: Mapping[str, Any]) -> None:
+    table = Table("requests", "requests/s", "rows/s", "p50 ms", "p90", "p99", "max", "errors", "wrong")
+    for column in table.columns:
+        column.justify = "right"
+    latency = result["latency_ms"] or {}
+    table.add_row(
+        f"{result['requests']:,}",
+        f"{result['requests_per_second']:,.1f}",
+        f"{result['rows_per_second']:,.1f}",
+        *(f"{latency[key]:,.1f}" if latency else "–" for key in ("p50", "p90", "p99", "max")),
+        ", ".join(f"{count} × {status}" for status, count in result["errors"].items()) or "0",
+        str(result["wrong"]) if result["checked"] else "not checked",
+    )
+    console.print(table)
+    loop = f"{result['clients']} clients" if result["loop"] == "closed" else f"{result['rate']:g} requests/s"
+    console.print(
+        f"{result['models_asked']} of {result['models']} models asked (Zipf {result['zipf']:g}), {loop}, "
+        f"{result['rows_per_request']} text(s) a request, {result['seconds']:g} s"
+        + (f"; {result['retried']} were sent again" if result["retried"] else "")
+        + (f"; {result['not_sent']} were not sent, since 2,000 were under way" if result["not_sent"] else "")
+        + "."
+    )
+
+
+def _judge(result: Mapping[str, Any]) -> None:
+    if result["wrong"]:
+        raise ParityError(f"{result['wrong']} answers differ from the reference.")
+    if failed := sum(result["errors"].values()):
+        raise InputError(f"{failed} of {result['requests']} requests were not answered.")
+    if not result["requests"]:
+        raise InputError("No request ended within the time: give more --seconds.")

@@ -1,0 +1,146 @@
+"""``rmlora-deploy merge``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+from rmlora_converters.checkpoint_merge import MergeReport, merge_checkpoint
+from rmlora_converters.graph.passes.merge_weights import OnnxMergeReport, merge_graph
+from rmlora_converters.rounding import LOSS_WARNING
+
+from rmlora.adapter import Adapter
+from rmlora.base import resolve_base
+from rmlora.checkpoint import Checkpoint
+from rmlora.package import load_package
+from rmlora_deploy.cli.console import json_option, make_console, print_json
+
+__all__ = ["command"]
+
+_SHOWN = 5
+
+
+@click.command("merge")
+@click.argument("base")
+@click.argument("adapter", type=click.Path(path_type=Path))
+@click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Directory to write.")
+@click.option("--onnx", type=click.Path(path_type=Path), help="Merge into this ONNX export of BASE instead.")
+@click.option("--overwrite", is_flag=True, help="Replace the output directory if it exists.")
+@click.option("--allow-base-mismatch", is_flag=True, help="Merge even if the adapter was made for another base.")
+@click.option(
+    "--verify/--no-verify",
+    default=True,
+    show_default=True,
+    help="With --onnx: compare the result with PyTorch and PEFT.",
+)
+@click.option("--revision", help="Branch, tag or commit of a hub base.")
+@json_option
+def command(
+    base: str,
+    adapter: Path,
+    output: Path,
+    onnx: Path | None,
+    overwrite: bool,
+    allow_base_mismatch: bool,
+    verify: bool,
+    revision: str | None,
+    as_json: bool,
+) -> None:
+    """Merge ADAPTER into BASE and write an ordinary checkpoint.
+
+    BASE is a checkpoint directory, a .gguf file or a hub name; ADAPTER any PEFT LoRA adapter. The weights are
+    streamed, so a model larger than memory merges in a few hundred megabytes, and neither torch nor a GPU is needed.
+    Sharding and element types stay the base's. The report tells how much of each update the rounding to that
+    type took away.
+
+    With --onnx the update goes into the weights of an ONNX file that was exported from BASE by any exporter: weights
+    are found by name, else by comparing them with BASE's, packed and transposed ones included. The result is compared
+    with PyTorch and PEFT on real inputs before it is written, where these are installed.
+
+    \b
+    Examples:
+      rmlora-deploy merge ./MiniLM ./spam-adapter --output ./spam-merged
+      rmlora-deploy merge ./MiniLM ./spam-adapter --onnx ./MiniLM-onnx/model.onnx --output ./spam-onnx
+    """
+    console = make_console(as_json=as_json)
+    loaded = load_package(adapter)
+    checkpoint = resolve_base(base, revision=revision)
+    columns = (TextColumn("merging"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True) as bar, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the report below says it
+        task = bar.add_task("merging", total=None)
+        options: dict[str, Any] = {
+            "overwrite": overwrite,
+            "allow_base_mismatch": allow_base_mismatch,
+            "progress": lambda done, total: bar.update(task, completed=done, total=total),
+        }
+        report: MergeReport | OnnxMergeReport
+        if onnx is not None:
+            check = partial(_check, bar, checkpoint, loaded, allow_base_mismatch) if verify else None
+            report = merge_graph(onnx, loaded, output, base=Checkpoint(checkpoint), check=check, **options)
+        else:
+            report = merge_checkpoint(checkpoint, loaded, output, **options)
+    if as_json:
+        print_json({"output": str(output), "worst_loss": report.worst_loss, **asdict(report)})
+    else:
+        _show(console, report, output)
+
+
+def _check(bar: Progress, base: Path, adapter: Adapter, allow_base_mismatch: bool, graph: Path) -> dict[str, Any]:
+    from rmlora_deploy.verify.merged_graph import verify_merged_graph
+
+    bar.console.print("comparing with PyTorch and PEFT")
+    return verify_merged_graph(graph, base, adapter, allow_base_mismatch=allow_base_mismatch)
+
+
+def _show(console: Console, report: MergeReport | OnnxMergeReport, output: Path) -> None:
+    size = f"{report.nbytes / 1e6:,.1f} MB"
+    if isinstance(report, OnnxMergeReport):
+        console.print(
+            f"Merged {len(report.modules)} modules into {output} ({size}); {len(report.replaced)} tensors replaced, "
+            f"{report.by_content} weights found by content."
+        )
+        console.print(_verdict(report.verification))
+    else:
+        console.print(
+            f"Merged {len(report.modules)} modules into {output} ({size}, {report.shards} "
+            f"shard{'s' if report.shards > 1 else ''}); {len(report.added)} tensors added, {len(report.replaced)} replaced."
+        )
+        if report.untied:
+            console.print(
+                f"The output layer {report.untied} no longer shares the embedding's weight: the update is on one side."
+            )
+    _show_survival(console, report)
+
+
+def _verdict(verification: Mapping[str, Any] | None) -> str:
+    if verification is None:
+        return "Not compared with PyTorch, as asked."
+    if verification["passed"] is None:
+        return f"[yellow]Not compared with PyTorch:[/] {escape(verification['reason'])}."
+    onnx = verification["onnx"]
+    return (
+        f"Compared with PyTorch and PEFT on {onnx['rows']} inputs: off by {onnx['max_relative_error']:.1e} of the largest "
+        f"logit at most, the same choice on {onnx['argmax_agreement']:.1%}."
+    )
+
+
+def _show_survival(console: Console, report: MergeReport | OnnxMergeReport) -> None:
+    table = Table("module", "‖Δ‖/‖W‖", "lost in rounding", title="Survival of the updates, worst first")
+    for item in report.modules[:_SHOWN]:
+        table.add_row(item.module, f"{item.relative_size:.3f}", f"{item.loss:.2e}")
+    console.print(table)
+    if report.worst_loss > LOSS_WARNING:
+        console.print(
+            f"[yellow]Warning:[/] {report.worst_loss:.1%} of the update of '{report.modules[0].module}' was rounded away: "
+            "merge into a float32 base or keep the adapter as a side branch."
+        )

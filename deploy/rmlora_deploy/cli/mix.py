@@ -1,0 +1,74 @@
+"""``rmlora-deploy mix``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rmlora_converters.mix import mix_adapters
+
+from rmlora.errors import ConfigError
+from rmlora.package import load_package, save_package
+from rmlora.storage import refuse_existing
+from rmlora_deploy.cli.console import json_option, make_console, print_json
+
+__all__ = ["command"]
+
+
+@click.command("mix")
+@click.argument("adapters", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--weights", help="One number per adapter, separated by commas.  [default: equal shares that sum to 1]")
+@click.option("--head-from", type=click.Path(path_type=Path), help="The adapter whose head, task and labels to take.")
+@click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Package directory to write.")
+@click.option("--overwrite", is_flag=True, help="Replace the output directory if it exists.")
+@click.option("--allow-base-mismatch", is_flag=True, help="Mix even adapters that were made for different bases.")
+@json_option
+def command(
+    adapters: tuple[Path, ...],
+    weights: str | None,
+    head_from: Path | None,
+    output: Path,
+    overwrite: bool,
+    allow_base_mismatch: bool,
+    as_json: bool,
+) -> None:
+    """Add ADAPTERS up, each with a weight, and write the sum as one adapter.
+
+    The sum is exact: its rank is the sum of the ranks. `rmlora-deploy compress` then finds the smallest rank that
+    holds it. A negative weight takes an adapter away. Heads do not add: where they differ, --head-from chooses.
+
+    \b
+    Example:
+      rmlora-deploy mix ./formal ./polite --weights 0.7,0.3 --output ./formal-and-polite
+    """
+    refuse_existing(output, overwrite=overwrite)
+    if head_from is not None and head_from not in adapters:
+        raise ConfigError(
+            f"--head-from {head_from} is none of the adapters: name one of {', '.join(map(str, adapters))}."
+        )
+    mixed = mix_adapters(
+        [load_package(path) for path in adapters],
+        _numbers(weights, len(adapters)),
+        head=None if head_from is None else adapters.index(head_from),
+        allow_base_mismatch=allow_base_mismatch,
+    )
+    save_package(mixed, output, overwrite=overwrite)
+    ranks = [module.rank for module in mixed.modules.values()]
+    if as_json:
+        print_json(
+            {"output": str(output), "modules": len(ranks), "largest_rank": max(ranks), "parameters": mixed.parameters}
+        )
+        return
+    make_console().print(
+        f"Mixed {len(adapters)} adapters into {output}: {len(ranks)} modules of rank up to {max(ranks)}, "
+        f"{mixed.parameters:,} parameters."
+    )
+
+
+def _numbers(text: str | None, count: int) -> list[float]:
+    if text is None:
+        return [1 / count] * count
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--weights {text} is no list of numbers: write them as 0.7,0.3.") from None

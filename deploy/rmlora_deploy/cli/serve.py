@@ -1,0 +1,99 @@
+"""``rmlora-deploy serve``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.markup import escape
+
+from rmlora.errors import ConfigError, require
+from rmlora_deploy.cli.console import make_console, named
+from rmlora_deploy.cli.ray_options import ray_options, take_ray_options
+
+__all__ = ["command"]
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@click.command("serve")
+@click.argument("bundles", nargs=-1, required=True, metavar="[NAME=]BUNDLE...")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 takes a free one."
+)
+@click.option(
+    "--api-key", envvar="RMLORA_API_KEY", show_envvar=True, help="Key that clients must send as a bearer token."
+)
+@click.option(
+    "--adapter-dir",
+    "adapter_dirs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Directory that adapters may be loaded from while it runs; repeatable.  [default: none, loading is off]",
+)
+@click.option("--provider", default="cpu", show_default=True, help="Execution provider: cpu, cuda, tensorrt, …")
+@click.option("--threads", type=click.IntRange(1), help="Threads of one batch.  [default: ONNX Runtime's choice]")
+@click.option("--bank", type=int, default=64, show_default=True, help="Adapters kept in memory, for each bundle.")
+@click.option("--workers", type=int, default=1, show_default=True, help="Batches computed at the same time.")
+@click.option("--max-batch", type=int, default=16, show_default=True, help="Rows computed at once.")
+@click.option(
+    "--max-wait-ms", type=float, default=2.0, show_default=True, help="How long a row waits for others while idle."
+)
+@click.option("--max-queue", type=int, default=1024, show_default=True, help="Rows that may wait; more get a 429.")
+@click.option("--max-inputs", type=int, default=256, show_default=True, help="Inputs of one request.")
+@click.option("--max-characters", type=int, default=100_000, show_default=True, help="Characters of one text.")
+@click.option("--max-pixels", type=int, default=25_000_000, show_default=True, help="Pixels of one picture.")
+@click.option("--max-body", type=int, default=8 * 2**20, show_default=True, help="Bytes of one request.")
+@click.option(
+    "--body-timeout", type=float, default=10.0, show_default=True, help="Seconds until a request must be here (408)."
+)
+@click.option("--timeout", type=float, default=30.0, show_default=True, help="Seconds until a request ends with 504.")
+@click.option(
+    "--drain", type=float, default=20.0, show_default=True, help="Seconds for what was accepted when it is stopped."
+)
+@ray_options
+def command(bundles: tuple[str, ...], host: str, port: int, on_ray: bool, **limits: Any) -> None:
+    """Serve BUNDLES over HTTP: one queue for each, batched across adapters.
+
+    Clients speak OpenAI (/v1/models, /v1/embeddings), vLLM (/classify, /v1/load_lora_adapter) or the Open Inference
+    Protocol (/v2/…); "model" names a bundle or one of its adapters. /metrics is for Prometheus, /docs describes
+    everything, and / is a page to try it. Stop it with Ctrl-C or SIGTERM: what was accepted is still answered.
+
+    With --ray the same server runs as replicas under Ray Serve, here or on a cluster; --threads is then 1 unless given.
+
+    \b
+    Examples:
+      rmlora-deploy serve both
+      rmlora-deploy serve texts=both photos=./photo-bundle --port 9000
+      RMLORA_API_KEY=secret rmlora-deploy serve both --host 0.0.0.0 --adapter-dir ./adapters
+      rmlora-deploy serve both --ray --min-replicas 1 --max-replicas 4
+      rmlora-deploy serve both=/models/both --ray --shared-dir /shared --write-config serve.yaml
+      curl localhost:8000/classify -H 'content-type: application/json' -d '{"model": "spam", "input": "Call now"}'
+    """
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        require(package, "serve")
+    from rmlora_deploy.serving.json_log import start_log
+    from rmlora_deploy.serving.serve_settings import ServeSettings
+    from rmlora_deploy.serving.server import run_server
+
+    console = make_console(as_json=True)
+    scaling = take_ray_options(limits, on_ray=on_ray)
+    if host not in _LOOPBACK and limits["api_key"] is None:
+        console.print(
+            f"[yellow]Warning:[/] listening on {escape(host)} without --api-key: everybody who can reach it can use it."
+        )
+    paths = {name: Path(path) for name, path in named(bundles, flag="serve").items()}
+    if not paths:
+        raise ConfigError("Name at least one bundle.")
+    if on_ray:
+        require("ray", "ray")
+        from rmlora_deploy.serving.scaling.launch import launch
+
+        launch(paths, limits, **scaling, host=host, port=port, note=console.print)
+        return
+    settings = ServeSettings(**limits)
+    log = start_log()
+    note = (lambda line: console.print(escape(line))) if console.is_terminal else log.info
+    run_server(paths, settings, host=host, port=port, note=note)

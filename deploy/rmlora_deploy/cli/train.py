@@ -1,0 +1,192 @@
+"""``rmlora-deploy train``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from rmlora.config import RMLoRAConfig
+from rmlora.errors import ConfigError, require
+from rmlora.tasks import TASKS
+from rmlora.training.settings import TrainSettings
+from rmlora_deploy.cli.console import json_option, make_console, print_json
+
+__all__ = ["command"]
+
+_METHOD_FIELDS = {item.name for item in dataclasses.fields(RMLoRAConfig)}
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _load_yaml(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Make the file's values the defaults of the flags, so that flags win."""
+    if path is None:
+        return
+    require("yaml", "train")
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}.") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold settings as 'name: value' lines.")
+    known = {p.name for p in context.command.params} - {"config", "as_json"}
+    values = {str(key).replace("-", "_"): value for key, value in values.items()}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ConfigError(
+            f"{path} has the unknown setting '{unknown[0]}': the known ones are {', '.join(sorted(known))}."
+        )
+    context.default_map = {**(context.default_map or {}), **values}
+
+
+def _pattern(_: click.Context, parameter: click.Parameter, values: Any) -> dict[str, float]:
+    """Read ``NAME=NUMBER`` pairs; a mapping from YAML passes as it is."""
+    result = {}
+    for value in values:
+        name, _sign, number = str(value).rpartition("=")
+        try:
+            result[name] = float(number)
+        except ValueError:
+            name = ""
+        if not name:
+            raise click.BadParameter(f"'{value}' is not NAME=NUMBER, e.g. query=16", param=parameter)
+    return result
+
+
+def _method_options(function: _Function) -> _Function:
+    """The flags of :class:`RMLoRAConfig`."""
+    default = RMLoRAConfig()
+    options = [
+        click.option("--method", type=click.Choice(["rmlora", "lora"]), default="rmlora", show_default=True,
+                     help="lora is short for --active-rank RANK --orth-weight 0: plain LoRA."),
+        click.option("--rank", type=int, default=default.rank, show_default=True, help="Directions r of each update."),
+        click.option("--active-rank", type=int, help="Directions that move in a step.  [default: half the rank]"),
+        click.option("--alpha", type=float, default=default.alpha, show_default=True,
+                     help="Update scale is alpha/rank. The penalty draws the singular values of BA to 1, so this is the "
+                          "update's real size."),
+        click.option("--orth-weight", type=float, default=default.orth_weight, show_default=True,
+                     help="Weight of the orthogonality penalty; published values lie in (0, 0.1]."),
+        click.option("--squared", is_flag=True, help="Penalise squared norms."),
+        click.option("--mask-sharing", type=click.Choice(["shared", "independent"]), default=default.mask_sharing,
+                     show_default=True, help="Whether A and B of a layer move the same directions."),
+        click.option("--mask-mode", type=click.Choice(["gradient", "update"]), default=default.mask_mode, show_default=True,
+                     help="gradient is the paper's; update also holds resting directions still against momentum."),
+        click.option("--mask-seed", type=int, default=default.seed, show_default=True, help="Seed of the masks."),
+        click.option("--target-modules", multiple=True, default=["all-linear"], show_default=True,
+                     help="Module name ending to adapt; repeatable."),
+        click.option("--exclude-modules", multiple=True, help="Module name ending to leave out; repeatable."),
+        click.option("--modules-to-save", multiple=True,
+                     help="Module to train whole; the head, and whatever the base lacks, are added by themselves."),
+        click.option("--dropout", type=float, default=default.dropout, show_default=True, help="Dropout before A."),
+        click.option("--rslora", is_flag=True, help="Scale by alpha/√rank."),
+        click.option("--rank-pattern", multiple=True, callback=_pattern, metavar="NAME=RANK", help="Another rank for some modules."),
+        click.option("--alpha-pattern", multiple=True, callback=_pattern, metavar="NAME=ALPHA", help="Another alpha for some modules."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def _run_options(function: _Function) -> _Function:
+    """The flags of :class:`TrainSettings`."""
+    options = [
+        click.option("--base", required=True, help="Checkpoint directory, .gguf file or hub name."),
+        click.option("--train", "train_data", required=True, help="csv, tsv, jsonl or parquet file, image folder, or hub name[:split]."),
+        click.option("--validation", help="The same for validation.  [default: a share of --train]"),
+        click.option("--test", help="The same for the final test; its metrics go into the package."),
+        click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Package directory to write."),
+        click.option("--task", type=click.Choice(list(TASKS)), default="text-classification", show_default=True, help="Task."),
+        click.option("--text-column", help="Column of the texts.  [default: text, sentence, …]"),
+        click.option("--label-column", help="Column of the labels.  [default: label, class, …]"),
+        click.option("--image-column", help="Column of the images.  [default: image, path, …]"),
+        click.option("--validation-fraction", type=float, default=0.1, show_default=True, help="Share split off --train."),
+        click.option("--epochs", type=float, default=5.0, show_default=True, help="Passes over the data."),
+        click.option("--batch-size", type=int, default=32, show_default=True, help="Examples per step and process."),
+        click.option("--gradient-accumulation", type=int, default=1, show_default=True, help="Batches per optimizer step."),
+        click.option("--learning-rate", type=float, default=1e-3, show_default=True, help="Peak learning rate."),
+        click.option("--warmup-ratio", type=float, default=0.06, show_default=True, help="Share of steps to reach it."),
+        click.option("--weight-decay", type=float, default=0.0, show_default=True, help="AdamW's decay."),
+        click.option("--max-grad-norm", type=float, default=1.0, show_default=True, help="Clip the task's gradient; 0 never."),
+        click.option("--max-length", type=int, default=128, show_default=True, help="Tokens; longer texts are cut."),
+        click.option("--group-by-length", is_flag=True, help="Batches of about equal length: less padding, up to twice as fast."),
+        click.option("--image-size", type=int, help="Pixels on a side.  [default: the base's]"),
+        click.option("--save-steps", type=int, help="Steps between checkpoints.  [default: one per epoch]"),
+        click.option("--best-metric", type=click.Choice(["accuracy", "macro_f1", "loss"]), default="accuracy",
+                     show_default=True, help="Decides which checkpoint becomes the package."),
+        click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True,
+                     help="Arithmetic of training."),
+        click.option("--seed", type=int, default=42, show_default=True, help="Seed of head, data order and dropout."),
+        click.option("--run-dir", type=click.Path(path_type=Path), help="Checkpoints and TensorBoard logs.  [default: OUTPUT.run]"),
+        click.option("--revision", help="Branch, tag or commit of a hub base."),
+        click.option("--trust-remote-code", is_flag=True, help="Let the base run code of its own. Only for sources you trust."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@click.command("train")
+@click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), is_eager=True, expose_value=False,
+              callback=_load_yaml, help="YAML file of settings named like the flags; flags win.")  # fmt: skip
+@_run_options
+@_method_options
+@click.option(
+    "--resume/--no-resume", default=True, show_default=True, help="Continue an interrupted run of the same settings."
+)
+@click.option("--overwrite", is_flag=True, help="Replace the output directory if it exists.")
+@json_option
+def command(resume: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
+    """Train an RM-LoRA adapter and write it as a package that PEFT loads.
+
+    In every step half of each update's rank directions move (--active-rank), and a penalty keeps the
+    directions orthogonal (--orth-weight): see docs/method.md. The best checkpoint by validation is kept. A run that
+    was killed continues when the same command is given again. Starts under torchrun and accelerate as
+    `torchrun --nproc-per-node 2 -m rmlora_deploy train …`.
+
+    \b
+    Examples:
+      rmlora-deploy train --base ./MiniLM --train sms.csv --output spam
+      rmlora-deploy train --config run.yaml --rank 4 --active-rank 2
+      rmlora-deploy train --task image-classification --base ./dinov2 --train ./photos --output photos-adapter
+    """
+    console = make_console(as_json=as_json)
+    settings = _settings(flags)
+    require("torch", "train")
+    from rmlora.training.run import train
+
+    result = train(settings, console=console, resume=resume, overwrite=overwrite)
+    if not result.main_process:
+        return
+    if as_json:
+        print_json({**dataclasses.asdict(result), "output": str(result.output)})
+        return
+    for name in ("validation", "test"):
+        if name in result.metrics:
+            scores = result.metrics[name]
+            console.print(f"{name:>10}: accuracy {scores['accuracy']:.4f}, macro F1 {scores['macro_f1']:.4f}")
+    console.print(
+        f"Adapter written to {result.output}: {result.trainable_parameters:,} trained parameters, {result.steps} steps, "
+        f"{result.seconds:.0f} s."
+    )
+
+
+def _settings(flags: dict[str, Any]) -> TrainSettings:
+    """Sort the flags into the two settings classes."""
+    method = flags.pop("method")
+    rank, active = flags["rank"], flags.pop("active_rank")
+    flags["active_rank"] = active if active is not None else (rank if method == "lora" else max(1, rank // 2))
+    if method == "lora":
+        if flags["active_rank"] != rank:
+            raise ConfigError("--method lora moves every direction: leave --active-rank out, or use --method rmlora.")
+        flags["orth_weight"] = 0.0
+    flags["seed_of_run"], flags["seed"] = flags.pop("seed"), flags.pop("mask_seed")
+    targets = tuple(flags["target_modules"])
+    flags["target_modules"] = targets[0] if targets == ("all-linear",) else targets
+    flags["rank_pattern"] = {name: int(rank) for name, rank in flags["rank_pattern"].items()}
+    config = RMLoRAConfig(**{key: flags.pop(key) for key in list(flags) if key in _METHOD_FIELDS})
+    return TrainSettings(rmlora=config, train=flags.pop("train_data"), seed=flags.pop("seed_of_run"), **flags)

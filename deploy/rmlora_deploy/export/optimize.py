@@ -1,0 +1,101 @@
+"""Fusing a graph for ONNX Runtime, only as far as its outputs stay what they were.
+
+``optimize_for_ort`` halves the nodes of an encoder (Attention, BiasGelu); one of its fusions is taken back, because
+it is slower. A fusion that goes wrong is caught here by running both graphs, and the plain one is kept.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+from rmlora_converters.graph.files.model_file import save_model
+from rmlora_converters.graph.passes.open_layer_norm import split_skip_norms
+
+from rmlora.errors import RMLoRAError
+from rmlora_deploy.runtime.outputs import Arrays, graph_logits
+from rmlora_deploy.runtime.providers import create_session
+
+__all__ = ["EXACT", "Optimised", "optimise", "run_model"]
+
+EXACT = 1e-4
+"""Largest difference, relative to the largest output, that reordered float32 sums may cause."""
+
+
+@dataclass(frozen=True)
+class Optimised:
+    """The graph that is kept and the name of the optimisation it went through."""
+
+    model: ir.Model
+    level: str
+    """``ort-fusions``, or ``folded`` where the fusions failed."""
+    reason: str | None = None
+    """Why the fusions were not used."""
+
+
+def optimise(model: ir.Model, cases: Sequence[Arrays], scratch: Path) -> Optimised:
+    """Return ``model`` folded and fused for ONNX Runtime.
+
+    Args:
+        model: straight from the exporter; changed in place.
+        cases: inputs of several shapes on which the result must not depart.
+        scratch: directory for temporary files.
+    """
+    import onnxscript.optimizer
+
+    expected = run_model(model, cases, scratch / "unoptimised.onnx")
+    onnxscript.optimizer.optimize(model)
+    save_model(model, scratch / "folded.onnx")  # fusing changes the model in place
+    try:
+        fused = _fuse(model)
+        worst = _worst(expected, run_model(fused, cases, scratch / "fused.onnx"))
+    except (RMLoRAError, ValueError, KeyError, AssertionError, AttributeError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0].replace(f"{scratch}{os.sep}", "") or type(error).__name__
+        return Optimised(_reload(scratch / "folded.onnx"), "folded", f"fusion failed: {reason}")
+    if not worst <= EXACT:
+        return Optimised(_reload(scratch / "folded.onnx"), "folded", f"the fused graph departed by {worst:.1e}")
+    return Optimised(fused, "ort-fusions")
+
+
+def _fuse(model: ir.Model) -> ir.Model:
+    """Apply onnxscript's fusions, then join the weights that they pack (query, key and value) into one tensor."""
+    import onnxscript.optimizer
+    from onnxscript.rewriter.ort_fusions import optimize_for_ort
+
+    fused, _ = optimize_for_ort(model)
+    onnxscript.optimizer.fold_constants(fused, should_fold=_joins_weights)
+    split_skip_norms(fused)
+    RemoveUnusedNodesPass()(fused)
+    return fused
+
+
+def _joins_weights(node: ir.Node) -> bool | None:
+    """Fold a Concat of constants whatever its size; the folder's own limits decide for all else."""
+    joins = node.op_type == "Concat" and all(value and value.const_value is not None for value in node.inputs)
+    return True if joins else None
+
+
+def _reload(path: Path) -> ir.Model:
+    model = ir.load(path)
+    ir.external_data.load_to_model(model)
+    return model
+
+
+def run_model(model: ir.Model, cases: Sequence[Arrays], path: Path) -> list[np.ndarray]:
+    """Save ``model`` to ``path``, run it on the CPU and return the first output for every case.
+
+    Raises:
+        InputError: ONNX Runtime cannot load it, or cannot run it on these inputs.
+    """
+    save_model(model, path)
+    logits = graph_logits(create_session(path))
+    return [logits(case) for case in cases]
+
+
+def _worst(expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> float:
+    return max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in zip(expected, got, strict=True))

@@ -1,0 +1,60 @@
+"""Exporting through Optimum's own ONNX exporter, where it is installed."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rmlora.errors import DependencyError, InputError, is_installed
+from rmlora.tasks import Task
+from rmlora.torch_models import quiet_transformers
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["export_optimum"]
+
+
+def export_optimum(model: Any, processor: Any, task: Task, *, opset: int) -> ir.Model:
+    """Return the graph that Optimum exports for ``model``.
+
+    Args:
+        model: PyTorch model with the adapter merged.
+        processor: saved beside the model, as Optimum expects it.
+        task: the task to export for.
+        opset: ONNX operator set.
+
+    Raises:
+        DependencyError: optimum-onnx is not installed.
+        InputError: Optimum cannot export the model.
+    """
+    if not is_installed("optimum.exporters.onnx"):
+        raise DependencyError(
+            "--exporter optimum needs the package optimum-onnx, which pins transformers below 4.58: install it in an "
+            "environment of its own (pip install optimum-onnx), or use --exporter torch."
+        )
+    import onnx_ir as ir
+    from optimum.exporters.onnx import main_export
+
+    with tempfile.TemporaryDirectory() as directory:
+        source, target = Path(directory) / "merged", Path(directory) / "onnx"
+        model.save_pretrained(source)
+        processor.save_pretrained(source)
+        try:
+            with quiet_transformers(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the tracer warns of every constant; verification is what counts
+                main_export(
+                    str(source),
+                    output=target,
+                    task=task.name,
+                    opset=opset,
+                    do_validation=False,
+                    library_name="transformers",
+                )
+        except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
+            raise InputError(f"Optimum cannot export {type(model).__name__}: {str(error).splitlines()[0]}") from error
+        graph = ir.load(target / "model.onnx")
+        ir.external_data.load_to_model(graph)  # the files behind it are about to go
+        return graph

@@ -1,0 +1,49 @@
+"""One export: base and adapters in, a verified bundle out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rmlora.errors import ConfigError, ParityError, require
+from rmlora.storage import refuse_existing
+from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.export.export_settings import ExportSettings
+
+__all__ = ["export_bundle"]
+
+
+def export_bundle(settings: ExportSettings, *, note: Callable[[str], None]) -> Bundle:
+    """Export, lower the precision, verify, and write the bundle; nothing is left when a step fails.
+
+    Args:
+        settings: the export.
+        note: called with a line before every step.
+
+    Raises:
+        ConfigError: settings that do not go together.
+        InputError: base, adapter or data cannot be used, or the model cannot be exported.
+        ParityError: the graph departs from PyTorch by more than its precision explains.
+        DependencyError: a package of the extra ``export`` is missing.
+        OutputError: the bundle cannot be written.
+    """
+    require("onnxruntime", "cpu")
+    if settings.graph is None:  # a graph that is there already needs no torch
+        for module in ("torch", "transformers", "peft"):
+            require(module, "export")
+    refuse_existing(settings.output, overwrite=settings.overwrite)
+    unknown = sorted(set(settings.data) - set(settings.adapters))
+    if unknown:
+        raise ConfigError(
+            f"--data is given for '{unknown[0]}', but the adapters are {', '.join(settings.adapters)}: write "
+            "--data NAME=FILE with the name of one of them."
+        )
+    try:
+        if settings.mode == "merged":
+            from rmlora_deploy.export.merged_bundle import export_merged
+
+            return export_merged(settings, note=note)
+        from rmlora_deploy.export.branch_bundle import export_branches
+
+        return export_branches(settings, note=note)
+    except ParityError as error:
+        raise ParityError(f"{error} No bundle was written.") from None

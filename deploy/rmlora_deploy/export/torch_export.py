@@ -1,0 +1,90 @@
+"""Tracing a PyTorch model into an ONNX graph with torch's exporter."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rmlora.errors import InputError, require
+from rmlora_deploy.export.trace_inputs import TraceInputs
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from transformers import PreTrainedModel
+
+__all__ = ["DEFAULT_OPSET", "OUTPUT_NAME", "export_torch"]
+
+DEFAULT_OPSET = 20
+"""Attention stays decomposed below opset 23, and onnxscript's fusions for ONNX Runtime then find it: fewer nodes than
+opset 23's own operator and no slower (docs/export.md), with kernels on every provider."""
+
+OUTPUT_NAME = "logits"
+
+
+def export_torch(
+    model: PreTrainedModel, inputs: TraceInputs, *, opset: int = DEFAULT_OPSET, output: str = OUTPUT_NAME
+) -> ir.Model:
+    """Return the unoptimised graph of ``model``; initializers keep the names of the parameters.
+
+    Args:
+        model: in evaluation mode, adapter merged.
+        inputs: example tensors and varying axes.
+        opset: ONNX operator set.
+        output: what the first output is called.
+
+    Raises:
+        InputError: the exporter cannot trace the model; its reason is quoted.
+    """
+    require("onnxscript", "export")
+    import torch
+
+    model.config.use_cache = False
+    dimensions: dict[str, Any] = {}
+    shapes = {
+        name: {axis: dimensions.setdefault(label, torch.export.Dim(label)) for axis, label in axes.items()}
+        for name, axes in inputs.axes.items()
+    }
+    try:
+        with _quiet_exporter():
+            program = torch.onnx.export(
+                model,
+                kwargs=inputs.tensors,
+                dynamo=True,
+                dynamic_shapes=shapes,
+                output_names=[output],
+                opset_version=opset,
+                optimize=False,
+                verbose=False,
+            )
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(f"torch.onnx cannot export {type(model).__name__}: {reason[:300]}") from error
+    if program is None:
+        raise InputError(f"torch.onnx made no graph of {type(model).__name__}.")
+    _forget_machine(program.model)
+    return program.model
+
+
+def _forget_machine(model: ir.Model) -> None:
+    """Remove the exporter's stack traces: they hold paths of this machine and are half of a small file."""
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        for node in graph:
+            for key in ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node"):
+                node.metadata_props.pop(key, None)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Hide the exporter's notes about packages that this export does not use."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,72 @@
+"""From a PyTorch model to its graph, traced and fused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rmlora_converters.graph.passes.pooling import TOKENS_NAME, insert_pooling, keep_answer
+
+from rmlora.pooling import Pooling
+from rmlora.tasks import Task
+from rmlora_deploy.bundles.preprocess import Preprocessor
+from rmlora_deploy.export.optimize import Optimised, optimise
+from rmlora_deploy.export.torch_export import DEFAULT_OPSET, OUTPUT_NAME, export_torch
+from rmlora_deploy.export.trace_inputs import trace_inputs
+from rmlora_deploy.runtime.outputs import Arrays
+from rmlora_deploy.verify.sample_batches import make_cases, sample_inputs
+
+__all__ = ["TracedGraph", "trace_graph"]
+
+
+@dataclass(frozen=True)
+class TracedGraph:
+    """A graph and the inputs it was tried on."""
+
+    optimised: Optimised
+    cases: list[Arrays]
+
+
+def trace_graph(
+    model: Any, processor: Any, task: Task, *, max_length: int | None, exporter: str, opset: int | None, scratch: Path,
+    note: Callable[[str], None], pooling: Pooling | None = None,
+) -> TracedGraph:  # fmt: skip
+    """Export ``model`` and fuse the graph for ONNX Runtime.
+
+    Args:
+        model: PyTorch model in evaluation mode.
+        processor: its tokenizer or image processor.
+        task: decides inputs.
+        max_length: tokens that texts are cut to.
+        exporter: ``torch`` or ``optimum``.
+        opset: ONNX operator set; None takes the default.
+        scratch: directory for temporary files.
+        note: called with a line before every step.
+        pooling: how the tokens' vectors become one, for tasks that answer with vectors.
+
+    Raises:
+        InputError: the model cannot be exported.
+        DependencyError: the exporter is not installed.
+    """
+    inputs = trace_inputs(task, model.config, processor)
+    if exporter == "optimum":
+        from rmlora_deploy.export.optimum_export import export_optimum
+
+        note("exporting with Optimum")
+        graph = export_optimum(model, processor, task, opset=opset or DEFAULT_OPSET)
+    else:
+        note("exporting with torch.onnx")
+        output = OUTPUT_NAME if pooling is None else TOKENS_NAME
+        graph = export_torch(model, inputs, opset=opset or DEFAULT_OPSET, output=output)
+    if pooling is not None:
+        keep_answer(graph)
+    names = [value.name or "" for value in graph.graph.inputs]
+    preprocessor = Preprocessor(task, processor, max_length, tuple(names))
+    cases = make_cases(preprocessor, sample_inputs(preprocessor, None))
+    note("optimising for ONNX Runtime")
+    optimised = optimise(graph, cases, scratch)
+    if pooling is not None:
+        insert_pooling(optimised.model, pooling)
+    return TracedGraph(optimised, cases)

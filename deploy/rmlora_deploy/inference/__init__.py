@@ -1,0 +1,1 @@
+"""Asking a bundle: labels for inputs, or vectors for texts."""

@@ -1,0 +1,94 @@
+"""The picture of an adapter's intrinsic dimension, alone or beside others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rmlora.errors import require
+from rmlora.spectrum import AdapterSpectrum
+from rmlora_deploy.plots import COLOURS, clean_axes, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_spectra"]
+
+_MEASURES = (("numerical_rank", "numerical"), ("stable_rank", "stable"), ("effective_rank", "effective"))
+
+
+def plot_spectra(spectra: Mapping[str, AdapterSpectrum], path: Path) -> None:
+    """Draw the singular values of every adapter and its three measures of dimension.
+
+    Args:
+        spectra: name in the legend → spectrum; the first is the one inspected.
+        path: image to write; its suffix decides the format.
+
+    Raises:
+        DependencyError: matplotlib is not installed.
+        OutputError: the image cannot be written.
+    """
+    require("matplotlib", "serve")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
+    for number, (name, spectrum) in enumerate(spectra.items()):
+        _singular_values(left, name, spectrum, COLOURS[number % len(COLOURS)])
+    _measures(right, spectra)
+    left.set_title("Singular values of the updates  s·BA", loc="left", fontweight="bold")
+    left.set_xlabel("index, largest first")
+    left.set_ylabel("singular value")
+    left.set_yscale("log")
+    left.yaxis.set_major_formatter("{x:g}")
+    left.xaxis.get_major_locator().set_params(integer=True)
+    legend = left.legend(loc="lower left", frameon=False, title="thin: one module each · thick: geometric mean")
+    legend._legend_box.align = "left"  # the title has no other handle on its alignment
+    right.set_title("Dimension of an update, mean over modules", loc="left", fontweight="bold")
+    for axes in (left, right):
+        clean_axes(axes, grid="y")
+    save_figure(figure, path)
+
+
+def _singular_values(axes: Axes, name: str, spectrum: AdapterSpectrum, colour: str) -> None:
+    """One thin line per module, and their geometric mean over the modules that reach that index."""
+    curves = [item.singular_values[: item.numerical_rank] for item in spectrum.modules.values() if item.numerical_rank]
+    faint = min(0.5, 6 / max(len(curves), 1))
+    for values in curves:
+        axes.plot(np.arange(1, len(values) + 1), values, color=colour, linewidth=0.8, alpha=faint)
+    longest = max((len(values) for values in curves), default=0)
+    mean = [np.exp(np.mean([np.log(v[i]) for v in curves if len(v) > i])) for i in range(longest)]
+    axes.plot(np.arange(1, longest + 1), mean, color=colour, linewidth=2.6, marker="o", markersize=4.5, label=name)
+
+
+def _measures(axes: Axes, spectra: Mapping[str, AdapterSpectrum]) -> None:
+    """Grouped bars; the whiskers span the modules."""
+    width = 0.8 / len(spectra)
+    for number, (name, spectrum) in enumerate(spectra.items()):
+        for group, (measure, _) in enumerate(_MEASURES):
+            values = np.array([getattr(item, measure) for item in spectrum.modules.values()])
+            mean = values.mean()
+            place = group + (number - (len(spectra) - 1) / 2) * width
+            axes.bar(
+                place,
+                mean,
+                width * 0.9,
+                color=COLOURS[number % len(COLOURS)],
+                label=name if group == 0 else None,
+                yerr=[[mean - values.min()], [values.max() - mean]],
+                error_kw={"ecolor": "#374151", "elinewidth": 1, "capsize": 3},
+            )
+            axes.annotate(
+                f"{mean:.3g}",
+                (place, values.max()),
+                xytext=(0, 4),
+                textcoords="offset points",
+                ha="center",
+                fontsize=9,
+            )
+    axes.set_xticks(range(len(_MEASURES)), [f"{name}\nrank" for _, name in _MEASURES])
+    axes.margins(y=0.12)
+    axes.set_ylim(bottom=0)

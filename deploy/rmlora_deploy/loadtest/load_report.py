@@ -1,0 +1,76 @@
+"""From the outcomes of a load test to figures, and to a picture of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rmlora_deploy.loadtest.callers import Load
+from rmlora_deploy.loadtest.load_plan import LoadPlan
+from rmlora_deploy.plots import COLOURS, clean_axes, save_figure
+
+__all__ = ["plot_load", "summarise_load"]
+
+_POINTS = (50, 90, 95, 99, 99.9)
+
+
+def summarise_load(plan: LoadPlan, load: Load) -> dict[str, Any]:
+    """Return throughput, percentiles of latency (ms, of what was answered) and errors by status."""
+    answered = [item for item in load.outcomes if item.status == 200]
+    errors = Counter(str(item.status) if item.status else "no answer" for item in load.outcomes if item.status != 200)
+    milliseconds = np.array([1e3 * item.seconds for item in answered])
+    return {
+        "url": plan.url,
+        "loop": "closed" if plan.rate is None else "open",
+        "clients": plan.clients if plan.rate is None else None,
+        "rate": plan.rate,
+        "models": len(plan.models),
+        "zipf": plan.zipf,
+        "rows_per_request": plan.rows,
+        "seconds": load.seconds,
+        "seed": plan.seed,
+        "requests": len(load.outcomes),
+        "answered": len(answered),
+        "requests_per_second": round(len(answered) / load.seconds, 2),
+        "rows_per_second": round(len(answered) * plan.rows / load.seconds, 2),
+        "models_asked": len({item.model for item in load.outcomes}),
+        "latency_ms": {f"p{point:g}": round(float(np.percentile(milliseconds, point)), 2) for point in _POINTS}
+        | {"mean": round(float(milliseconds.mean()), 2), "max": round(float(milliseconds.max()), 2)}
+        if answered
+        else None,
+        "errors": dict(errors),
+        "not_sent": load.not_sent,
+        "retried": sum(item.retries > 0 for item in load.outcomes),
+        "checked": plan.reference is not None,
+        "wrong": sum(item.wrong for item in load.outcomes) if plan.reference is not None else None,
+    }
+
+
+def plot_load(plan: LoadPlan, load: Load, path: Path) -> None:
+    """Draw every request's latency over time and their distribution to ``path``; errors as ``save_figure``."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    answered = [item for item in load.outcomes if item.status == 200]
+    failed = [item for item in load.outcomes if item.status != 200]
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
+    left.plot([o.when for o in answered], [1e3 * o.seconds for o in answered], ".", markersize=2, color=COLOURS[0])
+    if failed:
+        left.plot([o.when for o in failed], [1e3 * o.seconds for o in failed], "x", color=COLOURS[4], label="errors")
+        left.legend(frameon=False)
+    left.set(xlabel="seconds", ylabel="latency, ms", yscale="log", title="every request")
+    ordered = np.sort([1e3 * o.seconds for o in answered])
+    right.plot(ordered, np.arange(1, len(ordered) + 1) / max(1, len(ordered)), color=COLOURS[0])
+    right.set(xlabel="latency, ms", ylabel="share of requests", xscale="log", ylim=(0, 1.02), title="distribution")
+    for axes, axis in ((left, left.yaxis), (right, right.xaxis)):
+        clean_axes(axes, grid="y")
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
+    loop = f"{plan.clients} clients" if plan.rate is None else f"{plan.rate:g} requests/s sent"
+    figure.suptitle(f"{len(plan.models)} models, {loop}: {len(answered) / load.seconds:,.0f} requests/s answered")
+    save_figure(figure, path)

@@ -1,0 +1,1 @@
+"""Adapters in memory: which are registered, which are cached, where their arrays are."""

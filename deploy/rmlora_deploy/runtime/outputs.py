@@ -1,0 +1,34 @@
+"""Running a plain session on a batch: inputs by name in, the first output out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from rmlora_deploy.runtime.providers import run_error
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+__all__ = ["Arrays", "graph_logits"]
+
+Arrays = dict[str, npt.NDArray[np.generic]]
+
+
+def graph_logits(session: ort.InferenceSession) -> Callable[[Arrays], np.ndarray]:
+    """Return a function from a batch to the first output of ``session``, which raises :class:`InputError` if it fails.
+
+    What the graph does not take is left out of a batch.
+    """
+    names = {item.name for item in session.get_inputs()}
+
+    def logits(case: Arrays) -> np.ndarray:
+        try:
+            return np.asarray(session.run(None, {name: array for name, array in case.items() if name in names})[0])
+        except Exception as error:  # noqa: BLE001 - see run_error
+            raise run_error(error, "The graph does not run on the model's own inputs") from None
+
+    return logits

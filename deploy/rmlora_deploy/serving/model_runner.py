@@ -1,0 +1,129 @@
+"""An opened bundle: its queue and the batches it computes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rmlora.errors import InputError
+from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.bundles.preprocess import Preprocessor
+from rmlora_deploy.runtime import AdapterSession
+from rmlora_deploy.runtime.adapters.cache import Bank
+from rmlora_deploy.runtime.providers import run_error
+from rmlora_deploy.serving.errors import UnknownModelError
+from rmlora_deploy.serving.models import Served
+from rmlora_deploy.serving.queue import Batcher, Row
+from rmlora_deploy.serving.serve_settings import ServeSettings
+
+__all__ = ["Graph"]
+
+_ENDLESS = 1_000_000
+"""Tokenizers without a limit report a number far above this."""
+
+Answer = npt.NDArray[Any]
+
+
+class Graph:
+    """An opened bundle, its queue and the batches it computes."""
+
+    def __init__(
+        self,
+        name: str,
+        bundle: Bundle,
+        settings: ServeSettings,
+        observe: Callable[[str, Sequence[Row], float], None] | None = None,
+    ) -> None:
+        self.name, self.bundle = name, bundle
+        self._preprocessor: Preprocessor = bundle.preprocessor()
+        self._tokenizing = threading.Lock()  # a tokenizer keeps its settings in itself
+        self.session: AdapterSession | None = None
+        if bundle.mode == "branches":
+            self.session = bundle.adapter_session(
+                settings.provider,
+                threads=settings.threads,
+                bank=settings.bank,
+                rows=settings.max_batch,
+                lanes=settings.workers,
+            )
+            self._run = self._run_adapters
+        else:
+            self._merged = bundle.session(settings.provider, threads=settings.threads)
+            self._run = self._run_merged
+        self.batcher = Batcher(
+            self._run,
+            max_batch=settings.max_batch,
+            max_wait=settings.max_wait_ms / 1000,
+            max_queue=settings.max_queue,
+            workers=settings.workers,
+            observe=partial(observe, name) if observe is not None else None,
+        )
+
+    @property
+    def modality(self) -> str:
+        """``text`` or ``image``."""
+        return self._preprocessor.task.modality
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest text that the model can read."""
+        limits = (
+            getattr(self._preprocessor.processor, "model_max_length", None),
+            self.bundle.manifest.get("max_length"),
+        )
+        return max((int(limit) for limit in limits if limit and limit < _ENDLESS), default=512)
+
+    @property
+    def bank(self) -> Bank | None:
+        """Which adapters are in memory; None where one is merged."""
+        return self.session.bank if self.session is not None else None
+
+    def rows(self, inputs: Sequence[Any], model: Served) -> list[Row]:
+        """Return texts or encoded pictures as rows for ``model``; errors as those of the preprocessor."""
+        with self._tokenizing:
+            return self._rows(inputs, model)
+
+    def rows_at_once(self, inputs: Sequence[Any], model: Served) -> list[Row] | None:
+        """Return the same unless another thread is at it, for which an event loop must not wait: then None."""
+        if not self._tokenizing.acquire(blocking=False):
+            return None
+        try:
+            return self._rows(inputs, model)
+        finally:
+            self._tokenizing.release()
+
+    def _rows(self, inputs: Sequence[Any], model: Served) -> list[Row]:
+        made = self._preprocessor.rows(inputs, lengths=[model.max_length] * len(inputs))
+        lane = self.modality
+        return [Row(arrays, model.adapter, lane, len(next(iter(arrays.values())))) for arrays in made]
+
+    def submit(self, rows: Sequence[Row]) -> Future[list[Answer]]:
+        """Queue rows, and have their adapters read while they wait; errors as those of :meth:`Batcher.submit`."""
+        answers = self.batcher.submit(rows)
+        if self.session is not None:
+            self.session.prefetch([row.adapter for row in rows])
+        return answers
+
+    def _run_adapters(self, rows: Sequence[Row]) -> Sequence[Answer]:
+        assert self.session is not None  # noqa: S101 - chosen for bundles that have one
+        try:
+            return self.session.run(
+                self._preprocessor.collate([row.arrays for row in rows]), [row.adapter for row in rows]
+            )
+        except InputError:
+            known = self.session.bank.names
+            if any(row.adapter is not None and row.adapter not in known for row in rows):
+                raise UnknownModelError("The model was unloaded before this request was computed.") from None
+            raise
+
+    def _run_merged(self, rows: Sequence[Row]) -> Sequence[Answer]:
+        try:
+            return list(np.asarray(self._merged.run(None, self._preprocessor.collate([row.arrays for row in rows]))[0]))
+        except Exception as error:  # noqa: BLE001 - see run_error
+            raise run_error(error) from None

@@ -1,0 +1,44 @@
+"""What load balancers, Prometheus and the page ask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
+
+from rmlora_deploy.serving.errors import StoppingError
+from rmlora_deploy.serving.routes.context import ServiceOf
+from rmlora_deploy.serving.schemas import declared
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["Operation"], responses=declared(401))
+
+
+@router.get("/healthz")
+@router.get("/v2/health/live")
+async def live() -> dict[str, bool]:
+    """Say that the process works."""
+    return {"live": True}
+
+
+@router.get("/readyz", responses=declared(503))
+@router.get("/v2/health/ready", responses=declared(503, protocol=True))
+async def ready(service: ServiceOf) -> dict[str, bool]:
+    """Say that requests are taken."""
+    if service.stopping:
+        raise StoppingError("The server is stopping: ask another one.")
+    return {"ready": True}
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(service: ServiceOf) -> Response:
+    """Return Prometheus metrics."""
+    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@router.get("/stats")
+async def stats(service: ServiceOf) -> dict[str, Any]:
+    """Return what the page shows: the last minute's latency and batch sizes, the rows of every model, what is allowed."""
+    return service.stats()

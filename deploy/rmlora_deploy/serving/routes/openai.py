@@ -1,0 +1,104 @@
+"""OpenAI's interface: ``/v1/models`` and ``/v1/embeddings``; ``model`` picks the adapter."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, Literal
+
+import numpy as np
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from rmlora.errors import ConfigError, InputError
+from rmlora_deploy.serving.models import Served
+from rmlora_deploy.serving.routes.context import ServiceOf, StateOf
+from rmlora_deploy.serving.routes.lists import Ids, ManyIds, Texts
+from rmlora_deploy.serving.schemas import declared
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=declared(401, 503))
+
+
+class EmbeddingsRequest(BaseModel):
+    """Texts to embed."""
+
+    model: str = Field(description="A model for feature extraction.", examples=["sentences"])
+    input: str | Texts | Ids | ManyIds = Field(
+        description="A text, or several; token ids are refused.", examples=[["Call now to win", "See you at eight"]]
+    )
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, description="Only the model's own number is accepted.")
+
+
+@router.get("/models")
+async def models(service: ServiceOf) -> dict[str, Any]:
+    """List the bundles and their adapters."""
+    return {"object": "list", "data": [_card(model) for model in service.registry.models]}
+
+
+@router.get("/models/{name}", responses=declared(404))
+async def model(name: str, service: ServiceOf) -> dict[str, Any]:
+    """Describe one model."""
+    return _card(service.registry.model(name))
+
+
+@router.post("/embeddings", responses=declared(400, 404, 408, 413, 415, 429, 504))
+async def embeddings(body: EmbeddingsRequest, service: ServiceOf, state: StateOf) -> dict[str, Any]:
+    """Embed texts."""
+    model = service.registry.model(body.model)
+    if model.task != "feature-extraction":
+        raise ConfigError(f"'{model.id}' is for {model.task} and embeds nothing: POST /classify.")
+    vectors, tokens = await service.ask(model, _texts(body.input), state)
+    if body.dimensions not in (None, len(vectors[0])):
+        raise ConfigError(
+            f"'{model.id}' has {len(vectors[0])} dimensions, and they cannot be cut to {body.dimensions}."
+        )
+    return {
+        "object": "list",
+        "model": model.id,
+        "data": [
+            {"object": "embedding", "index": number, "embedding": _written(vector, body.encoding_format)}
+            for number, vector in enumerate(vectors)
+        ],
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+
+
+def _texts(given: str | list[str] | list[int] | list[list[int]]) -> list[str]:
+    """Return the texts of a request.
+
+    Raises:
+        InputError: it has token ids. Clients send those of OpenAI's tokenizer, which mean other words to this model.
+    """
+    texts = [given] if isinstance(given, str) else [item for item in given if isinstance(item, str)]
+    if len(texts) < (1 if isinstance(given, str) else len(given)):
+        raise InputError(
+            "The input has token ids, and other models' ids mean other words here: send texts (in LangChain, "
+            "check_embedding_ctx_length=False)."
+        )
+    return texts
+
+
+def _written(vector: np.ndarray, form: str) -> list[float] | str:
+    values = np.asarray(vector, "<f4")
+    if not np.isfinite(values).all():
+        raise InputError("The model answers this text with NaN or infinity.")
+    return base64.b64encode(values.tobytes()).decode() if form == "base64" else [float(value) for value in values]
+
+
+def _card(model: Served) -> dict[str, Any]:
+    """Describe a model as vLLM does, with what is known of it besides."""
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "rmlora-deploy",
+        "root": model.graph.name,
+        "parent": model.graph.name if model.adapter else None,
+        "task": model.task,
+        "labels": list(model.labels),
+        "rank": model.rank,
+        "bytes": model.nbytes if model.adapter else model.graph.bundle.manifest["model"]["bytes"],
+        "precision": model.graph.bundle.precision,
+    }

@@ -1,0 +1,136 @@
+"""What an application on Ray is made of, and how large it is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from rmlora.errors import ConfigError
+from rmlora_deploy.serving.serve_settings import ServeSettings
+
+__all__ = ["INGRESS", "REPLICA", "Application", "Scale"]
+
+REPLICA, INGRESS = "Replica", "Ingress"
+"""Names of the two deployments."""
+
+_KEY = "RMLORA_API_KEY"
+_DEVICES = ("cuda", "tensorrt")
+
+
+@dataclass(frozen=True)
+class Application:
+    """What is served; as plain values it is ``args`` in a config file."""
+
+    bundles: Mapping[str, str]
+    """Name → directory, readable on every node."""
+    shared_dir: str
+    """Where loaded adapters lie, one directory for all nodes."""
+    settings: ServeSettings
+    """Without the key, which every process takes from its environment: what Ray stores can be read by many."""
+    key_required: bool = False
+
+    def to_args(self) -> dict[str, Any]:
+        """Return it as plain values, settings only where they differ from the defaults."""
+        settings = {
+            item.name: getattr(self.settings, item.name)
+            for item in fields(ServeSettings)
+            if getattr(self.settings, item.name) != item.default and item.name != "api_key"
+        }
+        if self.settings.adapter_dirs:
+            settings["adapter_dirs"] = [str(path) for path in self.settings.adapter_dirs]
+        return {
+            "bundles": dict(self.bundles),
+            "shared_dir": self.shared_dir,
+            "settings": settings,
+            "key_required": self.key_required,
+        }
+
+    @classmethod
+    def from_args(cls, args: Mapping[str, Any]) -> Application:
+        """Return what :meth:`to_args` gave.
+
+        Raises:
+            ConfigError: a key is missing or unknown, or a setting cannot work.
+        """
+        known = {item.name for item in fields(cls)}
+        settings = dict(args.get("settings") or {})
+        unknown = sorted(set(args) - known) + sorted(set(settings) - {item.name for item in fields(ServeSettings)})
+        if unknown or "api_key" in settings:
+            raise ConfigError(
+                f"'{(unknown or ['api_key'])[0]}' does not belong into the args: the key is read from {_KEY}."
+            )
+        if not args.get("bundles") or not args.get("shared_dir"):
+            raise ConfigError("The args need 'bundles' (name: directory) and 'shared_dir'.")
+        settings["adapter_dirs"] = tuple(Path(path) for path in settings.get("adapter_dirs", ()))
+        settings.setdefault("threads", 1)
+        return cls(
+            {str(name): str(path) for name, path in args["bundles"].items()}, str(args["shared_dir"]),
+            ServeSettings(**settings), bool(args.get("key_required", False)),
+        )  # fmt: skip
+
+    def with_key(self) -> ServeSettings:
+        """Return the settings with the key from this process's environment.
+
+        Raises:
+            ConfigError: there must be one and there is none.
+        """
+        key = os.environ.get(_KEY) or None
+        if key is None and self.key_required:
+            raise ConfigError(f"{_KEY} is not set in the environment of this node, and the application needs a key.")
+        return replace(self.settings, api_key=key)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How many processes, and how Ray treats them."""
+
+    replicas: int | None = None
+    """A fixed number; None lets it follow the load."""
+    min_replicas: int = 1
+    max_replicas: int = 2
+    ingress_replicas: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("replicas", "min_replicas", "max_replicas", "ingress_replicas"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}.")
+        if self.min_replicas > self.max_replicas:
+            raise ConfigError(f"--min-replicas {self.min_replicas} is more than --max-replicas {self.max_replicas}.")
+
+    def options(self, settings: ServeSettings) -> dict[str, dict[str, Any]]:
+        """Return Ray Serve's options for each deployment.
+
+        A replica is busy with as many requests as its batch has rows; four times that may be under way in it, and the
+        rest waits before it, so that what waits can still go to another replica.
+        """
+        shutdown = {"graceful_shutdown_timeout_s": settings.drain + 5, "graceful_shutdown_wait_loop_s": 0.5}
+        health = {"health_check_period_s": 5, "health_check_timeout_s": 15}
+        replica: dict[str, Any] = {
+            "max_ongoing_requests": 4 * settings.max_batch,
+            "max_queued_requests": settings.max_queue,
+            "ray_actor_options": {
+                "num_cpus": settings.threads or 1,
+                "num_gpus": 1 if settings.provider in _DEVICES else 0,
+            },
+            **shutdown,
+            **health,
+        }
+        if self.replicas is not None:
+            replica["num_replicas"] = self.replicas
+        else:
+            replica["autoscaling_config"] = {
+                "min_replicas": self.min_replicas,
+                "max_replicas": self.max_replicas,
+                "target_ongoing_requests": settings.max_batch,
+            }
+        ingress: dict[str, Any] = {
+            "num_replicas": self.ingress_replicas,
+            "max_ongoing_requests": 2 * settings.max_queue,
+            "ray_actor_options": {"num_cpus": 0},
+            **shutdown,
+            **health,
+        }
+        return {REPLICA: replica, INGRESS: ingress}

@@ -1,0 +1,151 @@
+"""The ingress: finds out which adapter a request is for, and has a replica answer it that has used it lately."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Collection
+from typing import Any
+from urllib.parse import unquote
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rmlora_deploy.serving.metrics import Metrics
+from rmlora_deploy.serving.middleware.guards import Guards
+from rmlora_deploy.serving.scaling.application import REPLICA, Application
+from rmlora_deploy.serving.scaling.asgi import Call, Reply, read_call, send_reply
+from rmlora_deploy.serving.scaling.coordinator import open_keeper
+from rmlora_deploy.serving.scaling.metrics_aggregation import merge_metrics, merge_stats
+from rmlora_deploy.serving.schemas import error_body
+
+__all__ = ["Ingress", "named_adapter"]
+
+_ATTEMPTS = 3
+"""How often a request is given to a replica; those that change something only once."""
+_PAUSE = 0.1
+"""Seconds before the second attempt; doubled for the next."""
+_REPORTS = 5.0
+"""Seconds in which the keeper must tell what it knows."""
+_LONGEST = 100
+"""Characters of a name that can be an adapter's."""
+_log = logging.getLogger("rmlora.serve")
+
+
+class Ingress:
+    """ASGI application; Ray Serve copies it into every ingress replica, where it is set up by the first message."""
+
+    def __init__(self, application: Application) -> None:
+        self._application = application
+        self._app: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._app is None:
+            settings = self._application.with_key()
+            self._app = Guards(_Forward(self._application, settings.timeout), settings, Metrics())
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+class _Forward:
+    """What stands behind the guards."""
+
+    def __init__(self, application: Application, timeout: float) -> None:
+        from ray import serve
+
+        self._handle: Any = serve.get_deployment_handle(REPLICA, serve.get_replica_context().app_name)
+        self._answer = self._handle.answer
+        self._application, self._timeout = application, timeout
+        self._keeper: Any = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call = await read_call(scope, receive)
+        call.headers.append((b"x-request-id", scope["state"]["request_id"].encode()))
+        if call.method == "GET" and call.path in ("/metrics", "/stats"):
+            reply = await self._observed(call.path)
+        else:
+            reply = await self._ask(call)
+        await send_reply(reply, send)
+
+    async def _ask(self, call: Call) -> Reply:
+        """Have a replica answer, another one if it dies or stops; what is left then is a 503."""
+        from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+        from ray.serve.exceptions import BackPressureError, RayServeException
+
+        adapter = named_adapter(call, self._application.bundles)
+        method = self._answer.options(multiplexed_model_id=adapter) if adapter else self._answer
+        end = time.monotonic() + self._timeout
+        attempts = 1 if call.path.endswith("_lora_adapter") else _ATTEMPTS
+        for attempt in range(attempts):
+            if attempt:
+                await asyncio.sleep(_PAUSE * 2 ** (attempt - 1))
+            try:
+                reply: Reply = await asyncio.wait_for(method.remote(call), max(0.0, end - time.monotonic()))
+            except TimeoutError:
+                return _refuse(call.path, 504, f"The answer did not come within {self._timeout:g} s: try again later.")
+            except BackPressureError:
+                return _refuse(call.path, 429, "Too many requests wait already: try again in 1 s.")
+            except (RayTaskError, TaskCancelledError) as error:
+                _log.error("a replica failed on a request to %s: %s", call.path, error)
+                return _refuse(call.path, 500, "The server failed on this request; the replica's log says why.")
+            except (RayError, RayServeException) as error:
+                _log.warning("attempt %d of %s: %s", attempt + 1, call.path, type(error).__name__)
+                continue
+            if reply.status != 503:
+                return reply
+        return _refuse(call.path, 503, "No replica could answer: try again in 1 s.")
+
+    async def _observed(self, path: str) -> Reply:
+        """Return what all replicas tell of themselves."""
+        from ray.exceptions import RayError
+
+        try:
+            if self._keeper is None:
+                self._keeper = await asyncio.to_thread(open_keeper, self._application.shared_dir)
+            reports = await asyncio.wait_for(self._keeper.reports.remote(), _REPORTS)
+        except (TimeoutError, RayError):
+            self._keeper = None
+            return _refuse(path, 503, "The replicas' figures cannot be had at the moment.")
+        if not reports:
+            return _refuse(path, 503, "No replica has told its figures yet: try again in 1 s.")
+        if path == "/metrics":
+            texts = {replica: report["metrics"].decode() for replica, report in reports.items()}
+            content = await asyncio.to_thread(merge_metrics, texts)
+            return Reply(200, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")], content)
+        stats = merge_stats([json.loads(report["stats"]) for report in reports.values()])
+        return Reply(200, [(b"content-type", b"application/json")], json.dumps(stats).encode())
+
+
+def named_adapter(call: Call, bundles: Collection[str]) -> str | None:
+    """Return the adapter that a request is for; None where any replica is as good as another."""
+    if call.method != "POST":
+        return None
+    parts = call.path.split("/")
+    if call.path in ("/classify", "/v1/embeddings"):
+        try:
+            name = json.loads(call.body)["model"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None  # the replica says what is wrong
+    elif parts[:3] == ["", "v2", "models"] and parts[-1] == "infer":
+        name = unquote(parts[3])
+    else:
+        return None
+    return name if isinstance(name, str) and 0 < len(name) <= _LONGEST and name not in bundles else None
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    """Answer the protocol of start and stop; there is nothing to do."""
+    message: Message = {"type": ""}
+    while message["type"] != "lifespan.shutdown":
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+
+
+def _refuse(path: str, status: int, message: str) -> Reply:
+    headers = [(b"content-type", b"application/json")]
+    if status in (429, 503):
+        headers.append((b"retry-after", b"1"))
+    return Reply(status, headers, json.dumps(error_body(path, status, message)).encode())

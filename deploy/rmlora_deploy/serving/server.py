@@ -1,0 +1,119 @@
+"""Running the application with uvicorn until somebody stops it."""
+
+from __future__ import annotations
+
+import gc
+import math
+import signal
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from rmlora.errors import ConfigError
+from rmlora_deploy.serving.app import create_app
+from rmlora_deploy.serving.connection import Connection
+from rmlora_deploy.serving.metrics import Metrics
+from rmlora_deploy.serving.registry import Registry
+from rmlora_deploy.serving.serve_settings import ServeSettings
+from rmlora_deploy.serving.service import Service
+
+__all__ = ["HttpServer", "run_server"]
+
+_BACKLOG = 512
+_IDLE = 30
+"""Seconds that a connection may stay open without a request."""
+
+
+def run_server(
+    bundles: Mapping[str, Path], settings: ServeSettings, *, host: str, port: int, note: Callable[[str], None]
+) -> None:
+    """Serve ``bundles`` (name → path) on ``host`` and ``port``; returns when it was stopped and all is answered.
+
+    Args:
+        bundles: what to serve.
+        settings: limits.
+        host: address to listen on.
+        port: port to listen on; 0 takes a free one.
+        note: called with lines for the person who started it.
+
+    Raises:
+        ConfigError: the address cannot be listened on, or two models have one name.
+        InputError: a bundle is damaged.
+        ProviderError: the provider is absent.
+    """
+    listener = _listen(host, port)
+    try:
+        metrics = Metrics()
+        registry = Registry(settings, metrics.batch)
+        for name, path in bundles.items():
+            note(f"opening {path}")
+            registry.open(path, name=name)
+        shown = f"[{host}]" if ":" in host else host
+        note(f"{len(registry.models)} models on http://{shown}:{listener.getsockname()[1]}  (Ctrl-C stops)")
+        server = HttpServer(registry, metrics)
+        gc.collect()
+        gc.freeze()  # what is here stays; looking through it for garbage again and again costs some per cent
+        with _stopped_by_signals(server):
+            server.run(sockets=[listener])
+    finally:
+        listener.close()
+    if server.force_exit:
+        raise KeyboardInterrupt  # somebody did not want to wait
+
+
+class HttpServer(uvicorn.Server):
+    """Answers HTTP requests for ``registry`` until it is stopped, and then those that it has accepted."""
+
+    def __init__(self, registry: Registry, metrics: Metrics) -> None:
+        app = create_app(registry, metrics)
+        self._service: Service = app.state.service
+        super().__init__(
+            uvicorn.Config(
+                app, http=Connection, ws="none", log_config=None, access_log=False, server_header=False,
+                timeout_keep_alive=_IDLE, timeout_graceful_shutdown=math.ceil(registry.settings.drain),
+            )
+        )  # fmt: skip
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop; what is under way has the drain time, counted from now."""
+        self._service.stop()
+        await super().shutdown(sockets)
+        if self.force_exit:  # then uvicorn leaves the application as it is
+            self._service.stop(at_once=True)
+            await self.lifespan.shutdown()
+
+
+@contextmanager
+def _stopped_by_signals(server: uvicorn.Server) -> Iterator[None]:
+    """Stop ``server`` on Ctrl-C and SIGTERM, without uvicorn ending the process by the same signal afterwards.
+
+    While it runs it has handlers of its own; these count before and after.
+    """
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Open the socket before anything is loaded: a port in use shows at once."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot listen on {host}:{port} ({error.strerror or error}): choose another --port."
+        ) from None
+    return listener

@@ -1,0 +1,40 @@
+"""Naming the first layer at which a graph departs from PyTorch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rmlora_deploy.runtime.outputs import Arrays
+from rmlora_deploy.verify.layers import Layer, layer_errors, opened_layers, torch_layers
+
+__all__ = ["first_departure"]
+
+
+def first_departure(
+    graph: Path, layers: Sequence[Layer], torch_model: Any, case: Arrays, *, tolerance: float, provider: str = "cpu"
+) -> dict[str, Any] | None:
+    """Return the first of ``layers`` whose tensor differs from the module's output by more than ``tolerance``.
+
+    Layers whose tensor a lower precision has removed from the graph are passed over.
+
+    Args:
+        graph: ONNX file.
+        layers: module and tensor pairs in the order of execution.
+        torch_model: the merged PyTorch model.
+        case: one batch of inputs.
+        tolerance: relative difference that is still accepted.
+        provider: execution provider to run on.
+
+    Returns:
+        ``{"module", "tensor", "relative_error"}``, the error None where it is not finite; None if no layer departs.
+    """
+    with opened_layers(graph, layers, provider) as run:
+        got = run(case)
+    there = [layer for layer in layers if layer["tensor"] in got]
+    for layer, error in zip(there, layer_errors(there, got, torch_layers(torch_model, case)), strict=True):
+        if error > tolerance:
+            return {**layer, "relative_error": error if math.isfinite(error) else None}
+    return None

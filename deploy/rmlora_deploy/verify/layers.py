@@ -1,0 +1,145 @@
+"""Which tensor of a graph is the output of which module, so that a departure can be named.
+
+torch's exporter writes the module path of every node into its metadata, and fusions keep it on the node they
+make. That is a claim; :func:`confirmed_layers` keeps the pairs whose values agree with PyTorch.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from rmlora_converters.graph.files.model_file import save_model
+
+from rmlora_deploy.runtime.outputs import Arrays
+from rmlora_deploy.runtime.providers import create_session
+
+__all__ = [
+    "Layer",
+    "claimed_layers",
+    "confirmed_layers",
+    "layer_errors",
+    "opened_layers",
+    "relative_difference",
+    "torch_layers",
+]
+
+Layer = dict[str, str]
+"""``{"module": path, "tensor": name}``."""
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+AGREEMENT = 1e-4
+"""Relative difference up to which a float32 tensor counts as a module's output."""
+
+
+def claimed_layers(model: ir.Model) -> list[Layer]:
+    """Return the last tensor of every module scope, in the order of execution."""
+    last: dict[str, str] = {}
+    for node in model.graph:
+        if not node.outputs or not node.outputs[0].name:
+            continue
+        for module in reversed(_scopes(node)):  # the innermost comes first
+            last.pop(module, None)  # reinsert: a dict keeps the order of the last write
+            last[module] = node.outputs[0].name
+    return [{"module": module, "tensor": tensor} for module, tensor in last.items()]
+
+
+def _scopes(node: ir.Node) -> list[str]:
+    """Return the module paths around a node, the outermost first.
+
+    torch's exporter records them; the older one that Optimum uses names nodes ``/bert/encoder/layer.0/…/MatMul``.
+    """
+    recorded = node.metadata_props.get(_SCOPES)
+    if recorded:
+        return [str(scope) for scope in ast.literal_eval(recorded)[1:-1]]
+    parts = (node.name or "").split("/")[1:-1]
+    return [".".join(parts[: end + 1]) for end in range(len(parts))]
+
+
+def confirmed_layers(model: ir.Model, torch_model: Any, cases: Sequence[Arrays], scratch: Path) -> list[Layer]:
+    """Return the claimed layers whose tensor equals the module's output in PyTorch on every case.
+
+    Args:
+        model: float32 graph.
+        torch_model: the PyTorch model it was made of.
+        cases: batches of inputs.
+        scratch: directory for a temporary model.
+    """
+    layers = claimed_layers(model)
+    path = scratch / "layers.onnx"
+    save_model(model, path)
+    with opened_layers(path, layers) as run:
+        for case in cases:
+            errors = layer_errors(layers, run(case), torch_layers(torch_model, case))
+            layers = [layer for layer, error in zip(layers, errors, strict=True) if error <= AGREEMENT]
+    return layers
+
+
+@contextmanager
+def opened_layers(
+    model: Path, layers: Sequence[Layer], provider: str = "cpu"
+) -> Iterator[Callable[[Arrays], dict[str, np.ndarray]]]:
+    """Yield a function from a batch of inputs to those tensors of ``layers`` that exist in the graph at ``model``."""
+    graph = ir.load(model)
+    produced = {value.name: value for node in graph.graph for value in node.outputs}
+    there = {value.name for value in graph.graph.outputs}
+    wanted = [name for name in dict.fromkeys(layer["tensor"] for layer in layers) if name in produced]
+    for name in wanted:
+        if name not in there:
+            value = produced[name]
+            value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
+            graph.graph.outputs.append(value)
+    opened = model.with_name(f"{model.stem}.layers.onnx")  # beside the original, whose external data it shares
+    try:
+        ir.save(graph, opened)
+        session = create_session(opened, provider)
+    finally:
+        opened.unlink(missing_ok=True)
+    yield lambda case: dict(zip(wanted, session.run(wanted, dict(case)), strict=True))
+
+
+def layer_errors(
+    layers: Sequence[Layer], got: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
+) -> list[float]:
+    """Return for every layer ``max |got − expected| / max |expected|``; infinite where it cannot be compared."""
+    return [relative_difference(got.get(layer["tensor"]), expected.get(layer["module"])) for layer in layers]
+
+
+def torch_layers(model: Any, case: Arrays) -> dict[str, np.ndarray]:
+    """Return the output of every module of a PyTorch model (its first tensor) for one batch of inputs."""
+    import torch
+
+    outputs: dict[str, np.ndarray] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_module: Any, _inputs: Any, output: Any) -> None:
+            first = output
+            while isinstance(first, (tuple, list)) and first:
+                first = first[0]
+            if isinstance(first, torch.Tensor):
+                outputs[name] = first.detach().float().numpy()
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in model.named_modules() if name]
+    try:
+        with torch.inference_mode():
+            model(**{name: torch.from_numpy(np.array(value)) for name, value in case.items()})
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs
+
+
+def relative_difference(got: np.ndarray | None, expected: np.ndarray | None) -> float:
+    """Return ``max |got − expected| / max |expected|``; infinite for NaN, or where shapes or presence differ."""
+    if got is None or expected is None or got.shape != expected.shape or got.size == 0:
+        return float("inf")
+    scale = float(np.abs(expected).max())
+    error = float(np.abs(got.astype(np.float32) - expected).max()) / (scale or 1.0)
+    return error if error == error else float("inf")

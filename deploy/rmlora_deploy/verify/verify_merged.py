@@ -1,0 +1,121 @@
+"""Verifying a bundle: PyTorch with the adapter applied, PyTorch merged, and ONNX Runtime, on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from rmlora.errors import ParityError
+from rmlora_deploy.bundles.bundle import REFERENCE_FILE, Bundle
+from rmlora_deploy.bundles.preprocess import Preprocessor
+from rmlora_deploy.bundles.reference import load_reference
+from rmlora_deploy.runtime.outputs import Arrays, graph_logits
+from rmlora_deploy.verify.compare import TOLERANCES, Tolerance, compare, departure
+from rmlora_deploy.verify.evaluation import EvaluationData, lost_metric, measure
+from rmlora_deploy.verify.sample_batches import make_cases, sample_inputs
+from rmlora_deploy.verify.torch_outputs import finite_logits
+from rmlora_deploy.verify.torch_pair import TorchPair
+
+__all__ = ["raise_on_departure", "verify_bundle"]
+
+
+def verify_bundle(
+    bundle: Bundle,
+    preprocessor: Preprocessor,
+    pair: TorchPair | None,
+    *,
+    evaluation: EvaluationData | None = None,
+    provider: str = "cpu",
+) -> dict[str, Any]:
+    """Compare and return the report; a failed comparison is in it, not raised (see :func:`raise_on_departure`).
+
+    Args:
+        bundle: what to verify.
+        preprocessor: of the bundle.
+        pair: PyTorch's models, or None to compare with the outputs stored in the bundle.
+        evaluation: labelled data; inputs are drawn from it and the metric is measured on all of it.
+        provider: execution provider to run on.
+
+    Raises:
+        InputError: PyTorch itself answers with NaN, so there is nothing to compare with.
+        ProviderError: the provider is absent.
+    """
+    tolerance = TOLERANCES[bundle.precision]
+    onnx, vectors = graph_logits(bundle.session(provider)), bundle.embeds
+    report: dict[str, Any] = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "provider": provider,
+        "tolerance": asdict(tolerance),
+    }
+    if pair is None:
+        cases, expected = load_reference(bundle.path / REFERENCE_FILE)
+        report["against"] = "stored outputs of PyTorch and PEFT"
+    else:
+        cases = make_cases(preprocessor, sample_inputs(preprocessor, evaluation.inputs if evaluation else None))
+        expected = finite_logits(pair.adapted, cases, "the adapter", pair.pooling)
+        report["against"] = "PyTorch and PEFT"
+        report["pytorch_merged"] = asdict(
+            compare(expected, [pair.merged_answer(case) for case in cases], vectors=vectors)
+        )
+    got = [onnx(case) for case in cases]
+    result = compare(expected, got, vectors=vectors)
+    report["onnx"] = asdict(result)
+    report["shapes"] = [list(next(iter(case.values())).shape) for case in cases]
+    passed = result.within(tolerance)
+    if not passed and pair is not None:
+        report["first_departure"] = _first_departure(bundle, pair, _worst(cases, expected, got), tolerance, provider)
+    if evaluation is not None:
+        models: dict[str, Callable[[Arrays], np.ndarray]] = {"onnx": onnx}
+        if pair is not None:
+            models["pytorch"] = pair.answer
+        report["evaluation"] = scores = measure(evaluation, preprocessor, models)
+        if "pytorch" in scores:
+            passed &= tolerance.accepts_metric(scores["pytorch"], scores["onnx"], scores["examples"])
+    report["passed"] = passed
+    return report
+
+
+def raise_on_departure(report: dict[str, Any], precision: str) -> None:
+    """Raise :class:`ParityError` when the report says that the bundle departs from PyTorch."""
+    if report["passed"]:
+        return
+    what = departure(report["onnx"], report["tolerance"])
+    if what is None:
+        raise ParityError(lost_metric(report["evaluation"], precision, report["tolerance"]))
+    raise ParityError(f"The {precision} graph {what}.{_where(report)}")
+
+
+def _where(report: dict[str, Any]) -> str:
+    """Say which layer departs first, or why that is not known."""
+    if "first_departure" not in report:
+        return " Verify where PyTorch is installed, without --reference-only, to learn which layer departs first."
+    layer = report["first_departure"]
+    if layer is None:
+        return " No single layer could be named."
+    size = "is not finite" if layer["relative_error"] is None else f"by {layer['relative_error']:.1e}"
+    return f" The first layer that departs is '{layer['module']}' ({size})."
+
+
+def _first_departure(
+    bundle: Bundle, pair: TorchPair, case: Arrays, tolerance: Tolerance, provider: str
+) -> dict[str, Any] | None:
+    from rmlora_deploy.verify.first_mismatch import first_departure
+
+    return first_departure(
+        bundle.model_path,
+        bundle.manifest["layers"],
+        pair.merged,
+        case,
+        tolerance=tolerance.relative_error,
+        provider=provider,
+    )
+
+
+def _worst(cases: Sequence[Arrays], expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> Arrays:
+    """Return the case on which the graph lies furthest from PyTorch."""
+    errors = [np.nan_to_num(np.abs(a - b), nan=np.inf).max() for a, b in zip(expected, got, strict=True)]
+    return cases[int(np.argmax(errors))]

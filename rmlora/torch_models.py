@@ -1,0 +1,161 @@
+"""Building PyTorch models for a task: the bare base, and the base with an adapter (torch, transformers, peft)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rmlora.adapter import Adapter
+from rmlora.adapter_task import adapter_labels, answer_depends_on, task_of
+from rmlora.checkpoint import Checkpoint
+from rmlora.errors import AdapterError, CheckpointError, require
+from rmlora.fingerprint import check_base
+from rmlora.package import load_package
+from rmlora.tasks import Task
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+__all__ = [
+    "TaskModel",
+    "load_adapted",
+    "load_task_model",
+    "quiet_transformers",
+]
+
+
+@dataclass(frozen=True)
+class TaskModel:
+    """A model with its task's head, and the modules the base checkpoint had no weights for."""
+
+    model: PreTrainedModel
+    new_modules: tuple[str, ...]
+    """Paths of freshly initialised modules (head, pooler): they must be trained and saved, or they are noise."""
+
+
+def load_task_model(base: Path, task: Task, labels: Sequence[str], **from_pretrained: Any) -> TaskModel:
+    """Load ``base`` with a head of ``len(labels)`` outputs, or without one where the task has none, in float32.
+
+    Args:
+        base: a directory from :func:`rmlora.base.resolve_base`.
+        from_pretrained: passed to transformers (``trust_remote_code=True`` only where the user said so).
+
+    Raises:
+        CheckpointError: transformers cannot build the model for this task.
+    """
+    for module in ("torch", "transformers"):
+        require(module, "train")
+    import torch
+    import transformers
+
+    auto = getattr(transformers, task.auto_class)
+    head = {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+        "ignore_mismatched_sizes": True,
+    }
+    options = {
+        **(head if task.answer == "scores" else {}),
+        "dtype": torch.float32,
+        "output_loading_info": True,
+        **from_pretrained,
+    }
+    try:
+        with quiet_transformers():  # its report of new heads is told by new_modules instead
+            model, info = auto.from_pretrained(base, **options)
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"The base at {base} cannot be loaded for {task.name}: {reason}") from None
+    mismatched = {str(entry[0]) for entry in info.get("mismatched_keys", ())}
+    new_tensors = {str(name) for name in info.get("missing_keys", ())} | mismatched
+    if task.modality == "text" and model.config.pad_token_id is None:
+        model.config.pad_token_id = _first(model.config.eos_token_id)
+    return TaskModel(model, tuple(sorted({name.rpartition(".")[0] for name in new_tensors})))
+
+
+def load_adapted(
+    base: Path, adapter_path: Path, *, task: str | None = None, allow_base_mismatch: bool = False
+) -> tuple[PeftModel, Adapter]:
+    """Load base and adapter through PEFT, in evaluation mode.
+
+    Args:
+        task: task name; needed only for an adapter whose package does not tell it.
+
+    Returns:
+        the PEFT model, and the same adapter as :func:`rmlora.package.load_package` reads it.
+
+    Raises:
+        BaseMismatchError: the adapter was made for another base.
+        AdapterError: the adapter does not fit the base.
+        ConfigError: the task is not known.
+    """
+    require("peft", "train")
+    from peft import PeftModel
+
+    adapter = load_package(adapter_path)
+    check_base(adapter, Checkpoint(base), allow_mismatch=allow_base_mismatch)
+    wanted = task_of(adapter, task)
+    loaded = load_task_model(base, wanted, adapter_labels(adapter, wanted))
+    needed = [module for module in loaded.new_modules if answer_depends_on(module, wanted)]
+    uncovered = [m for m in needed if not any(key.startswith(f"{m}.") for key in adapter.saved)]
+    if uncovered:
+        raise AdapterError(
+            f"The base at {base} has no weights for '{uncovered[0]}' and neither has the adapter {adapter_path}: outputs "
+            "would be random; train with that module in --modules-to-save."
+        )
+    with quiet_transformers(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            model = PeftModel.from_pretrained(loaded.model, str(adapter_path))
+        except (ValueError, RuntimeError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise AdapterError(f"The adapter {adapter_path} does not fit the base at {base}: {reason}") from None
+    for warning in caught:
+        if "missing adapter keys" in str(warning.message).lower():
+            raise AdapterError(f"The adapter {adapter_path} leaves part of the model unadapted: {warning.message}")
+    _apply_rank_masks(model, adapter)
+    model.eval()
+    return model, adapter
+
+
+def _apply_rank_masks(model: PeftModel, adapter: Adapter) -> None:
+    """Zero the rows of A whose directions the package masks out; PEFT does not know of them."""
+    import torch
+
+    layers = dict(model.get_base_model().named_modules())
+    for path, module in adapter.modules.items():
+        if module.rank_mask is None:
+            continue
+        layer = layers[path]
+        side = layer.lora_embedding_A if module.kind == "embedding" else layer.lora_A
+        factor = side["default"]
+        resting = torch.from_numpy(~module.rank_mask).nonzero().flatten()
+        with torch.no_grad():
+            getattr(factor, "weight", factor).index_fill_(0, resting, 0)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' progress bars and advice; errors still come through."""
+    from transformers import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,198 @@
+"""Pooling as nodes of a graph, as PyTorch computes it, and as sentence-transformers' files describe it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from rmlora_converters.graph.passes.pooling import EMBEDDING_NAME, insert_pooling, keep_answer
+from rmlora_converters.side_files import copy_side_files
+from rmlora_deploy.inference.embedder import cosines
+from rmlora_deploy.verify.compare import TOLERANCES, compare, departure
+from rmlora_deploy.verify.torch_pooling import pool
+
+from rmlora.adapter_task import adapter_labels, task_of
+from rmlora.errors import AdapterError, CheckpointError, ConfigError, InputError
+from rmlora.pooling import POOLING_MODES, Pooling, PoolingMode, read_pooling, read_text_length
+from rmlora.tasks import get_task
+from tests.helpers.encoders import write_modules
+
+WIDTH = 5
+TABLE = np.random.default_rng(0).standard_normal((40, WIDTH)).astype(np.float32)
+
+
+def graph(
+    outputs: dict[str, list[str | int]] | None = None,
+    *,
+    opset: int = 20,
+    mask: bool = True,
+    kind: int = TensorProto.FLOAT,
+) -> ir.Model:
+    """A graph that looks up a vector for every token; every output is a copy of it, whatever shape it claims."""
+    outputs = outputs or {"last_hidden_state": ["rows", "tokens", WIDTH]}
+    names = ("input_ids", "attention_mask") if mask else ("input_ids",)
+    nodes = [helper.make_node("Gather", ["table", "input_ids"], [name]) for name in outputs]
+    made = helper.make_graph(
+        nodes,
+        "lookup",
+        [helper.make_tensor_value_info(name, TensorProto.INT64, ["rows", "tokens"]) for name in names],
+        [helper.make_tensor_value_info(name, kind, shape) for name, shape in outputs.items()],
+        [numpy_helper.from_array(TABLE.astype(helper.tensor_dtype_to_np_dtype(kind)), "table")],
+    )
+    return ir.serde.deserialize_model(
+        helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+    )
+
+
+def answers(model: ir.Model, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    proto = ir.serde.serialize_model(model)
+    onnx.checker.check_model(proto, full_check=True)
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert [item.name for item in session.get_outputs()] == [EMBEDDING_NAME]
+    given_inputs = {"input_ids": ids, "attention_mask": mask}
+    return np.asarray(session.run(None, {item.name: given_inputs[item.name] for item in session.get_inputs()})[0])
+
+
+@settings(max_examples=25)
+@given(
+    mode=st.sampled_from(POOLING_MODES),
+    normalise=st.booleans(),
+    lengths=st.lists(st.integers(1, 7), min_size=1, max_size=5),
+    left=st.booleans(),
+    opset=st.sampled_from([13, 17, 20]),
+)
+def test_the_graph_pools_as_pytorch_does(
+    mode: PoolingMode, normalise: bool, lengths: list[int], left: bool, opset: int
+) -> None:
+    widest = max(lengths)
+    ids = np.random.default_rng(widest).integers(0, 40, (len(lengths), widest))
+    mask = np.array([[0] * (widest - n) + [1] * n if left else [1] * n + [0] * (widest - n) for n in lengths])
+    pooling = Pooling(mode, normalise)
+    model = graph(opset=opset)
+    insert_pooling(model, pooling)
+    got = answers(model, ids, mask)
+    expected = pool(torch.from_numpy(TABLE[ids]), torch.from_numpy(mask), pooling).numpy()
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    for row, length in enumerate(lengths):  # by the definition, on the row's own tokens
+        tokens = TABLE[ids[row, -length:] if left else ids[row, :length]]
+        first = TABLE[ids[row, 0]]
+        alone = {"mean": tokens.mean(0), "cls": first, "last": tokens[-1]}[mode]
+        alone = alone / np.linalg.norm(alone) if normalise else alone
+        np.testing.assert_allclose(got[row], alone, rtol=1e-4, atol=1e-6)
+
+
+def test_the_answer_is_found_among_outputs_of_any_exporter() -> None:
+    tokens: list[str | int] = ["rows", "tokens", WIDTH]
+    pooler: list[str | int] = ["rows", WIDTH]
+    assert keep_answer(graph({"pooler_output": pooler, "last_hidden_state": tokens})).name == "last_hidden_state"
+    assert keep_answer(graph({"output_1": pooler, "output_0": tokens})).name == "output_0"
+    ready = graph({"token_embeddings": tokens, EMBEDDING_NAME: pooler})
+    insert_pooling(ready, Pooling())
+    assert [node.op_type for node in ready.graph] == ["Gather"]  # pooled by its exporter already
+    alone = graph({"pooled": pooler})
+    assert keep_answer(alone).name == EMBEDDING_NAME
+    with pytest.raises(InputError, match="outputs are one, two, and none is known to hold the tokens' vectors"):
+        keep_answer(graph({"one": tokens, "two": tokens}))
+
+
+def test_what_cannot_be_pooled_is_refused_and_half_precision_is_summed_in_float32() -> None:
+    with pytest.raises(InputError, match="takes no 'attention_mask', so padding would count as text"):
+        insert_pooling(graph(mask=False), Pooling("mean"))
+    insert_pooling(graph(mask=False), Pooling("cls"))
+    with pytest.raises(InputError, match="of opset 11: export it with 13 or later"):
+        insert_pooling(graph(opset=11), Pooling())
+    half = graph(kind=TensorProto.FLOAT16)
+    insert_pooling(half, Pooling())
+    ids, mask = np.array([[1, 2, 3]]), np.ones((1, 3), np.int64)
+    assert answers(half, ids, mask).dtype == np.float32
+
+
+FORMS: list[tuple[dict[str, object], PoolingMode]] = [
+    ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False, "pooling_mode_max_tokens": False}, "mean"),
+    ({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, "cls"),
+    ({"pooling_mode_mean_tokens": False, "pooling_mode_lasttoken": True, "include_prompt": True}, "last"),
+    ({"pooling_mode": "lasttoken"}, "last"),
+    ({"pooling_mode": ["mean"]}, "mean"),
+]
+
+
+@pytest.mark.parametrize(("config", "mode"), FORMS)
+def test_sentence_transformers_files_are_read(config: dict[str, object], mode: PoolingMode, tmp_path: Path) -> None:
+    assert read_pooling(tmp_path) is None
+    assert read_pooling(write_modules(tmp_path, config)) == Pooling(mode, normalise=False)
+    assert read_pooling(write_modules(tmp_path, config, more=["Normalize"])) == Pooling(mode, normalise=True)
+    assert read_text_length(tmp_path) is None
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 256, "do_lower_case": false}')
+    assert read_text_length(tmp_path) == 256
+
+
+def test_a_merged_checkpoint_keeps_its_pooling(tmp_path: Path) -> None:
+    source = write_modules(tmp_path / "base", {"pooling_mode": "lasttoken"}, more=["Normalize"])
+    (source / "config.json").write_text("{}")
+    (source / "1_Pooling" / "old.bin").write_bytes(b"pickle")
+    (tmp_path / "merged").mkdir()
+    copy_side_files(source, tmp_path / "merged", but=("config.json",))
+    assert read_pooling(tmp_path / "merged") == Pooling("last", normalise=True)
+    kept = {path.relative_to(tmp_path / "merged").as_posix() for path in (tmp_path / "merged").rglob("*.*")}
+    assert kept == {"modules.json", "1_Pooling/config.json"}
+
+
+def test_what_such_files_ask_for_beyond_that_is_refused(tmp_path: Path) -> None:
+    both: dict[str, object] = {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}
+    with pytest.raises(CheckpointError, match="pooling_mode_mean_tokens and pooling_mode_max_tokens, and this program"):
+        read_pooling(write_modules(tmp_path, both))
+    with pytest.raises(CheckpointError, match="asks for weightedmean"):
+        read_pooling(write_modules(tmp_path, {"pooling_mode": "weightedmean"}))
+    with pytest.raises(CheckpointError, match="has a module 'Dense'"):
+        read_pooling(write_modules(tmp_path, {"pooling_mode": "mean"}, more=["Dense"]))
+    (tmp_path / "modules.json").write_text("[1, 2]")
+    with pytest.raises(CheckpointError, match="it is damaged"):
+        read_pooling(tmp_path)
+    (tmp_path / "1_Pooling" / "config.json").unlink()
+    (tmp_path / "modules.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be read as JSON"):
+        read_pooling(tmp_path)
+
+
+def test_vectors_are_compared_by_cosine_and_never_by_choice() -> None:
+    expected = [np.array([[3.0, 4.0], [1.0, 0.0]])]
+    same = compare(expected, expected, vectors=True)
+    assert (same.argmax_agreement, same.min_cosine) == (None, 1.0)
+    assert same.within(TOLERANCES["fp32"])
+    turned = compare(expected, [np.array([[3.0, 4.0], [0.8, 0.6]])], vectors=True)
+    assert turned.min_cosine == pytest.approx(0.8)
+    assert not turned.within(TOLERANCES["int8"])
+    limit = {"relative_error": 9.0, "rms_error": 9.0, "agreement": 0.9, "cosine": 0.97}
+    said = departure({**vars(turned)}, limit)
+    assert said is not None and "least cosine of a text's two vectors is 0.800000 (at least 0.97)" in said
+    assert departure({**vars(same)}, limit) is None
+    assert not compare(expected, [np.full((2, 2), np.nan)], vectors=True).within(TOLERANCES["int4"])
+    np.testing.assert_allclose(cosines(np.array([[3, 4], [4, 3], [0, 0]], np.float32))[0], [1.0, 0.96, 0.0])
+
+
+def test_an_adapters_task_is_known_or_an_error() -> None:
+    from rmlora.adapter import Adapter
+
+    vectors = get_task("feature-extraction")
+    embedding = Adapter({}, peft_config={"task_type": "FEATURE_EXTRACTION"}, source="e")
+    assert task_of(embedding) == vectors
+    assert adapter_labels(embedding, vectors) == []
+    assert task_of(Adapter({}), "feature-extraction") == vectors
+    with pytest.raises(ConfigError, match="does not say which task it is for: pass --task"):
+        task_of(Adapter({}, source="unknown"))
+    classifier = Adapter({}, peft_config={"task_type": "SEQ_CLS"}, source="c")
+    with pytest.raises(AdapterError, match="c is for text-classification and cannot be used for feature-extraction"):
+        task_of(classifier, "feature-extraction")
+    with pytest.raises(AdapterError, match="e is for feature-extraction and cannot be used for text-classification"):
+        task_of(embedding, "text-classification")
+    headed = Adapter({}, saved={"classifier.weight": np.zeros((2, 4))}, source="h")
+    with pytest.raises(AdapterError, match=r"h brings 'classifier.weight', as adapters for classification do"):
+        task_of(headed, "feature-extraction")

@@ -1,0 +1,87 @@
+"""``rmlora-deploy merge`` and the bases it takes: directories, shards, GGUF; errors on message and exit code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from peft import PeftModel
+
+from benchmarks.assets import smollm2_gguf
+from rmlora.base import resolve_base
+from tests.helpers.bundles import make_sources
+from tests.helpers.cli import fails, run
+from tests.helpers.models import adapt, build, lora_config, output, relative_error, save_base
+
+
+def test_merge_reports_and_keeps_the_tokenizer(tmp_path: Path) -> None:
+    base, adapter = make_sources("bert", tmp_path)
+    done = run("merge", base, adapter, "-o", tmp_path / "merged", "--json")
+    assert done.code == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert len(report["modules"]) == 8
+    assert report["worst_loss"] < 1e-6
+    assert (tmp_path / "merged" / "tokenizer.json").is_file()
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert config["id2label"] == {"0": "red", "1": "green", "2": "blue"}
+    shown = run("merge", base, adapter, "-o", tmp_path / "merged", "--overwrite")
+    assert "Merged 8 modules" in shown.stdout
+    fails(8, "already exists", "merge", base, adapter, "-o", tmp_path / "merged")
+
+
+def test_bases_that_cannot_be_read(tmp_path: Path) -> None:
+    base, adapter = make_sources("bert", tmp_path)
+    words = [adapter, "-o", tmp_path / "merged"]
+    fails(3, "Base model not found: ./nowhere does not exist", "merge", "./nowhere", *words)
+    fails(3, "only .gguf files can be given as such", "merge", base / "config.json", *words)
+    broken = tmp_path / "broken"
+    shutil.copytree(base, broken)
+    whole = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(whole[:-100])
+    fails(3, "is not a whole safetensors file", "merge", broken, *words)
+    (broken / "model.safetensors").unlink()
+    fails(3, "it is not a model checkpoint", "merge", broken, *words)
+    (broken / "pytorch_model.bin").write_bytes(b"pickle")
+    fails(3, "holds only pickled weights (pytorch_model.bin)", "merge", broken, *words)
+    (tmp_path / "no.gguf").write_bytes(b"GGUF")
+    fails(3, "cannot be read as a GGUF model", "merge", tmp_path / "no.gguf", *words)
+
+
+def test_broken_shards(tmp_path: Path) -> None:
+    _, adapter = make_sources("bert", tmp_path)
+    sharded = save_base(build("bert"), tmp_path / "sharded", max_shard_size="8KB")
+    words = ["merge", sharded, adapter, "-o", tmp_path / "merged"]
+    index_path = sharded / "model.safetensors.index.json"
+    index = json.loads(index_path.read_text())
+    first = next(iter(index["weight_map"].values()))
+    shutil.move(sharded / first, tmp_path / "kept")
+    fails(3, f"names the shard {first}, which is missing", *words)
+    shutil.move(tmp_path / "kept", sharded / first)
+    index_path.write_text(json.dumps({**index, "weight_map": {**index["weight_map"], "ghost.weight": first}}))
+    fails(3, "places tensor 'ghost.weight' in", *words)
+    index_path.write_text(json.dumps({**index, "weight_map": {"a": "../outside.safetensors"}}))
+    fails(3, "points outside its directory", *words)
+    index_path.write_text("{}")
+    fails(3, "has no weight_map", *words)
+
+
+@pytest.mark.e2e
+def test_a_gguf_base_is_dequantised_once_and_merges(tmp_path: Path) -> None:
+    base = resolve_base(smollm2_gguf())
+    assert resolve_base(smollm2_gguf()) == base
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    config = lora_config("llama", target_modules=["q_proj", "v_proj"], modules_to_save=None, task_type="CAUSAL_LM")
+    adapted = adapt(model, config, size=0.02)
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    done = run("merge", smollm2_gguf(), tmp_path / "adapter", "-o", tmp_path / "merged")
+    assert done.code == 0, done.stderr
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
+    inputs = dict(tokenizer("The capital of Iceland is", return_tensors="pt"))
+    expected = output(adapted, inputs)
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
+    assert relative_error(output(merged, inputs), expected) <= 1e-5
+    assert isinstance(adapted, PeftModel)

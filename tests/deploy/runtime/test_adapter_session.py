@@ -1,0 +1,356 @@
+"""The bank forgets what was used longest ago, a place in use is never written, and no row ever gets another's adapter."""
+
+from __future__ import annotations
+
+import threading
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter, write_onnx_adapter
+from rmlora_deploy.runtime.adapters.adapter_ref import Chosen, chosen_rows
+from rmlora_deploy.runtime.adapters.cache import Bank
+from rmlora_deploy.runtime.adapters.rank_buckets import BASE, Shelf, Shelves, Size
+from rmlora_deploy.runtime.binding import BoundSlots, Sent
+
+from rmlora.errors import ConfigError, InputError
+from tests.helpers.branch_graphs import Branched, make_adapters, make_branched
+from tests.helpers.exports import export
+from tests.helpers.models import lora_config
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Branched:
+    directory = tmp_path_factory.mktemp("runtime")
+    (directory / "onnx").mkdir()
+    graph = export("bert", directory / "onnx" / "model.onnx", optimised=True)
+    configs = {f"a{rank}": lora_config("bert", r=rank) for rank in (1, 3, 8, 12)}
+    return make_branched("bert", graph, directory, make_adapters("bert", directory, configs))
+
+
+def arrays(rank: int = 2, value: float = 1.0, **more: np.ndarray) -> dict[str, np.ndarray]:
+    factors = {
+        "m.lora_A": np.full((1, 4, rank), value, np.float32),
+        "m.lora_B": np.full((1, rank, 3), value, np.float32),
+    }
+    return {**factors, **more}
+
+
+def head(labels: int, value: float = 1.0) -> dict[str, np.ndarray]:
+    return {"h.weight": np.full((1, 3, labels), value, np.float32), "h.bias": np.full((1, labels), value, np.float32)}
+
+
+def make_bank(slots: int, places: int = 8) -> Bank:
+    return Bank(slots, Shelves({**arrays(0), **head(2, 0.5)}, places))
+
+
+def use(bank: Bank, *names: str) -> None:
+    with bank.held(Chosen(name) for name in names):
+        pass
+
+
+def test_the_bank_evicts_the_one_used_longest_ago_and_never_a_pinned_one() -> None:
+    bank = make_bank(2)
+    for name in "abc":
+        bank.register(name, arrays)
+    bank.pin("a")
+    for name in "abab":
+        use(bank, name)
+    assert (bank.resident, bank.hits, bank.misses) == (["a", "b"], 2, 2)
+    use(bank, "c", "c")
+    assert (bank.resident, bank.evictions, bank.hits, bank.misses) == (["a", "c"], 1, 3, 3)
+    bank.unregister("a")
+    assert (bank.names, bank.resident) == (["b", "c"], ["c"])
+
+
+def test_the_banks_errors_say_what_is_known() -> None:
+    bank = make_bank(2)
+    with pytest.raises(InputError, match="no adapter 'x': none is loaded"):
+        use(bank, "x")
+    bank.register("a", arrays)
+    with pytest.raises(InputError, match="no adapter 'x': known are a"):
+        bank.unregister("x")
+    with pytest.raises(ConfigError, match="an adapter 'a' already: unload it first"):
+        bank.register("a", arrays)
+    with pytest.raises(ConfigError, match="at least one slot, not 0"):
+        make_bank(0)
+    bank.register("b", arrays)
+    bank.pin("a")
+    with pytest.raises(ConfigError, match="All 2 slots of the bank would be pinned"):
+        bank.pin("b")
+
+
+def test_a_place_in_use_is_not_written_whatever_is_evicted_or_unloaded() -> None:
+    bank = make_bank(1, places=3)
+    for name, value in (("a", 1.0), ("b", 2.0), ("c", 3.0)):
+        bank.register(name, lambda value=value: arrays(value=value))  # type: ignore[misc]
+    with bank.held([Chosen("a")]) as first:
+        a = first[Chosen("a")]
+        with bank.held([Chosen("b")]) as second:  # evicts a
+            b = second[Chosen("b")]
+            bank.unregister("b")
+            use(bank, "c")
+            use(bank, "a")
+            assert a.shelf is not None and b.shelf is not None
+            held = [a.shelf.arrays["m.lora_A"][item.place].max() for item in (a, b)]
+            assert held == [1.0, 2.0]
+    assert len(a.shelf.free) == 2, "all but one are free again"
+
+
+def test_who_finds_no_free_place_waits_for_one() -> None:
+    bank = make_bank(1, places=1)
+    bank.register("a", arrays)
+    bank.register("b", arrays)
+    with ThreadPoolExecutor(1) as other:
+        with bank.held([Chosen("a")]):
+            waiting = other.submit(use, bank, "b")
+            with pytest.raises(futures.TimeoutError):
+                waiting.result(0.2)
+        waiting.result(60)
+    assert bank.resident == ["b"]
+
+
+def test_what_cannot_be_read_leaves_nothing_behind_and_everybody_is_told() -> None:
+    bank = make_bank(2, places=2)
+    gate, calls = threading.Barrier(2, timeout=60), []
+
+    def broken() -> dict[str, np.ndarray]:
+        calls.append(1)
+        if len(calls) == 1:
+            gate.wait()
+        raise InputError("gone")
+
+    bank.register("a", broken)
+    with ThreadPoolExecutor(2) as callers:
+        asked = [callers.submit(use, bank, "a") for _ in range(2)]
+        gate.wait()
+        for future in asked:
+            with pytest.raises(InputError, match="gone"):
+                future.result(60)
+    assert (bank.resident, len(calls)) == ([], 2)
+    bank.register("b", arrays)
+    use(bank, "b")
+    assert bank.resident == ["b"]
+
+
+def test_what_is_read_ahead_counts_once_and_fills_at_most_half_of_the_slots() -> None:
+    bank = make_bank(4)
+    read = threading.Semaphore(0)
+
+    def loader() -> dict[str, np.ndarray]:
+        read.release()
+        return arrays()
+
+    for name in "abcd":
+        bank.register(name, loader)
+        bank.prefetch(Chosen(name))
+    assert read.acquire(timeout=60) and read.acquire(timeout=60)
+    bank.prefetch(Chosen("nobody"))
+    assert (sorted(bank.resident), bank.misses, bank.hits) == (["a", "b"], 2, 0)
+    use(bank, "a")
+    assert (bank.misses, bank.hits) == (2, 0)
+    use(bank, "a", "c")
+    assert (bank.misses, bank.hits) == (3, 1)
+    bank.prefetch(Chosen("d"))
+    assert read.acquire(timeout=60)
+    use(bank, "d")
+    assert (bank.misses, bank.hits) == (4, 1)
+
+
+def test_an_error_while_reading_ahead_is_told_to_the_batch_that_needs_it() -> None:
+    bank = make_bank(4)
+    answers = iter([InputError("not yet"), arrays()])
+
+    def loader() -> dict[str, np.ndarray]:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    tried = threading.Event()
+    bank.register("a", loader)
+    bank.prefetch(Chosen("a"))
+    bank._reader.submit(tried.set)
+    assert tried.wait(60)
+    assert bank.resident == []
+    use(bank, "a")
+    assert bank.resident == ["a"]
+
+
+def test_a_batch_does_not_wait_for_what_is_read_before_its_own_adapter() -> None:
+    bank, gate = make_bank(4), threading.Event()
+    bank.register("slow", lambda: arrays() if gate.wait(60) else {})
+    bank.register("a", arrays)
+    bank.prefetch(Chosen("slow"))
+    bank.prefetch(Chosen("a"))
+    use(bank, "a")
+    assert (bank.misses, bank.hits) == (2, 0)
+    gate.set()
+    use(bank, "slow", "a")
+    assert (bank.misses, bank.hits) == (2, 1)
+
+
+def test_who_waits_for_a_place_on_another_shelf_does_not_take_the_news_from_the_one_it_is_for() -> None:
+    bank = make_bank(1, places=1)
+    for name, rank in (("s1", 8), ("s2", 8), ("b1", 16), ("b2", 16)):
+        bank.register(name, lambda rank=rank: arrays(rank))  # type: ignore[misc]
+    with ThreadPoolExecutor(2) as others:
+        with bank.held([Chosen("s1")]):
+            with bank.held([Chosen("b1")]):
+                small = others.submit(use, bank, "s2")
+                large = others.submit(use, bank, "b2")
+                with pytest.raises(futures.TimeoutError):
+                    small.result(0.2)
+            large.result(60)
+        small.result(60)
+
+
+def test_without_a_thread_to_read_ahead_the_batch_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = make_bank(4)
+    bank.register("a", arrays)
+
+    def refuse(job: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(bank._reader, "submit", refuse)
+    bank.prefetch(Chosen("a"))
+    assert bank.resident == []
+    use(bank, "a")
+    assert bank.resident == ["a"]
+
+
+@pytest.mark.parametrize("from_file", [False, True])
+def test_a_place_holds_the_adapter_and_nothing_of_who_had_it_before(from_file: bool, tmp_path: Path) -> None:
+    def given(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if not from_file:
+            return arrays
+        write_onnx_adapter(tmp_path / "a.onnx_adapter", arrays)
+        return read_onnx_adapter(tmp_path / "a.onnx_adapter")  # type: ignore[return-value]
+
+    shelf = Shelf({**arrays(0), **head(2, 0.5)}, Size(8, (4,)), 2)
+    shelf.write(1, given(arrays(8, 3.0, **head(4, 3.0))))
+    assert all((array[1] == 3.0).all() for array in shelf.arrays.values())
+    shelf.write(1, given(arrays(2, 2.0)), 0.5)
+    A, B = (shelf.arrays[f"m.lora_{part}"][1] for part in "AB")
+    product = A @ B
+    np.testing.assert_array_equal(product, np.full((4, 3), 2 * 2.0 * 1.0, np.float32))
+    np.testing.assert_array_equal(shelf.arrays["h.bias"][1], [0.5, 0.5, 0, 0])
+    shelf.write(1, given(head(4)))
+    assert not shelf.arrays["m.lora_A"][1].any() and not shelf.arrays["m.lora_B"][1].any()
+    assert (shelf.arrays["h.weight"][1] == 1).all()
+    assert not shelf.arrays["m.lora_B"][BASE].any() and (shelf.arrays["h.bias"][BASE] == [0.5, 0.5, 0, 0]).all()
+
+
+def test_adapters_of_about_one_size_share_a_shelf() -> None:
+    shelves = Shelves({**arrays(0), **head(2)}, 4)
+    small = shelves.fitting(arrays(3, **head(5)))
+    assert shelves.fitting(arrays(8)) is small
+    assert shelves.fitting(arrays(9)) is not small
+    assert shelves.fitting(arrays(8, **head(17))).arrays["h.bias"].shape == (5, 32)
+
+
+def test_bindings_on_a_device_are_kept_for_as_many_rows_as_agreed() -> None:
+    sent = Sent(4)
+    bindings = [object() for _ in range(3)]
+    for number, bound in enumerate(bindings):
+        sent.put((number, number), bound)  # type: ignore[arg-type]
+    assert sent.take((0, 0)) is None
+    assert sent.take((2, 2)) is bindings[2]
+    assert sent.take((2, 2)) is None, "one run at a time"
+    sent.put((1, 2, 3, 4, 5), bindings[0])  # type: ignore[arg-type]
+    assert sent.take((1, 2, 3, 4, 5)) is bindings[0], "the last is kept even if it is larger"
+
+
+def test_what_is_picked_on_the_host_answers_as_what_the_graph_picks(
+    made: Branched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a device, whose memory is played by the host's."""
+    names = ["a3", None, "a8", "a3"]
+    session, inputs = made.session(), made.inputs(batch=4)
+    expected = session.run(inputs, names)
+    alone = session.run(inputs, "a3")
+    session._in_place = False
+    monkeypatch.setattr(
+        session, "_bind", lambda arrays: BoundSlots(session._session, arrays, output=session._outputs[0])
+    )
+    for _ in range(2):
+        for row, answer in zip(session.run(inputs, names), expected, strict=True):
+            np.testing.assert_array_equal(row, answer)
+        np.testing.assert_array_equal(np.stack(session.run(inputs, "a3")), np.stack(alone))
+
+
+def test_choices_fit_the_rows() -> None:
+    assert chosen_rows("a", 2) == [Chosen("a")] * 2
+    assert chosen_rows([None, {"a": 0.5}], 2) == [None, Chosen("a", 0.5)]
+    with pytest.raises(ConfigError, match="3 rows need 3 adapters, not 1"):
+        chosen_rows(["a"], 3)
+    with pytest.raises(ConfigError, match="rmlora-deploy mix"):
+        chosen_rows({"a": 1.0, "b": 1.0}, 1)
+    with pytest.raises(ConfigError, match="must be a finite number"):
+        chosen_rows({"a": float("nan")}, 1)
+
+
+def test_strength_scales_the_update(made: Branched) -> None:
+    session = made.session()
+    inputs = made.inputs()
+    full = {**made.arrays("a3")}
+    half = {name: array * np.float32(0.5) if name.endswith("lora_B") else array for name, array in full.items()}
+    session.load("half", lambda: half)
+    expected = session.run(inputs, "half")
+    np.testing.assert_allclose(np.stack(session.run(inputs, {"a3": 0.5})), np.stack(expected), rtol=1e-6)
+    mixed = session.run(inputs, [{"a3": 0.5}, "a8", None])
+    np.testing.assert_allclose(mixed[0], expected[0], rtol=1e-5, atol=1e-6)
+
+
+def test_wrong_inputs_and_adapters_of_another_graph_are_refused(made: Branched) -> None:
+    session = made.session()
+    inputs = made.inputs()
+    with pytest.raises(InputError, match="lack 'attention_mask': the graph takes"):
+        session.run({name: value for name, value in inputs.items() if name != "attention_mask"})
+    with pytest.raises(InputError, match="no adapter 'nobody': known are a1"):
+        session.run(inputs, "nobody")
+    session.load("other", arrays)
+    with pytest.raises(InputError, match="no slot: it is of another graph"):
+        session.run(inputs, "other")
+    some = made.arrays("a3")
+    first = next(iter(some))
+    session.load("half", lambda: {slot: array for slot, array in some.items() if slot != first})
+    session.load("two rows", lambda: {**some, first: np.repeat(some[first], 2, axis=0)})
+    with pytest.raises(InputError, match="do not belong together, or only one of them"):
+        session.run(inputs, "half")
+    with pytest.raises(InputError, match="it is of another graph"):
+        session.run(inputs, [None, "two rows", None])
+    assert session.bank.resident == []
+
+
+def test_threads_that_run_load_and_unload_never_get_a_wrong_row(made: Branched) -> None:
+    session = made.session(bank=2, lanes=2)
+    names = list(made.adapters)
+    inputs = made.inputs(batch=4)
+    expected = {name: np.stack(session.run(inputs, name)) for name in names}
+    failures: list[str] = []
+
+    def work(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        for turn in range(60):
+            chosen = [names[i] for i in rng.integers(0, len(names), 4)]
+            extra = f"t{seed}-{turn}"
+            session.load(extra, lambda: made.arrays("a1"))
+            for row, (got, name) in enumerate(zip(session.run(inputs, chosen), chosen, strict=True)):
+                if not np.allclose(got, expected[name][row], rtol=1e-5, atol=1e-6):
+                    failures.append(f"{seed}/{turn}/{row}: {name}")
+            alone = np.stack(session.run(inputs, extra))
+            session.unload(extra)
+            if not np.allclose(alone, expected["a1"], rtol=1e-5, atol=1e-6):
+                failures.append(f"{seed}/{turn}: alone")
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert session.bank.names == sorted(names)
+    assert session.bank.evictions > 0

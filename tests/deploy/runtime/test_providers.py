@@ -1,0 +1,85 @@
+"""One table of execution providers; a provider that was asked for is never replaced by another in silence."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import onnxruntime as ort
+import pytest
+from rmlora_deploy.bundles.bundle import MODEL_FILE
+from rmlora_deploy.runtime.providers import PROVIDERS, available, create_session, get_provider
+
+from rmlora.errors import ConfigError, InputError, ProviderError
+from tests.helpers.handmade import word_bundle
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return word_bundle(tmp_path_factory.mktemp("providers") / "words") / MODEL_FILE
+
+
+@pytest.fixture
+def pretend_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ONNX Runtime built with CUDA, on a machine without a GPU."""
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+
+
+def test_names_are_ours_or_onnx_runtimes() -> None:
+    assert get_provider("cuda") is get_provider("CUDAExecutionProvider") is get_provider("CUDA")
+    assert len({item.name for item in PROVIDERS}) == len({item.ort_name for item in PROVIDERS}) == len(PROVIDERS)
+    with pytest.raises(ConfigError, match="Unknown provider 'gpu': choose one of cpu, cuda"):
+        get_provider("gpu")
+
+
+def test_every_name_of_the_table_is_one_onnx_runtime_knows() -> None:
+    # ROCm's left ONNX Runtime with 1.23; older builds still have it.
+    assert {item.ort_name for item in PROVIDERS} - {"ROCMExecutionProvider"} <= set(ort.get_all_providers())
+
+
+def test_available_tells_what_the_build_has() -> None:
+    found = available()
+    assert found["cpu"] is True
+    assert list(found) == [item.name for item in PROVIDERS]
+
+
+def test_a_session_runs_on_the_provider_with_the_threads_asked_for(model: Path) -> None:
+    session = create_session(model, "cpu", threads=1)
+    assert session.get_providers() == ["CPUExecutionProvider"]
+    assert session.get_session_options().intra_op_num_threads == 1
+    assert create_session(model.read_bytes()).get_outputs()[0].name == "logits"
+
+
+def test_an_absent_provider_is_an_error_that_names_the_extra(model: Path) -> None:
+    absent = next(name for name, there in available().items() if not there and name != "cpu")
+    with pytest.raises(ProviderError, match=f"Provider '{absent}' .*pip install 'rmlora-deploy\\[gpu\\]'"):
+        create_session(model, absent)
+
+
+def test_a_provider_that_onnx_runtime_drops_is_an_error(
+    model: Path, pretend_cuda: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "InferenceSession", lambda *_, **__: dropped)
+    with pytest.raises(ProviderError, match="'cuda' did not start on this machine"):
+        create_session(model, "cuda")
+
+
+def test_a_provider_that_fails_to_start_is_an_error(
+    model: Path, pretend_cuda: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA failure 100: no CUDA-capable device\nand a stack")
+
+    monkeypatch.setattr(ort, "InferenceSession", fail)
+    with pytest.raises(ProviderError, match=re.escape("no CUDA-capable device") + "$"):
+        create_session(model, "cuda")
+
+
+def test_models_that_cannot_be_loaded_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="ONNX model not found"):
+        create_session(tmp_path / "none.onnx")
+    (tmp_path / "bad.onnx").write_bytes(b"not a model")
+    with pytest.raises(InputError, match="ONNX Runtime cannot load .*bad.onnx"):
+        create_session(tmp_path / "bad.onnx")

@@ -1,0 +1,219 @@
+"""The parts of scaling out that need no Ray: the table, who waits for whom, which adapter a request is for, figures of many."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, Request
+from prometheus_client.parser import text_string_to_metric_families
+from rmlora_deploy.serving.metrics import Metrics
+from rmlora_deploy.serving.registry import Registry
+from rmlora_deploy.serving.scaling.adapter_state import Loaded, Table
+from rmlora_deploy.serving.scaling.application import REPLICA, Application, Scale
+from rmlora_deploy.serving.scaling.asgi import Call, answer_call
+from rmlora_deploy.serving.scaling.coordinator import Keeper
+from rmlora_deploy.serving.scaling.ingress import named_adapter
+from rmlora_deploy.serving.scaling.metrics_aggregation import merge_metrics, merge_stats
+from rmlora_deploy.serving.scaling.shared_registry import SharedRegistry, graph_digest
+from rmlora_deploy.serving.serve_settings import ServeSettings
+from rmlora_deploy.serving.service import Service
+
+from rmlora.errors import ConfigError, InputError
+from tests.helpers.cli import fails, run_process
+
+ENTRY = Loaded("spam", "g1", "both", "digest", ("no", "yes"), 32, 8, 100, 0)
+
+
+def test_the_table_knows_names_generations_and_its_own_past(tmp_path: Path) -> None:
+    table = Table().load(ENTRY).remove("old", "sha")
+    with pytest.raises(ConfigError, match="a model 'spam' already"):
+        table.load(replace(ENTRY, generation="g2"))
+    assert table.load(replace(ENTRY, generation="g2", graph="other")).loaded["spam"].generation == "g2"
+    assert table.unload("spam", "g0") is table
+    assert table.unload("spam", "g1").loaded == {}
+    table.write(tmp_path / "table.json")
+    assert Table.read(tmp_path / "table.json") == table
+    assert table.version == 2
+    (tmp_path / "table.json").write_text("{}")
+    with pytest.raises(InputError, match="no table of loaded adapters"):
+        Table.read(tmp_path / "table.json")
+
+
+async def follow(keeper: Keeper, replica: str, version: int) -> None:
+    while True:
+        assert await keeper.follow(replica, version, "told") is None
+
+
+def test_a_change_waits_for_every_replica_and_for_the_silent_until_their_lease_ends(tmp_path: Path) -> None:
+    async def scene() -> None:
+        keeper = Keeper(str(tmp_path), lease=0.6)
+        assert (await keeper.follow("a", -1, None)) == Table()
+        assert await keeper.follow("silent", -1, None) is not None
+        loading = asyncio.create_task(keeper.load(ENTRY))
+        table = await keeper.follow("a", 0, None)
+        assert table is not None and table.version == 1
+        following = asyncio.create_task(follow(keeper, "a", 1))
+        await asyncio.sleep(0.2)
+        assert not loading.done()  # the silent one may still answer by the old table
+        assert await loading is None
+        assert await keeper.reports() == {"a": "told"}
+        following.cancel()
+        assert await keeper.load(ENTRY) is not None  # taken
+        again = Keeper(str(tmp_path), lease=0.3)
+        unloading = asyncio.create_task(again.unload("spam", "g1"))
+        await asyncio.sleep(0.1)
+        assert not unloading.done()  # replicas it has never heard of may trust the keeper before it
+        assert await unloading is None
+        assert Table.read(tmp_path / "adapters.json").loaded == {}
+
+    asyncio.run(scene())
+
+
+class Alone:
+    """A keeper whose only follower is asked at once."""
+
+    def __init__(self) -> None:
+        self.table, self.registry = Table(), None
+
+    def load(self, entry: Loaded) -> None:
+        self._take(self.table.load(entry))
+
+    def unload(self, name: str, generation: str) -> None:
+        self._take(self.table.unload(name, generation))
+
+    def remove(self, name: str, digest: str) -> None:
+        self._take(self.table.remove(name, digest))
+
+    def _take(self, table: Table) -> None:
+        self.table = table
+        self.registry.apply(table)  # type: ignore[attr-defined]
+
+
+def test_a_registry_serves_what_the_table_says(served: dict[str, Path], tmp_path: Path) -> None:
+    changes = Alone()
+    settings = ServeSettings(threads=1, adapter_dirs=(served["many"].parent,))
+    registry = SharedRegistry(settings, None, directory=tmp_path, changes=changes)
+    changes.registry = registry  # type: ignore[assignment]
+    graph = registry.open(served["many"], name="many")
+    with pytest.raises(Exception, match="lost touch"):
+        registry.model("one")
+    registry.trust(float("inf"))
+    registry.load("fresh", "two")
+    assert registry.model("fresh").labels == registry.model("two").labels
+    assert [file.name for file in tmp_path.iterdir()] == [changes.table.loaded["fresh"].file]
+    with pytest.raises(ConfigError, match="already"):
+        registry.load("fresh", "one")
+    registry.unload("one")
+    assert {model.id for model in registry.models} == {"many", "two", "three", "fresh"}
+    registry.unload("fresh")
+    assert not list(tmp_path.iterdir())
+    digest = graph_digest(graph)
+    foreign = replace(ENTRY, bundle="many")
+    known = replace(ENTRY, name="two", bundle="many", graph=digest)
+    registry.apply(Table(9, {"spam": foreign, "two": known}))  # of another graph, and of a name that the bundle has
+    assert {model.id for model in registry.models} == {"many", "two", "three"}
+    assert registry.table.version == 9
+    registry.close(5)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "adapter"),
+    [
+        ("POST", "/classify", {"model": "spam", "input": "x"}, "spam"),
+        ("POST", "/v1/embeddings", {"model": "spam", "input": "x"}, "spam"),
+        ("POST", "/v2/models/spam/infer", {}, "spam"),
+        ("POST", "/v2/models/sp%61m/versions/1/infer", {}, "spam"),
+        ("POST", "/classify", {"model": "both"}, None),
+        ("POST", "/classify", {"model": 3}, None),
+        ("POST", "/classify", {"model": "x" * 1000}, None),
+        ("POST", "/classify", [], None),
+        ("POST", "/classify", None, None),
+        ("GET", "/v1/models/spam", None, None),
+        ("POST", "/v1/load_lora_adapter", {"lora_name": "spam"}, None),
+    ],
+)
+def test_which_adapter_a_request_is_for(method: str, path: str, body: Any, adapter: str | None) -> None:
+    content = b"{" if body is None else json.dumps(body).encode()
+    assert named_adapter(Call(method, path, b"", [], content), {"both": "/models/both"}) == adapter
+
+
+def test_a_request_is_answered_from_another_process_as_it_would_be_here() -> None:
+    app = FastAPI()
+
+    @app.post("/echo/{name}")
+    async def echo(name: str, request: Request) -> dict[str, Any]:
+        body = (await request.body()).decode()
+        return {"name": name, "query": dict(request.query_params), "body": body, "agent": request.headers["user-agent"]}
+
+    call = Call("POST", "/echo/é", b"a=1", [(b"user-agent", b"test")], b"hello")
+    reply = asyncio.run(answer_call(app, call))
+    assert reply.status == 200 and (b"content-type", b"application/json") in reply.headers
+    assert json.loads(reply.body) == {"name": "é", "query": {"a": "1"}, "body": "hello", "agent": "test"}
+    assert asyncio.run(answer_call(app, Call("GET", "/nowhere", b"", [], b""))).status == 404
+
+
+def test_figures_of_all_replicas_are_one() -> None:
+    made = []
+    for requests in (2, 3):
+        metrics = Metrics()
+        metrics.watch(registry := Registry(ServeSettings()))
+        for _ in range(requests):
+            metrics.request("/classify", 200, requests / 100, asked=True)
+        made.append((metrics.text().decode(), Service(registry, metrics).stats()))
+        registry.close(1)
+    text = merge_metrics({"a": made[0][0], "b": made[1][0]}).decode()
+    values = {
+        item.labels["replica"]: item.value
+        for family in text_string_to_metric_families(text)
+        for item in family.samples
+        if item.name == "rmlora_requests_total"
+    }
+    assert values == {"a": 2.0, "b": 3.0} and text.count("# TYPE rmlora_requests_total") == 1
+    stats = merge_stats(json.loads(json.dumps([stats for _, stats in made])))
+    assert stats["requests"] == 5 and stats["replicas"] == 2 and stats["latency_ms"]["p50"] == 30.0
+    assert set(made[0][1]) | {"replicas"} == set(stats)
+    assert set(stats["series"]) == set(made[0][1]["series"])
+
+
+def test_args_are_plain_say_all_and_hold_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ServeSettings(threads=2, bank=8, adapter_dirs=(tmp_path,))
+    application = Application({"both": "/models/both"}, "/shared", settings, key_required=True)
+    args = application.to_args()
+    assert json.loads(json.dumps(args)) == args
+    assert Application.from_args(args) == application
+    monkeypatch.delenv("RMLORA_API_KEY", raising=False)
+    with pytest.raises(ConfigError, match="RMLORA_API_KEY is not set"):
+        application.with_key()
+    monkeypatch.setenv("RMLORA_API_KEY", "secret")
+    assert application.with_key().api_key == "secret"
+    for wrong in ({**args, "replicas": 3}, {**args, "settings": {"api_key": "x"}}, {"bundles": {}, "shared_dir": "/x"}):
+        with pytest.raises(ConfigError):
+            Application.from_args(wrong)
+    fixed, moving = Scale(replicas=3).options(settings), Scale(min_replicas=1, max_replicas=5).options(settings)
+    assert fixed[REPLICA]["num_replicas"] == 3 and "autoscaling_config" not in fixed[REPLICA]
+    assert moving[REPLICA]["autoscaling_config"]["max_replicas"] == 5 and "num_replicas" not in moving[REPLICA]
+    assert Scale().options(replace(settings, provider="cuda"))[REPLICA]["ray_actor_options"]["num_gpus"] == 1
+
+
+def test_options_that_do_not_go_together_are_refused(served: dict[str, Path], tmp_path: Path) -> None:
+    many = served["many"]
+    fails(2, "--replicas goes with --ray", "serve", many, "--replicas", "2")
+    fails(2, "--write-config goes with --ray", "serve", many, "--write-config", tmp_path / "x.yaml")
+    fails(2, "--replicas must be at least 1", "serve", many, "--ray", "--replicas", "0")
+    fails(2, "--replicas is a fixed number", "serve", many, "--ray", "--replicas", "2", "--max-replicas", "3")
+    fails(2, "--min-replicas needs --max-replicas", "serve", many, "--ray", "--min-replicas", "2")
+    fails(2, "is more than --max-replicas", "serve", many, "--ray", "--min-replicas", "3", "--max-replicas", "2")
+    fails(2, "--shared-dir is needed", "serve", many, "--ray", "--ray-address", "auto")
+    fails(2, "is not a directory", "serve", many, "--ray", "--shared-dir", tmp_path / "absent")
+    fails(3, "Bundle not found", "serve", tmp_path / "absent", "--ray")
+
+
+def test_without_ray_the_extra_is_named(served: dict[str, Path]) -> None:
+    done = run_process("serve", served["many"], "--ray", without=("ray",))
+    assert done.code == 4
+    assert "pip install 'rmlora-deploy[ray]'" in done.stderr

@@ -1,0 +1,100 @@
+"""``/v1/embeddings`` as people use it: the official client gets PEFT's vectors, and errors that say what to do."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import openai
+import pytest
+
+from tests.helpers.cli import run
+from tests.helpers.encoders import RANKS, TEXTS, peft_vectors
+from tests.helpers.servers import Server, serving
+
+CLOSE = {"rtol": 0, "atol": 2e-6}
+
+
+@pytest.fixture(scope="module")
+def server(embedded: Path) -> Iterator[Server]:
+    with serving({"vectors": embedded / "vectors"}, adapter_dirs=(embedded,), max_batch=8) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def expected(embedded: Path) -> dict[str, np.ndarray]:
+    found = {name: peft_vectors(embedded / "base", embedded / name, TEXTS) for name in RANKS}
+    return {**found, "vectors": peft_vectors(embedded / "base", None, TEXTS)}
+
+
+@pytest.fixture
+def client(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+def test_the_client_gets_pefts_vectors(client: openai.OpenAI, expected: dict[str, np.ndarray]) -> None:
+    assert {card.id: card.model_dump()["task"] for card in client.models.list()} == dict.fromkeys(
+        ["vectors", *RANKS], "feature-extraction"
+    )
+    for name, right in expected.items():
+        answer = client.embeddings.create(model=name, input=TEXTS, encoding_format="float")
+        assert answer.model == name
+        assert [item.index for item in answer.data] == [0, 1, 2, 3]
+        np.testing.assert_allclose([item.embedding for item in answer.data], right, **CLOSE)
+        alone = client.embeddings.create(model=name, input=TEXTS[2])  # this client asks for base64 by itself
+        np.testing.assert_allclose(alone.data[0].embedding, right[2], **CLOSE)
+        assert alone.usage.prompt_tokens == alone.usage.total_tokens == 7
+
+
+def test_base64_is_little_endian_float32_and_the_models_own_dimensions_are_accepted(
+    client: openai.OpenAI, expected: dict[str, np.ndarray]
+) -> None:
+    answer = client.embeddings.create(model="near", input=TEXTS[0], encoding_format="base64", dimensions=16)
+    written = answer.data[0].embedding
+    assert isinstance(written, str)
+    np.testing.assert_allclose(np.frombuffer(base64.b64decode(written), "<f4"), expected["near"][0], **CLOSE)
+
+
+def test_what_is_not_offered_is_refused_clearly(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="has 16 dimensions, and they cannot be cut to 8"):
+        client.embeddings.create(model="near", input="w1", dimensions=8)
+    for ids in ([5, 6, 7], [[5, 6], [7]]):
+        with pytest.raises(openai.BadRequestError, match=r"token ids.*send texts \(in LangChain, check_embedding_ctx"):
+            client.embeddings.create(model="near", input=ids)
+    with pytest.raises(openai.BadRequestError, match="takes 1 to 256 inputs, not 0"):
+        client.embeddings.create(model="near", input=[])
+    with pytest.raises(openai.BadRequestError, match="Text 2 is empty"):
+        client.embeddings.create(model="near", input=["w1", ""])
+    with pytest.raises(
+        openai.BadRequestError, match="for feature-extraction and classifies nothing: POST /v1/embeddings"
+    ):
+        client.post("/../classify", body={"model": "near", "input": "w1"}, cast_to=object)
+
+
+def test_an_adapter_is_loaded_while_the_server_runs(
+    client: openai.OpenAI, server: Server, expected: dict[str, np.ndarray]
+) -> None:
+    client.post("/load_lora_adapter", body={"lora_name": "late", "lora_path": "far"}, cast_to=str)
+    answer = client.embeddings.create(model="late", input=TEXTS)
+    np.testing.assert_allclose([item.embedding for item in answer.data], expected["far"], **CLOSE)
+    client.post("/unload_lora_adapter", body={"lora_name": "late"}, cast_to=str)
+    with pytest.raises(openai.NotFoundError):
+        client.embeddings.create(model="late", input="w1")
+
+
+def test_loadtest_asks_for_embeddings_and_checks_them(
+    server: Server, expected: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    right = {name: vectors.tolist() for name, vectors in expected.items()}
+    (tmp_path / "right.json").write_text(json.dumps({"texts": TEXTS, "answers": right, "tolerance": 1e-5}))
+    words = ("loadtest", server.url, "--seconds", "0.5", "--warmup", "0.1", "--clients", "4", "--rows", "2", "--json")
+    done = run(*words, "--reference", tmp_path / "right.json")
+    assert done.code == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["requests"] > 0 and result["models"] == 2 and result["wrong"] == 0 and not result["errors"]
+    wrong = {**right, "near": right["far"]}
+    (tmp_path / "wrong.json").write_text(json.dumps({"texts": TEXTS, "answers": wrong, "tolerance": 1e-5}))
+    assert run(*words, "--model", "near", "--reference", tmp_path / "wrong.json").code == 6

@@ -1,0 +1,337 @@
+"""The queue before a model: what is computed together, what waits, who leaves, and that nobody gets another's answer."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rmlora_deploy.serving.batch_selection import choose_company
+from rmlora_deploy.serving.errors import BusyError, StoppingError
+from rmlora_deploy.serving.queue import Batcher, Row
+
+from rmlora.errors import InputError
+
+LONG = 60.0
+"""Seconds that only a broken test waits."""
+
+
+class Model:
+    """Answers a row with ten times its number; keeps the batches it saw, and can be held back."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.going = threading.Event()
+        self.going.set()
+        self.started = threading.Semaphore(0)
+        """Released at the start of each batch."""
+        self.bad: set[int] = set()
+        self.error: Exception = InputError("this row cannot be computed")
+
+    def __call__(self, rows: Sequence[Row]) -> list[np.ndarray]:
+        numbers = [int(row.arrays["x"][0]) for row in rows]
+        self.batches.append(numbers)
+        self.started.release()
+        assert self.going.wait(LONG)
+        if self.bad & set(numbers):
+            raise self.error
+        return [np.array([10 * number]) for number in numbers]
+
+
+@contextmanager
+def batching(model: Callable[..., Any], **options: Any) -> Iterator[Batcher]:
+    batcher = Batcher(model, **{"max_batch": 4, "max_wait": 0.0, "max_queue": 1000, **options})
+    yield batcher
+    if isinstance(model, Model):
+        model.going.set()
+    assert batcher.close(LONG)
+
+
+def rows(*numbers: int, lane: object = 0) -> list[Row]:
+    return [Row({"x": np.array([number])}, None, lane) for number in numbers]
+
+
+def answers(future: Future[list[np.ndarray]]) -> list[int]:
+    return [int(answer[0]) for answer in future.result(LONG)]
+
+
+@contextmanager
+def busy(batcher: Batcher, model: Model) -> Iterator[None]:
+    """Have the worker compute a row of its own until the block ends, so that what is queued inside waits."""
+    model.going.clear()
+    first = batcher.submit(rows(0, lane="busy"))
+    assert model.started.acquire(timeout=LONG)
+    yield
+    model.going.set()
+    assert answers(first) == [0]
+
+
+def test_what_waits_is_computed_together_up_to_max_batch_and_in_order() -> None:
+    model = Model()
+    with batching(model) as batcher:
+        with busy(batcher, model):
+            futures = [batcher.submit(rows(*numbers)) for numbers in ((1, 2), (3,), (4, 5, 6))]
+            assert batcher.waiting == 6
+        assert [answers(future) for future in futures] == [[10, 20], [30], [40, 50, 60]]
+    assert model.batches == [[0], [1, 2, 3, 4], [5, 6]]
+    assert batcher.waiting == 0
+
+
+def test_a_row_waits_for_company_no_longer_than_max_wait() -> None:
+    model = Model()
+    with batching(model, max_wait=3600.0) as batcher:
+        first = batcher.submit(rows(1))
+        assert not model.started.acquire(timeout=0.05)  # alone, it waits
+        rest = batcher.submit(rows(2, 3, 4))
+        assert answers(rest) == [20, 30, 40]
+        assert answers(first) == [10]
+    assert model.batches == [[1, 2, 3, 4]]
+    with batching(model, max_wait=0.01) as batcher:
+        assert answers(batcher.submit(rows(7))) == [70]
+
+
+def test_rows_of_other_lanes_are_computed_apart() -> None:
+    model = Model()
+    with batching(model) as batcher:
+        with busy(batcher, model):
+            futures = [batcher.submit(rows(number, lane=number % 2)) for number in range(1, 7)]
+        assert [answers(future) for future in futures] == [[10], [20], [30], [40], [50], [60]]
+    assert model.batches[1:] == [[1, 3, 5], [2, 4, 6]]
+
+
+def test_the_lane_that_waited_longest_comes_first_so_none_starves() -> None:
+    model = Model()
+    with batching(model, max_batch=2) as batcher:
+        with busy(batcher, model):
+            futures = [batcher.submit(rows(1, 2, lane="crowded")), batcher.submit(rows(3, lane="lonely"))]
+            futures += [batcher.submit(rows(number, lane="crowded")) for number in range(4, 20)]
+        wait(futures, LONG)
+    assert model.batches[1] == [1, 2]
+    assert model.batches[2] == [3]  # before the fifteen that came later
+
+
+@given(lengths=st.lists(st.integers(1, 512), min_size=1, max_size=60), most=st.integers(1, 20), data=st.data())
+def test_a_batch_has_the_oldest_row_and_little_padding(lengths: list[int], most: int, data: st.DataObject) -> None:
+    padding = data.draw(st.sampled_from([0.0, 0.1, 0.5]))
+    places = choose_company(lengths, most=most, padding=padding)
+    assert places[0] == 0 and places == sorted(set(places)) and len(places) <= most
+    taken = [lengths[place] for place in places]
+    assert len(taken) * max(taken) <= (1 + padding) * sum(taken) + 1e-9
+    alike = sum(length == lengths[0] for length in lengths)
+    assert len(places) >= min(most, alike), "rows of the same length cost nothing"
+
+
+def test_rows_of_about_one_length_keep_company() -> None:
+    assert choose_company([16, 100, 15, 3, 17, 16, 90], most=8) == [0, 2, 4, 5]
+    assert choose_company([100, 16, 15, 90], most=8) == [0, 3]
+    assert choose_company([7] * 9, most=4) == [0, 1, 2, 3]
+
+
+def test_lengths_are_kept_apart_in_the_queue() -> None:
+    batches: list[list[int]] = []
+    release = threading.Event()
+
+    def run(rows: Sequence[Row]) -> list[np.ndarray]:
+        release.wait(10)
+        batches.append([row.length for row in rows])
+        return [row.arrays["x"] for row in rows]
+
+    batcher = Batcher(run, max_batch=8, max_wait=0.0, max_queue=100)
+    first = batcher.submit([Row({"x": np.array([0])}, None, "text", 1)])
+    futures = [batcher.submit([Row({"x": np.array([n])}, None, "text", n)]) for n in (10, 100, 11, 99, 12)]
+    release.set()
+    assert [int(future.result(10)[0][0]) for future in (first, *futures)] == [0, 10, 100, 11, 99, 12]
+    batcher.close()
+    assert sorted(map(sorted, batches)) in ([[1], [10, 11, 12], [99, 100]], [[1], [10], [11, 12], [99, 100]])
+
+
+def test_one_bad_row_fails_alone() -> None:
+    for error in (InputError("this row cannot be computed"), RuntimeError("out of memory")):
+        model = Model()
+        model.bad, model.error = {2}, error
+        with batching(model) as batcher:
+            with busy(batcher, model):
+                futures = [batcher.submit(rows(number)) for number in (1, 2, 3)]
+            assert answers(futures[0]) == [10]
+            assert answers(futures[2]) == [30]
+            with pytest.raises(type(error)):
+                futures[1].result(LONG)
+            assert answers(batcher.submit(rows(4))) == [40]
+
+
+def test_a_request_with_a_bad_row_fails_as_a_whole_and_only_once() -> None:
+    model = Model()
+    model.bad = {2, 3}
+    with batching(model, max_batch=2) as batcher:
+        with pytest.raises(InputError):
+            batcher.submit(rows(1, 2, 3, 4, 5, 6)).result(LONG)
+        assert answers(batcher.submit(rows(7))) == [70]
+
+
+def test_a_model_that_answers_too_little_ends_no_worker() -> None:
+    with batching(lambda rows: []) as batcher:
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="1 rows got 0 answers"):
+                batcher.submit(rows(1)).result(LONG)
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
+    model = Model()
+    with batching(model, max_queue=3) as batcher:
+        with busy(batcher, model):
+            waiting = batcher.submit(rows(1, 2))
+            with pytest.raises(BusyError, match="2 rows wait already, of at most 3") as refused:
+                batcher.submit(rows(3, 4))
+            assert refused.value.retry_after >= 1
+            third = batcher.submit(rows(5))  # a request of the right size still fits
+        assert answers(waiting) == [10, 20]
+        assert answers(third) == [50]
+
+
+def test_cancelled_requests_leave_the_queue_and_their_places_to_others() -> None:
+    model = Model()
+    with batching(model, max_queue=3) as batcher:
+        with busy(batcher, model):
+            gone, stays = batcher.submit(rows(1, 2)), batcher.submit(rows(3))
+            assert gone.cancel()
+            assert batcher.waiting == 1
+            late = batcher.submit(rows(4, 5))
+        assert answers(stays) == [30]
+        assert answers(late) == [40, 50]
+        with pytest.raises(CancelledError):
+            gone.result(LONG)
+    assert model.batches[1:] == [[3, 4, 5]]
+
+
+def test_a_request_cancelled_while_it_is_computed_ends_no_worker() -> None:
+    model = Model()
+    with batching(model) as batcher:
+        for fails in (False, True):
+            model.bad = {1} if fails else set()
+            model.going.clear()
+            future = batcher.submit(rows(1))
+            assert model.started.acquire(timeout=LONG)
+            assert future.cancel()
+            model.going.set()
+            assert answers(batcher.submit(rows(2))) == [20]
+            assert model.started.acquire(timeout=LONG)
+
+
+class _Late(Future[Any]):
+    """Cancelled by another thread in the moment after somebody asked whether it is done."""
+
+    def done(self) -> bool:
+        before = super().done()
+        self.cancel()
+        return before
+
+
+def test_a_request_cancelled_at_the_last_moment_ends_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model()
+    with batching(model) as batcher:
+        with monkeypatch.context() as patched:
+            patched.setattr("rmlora_deploy.serving.queue.Future", _Late)
+            futures = [batcher.submit(rows(1)), batcher.submit(rows(2, 3))]
+        assert answers(batcher.submit(rows(4))) == [40]
+    assert all(future.cancelled() for future in futures)
+
+
+def test_close_computes_what_waits_and_takes_no_more() -> None:
+    model = Model()
+    batcher = Batcher(model, max_batch=4, max_wait=3600.0, max_queue=100)
+    with busy_until_closed(batcher, model) as futures:
+        assert not batcher.close(0.01)  # the first batch is still under way
+        with pytest.raises(StoppingError):
+            batcher.submit(rows(9))
+    assert batcher.close(LONG)
+    assert [answers(future) for future in futures] == [[0], [10, 20], [30]]
+
+
+@contextmanager
+def busy_until_closed(batcher: Batcher, model: Model) -> Iterator[list[Future[Any]]]:
+    model.going.clear()
+    first = batcher.submit(rows(0, 0, 0, 0))
+    first_of = Future[Any]()
+    first.add_done_callback(lambda done: first_of.set_result(done.result()[:1]))
+    assert model.started.acquire(timeout=LONG)
+    yield [first_of, batcher.submit(rows(1, 2)), batcher.submit(rows(3))]
+    model.going.set()
+
+
+def test_rows_of_one_call_go_to_all_workers() -> None:
+    model = Model()
+    model.going.clear()
+    with batching(model, max_batch=2, workers=3) as batcher:
+        future = batcher.submit(rows(*range(6)))
+        for _ in range(3):  # none of the batches has ended, so three workers are at it
+            assert model.started.acquire(timeout=LONG)
+        model.going.set()
+        assert answers(future) == [0, 10, 20, 30, 40, 50]
+
+
+def test_workers_that_end_at_the_same_time_lose_no_answer() -> None:
+    together = threading.Barrier(4, timeout=LONG)
+
+    def run(batch: Sequence[Row]) -> list[np.ndarray]:
+        together.wait()
+        return [row.arrays["x"] for row in batch]
+
+    with batching(run, max_batch=1, workers=4) as batcher:
+        for _ in range(200):
+            assert answers(batcher.submit(rows(1, 2, 3, 4))) == [1, 2, 3, 4]
+
+
+def test_batches_are_reported_before_they_are_answered() -> None:
+    seen: list[tuple[int, float]] = []
+    with batching(Model(), observe=lambda batch, seconds: seen.append((len(batch), seconds))) as batcher:
+        for number in range(1, 4):
+            batcher.submit(rows(*range(number))).result(LONG)
+            assert seen[-1][0] == number and seen[-1][1] >= 0
+
+
+REQUESTS = st.lists(
+    st.lists(st.tuples(st.integers(0, 10**6), st.sampled_from(["a", "b", 8, 16])), min_size=1, max_size=9),
+    min_size=1,
+    max_size=20,
+)
+
+
+@settings(max_examples=60)
+@given(REQUESTS, st.integers(1, 7), st.integers(1, 3), st.sampled_from([0.0, 0.001]), st.sets(st.integers(0, 19)))
+def test_whatever_the_mix_every_row_gets_its_own_answer(
+    requests: list[list[tuple[int, object]]], most: int, workers: int, patience: float, cancelled: set[int]
+) -> None:
+    def run(batch: Sequence[Row]) -> list[np.ndarray]:
+        assert len(batch) <= most
+        assert len({row.lane for row in batch}) == 1
+        return [row.arrays["x"] * 10 for row in batch]
+
+    with batching(run, max_batch=most, max_wait=patience, workers=workers) as batcher:
+        with ThreadPoolExecutor(4) as callers:
+            made = [[Row({"x": np.array([number])}, None, lane) for number, lane in request] for request in requests]
+            futures = list(callers.map(batcher.submit, made))
+        for number in cancelled & set(range(len(futures))):
+            futures[number].cancel()
+        for request, future in zip(requests, futures, strict=True):
+            if not future.cancelled():
+                assert answers(future) == [10 * number for number, _ in request]
+    assert batcher.waiting == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux only")
+def test_computing_gives_way_to_reading_and_answering() -> None:
+    def run(rows: Sequence[Row]) -> list[np.ndarray]:
+        return [np.array([os.getpriority(os.PRIO_PROCESS, threading.get_native_id())]) for _ in rows]
+
+    batcher = Batcher(run, max_batch=1, max_wait=0, max_queue=1)
+    (answer,) = batcher.submit([Row({"x": np.array([1])}, None, "lane")]).result(LONG)
+    batcher.close()
+    assert answer[0] > os.getpriority(os.PRIO_PROCESS, threading.get_native_id())

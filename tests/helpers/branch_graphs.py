@@ -1,0 +1,105 @@
+"""Graphs of tiny models with branches, and adapters of several ranks for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from peft import LoraConfig, PeftModel
+from rmlora_converters.graph.contract.adapter_arrays import slot_arrays
+from rmlora_converters.graph.contract.lora_inputs import Slots
+from rmlora_converters.graph.files.model_file import load_model, save_model
+from rmlora_converters.graph.locate.targets import find_places
+from rmlora_converters.graph.passes.insert_branches import insert_branches
+from rmlora_deploy.runtime import AdapterSession
+
+from rmlora.adapter import Adapter
+from rmlora.checkpoint import Checkpoint
+from rmlora.package import load_package, write_metadata
+from tests.helpers.bundles import make_sources
+from tests.helpers.exports import with_bias
+from tests.helpers.models import ARCHITECTURES, adapt, build, lora_config, output, save_base
+
+FLOAT = np.dtype(np.float32)
+LABELS = {"one": ["no", "yes"], "two": ["red", "green", "blue"], "three": ["a", "b", "c", "d", "e"]}
+"""Adapter → its labels."""
+
+
+@dataclass(frozen=True)
+class Branched:
+    """A graph with branches, and the adapters it was made for."""
+
+    name: str
+    path: Path
+    slots: Slots
+    adapters: dict[str, Path]
+
+    def arrays(self, adapter: str) -> dict[str, np.ndarray]:
+        """Return what an adapter feeds."""
+        return slot_arrays(load_package(self.adapters[adapter]), self.slots, dict.fromkeys(self.slots.names, FLOAT))
+
+    def session(self, **options: int) -> AdapterSession:
+        """Open the graph with all its adapters."""
+        session = AdapterSession(self.path, **options)  # type: ignore[arg-type]
+        for name in self.adapters:
+            session.load(name, lambda name=name: self.arrays(name))  # type: ignore[misc]
+        return session
+
+    def inputs(self, batch: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
+        """Return a batch with the names the graph takes."""
+        taken = {value.name for value in load_model(self.path).graph.inputs}
+        made = ARCHITECTURES[self.name].inputs(batch=batch, seed=seed)
+        return {key: value.numpy() for key, value in made.items() if key in taken}
+
+    def expected(self, adapter: str, batch: int = 3, seed: int = 0) -> np.ndarray:
+        """Return PEFT's answer."""
+        model = PeftModel.from_pretrained(build(self.name), self.adapters[adapter]).eval()
+        return output(model, ARCHITECTURES[self.name].inputs(batch=batch, seed=seed)).numpy()
+
+
+def make_adapters(name: str, directory: Path, configs: dict[str, LoraConfig]) -> dict[str, Path]:
+    """Save a random adapter of every configuration."""
+    made = {}
+    for number, (label, config) in enumerate(configs.items()):
+        torch.manual_seed(number)
+        adapt(build(name), config, size=0.3, seed=number).save_pretrained(directory / label)
+        made[label] = directory / label
+    return made
+
+
+def make_branched(
+    name: str, graph: Path, directory: Path, adapters: dict[str, Path], *, by_name: bool = False
+) -> Branched:
+    """Insert branches into the graph at ``graph``."""
+    base = save_base(with_bias(name), directory / "branch-base")
+    model = ir.load(graph)
+    ir.external_data.load_to_model(model)
+    loaded: list[Adapter] = [load_package(path) for path in adapters.values()]
+    slots = insert_branches(model, find_places(model, loaded, None if by_name else Checkpoint(base)), base_weights={})
+    path = directory / "branches.onnx"
+    save_model(model, path)
+    return Branched(name, path, slots, adapters)
+
+
+def make_base(name: str, directory: Path) -> Path:
+    """Save a tiny base with a trained head and its processor."""
+    make_sources(name, directory)
+    return save_base(with_bias(name), directory / "base")
+
+
+def make_adapter(name: str, directory: Path, label: str, *, rank: int = 4, **metadata: Any) -> Path:
+    """Save a random adapter with labels of its own."""
+    model = ARCHITECTURES[name].build()
+    labels = LABELS[label]
+    head = getattr(model, ARCHITECTURES[name].head or "")
+    for part in [head, *head.children()] if not hasattr(head, "out_features") else [head]:
+        if getattr(part, "out_features", 0) == 3:
+            part.__init__(part.in_features, len(labels), bias=part.bias is not None)  # type: ignore[misc]
+    model.config.num_labels = len(labels)
+    adapt(model, lora_config(name, r=rank), size=0.3, seed=rank).save_pretrained(directory / label)
+    write_metadata(directory / label, {"task": ARCHITECTURES[name].task, "labels": labels, **metadata})
+    return directory / label

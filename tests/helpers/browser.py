@@ -1,0 +1,73 @@
+"""A real Chromium for the tests of the page: the machine's own, or the one that Playwright has installed.
+
+python -m tests.helpers.browser        # prints its path, or exits with 1; `make` asks before it installs one
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from playwright.sync_api import Browser, sync_playwright
+
+__all__ = ["chromium", "find_browser"]
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+"""What distributions and vendors call it."""
+
+FLAGS = (
+    "--no-sandbox",  # containers run tests as root
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+def find_browser(own: str) -> str | None:
+    """Return the path of a Chromium, or None; ``own`` is where Playwright would have its own."""
+    candidates = [*filter(None, map(shutil.which, NAMES)), own]
+    return next(filter(_starts, candidates), None)
+
+
+def _starts(path: str) -> bool:
+    """Say whether it is a browser: some distributions put a script there that only tells how to install one."""
+    try:
+        return subprocess.run([path, "--version"], capture_output=True, timeout=60).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Run a headless Chromium until the block ends; each run has a profile of its own.
+
+    Raises:
+        RuntimeError: there is none on this machine.
+    """
+    with sync_playwright() as playwright:
+        path = find_browser(playwright.chromium.executable_path)
+        if path is None:
+            raise RuntimeError("There is no Chromium here: run  make browser  (or: playwright install chromium).")
+        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def main() -> None:
+    """Print the path of the browser."""
+    with sync_playwright() as playwright:
+        path = find_browser(playwright.chromium.executable_path)
+    print(path or "no Chromium", file=sys.stdout if path else sys.stderr)
+    sys.exit(0 if path else 1)
+
+
+if __name__ == "__main__":
+    main()

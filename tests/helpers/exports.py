@@ -1,0 +1,67 @@
+"""ONNX exports of the tiny models, as they come from different exporters."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx
+import onnx_ir as ir
+import torch
+from rmlora_converters.graph.files.model_file import save_model
+from rmlora_deploy.export.optimize import optimise
+from rmlora_deploy.export.torch_export import export_torch
+from rmlora_deploy.export.trace_inputs import trace_inputs
+from transformers import PreTrainedModel
+
+from rmlora.processors import load_processor
+from rmlora.tasks import get_task
+from tests.helpers.bundles import make_sources
+from tests.helpers.models import ARCHITECTURES, build
+
+__all__ = ["anonymous", "export", "with_bias"]
+
+
+def with_bias(name: str) -> PreTrainedModel:
+    """Return the tiny model; its head has a bias that is not zero, which the exporter would leave out."""
+    model = build(name)
+    with torch.no_grad():
+        for parameter, values in model.named_parameters():
+            if parameter.startswith("classifier") and parameter.endswith("bias"):
+                values.add_(0.1)
+    return model
+
+
+@cache
+def _traced(name: str) -> bytes:
+    """Return what torch's exporter makes of the tiny model, serialised; tracing takes longer than most tests."""
+    model = with_bias(name)
+    task = get_task(ARCHITECTURES[name].task or "")
+    with TemporaryDirectory() as directory:
+        base, _ = make_sources(name, Path(directory))
+        inputs = trace_inputs(task, model.config, load_processor(base, task))
+    return ir.to_proto(export_torch(model, inputs, opset=20)).SerializeToString()
+
+
+def export(name: str, target: Path, *, optimised: bool) -> Path:
+    """Export the tiny model with its head, no adapter in it."""
+    graph = ir.from_proto(onnx.load_from_string(_traced(name)))
+    if optimised:
+        cases = [{key: value.numpy() for key, value in ARCHITECTURES[name].inputs().items()}]
+        names = {value.name for value in graph.graph.inputs}
+        cases = [{key: value for key, value in case.items() if key in names} for case in cases]
+        graph = optimise(graph, cases, target.parent).model
+    save_model(graph, target)
+    return target
+
+
+def anonymous(path: Path) -> Path:
+    """Take every name away from the weights of a graph."""
+    model = ir.load(path)
+    for number, (name, value) in enumerate(list(model.graph.initializers.items())):
+        model.graph.initializers.pop(name)
+        value.name = f"weight_{number}"
+        model.graph.initializers[value.name] = value
+    save_model(model, path)
+    return path
