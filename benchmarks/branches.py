@@ -1,6 +1,6 @@
 """What side-branches cost: one graph with 8 adapters of rank 8 on all 36 projections of MiniLM, against a merged model.
 
-Contestants, each in a process of its own pinned to the same cores, in alternating order: the merged bundle (optimised
+Contestants, each in a process of its own pinned to the same cores, in alternating order: the merged bundle (optimized
 alike, onnxruntime called directly) and the same file with onnxruntime's defaults; the graph with branches through ``AdapterSession`` with no adapter, one adapter, a
 different adapter for every row, in a steady and in a changing mix; the same with 1,000 adapters registered; an adapter
 and the base with graphs of their own (``AdapterSession.dedicate``); and PEFT's ``adapter_names`` with the same mix.
@@ -26,11 +26,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rmlora_deploy.bench.machine import OthersWatch, pin, usable_cores
-from rmlora_deploy.bundles.bundle import Bundle
 
 from benchmarks.assets import minilm
 from benchmarks.results import environment, write_result
+from rmlora_deploy.bench.machine import OthersWatch, pin, usable_cores
+from rmlora_deploy.bundles.bundle import Bundle
 
 SIZES = ((1, 32), (8, 16), (8, 32), (8, 128))
 ADAPTERS, RANK, LABELS, MANY = 8, 8, ("no", "yes"), 1000
@@ -61,7 +61,7 @@ def main() -> None:
             "settings": {"rounds": options.rounds, "seconds": options.seconds, "rank": RANK, "adapters": ADAPTERS},
             **made,
             "loading": measure_loading(work),
-            "rows": list(summarise(runs)),
+            "rows": list(summarize(runs)),
         }
     for row in result["rows"]:
         low, high = row["ratio_quartiles"]
@@ -121,7 +121,7 @@ def take_turns(work: Path, rounds: int, seconds: float) -> dict[str, list[dict[s
     return runs
 
 
-def summarise(runs: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+def summarize(runs: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
     """Yield a row for every contestant and size; ratios are taken within a round, then their median."""
     for name, reports in runs.items():
         for number, (batch, tokens) in enumerate(SIZES):
@@ -146,7 +146,7 @@ def measure_loading(work: Path, count: int = 50) -> dict[str, float]:
     from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter
 
     bundle = Bundle.open(work / "branches", check_files=False)
-    session = bundle.adapter_session(threads=THREADS, bank=count + 1)
+    session = bundle.adapter_session(threads=THREADS, max_active_adapters=count + 1)
     inputs = random_inputs(1, 32)
     path = bundle.path / bundle.adapter("a0")["file"]
     steady = statistics.median(_timed(lambda: session.run(inputs, "a0")) for _ in range(count))
@@ -226,7 +226,7 @@ def _branches(
     if use == "none":
         _answer_without_adapter(session)
     if dedicated:
-        session.dedicate(None if use == "none" else names[0])
+        session.specialize(None if use == "none" else names[0])
 
     def run(inputs: Inputs) -> object:
         rows = len(inputs["input_ids"])

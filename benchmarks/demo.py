@@ -98,13 +98,13 @@ def main() -> None:
     title("7  One graph for both adapters, and a third one added: every row of a batch may use its own")
     both = work / "both"
     adapters = [part for name in TASKS for part in ("--adapter", f"{name}={work / f'{name}-rmlora'}")]
-    labelled = [part for name in TASKS for part in ("--data", f"{name}={data[name] / 'test.jsonl'}")]
-    run("export", base, "--mode", "branches", *adapters, "--output", both, *labelled)
+    labeled = [part for name in TASKS for part in ("--data", f"{name}={data[name] / 'test.jsonl'}")]
+    run("export", base, "--mode", "branches", *adapters, "--output", both, *labeled)
     run("adapter", "add", both, f"trec-plain={work / 'trec-lora'}")
     title("8  Ask them, mixed in one batch")
     run("predict", both, *SENTENCES)
     seconds = time.monotonic() - started
-    summary = summarise(work, seconds)
+    summary = summarize(work, seconds)
     write_json(work / "summary.json", summary)
     if options.record:
         write_result("demo", {**environment(), **summary})
@@ -113,7 +113,7 @@ def main() -> None:
         run("predict", both)
 
 
-def summarise(work: Path, seconds: float) -> dict[str, Any]:
+def summarize(work: Path, seconds: float) -> dict[str, Any]:
     """Return what was reached: accuracies and dimensions of the adapters, evaluation and speed of the bundles."""
     summary: dict[str, Any] = {"seconds": round(seconds)}
     for name in TASKS:

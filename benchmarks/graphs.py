@@ -1,4 +1,4 @@
-"""What each way of optimising MiniLM's graph is worth: nodes, bytes, error, and latency on one thread.
+"""What each way of optimizing MiniLM's graph is worth: nodes, bytes, error, and latency on one thread.
 
 Compares the exporter's own graph, constants folded, ONNX Runtime's fusions (what ``rmlora-deploy export`` does)
 and opset 23 with its ``Attention`` operator, then the lower precisions. Rounds are interleaved and the fastest run
@@ -19,24 +19,24 @@ import numpy as np
 import onnx_ir as ir
 import onnxscript.optimizer
 import torch
-from rmlora_converters.graph.files.model_file import save_model
-from rmlora_deploy.bundles.describe import operator_counts
-from rmlora_deploy.bundles.preprocess import Preprocessor
-from rmlora_deploy.export.optimize import optimise
-from rmlora_deploy.export.precision import lower_precision
-from rmlora_deploy.export.torch_export import export_torch
-from rmlora_deploy.export.trace_inputs import trace_inputs
-from rmlora_deploy.runtime.outputs import Arrays
-from rmlora_deploy.runtime.providers import create_session
-from rmlora_deploy.verify.compare import compare
-from rmlora_deploy.verify.sample_batches import make_cases, sample_inputs
-from rmlora_deploy.verify.torch_outputs import torch_logits
 
 from benchmarks.assets import minilm
 from benchmarks.results import environment, write_result
 from rmlora.processors import load_processor
 from rmlora.tasks import get_task
 from rmlora.torch_models import load_task_model
+from rmlora_converters.graph.files.model_file import save_model
+from rmlora_deploy.bundles.describe import operator_counts
+from rmlora_deploy.bundles.preprocess import Preprocessor
+from rmlora_deploy.export.optimize import optimize
+from rmlora_deploy.export.precision import lower_precision
+from rmlora_deploy.export.torch_export import export_torch
+from rmlora_deploy.export.trace_inputs import trace_inputs
+from rmlora_deploy.runtime.outputs import Arrays
+from rmlora_deploy.runtime.providers import create_session
+from rmlora_deploy.verify.compare import compare
+from rmlora_deploy.verify.sample_batches import make_sample_batches, sample_inputs
+from rmlora_deploy.verify.torch_outputs import torch_logits
 
 SIZES = ((1, 32), (8, 32), (8, 128))
 ROUNDS, RUNS = 20, 3
@@ -49,7 +49,9 @@ def main() -> None:
     model = load_task_model(minilm(), task, ["no", "yes"]).model.eval()
     processor = load_processor(minilm(), task)
     inputs = trace_inputs(task, model.config, processor)
-    cases = make_cases(pre := Preprocessor(task, processor, 128, tuple(inputs.tensors)), sample_inputs(pre, None))
+    cases = make_sample_batches(
+        pre := Preprocessor(task, processor, 128, tuple(inputs.tensors)), sample_inputs(pre, None)
+    )
     with tempfile.TemporaryDirectory() as directory:
         seconds, paths = _make(model, inputs, cases, Path(directory))
         expected = [torch_logits(model, case) for case in cases]
@@ -71,9 +73,9 @@ def _make(model: Any, inputs: Any, cases: list[Arrays], directory: Path) -> tupl
     seconds["torch.onnx"] = round(time.monotonic() - start, 1)
     save("as exported", graph)
     start = time.monotonic()
-    best = optimise(graph, cases, directory)
-    seconds["optimise"] = round(time.monotonic() - start, 1)
-    paths["folded"] = directory / "folded.onnx"  # where optimise leaves it
+    best = optimize(graph, cases, directory)
+    seconds["optimize"] = round(time.monotonic() - start, 1)
+    paths["folded"] = directory / "folded.onnx"  # where optimize leaves it
     save("fused", best.model)
     newest = export_torch(model, inputs, opset=23)
     onnxscript.optimizer.optimize(newest)

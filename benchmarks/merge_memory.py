@@ -23,14 +23,14 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from rmlora_converters.delta import delta_rows
-from rmlora_converters.shards import ShardEntry, write_shard
 
 from benchmarks.results import environment, write_result
 from rmlora.adapter import Adapter, LoraModule
 from rmlora.checkpoint import INDEX_NAME, Checkpoint
 from rmlora.package import load_package, save_package
 from rmlora.storage import write_json
+from rmlora_converters.delta import delta_rows
+from rmlora_converters.shards import ShardEntry, write_shard
 
 WIDTH, HIDDEN, LAYERS, VOCABULARY = 4096, 11008, 34, 32000
 RANK, ALPHA = 16, 32

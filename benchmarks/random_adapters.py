@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rmlora_converters.graph.contract.lora_inputs import Slots
 
 from rmlora.package import write_metadata
 from rmlora.tasks import get_task
 from rmlora.torch_models import load_task_model
+from rmlora_converters.graph.contract.lora_inputs import LoraInputs
 
 __all__ = ["PROJECTIONS", "draw_arrays", "save_random_adapter"]
 
@@ -51,14 +51,14 @@ def save_random_adapter(
 
 
 def draw_arrays(
-    slots: Slots, rng: np.random.Generator, *, rank: int, labels: int, size: float = 0.05
+    lora_inputs: LoraInputs, rng: np.random.Generator, *, rank: int, labels: int, size: float = 0.05
 ) -> dict[str, npt.NDArray[Any]]:
     """Return what a graph takes for a random adapter, float32, without any package on the way."""
     arrays: dict[str, npt.NDArray[Any]] = {}
-    for slot in slots.modules:
+    for slot in lora_inputs.modules:
         arrays[slot.lora_A] = rng.normal(0, size, (1, slot.fan_in, rank)).astype(np.float32)
         arrays[slot.lora_B] = rng.normal(0, size, (1, rank, slot.fan_out)).astype(np.float32)
-    for head in slots.heads:
+    for head in lora_inputs.heads:
         arrays[head.weight] = rng.normal(0, 0.5, (1, head.fan_in, labels)).astype(np.float32)
         arrays[head.bias] = rng.normal(0, 0.5, (1, labels)).astype(np.float32)
     return arrays

@@ -1,4 +1,4 @@
-"""Real labelled data from packages of the index, deduplicated before it is split.
+"""Real labeled data from packages of the index, deduplicated before it is split.
 
 python -m benchmarks.realdata trec build/data/trec        # writes train, validation and test files
 """
@@ -27,7 +27,7 @@ _RECIPE = "splits.json"
 
 
 def sms_spam(*, unique: bool = True) -> list[Example]:
-    """Return 5,574 text messages labelled ham or spam (5,159 without repetitions).
+    """Return 5,574 text messages labeled ham or spam (5,159 without repetitions).
 
     Bad quoting in the file hides 737 messages inside others, each behind a line that starts with its label.
     """

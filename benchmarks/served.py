@@ -25,7 +25,9 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each server (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=60.0, help="of one turn (default %(default)s)")
     parser.add_argument("--adapters", type=int, default=1000, help="registered adapters (default %(default)s)")
-    parser.add_argument("--bank", type=int, default=64, help="adapters in memory of each (default %(default)s)")
+    parser.add_argument(
+        "--max-active-adapters", type=int, default=64, help="adapters in memory of each (default %(default)s)"
+    )
     parser.add_argument("--clients", type=int, default=16, help="closed-loop clients (default %(default)s)")
     parser.add_argument("--work", type=Path, help="keep bundles here (default: a temporary directory)")
     return parser

@@ -25,9 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rmlora_converters.graph.files.onnx_adapter import write_onnx_adapter
-from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.inference.classifier import to_prediction
 
 from benchmarks.assets import minilm
 from benchmarks.random_adapters import draw_arrays, save_random_adapter
@@ -35,6 +32,9 @@ from benchmarks.realdata import movie_reviews, sms_spam, trec, tweets
 from benchmarks.results import environment, write_result
 from benchmarks.served import load, make_parser, server, settings_of, take_turns
 from rmlora.storage import sha256_file, write_json
+from rmlora_converters.graph.files.onnx_adapter import write_onnx_adapter
+from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.inference.classifier import to_prediction
 
 WORKERS = 2
 LABELS, RANK, LENGTH = ("no", "yes"), 8, 128
@@ -82,14 +82,14 @@ def make_bundles(work: Path, adapters: int) -> None:
         flags = ("--mode", "branches", "--adapter", f"a0={work / 'a0'}", "--output", work / "branches", "--no-verify")
         _run("export", minilm(), *flags)
     bundle = Bundle.open(work / "branches", check_files=False)
-    slots, entry = bundle.slots(), bundle.adapters["a0"]
+    lora_inputs, entry = bundle.lora_inputs(), bundle.adapters["a0"]
     entries = {}
     for number in range(adapters):
         name = f"a{number}"
         file = f"adapters/{name}.onnx_adapter"
         if number and not (bundle.path / file).is_file():
             rng = np.random.default_rng(number)
-            arrays = draw_arrays(slots, rng, rank=RANK, labels=len(LABELS), size=0.02)
+            arrays = draw_arrays(lora_inputs, rng, rank=RANK, labels=len(LABELS), size=0.02)
             write_onnx_adapter(bundle.path / file, arrays)
         digest = sha256_file(bundle.path / file)
         entries[name] = {**entry, "file": file, "files": {file: digest}, "sha256": digest, "max_length": LENGTH}
@@ -121,11 +121,19 @@ def write_reference(path: Path, texts: list[str], logits: dict[str, list[np.ndar
 
 def run(work: Path, name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Start a server, put it under load and return the load test's figures with the server's own."""
-    with server(work / name, "--bank", str(options.bank), "--workers", str(WORKERS), "--threads", "1") as url:
+    with server(
+        work / name,
+        "--max-active-adapters",
+        str(options.max_active_adapters),
+        "--workers",
+        str(WORKERS),
+        "--threads",
+        "1",
+    ) as url:
         figures = load(url, work / f"{name}.json", options)
         metrics = urllib.request.urlopen(f"{url}/metrics").read().decode()  # noqa: S310 - our own server
-    bank = dict(re.findall(r'rmlora_bank_total\{bundle="\w+",event="(\w+)"\} ([\d.e+]+)', metrics))
-    return {**figures, "bank": {event: float(count) for event, count in bank.items()}}
+    events = dict(re.findall(r'rmlora_adapter_cache_total\{bundle="\w+",event="(\w+)"\} ([\d.e+]+)', metrics))
+    return {**figures, "bank": {event: float(count) for event, count in events.items()}}
 
 
 def _run(*words: str | Path) -> None:

@@ -64,23 +64,23 @@ def shown(run: dict[str, Any]) -> str:
 
 def run(work: Path, flags: tuple[str, ...], options: argparse.Namespace) -> dict[str, Any]:
     """Start a server, put it under load and return the load test's figures with the server's own."""
-    with server(work / "branches", "--bank", str(options.bank), *flags) as url:
+    with server(work / "branches", "--max-active-adapters", str(options.max_active_adapters), *flags) as url:
         figures = load(url, work / "branches.json", options)
         metrics = urllib.request.urlopen(f"{url}/metrics").read().decode()  # noqa: S310 - our own server
         memory = resident_megabytes()
-    bank, rows, residents = Counter[str](), Counter[str](), 0.0
+    events, rows, residents = Counter[str](), Counter[str](), 0.0
     for family in text_string_to_metric_families(metrics):
         for item in family.samples:
-            if item.name == "rmlora_bank_total":
-                bank[item.labels["event"]] += item.value  # type: ignore[assignment]
+            if item.name == "rmlora_adapter_cache_total":
+                events[item.labels["event"]] += item.value  # type: ignore[assignment]
             elif item.name == "rmlora_rows_total":
                 rows[item.labels.get("replica", "plain")] += item.value  # type: ignore[assignment]
-            elif item.name == "rmlora_bank_adapters":
+            elif item.name == "rmlora_cached_adapters":
                 residents += item.value
     return {
         **figures,
-        "bank": dict(bank),
-        "hit_rate": round(bank["hits"] / max(1, bank["hits"] + bank["misses"]), 4),
+        "bank": dict(events),
+        "hit_rate": round(events["hits"] / max(1, events["hits"] + events["misses"]), 4),
         "adapters_in_memory": residents,
         "rows": dict(rows),
         "rss_mb": memory,

@@ -24,18 +24,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter, write_onnx_adapter
-from rmlora_deploy.bench.machine import resident_mb
-from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.export.export_settings import ExportSettings
-from rmlora_deploy.export.pipeline import export_bundle
-from rmlora_deploy.runtime import AdapterSession
 
 from benchmarks.assets import minilm
 from benchmarks.branches import random_inputs
 from benchmarks.random_adapters import draw_arrays
 from benchmarks.results import environment, write_result
 from rmlora.errors import InputError
+from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter, write_onnx_adapter
+from rmlora_deploy.bench.machine import resident_mb
+from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.export.export_settings import ExportSettings
+from rmlora_deploy.export.pipeline import export_bundle
+from rmlora_deploy.runtime import AdapterSession
 
 ADAPTERS, BANK, LANES, ROWS, TEXTS, TOKENS = 200, 32, 2, 8, 12, 16
 STRENGTHS = (1.0, 0.5)
@@ -48,7 +48,9 @@ class Soak:
     """The session under test, what every adapter must answer, and what has been counted."""
 
     def __init__(self, bundle: Bundle, directory: Path) -> None:
-        self.session: AdapterSession = bundle.adapter_session(threads=1, bank=BANK, lanes=LANES, rows=ROWS)
+        self.session: AdapterSession = bundle.adapter_session(
+            threads=1, max_active_adapters=BANK, max_concurrent_runs=LANES, rows=ROWS
+        )
         for name in bundle.adapters:
             self.session.unload(name)
         self.inputs = random_inputs(TEXTS, TOKENS)
@@ -58,7 +60,7 @@ class Soak:
         for seed, (name, file) in enumerate(self.files.items()):
             rng = np.random.default_rng(seed)
             rank, labels = int(rng.integers(1, 17)), int(rng.integers(2, 8))
-            arrays = draw_arrays(self.session.slots, rng, rank=rank, labels=labels)
+            arrays = draw_arrays(self.session.lora_inputs, rng, rank=rank, labels=labels)
             write_onnx_adapter(file, arrays)
             for strength in STRENGTHS:
                 scaled = {
@@ -145,7 +147,7 @@ def main() -> None:
         "adapters": ADAPTERS,
         "bank": BANK,
         **soak.counts,
-        "evictions": soak.session.bank.evictions,
+        "evictions": soak.session.cache.evictions,
         "wrong_or_failed": len(soak.problems),
         "memory_growth_mb": round(growth, 1),
         "memory_mb": [round(value) for value in soak.memory[:: max(1, len(soak.memory) // 20)]],
@@ -184,7 +186,7 @@ def _bundle(scratch: Path) -> Bundle:
         minilm(), "text-classification", scratch / "adapter", rank=4, labels=("no", "yes"), seed=0
     )
     settings = ExportSettings(str(minilm()), {"first": adapter}, scratch / "bundle", mode="branches", verify=False)
-    return export_bundle(settings, note=lambda line: print(line, file=sys.stderr))
+    return export_bundle(settings, on_progress=lambda line: print(line, file=sys.stderr))
 
 
 if __name__ == "__main__":

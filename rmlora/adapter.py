@@ -91,7 +91,7 @@ class Adapter:
 
     modules: Mapping[str, LoraModule]
     """Module path → its update."""
-    saved: Mapping[str, Array] = field(default_factory=dict)
+    modules_to_save: Mapping[str, Array] = field(default_factory=dict)
     """Parameter path (``classifier.weight``) → the tensor that replaces or extends the base's."""
     peft_config: Mapping[str, Any] = field(default_factory=dict)
     """``adapter_config.json`` as it was read."""

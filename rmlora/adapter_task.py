@@ -13,7 +13,7 @@ from rmlora.tasks import TASKS, Task, get_task
 if TYPE_CHECKING:
     pass
 
-__all__ = ["adapter_labels", "answer_depends_on", "task_of", "without_idle"]
+__all__ = ["adapter_labels", "answer_depends_on", "drop_unused_modules", "task_of"]
 
 
 def task_of(adapter: Adapter, name: str | None = None) -> Task:
@@ -37,7 +37,7 @@ def task_of(adapter: Adapter, name: str | None = None) -> Task:
     return task
 
 
-def without_idle(adapter: Adapter, task: Task) -> Adapter:
+def drop_unused_modules(adapter: Adapter, task: Task) -> Adapter:
     """Return ``adapter`` without the modules on which no answer for ``task`` depends, as PEFT's ``all-linear`` includes some."""
     modules = {path: module for path, module in adapter.modules.items() if answer_depends_on(path, task)}
     if not modules:
@@ -52,7 +52,7 @@ def answer_depends_on(module: str, task: Task) -> bool:
 
 def _head_weights(adapter: Adapter) -> Iterator[str]:
     """Yield the weights of classifier heads that ``adapter`` brings, the last first."""
-    for name in reversed(list(adapter.saved)):
+    for name in reversed(list(adapter.modules_to_save)):
         if name.endswith(".weight") and name.rsplit(".", 2)[-2] in ("classifier", "score", "out_proj"):
             yield name
 
@@ -68,7 +68,7 @@ def adapter_labels(adapter: Adapter, task: Task) -> list[str]:
     if adapter.labels:
         return adapter.labels
     for name in _head_weights(adapter):
-        return [f"LABEL_{index}" for index in range(adapter.saved[name].shape[0])]
+        return [f"LABEL_{index}" for index in range(adapter.modules_to_save[name].shape[0])]
     raise AdapterError(
         f"{adapter.source} stores neither label names nor a classifier head: it is no classification adapter."
     )

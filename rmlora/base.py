@@ -23,7 +23,7 @@ def resolve_base(base: str | Path, *, revision: str | None = None) -> Path:
     """Return a local directory with ``config.json`` and safetensors weights for ``base``.
 
     Args:
-        base: a checkpoint directory, a ``.gguf`` file (dequantised once into :func:`cache_directory`, which
+        base: a checkpoint directory, a ``.gguf`` file (dequantized once into :func:`cache_directory`, which
             needs torch and gguf), or a hub name, fetched by huggingface_hub into its own cache.
         revision: branch, tag or commit for a hub name.
 
@@ -64,7 +64,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
 
 
 def _from_gguf(path: Path) -> Path:
-    """Dequantise ``path`` with transformers into a cache directory named by the file's hash."""
+    """Dequantize ``path`` with transformers into a cache directory named by the file's hash."""
     target = cache_directory() / "gguf" / sha256_file(path)[:32]
     if target.is_dir():
         return target
@@ -79,7 +79,7 @@ def _from_gguf(path: Path) -> Path:
     except Exception as error:  # noqa: BLE001 - a broken file leads its reader into any kind of error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path} cannot be read as a GGUF model ({reason}): fetch it again.") from None
-    # The weights are ordinary now: what transformers remembers of their quantisation would stop them being saved.
+    # The weights are ordinary now: what transformers remembers of their quantization would stop them being saved.
     model.hf_quantizer = None  # type: ignore[assignment]
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

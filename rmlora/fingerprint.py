@@ -1,4 +1,4 @@
-"""Recognising a base model by the weights an adapter changes.
+"""Recognizing a base model by the weights an adapter changes.
 
 Every adapted weight has a digest of its own, and the base's fingerprint is the hash over them. So an adapter of fewer
 or more modules (compressed, mixed) can still be checked against the base, and the first weight that differs named.

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Side", "resting_directions", "resting_directions_of_many"]
+__all__ = ["Side", "masked_directions", "masked_directions_of_many"]
 
 Side = Literal["A", "B", "AB"]
 """The factor a mask is for; ``AB`` where both factors of a module share it."""
@@ -25,22 +25,22 @@ _KeyArray = npt.NDArray[Any]
 """uint64 of any shape; numpy's stubs lose the type in mixed arithmetic."""
 
 
-def resting_directions(*, seed: int, step: int, module: str, side: Side, rank: int, active_rank: int) -> IntArray:
+def masked_directions(*, seed: int, step: int, module: str, side: Side, rank: int, active_rank: int) -> IntArray:
     """Return the ``rank - active_rank`` directions of one factor that rest in ``step``, ascending.
 
     Step 0 has no mask (as in the authors' code): nothing rests.
     """
     names = [(module, side)]
-    rows = resting_directions_of_many(seed=seed, step=step, names=names, rank=rank, active_rank=active_rank)
+    rows = masked_directions_of_many(seed=seed, step=step, names=names, rank=rank, active_rank=active_rank)
     return np.asarray(rows[0], dtype=np.int64)
 
 
-def resting_directions_of_many(
+def masked_directions_of_many(
     *, seed: int, step: int, names: Sequence[tuple[str, Side]], rank: int, active_rank: int
 ) -> IntArray:
     """Return resting directions for many factors of equal rank at once, ``[factors, rank - active_rank]``.
 
-    Row ``i`` is exactly what :func:`resting_directions` gives for ``names[i]``.
+    Row ``i`` is exactly what :func:`masked_directions` gives for ``names[i]``.
     """
     if step == 0:
         return np.empty((len(names), 0), dtype=np.int64)

@@ -59,7 +59,7 @@ _UNSUPPORTED_OPTIONS = {
 """Options of adapter_config.json whose update is not ``scale · B A`` on the base's own weight."""
 
 _CHANGES_BASE = {"pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "loftq": "LoftQ", "lora_ga": "LoRA-GA"}
-"""Initialisations that also change the base weight, so that the factors alone do not tell the update."""
+"""Initializations that also change the base weight, so that the factors alone do not tell the update."""
 
 
 def load_package(path: Path | str) -> Adapter:
@@ -106,10 +106,10 @@ def parse_adapter(
     """
     refuse_unsupported(config, source=source)
     factors: dict[tuple[str, ModuleKind], dict[str, Array]] = {}
-    saved: dict[str, Array] = {}
+    modules_to_save: dict[str, Array] = {}
     for name, tensor in tensors.items():
         _check_finite(name, tensor, source)
-        _sort_tensor(name.removeprefix(_PREFIX), tensor, factors, saved, source)
+        _sort_tensor(name.removeprefix(_PREFIX), tensor, factors, modules_to_save, source)
     if not factors:
         raise AdapterError(f"{source} holds no LoRA factors: it changes nothing, so it is not a LoRA adapter.")
     masks = metadata.get("rank_mask") or {}
@@ -120,7 +120,13 @@ def parse_adapter(
         path: _module(path, kind, pair, config, masks.get(path), source)
         for (path, kind), pair in sorted(factors.items())
     }
-    return Adapter(modules=modules, saved=saved, peft_config=dict(config), metadata=dict(metadata), source=source)
+    return Adapter(
+        modules=modules,
+        modules_to_save=modules_to_save,
+        peft_config=dict(config),
+        metadata=dict(metadata),
+        source=source,
+    )
 
 
 def refuse_unsupported(config: Mapping[str, Any], *, source: str) -> None:
@@ -135,12 +141,12 @@ def refuse_unsupported(config: Mapping[str, Any], *, source: str) -> None:
             raise AdapterError(
                 f"{source} uses {name} ({option}), which cannot be written as W + s·B·A: it is not supported."
             )
-    initialisation = config.get("init_lora_weights")
-    if isinstance(initialisation, str):
+    initialization = config.get("init_lora_weights")
+    if isinstance(initialization, str):
         for key, name in _CHANGES_BASE.items():
-            if initialisation.startswith(key):
+            if initialization.startswith(key):
                 raise AdapterError(
-                    f"{source} was initialised with {name}, which also changes the base weights: save it with PEFT's "
+                    f"{source} was initialized with {name}, which also changes the base weights: save it with PEFT's "
                     "path_initial_model_for_weight_conversion, which makes a plain LoRA adapter of it."
                 )
 
@@ -158,7 +164,7 @@ def save_package(adapter: Adapter, path: Path | str, *, overwrite: bool = False)
             a, b = ("embedding_A", "embedding_B") if module.kind == "embedding" else ("A.weight", "B.weight")
             tensors[stem + a] = np.ascontiguousarray(module.lora_A)
             tensors[stem + b] = np.ascontiguousarray(module.lora_B)
-        tensors.update({_PREFIX + name: np.ascontiguousarray(value) for name, value in adapter.saved.items()})
+        tensors.update({_PREFIX + name: np.ascontiguousarray(value) for name, value in adapter.modules_to_save.items()})
         save_file(tensors, directory / TENSORS_FILE, metadata={"format": "pt"})
         write_json(directory / CONFIG_FILE, dict(adapter.peft_config))
         masks = {m.path: m.rank_mask.tolist() for m in adapter.modules.values() if m.rank_mask is not None}
@@ -213,7 +219,7 @@ def _sort_tensor(
     name: str,
     tensor: Array,
     factors: dict[tuple[str, ModuleKind], dict[str, Array]],
-    saved: dict[str, Array],
+    modules_to_save: dict[str, Array],
     source: str,
 ) -> None:
     """File one tensor (its name without PEFT's prefix) under the factors or the tensors saved whole."""
@@ -227,7 +233,7 @@ def _sort_tensor(
     elif re.search(r"\.lora_\w+", name):
         raise AdapterError(f"{source} holds '{name}', which is no part of plain LoRA: this variant is not supported.")
     else:
-        saved[re.sub(r"\.(base_layer|modules_to_save(\.default)?)\.", ".", name)] = tensor
+        modules_to_save[re.sub(r"\.(base_layer|modules_to_save(\.default)?)\.", ".", name)] = tensor
 
 
 def _module(

@@ -37,11 +37,11 @@ class Pooling:
 
     mode: PoolingMode = "mean"
     """``mean`` of all tokens that are no padding, the first one (``cls``), or the ``last`` one that is no padding."""
-    normalise: bool = True
+    normalize: bool = True
     """Divide by the Euclidean norm, so that a dot product is the cosine."""
 
     def __str__(self) -> str:
-        return f"{self.mode}, {'normalised' if self.normalise else 'not normalised'}"
+        return f"{self.mode}, {'normalized' if self.normalize else 'not normalized'}"
 
 
 def read_pooling(directory: Path) -> Pooling | None:

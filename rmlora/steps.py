@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from rmlora.config import RMLoRAConfig
 from rmlora.factors import Factors
-from rmlora.mask import Side, resting_directions_of_many
+from rmlora.mask import Side, masked_directions_of_many
 from rmlora.regularizer import penalty_and_gradients
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def regularize_gradients(factors: Sequence[Factors], config: RMLoRAConfig) -> Te
     independent of gradient accumulation and of the number of processes.
 
     Returns:
-        R before the step as a 0-d tensor (not read back, so no synchronisation), or None if ``orth_weight`` is 0.
+        R before the step as a 0-d tensor (not read back, so no synchronization), or None if ``orth_weight`` is 0.
     """
     import torch
 
@@ -91,7 +91,7 @@ def mask_gradients(factors: Sequence[Factors], config: RMLoRAConfig, step: int) 
                 continue
             sides: tuple[Side, Side] = ("AB", "AB") if config.mask_sharing == "shared" else ("A", "B")
             names = [(item.module, side) for item in group for side in sides]
-            rows = resting_directions_of_many(seed=config.seed, step=step, names=names, rank=rank, active_rank=active)
+            rows = masked_directions_of_many(seed=config.seed, step=step, names=names, rank=rank, active_rank=active)
             resting = torch.from_numpy(rows).to(group[0].A.device, non_blocking=True)
             for index, item in enumerate(group):
                 for parameter, axis, chosen in (

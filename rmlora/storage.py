@@ -162,7 +162,7 @@ def _temporary_name(target: Path) -> Path:
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Delete what a killed writer of ``target`` left, recognised by the process id in its name."""
+    """Delete what a killed writer of ``target`` left, recognized by the process id in its name."""
     if not target.parent.is_dir():
         return
     prefix = f".{target.name}{_MARK}"

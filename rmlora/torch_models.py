@@ -35,7 +35,7 @@ class TaskModel:
 
     model: PreTrainedModel
     new_modules: tuple[str, ...]
-    """Paths of freshly initialised modules (head, pooler): they must be trained and saved, or they are noise."""
+    """Paths of freshly initialized modules (head, pooler): they must be trained and saved, or they are noise."""
 
 
 def load_task_model(base: Path, task: Task, labels: Sequence[str], **from_pretrained: Any) -> TaskModel:
@@ -103,7 +103,7 @@ def load_adapted(
     wanted = task_of(adapter, task)
     loaded = load_task_model(base, wanted, adapter_labels(adapter, wanted))
     needed = [module for module in loaded.new_modules if answer_depends_on(module, wanted)]
-    uncovered = [m for m in needed if not any(key.startswith(f"{m}.") for key in adapter.saved)]
+    uncovered = [m for m in needed if not any(key.startswith(f"{m}.") for key in adapter.modules_to_save)]
     if uncovered:
         raise AdapterError(
             f"The base at {base} has no weights for '{uncovered[0]}' and neither has the adapter {adapter_path}: outputs "

@@ -18,7 +18,7 @@ from rmlora.storage import atomic_directory, refuse_existing, write_json
 from rmlora.tensors import DTYPES, TensorInfo
 from rmlora_converters.delta import delta_rows
 from rmlora_converters.merge_plan import MergePlan, PlannedTensor, make_plan
-from rmlora_converters.rounding import LOSS_WARNING, Survival, SurvivalMeter, checked_cast, complete
+from rmlora_converters.rounding import LOSS_WARNING, RoundingMeter, RoundingReport, checked_cast, complete
 from rmlora_converters.shards import write_shard
 from rmlora_converters.side_files import copy_side_files, write_provenance
 
@@ -29,7 +29,7 @@ BLOCK_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
-class MergeReport(Survival):
+class MergeReport(RoundingReport):
     """What a merge into a checkpoint did."""
 
     added: tuple[str, ...]
@@ -107,7 +107,7 @@ class _Writer:
     """Produces the bytes of planned tensors and keeps the survival meters."""
 
     def __init__(self, plan: MergePlan, progress: Callable[[int, int], None] | None) -> None:
-        self.meters: list[SurvivalMeter] = []
+        self.meters: list[RoundingMeter] = []
         self._progress = progress
         self._total = plan.nbytes
         self._done = 0
@@ -133,7 +133,7 @@ class _Writer:
         update = item.update
         if update is None:
             return
-        meter = SurvivalMeter(update.path)
+        meter = RoundingMeter(update.path)
         self.meters.append(meter)
         exact_type = np.float64 if item.entry.dtype == "F64" else np.float32
         rows = item.entry.shape[0]

@@ -73,7 +73,7 @@ def make_plan(checkpoint: Checkpoint, adapter: Adapter) -> MergePlan:
     """Match every tensor of ``adapter`` with the base, and settle names, ties and configuration.
 
     Raises:
-        AdapterError: a module is not in the base, does not fit its weight, or its weight is quantised.
+        AdapterError: a module is not in the base, does not fit its weight, or its weight is quantized.
     """
     names = checkpoint.tensors.keys()
     tie = checkpoint.tied_output if _has_output_layer(checkpoint, adapter) else None
@@ -82,9 +82,9 @@ def make_plan(checkpoint: Checkpoint, adapter: Adapter) -> MergePlan:
     output_update = modules.pop(tie.layer, None) if tie and shared_output else None
     targets = find_tensors([f"{path}.weight" for path in modules], names, where=f"the base at {checkpoint.path}")
     updates = {targets[f"{path}.weight"]: module for path, module in modules.items()}
-    saved_at = {parameter: find_tensor(parameter, names) for parameter in adapter.saved}
-    replacements = {name: adapter.saved[parameter] for parameter, name in saved_at.items() if name}
-    new = {parameter: adapter.saved[parameter] for parameter, name in saved_at.items() if not name}
+    saved_at = {parameter: find_tensor(parameter, names) for parameter in adapter.modules_to_save}
+    replacements = {name: adapter.modules_to_save[parameter] for parameter, name in saved_at.items() if name}
+    new = {parameter: adapter.modules_to_save[parameter] for parameter, name in saved_at.items() if not name}
     prefix = infer_prefix(targets) if new else ""
     dtype = checkpoint.tensors[next(iter(updates))].dtype if updates else "F32"
 
@@ -145,8 +145,8 @@ def _checked(item: PlannedTensor) -> PlannedTensor:
     if item.update is not None:
         if item.entry.dtype not in FLOATING:
             raise AdapterError(
-                f"The base stores '{item.entry.name}' as {item.entry.dtype} (quantised): an update cannot be merged into "
-                "it; merge into the unquantised base and quantise the result."
+                f"The base stores '{item.entry.name}' as {item.entry.dtype} (quantized): an update cannot be merged into "
+                "it; merge into the unquantized base and quantize the result."
             )
         stores_transposed(item.update, item.entry.shape)
     return item

@@ -85,8 +85,8 @@ def _owner(adapters: Sequence[Adapter], head: int | None) -> Adapter:
         return adapters[head]
     first = adapters[0]
     for other in adapters[1:]:
-        same = first.saved.keys() == other.saved.keys() and all(
-            np.array_equal(value, other.saved[name]) for name, value in first.saved.items()
+        same = first.modules_to_save.keys() == other.modules_to_save.keys() and all(
+            np.array_equal(value, other.modules_to_save[name]) for name, value in first.modules_to_save.items()
         )
         if not same:
             raise ConfigError(

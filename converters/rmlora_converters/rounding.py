@@ -20,7 +20,7 @@ from rmlora.adapter import Adapter
 from rmlora.errors import AdapterError
 from rmlora.tensors import DTYPES, FLOATING
 
-__all__ = ["LOSS_WARNING", "ModuleSurvival", "Survival", "SurvivalMeter", "checked_cast", "complete"]
+__all__ = ["LOSS_WARNING", "ModuleRounding", "RoundingMeter", "RoundingReport", "checked_cast", "complete"]
 
 LOSS_WARNING = 0.05
 """Share of ``‖Δ‖`` lost above which a merge warns."""
@@ -29,7 +29,7 @@ AnyArray = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class ModuleSurvival:
+class ModuleRounding:
     """What became of one module's update."""
 
     module: str
@@ -40,10 +40,10 @@ class ModuleSurvival:
 
 
 @dataclass(frozen=True)
-class Survival:
+class RoundingReport:
     """What a merge did to the weights; each kind of merge reports more beside it."""
 
-    modules: tuple[ModuleSurvival, ...]
+    modules: tuple[ModuleRounding, ...]
     """One entry per adapted module, worst loss first."""
     replaced: tuple[str, ...]
     """Parameters of the base replaced by ones the adapter saved whole."""
@@ -56,7 +56,7 @@ class Survival:
         return max((item.loss for item in self.modules), default=0.0)
 
 
-class SurvivalMeter:
+class RoundingMeter:
     """Adds one module's update to its weight, block by block, and adds up the three norms."""
 
     def __init__(self, module: str) -> None:
@@ -76,9 +76,9 @@ class SurvivalMeter:
         self._weight += _square_sum(weight)
         return cast
 
-    def result(self) -> ModuleSurvival:
+    def result(self) -> ModuleRounding:
         """Return the ratios; an update of zeros loses nothing."""
-        return ModuleSurvival(
+        return ModuleRounding(
             module=self.module,
             loss=math.sqrt(self._error / self._delta) if self._delta else 0.0,
             relative_size=math.sqrt(self._delta / self._weight) if self._weight else 0.0,
@@ -102,7 +102,7 @@ def checked_cast(values: AnyArray, dtype: np.dtype[Any], name: str) -> AnyArray:
     return cast
 
 
-def complete(adapter: Adapter, meters: Iterable[SurvivalMeter]) -> tuple[ModuleSurvival, ...]:
+def complete(adapter: Adapter, meters: Iterable[RoundingMeter]) -> tuple[ModuleRounding, ...]:
     """Return what became of every module, worst loss first.
 
     Raises:

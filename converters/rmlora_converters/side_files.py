@@ -1,4 +1,4 @@
-"""The small files beside a model's weights: tokenizer, configuration, licence."""
+"""The small files beside a model's weights: tokenizer, configuration, license."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from rmlora._version import __version__
 from rmlora.adapter import Adapter
 from rmlora.storage import write_json
-from rmlora_converters.rounding import Survival
+from rmlora_converters.rounding import RoundingReport
 
 __all__ = ["PROVENANCE_FILE", "copy_side_files", "write_provenance"]
 
@@ -42,7 +42,7 @@ def copy_side_files(source: Path, target: Path, *, but: Collection[str] = ()) ->
                 shutil.copyfile(path, copy)
 
 
-def write_provenance(directory: Path, base: Path, adapter: Adapter, report: Survival) -> None:
+def write_provenance(directory: Path, base: Path, adapter: Adapter, report: RoundingReport) -> None:
     """Write from what a merge in ``directory`` was made, and what it reports."""
     write_json(
         directory / PROVENANCE_FILE,

@@ -1,4 +1,4 @@
-"""What the pictures of this project share: formats, colours, and drawing without a display."""
+"""What the pictures of this project share: formats, colors, and drawing without a display."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "check_plot_path", "clean_axes", "save_figure"]
+__all__ = ["COLORS", "check_plot_path", "clean_axes", "save_figure"]
 
-COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2")
+COLORS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2")
 """In the order of the things compared; they differ in lightness too."""
 
 _FORMATS = (".png", ".svg", ".pdf")

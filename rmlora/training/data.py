@@ -1,4 +1,4 @@
-"""Reading labelled data through ``datasets`` and settling the labels."""
+"""Reading labeled data through ``datasets`` and settling the labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rmlora.tasks import Task
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Columns", "LabelledData", "Splits", "load_split", "load_splits"]
+__all__ = ["Columns", "LabeledData", "Splits", "load_split", "load_splits"]
 
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 _TEXT_NAMES = ("text", "sentence", "question", "content", "message", "review", "input")
@@ -32,7 +32,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class LabelledData:
+class LabeledData:
     """One split: raw inputs and the name of each one's label."""
 
     inputs: list[Any]
@@ -88,7 +88,7 @@ def load_splits(
     return Splits(labels, (inputs, numbers), held_out, tested)
 
 
-def load_split(task: Task, source: str, columns: Columns) -> LabelledData:
+def load_split(task: Task, source: str, columns: Columns) -> LabeledData:
     """Read one file, image folder or hub dataset (``name`` or ``name:split``).
 
     Raises:
@@ -112,8 +112,8 @@ def load_split(task: Task, source: str, columns: Columns) -> LabelledData:
             raise InputError(f"Row {row + 1} of {source} has no '{input_column}': fill it in or remove the row.")
     feature = table.features[label_column]
     if hasattr(feature, "int2str"):
-        return LabelledData(inputs, [feature.int2str(number) for number in raw], tuple(feature.names))
-    return LabelledData(inputs, [str(label) for label in raw])
+        return LabeledData(inputs, [feature.int2str(number) for number in raw], tuple(feature.names))
+    return LabeledData(inputs, [str(label) for label in raw])
 
 
 def _open(source: str) -> Dataset:
@@ -174,7 +174,7 @@ def _sorted_labels(labels: Sequence[str]) -> list[str]:
     return sorted(distinct)
 
 
-def _encode(data: LabelledData, index: dict[str, int], source: str) -> tuple[list[Any], list[int]]:
+def _encode(data: LabeledData, index: dict[str, int], source: str) -> tuple[list[Any], list[int]]:
     unknown = sorted(set(data.labels) - set(index))
     if unknown:
         raise InputError(

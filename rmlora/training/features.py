@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 class TextExamples(Dataset[Row]):
-    """Tokenised once; padded batch by batch to the longest row."""
+    """Tokenized once; padded batch by batch to the longest row."""
 
     def __init__(self, texts: Sequence[str], labels: Sequence[int], tokenizer: Any, max_length: int) -> None:
         from transformers import DataCollatorWithPadding

@@ -115,9 +115,9 @@ def _adapt(loaded: TaskModel, task: Task, config: RMLoRAConfig) -> tuple[PeftMod
 
     heads = {name for name in ("classifier", "score") if hasattr(loaded.model, name)}
     fresh = {name for name in loaded.new_modules if name.partition(".")[0] not in heads}
-    saved = tuple(sorted({*config.modules_to_save, *heads, *fresh}))
+    modules_to_save = tuple(sorted({*config.modules_to_save, *heads, *fresh}))
     excluded = tuple(sorted({*config.exclude_modules, *fresh}))
-    config = dataclasses.replace(config, modules_to_save=saved, exclude_modules=excluded)
+    config = dataclasses.replace(config, modules_to_save=modules_to_save, exclude_modules=excluded)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT sets fan_in_fan_out for Conv1D itself, and says so

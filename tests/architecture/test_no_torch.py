@@ -10,13 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.cli import BLOCKER, ROOT, environment, run_process
-from tests.helpers.handmade import colour_bundle, word_bundle
+from tests.helpers.cli import BLOCKER, PACKAGES, environment, run_process
+from tests.helpers.handmade import color_bundle, word_bundle
 from tests.helpers.models import adapt, build, lora_config, save_base
 
 ABSENT = ("torch", "torchvision", "peft", "accelerate")
-
-PACKAGES = ("rmlora", "converters", "deploy")
 
 TRAINING_ONLY = {"rmlora.training.features", "rmlora.training.objective", "rmlora.training.sampler"}
 """Modules that define subclasses of torch's or the Trainer's own classes, imported when training starts."""
@@ -36,8 +34,8 @@ print(json.dumps({{"failed": failed, "loaded": [name for name in {absent!r} if n
 def modules() -> list[str]:
     found = [
         name
-        for package in PACKAGES
-        for _, name, _ in pkgutil.walk_packages([str(ROOT / package)], prefix=f"{package}.")
+        for package, folder in PACKAGES.items()
+        for _, name, _ in pkgutil.walk_packages([str(folder)], prefix=f"{package}.")
         if not name.endswith("__main__")
     ]
     return [*PACKAGES, *found]
@@ -84,10 +82,10 @@ def test_predict_with_an_image_bundle(tmp_path: Path) -> None:
     from PIL import Image
 
     Image.new("RGB", (9, 9), (0, 200, 0)).save(tmp_path / "green.png")
-    bundle = colour_bundle(tmp_path / "colours")
+    bundle = color_bundle(tmp_path / "colors")
     answered = run_process("predict", bundle, tmp_path / "green.png", "--json", without=ABSENT)
     assert answered.code == 0, answered.stderr
-    assert json.loads(answered.stdout)[0]["answers"]["colours"][0]["label"] == "green"
+    assert json.loads(answered.stdout)[0]["answers"]["colors"][0]["label"] == "green"
 
 
 def test_inspect_and_merge_of_an_adapter(tmp_path: Path) -> None:

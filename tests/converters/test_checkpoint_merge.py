@@ -14,17 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import rmlora_converters.checkpoint_merge as checkpoint_merge
 import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
-from rmlora_converters.checkpoint_merge import merge_checkpoint
 
+import rmlora_converters.checkpoint_merge as checkpoint_merge
 from rmlora.adapter import Adapter
 from rmlora.errors import AdapterError, BaseMismatchError, OutputError
 from rmlora.package import load_package, save_package
+from rmlora_converters.checkpoint_merge import merge_checkpoint
 from tests.helpers.models import ARCHITECTURES, adapt, build, lora_config, output, relative_error, save_base
 
 NAMES = sorted(ARCHITECTURES)
@@ -202,7 +202,7 @@ def test_another_base_is_refused_unless_told(tmp_path: Path) -> None:
         merge_checkpoint(other, adapter, tmp_path / "never")
 
 
-def test_a_quantised_base_is_refused(tmp_path: Path) -> None:
+def test_a_quantized_base_is_refused(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     base, adapter = make(tmp_path, "bert")
@@ -210,7 +210,7 @@ def test_a_quantised_base_is_refused(tmp_path: Path) -> None:
     key = "bert.encoder.layer.0.attention.self.query.weight"
     tensors[key] = tensors[key].to(torch.int8)
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(AdapterError, match=r"stores '.*query\.weight' as I8 \(quantised\)"):
+    with pytest.raises(AdapterError, match=r"stores '.*query\.weight' as I8 \(quantized\)"):
         merge_checkpoint(base, load_package(adapter), tmp_path / "merged")
 
 

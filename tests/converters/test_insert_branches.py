@@ -10,18 +10,19 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from rmlora_converters.graph.contract.adapter_arrays import slot_arrays
-from rmlora_converters.graph.contract.lora_inputs import Slots, read_slots
-from rmlora_converters.graph.files.model_file import load_model
-from rmlora_converters.graph.files.onnx_adapter import write_onnx_adapter
-from rmlora_converters.graph.locate.targets import find_places
-from rmlora_converters.graph.passes.insert_branches import insert_branches
-from rmlora_deploy.runtime.providers import create_session
 
 from rmlora.adapter import Adapter, LoraModule
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError, InputError
 from rmlora.package import load_package
+from rmlora_converters.graph.contract.adapter_arrays import adapter_arrays
+from rmlora_converters.graph.contract.lora_inputs import LoraInputs, read_lora_inputs
+from rmlora_converters.graph.files.model_file import load_model
+from rmlora_converters.graph.files.onnx_adapter import write_onnx_adapter
+from rmlora_converters.graph.locate.targets import find_targets
+from rmlora_converters.graph.passes.insert_branches import insert_branches
+from rmlora_converters.graph.passes.open_attention import open_attention_per_projection
+from rmlora_deploy.runtime.providers import create_session
 from tests.helpers.branch_graphs import FLOAT, Branched, make_adapters, make_branched
 from tests.helpers.exports import anonymous, export
 from tests.helpers.models import ARCHITECTURES, lora_config
@@ -46,7 +47,7 @@ def three(name: str, directory: Path) -> dict[str, Path]:
 
 @pytest.fixture(
     scope="module",
-    params=[(name, form) for name in NAMES for form in ("plain", "optimised", "anonymous")],
+    params=[(name, form) for name in NAMES for form in ("plain", "optimized", "anonymous")],
     ids="-".join,
 )
 def branched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Branched, Path]:
@@ -59,12 +60,13 @@ def branched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def export_of(name: str, directory: Path, form: str) -> Path:
-    graph = export(name, directory / "onnx" / "model.onnx", optimised=form != "plain")
+    graph = export(name, directory / "onnx" / "model.onnx", optimized=form != "plain")
     return anonymous(graph) if form == "anonymous" else graph
 
 
-def branch(model: ir.Model, adapter: Adapter, base: Checkpoint | None = None) -> Slots:
-    return insert_branches(model, find_places(model, [adapter], base), base_weights={})
+def branch(model: ir.Model, adapter: Adapter, base: Checkpoint | None = None) -> LoraInputs:
+    open_attention_per_projection(model)
+    return insert_branches(model, find_targets(model, [adapter], base), base_weights={})
 
 
 def relative(got: np.ndarray, expected: np.ndarray) -> float:
@@ -119,8 +121,8 @@ def test_the_graph_is_valid_and_says_what_it_takes(branched: tuple[Branched, Pat
     model = load_model(made.path)
     if all(node.domain == "" for node in model.graph):
         onnx.checker.check_model(made.path)
-    assert read_slots(model.metadata_props, where="graph") == made.slots
-    assert {slot.module for slot in made.slots.modules} == set().union(
+    assert read_lora_inputs(model.metadata_props, where="graph") == made.lora_inputs
+    assert {slot.module for slot in made.lora_inputs.modules} == set().union(
         *(load_package(path).modules for path in made.adapters.values())
     )
 
@@ -142,7 +144,7 @@ def test_embeddings_and_patches(name: str, targets: list[str], tmp_path: Path) -
         tmp_path,
         {"one": lora_config(name, target_modules=targets), "two": lora_config(name, r=6, target_modules=targets)},
     )
-    made = make_branched(name, export_of(name, tmp_path, "optimised"), tmp_path, adapters)
+    made = make_branched(name, export_of(name, tmp_path, "optimized"), tmp_path, adapters)
     session = made.session()
     inputs = made.inputs()
     for adapter in adapters:
@@ -172,9 +174,9 @@ def test_some_modules_of_a_packed_product(tmp_path: Path) -> None:
         n: LoraModule(n, "linear", a.astype(np.float32), b.astype(np.float32), 0.5) for n, (a, b) in factors.items()
     }
     adapter = Adapter(modules)
-    slots = branch(model, adapter, base)
+    lora_inputs = branch(model, adapter, base)
     ir.save(model, tmp_path / "m.onnx")
-    feeds = slot_arrays(adapter, slots, dict.fromkeys(slots.names, FLOAT))
+    feeds = adapter_arrays(adapter, lora_inputs, dict.fromkeys(lora_inputs.names, FLOAT))
     values = rng.normal(size=(3, 5, 8)).astype(np.float32)
     got = create_session(tmp_path / "m.onnx").run(None, {"x": values, **feeds})[0]
     updated = [
@@ -193,11 +195,11 @@ def test_what_has_no_place_is_named(tmp_path: Path) -> None:
     elsewhere = replace(loaded, modules={"nowhere.dense": replace(first, path="nowhere.dense")})
     with pytest.raises(AdapterError, match=r"no weight named like 'nowhere.dense.weight'.*Of its shape are"):
         branch(ir.load(graph), elsewhere)
-    norm = replace(loaded, saved={"bert.embeddings.LayerNorm.weight": np.ones(16, np.float32)})
+    norm = replace(loaded, modules_to_save={"bert.embeddings.LayerNorm.weight": np.ones(16, np.float32)})
     with pytest.raises(AdapterError, match="only linear modules can be switched: merge this adapter"):
         branch(ir.load(graph), norm)
     with pytest.raises(InputError, match="has no slots for adapters: make it with"):
-        read_slots(ir.load(graph).metadata_props, where="model.onnx")
+        read_lora_inputs(ir.load(graph).metadata_props, where="model.onnx")
 
 
 def test_an_adapter_of_other_modules_is_refused(tmp_path: Path) -> None:
@@ -208,7 +210,7 @@ def test_an_adapter_of_other_modules_is_refused(tmp_path: Path) -> None:
     made = make_branched("bert", export_of("bert", tmp_path, "plain"), tmp_path, {"one": adapters["one"]})
     dtypes = dict.fromkeys(made.arrays("one"), FLOAT)
     with pytest.raises(AdapterError, match=r"no branch for 'bert.encoder.layer.0.*: export again with this adapter"):
-        slot_arrays(load_package(adapters["two"]), made.slots, dtypes)
+        adapter_arrays(load_package(adapters["two"]), made.lora_inputs, dtypes)
 
 
 def test_a_module_called_twice_has_one_slot_and_two_branches(tmp_path: Path) -> None:
@@ -225,16 +227,16 @@ def test_a_module_called_twice_has_one_slot_and_two_branches(tmp_path: Path) -> 
     model = ir.Model(graph, ir_version=10)
     a, b = rng.normal(size=(2, 8)).astype(np.float32), rng.normal(size=(8, 2)).astype(np.float32)
     adapter = Adapter({"w": LoraModule("w", "linear", a, b, 1.0)})
-    slots = branch(model, adapter)
+    lora_inputs = branch(model, adapter)
     ir.save(model, tmp_path / "m.onnx")
-    feeds = slot_arrays(adapter, slots, {"w.lora_A": FLOAT, "w.lora_B": FLOAT})
+    feeds = adapter_arrays(adapter, lora_inputs, {"w.lora_A": FLOAT, "w.lora_B": FLOAT})
     values = rng.normal(size=(2, 3, 8)).astype(np.float32)
     got = create_session(tmp_path / "m.onnx").run(None, {"x": values, **feeds})[0]
     updated = weight + (b @ a).T
     np.testing.assert_allclose(got, values @ updated @ updated, rtol=1e-4, atol=1e-4)
 
 
-def test_quantised_products_by_the_genai_builders_names(tmp_path: Path) -> None:
+def test_quantized_products_by_the_genai_builders_names(tmp_path: Path) -> None:
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     rng = np.random.default_rng(0)
@@ -253,12 +255,12 @@ def test_quantised_products_by_the_genai_builders_names(tmp_path: Path) -> None:
     ir.save(model, tmp_path / "base.onnx")
     factors = rng.normal(size=(4, 64)).astype(np.float32), rng.normal(size=(32, 4)).astype(np.float32)
     adapter = Adapter({path: LoraModule(path, "linear", *factors, 0.5)})
-    slots = branch(model, adapter)
+    lora_inputs = branch(model, adapter)
     ir.save(model, tmp_path / "branches.onnx")
     values = rng.normal(size=(2, 3, 64)).astype(np.float32)
     base = create_session(tmp_path / "base.onnx").run(None, {"x": values})[0]
     session = create_session(tmp_path / "branches.onnx")
     np.testing.assert_array_equal(session.run(None, {"x": values})[0], base)
-    feeds = slot_arrays(adapter, slots, dict.fromkeys(slots.names, FLOAT))
+    feeds = adapter_arrays(adapter, lora_inputs, dict.fromkeys(lora_inputs.names, FLOAT))
     got = session.run(None, {"x": values, **feeds})[0]
     np.testing.assert_allclose(got, base + 0.5 * values @ factors[0].T @ factors[1].T, rtol=1e-4, atol=1e-4)

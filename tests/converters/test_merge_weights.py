@@ -10,14 +10,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from rmlora_converters.graph.files.model_file import load_model, save_model
-from rmlora_converters.graph.locate.weights import Wanted, find_weights
-from rmlora_converters.graph.passes.merge_weights import merge_graph
-from rmlora_converters.side_files import PROVENANCE_FILE
-from rmlora_deploy.export.optimize import optimise
-from rmlora_deploy.export.torch_export import export_torch
-from rmlora_deploy.export.trace_inputs import trace_inputs
-from rmlora_deploy.runtime.providers import create_session
 
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError, InputError
@@ -25,6 +17,14 @@ from rmlora.package import load_package
 from rmlora.processors import load_processor
 from rmlora.tasks import get_task
 from rmlora.torch_models import load_adapted
+from rmlora_converters.graph.files.model_file import load_model, save_model
+from rmlora_converters.graph.locate.weights import WeightQuery, find_weights
+from rmlora_converters.graph.passes.merge_weights import merge_graph
+from rmlora_converters.side_files import PROVENANCE_FILE
+from rmlora_deploy.export.optimize import optimize
+from rmlora_deploy.export.torch_export import export_torch
+from rmlora_deploy.export.trace_inputs import trace_inputs
+from rmlora_deploy.runtime.providers import create_session
 from tests.helpers.branch_graphs import LABELS, make_adapter, make_base
 from tests.helpers.bundles import make_sources
 from tests.helpers.cli import fails, run
@@ -56,18 +56,18 @@ def logits(path: Path, name: str) -> np.ndarray:
     return np.asarray(session.run(None, inputs)[0])
 
 
-@pytest.mark.parametrize("form", ["plain", "optimised", "anonymous"])
+@pytest.mark.parametrize("form", ["plain", "optimized", "anonymous"])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_merged_graph_is_pefts_model(name: str, form: str, tmp_path: Path) -> None:
     base, adapter = sources(name, tmp_path)
-    graph = export(name, tmp_path / "onnx" / "model.onnx", optimised=form != "plain")
+    graph = export(name, tmp_path / "onnx" / "model.onnx", optimized=form != "plain")
     if form == "anonymous":
         anonymous(graph)
     done = run("merge", base, adapter, "--onnx", graph, "-o", tmp_path / "merged", "--json")
     assert done.code == 0, done.stderr
     report = json.loads(done.stdout)
     assert len(report["modules"]) == len(load_package(adapter).modules)
-    assert (report["by_content"] > 0) == (form == "anonymous") or form == "optimised"
+    assert (report["by_content"] > 0) == (form == "anonymous") or form == "optimized"
     expected = expected_logits(name, adapter)
     got = logits(tmp_path / "merged" / "model.onnx", name)
     assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
@@ -86,7 +86,7 @@ def test_weights_are_found_in_packed_and_transposed_ones() -> None:
     base = type("Base", (), {"tensors": {}, "config": {}})()
     for name, weight in (("q.weight", query), ("k.weight", key)):
         base.tensors[name] = type("Info", (), {"read": lambda self, weight=weight: weight})()
-    wanted = [Wanted("q.weight", "linear", (8, 8)), Wanted("k.weight", "linear", (8, 8))]
+    wanted = [WeightQuery("q.weight", "linear", (8, 8)), WeightQuery("k.weight", "linear", (8, 8))]
     places = find_weights(ir.Model(graph, ir_version=10), wanted, base)
     assert {(p.parameter, p.transposed, p.start, p.stop) for p in places.values()} == {
         ("q.weight", True, 0, 8),
@@ -96,7 +96,7 @@ def test_weights_are_found_in_packed_and_transposed_ones() -> None:
 
 def test_what_has_no_place_is_an_error_that_lists_candidates(tmp_path: Path) -> None:
     base, adapter = sources("bert", tmp_path)
-    graph = anonymous(export("bert", tmp_path / "onnx" / "model.onnx", optimised=False))
+    graph = anonymous(export("bert", tmp_path / "onnx" / "model.onnx", optimized=False))
     with pytest.raises(AdapterError, match=r"pass --base .* Of its shape are weight_"):
         merge_graph(graph, load_package(adapter), tmp_path / "merged")
     model = ir.load(graph)
@@ -141,7 +141,7 @@ def test_weights_that_cannot_be_used_are_told_in_a_sentence(
 def test_a_large_graph_keeps_its_weights_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rmlora_converters.graph.files.model_file.INLINE_LIMIT", 0)
     base, adapter = sources("bert", tmp_path)
-    graph = export("bert", tmp_path / "onnx" / "model.onnx", optimised=True)
+    graph = export("bert", tmp_path / "onnx" / "model.onnx", optimized=True)
     seen: list[tuple[int, int]] = []
     merge_graph(
         graph,
@@ -162,7 +162,7 @@ def test_a_large_graph_keeps_its_weights_beside_it(tmp_path: Path, monkeypatch: 
 
 def test_values_that_overflow_are_refused(tmp_path: Path) -> None:
     base, adapter = sources("bert", tmp_path)
-    graph = export("bert", tmp_path / "onnx" / "model.onnx", optimised=False)
+    graph = export("bert", tmp_path / "onnx" / "model.onnx", optimized=False)
     loaded = load_package(adapter)
     huge = {
         path: replace(module, lora_A=np.full_like(module.lora_A, 1e38), lora_B=np.full_like(module.lora_B, 1e38))
@@ -180,7 +180,7 @@ def test_a_head_of_another_size_takes_the_place_of_the_graphs(name: str, form: s
     base = make_base(name, tmp_path)
     adapter = make_adapter(name, tmp_path, "three")
     (tmp_path / "onnx").mkdir()
-    graph = export(name, tmp_path / "onnx" / "model.onnx", optimised=form == "anonymous")
+    graph = export(name, tmp_path / "onnx" / "model.onnx", optimized=form == "anonymous")
     (tmp_path / "onnx" / "config.json").write_text("{}")
     if form == "anonymous":
         anonymous(graph)
@@ -204,7 +204,7 @@ def test_a_bias_that_the_exporter_left_out_comes_back(tmp_path: Path) -> None:
     )
     graph = tmp_path / "onnx" / "model.onnx"
     exported = export_torch(model, inputs)
-    save_model(optimise(exported, [{k: v.numpy() for k, v in inputs.tensors.items()}], tmp_path).model, graph)
+    save_model(optimize(exported, [{k: v.numpy() for k, v in inputs.tensors.items()}], tmp_path).model, graph)
     done = run("merge", base, adapter, "--onnx", graph, "-o", tmp_path / "merged")
     assert done.code == 0, done.stderr
     want = expected_logits("bert", adapter)
@@ -214,7 +214,7 @@ def test_a_bias_that_the_exporter_left_out_comes_back(tmp_path: Path) -> None:
 
 def test_a_merge_is_compared_with_pytorch_before_it_is_written(tmp_path: Path) -> None:
     base, adapter = sources("bert", tmp_path)
-    graph = export("bert", tmp_path / "onnx" / "model.onnx", optimised=False)
+    graph = export("bert", tmp_path / "onnx" / "model.onnx", optimized=False)
     done = run("merge", base, adapter, "--onnx", graph, "-o", tmp_path / "merged", "--json")
     assert done.code == 0, done.stderr
     record = json.loads((tmp_path / "merged" / PROVENANCE_FILE).read_text())["verification"]
@@ -226,7 +226,7 @@ def test_a_merge_is_compared_with_pytorch_before_it_is_written(tmp_path: Path) -
 
 def test_a_graph_that_computes_something_else_is_not_written(tmp_path: Path) -> None:
     base, adapter = sources("bert", tmp_path)
-    graph = export("bert", tmp_path / "onnx" / "model.onnx", optimised=False)
+    graph = export("bert", tmp_path / "onnx" / "model.onnx", optimized=False)
     model = onnx.load(graph)
     softmax = next(node for node in model.graph.node if node.op_type == "Softmax")
     softmax.op_type = "Identity"

@@ -13,14 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
-from rmlora_converters.compress import compress_adapter
-from rmlora_converters.delta import delta_rows
-from rmlora_converters.mix import mix_adapters
 
 from rmlora.adapter import Adapter, LoraModule
 from rmlora.errors import AdapterError, ConfigError
 from rmlora.package import load_package, save_package
 from rmlora.spectrum import module_spectrum
+from rmlora_converters.compress import compress_adapter
+from rmlora_converters.delta import delta_rows
+from rmlora_converters.mix import mix_adapters
 from tests.helpers.cli import fails, run
 from tests.helpers.models import ARCHITECTURES, adapt, build, lora_config, output, relative_error
 
@@ -78,7 +78,7 @@ def test_what_cannot_be_mixed_is_refused() -> None:
     with pytest.raises(AdapterError, match="No direction"):
         mix_adapters([one, one], [0, 0])
     with pytest.raises(ConfigError, match="different heads"):
-        mix_adapters([one, replace(one, saved={"classifier.weight": np.ones(2)})], [1, 1])
+        mix_adapters([one, replace(one, modules_to_save={"classifier.weight": np.ones(2)})], [1, 1])
     here, there = ({"base_weights": {"layer": digit * 32}} for digit in "ab")
     with pytest.raises(AdapterError, match="the weight of 'layer' differs"):
         mix_adapters([replace(one, metadata=here), replace(one, metadata=there)], [1, 1])

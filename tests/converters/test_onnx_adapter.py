@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from rmlora_converters.graph.files.buffer_pool import Blocks
-from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter, write_onnx_adapter
 
 from rmlora.errors import InputError
+from rmlora_converters.graph.files.buffer_pool import BufferPool
+from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter, write_onnx_adapter
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_file_that_changed_is_read_anew(written: tuple[Path, dict[str, np.ndar
 
 
 def test_a_block_is_used_again_only_when_nobody_refers_to_it() -> None:
-    blocks = Blocks()
+    blocks = BufferPool()
     first = blocks.take(16)
     view = first[4:8].view(np.float32).reshape(1)
     view[0] = 7.0

@@ -13,16 +13,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from rmlora_converters.graph.passes.pooling import EMBEDDING_NAME, insert_pooling, keep_answer
-from rmlora_converters.side_files import copy_side_files
-from rmlora_deploy.inference.embedder import cosines
-from rmlora_deploy.verify.compare import TOLERANCES, compare, departure
-from rmlora_deploy.verify.torch_pooling import pool
 
 from rmlora.adapter_task import adapter_labels, task_of
 from rmlora.errors import AdapterError, CheckpointError, ConfigError, InputError
 from rmlora.pooling import POOLING_MODES, Pooling, PoolingMode, read_pooling, read_text_length
 from rmlora.tasks import get_task
+from rmlora_converters.graph.passes.pooling import EMBEDDING_NAME, insert_pooling, keep_answer
+from rmlora_converters.side_files import copy_side_files
+from rmlora_deploy.inference.embedder import cosines
+from rmlora_deploy.verify.compare import TOLERANCES, compare, mismatch
+from rmlora_deploy.verify.torch_pooling import pool
 from tests.helpers.encoders import write_modules
 
 WIDTH = 5
@@ -64,18 +64,18 @@ def answers(model: ir.Model, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
 @settings(max_examples=25)
 @given(
     mode=st.sampled_from(POOLING_MODES),
-    normalise=st.booleans(),
+    normalize=st.booleans(),
     lengths=st.lists(st.integers(1, 7), min_size=1, max_size=5),
     left=st.booleans(),
     opset=st.sampled_from([13, 17, 20]),
 )
 def test_the_graph_pools_as_pytorch_does(
-    mode: PoolingMode, normalise: bool, lengths: list[int], left: bool, opset: int
+    mode: PoolingMode, normalize: bool, lengths: list[int], left: bool, opset: int
 ) -> None:
     widest = max(lengths)
     ids = np.random.default_rng(widest).integers(0, 40, (len(lengths), widest))
     mask = np.array([[0] * (widest - n) + [1] * n if left else [1] * n + [0] * (widest - n) for n in lengths])
-    pooling = Pooling(mode, normalise)
+    pooling = Pooling(mode, normalize)
     model = graph(opset=opset)
     insert_pooling(model, pooling)
     got = answers(model, ids, mask)
@@ -85,7 +85,7 @@ def test_the_graph_pools_as_pytorch_does(
         tokens = TABLE[ids[row, -length:] if left else ids[row, :length]]
         first = TABLE[ids[row, 0]]
         alone = {"mean": tokens.mean(0), "cls": first, "last": tokens[-1]}[mode]
-        alone = alone / np.linalg.norm(alone) if normalise else alone
+        alone = alone / np.linalg.norm(alone) if normalize else alone
         np.testing.assert_allclose(got[row], alone, rtol=1e-4, atol=1e-6)
 
 
@@ -127,8 +127,8 @@ FORMS: list[tuple[dict[str, object], PoolingMode]] = [
 @pytest.mark.parametrize(("config", "mode"), FORMS)
 def test_sentence_transformers_files_are_read(config: dict[str, object], mode: PoolingMode, tmp_path: Path) -> None:
     assert read_pooling(tmp_path) is None
-    assert read_pooling(write_modules(tmp_path, config)) == Pooling(mode, normalise=False)
-    assert read_pooling(write_modules(tmp_path, config, more=["Normalize"])) == Pooling(mode, normalise=True)
+    assert read_pooling(write_modules(tmp_path, config)) == Pooling(mode, normalize=False)
+    assert read_pooling(write_modules(tmp_path, config, more=["Normalize"])) == Pooling(mode, normalize=True)
     assert read_text_length(tmp_path) is None
     (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 256, "do_lower_case": false}')
     assert read_text_length(tmp_path) == 256
@@ -140,7 +140,7 @@ def test_a_merged_checkpoint_keeps_its_pooling(tmp_path: Path) -> None:
     (source / "1_Pooling" / "old.bin").write_bytes(b"pickle")
     (tmp_path / "merged").mkdir()
     copy_side_files(source, tmp_path / "merged", but=("config.json",))
-    assert read_pooling(tmp_path / "merged") == Pooling("last", normalise=True)
+    assert read_pooling(tmp_path / "merged") == Pooling("last", normalize=True)
     kept = {path.relative_to(tmp_path / "merged").as_posix() for path in (tmp_path / "merged").rglob("*.*")}
     assert kept == {"modules.json", "1_Pooling/config.json"}
 
@@ -171,9 +171,9 @@ def test_vectors_are_compared_by_cosine_and_never_by_choice() -> None:
     assert turned.min_cosine == pytest.approx(0.8)
     assert not turned.within(TOLERANCES["int8"])
     limit = {"relative_error": 9.0, "rms_error": 9.0, "agreement": 0.9, "cosine": 0.97}
-    said = departure({**vars(turned)}, limit)
+    said = mismatch({**vars(turned)}, limit)
     assert said is not None and "least cosine of a text's two vectors is 0.800000 (at least 0.97)" in said
-    assert departure({**vars(same)}, limit) is None
+    assert mismatch({**vars(same)}, limit) is None
     assert not compare(expected, [np.full((2, 2), np.nan)], vectors=True).within(TOLERANCES["int4"])
     np.testing.assert_allclose(cosines(np.array([[3, 4], [4, 3], [0, 0]], np.float32))[0], [1.0, 0.96, 0.0])
 
@@ -193,6 +193,6 @@ def test_an_adapters_task_is_known_or_an_error() -> None:
         task_of(classifier, "feature-extraction")
     with pytest.raises(AdapterError, match="e is for feature-extraction and cannot be used for text-classification"):
         task_of(embedding, "text-classification")
-    headed = Adapter({}, saved={"classifier.weight": np.zeros((2, 4))}, source="h")
+    headed = Adapter({}, modules_to_save={"classifier.weight": np.zeros((2, 4))}, source="h")
     with pytest.raises(AdapterError, match=r"h brings 'classifier.weight', as adapters for classification do"):
         task_of(headed, "feature-extraction")

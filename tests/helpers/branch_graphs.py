@@ -10,16 +10,17 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from peft import LoraConfig, PeftModel
-from rmlora_converters.graph.contract.adapter_arrays import slot_arrays
-from rmlora_converters.graph.contract.lora_inputs import Slots
-from rmlora_converters.graph.files.model_file import load_model, save_model
-from rmlora_converters.graph.locate.targets import find_places
-from rmlora_converters.graph.passes.insert_branches import insert_branches
-from rmlora_deploy.runtime import AdapterSession
 
 from rmlora.adapter import Adapter
 from rmlora.checkpoint import Checkpoint
 from rmlora.package import load_package, write_metadata
+from rmlora_converters.graph.contract.adapter_arrays import adapter_arrays
+from rmlora_converters.graph.contract.lora_inputs import LoraInputs
+from rmlora_converters.graph.files.model_file import load_model, save_model
+from rmlora_converters.graph.locate.targets import find_targets
+from rmlora_converters.graph.passes.insert_branches import insert_branches
+from rmlora_converters.graph.passes.open_attention import open_attention_per_projection
+from rmlora_deploy.runtime import AdapterSession
 from tests.helpers.bundles import make_sources
 from tests.helpers.exports import with_bias
 from tests.helpers.models import ARCHITECTURES, adapt, build, lora_config, output, save_base
@@ -35,12 +36,14 @@ class Branched:
 
     name: str
     path: Path
-    slots: Slots
+    lora_inputs: LoraInputs
     adapters: dict[str, Path]
 
     def arrays(self, adapter: str) -> dict[str, np.ndarray]:
         """Return what an adapter feeds."""
-        return slot_arrays(load_package(self.adapters[adapter]), self.slots, dict.fromkeys(self.slots.names, FLOAT))
+        return adapter_arrays(
+            load_package(self.adapters[adapter]), self.lora_inputs, dict.fromkeys(self.lora_inputs.names, FLOAT)
+        )
 
     def session(self, **options: int) -> AdapterSession:
         """Open the graph with all its adapters."""
@@ -79,10 +82,13 @@ def make_branched(
     model = ir.load(graph)
     ir.external_data.load_to_model(model)
     loaded: list[Adapter] = [load_package(path) for path in adapters.values()]
-    slots = insert_branches(model, find_places(model, loaded, None if by_name else Checkpoint(base)), base_weights={})
+    open_attention_per_projection(model)
+    lora_inputs = insert_branches(
+        model, find_targets(model, loaded, None if by_name else Checkpoint(base)), base_weights={}
+    )
     path = directory / "branches.onnx"
     save_model(model, path)
-    return Branched(name, path, slots, adapters)
+    return Branched(name, path, lora_inputs, adapters)
 
 
 def make_base(name: str, directory: Path) -> Path:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from rmlora.package import write_metadata
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.export.export_settings import ExportSettings
 from rmlora_deploy.export.pipeline import export_bundle
-
-from rmlora.package import write_metadata
 from tests.helpers.cli import tokenizer
 from tests.helpers.models import ARCHITECTURES, adapt, build, lora_config, save_base
 
@@ -43,4 +42,4 @@ def make_bundle(name: str, directory: Path, **settings: object) -> Bundle:
     """Export a tiny model to ``directory / "bundle"``."""
     base, adapter = make_sources(name, directory)
     options = {"base": str(base), "adapters": {"adapter": adapter}, "output": directory / "bundle", **settings}
-    return export_bundle(ExportSettings(**options), note=lambda line: None)  # type: ignore[arg-type]
+    return export_bundle(ExportSettings(**options), on_progress=lambda line: None)  # type: ignore[arg-type]

@@ -12,15 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rmlora_deploy.cli import main
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
+from rmlora_deploy.cli import main
 from tests.helpers.models import VOCABULARY, build, save_base
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
+PACKAGES = {
+    "rmlora": ROOT / "rmlora",
+    "rmlora_converters": ROOT / "converters" / "rmlora_converters",
+    "rmlora_deploy": ROOT / "deploy" / "rmlora_deploy",
+}
+"""Import package → its folder, each before those that may import it."""
+SEARCH_PATH = os.pathsep.join(dict.fromkeys(str(folder.parent) for folder in PACKAGES.values()))
+"""What a process needs to import the project from this tree."""
 WORDS = [f"w{number}" for number in range(VOCABULARY - 3)]
 
 
@@ -49,7 +57,7 @@ class Finished:
 
 def environment(**more: str) -> dict[str, str]:
     """Return this process's environment with one thread and the project on the path."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
+    return {**os.environ, "PYTHONPATH": SEARCH_PATH, "OMP_NUM_THREADS": "1", **more}
 
 
 def run(*words: str | Path) -> Finished:

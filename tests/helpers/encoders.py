@@ -57,7 +57,7 @@ def write_modules(directory: Path, pooling: dict[str, object], *, more: Sequence
 
 
 def peft_vectors(
-    base: Path, adapter: Path | None, texts: Sequence[str], *, mode: str = "mean", normalise: bool = True
+    base: Path, adapter: Path | None, texts: Sequence[str], *, mode: str = "mean", normalize: bool = True
 ) -> np.ndarray:
     """Return ``[texts, width]`` from PyTorch, every text alone."""
     model = AutoModel.from_pretrained(base).eval()
@@ -71,4 +71,4 @@ def peft_vectors(
             hidden = model(**inputs).last_hidden_state[0].numpy()
             rows.append({"mean": hidden.mean(0), "cls": hidden[0], "last": hidden[-1]}[mode])
     vectors = np.stack(rows)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if normalise else vectors
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if normalize else vectors

@@ -9,14 +9,14 @@ from tempfile import TemporaryDirectory
 import onnx
 import onnx_ir as ir
 import torch
-from rmlora_converters.graph.files.model_file import save_model
-from rmlora_deploy.export.optimize import optimise
-from rmlora_deploy.export.torch_export import export_torch
-from rmlora_deploy.export.trace_inputs import trace_inputs
 from transformers import PreTrainedModel
 
 from rmlora.processors import load_processor
 from rmlora.tasks import get_task
+from rmlora_converters.graph.files.model_file import save_model
+from rmlora_deploy.export.optimize import optimize
+from rmlora_deploy.export.torch_export import export_torch
+from rmlora_deploy.export.trace_inputs import trace_inputs
 from tests.helpers.bundles import make_sources
 from tests.helpers.models import ARCHITECTURES, build
 
@@ -35,7 +35,7 @@ def with_bias(name: str) -> PreTrainedModel:
 
 @cache
 def _traced(name: str) -> bytes:
-    """Return what torch's exporter makes of the tiny model, serialised; tracing takes longer than most tests."""
+    """Return what torch's exporter makes of the tiny model, serialized; tracing takes longer than most tests."""
     model = with_bias(name)
     task = get_task(ARCHITECTURES[name].task or "")
     with TemporaryDirectory() as directory:
@@ -44,14 +44,14 @@ def _traced(name: str) -> bytes:
     return ir.to_proto(export_torch(model, inputs, opset=20)).SerializeToString()
 
 
-def export(name: str, target: Path, *, optimised: bool) -> Path:
+def export(name: str, target: Path, *, optimized: bool) -> Path:
     """Export the tiny model with its head, no adapter in it."""
     graph = ir.from_proto(onnx.load_from_string(_traced(name)))
-    if optimised:
-        cases = [{key: value.numpy() for key, value in ARCHITECTURES[name].inputs().items()}]
+    if optimized:
+        batches = [{key: value.numpy() for key, value in ARCHITECTURES[name].inputs().items()}]
         names = {value.name for value in graph.graph.inputs}
-        cases = [{key: value for key, value in case.items() if key in names} for case in cases]
-        graph = optimise(graph, cases, target.parent).model
+        batches = [{key: value for key, value in batch.items() if key in names} for batch in batches]
+        graph = optimize(graph, batches, target.parent).model
     save_model(graph, target)
     return target
 

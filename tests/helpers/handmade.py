@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from rmlora_deploy.bundles.bundle import BUNDLE_FORMAT_VERSION, MANIFEST_FILE, MODEL_FILE
 
 from rmlora.storage import sha256_file
+from rmlora_deploy.bundles.bundle import BUNDLE_FORMAT_VERSION, MANIFEST_FILE, MODEL_FILE
 from tests.helpers.bundles import PROCESSOR
 from tests.helpers.cli import tokenizer
 from tests.helpers.models import VOCABULARY
@@ -42,7 +42,7 @@ def word_bundle(
     return directory
 
 
-def colour_bundle(directory: Path) -> Path:
+def color_bundle(directory: Path) -> Path:
     """Write an image bundle: the mean of the red, green and blue channel is the score of that label."""
     nodes = [helper.make_node("ReduceMean", ["pixel_values", "axes"], ["logits"], keepdims=0)]
     inputs = {"pixel_values": (TensorProto.FLOAT, ["batch", 3, 16, 16])}

@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
 from rmlora_deploy.serving import Registry, ServeSettings
 from rmlora_deploy.serving.metrics import Metrics
 from rmlora_deploy.serving.server import HttpServer
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
 from tests.helpers.branch_graphs import make_adapter, make_base
 from tests.helpers.cli import environment, run
-from tests.helpers.handmade import colour_bundle, word_bundle
+from tests.helpers.handmade import color_bundle, word_bundle
 
 ADAPTERS = {"one": 2, "two": 4, "three": 6}
 """Adapter of the bundle with branches → its rank; labels as in ``tests.helpers.branch_graphs.LABELS``."""
@@ -43,7 +43,7 @@ class Server:
 
 
 def make_served(directory: Path) -> dict[str, Path]:
-    """Make what tests serve: ``many`` (three adapters as branches), ``words`` and ``colours`` (merged, handmade).
+    """Make what tests serve: ``many`` (three adapters as branches), ``words`` and ``colors`` (merged, handmade).
 
     ``directory / "one"`` and its like are the adapter packages.
     """
@@ -58,7 +58,7 @@ def make_served(directory: Path) -> dict[str, Path]:
     return {
         "many": directory / "many",
         "words": word_bundle(directory / "words"),
-        "colours": colour_bundle(directory / "colours"),
+        "colors": color_bundle(directory / "colors"),
     }
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.bundles.reference import load_reference
 
 from benchmarks.assets import dinov2_small, minilm
 from benchmarks.random_adapters import save_random_adapter
+from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.bundles.reference import load_reference
 from tests.helpers.cli import run
 
 pytestmark = pytest.mark.e2e
@@ -39,7 +39,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_the_report_holds_what_was_promised(bundle: Bundle) -> None:
     report = bundle.manifest["verification"]
     modules = 36 if bundle.task == "text-classification" else 73
-    assert len(bundle.slots().modules) == modules
+    assert len(bundle.lora_inputs().modules) == modules
     assert report["base"]["bit_equal"]
     for row in [report["mixed"], *(item["onnx"] for item in report["adapters"].values())]:
         assert row["max_relative_error"] <= 1e-5

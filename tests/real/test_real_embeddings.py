@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from benchmarks.assets import minilm
+from benchmarks.random_adapters import save_random_adapter
 from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.export.precision import lower_precision
 from rmlora_deploy.inference.embedder import Embedder, cosines
 from rmlora_deploy.runtime import AdapterSession
 from rmlora_deploy.verify.sample_batches import TEXTS
-
-from benchmarks.assets import minilm
-from benchmarks.random_adapters import save_random_adapter
 from tests.helpers.cli import run
 from tests.helpers.encoders import peft_vectors
 
@@ -33,16 +33,16 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = [part for name in RANKS for part in ("-a", directory / name)]
     done = run("export", minilm(), "--mode", "branches", *flags, "-o", directory / "bundle")
     assert done.code == 0, done.stderr
-    assert "Pooling: mean, normalised (as the files beside the base say)" in done.stdout
+    assert "Pooling: mean, normalized (as the files beside the base say)" in done.stdout
     assert "least cosine" in done.stdout
     return directory
 
 
 def test_base_and_adapters_give_the_vectors_of_sentence_transformers(home: Path) -> None:
     bundle = Bundle.open(home / "bundle")
-    assert bundle.manifest["pooling"] == {"mode": "mean", "normalise": True, "source": "base"}
+    assert bundle.manifest["pooling"] == {"mode": "mean", "normalize": True, "source": "base"}
     assert bundle.manifest["max_length"] == 256  # sentence-transformers' file, not the tokenizer's 512
-    assert len(bundle.slots().modules) == 36
+    assert len(bundle.lora_inputs().modules) == 36
     report = bundle.manifest["verification"]
     assert report["base"]["bit_equal"] and report["mixed"]["max_relative_error"] <= 1e-5
     embedder = Embedder.open(home / "bundle")
@@ -60,7 +60,7 @@ def test_base_and_adapters_give_the_vectors_of_sentence_transformers(home: Path)
     assert alike[0, 1] > 0.8 > 0.3 > alike[0, 2]  # what the base was trained for
 
 
-def test_int8_quantises_every_layer_and_keeps_the_direction(home: Path, tmp_path: Path) -> None:
+def test_int8_quantizes_every_layer_and_keeps_the_direction(home: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(home / "bundle")
     lower_precision(bundle.model_path, tmp_path / "int8.onnx", "int8")
     assert sum(path.stat().st_size for path in tmp_path.glob("int8.onnx*")) < 25e6

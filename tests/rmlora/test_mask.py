@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmlora.mask import resting_directions, resting_directions_of_many
+from rmlora.mask import masked_directions, masked_directions_of_many
 
 names = st.text(st.characters(min_codepoint=46, max_codepoint=122), min_size=1, max_size=30)
 
@@ -22,7 +22,7 @@ def test_draws_the_right_number_without_replacement(
     seed: int, step: int, module: str, rank: int, data: st.DataObject
 ) -> None:
     active = data.draw(st.integers(1, rank))
-    rest = resting_directions(seed=seed, step=step, module=module, side="A", rank=rank, active_rank=active)
+    rest = masked_directions(seed=seed, step=step, module=module, side="A", rank=rank, active_rank=active)
     assert len(rest) == rank - active == len(set(rest.tolist()))
     assert ((rest >= 0) & (rest < rank)).all()
 
@@ -30,20 +30,20 @@ def test_draws_the_right_number_without_replacement(
 @given(step=st.integers(0, 1000), modules=st.lists(names, min_size=1, max_size=5))
 def test_a_module_is_masked_alike_whatever_stands_beside_it(step: int, modules: list[str]) -> None:
     pairs = [(module, "B") for module in modules]
-    many = resting_directions_of_many(seed=3, step=step, names=pairs, rank=8, active_rank=4)
+    many = masked_directions_of_many(seed=3, step=step, names=pairs, rank=8, active_rank=4)
     for module, row in zip(modules, many, strict=True):
-        alone = resting_directions(seed=3, step=step, module=module, side="B", rank=8, active_rank=4)
+        alone = masked_directions(seed=3, step=step, module=module, side="B", rank=8, active_rank=4)
         np.testing.assert_array_equal(row, alone)
 
 
 def test_nothing_rests_in_step_zero() -> None:
-    assert resting_directions(seed=1, step=0, module="m", side="AB", rank=8, active_rank=4).size == 0
+    assert masked_directions(seed=1, step=0, module="m", side="AB", rank=8, active_rank=4).size == 0
 
 
 def test_every_direction_rests_equally_often() -> None:
     counts = np.zeros(8)
     for step in range(1, 2001):
-        counts[resting_directions(seed=0, step=step, module="layer", side="AB", rank=8, active_rank=6)] += 1
+        counts[masked_directions(seed=0, step=step, module="layer", side="AB", rank=8, active_rank=6)] += 1
     expected, deviation = 2000 * 2 / 8, np.sqrt(2000 * 0.25 * 0.75)
     assert (abs(counts - expected) < 4 * deviation).all()
 
@@ -51,7 +51,7 @@ def test_every_direction_rests_equally_often() -> None:
 def test_seed_step_module_and_side_each_change_the_mask() -> None:
     def masks(seed: int, module: str, side: str) -> list[tuple[int, ...]]:
         return [
-            tuple(resting_directions(seed=seed, step=s, module=module, side=side, rank=16, active_rank=8))
+            tuple(masked_directions(seed=seed, step=s, module=module, side=side, rank=16, active_rank=8))
             for s in range(1, 40)
         ]
 
@@ -64,7 +64,7 @@ def test_seed_step_module_and_side_each_change_the_mask() -> None:
 def test_masks_never_change_between_versions() -> None:
     """A run resumed under a newer version must draw the masks the older one would have drawn."""
     drawn = [
-        resting_directions(seed=42, step=s, module="bert.encoder.layer.0", side="AB", rank=8, active_rank=4).tolist()
+        masked_directions(seed=42, step=s, module="bert.encoder.layer.0", side="AB", rank=8, active_rank=4).tolist()
         for s in (1, 2, 1000)
     ]
     assert drawn == GOLDEN

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from peft import PeftModel
-from rmlora_converters.delta import delta_rows
 from safetensors.numpy import load_file, save_file
 
 from rmlora.adapter import LoraModule
 from rmlora.errors import AdapterError
 from rmlora.package import load_package, save_package
+from rmlora_converters.delta import delta_rows
 from tests.helpers.models import ARCHITECTURES, adapt, build, lora_config, output, relative_error
 
 
@@ -50,7 +50,7 @@ def test_updates_are_pefts_delta_weights(name: str, changes: dict[str, Any], tmp
         expected = layer.get_delta_weight("default").detach().numpy()
         np.testing.assert_allclose(delta_rows(module, tuple(expected.shape)), expected, rtol=1e-5, atol=1e-6)
     head = ARCHITECTURES[name].head
-    assert bool(adapter.saved) == (head is not None)
+    assert bool(adapter.modules_to_save) == (head is not None)
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
@@ -71,8 +71,8 @@ def test_resized_embeddings_and_biases_are_kept_as_saved_tensors(tmp_path: Path)
     model = adapt(build("bert"), lora_config("bert", target_modules=["word_embeddings"], bias="all"))
     model.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
     adapter = load_package(tmp_path / "adapter")
-    assert "bert.embeddings.word_embeddings.weight" in adapter.saved
-    assert "bert.encoder.layer.0.attention.self.query.bias" in adapter.saved
+    assert "bert.embeddings.word_embeddings.weight" in adapter.modules_to_save
+    assert "bert.encoder.layer.0.attention.self.query.bias" in adapter.modules_to_save
     assert adapter.modules["bert.embeddings.word_embeddings"].kind == "embedding"
 
 

@@ -8,7 +8,7 @@ import torch
 from rmlora.config import RMLoRAConfig
 from rmlora.errors import TrainingError
 from rmlora.factors import find_factors
-from rmlora.mask import resting_directions
+from rmlora.mask import masked_directions
 from rmlora.regularizer import penalty
 from rmlora.steps import mask_gradients, regularize_gradients
 from tests.helpers.models import ARCHITECTURES, adapt, build, lora_config, output
@@ -59,7 +59,7 @@ def test_only_resting_directions_of_factors_lose_their_gradient(name: str, shari
     for item in factors:
         sides = ("AB", "AB") if sharing == "shared" else ("A", "B")
         for parameter, axis, side in ((item.A, 0, sides[0]), (item.B, 1, sides[1])):
-            rest = resting_directions(seed=5, step=3, module=item.module, side=side, rank=4, active_rank=2)
+            rest = masked_directions(seed=5, step=3, module=item.module, side=side, rank=4, active_rank=2)
             moved = [d for d in range(4) if d not in rest]
             key = next(n for n, p in model.named_parameters() if p is parameter)
             assert (parameter.grad.index_select(axis, torch.tensor(rest)) == 0).all()
@@ -99,7 +99,7 @@ def test_adam_moves_resting_directions_unless_the_mode_restores_them(mode: str) 
         optimizer.step()
         masked.restore()
     rests = {
-        item.module: resting_directions(seed=42, step=5, module=item.module, side="AB", rank=4, active_rank=2)
+        item.module: masked_directions(seed=42, step=5, module=item.module, side="AB", rank=4, active_rank=2)
         for item in factors
     }
     still_a = [torch.equal(i.A[rests[i.module]], before[i.module][0][rests[i.module]]) for i in factors]

@@ -72,7 +72,7 @@ def test_a_run_leaves_a_complete_package(base: Path, data: Path, tmp_path: Path)
         "rmlora.json",
     }
     assert list((tmp_path / "adapter.run" / "tensorboard").glob("events*"))
-    assert {name.partition(".")[0] for name in adapter.saved} == {"classifier"}
+    assert {name.partition(".")[0] for name in adapter.modules_to_save} == {"classifier"}
     fails(8, "already exists", *words)
 
 
@@ -86,8 +86,8 @@ def test_the_base_without_a_pooler_gets_one_that_is_saved(tmp_path: Path, data: 
     save_base(encoder, tmp_path / "base")
     done = run(*words_for(tmp_path / "base", data, tmp_path / "adapter"))
     assert done.code == 0, done.stderr
-    saved = load_package(tmp_path / "adapter").saved
-    assert {"bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight"} <= set(saved)
+    modules_to_save = load_package(tmp_path / "adapter").modules_to_save
+    assert {"bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight"} <= set(modules_to_save)
 
 
 @pytest.mark.parametrize("moments", [(0.0,), (0.3, 0.6), (1.2,)])
@@ -213,11 +213,11 @@ def test_images_are_learned_from_a_folder(tmp_path: Path) -> None:
     }
     (tmp_path / "base" / "preprocessor_config.json").write_text(json.dumps(processor))
     rng = np.random.default_rng(0)
-    for label, colour in enumerate(((200, 0, 0), (0, 200, 0))):
+    for label, color in enumerate(((200, 0, 0), (0, 200, 0))):
         folder = tmp_path / "photos" / ("red", "green")[label]
         folder.mkdir(parents=True)
         for number in range(12):
-            pixels = np.clip(np.array(colour) + rng.integers(0, 55, (20, 24, 3)), 0, 255).astype(np.uint8)
+            pixels = np.clip(np.array(color) + rng.integers(0, 55, (20, 24, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / f"{number}.png")
     done = run(
         "train", "--task", "image-classification", "--base", tmp_path / "base", "--train", tmp_path / "photos",
@@ -230,7 +230,7 @@ def test_images_are_learned_from_a_folder(tmp_path: Path) -> None:
     )  # fmt: skip
     adapter = load_package(tmp_path / "adapter")
     assert adapter.labels == ["green", "red"]
-    assert "classifier.weight" in adapter.saved
+    assert "classifier.weight" in adapter.modules_to_save
     assert (tmp_path / "adapter" / "preprocessor_config.json").is_file()
 
 

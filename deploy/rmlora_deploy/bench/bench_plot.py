@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_bench"]
 
-_COLOURS = {"onnx": ("#93b4f8", "#2563eb"), "torch": ("#d1d5db", "#6b7280"), "torch-compile": ("#fcd29a", "#d97706")}
-"""Engine → pale colour, and the full one for the most threads."""
+_COLORS = {"onnx": ("#93b4f8", "#2563eb"), "torch": ("#d1d5db", "#6b7280"), "torch-compile": ("#fcd29a", "#d97706")}
+"""Engine → pale color, and the full one for the most threads."""
 
 
 def plot_bench(result: Mapping[str, Any], path: Path) -> None:
@@ -66,8 +66,8 @@ def plot_bench(result: Mapping[str, Any], path: Path) -> None:
 def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, most: int, *, show_names: bool) -> None:
     places = list(range(len(rows)))[::-1]
     values = [row[key] for row in rows]
-    colours = [_COLOURS[row["engine"]][row["threads"] == most] for row in rows]
-    axes.barh(places, values, color=colours, height=0.74)
+    colors = [_COLORS[row["engine"]][row["threads"] == most] for row in rows]
+    axes.barh(places, values, color=colors, height=0.74)
     ends = values
     if key == "p50_ms":
         for place, row in zip(places, rows, strict=True):

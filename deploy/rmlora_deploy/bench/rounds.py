@@ -18,7 +18,7 @@ import rmlora.errors
 from rmlora.errors import ConfigError, InputError
 from rmlora_deploy.bench.bench_plan import BenchSettings, Contestant, Job, Size, contestants
 from rmlora_deploy.bench.machine import describe_machine, usable_cores
-from rmlora_deploy.bench.summary import summarise
+from rmlora_deploy.bench.summary import summarize
 from rmlora_deploy.bundles.bundle import Bundle
 
 __all__ = ["run_bench"]
@@ -99,7 +99,7 @@ def run_bench(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": describe_machine(),
         "settings": {**asdict(settings), "threads": threads},
-        **summarise(everyone, sizes, runs, failures),
+        **summarize(everyone, sizes, runs, failures),
     }
 
 

@@ -10,13 +10,13 @@ import numpy as np
 
 from rmlora_deploy.bench.bench_plan import Contestant, Size
 
-__all__ = ["summarise"]
+__all__ = ["summarize"]
 
 Run = dict[str, Any]
 Row = dict[str, Any]
 
 
-def summarise(
+def summarize(
     everyone: Sequence[Contestant],
     sizes: Sequence[Size],
     runs: Mapping[Contestant, Sequence[Run]],
@@ -24,7 +24,7 @@ def summarise(
 ) -> dict[str, list[Row]]:
     """Return ``contestants`` and ``rows``: medians over the rounds, with the range of the rounds' medians.
 
-    Every ratio is taken between the two runs of one round and then summarised, so what disturbs a whole round
+    Every ratio is taken between the two runs of one round and then summarized, so what disturbs a whole round
     cancels. It is the time of the fastest PyTorch of the same device, threads and size over this one's.
 
     Args:

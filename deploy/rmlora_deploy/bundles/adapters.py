@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rmlora_converters.graph.contract.adapter_arrays import slot_arrays
-from rmlora_converters.graph.contract.lora_inputs import read_slots
-from rmlora_converters.graph.files.model_file import load_model
-from rmlora_converters.graph.files.onnx_adapter import write_onnx_adapter
 
 from rmlora.adapter import Adapter
-from rmlora.adapter_task import adapter_labels, task_of, without_idle
+from rmlora.adapter_task import adapter_labels, drop_unused_modules, task_of
 from rmlora.errors import AdapterError, ConfigError
 from rmlora.package import load_package
 from rmlora.storage import atomic_file, locked, sha256_file
+from rmlora_converters.graph.contract.adapter_arrays import adapter_arrays
+from rmlora_converters.graph.contract.lora_inputs import read_lora_inputs
+from rmlora_converters.graph.files.model_file import load_model
+from rmlora_converters.graph.files.onnx_adapter import write_onnx_adapter
 from rmlora_deploy.bundles.bundle import MODEL_FILE, REFERENCE_FILE, Bundle
 from rmlora_deploy.bundles.choose_pooling import check_pooling
 from rmlora_deploy.bundles.describe import describe_adapter
@@ -73,13 +73,13 @@ def write_entry(
     if adapter.task not in (None, task):
         raise AdapterError(f"{adapter.source} is for {adapter.task}, the bundle for {task}: give it one of its own.")
     known = task_of(adapter, task)
-    labels, adapter = adapter_labels(adapter, known), without_idle(adapter, known)
+    labels, adapter = adapter_labels(adapter, known), drop_unused_modules(adapter, known)
     check_pooling(adapter, pooling)
     model = load_model(directory / MODEL_FILE)
-    slots = read_slots(model.metadata_props, where=str(directory / MODEL_FILE))
+    lora_inputs = read_lora_inputs(model.metadata_props, where=str(directory / MODEL_FILE))
     values = {value.name: value for value in model.graph.inputs}
-    dtypes = {slot: values[slot].dtype.numpy() for slot in slots.names}  # type: ignore[union-attr]
-    arrays = slot_arrays(adapter, slots, dtypes, allow_base_mismatch=allow_base_mismatch)
+    dtypes = {slot: values[slot].dtype.numpy() for slot in lora_inputs.names}  # type: ignore[union-attr]
+    arrays = adapter_arrays(adapter, lora_inputs, dtypes, allow_base_mismatch=allow_base_mismatch)
     file = directory / ADAPTERS / f"{name}.onnx_adapter"
     file.parent.mkdir(exist_ok=True)
     write_onnx_adapter(file, arrays)
@@ -187,8 +187,8 @@ def store_reference(bundle: Bundle, expected: Mapping[str, Sequence[np.ndarray]]
 
 def _try_out(bundle: Bundle, name: str) -> None:
     """Run the first reference case with the adapter and hold it against the base's answer."""
-    cases, base = load_reference(bundle.path / REFERENCE_FILE)
-    got = np.stack(bundle.adapter_session().run(cases[0], name))
+    batches, base = load_reference(bundle.path / REFERENCE_FILE)
+    got = np.stack(bundle.adapter_session().run(batches[0], name))
     if not np.isfinite(got).all():
         raise AdapterError(
             f"With the adapter '{name}' the graph gives NaN or infinity: the adapter is broken, or too large for "

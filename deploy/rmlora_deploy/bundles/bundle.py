@@ -19,13 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmlora_converters.graph.contract.lora_inputs import Slots, read_slots
-from rmlora_converters.graph.files.model_file import load_model
-
 from rmlora.errors import ConfigError, InputError, some_of
 from rmlora.pooling import Pooling
 from rmlora.storage import read_json, sha256_file, write_json
 from rmlora.tasks import get_task
+from rmlora_converters.graph.contract.lora_inputs import LoraInputs, read_lora_inputs
+from rmlora_converters.graph.files.model_file import load_model
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.runtime.providers import create_session
 
@@ -47,7 +46,7 @@ class Bundle:
     """A bundle on disk and its manifest.
 
     The manifest's keys: ``format_version``, ``created_by``, ``mode`` (``merged`` or ``branches``), ``task``,
-    ``precision``, ``labels``, ``pooling`` (for embeddings), ``max_length``, ``exporter``, ``optimisation`` (level, and why not a higher one),
+    ``precision``, ``labels``, ``pooling`` (for embeddings), ``max_length``, ``exporter``, ``optimization`` (level, and why not a higher one),
     ``model`` (files with SHA-256, opset, required inputs, outputs, operators), ``files`` (SHA-256 of all others),
     ``base`` (source, fingerprint), ``tools`` (versions), ``seconds`` and ``verification`` (see
     :mod:`rmlora_deploy.verify`; None where it was left out). A merged bundle has ``adapter`` (source, SHA-256, settings)
@@ -136,7 +135,7 @@ class Bundle:
     def pooling(self) -> Pooling | None:
         """How the graph makes one vector of a text's tokens; None where it answers with scores."""
         recorded = self.manifest.get("pooling")
-        return Pooling(recorded["mode"], recorded["normalise"]) if recorded else None
+        return Pooling(recorded["mode"], recorded["normalize"]) if recorded else None
 
     @property
     def precision(self) -> str:
@@ -152,9 +151,9 @@ class Bundle:
         """Open the model; errors as :func:`rmlora_deploy.runtime.providers.create_session`."""
         return create_session(self.model_path, provider, threads=threads)
 
-    def slots(self) -> Slots:
-        """Return what a graph with branches takes for its adapters; errors as :func:`rmlora_converters.graph.contract.lora_inputs.read_slots`."""
-        return read_slots(load_model(self.model_path).metadata_props, where=str(self.model_path))
+    def lora_inputs(self) -> LoraInputs:
+        """Return what a graph with branches takes for its adapters; errors as :func:`rmlora_converters.graph.contract.lora_inputs.read_lora_inputs`."""
+        return read_lora_inputs(load_model(self.model_path).metadata_props, where=str(self.model_path))
 
     def adapter_session(self, provider: str = "cpu", **options: Any) -> AdapterSession:
         """Open a graph with branches and register all its adapters; they are read when they are used.
@@ -169,7 +168,6 @@ class Bundle:
             ProviderError: the provider is absent or does not start.
         """
         from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter
-
         from rmlora_deploy.runtime import AdapterSession
 
         if self.mode != "branches":

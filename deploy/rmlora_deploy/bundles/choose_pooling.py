@@ -17,7 +17,7 @@ __all__ = ["check_pooling", "choose_pooling", "describe_pooling"]
 
 def choose_pooling(
     task: Task, base: Path, adapters: Mapping[str, Adapter], processor: Any, *, mode: PoolingMode | None,
-    normalise: bool | None,
+    normalize: bool | None,
 ) -> tuple[Pooling, str] | None:  # fmt: skip
     """Return the pooling and who says so (``chosen``, ``adapter``, ``base`` or ``default``); None for other tasks.
 
@@ -29,7 +29,7 @@ def choose_pooling(
         adapters: name → adapter.
         processor: the tokenizer, which must not put padding where the first token is read.
         mode: the user's choice; None leaves it to the files.
-        normalise: the same for the normalisation.
+        normalize: the same for the normalization.
 
     Raises:
         ConfigError: a choice was made for another task, or cannot go with the tokenizer.
@@ -37,17 +37,17 @@ def choose_pooling(
         InputError: the files are damaged, or ask for what cannot be exported.
     """
     if task.answer != "vector":
-        if mode is not None or normalise is not None:
-            raise ConfigError(f"--pooling and --normalise are for feature-extraction, and the task is {task.name}.")
+        if mode is not None or normalize is not None:
+            raise ConfigError(f"--pooling and --normalize are for feature-extraction, and the task is {task.name}.")
         return None
-    if mode is not None and normalise is not None:
-        pooling, source = Pooling(mode, normalise), "chosen"
+    if mode is not None and normalize is not None:
+        pooling, source = Pooling(mode, normalize), "chosen"
     elif mode is not None:
         pooling, source = Pooling(mode), "chosen"
     else:
         pooling, source = _found(base, adapters)
-        if normalise is not None:
-            pooling, source = Pooling(pooling.mode, normalise), "chosen"
+        if normalize is not None:
+            pooling, source = Pooling(pooling.mode, normalize), "chosen"
     if pooling.mode == "cls" and getattr(processor, "padding_side", "right") == "left":
         raise ConfigError(
             "Pooling by the first token (cls) cannot go with a tokenizer that puts padding before a text: choose --pooling "
@@ -83,7 +83,7 @@ def check_pooling(adapter: Adapter, recorded: Mapping[str, Any] | None) -> None:
     """
     if recorded is None or recorded["source"] == "chosen":
         return
-    own, bundles = read_pooling(Path(adapter.source)), Pooling(recorded["mode"], recorded["normalise"])
+    own, bundles = read_pooling(Path(adapter.source)), Pooling(recorded["mode"], recorded["normalize"])
     if own not in (None, bundles):
         raise AdapterError(
             f"{adapter.source} was trained with the pooling {own}, and the graph pools by {bundles}: give it a bundle of its "

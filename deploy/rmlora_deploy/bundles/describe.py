@@ -61,7 +61,7 @@ def describe_tools() -> dict[str, Any]:
 
 
 def describe_base(base: str, revision: str | None, checkpoint: Checkpoint, modules: Iterable[str]) -> dict[str, Any]:
-    """Return where the base came from, and how to recognise it.
+    """Return where the base came from, and how to recognize it.
 
     Args:
         base: what the user called it.

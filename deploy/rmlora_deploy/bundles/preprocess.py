@@ -66,7 +66,7 @@ class Preprocessor:
         for number, text in enumerate(inputs):
             if not isinstance(text, str) or not text.strip():
                 raise InputError(f"Text {number + 1} is empty: every input needs at least one word.")
-        return list(self._tokenised(inputs, [self.max_length] * len(inputs) if lengths is None else lengths))
+        return list(self._tokenized(inputs, [self.max_length] * len(inputs) if lengths is None else lengths))
 
     def collate(self, rows: Sequence[Arrays]) -> Arrays:
         """Return the batch of ``rows``, padded to the longest on the side where the tokenizer pads."""
@@ -90,7 +90,7 @@ class Preprocessor:
         known = {"input_ids": "pad_token_id", "token_type_ids": "pad_token_type_id"}
         return int(getattr(self.processor, known[name]) or 0) if name in known else 0
 
-    def _tokenised(self, texts: Sequence[str], lengths: Sequence[int | None]) -> Iterator[Arrays]:
+    def _tokenized(self, texts: Sequence[str], lengths: Sequence[int | None]) -> Iterator[Arrays]:
         for number, length in enumerate(lengths):
             if number == 0 or length != lengths[number - 1]:  # texts of one length are tokenized together
                 same = next((i for i in range(number, len(lengths)) if lengths[i] != length), len(lengths))

@@ -1,4 +1,4 @@
-"""The small files of a bundle: configuration, licence, and the tokenizer or image processor its adapters were trained with."""
+"""The small files of a bundle: configuration, license, and the tokenizer or image processor its adapters were trained with."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def common_processor(base: Path, adapters: Sequence[Adapter], task: Task) -> Any
 
 
 def write_side_files(directory: Path, base: Path, config: Mapping[str, Any], processor: Any) -> None:
-    """Write processor and ``config`` to ``directory``, and copy the licence of ``base``."""
+    """Write processor and ``config`` to ``directory``, and copy the license of ``base``."""
     processor.save_pretrained(directory)
     write_json(directory / "config.json", _jsonable({k: v for k, v in config.items() if k != "_name_or_path"}))
     for name in ("LICENSE", "LICENSE.txt"):

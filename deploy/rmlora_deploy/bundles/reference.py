@@ -15,11 +15,11 @@ from rmlora_deploy.runtime.outputs import Arrays
 __all__ = ["load_reference", "save_reference"]
 
 
-def save_reference(path: Path, cases: Sequence[Arrays], logits: Sequence[np.ndarray]) -> None:
+def save_reference(path: Path, batches: Sequence[Arrays], logits: Sequence[np.ndarray]) -> None:
     """Write inputs and PyTorch's outputs on them."""
     tensors: Arrays = {}
-    for number, (case, output) in enumerate(zip(cases, logits, strict=True)):
-        tensors.update({f"{number}/{name}": np.ascontiguousarray(array) for name, array in case.items()})
+    for number, (batch, output) in enumerate(zip(batches, logits, strict=True)):
+        tensors.update({f"{number}/{name}": np.ascontiguousarray(array) for name, array in batch.items()})
         tensors[f"{number}/logits"] = np.ascontiguousarray(output)
     save_file(tensors, path)
 
@@ -38,9 +38,11 @@ def load_reference(path: Path) -> tuple[list[Arrays], list[np.ndarray]]:
         tensors = load_file(path)
     except SafetensorError as error:
         raise InputError(f"{path} cannot be read ({error}): copy the bundle again or export again.") from None
-    cases: dict[int, Arrays] = {}
+    batches: dict[int, Arrays] = {}
     for key, array in tensors.items():
         number, _, name = key.partition("/")
-        cases.setdefault(int(number), {})[name] = array
-    ordered = [cases[number] for number in sorted(cases)]
-    return [{k: v for k, v in case.items() if k != "logits"} for case in ordered], [case["logits"] for case in ordered]
+        batches.setdefault(int(number), {})[name] = array
+    ordered = [batches[number] for number in sorted(batches)]
+    return [{k: v for k, v in batch.items() if k != "logits"} for batch in ordered], [
+        batch["logits"] for batch in ordered
+    ]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 from rich.table import Table
-from rmlora_converters.compress import CompressReport, compress_adapter
 
 from rmlora.package import load_package, save_package
 from rmlora.storage import refuse_existing
+from rmlora_converters.compress import CompressReport, compress_adapter
 from rmlora_deploy.cli.console import json_option, make_console, print_json
 
 __all__ = ["command"]

@@ -73,12 +73,12 @@ __all__ = ["command"]
     "base say, else mean]",
 )
 @click.option(
-    "--normalise/--no-normalise",
+    "--normalize/--no-normalize",
     default=None,
     help="Embeddings: bring every vector to length 1.  [default: as those files say, else yes]",
 )
 @data_options(
-    "Labelled data: verification draws its inputs from it and compares the metric. With several adapters: NAME=FILE, "
+    "Labeled data: verification draws its inputs from it and compares the metric. With several adapters: NAME=FILE, "
     "repeatable.",
     multiple=True,
 )
@@ -103,7 +103,7 @@ def command(
     With --mode branches the graph is the plain base until adapters are fed to it: every row of a batch may use its own,
     with its own rank and labels. More can be added later (rmlora-deploy adapter add).
 
-    With adapters for feature-extraction the graph answers with one vector for every text, pooled and normalised in the graph.
+    With adapters for feature-extraction the graph answers with one vector for every text, pooled and normalized in the graph.
 
     \b
     Examples:
@@ -120,7 +120,7 @@ def command(
         **flags,
     )
     with console.status("starting") as status:
-        bundle = export_bundle(settings, note=lambda line: status.update(line))
+        bundle = export_bundle(settings, on_progress=lambda line: status.update(line))
     if as_json:
         print_json({"output": str(bundle.path), **bundle.manifest})
     else:
@@ -139,7 +139,7 @@ def _show(console: Console, bundle: Bundle) -> None:
     nodes = sum(manifest["model"]["operators"].values())
     console.print(
         f"Bundle written to {bundle.path}: {manifest['precision']}, {manifest['model']['bytes'] / 1e6:.1f} MB, {nodes} nodes, "
-        f"opset {manifest['model']['opset']}, {manifest['optimisation']['level']}, {manifest['seconds']:.0f} s."
+        f"opset {manifest['model']['opset']}, {manifest['optimization']['level']}, {manifest['seconds']:.0f} s."
     )
     if bundle.pooling is not None:
         source = {"chosen": "as chosen", "default": "by default; no file says otherwise"}
@@ -147,8 +147,8 @@ def _show(console: Console, bundle: Bundle) -> None:
         console.print(f"Pooling: {bundle.pooling} ({source.get(told, f'as the files beside the {told} say')}).")
     if bundle.mode == "branches":
         show_adapters(console, bundle)
-    if manifest["optimisation"]["reason"]:
-        console.print(f"[yellow]Note:[/] {manifest['optimisation']['reason']}; the plain graph was kept.")
+    if manifest["optimization"]["reason"]:
+        console.print(f"[yellow]Note:[/] {manifest['optimization']['reason']}; the plain graph was kept.")
     if manifest["verification"]:
         show_report(console, manifest["verification"])
     else:

@@ -126,8 +126,8 @@ def _show_adapter(console: Console, adapter: Adapter, facts: Mapping[str, Any], 
             "labels": _list(facts["labels"]),
             "base": facts["base"]["model"] or "not recorded",
             "size": f"{facts['bytes'] / 1e6:.2f} MB: {facts['parameters']['factors']:,} parameters in "
-            f"{len(facts['modules'])} modules, {facts['parameters']['saved']:,} saved whole",
-            "saved whole": _list(sorted(facts["saved"])),
+            f"{len(facts['modules'])} modules, {facts['parameters']['modules_to_save']:,} saved whole",
+            "saved whole": _list(sorted(facts["modules_to_save"])),
             "settings": _settings(facts["settings"]),
             **{f"{split} metrics": _metrics(scores) for split, scores in _scores(facts["metrics"])},
         }

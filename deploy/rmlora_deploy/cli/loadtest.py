@@ -71,7 +71,7 @@ def command(
     require("aiohttp", "serve")
     from rmlora_deploy.loadtest.callers import list_models, run_load
     from rmlora_deploy.loadtest.load_plan import LoadPlan, Reference, take_texts
-    from rmlora_deploy.loadtest.load_report import plot_load, summarise_load
+    from rmlora_deploy.loadtest.load_report import plot_load, summarize_load
 
     console = make_console(as_json=as_json)
     url = url.rstrip("/")
@@ -95,7 +95,7 @@ def command(
             bar.update(task, completed=max(0.0, seconds), description=told)
 
         load = asyncio.run(run_load(plan, api_key, progress=tell))
-    result = summarise_load(plan, load)
+    result = summarize_load(plan, load)
     if output is not None:
         write_json(output, result)
     if plot is not None:

@@ -14,14 +14,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
-from rmlora_converters.checkpoint_merge import MergeReport, merge_checkpoint
-from rmlora_converters.graph.passes.merge_weights import OnnxMergeReport, merge_graph
-from rmlora_converters.rounding import LOSS_WARNING
 
 from rmlora.adapter import Adapter
 from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
 from rmlora.package import load_package
+from rmlora_converters.checkpoint_merge import MergeReport, merge_checkpoint
+from rmlora_converters.graph.passes.merge_weights import OnnxMergeReport, merge_graph
+from rmlora_converters.rounding import LOSS_WARNING
 from rmlora_deploy.cli.console import json_option, make_console, print_json
 
 __all__ = ["command"]

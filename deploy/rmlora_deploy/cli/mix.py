@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rmlora_converters.mix import mix_adapters
 
 from rmlora.errors import ConfigError
 from rmlora.package import load_package, save_package
 from rmlora.storage import refuse_existing
+from rmlora_converters.mix import mix_adapters
 from rmlora_deploy.cli.console import json_option, make_console, print_json
 
 __all__ = ["command"]

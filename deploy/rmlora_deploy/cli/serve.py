@@ -35,7 +35,9 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 )
 @click.option("--provider", default="cpu", show_default=True, help="Execution provider: cpu, cuda, tensorrt, …")
 @click.option("--threads", type=click.IntRange(1), help="Threads of one batch.  [default: ONNX Runtime's choice]")
-@click.option("--bank", type=int, default=64, show_default=True, help="Adapters kept in memory, for each bundle.")
+@click.option(
+    "--max-active-adapters", type=int, default=64, show_default=True, help="Adapters kept in memory, for each bundle."
+)
 @click.option("--workers", type=int, default=1, show_default=True, help="Batches computed at the same time.")
 @click.option("--max-batch", type=int, default=16, show_default=True, help="Rows computed at once.")
 @click.option(
@@ -91,9 +93,9 @@ def command(bundles: tuple[str, ...], host: str, port: int, on_ray: bool, **limi
         require("ray", "ray")
         from rmlora_deploy.serving.scaling.launch import launch
 
-        launch(paths, limits, **scaling, host=host, port=port, note=console.print)
+        launch(paths, limits, **scaling, host=host, port=port, on_progress=console.print)
         return
     settings = ServeSettings(**limits)
     log = start_log()
-    note = (lambda line: console.print(escape(line))) if console.is_terminal else log.info
-    run_server(paths, settings, host=host, port=port, note=note)
+    on_progress = (lambda line: console.print(escape(line))) if console.is_terminal else log.info
+    run_server(paths, settings, host=host, port=port, on_progress=on_progress)

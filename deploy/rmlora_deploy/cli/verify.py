@@ -19,8 +19,8 @@ from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.cli.console import data_options, json_option, make_console, named, print_json
 from rmlora_deploy.verify.evaluation import read_evaluation
 from rmlora_deploy.verify.torch_pair import load_torch_pair, torch_is_installed
-from rmlora_deploy.verify.verify_branches import raise_on_branch_departure, verify_branches
-from rmlora_deploy.verify.verify_merged import raise_on_departure, verify_bundle
+from rmlora_deploy.verify.verify_branches import raise_on_branch_mismatch, verify_branches
+from rmlora_deploy.verify.verify_merged import raise_on_mismatch, verify_bundle
 
 __all__ = ["command", "show_report"]
 
@@ -39,7 +39,7 @@ _Verified: TypeAlias = tuple[dict[str, Any], dict[str, list[np.ndarray]]]
     help="Where an adapter is now, with its name if the bundle has several.  [default: as recorded in the bundle]",
 )
 @data_options(
-    "Labelled data on which the metric is compared; NAME=FILE, repeatable, for several adapters.", multiple=True
+    "Labeled data on which the metric is compared; NAME=FILE, repeatable, for several adapters.", multiple=True
 )
 @click.option(
     "--provider", default="cpu", show_default=True, help="Execution provider to verify: cpu, cuda, tensorrt, …"
@@ -80,9 +80,9 @@ def command(
         show_report(console, report)
     record_verification(opened, report, expected)
     if opened.mode == "branches":
-        raise_on_branch_departure(report, opened.precision)
+        raise_on_branch_mismatch(report, opened.precision)
     else:
-        raise_on_departure(report, opened.precision)
+        raise_on_mismatch(report, opened.precision)
 
 
 def _verify_merged(

@@ -11,13 +11,9 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from rmlora_converters.graph.files.model_file import load_model, save_model
-from rmlora_converters.graph.locate.targets import find_places
-from rmlora_converters.graph.passes.insert_branches import check_slots, insert_branches
-from rmlora_converters.graph.passes.pooling import insert_pooling
 
 from rmlora.adapter import Adapter
-from rmlora.adapter_task import adapter_labels, task_of, without_idle
+from rmlora.adapter_task import adapter_labels, drop_unused_modules, task_of
 from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError, ConfigError
@@ -26,6 +22,11 @@ from rmlora.package import load_package
 from rmlora.pooling import Pooling
 from rmlora.storage import atomic_directory
 from rmlora.tasks import Task
+from rmlora_converters.graph.files.model_file import load_model, save_model
+from rmlora_converters.graph.locate.targets import find_targets
+from rmlora_converters.graph.passes.insert_branches import check_lora_inputs, insert_branches
+from rmlora_converters.graph.passes.open_attention import open_attention_per_projection
+from rmlora_converters.graph.passes.pooling import insert_pooling
 from rmlora_deploy.bundles.adapters import check_name, store_reference, write_entry
 from rmlora_deploy.bundles.bundle import MODEL_FILE, REFERENCE_FILE, Bundle
 from rmlora_deploy.bundles.choose_pooling import choose_pooling, describe_pooling
@@ -38,9 +39,9 @@ from rmlora_deploy.export.precision import Precision, found_precision, lower_pre
 from rmlora_deploy.runtime.outputs import Arrays, graph_logits
 from rmlora_deploy.runtime.providers import create_session
 from rmlora_deploy.verify.evaluation import read_evaluation
-from rmlora_deploy.verify.sample_batches import make_cases, sample_inputs
+from rmlora_deploy.verify.sample_batches import make_sample_batches, sample_inputs
 from rmlora_deploy.verify.torch_pair import TorchPair, torch_is_installed
-from rmlora_deploy.verify.verify_branches import raise_on_branch_departure, verify_branches
+from rmlora_deploy.verify.verify_branches import raise_on_branch_mismatch, verify_branches
 
 __all__ = ["export_branches"]
 
@@ -53,7 +54,7 @@ class _Base:
     """The base as a graph, before anything is inserted."""
 
     model: ir.Model
-    cases: list[Arrays]
+    batches: list[Arrays]
     labels: list[str]
     """Of the base's own head; empty where it has none."""
     facts: dict[str, Any]
@@ -62,10 +63,10 @@ class _Base:
     """What it has already."""
 
 
-def export_branches(settings: ExportSettings, *, note: Callable[[str], None]) -> Bundle:
+def export_branches(settings: ExportSettings, *, on_progress: Callable[[str], None]) -> Bundle:
     """Export the base, insert branches, add the adapters, verify; arguments and errors as those of ``export_bundle``."""
     started = time.monotonic()
-    note("loading adapters")
+    on_progress("loading adapters")
     for name in settings.adapters:
         check_name(name)
     base = resolve_base(settings.base, revision=settings.revision)
@@ -78,24 +79,24 @@ def export_branches(settings: ExportSettings, *, note: Callable[[str], None]) ->
         name: read_evaluation(data, settings.columns, task=task.name, labels=adapter_labels(adapters[name], task))
         for name, data in settings.data.items()
     }
-    adapters = {name: without_idle(adapter, task) for name, adapter in adapters.items()}
+    adapters = {name: drop_unused_modules(adapter, task) for name, adapter in adapters.items()}
     _refuse_heads(task, adapters)
     processor = common_processor(base, list(adapters.values()), task)
     length = max_length(list(adapters.values()), processor, task, base)
-    chosen = choose_pooling(task, base, adapters, processor, mode=settings.pooling, normalise=settings.normalise)
+    chosen = choose_pooling(task, base, adapters, processor, mode=settings.pooling, normalize=settings.normalize)
     pooling = chosen[0] if chosen is not None else None
     modules = sorted({path for adapter in adapters.values() for path in adapter.modules})
     with atomic_directory(settings.output, overwrite=settings.overwrite) as directory:
         with tempfile.TemporaryDirectory(dir=directory) as scratch:
             if settings.graph is not None:
-                note(f"reading {settings.graph}")
+                on_progress(f"reading {settings.graph}")
                 made = _given(settings, settings.graph, checkpoint, Preprocessor(task, processor, length, ()), pooling)
             else:
-                made = _traced(settings, base, task, processor, length, Path(scratch), note, pooling)
+                made = _traced(settings, base, task, processor, length, Path(scratch), on_progress, pooling)
             write_side_files(directory, base, checkpoint.config, processor)
-            note("inserting branches")
+            on_progress("inserting branches")
             plain = _insert(made, list(adapters.values()), checkpoint, modules, settings, directory, Path(scratch))
-        save_reference(directory / REFERENCE_FILE, made.cases, plain)
+        save_reference(directory / REFERENCE_FILE, made.batches, plain)
         entries = {
             name: write_entry(
                 directory, name, adapter, task=task.name, length=length,
@@ -122,11 +123,11 @@ def export_branches(settings: ExportSettings, *, note: Callable[[str], None]) ->
         manifest["seconds"] = round(time.monotonic() - started, 1)
         manifest["verification"] = None
         if settings.verify and torch_is_installed():
-            note("verifying against PyTorch and PEFT")
+            on_progress("verifying against PyTorch and PEFT")
             report, expected = verify_branches(
                 bundle, lambda name: _pair(base, settings.adapters[name], task, pooling), evaluations=evaluations
             )
-            raise_on_branch_departure(report, bundle.precision)
+            raise_on_branch_mismatch(report, bundle.precision)
             store_reference(bundle, expected)
             manifest["verification"] = report
         bundle.save_manifest()
@@ -142,9 +143,9 @@ def _pair(base: Path, adapter: Path, task: Task, pooling: Pooling | None) -> Tor
 def _refuse_heads(task: Task, adapters: Mapping[str, Adapter]) -> None:
     """Raise :class:`AdapterError` where a vector would have to be switched like a head, whose size is the adapter's own."""
     for name, adapter in adapters.items():
-        if task.answer == "vector" and adapter.saved:
+        if task.answer == "vector" and adapter.modules_to_save:
             raise AdapterError(
-                f"'{name}' saved '{next(iter(adapter.saved))}' whole, and embeddings can be switched by low-rank updates only: "
+                f"'{name}' saved '{next(iter(adapter.modules_to_save))}' whole, and embeddings can be switched by low-rank updates only: "
                 "export it with --mode merged."
             )
 
@@ -171,7 +172,7 @@ def _task(settings: ExportSettings, adapters: Mapping[str, Adapter]) -> Task:
 
 def _traced(
     settings: ExportSettings, base: Path, task: Task, processor: Any, length: int | None, scratch: Path,
-    note: Callable[[str], None], pooling: Pooling | None,
+    on_progress: Callable[[str], None], pooling: Pooling | None,
 ) -> _Base:  # fmt: skip
     """Export the base through PyTorch, with its own head or, where it has none, one that the adapters replace."""
     import torch
@@ -179,36 +180,36 @@ def _traced(
     from rmlora.torch_models import load_task_model
     from rmlora_deploy.export.trace import trace_graph
 
-    note("loading the base")
+    on_progress("loading the base")
     torch.manual_seed(_SEED)
     own = _labels(Checkpoint(base).config, task)
     loaded = load_task_model(base, task, own or ["0", "1"])
     traced = trace_graph(
         loaded.model.eval(), processor, task, max_length=length, exporter=settings.exporter, opset=settings.opset,
-        scratch=scratch, note=note, pooling=pooling,
+        scratch=scratch, on_progress=on_progress, pooling=pooling,
     )  # fmt: skip
     facts = {
         "exporter": settings.exporter,
-        "optimisation": {"level": traced.optimised.level, "reason": traced.optimised.reason},
+        "optimization": {"level": traced.optimized.level, "reason": traced.optimized.reason},
     }
-    return _Base(traced.optimised.model, traced.cases, [] if loaded.new_modules else own, facts)
+    return _Base(traced.optimized.model, traced.batches, [] if loaded.new_modules else own, facts)
 
 
 def _given(
     settings: ExportSettings, graph: Path, checkpoint: Checkpoint, preprocessor: Preprocessor, pooling: Pooling | None
 ) -> _Base:
-    """Take the user's own export of the base; one that is quantised stays as it is."""
+    """Take the user's own export of the base; one that is quantized stays as it is."""
     model = load_model(graph)
     if pooling is not None:
         insert_pooling(model, pooling)
     names = tuple(str(value.name) for value in model.graph.inputs if value.name not in model.graph.initializers)
     preprocessor = replace(preprocessor, input_names=names)
-    cases = make_cases(preprocessor, sample_inputs(preprocessor, None))
-    facts = {"exporter": "given", "optimisation": {"level": "as given", "reason": None}}
-    quantised = found_precision(model)
-    if quantised != "fp32" and settings.precision not in ("fp32", quantised):
-        raise ConfigError(f"{graph} is {quantised} already: give the float32 graph, or leave --precision out.")
-    return _Base(model, cases, _labels(checkpoint.config, preprocessor.task), facts, quantised)
+    batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None))
+    facts = {"exporter": "given", "optimization": {"level": "as given", "reason": None}}
+    quantized = found_precision(model)
+    if quantized != "fp32" and settings.precision not in ("fp32", quantized):
+        raise ConfigError(f"{graph} is {quantized} already: give the float32 graph, or leave --precision out.")
+    return _Base(model, batches, _labels(checkpoint.config, preprocessor.task), facts, quantized)
 
 
 def _labels(config: Mapping[str, Any], task: Task) -> list[str]:
@@ -223,11 +224,12 @@ def _insert(
     """Write the graph with branches into ``directory`` and return what the one without them answers.
 
     fp16 converts before branches come, since their inputs are to be of that type; int8 and int4 after, since the
-    quantisers keep branches in floating point by their names.
+    quantizers keep branches in floating point by their names.
     """
     model = base.model
     precision = settings.precision if base.precision == "fp32" else "fp32"  # else there is nothing left to lower
-    places = find_places(model, adapters, checkpoint)
+    open_attention_per_projection(model)
+    places = find_targets(model, adapters, checkpoint)
     save_model(model, scratch / "fp32.onnx")
     plain = scratch / "fp32.onnx"
     if precision != "fp32":
@@ -235,15 +237,15 @@ def _insert(
         plain = scratch / "plain.onnx"
     if precision == "fp16":
         model = load_model(plain)
-    slots = insert_branches(model, places, base_weights=weight_digests(checkpoint, modules))
+    lora_inputs = insert_branches(model, places, base_weights=weight_digests(checkpoint, modules))
     if precision in ("fp32", "fp16"):
         save_model(model, directory / MODEL_FILE)
     else:
         save_model(model, scratch / "branches.onnx")
         lower_precision(scratch / "branches.onnx", directory / MODEL_FILE, precision)
     written = load_model(directory / MODEL_FILE)
-    check_slots(written, slots)
-    if not set(slots.to_props().items()) <= set(written.metadata_props.items()):
+    check_lora_inputs(written, lora_inputs)
+    if not set(lora_inputs.to_props().items()) <= set(written.metadata_props.items()):
         raise AdapterError("The slots' description did not survive in the graph: please report this as a bug.")
     logits = graph_logits(create_session(plain))
-    return [logits(case) for case in base.cases]
+    return [logits(batch) for batch in base.batches]

@@ -32,7 +32,7 @@ class ExportSettings:
     graph: Path | None = None
     """An ONNX export of the base that somebody else made; branches only."""
     data: Mapping[str, str] = field(default_factory=dict)
-    """Adapter's name → labelled data."""
+    """Adapter's name → labeled data."""
     columns: Columns = field(default_factory=Columns)
     verify: bool = True
     overwrite: bool = False
@@ -40,5 +40,5 @@ class ExportSettings:
     revision: str | None = None
     pooling: PoolingMode | None = None
     """Which tokens make a vector; None leaves it to the files beside adapters and base."""
-    normalise: bool | None = None
+    normalize: bool | None = None
     """Whether vectors are brought to length 1; None as above."""

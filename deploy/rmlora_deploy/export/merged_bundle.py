@@ -28,12 +28,12 @@ from rmlora_deploy.export.export_settings import ExportSettings
 from rmlora_deploy.export.precision import lower_precision
 from rmlora_deploy.verify.evaluation import read_evaluation
 from rmlora_deploy.verify.torch_pair import TorchPair
-from rmlora_deploy.verify.verify_merged import raise_on_departure, verify_bundle
+from rmlora_deploy.verify.verify_merged import raise_on_mismatch, verify_bundle
 
 __all__ = ["export_merged"]
 
 
-def export_merged(settings: ExportSettings, *, note: Callable[[str], None]) -> Bundle:
+def export_merged(settings: ExportSettings, *, on_progress: Callable[[str], None]) -> Bundle:
     """Export, lower the precision, verify, and write; arguments and errors as those of ``export_bundle``."""
     from rmlora.adapter_task import adapter_labels, task_of
     from rmlora.torch_models import load_adapted
@@ -47,7 +47,7 @@ def export_merged(settings: ExportSettings, *, note: Callable[[str], None]) -> B
         raise ConfigError("--onnx goes with --mode branches; merge into a graph with  rmlora-deploy merge --onnx.")
     started = time.monotonic()
     ((name, path),) = settings.adapters.items()
-    note("loading base and adapter")
+    on_progress("loading base and adapter")
     base = resolve_base(settings.base, revision=settings.revision)
     adapted, adapter = load_adapted(base, path, task=settings.task, allow_base_mismatch=settings.allow_base_mismatch)
     task = task_of(adapter, settings.task)
@@ -57,13 +57,13 @@ def export_merged(settings: ExportSettings, *, note: Callable[[str], None]) -> B
     processor = common_processor(base, [adapter], task)
     length = max_length([adapter], processor, task, base)
     pooling = choose_pooling(
-        task, base, {name: adapter}, processor, mode=settings.pooling, normalise=settings.normalise
+        task, base, {name: adapter}, processor, mode=settings.pooling, normalize=settings.normalize
     )
     pair = TorchPair.of(adapted, pooling[0] if pooling is not None else None)
     with atomic_directory(settings.output, overwrite=settings.overwrite) as directory:
         write_side_files(directory, base, pair.merged.config.to_dict(), processor)
         with tempfile.TemporaryDirectory(dir=directory) as scratch:
-            made = _make_graph(settings, task, pair, processor, length, directory, Path(scratch), note)
+            made = _make_graph(settings, task, pair, processor, length, directory, Path(scratch), on_progress)
         manifest = {
             **describe_tools(),
             "mode": "merged",
@@ -80,42 +80,41 @@ def export_merged(settings: ExportSettings, *, note: Callable[[str], None]) -> B
         manifest["seconds"] = round(time.monotonic() - started, 1)
         manifest["verification"] = None
         if settings.verify:
-            note("verifying against PyTorch and PEFT")
+            on_progress("verifying against PyTorch and PEFT")
             manifest["verification"] = report = verify_bundle(
                 bundle, bundle.preprocessor(), pair, evaluation=evaluation
             )
-            raise_on_departure(report, bundle.precision)
+            raise_on_mismatch(report, bundle.precision)
         bundle.save_manifest()
     return Bundle.open(settings.output, check_files=False)
 
 
 def _make_graph(
     settings: ExportSettings, task: Task, pair: TorchPair, processor: Any, length: int | None, directory: Path,
-    scratch: Path, note: Callable[[str], None],
+    scratch: Path, on_progress: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
     """Write the model files into ``directory`` and return the manifest's part about them."""
     from rmlora_converters.graph.files.model_file import save_model
-
     from rmlora_deploy.export.trace import trace_graph
     from rmlora_deploy.verify.layers import confirmed_layers
 
     traced = trace_graph(
         pair.merged, processor, task, max_length=length, exporter=settings.exporter, opset=settings.opset,
-        scratch=scratch, note=note, pooling=pair.pooling,
+        scratch=scratch, on_progress=on_progress, pooling=pair.pooling,
     )  # fmt: skip
-    graph, cases = traced.optimised, traced.cases
-    layers = confirmed_layers(graph.model, pair.merged, cases, scratch)
+    graph, batches = traced.optimized, traced.batches
+    layers = confirmed_layers(graph.model, pair.merged, batches, scratch)
     if settings.precision == "fp32":
         save_model(graph.model, directory / MODEL_FILE)
     else:
-        note(f"lowering to {settings.precision}")
+        on_progress(f"lowering to {settings.precision}")
         save_model(graph.model, scratch / "fp32.onnx")
         lower_precision(scratch / "fp32.onnx", directory / MODEL_FILE, settings.precision)
-    save_reference(directory / REFERENCE_FILE, cases, [pair.answer(case) for case in cases])
+    save_reference(directory / REFERENCE_FILE, batches, [pair.answer(batch) for batch in batches])
     return {
         "precision": settings.precision,
         "exporter": settings.exporter,
-        "optimisation": {"level": graph.level, "reason": graph.reason},
+        "optimization": {"level": graph.level, "reason": graph.reason},
         "model": describe_model(directory),
         "layers": layers,
     }

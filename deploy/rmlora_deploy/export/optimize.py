@@ -14,22 +14,22 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
-from rmlora_converters.graph.files.model_file import save_model
-from rmlora_converters.graph.passes.open_layer_norm import split_skip_norms
 
 from rmlora.errors import RMLoRAError
+from rmlora_converters.graph.files.model_file import save_model
+from rmlora_converters.graph.passes.open_layer_norm import open_layer_norms
 from rmlora_deploy.runtime.outputs import Arrays, graph_logits
 from rmlora_deploy.runtime.providers import create_session
 
-__all__ = ["EXACT", "Optimised", "optimise", "run_model"]
+__all__ = ["EXACT", "Optimized", "optimize", "run_model"]
 
 EXACT = 1e-4
 """Largest difference, relative to the largest output, that reordered float32 sums may cause."""
 
 
 @dataclass(frozen=True)
-class Optimised:
-    """The graph that is kept and the name of the optimisation it went through."""
+class Optimized:
+    """The graph that is kept and the name of the optimization it went through."""
 
     model: ir.Model
     level: str
@@ -38,7 +38,7 @@ class Optimised:
     """Why the fusions were not used."""
 
 
-def optimise(model: ir.Model, cases: Sequence[Arrays], scratch: Path) -> Optimised:
+def optimize(model: ir.Model, batches: Sequence[Arrays], scratch: Path) -> Optimized:
     """Return ``model`` folded and fused for ONNX Runtime.
 
     Args:
@@ -48,18 +48,18 @@ def optimise(model: ir.Model, cases: Sequence[Arrays], scratch: Path) -> Optimis
     """
     import onnxscript.optimizer
 
-    expected = run_model(model, cases, scratch / "unoptimised.onnx")
+    expected = run_model(model, batches, scratch / "unoptimised.onnx")
     onnxscript.optimizer.optimize(model)
     save_model(model, scratch / "folded.onnx")  # fusing changes the model in place
     try:
         fused = _fuse(model)
-        worst = _worst(expected, run_model(fused, cases, scratch / "fused.onnx"))
+        worst = _worst(expected, run_model(fused, batches, scratch / "fused.onnx"))
     except (RMLoRAError, ValueError, KeyError, AssertionError, AttributeError, RuntimeError) as error:
         reason = str(error).partition("\n")[0].replace(f"{scratch}{os.sep}", "") or type(error).__name__
-        return Optimised(_reload(scratch / "folded.onnx"), "folded", f"fusion failed: {reason}")
+        return Optimized(_reload(scratch / "folded.onnx"), "folded", f"fusion failed: {reason}")
     if not worst <= EXACT:
-        return Optimised(_reload(scratch / "folded.onnx"), "folded", f"the fused graph departed by {worst:.1e}")
-    return Optimised(fused, "ort-fusions")
+        return Optimized(_reload(scratch / "folded.onnx"), "folded", f"the fused graph departed by {worst:.1e}")
+    return Optimized(fused, "ort-fusions")
 
 
 def _fuse(model: ir.Model) -> ir.Model:
@@ -69,7 +69,7 @@ def _fuse(model: ir.Model) -> ir.Model:
 
     fused, _ = optimize_for_ort(model)
     onnxscript.optimizer.fold_constants(fused, should_fold=_joins_weights)
-    split_skip_norms(fused)
+    open_layer_norms(fused)
     RemoveUnusedNodesPass()(fused)
     return fused
 
@@ -86,7 +86,7 @@ def _reload(path: Path) -> ir.Model:
     return model
 
 
-def run_model(model: ir.Model, cases: Sequence[Arrays], path: Path) -> list[np.ndarray]:
+def run_model(model: ir.Model, batches: Sequence[Arrays], path: Path) -> list[np.ndarray]:
     """Save ``model`` to ``path``, run it on the CPU and return the first output for every case.
 
     Raises:
@@ -94,7 +94,7 @@ def run_model(model: ir.Model, cases: Sequence[Arrays], path: Path) -> list[np.n
     """
     save_model(model, path)
     logits = graph_logits(create_session(path))
-    return [logits(case) for case in cases]
+    return [logits(batch) for batch in batches]
 
 
 def _worst(expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> float:

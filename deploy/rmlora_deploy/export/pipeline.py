@@ -12,7 +12,7 @@ from rmlora_deploy.export.export_settings import ExportSettings
 __all__ = ["export_bundle"]
 
 
-def export_bundle(settings: ExportSettings, *, note: Callable[[str], None]) -> Bundle:
+def export_bundle(settings: ExportSettings, *, on_progress: Callable[[str], None]) -> Bundle:
     """Export, lower the precision, verify, and write the bundle; nothing is left when a step fails.
 
     Args:
@@ -41,9 +41,9 @@ def export_bundle(settings: ExportSettings, *, note: Callable[[str], None]) -> B
         if settings.mode == "merged":
             from rmlora_deploy.export.merged_bundle import export_merged
 
-            return export_merged(settings, note=note)
+            return export_merged(settings, on_progress=on_progress)
         from rmlora_deploy.export.branch_bundle import export_branches
 
-        return export_branches(settings, note=note)
+        return export_branches(settings, on_progress=on_progress)
     except ParityError as error:
         raise ParityError(f"{error} No bundle was written.") from None

@@ -1,6 +1,6 @@
 """Lowering a float32 graph to fp16, int8 or int4 (no torch).
 
-fp16 halves every weight; inputs and outputs keep their types, and pooling stays float32. int8 is dynamic: weights are quantised per
+fp16 halves every weight; inputs and outputs keep their types, and pooling stays float32. int8 is dynamic: weights are quantized per
 output channel once, activations per run, and what follows a product stays float. The head stays float32: it
 has few weights and its rounding would go straight into the logits; so do side-branches, whose values are not known
 yet. Weights take 7 of the 8 bits, because x86 processors without VNNI add pairs of 8-bit products in 16 bits, which
@@ -18,12 +18,12 @@ from typing import Any, Literal, get_args
 
 import onnx
 import onnx_ir as ir
+
+from rmlora.errors import ConfigError, require
 from rmlora_converters.graph.files.model_file import save_model
 from rmlora_converters.graph.passes.insert_branches import BRANCH_SCOPE
 from rmlora_converters.graph.passes.open_attention import open_attention
 from rmlora_converters.graph.passes.pooling import EMBEDDING_NAME, POOLING_SCOPE
-
-from rmlora.errors import ConfigError, require
 
 __all__ = ["PRECISIONS", "Precision", "found_precision", "lower_precision"]
 
@@ -54,9 +54,9 @@ def lower_precision(source: Path, target: Path, precision: Precision) -> None:
     if precision == "fp16":
         lowered = _to_fp16(source)
     elif precision == "int8":
-        lowered = ir.load(_quantise_dynamically(_open(source), [*_PRODUCTS, *_TABLES]))
+        lowered = ir.load(_quantize_dynamically(_open(source), [*_PRODUCTS, *_TABLES]))
     elif precision == "int4":
-        lowered = _to_int4(_quantise_dynamically(_open(source), _TABLES))
+        lowered = _to_int4(_quantize_dynamically(_open(source), _TABLES))
     else:
         raise ConfigError(f"'{precision}' is no lower precision: choose fp16, int8 or int4.")
     save_model(lowered, target)
@@ -67,7 +67,7 @@ def _to_fp16(source: Path) -> ir.Model:
 
     model = onnx.load(source)
     pooling = [node.name for node in model.graph.node if node.name.startswith(f"{POOLING_SCOPE}/")]
-    # Its shape inference would serialise the model, which fails past 2 GB; the exporter has left shapes already.
+    # Its shape inference would serialize the model, which fails past 2 GB; the exporter has left shapes already.
     lowered = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True, node_block_list=pooling)
     return ir.serde.deserialize_model(lowered)
 
@@ -93,15 +93,15 @@ def _open(source: Path) -> Path:
     return opened
 
 
-def _quantise_dynamically(source: Path, operators: list[str]) -> Path:
+def _quantize_dynamically(source: Path, operators: list[str]) -> Path:
     """Write the graph with the weights of ``operators`` in 8 bits beside ``source``."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantised = source.with_suffix(".int8.onnx")
+    quantized = source.with_suffix(".int8.onnx")
     with _quiet():
         quantize_dynamic(
             source,
-            quantised,
+            quantized,
             op_types_to_quantize=operators,
             per_channel=True,
             weight_type=QuantType.QInt8,
@@ -110,7 +110,7 @@ def _quantise_dynamically(source: Path, operators: list[str]) -> Path:
             use_external_data_format=True,  # it cannot hold more than 2 GB otherwise
             extra_options={"MatMulConstBOnly": True},
         )
-    return quantised
+    return quantized
 
 
 def _to_int4(source: Path) -> ir.Model:
@@ -132,7 +132,7 @@ def _to_int4(source: Path) -> ir.Model:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the quantisers' advice on a pre-processing that the graph has had."""
+    """Hide the quantizers' advice on a pre-processing that the graph has had."""
     logging.disable(logging.WARNING)
     try:
         yield
@@ -157,7 +157,7 @@ def _head_nodes(graph: Any, output: str) -> list[str]:
         if node is None:
             continue
         if node.op_type in ("MatMul", "Gemm") and any(name in weights for name in node.input):
-            found += [node.name, f"{node.name}_MatMul"]  # the quantiser rewrites Gemm to a MatMul of this name
+            found += [node.name, f"{node.name}_MatMul"]  # the quantizer rewrites Gemm to a MatMul of this name
         else:
             queue.extend(node.input)
     return found

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rmlora_converters.graph.passes.pooling import TOKENS_NAME, insert_pooling, keep_answer
-
 from rmlora.pooling import Pooling
 from rmlora.tasks import Task
+from rmlora_converters.graph.passes.pooling import TOKENS_NAME, insert_pooling, keep_answer
 from rmlora_deploy.bundles.preprocess import Preprocessor
-from rmlora_deploy.export.optimize import Optimised, optimise
+from rmlora_deploy.export.optimize import Optimized, optimize
 from rmlora_deploy.export.torch_export import DEFAULT_OPSET, OUTPUT_NAME, export_torch
 from rmlora_deploy.export.trace_inputs import trace_inputs
 from rmlora_deploy.runtime.outputs import Arrays
-from rmlora_deploy.verify.sample_batches import make_cases, sample_inputs
+from rmlora_deploy.verify.sample_batches import make_sample_batches, sample_inputs
 
 __all__ = ["TracedGraph", "trace_graph"]
 
@@ -25,13 +24,13 @@ __all__ = ["TracedGraph", "trace_graph"]
 class TracedGraph:
     """A graph and the inputs it was tried on."""
 
-    optimised: Optimised
-    cases: list[Arrays]
+    optimized: Optimized
+    batches: list[Arrays]
 
 
 def trace_graph(
     model: Any, processor: Any, task: Task, *, max_length: int | None, exporter: str, opset: int | None, scratch: Path,
-    note: Callable[[str], None], pooling: Pooling | None = None,
+    on_progress: Callable[[str], None], pooling: Pooling | None = None,
 ) -> TracedGraph:  # fmt: skip
     """Export ``model`` and fuse the graph for ONNX Runtime.
 
@@ -54,19 +53,19 @@ def trace_graph(
     if exporter == "optimum":
         from rmlora_deploy.export.optimum_export import export_optimum
 
-        note("exporting with Optimum")
+        on_progress("exporting with Optimum")
         graph = export_optimum(model, processor, task, opset=opset or DEFAULT_OPSET)
     else:
-        note("exporting with torch.onnx")
+        on_progress("exporting with torch.onnx")
         output = OUTPUT_NAME if pooling is None else TOKENS_NAME
         graph = export_torch(model, inputs, opset=opset or DEFAULT_OPSET, output=output)
     if pooling is not None:
         keep_answer(graph)
     names = [value.name or "" for value in graph.graph.inputs]
     preprocessor = Preprocessor(task, processor, max_length, tuple(names))
-    cases = make_cases(preprocessor, sample_inputs(preprocessor, None))
-    note("optimising for ONNX Runtime")
-    optimised = optimise(graph, cases, scratch)
+    batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None))
+    on_progress("optimizing for ONNX Runtime")
+    optimized = optimize(graph, batches, scratch)
     if pooling is not None:
-        insert_pooling(optimised.model, pooling)
-    return TracedGraph(optimised, cases)
+        insert_pooling(optimized.model, pooling)
+    return TracedGraph(optimized, batches)

@@ -12,8 +12,8 @@ import numpy as np
 from rmlora.errors import ConfigError, InputError
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.preprocess import Preprocessor
-from rmlora_deploy.runtime import AdapterSession, RowAdapter
-from rmlora_deploy.runtime.adapters.adapter_ref import chosen_rows
+from rmlora_deploy.runtime import AdapterChoice, AdapterSession
+from rmlora_deploy.runtime.adapters.adapter_ref import resolve_choices
 
 __all__ = ["AdapterClassifier", "Classifier", "Prediction", "to_prediction"]
 
@@ -109,7 +109,7 @@ class AdapterClassifier:
         return cls(bundle, bundle.adapter_session(provider, **options), bundle.preprocessor())
 
     def predict(
-        self, inputs: Sequence[Any], adapters: RowAdapter | Sequence[RowAdapter], *, batch_size: int = 32
+        self, inputs: Sequence[Any], adapters: AdapterChoice | Sequence[AdapterChoice], *, batch_size: int = 32
     ) -> list[Prediction]:
         """Return an answer for every text or image, in order, with the labels of its own adapter.
 
@@ -122,7 +122,7 @@ class AdapterClassifier:
             InputError: an input or an adapter cannot be used, or the graph gives no usable scores.
             ConfigError: the choices do not fit the inputs.
         """
-        choices = chosen_rows(adapters, len(inputs))
+        choices = resolve_choices(adapters, len(inputs))
         entries = [self.bundle.adapter(choice.name) if choice else self.bundle.manifest for choice in choices]
         answers: list[Prediction] = []
         for start in range(0, len(inputs), batch_size):

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from rmlora.errors import ConfigError, InputError
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.preprocess import Preprocessor
-from rmlora_deploy.runtime import RowAdapter
-from rmlora_deploy.runtime.adapters.adapter_ref import chosen_rows
+from rmlora_deploy.runtime import AdapterChoice
+from rmlora_deploy.runtime.adapters.adapter_ref import resolve_choices
 from rmlora_deploy.runtime.outputs import graph_logits
 
 __all__ = ["Embedder", "cosines"]
@@ -59,7 +59,7 @@ class Embedder:
         return cls(bundle, provider, **options)
 
     def embed(
-        self, texts: Sequence[str], adapters: RowAdapter | Sequence[RowAdapter] = None, *, batch_size: int = 32
+        self, texts: Sequence[str], adapters: AdapterChoice | Sequence[AdapterChoice] = None, *, batch_size: int = 32
     ) -> Vectors:
         """Return ``[texts, width]`` float32, in the order of ``texts``.
 
@@ -72,7 +72,7 @@ class Embedder:
             InputError: a text or an adapter cannot be used, or the graph gives no usable numbers.
             ConfigError: the choices do not fit the texts, or the bundle is merged and there is nothing to choose.
         """
-        choices = chosen_rows(adapters, len(texts))
+        choices = resolve_choices(adapters, len(texts))
         if not self._switching and any(choices):
             raise ConfigError(f"{self.bundle.path} has its adapter merged: there is none to choose.")
         entries = [self.bundle.adapter(choice.name) if choice else self.bundle.manifest for choice in choices]

@@ -30,9 +30,9 @@ def describe_adapter(adapter: Adapter, spectrum: AdapterSpectrum) -> dict[str, A
         "bytes": sum(path.stat().st_size for path in files),
         "parameters": {
             "factors": adapter.parameters,
-            "saved": sum(tensor.size for tensor in adapter.saved.values()),
+            "modules_to_save": sum(tensor.size for tensor in adapter.modules_to_save.values()),
         },
-        "saved": {name: list(tensor.shape) for name, tensor in adapter.saved.items()},
+        "modules_to_save": {name: list(tensor.shape) for name, tensor in adapter.modules_to_save.items()},
         "settings": metadata.get("rmlora"),
         "metrics": metadata.get("metrics"),
         "spectrum": {**_means(spectrum), "joint": {**_measures(spectrum.joint)}},

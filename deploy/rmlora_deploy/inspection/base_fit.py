@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rmlora_converters.delta import stores_transposed
-
 from rmlora.adapter import Adapter, LoraModule
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError
 from rmlora.fingerprint import base_fingerprint
 from rmlora.naming import find_tensor
+from rmlora_converters.delta import stores_transposed
 
 __all__ = ["Fit", "ModuleFit", "fit_to_base", "require_fit"]
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from rmlora.errors import require
 from rmlora.spectrum import AdapterSpectrum
-from rmlora_deploy.plots import COLOURS, clean_axes, save_figure
+from rmlora_deploy.plots import COLORS, clean_axes, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +37,7 @@ def plot_spectra(spectra: Mapping[str, AdapterSpectrum], path: Path) -> None:
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
     for number, (name, spectrum) in enumerate(spectra.items()):
-        _singular_values(left, name, spectrum, COLOURS[number % len(COLOURS)])
+        _singular_values(left, name, spectrum, COLORS[number % len(COLORS)])
     _measures(right, spectra)
     left.set_title("Singular values of the updates  s·BA", loc="left", fontweight="bold")
     left.set_xlabel("index, largest first")
@@ -53,15 +53,15 @@ def plot_spectra(spectra: Mapping[str, AdapterSpectrum], path: Path) -> None:
     save_figure(figure, path)
 
 
-def _singular_values(axes: Axes, name: str, spectrum: AdapterSpectrum, colour: str) -> None:
+def _singular_values(axes: Axes, name: str, spectrum: AdapterSpectrum, color: str) -> None:
     """One thin line per module, and their geometric mean over the modules that reach that index."""
     curves = [item.singular_values[: item.numerical_rank] for item in spectrum.modules.values() if item.numerical_rank]
     faint = min(0.5, 6 / max(len(curves), 1))
     for values in curves:
-        axes.plot(np.arange(1, len(values) + 1), values, color=colour, linewidth=0.8, alpha=faint)
+        axes.plot(np.arange(1, len(values) + 1), values, color=color, linewidth=0.8, alpha=faint)
     longest = max((len(values) for values in curves), default=0)
     mean = [np.exp(np.mean([np.log(v[i]) for v in curves if len(v) > i])) for i in range(longest)]
-    axes.plot(np.arange(1, longest + 1), mean, color=colour, linewidth=2.6, marker="o", markersize=4.5, label=name)
+    axes.plot(np.arange(1, longest + 1), mean, color=color, linewidth=2.6, marker="o", markersize=4.5, label=name)
 
 
 def _measures(axes: Axes, spectra: Mapping[str, AdapterSpectrum]) -> None:
@@ -76,7 +76,7 @@ def _measures(axes: Axes, spectra: Mapping[str, AdapterSpectrum]) -> None:
                 place,
                 mean,
                 width * 0.9,
-                color=COLOURS[number % len(COLOURS)],
+                color=COLORS[number % len(COLORS)],
                 label=name if group == 0 else None,
                 yerr=[[mean - values.min()], [values.max() - mean]],
                 error_kw={"ecolor": "#374151", "elinewidth": 1, "capsize": 3},

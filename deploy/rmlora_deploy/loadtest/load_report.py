@@ -10,14 +10,14 @@ import numpy as np
 
 from rmlora_deploy.loadtest.callers import Load
 from rmlora_deploy.loadtest.load_plan import LoadPlan
-from rmlora_deploy.plots import COLOURS, clean_axes, save_figure
+from rmlora_deploy.plots import COLORS, clean_axes, save_figure
 
-__all__ = ["plot_load", "summarise_load"]
+__all__ = ["plot_load", "summarize_load"]
 
 _POINTS = (50, 90, 95, 99, 99.9)
 
 
-def summarise_load(plan: LoadPlan, load: Load) -> dict[str, Any]:
+def summarize_load(plan: LoadPlan, load: Load) -> dict[str, Any]:
     """Return throughput, percentiles of latency (ms, of what was answered) and errors by status."""
     answered = [item for item in load.outcomes if item.status == 200]
     errors = Counter(str(item.status) if item.status else "no answer" for item in load.outcomes if item.status != 200)
@@ -58,13 +58,13 @@ def plot_load(plan: LoadPlan, load: Load, path: Path) -> None:
     failed = [item for item in load.outcomes if item.status != 200]
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
-    left.plot([o.when for o in answered], [1e3 * o.seconds for o in answered], ".", markersize=2, color=COLOURS[0])
+    left.plot([o.when for o in answered], [1e3 * o.seconds for o in answered], ".", markersize=2, color=COLORS[0])
     if failed:
-        left.plot([o.when for o in failed], [1e3 * o.seconds for o in failed], "x", color=COLOURS[4], label="errors")
+        left.plot([o.when for o in failed], [1e3 * o.seconds for o in failed], "x", color=COLORS[4], label="errors")
         left.legend(frameon=False)
     left.set(xlabel="seconds", ylabel="latency, ms", yscale="log", title="every request")
     ordered = np.sort([1e3 * o.seconds for o in answered])
-    right.plot(ordered, np.arange(1, len(ordered) + 1) / max(1, len(ordered)), color=COLOURS[0])
+    right.plot(ordered, np.arange(1, len(ordered) + 1) / max(1, len(ordered)), color=COLORS[0])
     right.set(xlabel="latency, ms", ylabel="share of requests", xscale="log", ylim=(0, 1.02), title="distribution")
     for axes, axis in ((left, left.yaxis), (right, right.xaxis)):
         clean_axes(axes, grid="y")

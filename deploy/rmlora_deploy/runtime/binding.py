@@ -15,12 +15,12 @@ from rmlora_deploy.runtime.providers import run_error
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["BoundSlots", "Sent"]
+__all__ = ["BoundInputs", "DeviceArrays"]
 
 AnyArray = npt.NDArray[Any]
 
 
-class BoundSlots:
+class BoundInputs:
     """An IOBinding of ``session`` with slots bound to arrays; one run at a time.
 
     The CPU provider reads the arrays where they are, so what is written into them counts from the next run on. For others
@@ -28,13 +28,13 @@ class BoundSlots:
     """
 
     def __init__(
-        self, session: ort.InferenceSession, slots: Mapping[str, AnyArray], *, output: str, device: str = "cpu"
+        self, session: ort.InferenceSession, lora_inputs: Mapping[str, AnyArray], *, output: str, device: str = "cpu"
     ) -> None:
         import onnxruntime as ort
 
         self._session, self._output = session, output
         self._binding = session.io_binding()
-        for name, array in slots.items():
+        for name, array in lora_inputs.items():
             self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, device, 0))
 
     def run(self, inputs: Mapping[str, AnyArray]) -> AnyArray:
@@ -53,7 +53,7 @@ class BoundSlots:
         return np.asarray(self._binding.get_outputs()[0].numpy())
 
 
-class Sent:
+class DeviceArrays:
     """Bindings whose arrays lie on a device, the ones used last; for any number of threads.
 
     Args:
@@ -63,14 +63,14 @@ class Sent:
     def __init__(self, rows: int) -> None:
         self._rows = rows
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[Hashable, ...], BoundSlots] = OrderedDict()
+        self._kept: OrderedDict[tuple[Hashable, ...], BoundInputs] = OrderedDict()
 
-    def take(self, rows: tuple[Hashable, ...]) -> BoundSlots | None:
+    def take(self, rows: tuple[Hashable, ...]) -> BoundInputs | None:
         """Take out the binding of these rows, for one run."""
         with self._lock:
             return self._kept.pop(rows, None)
 
-    def put(self, rows: tuple[Hashable, ...], bound: BoundSlots) -> None:
+    def put(self, rows: tuple[Hashable, ...], bound: BoundInputs) -> None:
         """Keep a binding of these rows, and let go of those used longest ago where there are too many."""
         with self._lock:
             self._kept[rows] = bound

@@ -79,10 +79,10 @@ def create_session(
     """Open ``model`` on exactly the provider asked for (operators it lacks may still run on the CPU).
 
     Args:
-        model: path of an ONNX file, or a serialised model.
+        model: path of an ONNX file, or a serialized model.
         threads: intra-op threads; None lets ONNX Runtime choose.
         memory_pattern: plan memory for input shapes that were seen before; with many inputs that costs more than it saves.
-        made_from: the file that a serialised model was made from: beside it lie the weights that it refers to.
+        made_from: the file that a serialized model was made from: beside it lie the weights that it refers to.
         options: session options to start from; log severity is raised to errors unless they are given.
 
     Raises:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["PADDING", "choose_company"]
+__all__ = ["PADDING", "select_batch"]
 
 PADDING = 0.125
 """How much of a batch may be padding, in parts of what is not: larger batches are worth some, small models' most."""
 
 
-def choose_company(lengths: Sequence[int], *, most: int, padding: float = PADDING) -> list[int]:
+def select_batch(lengths: Sequence[int], *, most: int, padding: float = PADDING) -> list[int]:
     """Return the places of the first row and of those that are computed with it, ascending.
 
     Rows are taken in the order of their lengths, from the first row's on in both directions, whichever costs less padding.

@@ -11,13 +11,13 @@ from rmlora.errors import InputError, require
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["open_picture"]
+__all__ = ["decode_image"]
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """What is decoded. Pillow knows dozens more, of which some start other programs."""
 
 
-def open_picture(url: str, number: int, max_pixels: int) -> Image.Image:
+def decode_image(url: str, number: int, max_pixels: int) -> Image.Image:
     """Return the decoded picture in a ``data:`` URL.
 
     Args:

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Recent"]
+__all__ = ["LatencyWindow"]
 
 _POINTS = (50, 90, 99)
 
 
-class Recent:
+class LatencyWindow:
     """Keeps when requests ended and the seconds they took; the caller sees to it that threads take turns.
 
     Args:
@@ -30,9 +30,9 @@ class Recent:
         self._when[place], self._took[place] = when, seconds
         self._count += 1
 
-    def copy(self) -> Recent:
+    def copy(self) -> LatencyWindow:
         """Return what is kept now, to be read while more is added."""
-        copy = Recent(0)
+        copy = LatencyWindow(0)
         copy._when, copy._took, copy._count = self._when.copy(), self._took.copy(), self._count
         return copy
 

@@ -15,7 +15,7 @@ from prometheus_client import Counter as Total
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from rmlora_deploy.serving.latency_window import Recent
+from rmlora_deploy.serving.latency_window import LatencyWindow
 from rmlora_deploy.serving.queue import Row
 from rmlora_deploy.serving.registry import Registry
 
@@ -48,7 +48,7 @@ class Metrics:
         )
         self._rows = Total("rmlora_rows", "Rows computed.", ["bundle", "model"], registry=self.registry)
         self._lock = threading.Lock()
-        self._latencies = Recent(_KEPT)
+        self._latencies = LatencyWindow(_KEPT)
         self._batches: deque[tuple[float, int]] = deque(maxlen=_KEPT)
         self._traffic: Counter[tuple[str, str]] = Counter()
         """Bundle and model → rows."""
@@ -135,13 +135,13 @@ class _Graphs(Collector):
     def collect(self) -> Iterator[Metric]:
         waiting = GaugeMetricFamily("rmlora_queue_rows", "Rows that wait.", labels=["bundle"])
         known = GaugeMetricFamily("rmlora_adapters", "Adapters that can be named.", labels=["bundle"])
-        resident = GaugeMetricFamily("rmlora_bank_adapters", "Adapters in memory.", labels=["bundle"])
-        events = CounterMetricFamily("rmlora_bank", "What happened in the bank.", labels=["bundle", "event"])
+        resident = GaugeMetricFamily("rmlora_cached_adapters", "Adapters in memory.", labels=["bundle"])
+        events = CounterMetricFamily("rmlora_adapter_cache", "What happened in the bank.", labels=["bundle", "event"])
         for name, graph in self._models.graphs.items():
             waiting.add_metric([name], graph.batcher.waiting)
-            if (bank := graph.bank) is not None:
-                known.add_metric([name], len(bank.names))
-                resident.add_metric([name], len(bank.resident))
+            if (cache := graph.cache) is not None:
+                known.add_metric([name], len(cache.names))
+                resident.add_metric([name], len(cache.resident))
                 for event in ("hits", "misses", "evictions"):
-                    events.add_metric([name, event], getattr(bank, event))
+                    events.add_metric([name, event], getattr(cache, event))
         yield from (waiting, known, resident, events)

@@ -15,14 +15,14 @@ from rmlora.errors import InputError
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.runtime import AdapterSession
-from rmlora_deploy.runtime.adapters.cache import Bank
+from rmlora_deploy.runtime.adapters.cache import AdapterCache
 from rmlora_deploy.runtime.providers import run_error
 from rmlora_deploy.serving.errors import UnknownModelError
-from rmlora_deploy.serving.models import Served
+from rmlora_deploy.serving.models import ServedModel
 from rmlora_deploy.serving.queue import Batcher, Row
 from rmlora_deploy.serving.serve_settings import ServeSettings
 
-__all__ = ["Graph"]
+__all__ = ["ModelRunner"]
 
 _ENDLESS = 1_000_000
 """Tokenizers without a limit report a number far above this."""
@@ -30,7 +30,7 @@ _ENDLESS = 1_000_000
 Answer = npt.NDArray[Any]
 
 
-class Graph:
+class ModelRunner:
     """An opened bundle, its queue and the batches it computes."""
 
     def __init__(
@@ -48,9 +48,9 @@ class Graph:
             self.session = bundle.adapter_session(
                 settings.provider,
                 threads=settings.threads,
-                bank=settings.bank,
+                max_active_adapters=settings.max_active_adapters,
                 rows=settings.max_batch,
-                lanes=settings.workers,
+                max_concurrent_runs=settings.workers,
             )
             self._run = self._run_adapters
         else:
@@ -80,16 +80,16 @@ class Graph:
         return max((int(limit) for limit in limits if limit and limit < _ENDLESS), default=512)
 
     @property
-    def bank(self) -> Bank | None:
+    def cache(self) -> AdapterCache | None:
         """Which adapters are in memory; None where one is merged."""
-        return self.session.bank if self.session is not None else None
+        return self.session.cache if self.session is not None else None
 
-    def rows(self, inputs: Sequence[Any], model: Served) -> list[Row]:
+    def rows(self, inputs: Sequence[Any], model: ServedModel) -> list[Row]:
         """Return texts or encoded pictures as rows for ``model``; errors as those of the preprocessor."""
         with self._tokenizing:
             return self._rows(inputs, model)
 
-    def rows_at_once(self, inputs: Sequence[Any], model: Served) -> list[Row] | None:
+    def rows_at_once(self, inputs: Sequence[Any], model: ServedModel) -> list[Row] | None:
         """Return the same unless another thread is at it, for which an event loop must not wait: then None."""
         if not self._tokenizing.acquire(blocking=False):
             return None
@@ -98,10 +98,10 @@ class Graph:
         finally:
             self._tokenizing.release()
 
-    def _rows(self, inputs: Sequence[Any], model: Served) -> list[Row]:
+    def _rows(self, inputs: Sequence[Any], model: ServedModel) -> list[Row]:
         made = self._preprocessor.rows(inputs, lengths=[model.max_length] * len(inputs))
-        lane = self.modality
-        return [Row(arrays, model.adapter, lane, len(next(iter(arrays.values())))) for arrays in made]
+        batch_key = self.modality
+        return [Row(arrays, model.adapter, batch_key, len(next(iter(arrays.values())))) for arrays in made]
 
     def submit(self, rows: Sequence[Row]) -> Future[list[Answer]]:
         """Queue rows, and have their adapters read while they wait; errors as those of :meth:`Batcher.submit`."""
@@ -117,7 +117,7 @@ class Graph:
                 self._preprocessor.collate([row.arrays for row in rows]), [row.adapter for row in rows]
             )
         except InputError:
-            known = self.session.bank.names
+            known = self.session.cache.names
             if any(row.adapter is not None and row.adapter not in known for row in rows):
                 raise UnknownModelError("The model was unloaded before this request was computed.") from None
             raise

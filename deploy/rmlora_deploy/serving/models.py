@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rmlora_deploy.serving.model_runner import Graph
+    from rmlora_deploy.serving.model_runner import ModelRunner
 
-__all__ = ["Served"]
+__all__ = ["ServedModel"]
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedModel:
     """A model that clients can name."""
 
     id: str
-    graph: Graph
+    graph: ModelRunner
     adapter: str | None
     """Which adapter of the graph: its own name, and for one loaded at run time ``@`` and what tells it from others that
     had the name; None for the base, or for what is merged."""

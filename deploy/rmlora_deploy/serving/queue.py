@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 import numpy.typing as npt
 
 from rmlora_deploy.runtime.outputs import Arrays
-from rmlora_deploy.serving.batch_selection import choose_company
+from rmlora_deploy.serving.batch_selection import select_batch
 from rmlora_deploy.serving.errors import BusyError, StoppingError
 
 __all__ = ["Batcher", "Row"]
@@ -42,7 +42,7 @@ class Row:
     arrays: Arrays
     """Inputs without the batch axis."""
     adapter: str | None
-    lane: Hashable
+    batch_key: Hashable
     """Only rows of one lane are computed together."""
     length: int = 1
     """Tokens, where rows of a lane are padded to the longest of a batch."""
@@ -106,7 +106,7 @@ class Batcher:
     ) -> None:
         self._run, self._observe = run, observe
         self._max_batch, self._max_wait, self._max_queue = max_batch, max_wait, max_queue
-        self._lanes: dict[Hashable, deque[_Waiting]] = {}
+        self._batches_by_key: dict[Hashable, deque[_Waiting]] = {}
         self._count = 0
         self._changed = threading.Condition()
         self._stopping = False
@@ -125,7 +125,7 @@ class Batcher:
             raise BusyError(f"{waiting} rows wait already, of at most {self._max_queue}: try again in {wait} s.", wait)
 
     def submit(self, rows: Sequence[Row]) -> Future[list[Answer]]:
-        """Queue the rows of one request; cancelling the future takes out those that still wait.
+        """Queue the rows of one request; canceling the future takes out those that still wait.
 
         Raises:
             BusyError: the queue has no place for them.
@@ -135,7 +135,7 @@ class Batcher:
         with self._changed:
             self.check(len(rows))
             for number, row in enumerate(rows):
-                self._lanes.setdefault(row.lane, deque()).append(_Waiting(row, request, number))
+                self._batches_by_key.setdefault(row.batch_key, deque()).append(_Waiting(row, request, number))
             self._count += len(rows)
             self._changed.notify()
         request.future.add_done_callback(partial(self._left, request))
@@ -146,13 +146,13 @@ class Batcher:
         if not future.cancelled():
             return
         with self._changed:
-            for key, lane in list(self._lanes.items()):
-                kept = deque(item for item in lane if item.request is not request)
-                self._count -= len(lane) - len(kept)
+            for key, batch_key in list(self._batches_by_key.items()):
+                kept = deque(item for item in batch_key if item.request is not request)
+                self._count -= len(batch_key) - len(kept)
                 if kept:
-                    self._lanes[key] = kept
+                    self._batches_by_key[key] = kept
                 else:
-                    del self._lanes[key]
+                    del self._batches_by_key[key]
 
     @property
     def waiting(self) -> int:
@@ -184,16 +184,16 @@ class Batcher:
                     self._changed.wait()
                 if not self._count:
                     return []
-                key = min(self._lanes, key=lambda name: self._lanes[name][0].row.arrived)
-                lane = self._lanes[key]
-                left = lane[0].row.arrived + self._max_wait - time.monotonic()
-                places = choose_company([item.row.length for item in lane], most=self._max_batch)
+                key = min(self._batches_by_key, key=lambda name: self._batches_by_key[name][0].row.arrived)
+                batch_key = self._batches_by_key[key]
+                left = batch_key[0].row.arrived + self._max_wait - time.monotonic()
+                places = select_batch([item.row.length for item in batch_key], most=self._max_batch)
                 if len(places) == self._max_batch or left <= 0 or self._stopping:
-                    batch = [lane[place] for place in places]
+                    batch = [batch_key[place] for place in places]
                     for place in reversed(places):
-                        del lane[place]
-                    if not lane:
-                        del self._lanes[key]
+                        del batch_key[place]
+                    if not batch_key:
+                        del self._batches_by_key[key]
                     self._count -= len(batch)
                     if self._count:
                         self._changed.notify()  # one call may bring rows for several workers

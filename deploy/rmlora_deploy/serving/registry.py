@@ -15,21 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
-from rmlora_converters.graph.contract.adapter_arrays import slot_arrays
-from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter, write_onnx_adapter
 
 from rmlora.adapter import Adapter
-from rmlora.adapter_task import adapter_labels, without_idle
+from rmlora.adapter_task import adapter_labels, drop_unused_modules
 from rmlora.errors import AdapterError, BaseMismatchError, ConfigError, InputError
 from rmlora.package import load_package
 from rmlora.tasks import get_task
+from rmlora_converters.graph.contract.adapter_arrays import adapter_arrays
+from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter, write_onnx_adapter
 from rmlora_deploy.bundles.adapters import check_name
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.choose_pooling import check_pooling
 from rmlora_deploy.bundles.processor import trained_length
 from rmlora_deploy.serving.errors import ForbiddenError, UnknownModelError
-from rmlora_deploy.serving.model_runner import Graph
-from rmlora_deploy.serving.models import Served
+from rmlora_deploy.serving.model_runner import ModelRunner
+from rmlora_deploy.serving.models import ServedModel
 from rmlora_deploy.serving.queue import Row
 from rmlora_deploy.serving.serve_settings import ServeSettings
 
@@ -53,12 +53,12 @@ class Registry:
         self.settings = settings
         self._observe = observe
         self._lock = threading.Lock()
-        self.graphs: dict[str, Graph] = {}
-        self._models: dict[str, Served] = {}
+        self.graphs: dict[str, ModelRunner] = {}
+        self._models: dict[str, ServedModel] = {}
         self._scratch = tempfile.TemporaryDirectory(prefix="rmlora-serve-")
         self._numbers = count()
 
-    def open(self, path: Path, *, name: str | None = None) -> Graph:
+    def open(self, path: Path, *, name: str | None = None) -> ModelRunner:
         """Open the bundle at ``path`` and serve it and its adapters.
 
         Raises:
@@ -70,18 +70,18 @@ class Registry:
         name = name or path.resolve().name
         if name in self.graphs:
             raise ConfigError(f"Two bundles are called '{name}': serve them as NAME=PATH with names of their own.")
-        graph = Graph(name, bundle, self.settings, self._observe)
+        graph = ModelRunner(name, bundle, self.settings, self._observe)
         self.graphs[name] = graph
-        self._add(Served(name, graph, None, tuple(bundle.labels), bundle.manifest.get("max_length")))
+        self._add(ServedModel(name, graph, None, tuple(bundle.labels), bundle.manifest.get("max_length")))
         for adapter, entry in bundle.adapters.items():
             self._add(
-                Served(
+                ServedModel(
                     adapter, graph, adapter, tuple(entry["labels"]), entry["max_length"], entry["rank"], entry["bytes"]
                 )
             )
         return graph
 
-    def _add(self, model: Served) -> None:
+    def _add(self, model: ServedModel) -> None:
         with self._lock:
             known = self._models.get(model.id)
             if known is not None:
@@ -92,12 +92,12 @@ class Registry:
             self._models[model.id] = model
 
     @property
-    def models(self) -> list[Served]:
+    def models(self) -> list[ServedModel]:
         """Every model, bundles before their adapters."""
         with self._lock:
             return list(self._models.values())
 
-    def model(self, name: str) -> Served:
+    def model(self, name: str) -> ServedModel:
         """Return the model called ``name``.
 
         Raises:
@@ -109,7 +109,7 @@ class Registry:
             raise _unknown()
         return found
 
-    def load(self, name: str, path: str) -> Served:
+    def load(self, name: str, path: str) -> ServedModel:
         """Load the adapter package at ``path`` into the bundle that it fits and serve it as ``name``.
 
         Raises:
@@ -127,7 +127,7 @@ class Registry:
             raise
         return model
 
-    def _convert(self, name: str, path: str, file: Path, *, key: str) -> Served:
+    def _convert(self, name: str, path: str, file: Path, *, key: str) -> ServedModel:
         """Write the package at ``path`` to ``file`` as its graph takes it, and describe it; errors as :meth:`load`.
 
         Args:
@@ -149,13 +149,13 @@ class Registry:
         except InputError as error:  # clients need not know where the directories lie
             raise type(error)(str(error).replace(str(directory), f"'{path}'")) from None
         write_onnx_adapter(file, arrays)
-        return Served(
+        return ServedModel(
             name, graph, key, tuple(adapter_labels(adapter, get_task(graph.bundle.task))),
             trained_length(adapter) or graph.bundle.manifest.get("max_length"),
             max(module.active_rank for module in adapter.modules.values()), file.stat().st_size, file=file,
         )  # fmt: skip
 
-    def _admit(self, model: Served, file: Path) -> None:
+    def _admit(self, model: ServedModel, file: Path) -> None:
         """Serve an adapter whose arrays are in ``file``.
 
         Raises:
@@ -182,7 +182,7 @@ class Registry:
         if model.file is not None:
             model.file.unlink(missing_ok=True)
 
-    def _adapter(self, name: str) -> Served:
+    def _adapter(self, name: str) -> ServedModel:
         """Return the adapter ``name``; errors as :meth:`unload`."""
         self._check_changes()
         model = self.model(name)
@@ -190,7 +190,7 @@ class Registry:
             raise ConfigError(f"'{name}' is a bundle: only adapters can be unloaded.")
         return model
 
-    def _dismiss(self, model: Served) -> None:
+    def _dismiss(self, model: ServedModel) -> None:
         assert model.graph.session is not None and model.adapter is not None  # noqa: S101 - adapters are of such graphs
         with self._lock:
             if self._models.pop(model.id, None) is None:  # somebody else was faster
@@ -214,7 +214,7 @@ class Registry:
                 continue
         raise ForbiddenError("There is no adapter at that path in the directories that adapters may be loaded from.")
 
-    def _fitting(self, adapter: Adapter) -> tuple[Graph, dict[str, npt.NDArray[Any]]]:
+    def _fitting(self, adapter: Adapter) -> tuple[ModelRunner, dict[str, npt.NDArray[Any]]]:
         """Return the graph that ``adapter`` was made for, and what it feeds there."""
         reasons: list[AdapterError] = []
         for graph in self.graphs.values():
@@ -222,8 +222,8 @@ class Registry:
                 continue
             try:
                 check_pooling(adapter, graph.bundle.manifest.get("pooling"))
-                fed = without_idle(adapter, get_task(graph.bundle.task))
-                return graph, slot_arrays(fed, graph.session.slots, graph.session.slot_types)
+                fed = drop_unused_modules(adapter, get_task(graph.bundle.task))
+                return graph, adapter_arrays(fed, graph.session.lora_inputs, graph.session.input_types)
             except AdapterError as error:
                 reasons.append(error)
         if reasons:

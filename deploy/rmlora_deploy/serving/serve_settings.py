@@ -20,7 +20,7 @@ class ServeSettings:
     provider: str = "cpu"
     threads: int | None = None
     """Threads of one run; None lets ONNX Runtime choose."""
-    bank: int = 64
+    max_active_adapters: int = 64
     """Adapters kept in memory for each bundle."""
     workers: int = 1
     """Batches computed at the same time."""
@@ -51,7 +51,7 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         for name in (
-            "bank",
+            "max_active_adapters",
             "workers",
             "max_batch",
             "max_queue",

@@ -28,7 +28,7 @@ _IDLE = 30
 
 
 def run_server(
-    bundles: Mapping[str, Path], settings: ServeSettings, *, host: str, port: int, note: Callable[[str], None]
+    bundles: Mapping[str, Path], settings: ServeSettings, *, host: str, port: int, on_progress: Callable[[str], None]
 ) -> None:
     """Serve ``bundles`` (name → path) on ``host`` and ``port``; returns when it was stopped and all is answered.
 
@@ -49,10 +49,10 @@ def run_server(
         metrics = Metrics()
         registry = Registry(settings, metrics.batch)
         for name, path in bundles.items():
-            note(f"opening {path}")
+            on_progress(f"opening {path}")
             registry.open(path, name=name)
         shown = f"[{host}]" if ":" in host else host
-        note(f"{len(registry.models)} models on http://{shown}:{listener.getsockname()[1]}  (Ctrl-C stops)")
+        on_progress(f"{len(registry.models)} models on http://{shown}:{listener.getsockname()[1]}  (Ctrl-C stops)")
         server = HttpServer(registry, metrics)
         gc.collect()
         gc.freeze()  # what is here stays; looking through it for garbage again and again costs some per cent

@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from rmlora.errors import InputError
 from rmlora_deploy.serving.errors import LateError
-from rmlora_deploy.serving.images import open_picture
+from rmlora_deploy.serving.images import decode_image
 from rmlora_deploy.serving.metrics import Metrics
-from rmlora_deploy.serving.model_runner import Graph
-from rmlora_deploy.serving.models import Served
+from rmlora_deploy.serving.model_runner import ModelRunner
+from rmlora_deploy.serving.models import ServedModel
 from rmlora_deploy.serving.queue import Row
 from rmlora_deploy.serving.registry import Registry
 from rmlora_deploy.serving.serve_settings import ServeSettings
@@ -61,7 +61,7 @@ class Service:
         }
 
     async def ask(
-        self, model: Served, inputs: Sequence[str], state: MutableMapping[str, Any]
+        self, model: ServedModel, inputs: Sequence[str], state: MutableMapping[str, Any]
     ) -> tuple[list[Answer], int]:
         """Return the model's answer to every text or picture, and the tokens that it read.
 
@@ -91,7 +91,7 @@ class Service:
         return await self._within(asyncio.wrap_future(model.graph.submit(rows)), end), tokens
 
     async def compute(
-        self, graph: Graph, rows: Sequence[Row], model: str, state: MutableMapping[str, Any]
+        self, graph: ModelRunner, rows: Sequence[Row], model: str, state: MutableMapping[str, Any]
     ) -> list[Answer]:
         """Queue rows and wait for their answers; errors as those of :meth:`ask`."""
         self._check_count(len(rows))
@@ -124,16 +124,16 @@ class Service:
             except UnicodeEncodeError:
                 raise InputError(f"Input {number + 1} is not valid Unicode: it has half a surrogate pair.") from None
 
-    def _picture_rows(self, inputs: Sequence[str], model: Served, end: float) -> list[Row]:
+    def _picture_rows(self, inputs: Sequence[str], model: ServedModel, end: float) -> list[Row]:
         """Return a row for every picture, which are decoded one after the other: a small file can be a large picture."""
         rows: list[Row] = []
         for number, url in enumerate(inputs):
             if time.monotonic() > end:
                 raise self._late()
-            rows += model.graph.rows([open_picture(url, number + 1, self.settings.max_pixels)], model)
+            rows += model.graph.rows([decode_image(url, number + 1, self.settings.max_pixels)], model)
         return rows
 
-    def tensor_rows(self, graph: Graph, tensors: dict[str, Answer], adapters: Sequence[str | None]) -> list[Row]:
+    def tensor_rows(self, graph: ModelRunner, tensors: dict[str, Answer], adapters: Sequence[str | None]) -> list[Row]:
         """Return rows of ready tensors (batch first), computed only with others of their shape.
 
         Raises:
@@ -154,8 +154,8 @@ class Service:
                 raise InputError(f"'{item['name']}' is {tensor.dtype}, and the model takes {item['dtype']}.")
             if item["dtype"] == "int64" and tensor.shape[1] > graph.max_tokens:
                 raise InputError(f"'{item['name']}' has {tensor.shape[1]} tokens, of at most {graph.max_tokens}.")
-        lane = ("tensors", *(tensors[name].shape[1:] for name in names))
+        batch_key = ("tensors", *(tensors[name].shape[1:] for name in names))
         return [
-            Row({name: tensors[name][number] for name in names}, adapter, lane)
+            Row({name: tensors[name][number] for name in names}, adapter, batch_key)
             for number, adapter in enumerate(adapters)
         ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["TOLERANCES", "Comparison", "Tolerance", "compare", "departure"]
+__all__ = ["TOLERANCES", "Comparison", "Tolerance", "compare", "mismatch"]
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _alike(measured: Mapping[str, Any], limit: Mapping[str, float]) -> bool:
     )
 
 
-def departure(measured: Mapping[str, Any], limit: Mapping[str, float]) -> str | None:
+def mismatch(measured: Mapping[str, Any], limit: Mapping[str, float]) -> str | None:
     """Say how a comparison exceeds a tolerance, both as dictionaries of a report; None where it does not."""
     cosine = measured.get("min_cosine")
     if measured["not_finite"]:

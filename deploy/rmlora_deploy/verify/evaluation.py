@@ -1,4 +1,4 @@
-"""The metric itself on labelled data, for every model that is compared."""
+"""The metric itself on labeled data, for every model that is compared."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """Labelled examples to measure the metric on; labels are indices into the model's."""
+    """Labeled examples to measure the metric on; labels are indices into the model's."""
 
     source: str
     inputs: list[Any]
@@ -30,7 +30,7 @@ class EvaluationData:
 
 
 def read_evaluation(source: str, columns: Columns, *, task: str, labels: Sequence[str]) -> EvaluationData:
-    """Read labelled data for a model of ``task`` with ``labels``.
+    """Read labeled data for a model of ``task`` with ``labels``.
 
     Raises:
         ConfigError: the task has no labels.

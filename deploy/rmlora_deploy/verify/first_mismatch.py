@@ -10,11 +10,11 @@ from typing import Any
 from rmlora_deploy.runtime.outputs import Arrays
 from rmlora_deploy.verify.layers import Layer, layer_errors, opened_layers, torch_layers
 
-__all__ = ["first_departure"]
+__all__ = ["first_mismatch"]
 
 
-def first_departure(
-    graph: Path, layers: Sequence[Layer], torch_model: Any, case: Arrays, *, tolerance: float, provider: str = "cpu"
+def first_mismatch(
+    graph: Path, layers: Sequence[Layer], torch_model: Any, batch: Arrays, *, tolerance: float, provider: str = "cpu"
 ) -> dict[str, Any] | None:
     """Return the first of ``layers`` whose tensor differs from the module's output by more than ``tolerance``.
 
@@ -32,9 +32,9 @@ def first_departure(
         ``{"module", "tensor", "relative_error"}``, the error None where it is not finite; None if no layer departs.
     """
     with opened_layers(graph, layers, provider) as run:
-        got = run(case)
+        got = run(batch)
     there = [layer for layer in layers if layer["tensor"] in got]
-    for layer, error in zip(there, layer_errors(there, got, torch_layers(torch_model, case)), strict=True):
+    for layer, error in zip(there, layer_errors(there, got, torch_layers(torch_model, batch)), strict=True):
         if error > tolerance:
             return {**layer, "relative_error": error if math.isfinite(error) else None}
     return None

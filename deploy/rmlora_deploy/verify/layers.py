@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from rmlora_converters.graph.files.model_file import save_model
 
+from rmlora_converters.graph.files.model_file import save_model
 from rmlora_deploy.runtime.outputs import Arrays
 from rmlora_deploy.runtime.providers import create_session
 
@@ -61,7 +61,7 @@ def _scopes(node: ir.Node) -> list[str]:
     return [".".join(parts[: end + 1]) for end in range(len(parts))]
 
 
-def confirmed_layers(model: ir.Model, torch_model: Any, cases: Sequence[Arrays], scratch: Path) -> list[Layer]:
+def confirmed_layers(model: ir.Model, torch_model: Any, batches: Sequence[Arrays], scratch: Path) -> list[Layer]:
     """Return the claimed layers whose tensor equals the module's output in PyTorch on every case.
 
     Args:
@@ -74,8 +74,8 @@ def confirmed_layers(model: ir.Model, torch_model: Any, cases: Sequence[Arrays],
     path = scratch / "layers.onnx"
     save_model(model, path)
     with opened_layers(path, layers) as run:
-        for case in cases:
-            errors = layer_errors(layers, run(case), torch_layers(torch_model, case))
+        for batch in batches:
+            errors = layer_errors(layers, run(batch), torch_layers(torch_model, batch))
             layers = [layer for layer, error in zip(layers, errors, strict=True) if error <= AGREEMENT]
     return layers
 
@@ -100,7 +100,7 @@ def opened_layers(
         session = create_session(opened, provider)
     finally:
         opened.unlink(missing_ok=True)
-    yield lambda case: dict(zip(wanted, session.run(wanted, dict(case)), strict=True))
+    yield lambda batch: dict(zip(wanted, session.run(wanted, dict(batch)), strict=True))
 
 
 def layer_errors(
@@ -110,7 +110,7 @@ def layer_errors(
     return [relative_difference(got.get(layer["tensor"]), expected.get(layer["module"])) for layer in layers]
 
 
-def torch_layers(model: Any, case: Arrays) -> dict[str, np.ndarray]:
+def torch_layers(model: Any, batch: Arrays) -> dict[str, np.ndarray]:
     """Return the output of every module of a PyTorch model (its first tensor) for one batch of inputs."""
     import torch
 
@@ -129,7 +129,7 @@ def torch_layers(model: Any, case: Arrays) -> dict[str, np.ndarray]:
     handles = [module.register_forward_hook(keep(name)) for name, module in model.named_modules() if name]
     try:
         with torch.inference_mode():
-            model(**{name: torch.from_numpy(np.array(value)) for name, value in case.items()})
+            model(**{name: torch.from_numpy(np.array(value)) for name, value in batch.items()})
     finally:
         for handle in handles:
             handle.remove()

@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from rmlora_converters.graph.files.model_file import load_model
 
 from rmlora.adapter import Adapter
 from rmlora.adapter_task import task_of
 from rmlora.errors import ConfigError, ParityError, RMLoRAError, is_installed
 from rmlora.processors import load_processor
 from rmlora.torch_models import load_adapted
+from rmlora_converters.graph.files.model_file import load_model
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.processor import max_length
 from rmlora_deploy.runtime.outputs import graph_logits
 from rmlora_deploy.runtime.providers import create_session
-from rmlora_deploy.verify.compare import TOLERANCES, compare, departure
-from rmlora_deploy.verify.sample_batches import make_cases, sample_inputs
+from rmlora_deploy.verify.compare import TOLERANCES, compare, mismatch
+from rmlora_deploy.verify.sample_batches import make_sample_batches, sample_inputs
 from rmlora_deploy.verify.torch_outputs import finite_logits
 from rmlora_deploy.verify.torch_pair import torch_is_installed
 
@@ -63,11 +63,11 @@ def verify_merged_graph(
         preprocessor = Preprocessor(
             task, processor, max_length([adapter], processor, task), tuple(item.name for item in session.get_inputs())
         )
-        cases = make_cases(preprocessor, sample_inputs(preprocessor, None))
+        batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None))
         adapted, _ = load_adapted(base, Path(adapter.source), allow_base_mismatch=allow_base_mismatch)
-        expected = finite_logits(adapted, cases, "the adapter")
+        expected = finite_logits(adapted, batches, "the adapter")
         answers = graph_logits(session)
-        got = [answers(case) for case in cases]
+        got = [answers(batch) for batch in batches]
     except RMLoRAError as error:
         return _unverified(str(error))
     if wrong := next((b.shape for a, b in zip(expected, got, strict=True) if a.shape != b.shape), None):
@@ -78,10 +78,10 @@ def verify_merged_graph(
         "passed": True,
         "precision": precision,
         "tolerance": asdict(tolerance),
-        "shapes": [list(next(iter(case.values())).shape) for case in cases],
+        "shapes": [list(next(iter(batch.values())).shape) for batch in batches],
         "onnx": asdict(compare(expected, [np.asarray(array, np.float32) for array in got])),
     }
-    if how := departure(report["onnx"], report["tolerance"]):
+    if how := mismatch(report["onnx"], report["tolerance"]):
         raise ParityError(
             f"The merged graph {how}: it was exported from another base, or computes something else; nothing was written."
         )

@@ -10,7 +10,7 @@ import numpy as np
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.runtime.outputs import Arrays
 
-__all__ = ["TEXTS", "make_cases", "sample_inputs"]
+__all__ = ["TEXTS", "make_sample_batches", "sample_inputs"]
 
 _SIZES = (1, 2, 5, 8)
 """Rows of the batches; texts differ in length, so each batch has another width."""
@@ -21,7 +21,7 @@ TEXTS = (
     "Ok, see you at seven.",
     "The committee published its report on Tuesday, after a delay of several months that nobody could explain.",
     "Yes",
-    "Why do leaves change their colour in the autumn, and not all of them at the same time ?",
+    "Why do leaves change their color in the autumn, and not all of them at the same time ?",
     "I have never been so disappointed by a film that had such a good cast.",
     "Your parcel could not be delivered; please call us between nine and five to arrange another day.",
     "How many moons does Jupiter have ?",
@@ -46,7 +46,7 @@ def sample_inputs(preprocessor: Preprocessor, data: Sequence[Any] | None) -> lis
     return [_picture(number) for number in range(count)]
 
 
-def make_cases(preprocessor: Preprocessor, inputs: Sequence[Any]) -> list[Arrays]:
+def make_sample_batches(preprocessor: Preprocessor, inputs: Sequence[Any]) -> list[Arrays]:
     """Return batches of 1, 2, 5 and 8 rows over ``inputs``, as far as they reach."""
     batches, start = [], 0
     for size in _SIZES:

@@ -15,12 +15,12 @@ from rmlora_deploy.verify.torch_pooling import pool
 __all__ = ["finite_logits", "torch_logits"]
 
 
-def torch_logits(model: Any, case: Arrays, pooling: Pooling | None = None) -> np.ndarray:
+def torch_logits(model: Any, batch: Arrays, pooling: Pooling | None = None) -> np.ndarray:
     """Return a PyTorch model's logits for one batch; with ``pooling``, the vectors it makes of the tokens'."""
     import torch
 
     with torch.inference_mode():
-        inputs = {name: torch.from_numpy(np.array(array)) for name, array in case.items()}
+        inputs = {name: torch.from_numpy(np.array(array)) for name, array in batch.items()}
         output = model(**inputs)
         if pooling is None:
             return np.asarray(output.logits.float().numpy())
@@ -30,14 +30,14 @@ def torch_logits(model: Any, case: Arrays, pooling: Pooling | None = None) -> np
 
 
 def finite_logits(
-    model: Any, cases: Sequence[Arrays], adapter: str, pooling: Pooling | None = None
+    model: Any, batches: Sequence[Arrays], adapter: str, pooling: Pooling | None = None
 ) -> list[np.ndarray]:
     """Return what a PyTorch model with an adapter answers to every batch.
 
     Raises:
         InputError: with NaN or infinity, so there is nothing to compare with.
     """
-    answers = [torch_logits(model, case, pooling) for case in cases]
+    answers = [torch_logits(model, batch, pooling) for batch in batches]
     if not all(np.isfinite(logits).all() for logits in answers):
         raise InputError(
             f"PyTorch itself answers with NaN or infinity with {adapter}: base or adapter is damaged, train or "

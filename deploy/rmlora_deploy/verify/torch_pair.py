@@ -42,20 +42,20 @@ class TorchPair:
         """Return ``adapted`` with a merged copy of it."""
         return cls(adapted, copy.deepcopy(adapted).merge_and_unload(), pooling)
 
-    def answer(self, case: Arrays) -> np.ndarray:
+    def answer(self, batch: Arrays) -> np.ndarray:
         """Return what the model with PEFT's layers says to a batch: logits, or vectors."""
-        return torch_logits(self.adapted, case, self.pooling)
+        return torch_logits(self.adapted, batch, self.pooling)
 
-    def merged_answer(self, case: Arrays) -> np.ndarray:
+    def merged_answer(self, batch: Arrays) -> np.ndarray:
         """Return what the merged model says."""
-        return torch_logits(self.merged, case, self.pooling)
+        return torch_logits(self.merged, batch, self.pooling)
 
 
 def load_torch_pair(bundle: Bundle, base: str | None, adapter: Path | None, *, name: str | None = None) -> TorchPair:
     """Load the models a bundle was made from.
 
     Args:
-        bundle: its manifest tells the sources, and how to recognise them.
+        bundle: its manifest tells the sources, and how to recognize them.
         base: overrides where the base is.
         adapter: overrides where the adapter is.
         name: of the adapter, in a bundle with several.
@@ -80,7 +80,7 @@ def load_torch_pair(bundle: Bundle, base: str | None, adapter: Path | None, *, n
     directory = _base_directory(bundle, base)
     # Whether base and adapter belong together was settled at export; here both must be the bundle's own.
     adapted, loaded = load_adapted(directory, path, task=bundle.task, allow_base_mismatch=True)
-    modules = loaded.modules if name is None else [slot.module for slot in bundle.slots().modules]
+    modules = loaded.modules if name is None else [slot.module for slot in bundle.lora_inputs().modules]
     if base_fingerprint(Checkpoint(directory), modules) != bundle.manifest["base"]["fingerprint"]:
         raise BaseMismatchError(
             f"{directory} is not the base this bundle was made from (fingerprint differs): pass the right --base."

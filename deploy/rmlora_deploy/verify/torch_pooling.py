@@ -1,4 +1,4 @@
-"""What pooling and normalisation are in PyTorch, written apart from the graph's so that each can prove the other wrong."""
+"""What pooling and normalization are in PyTorch, written apart from the graph's so that each can prove the other wrong."""
 
 from __future__ import annotations
 
@@ -30,4 +30,4 @@ def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     else:
         counted = mask.unsqueeze(-1).to(hidden.dtype)
         vectors = (hidden * counted).sum(1) / counted.sum(1).clamp(min=1e-9)
-    return torch.nn.functional.normalize(vectors, dim=1) if pooling.normalise else vectors
+    return torch.nn.functional.normalize(vectors, dim=1) if pooling.normalize else vectors

@@ -14,12 +14,12 @@ from rmlora_deploy.bundles.bundle import REFERENCE_FILE, Bundle
 from rmlora_deploy.bundles.reference import load_reference
 from rmlora_deploy.runtime import AdapterSession
 from rmlora_deploy.runtime.outputs import Arrays, graph_logits
-from rmlora_deploy.verify.compare import TOLERANCES, Comparison, Tolerance, compare, departure
+from rmlora_deploy.verify.compare import TOLERANCES, Comparison, Tolerance, compare, mismatch
 from rmlora_deploy.verify.evaluation import EvaluationData, lost_metric, measure
 from rmlora_deploy.verify.torch_outputs import finite_logits
 from rmlora_deploy.verify.torch_pair import TorchPair
 
-__all__ = ["raise_on_branch_departure", "verify_branches"]
+__all__ = ["raise_on_branch_mismatch", "verify_branches"]
 
 Logits = list[np.ndarray]
 
@@ -36,7 +36,7 @@ def verify_branches(
     Args:
         bundle: what to verify.
         pair_of: loads PyTorch's models of an adapter; None compares with the outputs stored in the bundle.
-        evaluations: adapter → labelled data to measure the metric on.
+        evaluations: adapter → labeled data to measure the metric on.
         provider: execution provider to run on.
 
     Returns:
@@ -48,19 +48,19 @@ def verify_branches(
     """
     tolerance, vectors = TOLERANCES[bundle.precision], bundle.embeds
     session = bundle.adapter_session(provider)
-    cases, base = load_reference(bundle.path / REFERENCE_FILE)
+    batches, base = load_reference(bundle.path / REFERENCE_FILE)
     rows: dict[str, dict[str, Any]] = {}
     expected: dict[str, Logits] = {}
     for name, entry in bundle.adapters.items():
         pair = pair_of(name) if pair_of is not None else None
         if pair is not None:
-            expected[name] = finite_logits(pair.adapted, cases, f"'{name}'", pair.pooling)
+            expected[name] = finite_logits(pair.adapted, batches, f"'{name}'", pair.pooling)
         elif "reference" in entry:
             expected[name] = load_reference(bundle.path / entry["reference"])[1]
         else:
             continue
         data = (evaluations or {}).get(name)
-        rows[name] = _verify_alone(bundle, session, name, cases, expected[name], pair, data)
+        rows[name] = _verify_alone(bundle, session, name, batches, expected[name], pair, data)
     names = list(bundle.adapters)
     if not rows and names:
         raise InputError(
@@ -68,19 +68,19 @@ def verify_branches(
             "where PyTorch is installed, without --reference-only."
         )
     logits = graph_logits(bundle.session(provider))
-    plain = [logits(case) for case in cases]
+    plain = [logits(batch) for batch in batches]
     untouched = {
         **_judged(compare(base, plain, vectors=vectors), tolerance),
         "bit_equal": all(np.array_equal(a, b) for a, b in zip(base, plain, strict=True)),
     }
-    mixed = _judged(_mixed(session, cases, expected, vectors=vectors), tolerance) if expected else None
+    mixed = _judged(_mixed(session, batches, expected, vectors=vectors), tolerance) if expected else None
     parts = [*rows.values(), untouched, *([mixed] if mixed else [])]
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "provider": provider,
         "tolerance": asdict(tolerance),
         "against": "PyTorch and PEFT" if pair_of is not None else "stored outputs of PyTorch and PEFT",
-        "shapes": [list(next(iter(case.values())).shape) for case in cases],
+        "shapes": [list(next(iter(batch.values())).shape) for batch in batches],
         "base": untouched,
         "adapters": rows,
         "mixed": mixed,
@@ -94,16 +94,16 @@ def _judged(comparison: Comparison, tolerance: Tolerance) -> dict[str, Any]:
 
 
 def _verify_alone(
-    bundle: Bundle, session: AdapterSession, name: str, cases: Sequence[Arrays], expected: Logits,
+    bundle: Bundle, session: AdapterSession, name: str, batches: Sequence[Arrays], expected: Logits,
     pair: TorchPair | None, data: EvaluationData | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the part of the report on one adapter in batches of its own."""
     tolerance, vectors = TOLERANCES[bundle.precision], bundle.embeds
-    result = compare(expected, [np.stack(session.run(case, name)) for case in cases], vectors=vectors)
+    result = compare(expected, [np.stack(session.run(batch, name)) for batch in batches], vectors=vectors)
     row: dict[str, Any] = {"onnx": asdict(result)}
     passed = result.within(tolerance)
     if pair is not None:
-        merged = [pair.merged_answer(case) for case in cases]
+        merged = [pair.merged_answer(batch) for batch in batches]
         row["pytorch_merged"] = asdict(compare(expected, merged, vectors=vectors))
     if data is not None:
         row["evaluation"] = scores = _measure(bundle, session, name, data, pair)
@@ -112,34 +112,34 @@ def _verify_alone(
     return {**row, "passed": passed}
 
 
-def raise_on_branch_departure(report: dict[str, Any], precision: str) -> None:
+def raise_on_branch_mismatch(report: dict[str, Any], precision: str) -> None:
     """Raise :class:`ParityError` when the report says that the bundle departs."""
     if report["passed"]:
         return
     limit = report["tolerance"]
-    if what := departure(report["base"], limit):
+    if what := mismatch(report["base"], limit):
         raise ParityError(f"With no adapter the {precision} graph is not the plain base: it {what}.")
     for name, row in report["adapters"].items():
-        if what := departure(row["onnx"], limit):
+        if what := mismatch(row["onnx"], limit):
             raise ParityError(f"With the adapter '{name}' the {precision} graph {what}.")
         if not row["passed"]:
             raise ParityError(f"With the adapter '{name}': {lost_metric(row['evaluation'], precision, limit)}")
-    raise ParityError(f"In a batch that mixes the adapters the {precision} graph {departure(report['mixed'], limit)}.")
+    raise ParityError(f"In a batch that mixes the adapters the {precision} graph {mismatch(report['mixed'], limit)}.")
 
 
 def _mixed(
-    session: AdapterSession, cases: Sequence[Arrays], expected: Mapping[str, Logits], *, vectors: bool
+    session: AdapterSession, batches: Sequence[Arrays], expected: Mapping[str, Logits], *, vectors: bool
 ) -> Comparison:
     """Give the rows to all adapters in turn, until each has had some, and return the worst adapter's comparison."""
     names, turn = list(expected), 0
     wanted: dict[str, Logits] = {name: [] for name in names}
     given: dict[str, Logits] = {name: [] for name in names}
     while turn < len(names) or not turn:
-        for number, case in enumerate(cases):
-            rows = len(next(iter(case.values())))
+        for number, batch in enumerate(batches):
+            rows = len(next(iter(batch.values())))
             chosen = [names[(turn + row) % len(names)] for row in range(rows)]
             turn += rows
-            for row, (name, output) in enumerate(zip(chosen, session.run(case, chosen), strict=True)):
+            for row, (name, output) in enumerate(zip(chosen, session.run(batch, chosen), strict=True)):
                 wanted[name].append(expected[name][number][row][None])
                 given[name].append(np.asarray(output)[None])
     every = [compare(wanted[name], given[name], vectors=vectors) for name in names]
@@ -160,7 +160,7 @@ def _mixed(
 def _measure(
     bundle: Bundle, session: AdapterSession, name: str, data: EvaluationData, pair: TorchPair | None
 ) -> dict[str, Any]:
-    models: dict[str, Callable[[Arrays], np.ndarray]] = {"onnx": lambda case: np.stack(session.run(case, name))}
+    models: dict[str, Callable[[Arrays], np.ndarray]] = {"onnx": lambda batch: np.stack(session.run(batch, name))}
     if pair is not None:
         models["pytorch"] = pair.answer
     return measure(data, bundle.preprocessor(name), models)

@@ -14,13 +14,13 @@ from rmlora_deploy.bundles.bundle import REFERENCE_FILE, Bundle
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.reference import load_reference
 from rmlora_deploy.runtime.outputs import Arrays, graph_logits
-from rmlora_deploy.verify.compare import TOLERANCES, Tolerance, compare, departure
+from rmlora_deploy.verify.compare import TOLERANCES, Tolerance, compare, mismatch
 from rmlora_deploy.verify.evaluation import EvaluationData, lost_metric, measure
-from rmlora_deploy.verify.sample_batches import make_cases, sample_inputs
+from rmlora_deploy.verify.sample_batches import make_sample_batches, sample_inputs
 from rmlora_deploy.verify.torch_outputs import finite_logits
 from rmlora_deploy.verify.torch_pair import TorchPair
 
-__all__ = ["raise_on_departure", "verify_bundle"]
+__all__ = ["raise_on_mismatch", "verify_bundle"]
 
 
 def verify_bundle(
@@ -31,13 +31,13 @@ def verify_bundle(
     evaluation: EvaluationData | None = None,
     provider: str = "cpu",
 ) -> dict[str, Any]:
-    """Compare and return the report; a failed comparison is in it, not raised (see :func:`raise_on_departure`).
+    """Compare and return the report; a failed comparison is in it, not raised (see :func:`raise_on_mismatch`).
 
     Args:
         bundle: what to verify.
         preprocessor: of the bundle.
         pair: PyTorch's models, or None to compare with the outputs stored in the bundle.
-        evaluation: labelled data; inputs are drawn from it and the metric is measured on all of it.
+        evaluation: labeled data; inputs are drawn from it and the metric is measured on all of it.
         provider: execution provider to run on.
 
     Raises:
@@ -52,22 +52,24 @@ def verify_bundle(
         "tolerance": asdict(tolerance),
     }
     if pair is None:
-        cases, expected = load_reference(bundle.path / REFERENCE_FILE)
+        batches, expected = load_reference(bundle.path / REFERENCE_FILE)
         report["against"] = "stored outputs of PyTorch and PEFT"
     else:
-        cases = make_cases(preprocessor, sample_inputs(preprocessor, evaluation.inputs if evaluation else None))
-        expected = finite_logits(pair.adapted, cases, "the adapter", pair.pooling)
+        batches = make_sample_batches(
+            preprocessor, sample_inputs(preprocessor, evaluation.inputs if evaluation else None)
+        )
+        expected = finite_logits(pair.adapted, batches, "the adapter", pair.pooling)
         report["against"] = "PyTorch and PEFT"
         report["pytorch_merged"] = asdict(
-            compare(expected, [pair.merged_answer(case) for case in cases], vectors=vectors)
+            compare(expected, [pair.merged_answer(batch) for batch in batches], vectors=vectors)
         )
-    got = [onnx(case) for case in cases]
+    got = [onnx(batch) for batch in batches]
     result = compare(expected, got, vectors=vectors)
     report["onnx"] = asdict(result)
-    report["shapes"] = [list(next(iter(case.values())).shape) for case in cases]
+    report["shapes"] = [list(next(iter(batch.values())).shape) for batch in batches]
     passed = result.within(tolerance)
     if not passed and pair is not None:
-        report["first_departure"] = _first_departure(bundle, pair, _worst(cases, expected, got), tolerance, provider)
+        report["first_departure"] = _first_mismatch(bundle, pair, _worst(batches, expected, got), tolerance, provider)
     if evaluation is not None:
         models: dict[str, Callable[[Arrays], np.ndarray]] = {"onnx": onnx}
         if pair is not None:
@@ -79,11 +81,11 @@ def verify_bundle(
     return report
 
 
-def raise_on_departure(report: dict[str, Any], precision: str) -> None:
+def raise_on_mismatch(report: dict[str, Any], precision: str) -> None:
     """Raise :class:`ParityError` when the report says that the bundle departs from PyTorch."""
     if report["passed"]:
         return
-    what = departure(report["onnx"], report["tolerance"])
+    what = mismatch(report["onnx"], report["tolerance"])
     if what is None:
         raise ParityError(lost_metric(report["evaluation"], precision, report["tolerance"]))
     raise ParityError(f"The {precision} graph {what}.{_where(report)}")
@@ -100,22 +102,22 @@ def _where(report: dict[str, Any]) -> str:
     return f" The first layer that departs is '{layer['module']}' ({size})."
 
 
-def _first_departure(
-    bundle: Bundle, pair: TorchPair, case: Arrays, tolerance: Tolerance, provider: str
+def _first_mismatch(
+    bundle: Bundle, pair: TorchPair, batch: Arrays, tolerance: Tolerance, provider: str
 ) -> dict[str, Any] | None:
-    from rmlora_deploy.verify.first_mismatch import first_departure
+    from rmlora_deploy.verify.first_mismatch import first_mismatch
 
-    return first_departure(
+    return first_mismatch(
         bundle.model_path,
         bundle.manifest["layers"],
         pair.merged,
-        case,
+        batch,
         tolerance=tolerance.relative_error,
         provider=provider,
     )
 
 
-def _worst(cases: Sequence[Arrays], expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> Arrays:
+def _worst(batches: Sequence[Arrays], expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> Arrays:
     """Return the case on which the graph lies furthest from PyTorch."""
     errors = [np.nan_to_num(np.abs(a - b), nan=np.inf).max() for a, b in zip(expected, got, strict=True)]
-    return cases[int(np.argmax(errors))]
+    return batches[int(np.argmax(errors))]

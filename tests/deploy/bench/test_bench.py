@@ -11,19 +11,19 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from PIL import Image
+
+from rmlora.errors import ConfigError, InputError, ProviderError
 from rmlora_deploy.bench import rounds as bench_run
 from rmlora_deploy.bench.bench_plan import BenchSettings, Contestant, Job, Size, contestants
 from rmlora_deploy.bench.bench_plot import plot_bench
 from rmlora_deploy.bench.machine import OthersWatch, describe_machine, peak_mb, pin, resident_mb, usable_cores
 from rmlora_deploy.bench.rounds import run_bench
-from rmlora_deploy.bench.summary import summarise
+from rmlora_deploy.bench.summary import summarize
 from rmlora_deploy.bench.worker import random_inputs
 from rmlora_deploy.bundles.bundle import Bundle
-
-from rmlora.errors import ConfigError, InputError, ProviderError
 from tests.helpers.bundles import make_bundle
 from tests.helpers.cli import fails, run, run_process
-from tests.helpers.handmade import colour_bundle, word_bundle
+from tests.helpers.handmade import color_bundle, word_bundle
 
 QUICK = ("--batch", "1,3", "--length", "4,8", "--threads", "1", "--rounds", "2", "--seconds", "0.01", "--warmup", "1")
 
@@ -107,7 +107,7 @@ def test_without_base_and_adapter_pytorch_is_listed_with_the_reason(words: Path)
 
 
 def test_images_have_no_length(tmp_path: Path) -> None:
-    done = run("bench", colour_bundle(tmp_path / "colours"), *QUICK, "--json")
+    done = run("bench", color_bundle(tmp_path / "colors"), *QUICK, "--json")
     assert done.code == 0, done.stderr
     assert [(row["rows"], row["tokens"]) for row in json.loads(done.stdout)["rows"]] == [(1, None), (3, None)]
 
@@ -193,7 +193,7 @@ def test_ratios_are_taken_round_by_round_to_the_fastest_pytorch() -> None:
         cuda: [fake_run(1)] * 3,
         other: [fake_run(5, others_share=0.3, logits=1.002)] * 3,
     }
-    result = summarise(list(runs), [Size(1, 4)], runs, {})
+    result = summarize(list(runs), [Size(1, 4)], runs, {})
     rows = {(row["engine"], row["provider"], row["threads"]): row for row in result["rows"]}
     row = rows["onnx", "cpu", 2]
     assert (row["p50_ms"], row["p50_ms_range"], row["samples"]) == (3, [2, 4], 15)
@@ -242,7 +242,7 @@ def test_inputs_are_the_same_for_everybody_and_full(words: Path, tmp_path: Path)
     assert {name: array.shape for name, array in one.items()} == {"input_ids": (3, 8), "attention_mask": (3, 8)}
     assert all((one[name] == two[name]).all() for name in one)
     assert one["attention_mask"].all()
-    pixels = random_inputs(Bundle.open(colour_bundle(tmp_path / "colours")), 2, None, seed=0)["pixel_values"]
+    pixels = random_inputs(Bundle.open(color_bundle(tmp_path / "colors")), 2, None, seed=0)["pixel_values"]
     assert pixels.shape == (2, 3, 16, 16)
     with pytest.raises(ConfigError, match="at most 32 tokens, not 33: lower --length"):
         random_inputs(bundle, 1, 33, seed=0)

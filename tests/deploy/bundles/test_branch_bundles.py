@@ -11,16 +11,16 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+
+from rmlora.errors import ConfigError, InputError
+from rmlora.package import load_package, save_package
+from rmlora.storage import sha256_file
 from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter
 from rmlora_deploy.bundles.adapters import add_adapter, record_verification, remove_adapter
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.reference import load_reference
 from rmlora_deploy.inference.classifier import AdapterClassifier, Classifier
 from rmlora_deploy.verify.verify_branches import verify_branches
-
-from rmlora.errors import ConfigError, InputError
-from rmlora.package import load_package, save_package
-from rmlora.storage import sha256_file
 from tests.helpers.branch_graphs import LABELS, make_adapter, make_base
 from tests.helpers.cli import fails, run, run_process, text_data
 from tests.helpers.exports import anonymous, export, with_bias
@@ -77,8 +77,8 @@ def test_lower_precisions_keep_the_branches_in_floating_point(made: Path, tmp_pa
     assert manifest["model"]["operators"][operator] >= 12
     graph = onnx.load(tmp_path / "bundle" / "model.onnx").graph
     kind = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.FLOAT
-    slots = [item for item in graph.initializer if ".lora_" in item.name]
-    assert len(slots) == 2 * 8 and {item.data_type for item in slots} == {kind}
+    lora_inputs = [item for item in graph.initializer if ".lora_" in item.name]
+    assert len(lora_inputs) == 2 * 8 and {item.data_type for item in lora_inputs} == {kind}
     # What the adapters add is exact: they are off by no more than the base alone is.
     _, lowered = load_reference(tmp_path / "bundle" / "reference.safetensors")
     _, exact = load_reference(made / "bundle" / "reference.safetensors")
@@ -159,8 +159,11 @@ def test_what_cannot_be_added_changes_nothing(copied: Path, tmp_path: Path) -> N
     head = {item.name: numpy_helper.to_array(item) for item in own.initializer}
     weight = next(array for name, array in head.items() if "classifier.weight" in name and array.size)
     bias = next(array for name, array in head.items() if "classifier.bias" in name and array.size)
-    saved = {"classifier.weight": weight if weight.shape[0] == 3 else weight.T, "classifier.bias": bias.ravel()}
-    save_package(replace(base, modules={**nothing}, saved=saved, metadata={}), tmp_path / "nothing")
+    modules_to_save = {
+        "classifier.weight": weight if weight.shape[0] == 3 else weight.T,
+        "classifier.bias": bias.ravel(),
+    }
+    save_package(replace(base, modules={**nothing}, modules_to_save=modules_to_save, metadata={}), tmp_path / "nothing")
     fails(3, "changes nothing in the answers", "adapter", "add", bundle, tmp_path / "nothing")
     fails(2, "only bundles of --mode branches", "adapter", "list", word_bundle(tmp_path / "words"))
     fails(2, "export one with --mode branches", "adapter", "add", tmp_path / "words", f"x={copied / 'three'}")
@@ -212,25 +215,25 @@ def test_each_row_has_its_own_adapter_labels_and_length(made: Path) -> None:
 def test_a_dedicated_graph_answers_as_the_branches_do(made: Path) -> None:
     bundle = Bundle.open(made / "bundle")
     session = bundle.adapter_session(threads=1)
-    cases, base = load_reference(bundle.path / "reference.safetensors")
-    before = {name: np.stack(session.run(cases[2], name)) for name in (None, "one", "two")}
-    session.dedicate("one")
-    session.dedicate(None)
-    np.testing.assert_array_equal(np.stack(session.run(cases[2])), base[2])
+    batches, base = load_reference(bundle.path / "reference.safetensors")
+    before = {name: np.stack(session.run(batches[2], name)) for name in (None, "one", "two")}
+    session.specialize("one")
+    session.specialize(None)
+    np.testing.assert_array_equal(np.stack(session.run(batches[2])), base[2])
     for name, expected in before.items():
-        np.testing.assert_allclose(np.stack(session.run(cases[2], name)), expected, rtol=1e-4, atol=1e-5)
-    half = np.stack(session.run(cases[2], {"one": 0.5}))
+        np.testing.assert_allclose(np.stack(session.run(batches[2], name)), expected, rtol=1e-4, atol=1e-5)
+    half = np.stack(session.run(batches[2], {"one": 0.5}))
     assert np.abs(half - before["one"]).max() > 1e-3
     session.unload("one")
     with pytest.raises(InputError, match="no adapter 'one'"):
-        session.run(cases[2], "one")
+        session.run(batches[2], "one")
     session.load("one", lambda: {})
-    assert np.abs(np.stack(session.run(cases[2], "one")) - before["one"][:, :2].mean()).shape[1] == 3  # the new one
+    assert np.abs(np.stack(session.run(batches[2], "one")) - before["one"][:, :2].mean()).shape[1] == 3  # the new one
 
 
 def test_a_graph_from_elsewhere_is_taken_without_torch(made: Path, tmp_path: Path) -> None:
     (tmp_path / "onnx").mkdir()
-    graph = anonymous(export("bert", tmp_path / "onnx" / "model.onnx", optimised=False))
+    graph = anonymous(export("bert", tmp_path / "onnx" / "model.onnx", optimized=False))
     words = ["export", made / "base", "--mode", "branches", "--onnx", graph, "-a", made / "one", "-a", made / "two"]
     done = run_process(*words, "-o", tmp_path / "bundle", "--json", without=WITHOUT_TORCH)
     assert done.code == 0, done.stderr
@@ -241,11 +244,11 @@ def test_a_graph_from_elsewhere_is_taken_without_torch(made: Path, tmp_path: Pat
     assert verified["mixed"]["max_relative_error"] < 1e-5
 
 
-def test_a_quantised_graph_from_elsewhere_is_taken_by_its_names(made: Path, tmp_path: Path) -> None:
+def test_a_quantized_graph_from_elsewhere_is_taken_by_its_names(made: Path, tmp_path: Path) -> None:
     from onnxruntime.quantization import quantize_dynamic
 
     (tmp_path / "onnx").mkdir()
-    graph = export("bert", tmp_path / "onnx" / "model.onnx", optimised=False)
+    graph = export("bert", tmp_path / "onnx" / "model.onnx", optimized=False)
     quantize_dynamic(graph, tmp_path / "onnx" / "int8.onnx", op_types_to_quantize=["MatMul", "Gemm"])
     words = [
         "export",
@@ -267,8 +270,8 @@ def test_a_quantised_graph_from_elsewhere_is_taken_by_its_names(made: Path, tmp_
     bundle = Bundle.open(tmp_path / "bundle")
     session = bundle.adapter_session()
     arrays = read_onnx_adapter(bundle.path / bundle.adapter("one")["file"])
-    heads = [name for head in session.slots.heads for name in (head.weight, head.bias)]
-    assert heads, "whose own weights are quantised and cannot be fed"
+    heads = [name for head in session.lora_inputs.heads for name in (head.weight, head.bias)]
+    assert heads, "whose own weights are quantized and cannot be fed"
     session.load("headless", lambda: {name: array for name, array in arrays.items() if name not in heads})
     inputs = bundle.preprocessor()(["w1 w2", "w3", "w4 w5", "w6"])
     alone = {name: session.run(inputs, name) for name in (None, "one", "headless")}
@@ -293,7 +296,8 @@ def test_a_base_without_a_head_answers_only_with_an_adapter(tmp_path: Path) -> N
         classifier.predict(["w1"], None)
     headless = load_package(one)
     save_package(
-        replace(headless, saved={}, metadata={"task": "text-classification", "labels": ["a", "b"]}), tmp_path / "h"
+        replace(headless, modules_to_save={}, metadata={"task": "text-classification", "labels": ["a", "b"]}),
+        tmp_path / "h",
     )
     fails(
         3, "brings no 'classifier.weight', and the base has none", "adapter", "add", tmp_path / "bundle", tmp_path / "h"

@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+from transformers import AutoModel
+
+from rmlora.errors import ConfigError, InputError
+from rmlora.processors import load_processor
+from rmlora.tasks import get_task
 from rmlora_converters.graph.files.model_file import save_model
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.export.torch_export import export_torch
 from rmlora_deploy.export.trace_inputs import trace_inputs
 from rmlora_deploy.inference.classifier import AdapterClassifier
 from rmlora_deploy.inference.embedder import Embedder
-from transformers import AutoModel
-
-from rmlora.errors import ConfigError, InputError
-from rmlora.processors import load_processor
-from rmlora.tasks import get_task
 from tests.helpers.branch_graphs import make_adapter
 from tests.helpers.cli import fails, run, run_process
 from tests.helpers.encoders import RANKS, TEXTS, make_encoder, peft_vectors, write_modules
@@ -37,8 +37,8 @@ def copied(embedded: Path, tmp_path: Path) -> Path:
 def test_every_adapter_embeds_as_peft_does_alone_and_in_a_mixture(embedded: Path) -> None:
     bundle = Bundle.open(embedded / "vectors")
     assert bundle.task == "feature-extraction" and bundle.labels == []
-    assert bundle.manifest["pooling"] == {"mode": "mean", "normalise": True, "source": "default"}
-    assert not any("pooler" in slot.module for slot in bundle.slots().modules)
+    assert bundle.manifest["pooling"] == {"mode": "mean", "normalize": True, "source": "default"}
+    assert not any("pooler" in slot.module for slot in bundle.lora_inputs().modules)
     report = bundle.manifest["verification"]
     assert report["passed"] and report["base"]["bit_equal"]
     assert report["mixed"]["argmax_agreement"] is None and report["mixed"]["min_cosine"] > 0.999999
@@ -71,9 +71,9 @@ def test_the_files_beside_an_adapter_say_how_to_pool(tmp_path: Path) -> None:
     done = run("export", base, "-a", tmp_path / "only", "-o", tmp_path / "bundle", "--json")
     assert done.code == 0, done.stderr
     manifest = json.loads(done.stdout)
-    assert manifest["pooling"] == {"mode": "last", "normalise": False, "source": "adapter"}
+    assert manifest["pooling"] == {"mode": "last", "normalize": False, "source": "adapter"}
     assert manifest["verification"]["passed"]
-    expected = peft_vectors(base, tmp_path / "only", TEXTS, mode="last", normalise=False)
+    expected = peft_vectors(base, tmp_path / "only", TEXTS, mode="last", normalize=False)
     got = Embedder.open(tmp_path / "bundle").embed(TEXTS)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
@@ -87,11 +87,11 @@ def test_a_graph_from_elsewhere_is_pooled_without_torch(embedded: Path, copied: 
     save_model(graph, copied / "foreign.onnx")
     words = ("export", copied / "base", "--mode", "branches", "-a", copied / "near", "--onnx", copied / "foreign.onnx")
     _forget_task(copied / "near")
-    flags = ("--pooling", "cls", "--no-normalise", "--precision", "fp16", "--task", "feature-extraction")
+    flags = ("--pooling", "cls", "--no-normalize", "--precision", "fp16", "--task", "feature-extraction")
     done = run_process(*words, *flags, "-o", copied / "other", without=("torch", "peft", "onnxscript", "accelerate"))
     assert done.code == 0, done.stderr
-    assert Bundle.open(copied / "other").manifest["pooling"] == {"mode": "cls", "normalise": False, "source": "chosen"}
-    expected = peft_vectors(embedded / "base", embedded / "near", TEXTS, mode="cls", normalise=False)
+    assert Bundle.open(copied / "other").manifest["pooling"] == {"mode": "cls", "normalize": False, "source": "chosen"}
+    expected = peft_vectors(embedded / "base", embedded / "near", TEXTS, mode="cls", normalize=False)
     got = Embedder.open(copied / "other").embed(TEXTS, "near")
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-2 * np.abs(expected).max())
     checked = run("verify", copied / "other", "--json")
@@ -125,7 +125,7 @@ def test_predict_shows_how_alike_texts_are_and_gives_their_vectors(embedded: Pat
 def test_inspect_verify_and_bench_know_vectors(copied: Path) -> None:
     shown = run("inspect", copied / "vectors")
     assert shown.code == 0, shown.stderr
-    assert "mean, normalised" in shown.stdout and "sentence_embedding" in shown.stdout
+    assert "mean, normalized" in shown.stdout and "sentence_embedding" in shown.stdout
     without = run_process("verify", copied / "vectors", "--json", without=("torch", "peft", "onnxscript", "accelerate"))
     assert without.code == 0, without.stderr
     assert json.loads(without.stdout)["mixed"]["min_cosine"] > 0.999999
@@ -152,7 +152,7 @@ def test_adapters_come_and_go_and_others_are_refused(copied: Path, tmp_path: Pat
     write_modules(far, {"pooling_mode": "cls"})
     fails(
         3,
-        "was trained with the pooling cls, not normalised, and the graph pools by mean",
+        "was trained with the pooling cls, not normalized, and the graph pools by mean",
         "adapter",
         "add",
         bundle,
@@ -187,7 +187,7 @@ def test_training_embeddings_is_left_to_others_in_one_sentence(tmp_path: Path) -
     base = make_encoder("bert", tmp_path, ranks={})
     fails(
         2,
-        "--pooling and --normalise are for feature-extraction",
+        "--pooling and --normalize are for feature-extraction",
         "export",
         base,
         "-a",

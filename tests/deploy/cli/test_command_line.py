@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from rmlora_deploy.cli import cli, main
 
 from rmlora import __version__
 from rmlora.errors import RMLoRAError
+from rmlora_deploy.cli import cli, main
 from tests.helpers.cli import environment, run, run_process
 from tests.helpers.handmade import word_bundle
 

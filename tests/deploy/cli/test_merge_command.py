@@ -70,7 +70,7 @@ def test_broken_shards(tmp_path: Path) -> None:
 
 
 @pytest.mark.e2e
-def test_a_gguf_base_is_dequantised_once_and_merges(tmp_path: Path) -> None:
+def test_a_gguf_base_is_dequantized_once_and_merges(tmp_path: Path) -> None:
     base = resolve_base(smollm2_gguf())
     assert resolve_base(smollm2_gguf()) == base
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)

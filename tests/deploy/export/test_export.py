@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import rmlora_deploy.export.optimize as optimise
 import torch
 from onnx import numpy_helper
-from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.export.trace_inputs import trace_inputs
-from rmlora_deploy.verify.compare import TOLERANCES, compare
 
+import rmlora_deploy.export.optimize as optimize
 from rmlora.package import load_package, save_package
 from rmlora.processors import load_processor
 from rmlora.storage import sha256_file
 from rmlora.tasks import get_task
 from rmlora.torch_models import load_adapted
+from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.export.trace_inputs import trace_inputs
+from rmlora_deploy.verify.compare import TOLERANCES, compare
 from tests.helpers.bundles import LABELS, make_bundle, make_sources
 from tests.helpers.cli import fails, run, run_process, text_data
 from tests.helpers.models import ARCHITECTURES
@@ -196,10 +196,10 @@ def test_a_failed_verification_leaves_no_bundle(tmp_path: Path, monkeypatch: pyt
 
 
 def test_fusions_that_depart_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimise, "EXACT", -1.0)
+    monkeypatch.setattr(optimize, "EXACT", -1.0)
     bundle = make_bundle("bert", tmp_path)
-    assert bundle.manifest["optimisation"]["level"] == "folded"
-    assert "departed" in bundle.manifest["optimisation"]["reason"]
+    assert bundle.manifest["optimization"]["level"] == "folded"
+    assert "departed" in bundle.manifest["optimization"]["reason"]
     assert bundle.manifest["verification"]["passed"]
 
 

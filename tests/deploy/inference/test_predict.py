@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from rmlora_deploy.bundles.bundle import MODEL_FILE
-from rmlora_deploy.inference.classifier import Classifier
 
 from rmlora.errors import InputError
+from rmlora_deploy.bundles.bundle import MODEL_FILE
+from rmlora_deploy.inference.classifier import Classifier
 from tests.helpers.cli import environment, fails, run
-from tests.helpers.handmade import colour_bundle, word_bundle
+from tests.helpers.handmade import color_bundle, word_bundle
 
 TEXTS = ["w0 w9", "w1", "w9 w9 w2 w9 w9", "w9"]
 
@@ -51,7 +51,7 @@ def test_long_texts_are_cut_to_what_the_adapter_was_trained_on(bundle: Path) -> 
 
 
 def test_images_by_path_bytes_or_object(tmp_path: Path) -> None:
-    classifier = Classifier.open(colour_bundle(tmp_path / "colours"))
+    classifier = Classifier.open(color_bundle(tmp_path / "colors"))
     picture = Image.new("RGB", (20, 30), (0, 0, 250))
     picture.save(tmp_path / "blue.png")
     same = [tmp_path / "blue.png", str(tmp_path / "blue.png"), (tmp_path / "blue.png").read_bytes(), picture]
@@ -129,11 +129,11 @@ def test_mistakes_end_with_one_line_and_the_code_of_their_kind(bundle: Path, tmp
     fails(3, "cannot be read as UTF-8", "predict", bundle, "--file", tmp_path / "latin.txt")
     fails(2, "Unknown provider 'gpu'", "predict", bundle, "w0", "--provider", "gpu")
     fails(5, "Provider 'dml'", "predict", bundle, "w0", "--provider", "dml")
-    colours = colour_bundle(tmp_path / "colours")
-    fails(3, "Image not found", "predict", colours, tmp_path / "none.png")
+    colors = color_bundle(tmp_path / "colors")
+    fails(3, "Image not found", "predict", colors, tmp_path / "none.png")
     (tmp_path / "text.png").write_text("no picture")
-    fails(3, "cannot be decoded as an image", "predict", colours, tmp_path / "text.png")
-    fails(2, "ask them in two commands", "predict", bundle, "w0", "--with", colours)
+    fails(3, "cannot be decoded as an image", "predict", colors, tmp_path / "text.png")
+    fails(2, "ask them in two commands", "predict", bundle, "w0", "--with", colors)
 
 
 def test_damaged_bundles_are_refused(tmp_path: Path) -> None:

@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from rmlora_deploy.inspection.base_fit import fit_to_base, require_fit
-from rmlora_deploy.inspection.spectrum_plot import plot_spectra
 
 from rmlora.checkpoint import Checkpoint
 from rmlora.config import RMLoRAConfig
@@ -19,6 +17,8 @@ from rmlora.errors import AdapterError
 from rmlora.fingerprint import base_fingerprint
 from rmlora.package import load_package, save_package
 from rmlora.spectrum import adapter_spectrum
+from rmlora_deploy.inspection.base_fit import fit_to_base, require_fit
+from rmlora_deploy.inspection.spectrum_plot import plot_spectra
 from tests.helpers.cli import fails, run
 from tests.helpers.handmade import word_bundle
 from tests.helpers.models import adapt, build, lora_config, save_base
@@ -54,7 +54,7 @@ def test_figures_of_an_adapter(adapter: Path) -> None:
     assert found["kind"] == "adapter"
     assert found["labels"] == ["red", "green", "blue"]
     assert found["parameters"]["factors"] == package.parameters
-    assert found["parameters"]["saved"] == sum(array.size for array in package.saved.values())
+    assert found["parameters"]["modules_to_save"] == sum(array.size for array in package.modules_to_save.values())
     assert found["bytes"] == sum(file.stat().st_size for file in adapter.iterdir())
     assert [item["module"] for item in found["modules"]] == list(package.modules)
     spectrum = adapter_spectrum(package)

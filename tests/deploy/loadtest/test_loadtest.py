@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rmlora_deploy.loadtest.callers import Load, Outcome, run_load
-from rmlora_deploy.loadtest.load_plan import LoadPlan, draw_requests, shares_of
-from rmlora_deploy.loadtest.load_report import summarise_load
 
 from rmlora.errors import ConfigError
+from rmlora_deploy.loadtest.callers import Load, Outcome, run_load
+from rmlora_deploy.loadtest.load_plan import LoadPlan, draw_requests, shares_of
+from rmlora_deploy.loadtest.load_report import summarize_load
 from tests.helpers.cli import ROOT, environment, fails, run
 from tests.helpers.handmade import word_bundle
 from tests.helpers.servers import Server, classify, serving
@@ -179,14 +179,14 @@ def test_what_was_refused_is_sent_again(odd: http.server.ThreadingHTTPServer) ->
     loaded = asyncio.run(run_load(plan, "key", progress=lambda requests, seconds: seen.append((requests, seconds))))
     assert {outcome.status for outcome in loaded.outcomes} == {200}
     assert [outcome.retries for outcome in loaded.outcomes][:2] == [2, 0]
-    assert summarise_load(plan, loaded)["retried"] == 1
+    assert summarize_load(plan, loaded)["retried"] == 1
     assert seen
 
 
 def test_percentiles_are_of_what_was_answered() -> None:
     plan = LoadPlan(url="", models=("m",), texts=("x",), rows=2)
     outcomes = [Outcome(0.0, number / 1000, 200, "m") for number in range(1, 101)] + [Outcome(0.0, 9.0, 0, "m")]
-    result = summarise_load(plan, Load(outcomes, seconds=10.0))
+    result = summarize_load(plan, Load(outcomes, seconds=10.0))
     assert (result["latency_ms"]["p50"], result["latency_ms"]["max"], result["latency_ms"]["mean"]) == (
         50.5,
         100.0,
@@ -197,7 +197,7 @@ def test_percentiles_are_of_what_was_answered() -> None:
         20.0,
         {"no answer": 1},
     )
-    assert summarise_load(plan, Load([], seconds=10.0))["latency_ms"] is None
+    assert summarize_load(plan, Load([], seconds=10.0))["latency_ms"] is None
 
 
 @pytest.mark.parametrize(

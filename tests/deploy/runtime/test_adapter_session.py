@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter, write_onnx_adapter
-from rmlora_deploy.runtime.adapters.adapter_ref import Chosen, chosen_rows
-from rmlora_deploy.runtime.adapters.cache import Bank
-from rmlora_deploy.runtime.adapters.rank_buckets import BASE, Shelf, Shelves, Size
-from rmlora_deploy.runtime.binding import BoundSlots, Sent
 
 from rmlora.errors import ConfigError, InputError
+from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter, write_onnx_adapter
+from rmlora_deploy.runtime.adapters.adapter_ref import AdapterRef, resolve_choices
+from rmlora_deploy.runtime.adapters.cache import AdapterCache
+from rmlora_deploy.runtime.adapters.rank_buckets import BASE, BucketShape, RankBucket, RankBuckets
+from rmlora_deploy.runtime.binding import BoundInputs, DeviceArrays
 from tests.helpers.branch_graphs import Branched, make_adapters, make_branched
 from tests.helpers.exports import export
 from tests.helpers.models import lora_config
@@ -25,7 +25,7 @@ from tests.helpers.models import lora_config
 def made(tmp_path_factory: pytest.TempPathFactory) -> Branched:
     directory = tmp_path_factory.mktemp("runtime")
     (directory / "onnx").mkdir()
-    graph = export("bert", directory / "onnx" / "model.onnx", optimised=True)
+    graph = export("bert", directory / "onnx" / "model.onnx", optimized=True)
     configs = {f"a{rank}": lora_config("bert", r=rank) for rank in (1, 3, 8, 12)}
     return make_branched("bert", graph, directory, make_adapters("bert", directory, configs))
 
@@ -42,57 +42,62 @@ def head(labels: int, value: float = 1.0) -> dict[str, np.ndarray]:
     return {"h.weight": np.full((1, 3, labels), value, np.float32), "h.bias": np.full((1, labels), value, np.float32)}
 
 
-def make_bank(slots: int, places: int = 8) -> Bank:
-    return Bank(slots, Shelves({**arrays(0), **head(2, 0.5)}, places))
+def make_cache(lora_inputs: int, places: int = 8) -> AdapterCache:
+    return AdapterCache(lora_inputs, RankBuckets({**arrays(0), **head(2, 0.5)}, places))
 
 
-def use(bank: Bank, *names: str) -> None:
-    with bank.held(Chosen(name) for name in names):
+def use(cache: AdapterCache, *names: str) -> None:
+    with cache.held(AdapterRef(name) for name in names):
         pass
 
 
 def test_the_bank_evicts_the_one_used_longest_ago_and_never_a_pinned_one() -> None:
-    bank = make_bank(2)
+    cache = make_cache(2)
     for name in "abc":
-        bank.register(name, arrays)
-    bank.pin("a")
+        cache.register(name, arrays)
+    cache.pin("a")
     for name in "abab":
-        use(bank, name)
-    assert (bank.resident, bank.hits, bank.misses) == (["a", "b"], 2, 2)
-    use(bank, "c", "c")
-    assert (bank.resident, bank.evictions, bank.hits, bank.misses) == (["a", "c"], 1, 3, 3)
-    bank.unregister("a")
-    assert (bank.names, bank.resident) == (["b", "c"], ["c"])
+        use(cache, name)
+    assert (cache.resident, cache.hits, cache.misses) == (["a", "b"], 2, 2)
+    use(cache, "c", "c")
+    assert (
+        cache.resident,
+        cache.evictions,
+        cache.hits,
+        cache.misses,
+    ) == (["a", "c"], 1, 3, 3)
+    cache.unregister("a")
+    assert (cache.names, cache.resident) == (["b", "c"], ["c"])
 
 
 def test_the_banks_errors_say_what_is_known() -> None:
-    bank = make_bank(2)
+    cache = make_cache(2)
     with pytest.raises(InputError, match="no adapter 'x': none is loaded"):
-        use(bank, "x")
-    bank.register("a", arrays)
+        use(cache, "x")
+    cache.register("a", arrays)
     with pytest.raises(InputError, match="no adapter 'x': known are a"):
-        bank.unregister("x")
+        cache.unregister("x")
     with pytest.raises(ConfigError, match="an adapter 'a' already: unload it first"):
-        bank.register("a", arrays)
+        cache.register("a", arrays)
     with pytest.raises(ConfigError, match="at least one slot, not 0"):
-        make_bank(0)
-    bank.register("b", arrays)
-    bank.pin("a")
+        make_cache(0)
+    cache.register("b", arrays)
+    cache.pin("a")
     with pytest.raises(ConfigError, match="All 2 slots of the bank would be pinned"):
-        bank.pin("b")
+        cache.pin("b")
 
 
 def test_a_place_in_use_is_not_written_whatever_is_evicted_or_unloaded() -> None:
-    bank = make_bank(1, places=3)
+    cache = make_cache(1, places=3)
     for name, value in (("a", 1.0), ("b", 2.0), ("c", 3.0)):
-        bank.register(name, lambda value=value: arrays(value=value))  # type: ignore[misc]
-    with bank.held([Chosen("a")]) as first:
-        a = first[Chosen("a")]
-        with bank.held([Chosen("b")]) as second:  # evicts a
-            b = second[Chosen("b")]
-            bank.unregister("b")
-            use(bank, "c")
-            use(bank, "a")
+        cache.register(name, lambda value=value: arrays(value=value))  # type: ignore[misc]
+    with cache.held([AdapterRef("a")]) as first:
+        a = first[AdapterRef("a")]
+        with cache.held([AdapterRef("b")]) as second:  # evicts a
+            b = second[AdapterRef("b")]
+            cache.unregister("b")
+            use(cache, "c")
+            use(cache, "a")
             assert a.shelf is not None and b.shelf is not None
             held = [a.shelf.arrays["m.lora_A"][item.place].max() for item in (a, b)]
             assert held == [1.0, 2.0]
@@ -100,20 +105,20 @@ def test_a_place_in_use_is_not_written_whatever_is_evicted_or_unloaded() -> None
 
 
 def test_who_finds_no_free_place_waits_for_one() -> None:
-    bank = make_bank(1, places=1)
-    bank.register("a", arrays)
-    bank.register("b", arrays)
+    cache = make_cache(1, places=1)
+    cache.register("a", arrays)
+    cache.register("b", arrays)
     with ThreadPoolExecutor(1) as other:
-        with bank.held([Chosen("a")]):
-            waiting = other.submit(use, bank, "b")
+        with cache.held([AdapterRef("a")]):
+            waiting = other.submit(use, cache, "b")
             with pytest.raises(futures.TimeoutError):
                 waiting.result(0.2)
         waiting.result(60)
-    assert bank.resident == ["b"]
+    assert cache.resident == ["b"]
 
 
 def test_what_cannot_be_read_leaves_nothing_behind_and_everybody_is_told() -> None:
-    bank = make_bank(2, places=2)
+    cache = make_cache(2, places=2)
     gate, calls = threading.Barrier(2, timeout=60), []
 
     def broken() -> dict[str, np.ndarray]:
@@ -122,21 +127,21 @@ def test_what_cannot_be_read_leaves_nothing_behind_and_everybody_is_told() -> No
             gate.wait()
         raise InputError("gone")
 
-    bank.register("a", broken)
+    cache.register("a", broken)
     with ThreadPoolExecutor(2) as callers:
-        asked = [callers.submit(use, bank, "a") for _ in range(2)]
+        asked = [callers.submit(use, cache, "a") for _ in range(2)]
         gate.wait()
         for future in asked:
             with pytest.raises(InputError, match="gone"):
                 future.result(60)
-    assert (bank.resident, len(calls)) == ([], 2)
-    bank.register("b", arrays)
-    use(bank, "b")
-    assert bank.resident == ["b"]
+    assert (cache.resident, len(calls)) == ([], 2)
+    cache.register("b", arrays)
+    use(cache, "b")
+    assert cache.resident == ["b"]
 
 
 def test_what_is_read_ahead_counts_once_and_fills_at_most_half_of_the_slots() -> None:
-    bank = make_bank(4)
+    cache = make_cache(4)
     read = threading.Semaphore(0)
 
     def loader() -> dict[str, np.ndarray]:
@@ -144,23 +149,27 @@ def test_what_is_read_ahead_counts_once_and_fills_at_most_half_of_the_slots() ->
         return arrays()
 
     for name in "abcd":
-        bank.register(name, loader)
-        bank.prefetch(Chosen(name))
+        cache.register(name, loader)
+        cache.prefetch(AdapterRef(name))
     assert read.acquire(timeout=60) and read.acquire(timeout=60)
-    bank.prefetch(Chosen("nobody"))
-    assert (sorted(bank.resident), bank.misses, bank.hits) == (["a", "b"], 2, 0)
-    use(bank, "a")
-    assert (bank.misses, bank.hits) == (2, 0)
-    use(bank, "a", "c")
-    assert (bank.misses, bank.hits) == (3, 1)
-    bank.prefetch(Chosen("d"))
+    cache.prefetch(AdapterRef("nobody"))
+    assert (sorted(cache.resident), cache.misses, cache.hits) == (
+        ["a", "b"],
+        2,
+        0,
+    )
+    use(cache, "a")
+    assert (cache.misses, cache.hits) == (2, 0)
+    use(cache, "a", "c")
+    assert (cache.misses, cache.hits) == (3, 1)
+    cache.prefetch(AdapterRef("d"))
     assert read.acquire(timeout=60)
-    use(bank, "d")
-    assert (bank.misses, bank.hits) == (4, 1)
+    use(cache, "d")
+    assert (cache.misses, cache.hits) == (4, 1)
 
 
 def test_an_error_while_reading_ahead_is_told_to_the_batch_that_needs_it() -> None:
-    bank = make_bank(4)
+    cache = make_cache(4)
     answers = iter([InputError("not yet"), arrays()])
 
     def loader() -> dict[str, np.ndarray]:
@@ -170,37 +179,37 @@ def test_an_error_while_reading_ahead_is_told_to_the_batch_that_needs_it() -> No
         return answer
 
     tried = threading.Event()
-    bank.register("a", loader)
-    bank.prefetch(Chosen("a"))
-    bank._reader.submit(tried.set)
+    cache.register("a", loader)
+    cache.prefetch(AdapterRef("a"))
+    cache._reader.submit(tried.set)
     assert tried.wait(60)
-    assert bank.resident == []
-    use(bank, "a")
-    assert bank.resident == ["a"]
+    assert cache.resident == []
+    use(cache, "a")
+    assert cache.resident == ["a"]
 
 
 def test_a_batch_does_not_wait_for_what_is_read_before_its_own_adapter() -> None:
-    bank, gate = make_bank(4), threading.Event()
-    bank.register("slow", lambda: arrays() if gate.wait(60) else {})
-    bank.register("a", arrays)
-    bank.prefetch(Chosen("slow"))
-    bank.prefetch(Chosen("a"))
-    use(bank, "a")
-    assert (bank.misses, bank.hits) == (2, 0)
+    cache, gate = make_cache(4), threading.Event()
+    cache.register("slow", lambda: arrays() if gate.wait(60) else {})
+    cache.register("a", arrays)
+    cache.prefetch(AdapterRef("slow"))
+    cache.prefetch(AdapterRef("a"))
+    use(cache, "a")
+    assert (cache.misses, cache.hits) == (2, 0)
     gate.set()
-    use(bank, "slow", "a")
-    assert (bank.misses, bank.hits) == (2, 1)
+    use(cache, "slow", "a")
+    assert (cache.misses, cache.hits) == (2, 1)
 
 
 def test_who_waits_for_a_place_on_another_shelf_does_not_take_the_news_from_the_one_it_is_for() -> None:
-    bank = make_bank(1, places=1)
+    cache = make_cache(1, places=1)
     for name, rank in (("s1", 8), ("s2", 8), ("b1", 16), ("b2", 16)):
-        bank.register(name, lambda rank=rank: arrays(rank))  # type: ignore[misc]
+        cache.register(name, lambda rank=rank: arrays(rank))  # type: ignore[misc]
     with ThreadPoolExecutor(2) as others:
-        with bank.held([Chosen("s1")]):
-            with bank.held([Chosen("b1")]):
-                small = others.submit(use, bank, "s2")
-                large = others.submit(use, bank, "b2")
+        with cache.held([AdapterRef("s1")]):
+            with cache.held([AdapterRef("b1")]):
+                small = others.submit(use, cache, "s2")
+                large = others.submit(use, cache, "b2")
                 with pytest.raises(futures.TimeoutError):
                     small.result(0.2)
             large.result(60)
@@ -208,17 +217,17 @@ def test_who_waits_for_a_place_on_another_shelf_does_not_take_the_news_from_the_
 
 
 def test_without_a_thread_to_read_ahead_the_batch_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    bank = make_bank(4)
-    bank.register("a", arrays)
+    cache = make_cache(4)
+    cache.register("a", arrays)
 
     def refuse(job: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(bank._reader, "submit", refuse)
-    bank.prefetch(Chosen("a"))
-    assert bank.resident == []
-    use(bank, "a")
-    assert bank.resident == ["a"]
+    monkeypatch.setattr(cache._reader, "submit", refuse)
+    cache.prefetch(AdapterRef("a"))
+    assert cache.resident == []
+    use(cache, "a")
+    assert cache.resident == ["a"]
 
 
 @pytest.mark.parametrize("from_file", [False, True])
@@ -229,7 +238,7 @@ def test_a_place_holds_the_adapter_and_nothing_of_who_had_it_before(from_file: b
         write_onnx_adapter(tmp_path / "a.onnx_adapter", arrays)
         return read_onnx_adapter(tmp_path / "a.onnx_adapter")  # type: ignore[return-value]
 
-    shelf = Shelf({**arrays(0), **head(2, 0.5)}, Size(8, (4,)), 2)
+    shelf = RankBucket({**arrays(0), **head(2, 0.5)}, BucketShape(8, (4,)), 2)
     shelf.write(1, given(arrays(8, 3.0, **head(4, 3.0))))
     assert all((array[1] == 3.0).all() for array in shelf.arrays.values())
     shelf.write(1, given(arrays(2, 2.0)), 0.5)
@@ -244,7 +253,7 @@ def test_a_place_holds_the_adapter_and_nothing_of_who_had_it_before(from_file: b
 
 
 def test_adapters_of_about_one_size_share_a_shelf() -> None:
-    shelves = Shelves({**arrays(0), **head(2)}, 4)
+    shelves = RankBuckets({**arrays(0), **head(2)}, 4)
     small = shelves.fitting(arrays(3, **head(5)))
     assert shelves.fitting(arrays(8)) is small
     assert shelves.fitting(arrays(9)) is not small
@@ -252,7 +261,7 @@ def test_adapters_of_about_one_size_share_a_shelf() -> None:
 
 
 def test_bindings_on_a_device_are_kept_for_as_many_rows_as_agreed() -> None:
-    sent = Sent(4)
+    sent = DeviceArrays(4)
     bindings = [object() for _ in range(3)]
     for number, bound in enumerate(bindings):
         sent.put((number, number), bound)  # type: ignore[arg-type]
@@ -273,7 +282,7 @@ def test_what_is_picked_on_the_host_answers_as_what_the_graph_picks(
     alone = session.run(inputs, "a3")
     session._in_place = False
     monkeypatch.setattr(
-        session, "_bind", lambda arrays: BoundSlots(session._session, arrays, output=session._outputs[0])
+        session, "_bind", lambda arrays: BoundInputs(session._session, arrays, output=session._outputs[0])
     )
     for _ in range(2):
         for row, answer in zip(session.run(inputs, names), expected, strict=True):
@@ -282,14 +291,14 @@ def test_what_is_picked_on_the_host_answers_as_what_the_graph_picks(
 
 
 def test_choices_fit_the_rows() -> None:
-    assert chosen_rows("a", 2) == [Chosen("a")] * 2
-    assert chosen_rows([None, {"a": 0.5}], 2) == [None, Chosen("a", 0.5)]
+    assert resolve_choices("a", 2) == [AdapterRef("a")] * 2
+    assert resolve_choices([None, {"a": 0.5}], 2) == [None, AdapterRef("a", 0.5)]
     with pytest.raises(ConfigError, match="3 rows need 3 adapters, not 1"):
-        chosen_rows(["a"], 3)
+        resolve_choices(["a"], 3)
     with pytest.raises(ConfigError, match="rmlora-deploy mix"):
-        chosen_rows({"a": 1.0, "b": 1.0}, 1)
+        resolve_choices({"a": 1.0, "b": 1.0}, 1)
     with pytest.raises(ConfigError, match="must be a finite number"):
-        chosen_rows({"a": float("nan")}, 1)
+        resolve_choices({"a": float("nan")}, 1)
 
 
 def test_strength_scales_the_update(made: Branched) -> None:
@@ -322,11 +331,11 @@ def test_wrong_inputs_and_adapters_of_another_graph_are_refused(made: Branched) 
         session.run(inputs, "half")
     with pytest.raises(InputError, match="it is of another graph"):
         session.run(inputs, [None, "two rows", None])
-    assert session.bank.resident == []
+    assert session.cache.resident == []
 
 
 def test_threads_that_run_load_and_unload_never_get_a_wrong_row(made: Branched) -> None:
-    session = made.session(bank=2, lanes=2)
+    session = made.session(max_active_adapters=2, max_concurrent_runs=2)
     names = list(made.adapters)
     inputs = made.inputs(batch=4)
     expected = {name: np.stack(session.run(inputs, name)) for name in names}
@@ -352,5 +361,5 @@ def test_threads_that_run_load_and_unload_never_get_a_wrong_row(made: Branched) 
     for thread in threads:
         thread.join()
     assert not failures
-    assert session.bank.names == sorted(names)
-    assert session.bank.evictions > 0
+    assert session.cache.names == sorted(names)
+    assert session.cache.evictions > 0

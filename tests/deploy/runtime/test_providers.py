@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import onnxruntime as ort
 import pytest
-from rmlora_deploy.bundles.bundle import MODEL_FILE
-from rmlora_deploy.runtime.providers import PROVIDERS, available, create_session, get_provider
 
 from rmlora.errors import ConfigError, InputError, ProviderError
+from rmlora_deploy.bundles.bundle import MODEL_FILE
+from rmlora_deploy.runtime.providers import PROVIDERS, available, create_session, get_provider
 from tests.helpers.handmade import word_bundle
 
 

@@ -16,11 +16,11 @@ import kubernetes_validate
 import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
+
 from rmlora_deploy.cli.serve import command
 from rmlora_deploy.serving.middleware.guards import _OPEN
 from rmlora_deploy.serving.scaling.application import Application
-
-from tests.helpers.cli import ROOT, run
+from tests.helpers.cli import ROOT, SEARCH_PATH, run
 
 CONTAINERS = ROOT / "docs" / "containers"
 DOCKERFILE = (CONTAINERS / "Dockerfile").read_text()
@@ -85,7 +85,11 @@ def test_the_containers_commands_are_ours_and_ask_for_a_key() -> None:
             [*shell, "--version"], capture_output=True, text=True, env={"PATH": "/bin"}, check=False
         )
         assert silent.returncode != 0 and "RMLORA_API_KEY" in silent.stderr
-        keyed = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "RMLORA_API_KEY": "x", "PYTHONPATH": str(ROOT)}
+        keyed = {
+            "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+            "RMLORA_API_KEY": "x",
+            "PYTHONPATH": SEARCH_PATH,
+        }
         done = subprocess.run([*shell, "--version"], capture_output=True, text=True, env=keyed, check=False)
         assert done.returncode == 0 and "rmlora-deploy" in done.stdout
     for users in (instructions("USER"), instructions("HEALTHCHECK")):

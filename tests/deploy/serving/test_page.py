@@ -14,6 +14,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.helpers.browser import chromium
+from tests.helpers.cli import PACKAGES
 from tests.helpers.handmade import word_bundle
 from tests.helpers.servers import ADAPTERS, Server, make_served, serving
 
@@ -94,8 +95,8 @@ def test_models_are_listed_with_rank_size_task_and_traffic(open_page: Open, serv
         assert cells[2:4] == ["text-classification", str(rank)]
         assert cells[4] == f"{listed[name]['bytes'] / 1000:.2f} kB"
         assert cells[5].isdigit()
-    page.get_by_label("Filter the models").fill("colours")
-    assert _row(page, "colours").locator("small .place").inner_text() == "bundle"
+    page.get_by_label("Filter the models").fill("colors")
+    assert _row(page, "colors").locator("small .place").inner_text() == "bundle"
     for column in ("Ask", "Name", "Task", "Rank", "Size", "Traffic", "Unload"):
         expect(page.get_by_role("columnheader", name=column, exact=True)).to_have_count(1)
 
@@ -109,7 +110,7 @@ def test_the_list_is_filtered_and_sorted(open_page: Open) -> None:
     expect(names).to_have_text(["two"])
     page.get_by_label("Filter the models").fill("")
     page.get_by_label("Task", exact=True).select_option("image-classification")
-    expect(names).to_have_text(["colours"])
+    expect(names).to_have_text(["colors"])
     page.get_by_label("Task", exact=True).select_option("text-classification")
     rank = page.get_by_role("columnheader", name="Rank")
     rank.get_by_role("button").click()
@@ -193,7 +194,7 @@ def test_everything_works_from_the_keyboard(open_page: Open) -> None:
 def test_a_phone_shows_all_without_scrolling_sideways(open_page: Open, scheme: str) -> None:
     page = open_page(width=390, color_scheme=scheme, has_touch=True)
     expect(page.locator("#rows tr")).to_have_count(6)
-    for name in ("one", "vectors", "colours", HOSTILE):
+    for name in ("one", "vectors", "colors", HOSTILE):
         page.get_by_label("Filter the models").fill(name.partition(" ")[0])
         _row(page, name).get_by_role("checkbox").tap()
     expect(_row(page, HOSTILE).get_by_text("text-classification").first).to_be_visible()
@@ -283,7 +284,7 @@ def test_what_is_missing_is_asked_for(open_page: Open) -> None:
 
 def test_a_picture_is_classified(open_page: Open) -> None:
     page = open_page()
-    _tick(page, "colours")
+    _tick(page, "colors")
     expect(page.get_by_label("Text", exact=True)).to_be_hidden()
     page.get_by_label("Picture", exact=True).set_input_files(_picture((0, 255, 0)))
     expect(page.get_by_alt_text("The picture that is asked about")).to_be_visible()
@@ -293,7 +294,7 @@ def test_a_picture_is_classified(open_page: Open) -> None:
 
 def test_a_photo_too_large_for_a_request_is_made_smaller(open_page: Open) -> None:
     page = open_page()
-    _tick(page, "colours")
+    _tick(page, "colors")
     size = (1700, 650)
     noise = Image.frombytes("L", size, random.Random(0).randbytes(size[0] * size[1]))
     red = Image.merge("RGB", (noise.point(lambda value: 128 + value // 2), noise, noise))
@@ -381,7 +382,7 @@ def test_the_page_runs_nothing_but_its_own_files(open_page: Open, server: Server
     policy, html = response.headers["content-security-policy"], response.text()
     assert "default-src 'self'" in policy and "unsafe" not in policy
     assert not re.search(r"<style|\sstyle=|\son\w+=|https?:|<script(?![^>]*src=)", html)
-    files = Path(__file__).parent.parent / "deploy" / "serving" / "static"
+    files = PACKAGES["rmlora_deploy"] / "serving" / "static"
     for file in files.iterdir():
         assert not re.search(r"innerHTML|insertAdjacentHTML|document\.write|eval\(", file.read_text()), file.name
         assert not re.search(r"https?://(?!www\.w3\.org/)", file.read_text()), file.name
@@ -406,7 +407,7 @@ def _tab_to(page: Page, wanted: Locator, *, back: bool = False) -> None:
     raise AssertionError("Tab does not lead there")
 
 
-def _picture(colour: tuple[int, int, int]) -> Any:
+def _picture(color: tuple[int, int, int]) -> Any:
     content = io.BytesIO()
-    Image.new("RGB", (40, 30), colour).save(content, "PNG")
+    Image.new("RGB", (40, 30), color).save(content, "PNG")
     return {"name": "picture.png", "mimeType": "image/png", "buffer": content.getvalue()}

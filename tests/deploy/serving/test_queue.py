@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rmlora_deploy.serving.batch_selection import choose_company
-from rmlora_deploy.serving.errors import BusyError, StoppingError
-from rmlora_deploy.serving.queue import Batcher, Row
 
 from rmlora.errors import InputError
+from rmlora_deploy.serving.batch_selection import select_batch
+from rmlora_deploy.serving.errors import BusyError, StoppingError
+from rmlora_deploy.serving.queue import Batcher, Row
 
 LONG = 60.0
 """Seconds that only a broken test waits."""
@@ -55,8 +55,8 @@ def batching(model: Callable[..., Any], **options: Any) -> Iterator[Batcher]:
     assert batcher.close(LONG)
 
 
-def rows(*numbers: int, lane: object = 0) -> list[Row]:
-    return [Row({"x": np.array([number])}, None, lane) for number in numbers]
+def rows(*numbers: int, batch_key: object = 0) -> list[Row]:
+    return [Row({"x": np.array([number])}, None, batch_key) for number in numbers]
 
 
 def answers(future: Future[list[np.ndarray]]) -> list[int]:
@@ -67,7 +67,7 @@ def answers(future: Future[list[np.ndarray]]) -> list[int]:
 def busy(batcher: Batcher, model: Model) -> Iterator[None]:
     """Have the worker compute a row of its own until the block ends, so that what is queued inside waits."""
     model.going.clear()
-    first = batcher.submit(rows(0, lane="busy"))
+    first = batcher.submit(rows(0, batch_key="busy"))
     assert model.started.acquire(timeout=LONG)
     yield
     model.going.set()
@@ -102,7 +102,7 @@ def test_rows_of_other_lanes_are_computed_apart() -> None:
     model = Model()
     with batching(model) as batcher:
         with busy(batcher, model):
-            futures = [batcher.submit(rows(number, lane=number % 2)) for number in range(1, 7)]
+            futures = [batcher.submit(rows(number, batch_key=number % 2)) for number in range(1, 7)]
         assert [answers(future) for future in futures] == [[10], [20], [30], [40], [50], [60]]
     assert model.batches[1:] == [[1, 3, 5], [2, 4, 6]]
 
@@ -111,8 +111,8 @@ def test_the_lane_that_waited_longest_comes_first_so_none_starves() -> None:
     model = Model()
     with batching(model, max_batch=2) as batcher:
         with busy(batcher, model):
-            futures = [batcher.submit(rows(1, 2, lane="crowded")), batcher.submit(rows(3, lane="lonely"))]
-            futures += [batcher.submit(rows(number, lane="crowded")) for number in range(4, 20)]
+            futures = [batcher.submit(rows(1, 2, batch_key="crowded")), batcher.submit(rows(3, batch_key="lonely"))]
+            futures += [batcher.submit(rows(number, batch_key="crowded")) for number in range(4, 20)]
         wait(futures, LONG)
     assert model.batches[1] == [1, 2]
     assert model.batches[2] == [3]  # before the fifteen that came later
@@ -121,7 +121,7 @@ def test_the_lane_that_waited_longest_comes_first_so_none_starves() -> None:
 @given(lengths=st.lists(st.integers(1, 512), min_size=1, max_size=60), most=st.integers(1, 20), data=st.data())
 def test_a_batch_has_the_oldest_row_and_little_padding(lengths: list[int], most: int, data: st.DataObject) -> None:
     padding = data.draw(st.sampled_from([0.0, 0.1, 0.5]))
-    places = choose_company(lengths, most=most, padding=padding)
+    places = select_batch(lengths, most=most, padding=padding)
     assert places[0] == 0 and places == sorted(set(places)) and len(places) <= most
     taken = [lengths[place] for place in places]
     assert len(taken) * max(taken) <= (1 + padding) * sum(taken) + 1e-9
@@ -130,9 +130,9 @@ def test_a_batch_has_the_oldest_row_and_little_padding(lengths: list[int], most:
 
 
 def test_rows_of_about_one_length_keep_company() -> None:
-    assert choose_company([16, 100, 15, 3, 17, 16, 90], most=8) == [0, 2, 4, 5]
-    assert choose_company([100, 16, 15, 90], most=8) == [0, 3]
-    assert choose_company([7] * 9, most=4) == [0, 1, 2, 3]
+    assert select_batch([16, 100, 15, 3, 17, 16, 90], most=8) == [0, 2, 4, 5]
+    assert select_batch([100, 16, 15, 90], most=8) == [0, 3]
+    assert select_batch([7] * 9, most=4) == [0, 1, 2, 3]
 
 
 def test_lengths_are_kept_apart_in_the_queue() -> None:
@@ -311,12 +311,15 @@ def test_whatever_the_mix_every_row_gets_its_own_answer(
 ) -> None:
     def run(batch: Sequence[Row]) -> list[np.ndarray]:
         assert len(batch) <= most
-        assert len({row.lane for row in batch}) == 1
+        assert len({row.batch_key for row in batch}) == 1
         return [row.arrays["x"] * 10 for row in batch]
 
     with batching(run, max_batch=most, max_wait=patience, workers=workers) as batcher:
         with ThreadPoolExecutor(4) as callers:
-            made = [[Row({"x": np.array([number])}, None, lane) for number, lane in request] for request in requests]
+            made = [
+                [Row({"x": np.array([number])}, None, batch_key) for number, batch_key in request]
+                for request in requests
+            ]
             futures = list(callers.map(batcher.submit, made))
         for number in cancelled & set(range(len(futures))):
             futures[number].cancel()

@@ -72,7 +72,7 @@ def expected(served: dict[str, Path], packages: Path) -> dict[str, list[list[flo
 
 @pytest.fixture(scope="module")
 def server(served: dict[str, Path], packages: Path) -> Iterator[Server]:
-    with serving({"many": served["many"]}, adapter_dirs=(packages,), bank=2) as running:
+    with serving({"many": served["many"]}, adapter_dirs=(packages,), max_active_adapters=2) as running:
         before = state(running)
         yield running
         assert state(running) == before
@@ -81,7 +81,7 @@ def server(served: dict[str, Path], packages: Path) -> Iterator[Server]:
 @pytest.fixture
 def own(served: dict[str, Path], packages: Path) -> Iterator[Server]:
     """A server that may be left otherwise than it was."""
-    with serving({"many": served["many"]}, adapter_dirs=(packages,), bank=2) as running:
+    with serving({"many": served["many"]}, adapter_dirs=(packages,), max_active_adapters=2) as running:
         yield running
 
 
@@ -99,7 +99,7 @@ def state(server: Server) -> tuple[list[str], list[str], list[str]]:
     session = server.registry.graphs["many"].session
     assert session is not None
     files = sorted(path.name for path in Path(server.registry._scratch.name).iterdir())
-    return [model.id for model in server.registry.models], session.bank.names, files
+    return [model.id for model in server.registry.models], session.cache.names, files
 
 
 def close(got: list[list[float]], right: list[list[float]]) -> bool:
@@ -217,7 +217,9 @@ def test_load_unload_and_eviction_under_load_never_mix_adapters(
     """Eight adapters share a bank of two, five of them come and go, and one name is given to all of those in turn."""
     stop, wrong, answered = threading.Event(), list[str](), dict[str, int]()
     turns = 12
-    with serving({"many": served["many"]}, adapter_dirs=(packages,), bank=2, workers=workers, max_batch=8) as running:
+    with serving(
+        {"many": served["many"]}, adapter_dirs=(packages,), max_active_adapters=2, workers=workers, max_batch=8
+    ) as running:
 
         def client(seed: int) -> None:
             rng = np.random.default_rng(seed)
@@ -262,8 +264,8 @@ def test_load_unload_and_eviction_under_load_never_mix_adapters(
         assert not wrong, wrong[:5]
         assert all(answered[name] > 0 for name in ADAPTERS)
         assert running.registry is not None
-        bank = running.registry.graphs["many"].bank
-        assert bank is not None and bank.evictions > 0
+        cache = running.registry.graphs["many"].cache
+        assert cache is not None and cache.evictions > 0
         assert state(running)[2] == []
         assert running.registry.waiting == 0
 
@@ -284,7 +286,7 @@ def test_rows_that_wait_when_their_adapter_goes_are_404(own: Server, expected: d
         first = callers.submit(classify, own.url, "one", TEXTS[0])
         assert begun.acquire(timeout=30)
         body = {"model": "gone", "input": TEXTS[0]}
-        waits, neighbour = (
+        waits, neighbor = (
             callers.submit(ask, own.url, "/classify", body),
             callers.submit(classify, own.url, "two", TEXTS[0]),
         )
@@ -294,7 +296,7 @@ def test_rows_that_wait_when_their_adapter_goes_are_404(own: Server, expected: d
         assert load(own, "gone", "p3").status == 200
         going.set()
         assert close(first.result(), expected["one"][:1])
-        assert close(neighbour.result(), expected["two"][:1])
+        assert close(neighbor.result(), expected["two"][:1])
         answer = waits.result()
     assert (answer.status, "was unloaded before" in answer.message) == (404, True), answer.text
 

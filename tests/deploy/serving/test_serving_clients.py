@@ -13,11 +13,11 @@ import numpy as np
 import openai
 import pytest
 import tritonclient.http as triton
-from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.inference.classifier import Classifier
 from transformers import AutoTokenizer
 from tritonclient.utils import InferenceServerException
 
+from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.inference.classifier import Classifier
 from tests.helpers.branch_graphs import LABELS
 from tests.helpers.servers import ADAPTERS, Server, ask, classify, reference, serving
 
@@ -44,7 +44,7 @@ def client(server: Server) -> openai.OpenAI:
 
 def test_openai_lists_bases_and_adapters(client: openai.OpenAI) -> None:
     listed = {model.id: model for model in client.models.list()}
-    assert set(listed) == {"many", *ADAPTERS, "words", "colours"}
+    assert set(listed) == {"many", *ADAPTERS, "words", "colors"}
     assert listed["two"].model_dump()["parent"] == "many"
     assert listed["two"].model_dump()["labels"] == LABELS["two"]
     assert listed["two"].model_dump()["rank"] == ADAPTERS["two"]

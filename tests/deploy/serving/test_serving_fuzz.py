@@ -26,7 +26,7 @@ def server(served: dict[str, Path]) -> Iterator[Server]:
     with serving(served, adapter_dirs=(served["many"].parent,), max_characters=200) as running:
         yield running
         models = {card["id"] for card in ask(running.url, "/v1/models").body["data"]}
-        assert models >= {"many", "words", "colours"}
+        assert models >= {"many", "words", "colors"}
         assert classify(running.url, "words", "w0")[0][0] > 0.9
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from rmlora_deploy.serving.queue import Row
 
+from rmlora_deploy.serving.queue import Row
 from tests.helpers.servers import Answer, Server, ask, classify, serving
 
 TEXT = {"model": "words", "input": "w1 w2"}
@@ -122,21 +122,21 @@ def test_requests_in_one_packet_are_answered_in_order(server: Server) -> None:
 # -- pictures --------------------------------------------------------------------------------------------------------
 
 
-def picture(size: tuple[int, int] = (20, 20), form: str = "PNG", colour: tuple[int, int, int] = (255, 0, 0)) -> str:
+def picture(size: tuple[int, int] = (20, 20), form: str = "PNG", color: tuple[int, int, int] = (255, 0, 0)) -> str:
     buffer = io.BytesIO()
-    Image.new("RGB", size, colour).save(buffer, form)
+    Image.new("RGB", size, color).save(buffer, form)
     return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def test_pictures_come_as_data_urls_and_nothing_is_fetched(server: Server) -> None:
     for number, form in enumerate(("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")):
-        colour = [0, 0, 0]
-        colour[number % 3] = 255
-        (shares,) = classify(server.url, "colours", picture(form=form, colour=tuple(colour)))  # type: ignore[arg-type]
+        color = [0, 0, 0]
+        color[number % 3] = 255
+        (shares,) = classify(server.url, "colors", picture(form=form, color=tuple(color)))  # type: ignore[arg-type]
         assert int(np.argmax(shares)) == number % 3, form
     for url in ("http://127.0.0.1:1/a.png", "file:///etc/passwd", "/etc/passwd", "w1 w2", "data:text/plain,hello"):
         refused(
-            ask(server.url, "/classify", {"model": "colours", "input": url}),
+            ask(server.url, "/classify", {"model": "colors", "input": url}),
             400,
             "must be a picture as  data:image/png",
         )
@@ -149,11 +149,11 @@ def test_damaged_pictures_and_bombs_are_refused(server: Server) -> None:
         whole[: len(whole) // 2 // 4 * 4], "data:image/png;base64,", "data:image/png;base64,%%%",
         "data:image/png;base64," + base64.b64encode(b"no picture").decode(), f"data:image/png;base64,{program}",
     ):  # fmt: skip
-        refused(ask(server.url, "/classify", {"model": "colours", "input": [whole, url]}), 400, "Input 2 is no picture")
+        refused(ask(server.url, "/classify", {"model": "colors", "input": [whole, url]}), 400, "Input 2 is no picture")
     bomb = picture((1500, 1500))
     assert len(bomb) < 20_000
     refused(
-        ask(server.url, "/classify", {"model": "colours", "input": bomb}), 400, "1500 × 1500 pixels, of at most 10000"
+        ask(server.url, "/classify", {"model": "colors", "input": bomb}), 400, "1500 × 1500 pixels, of at most 10000"
     )
 
 
@@ -198,7 +198,7 @@ def test_a_body_must_say_that_it_is_json(server: Server, path: str) -> None:
 
 def test_what_is_odd_but_means_something_is_answered(server: Server) -> None:
     refused(ask(server.url, "/classify", b'{"model": "\\ud800", "input": "w1"}'), 404, "no model of that name")
-    twice = b'{"model": "colours", "model": "words", "input": "w9", "input": "w1 w1", "more": [1, {}]}'
+    twice = b'{"model": "colors", "model": "words", "input": "w9", "input": "w1 w1", "more": [1, {}]}'
     assert ask(server.url, "/classify", twice).body["data"][0]["label"] == "green"
     assert classify(server.url, "words", "w0 \x00 \u202e 😀 \x1b[31m")[0][0] > 0.9
 

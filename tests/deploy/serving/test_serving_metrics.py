@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+
 from rmlora_deploy.serving.metrics import Metrics
 from rmlora_deploy.serving.queue import Row
-
 from tests.helpers.servers import Server, ask, classify, serving
 
 Sample = tuple[str, frozenset[tuple[str, str]]]
@@ -36,7 +36,7 @@ def value(samples: dict[Sample, float], name: str, **labels: str) -> float:
 
 @pytest.fixture
 def server(served: dict[str, Path]) -> Iterator[Server]:
-    with serving(served, adapter_dirs=(served["many"].parent,), bank=2) as running:
+    with serving(served, adapter_dirs=(served["many"].parent,), max_active_adapters=2) as running:
         yield running
 
 
@@ -61,9 +61,10 @@ def test_every_figure_is_there(server: Server) -> None:
     ]
     assert value(seen, "rmlora_queue_rows", bundle="words") == 0
     assert value(seen, "rmlora_adapters", bundle="many") == 3
-    assert value(seen, "rmlora_bank_adapters", bundle="many") == 2
+    assert value(seen, "rmlora_cached_adapters", bundle="many") == 2
     events = {
-        event: value(seen, "rmlora_bank_total", bundle="many", event=event) for event in ("hits", "misses", "evictions")
+        event: value(seen, "rmlora_adapter_cache_total", bundle="many", event=event)
+        for event in ("hits", "misses", "evictions")
     }
     assert events == {"hits": 2, "misses": 4, "evictions": 2}
 

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from rmlora_deploy.serving.json_log import JsonLines
 
+from rmlora_deploy.serving.json_log import JsonLines
 from tests.helpers.cli import BLOCKER, environment, fails, run
 from tests.helpers.handmade import word_bundle
 from tests.helpers.servers import Answer, ask, serving
@@ -29,13 +29,13 @@ SLOW = (
     BLOCKER.format(blocked=("torch", "peft"))
     + """
 import time
-from rmlora_deploy.serving.registry import Graph
-run = Graph._run_merged
+from rmlora_deploy.serving.model_runner import ModelRunner
+run = ModelRunner._run_merged
 def slow(self, rows):
     print("begun", flush=True)
     time.sleep(SECONDS)
     return run(self, rows)
-Graph._run_merged = slow
+ModelRunner._run_merged = slow
 from rmlora_deploy.cli import main
 main()
 """

@@ -13,19 +13,19 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
+from safetensors.numpy import load_file, save_file
+
+from rmlora.errors import ParityError
+from rmlora.storage import sha256_file
 from rmlora_converters.graph.files import model_file as graph_file
-from rmlora_converters.graph.passes.open_attention import open_attention, split_attention
+from rmlora_converters.graph.passes.open_attention import open_attention, open_attention_per_projection
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.export.export_settings import ExportSettings
 from rmlora_deploy.export.pipeline import export_bundle
 from rmlora_deploy.runtime.providers import create_session
 from rmlora_deploy.verify.compare import TOLERANCES, compare
-from rmlora_deploy.verify.sample_batches import make_cases, sample_inputs
-from rmlora_deploy.verify.verify_merged import raise_on_departure
-from safetensors.numpy import load_file, save_file
-
-from rmlora.errors import ParityError
-from rmlora.storage import sha256_file
+from rmlora_deploy.verify.sample_batches import make_sample_batches, sample_inputs
+from rmlora_deploy.verify.verify_merged import raise_on_mismatch
 from tests.helpers.bundles import make_bundle, make_sources
 from tests.helpers.cli import fails, run, text_data
 
@@ -47,8 +47,8 @@ def copied(made: Path, tmp_path: Path) -> Path:
 def logits(bundle: Bundle) -> list[np.ndarray]:
     preprocessor = bundle.preprocessor()
     session = bundle.session()
-    cases = make_cases(preprocessor, sample_inputs(preprocessor, None))
-    return [session.run(None, dict(case))[0] for case in cases]
+    batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None))
+    return [session.run(None, dict(batch))[0] for batch in batches]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -59,7 +59,7 @@ def test_weights_beside_the_graph_move_with_it(
     settings = ExportSettings(
         str(made / "base"), {"adapter": made / "adapter"}, tmp_path / "bundle", precision=precision
     )  # type: ignore[arg-type]
-    bundle = export_bundle(settings, note=lambda line: None)
+    bundle = export_bundle(settings, on_progress=lambda line: None)
     assert set(bundle.manifest["model"]["files"]) == {"model.onnx", "model.onnx.data"}
     expected = logits(bundle)
     (tmp_path / "bundle").rename(tmp_path / "moved")
@@ -88,8 +88,8 @@ def test_int8_reaches_inside_fused_attention_and_spares_the_head(tmp_path: Path)
     ("opened", "opset", "operator"),
     [
         (open_attention, 20, ("com.microsoft", "MultiHeadAttention")),
-        (split_attention, 20, ("", "Attention")),
-        (split_attention, 19, ("com.microsoft", "MultiHeadAttention")),  # too old to become 23
+        (open_attention_per_projection, 20, ("", "Attention")),
+        (open_attention_per_projection, 19, ("com.microsoft", "MultiHeadAttention")),  # too old to become 23
     ],
 )
 def test_opened_attention_computes_the_same(
@@ -141,7 +141,7 @@ def test_a_base_that_answers_with_nan_is_no_reference(tmp_path: Path) -> None:
     assert not (tmp_path / "bundle").exists()
 
 
-def test_sources_are_recognised(copied: Path, tmp_path: Path) -> None:
+def test_sources_are_recognized(copied: Path, tmp_path: Path) -> None:
     bundle, base, adapter = copied / "bundle", copied / "base", copied / "adapter"
     other, _ = make_sources("bert", tmp_path / "other")
     tensors = load_file(other / "model.safetensors")
@@ -200,7 +200,7 @@ def test_a_lost_metric_fails_where_single_logits_pass(copied: Path, monkeypatch:
     assert report["passed"]
     worse = {**report, "passed": False, "evaluation": {**report["evaluation"], "pytorch": 0.9, "onnx": 0.5}}
     with pytest.raises(ParityError, match=r"accuracy 0.5000 on test.jsonl where PyTorch has 0.9000"):
-        raise_on_departure(worse, "fp32")
+        raise_on_mismatch(worse, "fp32")
 
 
 def test_tolerance_of_the_metric() -> None:

@@ -11,15 +11,15 @@ import numpy.typing as npt
 from rmlora.adapter import Adapter
 from rmlora.errors import AdapterError, BaseMismatchError, some_of
 from rmlora.fingerprint import differing_weight
-from rmlora_converters.graph.contract.lora_inputs import Slots
+from rmlora_converters.graph.contract.lora_inputs import LoraInputs
 
-__all__ = ["slot_arrays"]
+__all__ = ["adapter_arrays"]
 
 AnyArray = npt.NDArray[Any]
 
 
-def slot_arrays(
-    adapter: Adapter, slots: Slots, dtypes: Mapping[str, np.dtype[Any]], *, allow_base_mismatch: bool = False
+def adapter_arrays(
+    adapter: Adapter, lora_inputs: LoraInputs, dtypes: Mapping[str, np.dtype[Any]], *, allow_base_mismatch: bool = False
 ) -> dict[str, AnyArray]:
     """Return input name → array with ``rows`` = 1, for every slot that ``adapter`` fills; the others keep their defaults.
 
@@ -35,13 +35,13 @@ def slot_arrays(
         BaseMismatchError: the graph was made of another base.
         AdapterError: the graph has no slot for a module or head, or one of another size.
     """
-    other = differing_weight(adapter.base_weights, slots.base_weights)
+    other = differing_weight(adapter.base_weights, lora_inputs.base_weights)
     if other and not allow_base_mismatch:
         raise BaseMismatchError(
             f"The adapter {adapter.source} was made for another base than the graph: the weight of '{other}' differs. Give the "
             "adapter of this base, or pass --allow-base-mismatch if you know better."
         )
-    known = {slot.module: slot for slot in slots.modules}
+    known = {slot.module: slot for slot in lora_inputs.modules}
     feeds: dict[str, AnyArray] = {}
     for path, module in adapter.modules.items():
         slot = known.get(path)
@@ -58,8 +58,8 @@ def slot_arrays(
             )
         feeds[slot.lora_A] = _fed(module.A.T, dtypes[slot.lora_A], path)
         feeds[slot.lora_B] = _fed(np.float32(module.scale) * module.B.T, dtypes[slot.lora_B], path)
-    heads = {head.module: head for head in slots.heads}
-    left = dict(adapter.saved)
+    heads = {head.module: head for head in lora_inputs.heads}
+    left = dict(adapter.modules_to_save)
     for path, head in heads.items():
         weight, bias = left.pop(head.weight, None), left.pop(head.bias, None)
         if weight is None:

@@ -25,16 +25,16 @@ from dataclasses import asdict, dataclass, field
 
 from rmlora.adapter import ModuleKind
 from rmlora.errors import InputError
-from rmlora_converters.graph.locate.weights import WeightPlace
+from rmlora_converters.graph.locate.weights import WeightLocation
 
-__all__ = ["CONTRACT_VERSION", "Head", "Slot", "Slots", "read_slots"]
+__all__ = ["CONTRACT_VERSION", "BranchInputs", "HeadInputs", "LoraInputs", "read_lora_inputs"]
 
 CONTRACT_VERSION = 1
 _KEY = "rmlora.slots"
 
 
 @dataclass(frozen=True)
-class Slot:
+class BranchInputs:
     """A module with a branch."""
 
     module: str
@@ -43,17 +43,17 @@ class Slot:
     """Rows of ``A``: inputs, for a convolution those of one patch, for an embedding the tokens."""
     fan_out: int
     weight: str = ""
-    """Initializer that holds the base's weight, unless a quantiser renamed it since."""
+    """Initializer that holds the base's weight, unless a quantizer renamed it since."""
     transposed: bool = False
     """It is stored ``[in, out]``."""
     start: int = 0
     """First output of the module in it; weights that read the same input may be packed."""
 
     @property
-    def place(self) -> WeightPlace:
+    def location(self) -> WeightLocation:
         """Where the base's weight lies."""
         outputs = self.fan_in if self.kind == "embedding" else self.fan_out
-        return WeightPlace(
+        return WeightLocation(
             f"{self.module}.weight", self.weight, self.transposed, self.start, self.start + outputs, "name"
         )
 
@@ -69,7 +69,7 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Head:
+class HeadInputs:
     """A linear module that adapters bring whole, each with as many outputs (labels) as it has."""
 
     module: str
@@ -89,11 +89,11 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Slots:
+class LoraInputs:
     """Everything a graph takes for its adapters, in the order of execution."""
 
-    modules: tuple[Slot, ...]
-    heads: tuple[Head, ...] = ()
+    modules: tuple[BranchInputs, ...]
+    heads: tuple[HeadInputs, ...] = ()
     base_weights: Mapping[str, str] = field(default_factory=dict)
     """Module path → digest of the base's weight there (:mod:`rmlora.fingerprint`); empty when not known."""
 
@@ -108,8 +108,8 @@ class Slots:
         return {_KEY: json.dumps({"version": CONTRACT_VERSION, **asdict(self)})}
 
 
-def read_slots(props: Mapping[str, str], *, where: str) -> Slots:
-    """Read what :meth:`Slots.to_props` wrote.
+def read_lora_inputs(props: Mapping[str, str], *, where: str) -> LoraInputs:
+    """Read what :meth:`LoraInputs.to_props` wrote.
 
     Raises:
         InputError: the graph has no slots, or of another version.
@@ -123,9 +123,9 @@ def read_slots(props: Mapping[str, str], *, where: str) -> Slots:
             raise InputError(
                 f"{where} follows version {version} of the graph contract, this program {CONTRACT_VERSION}."
             )
-        return Slots(
-            tuple(Slot(**item) for item in value["modules"]),
-            tuple(Head(**item) for item in value["heads"]),
+        return LoraInputs(
+            tuple(BranchInputs(**item) for item in value["modules"]),
+            tuple(HeadInputs(**item) for item in value["heads"]),
             value["base_weights"],
         )
     except (ValueError, KeyError, TypeError, AttributeError):

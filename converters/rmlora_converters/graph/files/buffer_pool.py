@@ -8,10 +8,10 @@ import weakref
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Blocks"]
+__all__ = ["BufferPool"]
 
 
-class Blocks:
+class BufferPool:
     """Blocks of bytes that come back by themselves when nothing refers to them any more; for any number of threads.
 
     Args:

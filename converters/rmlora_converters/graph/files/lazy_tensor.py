@@ -11,10 +11,10 @@ import onnx_ir as ir
 
 from rmlora.errors import AdapterError
 
-__all__ = ["change_when_read"]
+__all__ = ["lazy_transform"]
 
 
-def change_when_read(value: ir.Value, change: Callable[[npt.NDArray[Any]], None]) -> None:
+def lazy_transform(value: ir.Value, change: Callable[[npt.NDArray[Any]], None]) -> None:
     """Give the initializer ``value`` a content that is made when it is asked for.
 
     Args:

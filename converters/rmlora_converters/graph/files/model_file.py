@@ -30,15 +30,17 @@ def load_model(path: Path) -> ir.Model:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{path} cannot be read as an ONNX model ({reason}): export or fetch it again.") from None
     tensors = [value.const_value for value in model.graph.initializers.values()]
-    for place, tensor in {tensor.path: tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}.items():
-        if not Path(place).is_file():
-            raise InputError(f"{path} keeps its weights in {place}, which is missing: put it back beside it.")
+    for location, tensor in {
+        tensor.path: tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)
+    }.items():
+        if not Path(location).is_file():
+            raise InputError(f"{path} keeps its weights in {location}, which is missing: put it back beside it.")
         try:
             tensor.numpy()
             tensor.release()
         except (ValueError, OSError) as error:  # a link that leads elsewhere, or cut short
             raise InputError(
-                f"{path} keeps its weights in {place}, which cannot be read ({error}): put a copy beside it."
+                f"{path} keeps its weights in {location}, which cannot be read ({error}): put a copy beside it."
             ) from None
     return model
 
@@ -78,7 +80,7 @@ def save_model(model: ir.Model, path: Path, progress: Callable[[int, int], None]
 
 
 def to_bytes(model: ir.Model) -> bytes:
-    """Return ``model`` serialised; weights that lie in other files stay there, named as they are in the graph."""
+    """Return ``model`` serialized; weights that lie in other files stay there, named as they are in the graph."""
     return bytes(ir.to_proto(model).SerializeToString())
 
 

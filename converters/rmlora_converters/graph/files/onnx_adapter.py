@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from rmlora.errors import InputError, require
 from rmlora.storage import atomic_file
-from rmlora_converters.graph.files.buffer_pool import Blocks
+from rmlora_converters.graph.files.buffer_pool import BufferPool
 
 __all__ = ["AdapterArrays", "Entry", "Layout", "read_onnx_adapter", "write_onnx_adapter"]
 
@@ -35,7 +35,7 @@ _DTYPES = {
     16: np.dtype(ml_dtypes.bfloat16),  # written by onnxruntime's other interfaces
 }
 """ONNX's number of a type → numpy's."""
-_blocks = Blocks()
+_blocks = BufferPool()
 _INT32, _UINT32, _UINT16 = struct.Struct("<i"), struct.Struct("<I"), struct.Struct("<H")
 
 
@@ -167,7 +167,7 @@ def _within(content: npt.NDArray[np.uint8], parts: Sequence[slice]) -> bytes:
 
 _KNOWN = 64
 _layouts: dict[int, Layout] = {}
-"""Length of a file → the layout last seen; reading one takes a hundred times as long as recognising it."""
+"""Length of a file → the layout last seen; reading one takes a hundred times as long as recognizing it."""
 
 
 def _entries(content: npt.NDArray[np.uint8]) -> Iterator[tuple[str, Entry]]:
@@ -183,19 +183,19 @@ def _entries(content: npt.NDArray[np.uint8]) -> Iterator[tuple[str, Entry]]:
     def field(table: int, number: int) -> int:
         """Return the place that a field of a table points to; it is an error if it has none."""
         vtable = table - _INT32.unpack_from(buffer, table)[0]
-        place = table + _UINT16.unpack_from(buffer, vtable + 4 + 2 * number)[0]
-        if place == table:
+        location = table + _UINT16.unpack_from(buffer, vtable + 4 + 2 * number)[0]
+        if location == table:
             raise ValueError("a field is missing")
-        return int(place)
+        return int(location)
 
-    def pointed(place: int) -> tuple[int, int]:
+    def pointed(location: int) -> tuple[int, int]:
         """Return start and length of the vector that a place refers to."""
-        start = place + _UINT32.unpack_from(buffer, place)[0]
+        start = location + _UINT32.unpack_from(buffer, location)[0]
         return start + 4, _UINT32.unpack_from(buffer, start)[0]
 
     start, count = pointed(field(_UINT32.unpack_from(buffer, 0)[0], 3))
-    for place in range(start, start + 4 * count, 4):
-        table = place + _UINT32.unpack_from(buffer, place)[0]
+    for location in range(start, start + 4 * count, 4):
+        table = location + _UINT32.unpack_from(buffer, location)[0]
         first, length = pointed(field(table, 0))
         name = bytes(buffer[first : first + length]).decode()
         first, rank = pointed(field(table, 1))

@@ -8,14 +8,14 @@ from typing import Literal
 import onnx_ir as ir
 
 from rmlora.errors import AdapterError
-from rmlora_converters.graph.locate.uses import readers
-from rmlora_converters.graph.locate.weights import WeightPlace
+from rmlora_converters.graph.locate.uses import uses_of
+from rmlora_converters.graph.locate.weights import WeightLocation
 
-__all__ = ["Site", "find_sites", "head_site"]
+__all__ = ["Consumer", "find_consumers", "head_consumer"]
 
 
 @dataclass(frozen=True)
-class Site:
+class Consumer:
     """One place that computes with a weight."""
 
     how: Literal["product", "lookup", "convolution"]
@@ -30,50 +30,52 @@ class Site:
     """The bias, where it is an operand of the operator or of the addition behind."""
 
 
-def find_sites(graph: ir.Graph, place: WeightPlace) -> list[Site]:
+def find_consumers(graph: ir.Graph, location: WeightLocation) -> list[Consumer]:
     """Return every place that computes with the weight at ``place``; a module that is called twice has two.
 
     Raises:
         AdapterError: an operator that cannot be adapted reads the weight.
     """
-    weight = graph.initializers[place.initializer]
-    sites = [_site(node, index, place) for node, index in readers(weight)]
-    if not sites:
-        raise AdapterError(f"Nothing in the graph reads '{place.initializer}', the weight of '{place.parameter}'.")
-    return sites
+    weight = graph.initializers[location.initializer]
+    consumers = [_site(node, index, location) for node, index in uses_of(weight)]
+    if not consumers:
+        raise AdapterError(
+            f"Nothing in the graph reads '{location.initializer}', the weight of '{location.parameter}'."
+        )
+    return consumers
 
 
-def head_site(graph: ir.Graph, place: WeightPlace) -> Site:
+def head_consumer(graph: ir.Graph, location: WeightLocation) -> Consumer:
     """Return the one product that computes with the weight of a head.
 
     Raises:
         AdapterError: there are several, or it is no product.
     """
-    sites = find_sites(graph, place)
-    if len(sites) != 1 or sites[0].how != "product":
-        path = place.parameter.removesuffix(".weight")
+    consumers = find_consumers(graph, location)
+    if len(consumers) != 1 or consumers[0].how != "product":
+        path = location.parameter.removesuffix(".weight")
         raise AdapterError(
             f"The head '{path}' is not a single product in the graph: merge the adapter into the checkpoint."
         )
-    return sites[0]
+    return consumers[0]
 
 
-def _site(node: ir.Node, index: int, place: WeightPlace) -> Site:
+def _site(node: ir.Node, index: int, location: WeightLocation) -> Consumer:
     first = node.inputs[0]
     if node.op_type in ("MatMul", "DynamicQuantizeMatMul", "MatMulNBits") and index == 1 and first is not None:
         return _with_bias(node, first, node.outputs[0])
     if node.op_type == "Gemm" and index == 1 and first is not None and _plain_gemm(node):
         bias = node.inputs[2] if len(node.inputs) > 2 else None
-        return Site("product", node, first, node.outputs[0], bias)
+        return Consumer("product", node, first, node.outputs[0], bias)
     if node.op_type == "MatMulInteger" and index == 1 and first is not None:
-        return _integer_product(node, first, place)
+        return _integer_product(node, first, location)
     if node.op_type == "Gather" and index == 0 and node.inputs[1] is not None:
-        return Site("lookup", node, node.inputs[1], _dequantised(node.outputs[0]), None)
+        return Consumer("lookup", node, node.inputs[1], _dequantized(node.outputs[0]), None)
     if node.op_type == "Conv" and index == 1 and first is not None and _patches(node):
         bias = node.inputs[2] if len(node.inputs) > 2 else None
-        return Site("convolution", node, first, node.outputs[0], bias)
+        return Consumer("convolution", node, first, node.outputs[0], bias)
     raise AdapterError(
-        f"'{place.parameter}' is read by the operator {node.op_type} ('{node.name}'), to which no branch can be added: "
+        f"'{location.parameter}' is read by the operator {node.op_type} ('{node.name}'), to which no branch can be added: "
         "export the graph with a higher-level exporter option off (no fused attention with masks or caches), or leave "
         "that module out of the adapter."
     )
@@ -104,9 +106,9 @@ def _patches(node: ir.Node) -> bool:
     )
 
 
-def _integer_product(node: ir.Node, quantised: ir.Value, place: WeightPlace) -> Site:
-    """Onnxruntime's dynamic quantisation: DynamicQuantizeLinear → MatMulInteger → Cast → Mul by both scales."""
-    before = quantised.producer()
+def _integer_product(node: ir.Node, quantized: ir.Value, location: WeightLocation) -> Consumer:
+    """Onnxruntime's dynamic quantization: DynamicQuantizeLinear → MatMulInteger → Cast → Mul by both scales."""
+    before = quantized.producer()
     value: ir.Value | None = node.outputs[0]
     for expected in ("Cast", "Mul"):
         user = _only_user(value)
@@ -116,22 +118,22 @@ def _integer_product(node: ir.Node, quantised: ir.Value, place: WeightPlace) -> 
     source = before.inputs[0] if before is not None and before.op_type == "DynamicQuantizeLinear" else None
     if source is None or value is None:
         raise AdapterError(
-            f"The quantised product '{node.name}' of '{place.parameter}' is of a form that is not known."
+            f"The quantized product '{node.name}' of '{location.parameter}' is of a form that is not known."
         )
     return _with_bias(node, source, value)
 
 
-def _with_bias(node: ir.Node, x: ir.Value, y: ir.Value) -> Site:
+def _with_bias(node: ir.Node, x: ir.Value, y: ir.Value) -> Consumer:
     """Step over an addition of a constant vector."""
     user = _only_user(y)
     if user is not None and user.op_type == "Add" and not y.is_graph_output():
         other = next((value for value in user.inputs if value is not y), None)
         if other is not None and other.const_value is not None and other.const_value.shape.rank() == 1:
-            return Site("product", node, x, user.outputs[0], other)
-    return Site("product", node, x, y, None)
+            return Consumer("product", node, x, user.outputs[0], other)
+    return Consumer("product", node, x, y, None)
 
 
-def _dequantised(value: ir.Value) -> ir.Value:
+def _dequantized(value: ir.Value) -> ir.Value:
     user = _only_user(value)
     return user.outputs[0] if user is not None and user.op_type == "DequantizeLinear" else value
 

@@ -12,26 +12,25 @@ from rmlora.adapter import Adapter, LoraModule
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError
 from rmlora.naming import find_tensor
-from rmlora_converters.graph.locate.weights import WeightPlace, find_weights, wanted_module, wanted_saved
-from rmlora_converters.graph.passes.open_attention import split_attention
+from rmlora_converters.graph.locate.weights import WeightLocation, find_weights, query_of_module, query_of_parameter
 
-__all__ = ["Places", "find_places", "head_shape"]
+__all__ = ["Targets", "find_targets", "head_shape"]
 
 
 @dataclass(frozen=True)
-class Places:
+class Targets:
     """Every module that an adapter updates, every head that one brings, and where their weights lie in the graph."""
 
     modules: Mapping[str, LoraModule]
     """Module path → one of its updates, which shows its kind and sizes."""
-    weights: tuple[WeightPlace, ...]
+    weights: tuple[WeightLocation, ...]
     """The places of the modules' weights."""
-    heads: tuple[tuple[WeightPlace, bool], ...]
+    heads: tuple[tuple[WeightLocation, bool], ...]
     """For each head its place, and whether the base has trained weights there."""
 
 
-def find_places(model: ir.Model, adapters: Sequence[Adapter], base: Checkpoint | None) -> Places:
-    """Find what ``adapters`` change in ``model``; fused attention is taken apart in it for that.
+def find_targets(model: ir.Model, adapters: Sequence[Adapter], base: Checkpoint | None) -> Targets:
+    """Find what ``adapters`` change in ``model``, whose fused attention has been opened before.
 
     Args:
         model: an export of the base.
@@ -42,14 +41,16 @@ def find_places(model: ir.Model, adapters: Sequence[Adapter], base: Checkpoint |
         AdapterError: a module or head has no place in the graph, or is of different sizes in two adapters.
     """
     modules, heads = _modules(adapters), _heads(adapters)
-    split_attention(model)
-    weights = find_weights(model, [wanted_module(module) for module in modules.values()], base, quantised=True)
+    weights = find_weights(model, [query_of_module(module) for module in modules.values()], base, quantized=True)
     wanted = [
-        wanted_saved(f"{path}.weight", head_shape(path, weight.shape, model, base)) for path, weight in heads.items()
+        query_of_parameter(f"{path}.weight", head_shape(path, weight.shape, model, base))
+        for path, weight in heads.items()
     ]
-    found = find_weights(model, wanted, base, quantised=True) if wanted else {}
+    found = find_weights(model, wanted, base, quantized=True) if wanted else {}
     in_base = {name: base is None or find_tensor(name, base.tensors) is not None for name in found}
-    return Places(modules, tuple(weights.values()), tuple((place, in_base[name]) for name, place in found.items()))
+    return Targets(
+        modules, tuple(weights.values()), tuple((location, in_base[name]) for name, location in found.items())
+    )
 
 
 def _modules(adapters: Sequence[Adapter]) -> dict[str, LoraModule]:
@@ -58,7 +59,7 @@ def _modules(adapters: Sequence[Adapter]) -> dict[str, LoraModule]:
     for adapter in adapters:
         for path, module in adapter.modules.items():
             known = union.setdefault(path, module)
-            if wanted_module(known).shape != wanted_module(module).shape or known.kind != module.kind:
+            if query_of_module(known).shape != query_of_module(module).shape or known.kind != module.kind:
                 raise AdapterError(
                     f"'{path}' has other sizes in {adapter.source} than in {adapters[0].source}: they are of different bases."
                 )
@@ -73,7 +74,7 @@ def _heads(adapters: Sequence[Adapter]) -> dict[str, np.ndarray]:
     """
     union: dict[str, np.ndarray] = {}
     for adapter in adapters:
-        for parameter, value in adapter.saved.items():
+        for parameter, value in adapter.modules_to_save.items():
             path, _, leaf = parameter.rpartition(".")
             if leaf == "weight" and value.ndim == 2:
                 known = union.setdefault(path, value)
@@ -81,7 +82,11 @@ def _heads(adapters: Sequence[Adapter]) -> dict[str, np.ndarray]:
                     raise AdapterError(
                         f"'{parameter}' of {adapter.source} has {value.shape[1]} inputs, elsewhere {known.shape[1]}."
                     )
-            elif leaf != "bias" or f"{path}.weight" not in adapter.saved or adapter.saved[f"{path}.weight"].ndim != 2:
+            elif (
+                leaf != "bias"
+                or f"{path}.weight" not in adapter.modules_to_save
+                or adapter.modules_to_save[f"{path}.weight"].ndim != 2
+            ):
                 raise AdapterError(
                     f"{adapter.source} saved '{parameter}' whole, and only linear modules can be switched: merge this adapter "
                     "(--mode merged)."

@@ -9,18 +9,18 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-__all__ = ["constant_input", "readers", "stored_transposed"]
+__all__ = ["constant_input", "stored_transposed", "uses_of"]
 
 _PASSED_THROUGH = {"Transpose", "Cast", "Identity"}
 _PRODUCTS = {"MatMul", "FusedMatMul", "Attention", "MatMulInteger", "DynamicQuantizeMatMul"}
 """Operators whose second input is a matrix ``[in, out]``."""
 
 
-def readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
+def uses_of(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
     """Yield (node, input index) of everything that reads ``value``, through what only passes it on."""
     for use in value.uses():
         if use.node.op_type in _PASSED_THROUGH:
-            yield from readers(use.node.outputs[0])
+            yield from uses_of(use.node.outputs[0])
         else:
             yield use.node, use.idx
 

@@ -20,22 +20,22 @@ from rmlora.adapter import LoraModule
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError
 from rmlora.naming import find_tensor
-from rmlora_converters.graph.locate.uses import readers, stored_transposed
+from rmlora_converters.graph.locate.uses import stored_transposed, uses_of
 
-__all__ = ["Wanted", "WeightPlace", "find_weights", "wanted_module", "wanted_saved"]
+__all__ = ["WeightLocation", "WeightQuery", "find_weights", "query_of_module", "query_of_parameter"]
 
 AnyArray = npt.NDArray[Any]
 Kind = Literal["linear", "embedding", "conv", "vector"]
 
 _FLOATING = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
-_QUANTISED = ("_Transposed_quantized", "_quantized", "_Q4", "_Q8", "_Q4G32")
-"""What quantisers put behind the name of a weight."""
+_QUANTIZED = ("_Transposed_quantized", "_quantized", "_Q4", "_Q8", "_Q4G32")
+"""What quantizers put behind the name of a weight."""
 _PROBE = 8
 """Elements compared first: enough to rule out nearly every wrong place."""
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WeightQuery:
     """A parameter to be found: its path, what it is, and its shape with the outputs first."""
 
     parameter: str
@@ -45,20 +45,20 @@ class Wanted:
     """The base stores it ``[in, out]``; decides only where the shape leaves it open (square)."""
 
 
-def wanted_module(module: LoraModule) -> Wanted:
+def query_of_module(module: LoraModule) -> WeightQuery:
     """Return the weight that ``module`` updates."""
     fan_in, fan_out = math.prod(module.lora_A.shape[1:]), module.lora_B.shape[0]
     shape = (fan_in, fan_out) if module.kind == "embedding" else (fan_out, *module.lora_A.shape[1:])
-    return Wanted(f"{module.path}.weight", module.kind, shape, module.fan_in_fan_out)
+    return WeightQuery(f"{module.path}.weight", module.kind, shape, module.fan_in_fan_out)
 
 
-def wanted_saved(parameter: str, shape: tuple[int, ...]) -> Wanted:
+def query_of_parameter(parameter: str, shape: tuple[int, ...]) -> WeightQuery:
     """Return a parameter that an adapter saved whole."""
-    return Wanted(parameter, "linear" if len(shape) == 2 else "vector", shape)
+    return WeightQuery(parameter, "linear" if len(shape) == 2 else "vector", shape)
 
 
 @dataclass(frozen=True)
-class WeightPlace:
+class WeightLocation:
     """Where a parameter lies in the graph."""
 
     parameter: str
@@ -77,15 +77,15 @@ class WeightPlace:
 
 
 def find_weights(
-    model: ir.Model, wanted: Collection[Wanted], base: Checkpoint | None, *, quantised: bool = False
-) -> dict[str, WeightPlace]:
+    model: ir.Model, wanted: Collection[WeightQuery], base: Checkpoint | None, *, quantized: bool = False
+) -> dict[str, WeightLocation]:
     """Return parameter → place for every one of ``wanted``.
 
     Args:
         model: the graph; its initializers are only read.
         wanted: parameters by torch's paths.
         base: the checkpoint the graph was exported from; without it only names are used.
-        quantised: accept quantised weights, by the names that their quantiser keeps.
+        quantized: accept quantized weights, by the names that their quantizer keeps.
 
     Raises:
         AdapterError: a parameter is not there, lies in several places, or shares one with another; the message
@@ -97,26 +97,26 @@ def find_weights(
         if value.const_value is not None and value.uses()
     }
     spelled = _spelled(weights)
-    places: dict[str, WeightPlace] = {}
+    locations: dict[str, WeightLocation] = {}
     for item in wanted:
-        place = _by_name(item, weights, spelled)
-        if base is not None and (place is None or not _holds(place, item, weights, base)):
-            place = _by_content(item, weights, base)
-        if place is None and quantised:
-            place = _by_quantised_name(item, weights)
-        if place is None:
+        location = _by_name(item, weights, spelled)
+        if base is not None and (location is None or not _holds(location, item, weights, base)):
+            location = _by_content(item, weights, base)
+        if location is None and quantized:
+            location = _by_quantized_name(item, weights)
+        if location is None:
             raise AdapterError(_missing(item, weights, base))
-        other = next((p for p in places.values() if _overlap(p, place)), None)
+        other = next((p for p in locations.values() if _overlap(p, location)), None)
         if other is not None:
             raise AdapterError(
-                f"'{item.parameter}' and '{other.parameter}' lead to the same weight '{place.initializer}' of the graph: "
+                f"'{item.parameter}' and '{other.parameter}' lead to the same weight '{location.initializer}' of the graph: "
                 "the graph shares it between modules, so an update of one would change the other."
             )
-        places[item.parameter] = place
-    return places
+        locations[item.parameter] = location
+    return locations
 
 
-def _by_name(item: Wanted, weights: Mapping[str, ir.Value], spelled: Mapping[str, str]) -> WeightPlace | None:
+def _by_name(item: WeightQuery, weights: Mapping[str, ir.Value], spelled: Mapping[str, str]) -> WeightLocation | None:
     found = find_tensor(item.parameter, spelled)
     if found is None:
         return None
@@ -130,7 +130,7 @@ def _by_name(item: Wanted, weights: Mapping[str, ir.Value], spelled: Mapping[str
         transposed = orientation
     if shape != (item.shape[::-1] if transposed else item.shape):
         return None
-    return WeightPlace(item.parameter, name, transposed, 0, item.shape[0], "name")
+    return WeightLocation(item.parameter, name, transposed, 0, item.shape[0], "name")
 
 
 def _spelled(weights: Mapping[str, ir.Value]) -> dict[str, str]:
@@ -140,8 +140,8 @@ def _spelled(weights: Mapping[str, ir.Value]) -> dict[str, str]:
     }
 
 
-def _by_quantised_name(item: Wanted, weights: Mapping[str, ir.Value]) -> WeightPlace | None:
-    for suffix in _QUANTISED:
+def _by_quantized_name(item: WeightQuery, weights: Mapping[str, ir.Value]) -> WeightLocation | None:
+    for suffix in _QUANTIZED:
         spelled = _spelled(
             {name.removesuffix(suffix): value for name, value in weights.items() if name.endswith(suffix)}
         )
@@ -153,20 +153,20 @@ def _by_quantised_name(item: Wanted, weights: Mapping[str, ir.Value]) -> WeightP
         packed = len(shape) == 3  # MatMulNBits: [out, blocks, bytes]
         transposed = item.kind == "linear" and not packed and stored_transposed(weights[name]) is not False
         if (packed and shape[0] == item.shape[0]) or shape == (item.shape[::-1] if transposed else item.shape):
-            return WeightPlace(item.parameter, name, transposed, 0, item.shape[0], "name")
+            return WeightLocation(item.parameter, name, transposed, 0, item.shape[0], "name")
     return None
 
 
-def _holds(place: WeightPlace, item: Wanted, weights: Mapping[str, ir.Value], base: Checkpoint) -> bool:
+def _holds(location: WeightLocation, item: WeightQuery, weights: Mapping[str, ir.Value], base: Checkpoint) -> bool:
     """Whether a place found by name holds what the base has (a base may lack a head that the graph has)."""
-    expected = _base_weight(item, base, _tensor(weights[place.initializer]).dtype.numpy())
+    expected = _base_weight(item, base, _tensor(weights[location.initializer]).dtype.numpy())
     if expected is None:
         return True
-    stored = _tensor(weights[place.initializer]).numpy()
-    return bool(np.array_equal(stored.T if place.transposed else stored, expected))
+    stored = _tensor(weights[location.initializer]).numpy()
+    return bool(np.array_equal(stored.T if location.transposed else stored, expected))
 
 
-def _by_content(item: Wanted, weights: Mapping[str, ir.Value], base: Checkpoint) -> WeightPlace | None:
+def _by_content(item: WeightQuery, weights: Mapping[str, ir.Value], base: Checkpoint) -> WeightLocation | None:
     found = []
     expected: dict[np.dtype[Any], AnyArray | None] = {}
     for name, value in weights.items():
@@ -178,9 +178,9 @@ def _by_content(item: Wanted, weights: Mapping[str, ir.Value], base: Checkpoint)
         weight = expected[dtype]
         if weight is not None:
             for transposed, start in _matches(item.kind, _tensor(value).numpy(), weight):
-                found.append(WeightPlace(item.parameter, name, transposed, start, start + item.shape[0], "content"))
+                found.append(WeightLocation(item.parameter, name, transposed, start, start + item.shape[0], "content"))
     if len(found) > 1:
-        listed = ", ".join(f"'{place.initializer}'" for place in found[:4])
+        listed = ", ".join(f"'{location.initializer}'" for location in found[:4])
         raise AdapterError(
             f"The weight of '{item.parameter}' is in the graph {len(found)} times ({listed}), so which of them is meant "
             "is open: export the graph with torch's names kept."
@@ -209,7 +209,7 @@ def _matches(kind: Kind, stored: AnyArray, expected: AnyArray) -> Iterator[tuple
                     return  # a symmetric matrix is the same the other way
 
 
-def _base_weight(item: Wanted, base: Checkpoint, dtype: np.dtype[Any]) -> AnyArray | None:
+def _base_weight(item: WeightQuery, base: Checkpoint, dtype: np.dtype[Any]) -> AnyArray | None:
     """Return the base's parameter as the graph would hold it (``[out, in]``), or None if the base lacks it."""
     name = find_tensor(item.parameter, base.tensors)
     if name is None:
@@ -220,26 +220,26 @@ def _base_weight(item: Wanted, base: Checkpoint, dtype: np.dtype[Any]) -> AnyArr
     return values.astype(dtype) if values.shape == item.shape else None
 
 
-def _is_square(item: Wanted) -> bool:
+def _is_square(item: WeightQuery) -> bool:
     return len(item.shape) == 2 and item.shape[0] == item.shape[1]
 
 
 def _reads_as(kind: Kind, value: ir.Value) -> bool:
     """Whether what reads ``value`` is of this kind: a tied embedding is looked up in one place, multiplied in another."""
-    operators = {node.op_type for node, _ in readers(value)}
+    operators = {node.op_type for node, _ in uses_of(value)}
     return ("Gather" in operators) == (kind == "embedding") if kind in ("embedding", "linear") else True
 
 
-def _overlap(left: WeightPlace, right: WeightPlace) -> bool:
+def _overlap(left: WeightLocation, right: WeightLocation) -> bool:
     return left.initializer == right.initializer and left.start < right.stop and right.start < left.stop
 
 
-def _missing(item: Wanted, weights: Mapping[str, ir.Value], base: Checkpoint | None) -> str:
+def _missing(item: WeightQuery, weights: Mapping[str, ir.Value], base: Checkpoint | None) -> str:
     size = int(np.prod(item.shape))
     fitting = [n for n, v in weights.items() if _tensor(v).dtype in _FLOATING and int(np.prod(_shape(v))) == size]
-    quantised = [n for n in weights if n.endswith(_QUANTISED) and item.parameter.rpartition(".")[0] in n]
-    if quantised:
-        return f"'{item.parameter}' is quantised in the graph ('{quantised[0]}'): merge into the floating-point graph first."
+    quantized = [n for n in weights if n.endswith(_QUANTIZED) and item.parameter.rpartition(".")[0] in n]
+    if quantized:
+        return f"'{item.parameter}' is quantized in the graph ('{quantized[0]}'): merge into the floating-point graph first."
     if base is not None and item.kind == "vector" and _is_zero(item, base):
         return (
             f"The graph has no '{item.parameter}': it is zero in the base, so the exporter left it out. Export the graph with "
@@ -249,12 +249,12 @@ def _missing(item: Wanted, weights: Mapping[str, ir.Value], base: Checkpoint | N
     advice = (
         "pass --base with the checkpoint it was exported from, so that weights are found by content"
         if base is None
-        else "the graph was exported from another base, or its weights were changed (quantised, scaled)"
+        else "the graph was exported from another base, or its weights were changed (quantized, scaled)"
     )
     return f"The graph has no weight named like '{item.parameter}' (shape {list(item.shape)}): {advice}.{seen}"
 
 
-def _is_zero(item: Wanted, base: Checkpoint) -> bool:
+def _is_zero(item: WeightQuery, base: Checkpoint) -> bool:
     values = _base_weight(item, base, np.dtype(np.float32))
     return values is not None and not values.any()
 

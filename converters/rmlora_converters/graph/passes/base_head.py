@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from rmlora.errors import InputError
-from rmlora_converters.graph.contract.lora_inputs import Head
+from rmlora_converters.graph.contract.lora_inputs import HeadInputs
 from rmlora_converters.graph.locate.uses import constant_input
 from rmlora_converters.graph.passes.branch_nodes import BOTH_ANSWERS
 from rmlora_converters.graph.passes.insert_branches import BRANCH_SCOPE
@@ -19,10 +19,10 @@ __all__ = ["base_head"]
 AnyArray = npt.NDArray[Any]
 
 
-def base_head(model: ir.Model, head: Head) -> dict[str, AnyArray] | None:
+def base_head(model: ir.Model, head: HeadInputs) -> dict[str, AnyArray] | None:
     """Return slot → array that makes a row of a mixed batch answer as the base: weight ``[1, in, labels]``, bias ``[1, labels]``.
 
-    Where the base's head is quantised there are none.
+    Where the base's head is quantized there are none.
 
     Raises:
         InputError: the graph does not look as the branch pass made it.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from rmlora_converters.graph.passes.tape import NodeList
+from rmlora_converters.graph.passes.tape import Tape
 
-__all__ = ["Batch"]
+__all__ = ["BatchAxis"]
 
 _SCOPE = "rmlora/batch"
 
 
-class Batch:
+class BatchAxis:
     """The first axis of the graph's first input."""
 
     def __init__(self, graph: ir.Graph) -> None:
@@ -28,7 +28,7 @@ class Batch:
     def rows(self, width: int) -> ir.Value:
         """Return the shape ``[batch, −1, width]`` as a tensor; its nodes stand at the start of the graph."""
         if width not in self._shapes:
-            nodes = NodeList(self._graph, _SCOPE)
+            nodes = Tape(self._graph, _SCOPE)
             if self._size is None:
                 self._size = nodes.op("Shape", self._input, attributes={"start": 0, "end": 1}, name="size")
             rest = nodes.constant(f"rest_{width}", [-1, width])

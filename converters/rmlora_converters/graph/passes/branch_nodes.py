@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from rmlora_converters.graph.locate.consumers import Site
-from rmlora_converters.graph.passes.batch_axis import Batch
-from rmlora_converters.graph.passes.tape import NodeList
+from rmlora_converters.graph.locate.consumers import Consumer
+from rmlora_converters.graph.passes.batch_axis import BatchAxis
+from rmlora_converters.graph.passes.tape import Tape
 
 __all__ = ["BOTH_ANSWERS", "convolution", "head", "lookup", "product"]
 
@@ -23,13 +23,13 @@ Factors = tuple[ir.Value, ir.Value]
 
 
 def product(
-    nodes: NodeList,
+    nodes: Tape,
     x: ir.Value,
     parts: Sequence[tuple[tuple[int, int], Factors]],
     *,
     width: int,
     fan_in: int,
-    batch: Batch,
+    batch: BatchAxis,
 ) -> ir.Value:
     """Return ``[batch, n, width]``: the update of a linear module, or of several whose outputs lie side by side.
 
@@ -54,7 +54,7 @@ def product(
     return updates[0] if len(updates) == 1 else nodes.op("Concat", *updates, attributes={"axis": -1})
 
 
-def _nothing(nodes: NodeList, x: ir.Value, fan_in: int, width: int, dtype: ir.DataType | None) -> ir.Value:
+def _nothing(nodes: Tape, x: ir.Value, fan_in: int, width: int, dtype: ir.DataType | None) -> ir.Value:
     """Return zeros ``[…, width]`` for the outputs of a packed product that no adapter changes: an update of rank 0."""
     kind = (dtype or ir.DataType.FLOAT).numpy()
     empty_A = nodes.constant(f"none_{fan_in}", np.zeros((fan_in, 0), kind))  # noqa: N806
@@ -62,7 +62,7 @@ def _nothing(nodes: NodeList, x: ir.Value, fan_in: int, width: int, dtype: ir.Da
     return nodes.op("MatMul", nodes.op("MatMul", x, empty_A), empty_B)
 
 
-def lookup(nodes: NodeList, ids: ir.Value, A: ir.Value, B: ir.Value, *, tokens: int) -> ir.Value:  # noqa: N803
+def lookup(nodes: Tape, ids: ir.Value, A: ir.Value, B: ir.Value, *, tokens: int) -> ir.Value:  # noqa: N803
     """Return the update of an embedding: row ``ids`` of every batch row's own table ``A [tokens, rank]``, times B.
 
     The tables lie one behind the other, so a row's indices are moved by ``row · tokens``.
@@ -80,21 +80,21 @@ def lookup(nodes: NodeList, ids: ir.Value, A: ir.Value, B: ir.Value, *, tokens: 
     return nodes.op("MatMul", nodes.op("Gather", flat, index, attributes={"axis": 0}), B)
 
 
-def convolution(nodes: NodeList, site: Site, A: ir.Value, B: ir.Value, *, batch: Batch) -> ir.Value:  # noqa: N803
+def convolution(nodes: Tape, consumer: Consumer, A: ir.Value, B: ir.Value, *, batch: BatchAxis) -> ir.Value:  # noqa: N803
     """Return the update of a convolution over patches side by side, ``[batch, out, patches]``.
 
     Such a convolution is a linear map of each patch, so the picture is cut and the patches multiplied.
     """
-    weight = site.node.inputs[1]
+    weight = consumer.node.inputs[1]
     shape = weight.const_value.shape.numpy() if weight is not None and weight.const_value is not None else ()
     channels, kernel = int(shape[1]), [int(size) for size in shape[2:]]
     axes = list(range(2, 2 + len(kernel)))
     counts = nodes.op(
-        "Slice", nodes.op("Shape", site.y), nodes.constant("from", [2]), nodes.constant("to", [2 + len(axes)])
+        "Slice", nodes.op("Shape", consumer.y), nodes.constant("from", [2]), nodes.constant("to", [2 + len(axes)])
     )
     covered = nodes.op("Mul", counts, nodes.constant("kernel", kernel))  # a rim narrower than a patch is left out
     zeros = nodes.constant("zeros", [0] * len(axes))
-    x = nodes.op("Slice", site.x, zeros, covered, nodes.constant("axes", axes))
+    x = nodes.op("Slice", consumer.x, zeros, covered, nodes.constant("axes", axes))
     size = nodes.op("Shape", x, attributes={"start": 0, "end": 1})
     split = [size, nodes.constant("channels", [channels])]
     for number, width in enumerate(kernel):
@@ -108,7 +108,7 @@ def convolution(nodes: NodeList, site: Site, A: ir.Value, B: ir.Value, *, batch:
     return nodes.op("Transpose", update, attributes={"perm": [0, 2, 1]})
 
 
-def head(nodes: NodeList, x: ir.Value, base: ir.Value, weight: ir.Value, bias: ir.Value, *, labels: int) -> ir.Value:
+def head(nodes: Tape, x: ir.Value, base: ir.Value, weight: ir.Value, bias: ir.Value, *, labels: int) -> ir.Value:
     """Return ``x · weight + bias`` with one weight for all rows or one for each, or ``base`` where the weight is empty.
 
     Both answers stand side by side, and the first is cut off where there is a second: no operator that branches, and

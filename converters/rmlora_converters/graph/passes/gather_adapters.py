@@ -9,19 +9,19 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from rmlora.errors import InputError
-from rmlora_converters.graph.contract.lora_inputs import Slots
+from rmlora_converters.graph.contract.lora_inputs import LoraInputs
 from rmlora_converters.graph.passes.insert_branches import BRANCH_SCOPE
-from rmlora_converters.graph.passes.rewire import read_instead
-from rmlora_converters.graph.passes.tape import NodeList
+from rmlora_converters.graph.passes.rewire import replace_uses
+from rmlora_converters.graph.passes.tape import Tape
 
-__all__ = ["PLACES", "pick_by_place"]
+__all__ = ["ADAPTER_INDICES", "gather_adapters"]
 
-PLACES = f"{BRANCH_SCOPE}.places"
+ADAPTER_INDICES = f"{BRANCH_SCOPE}.places"
 """Name of the input: the place of every row's adapter, int64 ``[rows]``; of one for all rows ``[1]``."""
 
 
-def pick_by_place(model: ir.Model, slots: Slots) -> None:
-    """Let slots take ``[places, …]`` instead of ``[rows, …]``, and add the input :data:`PLACES`, in place.
+def gather_adapters(model: ir.Model, lora_inputs: LoraInputs) -> None:
+    """Let slots take ``[places, …]`` instead of ``[rows, …]``, and add the input :data:`ADAPTER_INDICES`, in place.
 
     While no slot is fed, every row at place 0 is the base, as it was.
 
@@ -29,18 +29,18 @@ def pick_by_place(model: ir.Model, slots: Slots) -> None:
         InputError: a slot is not read as the branch pass made it.
     """
     graph = model.graph
-    places = ir.Value(name=PLACES, shape=ir.Shape(["picked"]), type=ir.TensorType(ir.DataType.INT64))
-    graph.inputs.append(places)
-    tables = {slot.lora_A: _starts(graph, slot.module) for slot in slots.modules if slot.kind == "embedding"}
-    for name in slots.names:
+    locations = ir.Value(name=ADAPTER_INDICES, shape=ir.Shape(["picked"]), type=ir.TensorType(ir.DataType.INT64))
+    graph.inputs.append(locations)
+    tables = {slot.lora_A: _starts(graph, slot.module) for slot in lora_inputs.modules if slot.kind == "embedding"}
+    for name in lora_inputs.names:
         for number, banked in enumerate(tables.get(name, [graph.initializers[name]])):
-            nodes = NodeList(graph, f"{BRANCH_SCOPE}/{name}/pick_{number}")
+            nodes = Tape(graph, f"{BRANCH_SCOPE}/{name}/pick_{number}")
             uses = list(banked.uses())
             if not uses:
                 raise _unknown(name)
-            picked = nodes.op("Gather", banked, places, attributes={"axis": 0})
+            picked = nodes.op("Gather", banked, locations, attributes={"axis": 0})
             graph.insert_before(uses[0].node, nodes.nodes)
-            read_instead(graph, banked, picked, name=name, uses=uses)
+            replace_uses(graph, banked, picked, name=name, uses=uses)
 
 
 def _starts(graph: ir.Graph, module: str) -> list[ir.Value]:

@@ -17,16 +17,16 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from rmlora.adapter import LoraModule
 from rmlora.errors import AdapterError
-from rmlora_converters.graph.contract.lora_inputs import Head, Slot, Slots
-from rmlora_converters.graph.locate.consumers import Site, find_sites, head_site
-from rmlora_converters.graph.locate.targets import Places
-from rmlora_converters.graph.locate.weights import WeightPlace, wanted_module
-from rmlora_converters.graph.passes.batch_axis import Batch
+from rmlora_converters.graph.contract.lora_inputs import BranchInputs, HeadInputs, LoraInputs
+from rmlora_converters.graph.locate.consumers import Consumer, find_consumers, head_consumer
+from rmlora_converters.graph.locate.targets import Targets
+from rmlora_converters.graph.locate.weights import WeightLocation, query_of_module
+from rmlora_converters.graph.passes.batch_axis import BatchAxis
 from rmlora_converters.graph.passes.branch_nodes import convolution, head, lookup, product
-from rmlora_converters.graph.passes.rewire import producer_of, read_instead
-from rmlora_converters.graph.passes.tape import NodeList
+from rmlora_converters.graph.passes.rewire import producer_of, replace_uses
+from rmlora_converters.graph.passes.tape import Tape
 
-__all__ = ["BRANCH_SCOPE", "BRANCH_SUM", "check_slots", "insert_branches"]
+__all__ = ["BRANCH_SCOPE", "BRANCH_SUM", "check_lora_inputs", "insert_branches"]
 
 BRANCH_SUM = "sum"
 """Name, in the scope ``…/out``, of the node that adds a branch to its module's output."""
@@ -37,79 +37,87 @@ BRANCH_SCOPE = "rmlora"
 _FLOATING = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
-def insert_branches(model: ir.Model, places: Places, *, base_weights: Mapping[str, str]) -> Slots:
+def insert_branches(model: ir.Model, locations: Targets, *, base_weights: Mapping[str, str]) -> LoraInputs:
     """Give ``model`` a branch for every module and a slot for every head of ``places``, in place.
 
     Args:
         model: the graph in which the places were found, or a copy of lower precision with the same initializers.
-        places: from :func:`rmlora_converters.graph.locate.targets.find_places`.
+        places: from :func:`rmlora_converters.graph.locate.targets.find_targets`.
         base_weights: digests to record in the graph.
 
     Raises:
         AdapterError: a module or head cannot be adapted where it lies.
     """
-    batch = Batch(model.graph)
-    slots = {
-        place.parameter.removesuffix(".weight"): _slot(places.modules[place.parameter.removesuffix(".weight")], place)
-        for place in places.weights
+    batch = BatchAxis(model.graph)
+    lora_inputs = {
+        location.parameter.removesuffix(".weight"): _slot(
+            locations.modules[location.parameter.removesuffix(".weight")], location
+        )
+        for location in locations.weights
     }
-    by_weight = sorted(places.weights, key=lambda place: (place.initializer, place.start))
-    for _, group in groupby(by_weight, key=lambda place: place.initializer):
-        _adapt(model.graph, list(group), slots, batch)
+    by_weight = sorted(locations.weights, key=lambda location: (location.initializer, location.start))
+    for _, group in groupby(by_weight, key=lambda location: location.initializer):
+        _adapt(model.graph, list(group), lora_inputs, batch)
     order = {node: number for number, node in enumerate(model.graph)}
     heads = sorted(
-        ((head_site(model.graph, place), place, in_base) for place, in_base in places.heads),
+        ((head_consumer(model.graph, location), location, in_base) for location, in_base in locations.heads),
         key=lambda item: order[item[0].node],
     )
-    made = [_replace_head(model.graph, site, place, in_base=in_base) for site, place, in_base in heads]
+    made = [_replace_head(model.graph, consumer, location, in_base=in_base) for consumer, location, in_base in heads]
     RemoveUnusedNodesPass()(model)
-    result = Slots(tuple(slots.values()), tuple(made), dict(base_weights))
+    result = LoraInputs(tuple(lora_inputs.values()), tuple(made), dict(base_weights))
     model.metadata_props.update(result.to_props())
-    check_slots(model, result)
+    check_lora_inputs(model, result)
     return result
 
 
-def _slot(module: LoraModule, place: WeightPlace) -> Slot:
-    shape = wanted_module(module).shape
+def _slot(module: LoraModule, location: WeightLocation) -> BranchInputs:
+    shape = query_of_module(module).shape
     fan_in, fan_out = (shape[0], shape[1]) if module.kind == "embedding" else (int(np.prod(shape[1:])), shape[0])
-    return Slot(module.path, module.kind, fan_in, fan_out, place.initializer, place.transposed, place.start)
+    return BranchInputs(
+        module.path, module.kind, fan_in, fan_out, location.initializer, location.transposed, location.start
+    )
 
 
-def _adapt(graph: ir.Graph, places: Sequence[WeightPlace], slots: Mapping[str, Slot], batch: Batch) -> None:
+def _adapt(
+    graph: ir.Graph, locations: Sequence[WeightLocation], lora_inputs: Mapping[str, BranchInputs], batch: BatchAxis
+) -> None:
     """Add the branches of all modules whose weights lie in one initializer."""
-    found = [slots[place.parameter.removesuffix(".weight")] for place in places]
-    width = _width(graph.initializers[places[0].initializer], places[0])
-    for number in range(len(find_sites(graph, places[0]))):
-        site = find_sites(graph, places[0])[number]  # again: what it reads may be what the last branch has made
-        before = NodeList(graph, f"{BRANCH_SCOPE}/{found[0].module}" + (f"/call_{number}" if number else ""))
-        dtype = _dtype(site)
+    found = [lora_inputs[location.parameter.removesuffix(".weight")] for location in locations]
+    width = _width(graph.initializers[locations[0].initializer], locations[0])
+    for number in range(len(find_consumers(graph, locations[0]))):
+        consumer = find_consumers(graph, locations[0])[
+            number
+        ]  # again: what it reads may be what the last branch has made
+        before = Tape(graph, f"{BRANCH_SCOPE}/{found[0].module}" + (f"/call_{number}" if number else ""))
+        dtype = _dtype(consumer)
         factors = [_factors(graph, slot, dtype) for slot in found]
-        if site.how == "lookup":
-            update = lookup(before, site.x, *factors[0], tokens=found[0].fan_in)
-        elif site.how == "convolution":
-            update = convolution(before, site, *factors[0], batch=batch)
+        if consumer.how == "lookup":
+            update = lookup(before, consumer.x, *factors[0], tokens=found[0].fan_in)
+        elif consumer.how == "convolution":
+            update = convolution(before, consumer, *factors[0], batch=batch)
         else:
-            parts = list(zip(((place.start, place.stop) for place in places), factors, strict=True))
-            update = product(before, site.x, parts, width=width, fan_in=found[0].fan_in, batch=batch)
-        _add(graph, site, update, before, batch)
+            parts = list(zip(((location.start, location.stop) for location in locations), factors, strict=True))
+            update = product(before, consumer.x, parts, width=width, fan_in=found[0].fan_in, batch=batch)
+        _add(graph, consumer, update, before, batch)
 
 
-def _width(weight: ir.Value, place: WeightPlace) -> int:
+def _width(weight: ir.Value, location: WeightLocation) -> int:
     """Return the outputs of a weight, of which a place may be a part."""
     shape = weight.const_value.shape.numpy() if weight.const_value is not None else ()
-    return int(shape[1] if place.transposed and len(shape) == 2 else shape[0])
+    return int(shape[1] if location.transposed and len(shape) == 2 else shape[0])
 
 
-def _dtype(site: Site) -> ir.DataType:
-    for value in (site.y, site.x):
+def _dtype(consumer: Consumer) -> ir.DataType:
+    for value in (consumer.y, consumer.x):
         if value.dtype in _FLOATING:
             return value.dtype
-    weight = site.node.inputs[0 if site.how == "lookup" else 1]
+    weight = consumer.node.inputs[0 if consumer.how == "lookup" else 1]
     known = weight.const_value.dtype if weight is not None and weight.const_value is not None else None
     return known if known in _FLOATING else ir.DataType.FLOAT
 
 
-def _factors(graph: ir.Graph, slot: Slot, dtype: ir.DataType) -> tuple[ir.Value, ir.Value]:
+def _factors(graph: ir.Graph, slot: BranchInputs, dtype: ir.DataType) -> tuple[ir.Value, ir.Value]:
     if slot.lora_A in graph.initializers:  # a module that is called twice has one slot
         return graph.initializers[slot.lora_A], graph.initializers[slot.lora_B]
     empty = np.zeros((1, slot.fan_in, 0), dtype.numpy()), np.zeros((1, 0, slot.fan_out), dtype.numpy())
@@ -128,38 +136,38 @@ def _optional_input(graph: ir.Graph, name: str, shape: Sequence[int | str], defa
     return value
 
 
-def _add(graph: ir.Graph, site: Site, update: ir.Value, before: NodeList, batch: Batch) -> None:
+def _add(graph: ir.Graph, consumer: Consumer, update: ir.Value, before: Tape, batch: BatchAxis) -> None:
     """Insert the branch's nodes and add ``update`` to the module's output."""
-    y = site.y
+    y = consumer.y
     uses = [use for use in y.uses() if use.node not in before.nodes]
-    behind = NodeList(graph, f"{before.scope}/out")
-    if site.how == "convolution" or (site.how == "product" and not batch.leads(y)):
+    behind = Tape(graph, f"{before.scope}/out")
+    if consumer.how == "convolution" or (consumer.how == "product" and not batch.leads(y)):
         update = behind.op("Reshape", update, behind.op("Shape", y))
     total = behind.op("Add", y, update, name=BRANCH_SUM)
     total.type, total.shape = y.type, y.shape
     producer = producer_of(y)
-    if site.how == "convolution":  # it asks for the shape of what the module gives
+    if consumer.how == "convolution":  # it asks for the shape of what the module gives
         graph.insert_after(producer, [*before.nodes, *behind.nodes])
     else:
-        graph.insert_before(site.node, before.nodes)
+        graph.insert_before(consumer.node, before.nodes)
         graph.insert_after(producer, behind.nodes)
-    read_instead(graph, y, total, name=f"{before.scope}/base", uses=uses)
+    replace_uses(graph, y, total, name=f"{before.scope}/base", uses=uses)
 
 
-def _replace_head(graph: ir.Graph, site: Site, place: WeightPlace, *, in_base: bool) -> Head:
+def _replace_head(graph: ir.Graph, consumer: Consumer, location: WeightLocation, *, in_base: bool) -> HeadInputs:
     """Let a head whose weight and bias are inputs answer in the place of the base's, once it is fed."""
-    path = place.parameter.removesuffix(".weight")
-    value = graph.initializers[place.initializer]
+    path = location.parameter.removesuffix(".weight")
+    value = graph.initializers[location.initializer]
     shape = value.const_value.shape.numpy() if value.const_value is not None else ()
-    labels, fan_in = shape[:: -1 if place.transposed else 1]
-    slot = Head(path, fan_in, in_base)
-    _free_names(graph, {slot.weight, slot.bias}, value, site.bias)
-    y, dtype = site.y, _dtype(site).numpy()
-    nodes = NodeList(graph, f"{BRANCH_SCOPE}/{path}")
+    labels, fan_in = shape[:: -1 if location.transposed else 1]
+    slot = HeadInputs(path, fan_in, in_base)
+    _free_names(graph, {slot.weight, slot.bias}, value, consumer.bias)
+    y, dtype = consumer.y, _dtype(consumer).numpy()
+    nodes = Tape(graph, f"{BRANCH_SCOPE}/{path}")
     uses = list(y.uses())
     new = head(
         nodes,
-        site.x,
+        consumer.x,
         y,
         _optional_input(graph, slot.weight, ["rows", fan_in, f"{path}.labels"], np.zeros((1, fan_in, 0), dtype)),
         _optional_input(graph, slot.bias, ["rows", f"{path}.labels"], np.zeros((1, 0), dtype)),
@@ -169,7 +177,7 @@ def _replace_head(graph: ir.Graph, site: Site, place: WeightPlace, *, in_base: b
     if y.shape is not None:
         new.shape = ir.Shape([*list(y.shape)[:-1], f"{path}.labels"])
     graph.insert_after(producer_of(y), nodes.nodes)
-    read_instead(graph, y, new, name=f"{BRANCH_SCOPE}/{path}/base", uses=uses)
+    replace_uses(graph, y, new, name=f"{BRANCH_SCOPE}/{path}/base", uses=uses)
     return slot
 
 
@@ -182,9 +190,9 @@ def _free_names(graph: ir.Graph, taken: set[str], *values: ir.Value | None) -> N
             graph.register_initializer(value)
 
 
-def check_slots(model: ir.Model, slots: Slots) -> None:
+def check_lora_inputs(model: ir.Model, lora_inputs: LoraInputs) -> None:
     """Raise :class:`AdapterError` unless every slot is an optional input of ``model`` that something reads."""
     inputs = {value.name: value for value in model.graph.inputs if value.name in model.graph.initializers}
-    missing = [name for name in slots.names if name not in inputs or not inputs[name].uses()]
+    missing = [name for name in lora_inputs.names if name not in inputs or not inputs[name].uses()]
     if missing:
         raise AdapterError(f"The slot '{missing[0]}' did not survive in the graph: please report this as a bug.")

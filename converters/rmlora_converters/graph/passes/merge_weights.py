@@ -17,14 +17,14 @@ from rmlora.errors import AdapterError
 from rmlora.fingerprint import check_base
 from rmlora.storage import atomic_directory, read_json, refuse_existing, write_json
 from rmlora_converters.delta import delta_rows
-from rmlora_converters.graph.files.lazy_tensor import change_when_read
+from rmlora_converters.graph.files.lazy_tensor import lazy_transform
 from rmlora_converters.graph.files.model_file import load_model, save_model
 from rmlora_converters.graph.locate.targets import head_shape
-from rmlora_converters.graph.locate.uses import readers
-from rmlora_converters.graph.locate.weights import WeightPlace, find_weights, wanted_module, wanted_saved
-from rmlora_converters.graph.passes.replace_head import exchange_head
+from rmlora_converters.graph.locate.uses import uses_of
+from rmlora_converters.graph.locate.weights import WeightLocation, find_weights, query_of_module, query_of_parameter
+from rmlora_converters.graph.passes.replace_head import replace_head
 from rmlora_converters.merge_plan import name_labels
-from rmlora_converters.rounding import Survival, SurvivalMeter, checked_cast, complete
+from rmlora_converters.rounding import RoundingMeter, RoundingReport, checked_cast, complete
 from rmlora_converters.side_files import copy_side_files, write_provenance
 
 __all__ = ["OnnxMergeReport", "merge_graph"]
@@ -36,7 +36,7 @@ AnyArray = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class OnnxMergeReport(Survival):
+class OnnxMergeReport(RoundingReport):
     """What a merge into a graph did."""
 
     by_content: int
@@ -83,26 +83,30 @@ def merge_graph(
     model = load_model(graph)
     if base is not None:
         check_base(adapter, base, allow_mismatch=allow_base_mismatch)
-    wanted = [wanted_module(module) for module in adapter.modules.values()]
-    heads = {name.removesuffix(".weight") for name, array in adapter.saved.items() if _is_matrix(name, array)}
-    whole = {name: array for name, array in adapter.saved.items() if name.rpartition(".")[0] not in heads}
-    wanted += [wanted_saved(name, array.shape) for name, array in whole.items()]
-    places = find_weights(model, wanted, base)
+    wanted = [query_of_module(module) for module in adapter.modules.values()]
+    heads = {name.removesuffix(".weight") for name, array in adapter.modules_to_save.items() if _is_matrix(name, array)}
+    whole = {name: array for name, array in adapter.modules_to_save.items() if name.rpartition(".")[0] not in heads}
+    wanted += [query_of_parameter(name, array.shape) for name, array in whole.items()]
+    locations = find_weights(model, wanted, base)
     own = [
-        wanted_saved(f"{head}.weight", head_shape(head, adapter.saved[f"{head}.weight"].shape, model, base))
+        query_of_parameter(
+            f"{head}.weight", head_shape(head, adapter.modules_to_save[f"{head}.weight"].shape, model, base)
+        )
         for head in sorted(heads)
     ]
     head_places = find_weights(model, own, base)
-    by_content = sum(place.found_by == "content" for place in [*places.values(), *head_places.values()])
-    for name, place in head_places.items():
-        if any(node.op_type == "Gather" for node, _ in readers(model.graph.initializers[place.initializer])):
-            places[name] = _same_size(place, adapter.saved[name])  # an embedding, whose table keeps its size
+    by_content = sum(location.found_by == "content" for location in [*locations.values(), *head_places.values()])
+    for name, location in head_places.items():
+        if any(node.op_type == "Gather" for node, _ in uses_of(model.graph.initializers[location.initializer])):
+            locations[name] = _same_size(
+                location, adapter.modules_to_save[name]
+            )  # an embedding, whose table keeps its size
         else:
-            bias = adapter.saved.get(f"{name.removesuffix('.weight')}.bias")
-            exchange_head(model.graph, place, adapter.saved[name], bias)
-    meters: dict[str, SurvivalMeter] = {}
-    for name in dict.fromkeys(place.initializer for place in places.values()):
-        here = [place for place in places.values() if place.initializer == name]
+            bias = adapter.modules_to_save.get(f"{name.removesuffix('.weight')}.bias")
+            replace_head(model.graph, location, adapter.modules_to_save[name], bias)
+    meters: dict[str, RoundingMeter] = {}
+    for name in dict.fromkeys(location.initializer for location in locations.values()):
+        here = [location for location in locations.values() if location.initializer == name]
         _replace(model.graph.initializers[name], here, adapter, meters)
     with atomic_directory(output, overwrite=overwrite) as directory:
         copy_side_files(graph.parent, directory, but=_OF_THE_BASE)
@@ -110,7 +114,7 @@ def merge_graph(
         nbytes = save_model(model, directory / graph.name, progress)
         report = OnnxMergeReport(
             modules=complete(adapter, meters.values()),
-            replaced=tuple(sorted(adapter.saved)),
+            replaced=tuple(sorted(adapter.modules_to_save)),
             by_content=by_content,
             nbytes=nbytes,
             verification=check(directory / graph.name) if check is not None else None,
@@ -123,13 +127,13 @@ def _is_matrix(name: str, array: AnyArray) -> bool:
     return name.endswith(".weight") and array.ndim == 2
 
 
-def _same_size(place: WeightPlace, saved: AnyArray) -> WeightPlace:
-    if place.stop - place.start != len(saved):
+def _same_size(location: WeightLocation, modules_to_save: AnyArray) -> WeightLocation:
+    if location.stop - location.start != len(modules_to_save):
         raise AdapterError(
-            f"'{place.parameter}' has {len(saved)} rows in the adapter and {place.stop - place.start} in the graph: export the "
+            f"'{location.parameter}' has {len(modules_to_save)} rows in the adapter and {location.stop - location.start} in the graph: export the "
             "merged checkpoint instead."
         )
-    return place
+    return location
 
 
 def _name_labels(path: Path, adapter: Adapter) -> None:
@@ -139,24 +143,30 @@ def _name_labels(path: Path, adapter: Adapter) -> None:
         write_json(path, config)
 
 
-def _replace(value: ir.Value, places: list[WeightPlace], adapter: Adapter, meters: dict[str, SurvivalMeter]) -> None:
+def _replace(
+    value: ir.Value, locations: list[WeightLocation], adapter: Adapter, meters: dict[str, RoundingMeter]
+) -> None:
     """Let ``value`` hold the merged weight once it is asked for it."""
 
     def merge(whole: AnyArray) -> None:
-        for place in places:
-            index = place.slices(whole.ndim)
-            whole[index] = _new_content(whole[index], place, adapter, meters)
+        for location in locations:
+            index = location.slices(whole.ndim)
+            whole[index] = _new_content(whole[index], location, adapter, meters)
 
-    change_when_read(value, merge)
+    lazy_transform(value, merge)
 
 
-def _new_content(part: AnyArray, place: WeightPlace, adapter: Adapter, meters: dict[str, SurvivalMeter]) -> AnyArray:
-    if place.parameter in adapter.saved:
-        saved = adapter.saved[place.parameter]
-        return checked_cast(saved.T if place.transposed else saved, part.dtype, place.parameter)
-    path = place.parameter.removesuffix(".weight")
+def _new_content(
+    part: AnyArray, location: WeightLocation, adapter: Adapter, meters: dict[str, RoundingMeter]
+) -> AnyArray:
+    if location.parameter in adapter.modules_to_save:
+        modules_to_save = adapter.modules_to_save[location.parameter]
+        return checked_cast(
+            modules_to_save.T if location.transposed else modules_to_save, part.dtype, location.parameter
+        )
+    path = location.parameter.removesuffix(".weight")
     weight = part.astype(np.float32)
     # The graph decides the orientation, also of a square weight; the adapter's flag speaks of the checkpoint's.
-    delta = delta_rows(replace(adapter.modules[path], fan_in_fan_out=place.transposed), weight.shape)
-    meters[path] = SurvivalMeter(path)
+    delta = delta_rows(replace(adapter.modules[path], fan_in_fan_out=location.transposed), weight.shape)
+    meters[path] = RoundingMeter(path)
     return meters[path].merge(weight, delta, part.dtype)

@@ -1,7 +1,7 @@
-"""Opening ONNX Runtime's fused attention, so that the projections inside it can be quantised or adapted.
+"""Opening ONNX Runtime's fused attention, so that the projections inside it can be quantized or adapted.
 
-``Attention`` holds the packed query, key and value weight. Its quantised form, ``QAttention``, has no place for
-the additive mask that exported encoders pass, and onnxruntime's quantiser would drop it; and nothing can be added to
+``Attention`` holds the packed query, key and value weight. Its quantized form, ``QAttention``, has no place for
+the additive mask that exported encoders pass, and onnxruntime's quantizer would drop it; and nothing can be added to
 one projection. With the projections before ``MultiHeadAttention``, or before ONNX's own ``Attention``, it computes the
 same.
 """
@@ -15,9 +15,9 @@ import numpy as np
 import onnx_ir as ir
 
 from rmlora_converters.graph.passes.rewire import replace_node
-from rmlora_converters.graph.passes.tape import NodeList
+from rmlora_converters.graph.passes.tape import Tape
 
-__all__ = ["open_attention", "split_attention"]
+__all__ = ["open_attention", "open_attention_per_projection"]
 
 _DOMAIN = "com.microsoft"
 _KEPT = ("num_heads", "scale", "mask_filter_value", "unidirectional")
@@ -26,20 +26,20 @@ _OPSET, _IR_VERSION, _SINCE = 23, 11, 20
 """The operator set with ``Attention``, the IR version that goes with it, and the oldest set that may become it: of what an
 exporter writes, only ``GroupNormalization`` means something else there."""
 
-Opened: TypeAlias = Callable[[NodeList, ir.Node, Sequence[int]], ir.Value]
+Opened: TypeAlias = Callable[[Tape, ir.Node, Sequence[int]], ir.Value]
 """Makes the nodes that take a node's place, given the widths of query, key and value, and returns what they compute."""
 
 
 def open_attention(model: ir.Model) -> int:
     """Replace every ``Attention`` node that has only an additive mask, in place; return how many.
 
-    Its projections become one product and one bias, which a quantiser takes like any other. Nodes with an integer
+    Its projections become one product and one bias, which a quantizer takes like any other. Nodes with an integer
     mask, a past or a present, or without a bias, stay as they are.
     """
     return _open_all(model.graph, _nodes(model.graph), _one_product)
 
 
-def split_attention(model: ir.Model) -> int:
+def open_attention_per_projection(model: ir.Model) -> int:
     """Do as :func:`open_attention`, but with a product and a bias for each projection, to which something can be added.
 
     The graph moves to the operator set 23 if it can: on CPUs that one's ``Attention`` is faster than ``MultiHeadAttention``.
@@ -68,7 +68,7 @@ def _open_all(graph: ir.Graph, found: Sequence[ir.Node], opened: Opened) -> int:
     for node in found:
         declared = node.attributes.get("qkv_hidden_sizes")
         sizes = list(declared.as_ints()) if declared else [_constant(node, 1).shape[1] // 3] * 3
-        nodes = NodeList(graph, node.name or "attention")
+        nodes = Tape(graph, node.name or "attention")
         new = opened(nodes, node, sizes)
         nodes.nodes[-1].metadata_props.update(node.metadata_props)
         replace_node(graph, node, nodes, new)
@@ -96,19 +96,19 @@ def _constant(node: ir.Node, index: int) -> np.ndarray:
     return value.const_value.numpy()
 
 
-def _one_product(nodes: NodeList, node: ir.Node, sizes: Sequence[int]) -> ir.Value:
+def _one_product(nodes: Tape, node: ir.Node, sizes: Sequence[int]) -> ir.Value:
     product = nodes.op("MatMul", _input(node, 0), _input(node, 1), name="qkv")
     projected = nodes.split(nodes.op("Add", product, _input(node, 2), name="bias"), sizes)
     return _multi_head(nodes, node, projected, None)
 
 
-def _three_products(nodes: NodeList, node: ir.Node, sizes: Sequence[int]) -> ir.Value:
+def _three_products(nodes: Tape, node: ir.Node, sizes: Sequence[int]) -> ir.Value:
     return _multi_head(nodes, node, _products(nodes, node, sizes), _input(node, 2))
 
 
-def _standard(nodes: NodeList, node: ir.Node, sizes: Sequence[int]) -> ir.Value:
+def _standard(nodes: Tape, node: ir.Node, sizes: Sequence[int]) -> ir.Value:
     """Return what ONNX's ``Attention`` gives, which takes no bias of the projections."""
-    biases = NodeList(nodes.graph, _input(node, 2).name or nodes.scope)  # type: ignore[union-attr]  # _can_be_standard has looked
+    biases = Tape(nodes.graph, _input(node, 2).name or nodes.scope)  # type: ignore[union-attr]  # _can_be_standard has looked
     parts = zip(
         ("query", "key", "value"), _parts(_constant(node, 2), sizes), _products(nodes, node, sizes), strict=True
     )
@@ -128,16 +128,16 @@ def _standard(nodes: NodeList, node: ir.Node, sizes: Sequence[int]) -> ir.Value:
     return nodes.op("Attention", *projected, _input(node, 5), attributes=attributes, name="heads")
 
 
-def _multi_head(nodes: NodeList, node: ir.Node, projected: Sequence[ir.Value], bias: ir.Value | None) -> ir.Value:
+def _multi_head(nodes: Tape, node: ir.Node, projected: Sequence[ir.Value], bias: ir.Value | None) -> ir.Value:
     kept = {name: node.attributes[name] for name in _KEPT if name in node.attributes}
     inputs = (*projected, bias, None, _input(node, 5))
     return nodes.op("MultiHeadAttention", *inputs, domain=_DOMAIN, attributes=kept, name="heads")
 
 
-def _products(nodes: NodeList, node: ir.Node, sizes: Sequence[int]) -> list[ir.Value]:
+def _products(nodes: Tape, node: ir.Node, sizes: Sequence[int]) -> list[ir.Value]:
     x, weight = _input(node, 0), _input(node, 1)
     assert x is not None and weight is not None  # noqa: S101 - _can_open has looked
-    weights = NodeList(nodes.graph, weight.name or nodes.scope)  # layers that share the weight share its parts
+    weights = Tape(nodes.graph, weight.name or nodes.scope)  # layers that share the weight share its parts
     products = []
     for name, part in zip(("query", "key", "value"), _parts(_constant(node, 1), sizes), strict=True):
         product = nodes.op("MatMul", x, weights.constant(f"{name}.weight", part), name=name)

@@ -1,4 +1,4 @@
-"""Taking ONNX Runtime's fused skip-and-normalise apart: its kernel for CPUs is three times slower than what it replaces.
+"""Taking ONNX Runtime's fused skip-and-normalize apart: its kernel for CPUs is three times slower than what it replaces.
 
 On MiniLM the additions and ``LayerNormalization`` together take a third of the time, 7 to 8 % of the whole model
 (docs/export.md). On other devices onnxruntime fuses them again when it loads the graph.
@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from rmlora_converters.graph.passes.rewire import read_instead, replace_node
-from rmlora_converters.graph.passes.tape import NodeList
+from rmlora_converters.graph.passes.rewire import replace_node, replace_uses
+from rmlora_converters.graph.passes.tape import Tape
 
-__all__ = ["split_skip_norms"]
+__all__ = ["open_layer_norms"]
 
 
-def split_skip_norms(model: ir.Model) -> int:
+def open_layer_norms(model: ir.Model) -> int:
     """Replace every ``SkipLayerNormalization`` by additions and a ``LayerNormalization``, in place; return how many."""
     graph = model.graph
     fused = [node for node in graph if node.op_type == "SkipLayerNormalization" and _can_split(node)]
     for node in fused:
         x, skip, scale, shift, bias = [*node.inputs, None, None][:5]
-        nodes = NodeList(graph, node.name or f"norm_of_{node.outputs[0].name}")
+        nodes = Tape(graph, node.name or f"norm_of_{node.outputs[0].name}")
         total = nodes.op("Add", x, bias) if bias is not None else x
         total = nodes.op("Add", total, skip, name="sum")
         epsilon = node.attributes.get_float("epsilon", 1e-12)
@@ -28,7 +28,7 @@ def split_skip_norms(model: ir.Model) -> int:
         for made in nodes.nodes:
             made.outputs[0].type, made.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
         if len(node.outputs) > 3:
-            read_instead(graph, node.outputs[3], total, name=f"{nodes.scope}/replaced_sum")
+            replace_uses(graph, node.outputs[3], total, name=f"{nodes.scope}/replaced_sum")
         replace_node(graph, node, nodes, new)
     return len(fused)
 

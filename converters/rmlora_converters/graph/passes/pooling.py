@@ -1,4 +1,4 @@
-"""One vector for every row: pooling and normalisation as nodes of the graph, so that any runtime gives ready embeddings.
+"""One vector for every row: pooling and normalization as nodes of the graph, so that any runtime gives ready embeddings.
 
 A pass over the ONNX model, without torch, for our own exports and for others' alike. What it computes is float32 in
 every precision: sums over many tokens are what half precision is worst at.
@@ -12,7 +12,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from rmlora.errors import InputError
 from rmlora.pooling import Pooling
-from rmlora_converters.graph.passes.tape import NodeList
+from rmlora_converters.graph.passes.tape import Tape
 
 __all__ = ["EMBEDDING_NAME", "POOLING_SCOPE", "TOKENS_NAME", "insert_pooling", "keep_answer"]
 
@@ -36,7 +36,7 @@ def insert_pooling(model: ir.Model, pooling: Pooling) -> None:
 
     Args:
         model: its answer is the vectors of the tokens ``[batch, tokens, width]``; other outputs are dropped.
-        pooling: which tokens count, and whether the result is normalised.
+        pooling: which tokens count, and whether the result is normalized.
 
     Raises:
         InputError: the graph gives no such vectors, or takes nothing that tells tokens from padding.
@@ -46,13 +46,13 @@ def insert_pooling(model: ir.Model, pooling: Pooling) -> None:
         return
     if model.opset_imports.get("", 0) < _OPSET:
         raise InputError(f"The graph is of opset {model.opset_imports.get('', 0)}: export it with {_OPSET} or later.")
-    nodes = NodeList(model.graph, POOLING_SCOPE)
+    nodes = Tape(model.graph, POOLING_SCOPE)
     hidden = nodes.op("Cast", tokens, attributes={"to": ir.DataType.FLOAT}) if _is_half(tokens) else tokens
     vector = _pooled(nodes, hidden, model.graph, pooling)
-    if pooling.normalise:
+    if pooling.normalize:
         squares = nodes.op("ReduceSum", nodes.op("Mul", vector, vector), nodes.constant("width_axis", [-1]))
         norm = nodes.op("Max", nodes.op("Sqrt", squares), nodes.constant("least_norm", np.float32(1e-12)))
-        vector = nodes.op("Div", vector, norm, name="normalised")
+        vector = nodes.op("Div", vector, norm, name="normalized")
     vector.name = EMBEDDING_NAME
     vector.type = ir.TensorType(ir.DataType.FLOAT)
     if tokens.shape is not None and tokens.shape.rank() == 3:
@@ -88,7 +88,7 @@ def keep_answer(model: ir.Model) -> ir.Value:
     return found
 
 
-def _pooled(nodes: NodeList, hidden: ir.Value, graph: ir.Graph, pooling: Pooling) -> ir.Value:
+def _pooled(nodes: Tape, hidden: ir.Value, graph: ir.Graph, pooling: Pooling) -> ir.Value:
     """Return ``[batch, width]`` of ``hidden [batch, tokens, width]``, as sentence-transformers defines it."""
     if pooling.mode == "cls":
         return nodes.op("Gather", hidden, nodes.constant("first", 0), attributes={"axis": 1}, name="cls")
@@ -110,7 +110,7 @@ def _pooled(nodes: NodeList, hidden: ir.Value, graph: ir.Graph, pooling: Pooling
     return nodes.op("Div", total, count, name="mean")
 
 
-def _weighted(nodes: NodeList, hidden: ir.Value, weights: ir.Value) -> ir.Value:
+def _weighted(nodes: Tape, hidden: ir.Value, weights: ir.Value) -> ir.Value:
     """Return ``hidden`` with every token times its weight ``[batch, tokens]``, float32."""
     column = nodes.op("Reshape", weights, nodes.constant("column", [0, -1, 1]))
     return nodes.op("Mul", hidden, column)

@@ -10,47 +10,47 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from rmlora.errors import AdapterError
-from rmlora_converters.graph.locate.consumers import Site, head_site
-from rmlora_converters.graph.locate.weights import WeightPlace
-from rmlora_converters.graph.passes.rewire import producer_of, read_instead
-from rmlora_converters.graph.passes.tape import NodeList
+from rmlora_converters.graph.locate.consumers import Consumer, head_consumer
+from rmlora_converters.graph.locate.weights import WeightLocation
+from rmlora_converters.graph.passes.rewire import producer_of, replace_uses
+from rmlora_converters.graph.passes.tape import Tape
 from rmlora_converters.rounding import checked_cast
 
-__all__ = ["exchange_head"]
+__all__ = ["replace_head"]
 
 AnyArray = npt.NDArray[Any]
 
 
-def exchange_head(graph: ir.Graph, place: WeightPlace, weight: AnyArray, bias: AnyArray | None) -> None:
+def replace_head(graph: ir.Graph, location: WeightLocation, weight: AnyArray, bias: AnyArray | None) -> None:
     """Let the head at ``place`` compute with ``weight [labels, in]`` and ``bias [labels]`` from now on, in place.
 
     Raises:
         AdapterError: the head is not a single product in the graph, or its weight serves something else too.
     """
-    site = head_site(graph, place)
-    value = graph.initializers[place.initializer]
+    consumer = head_consumer(graph, location)
+    value = graph.initializers[location.initializer]
     stored = value.const_value
-    if stored is None or place.stop - place.start != stored.shape.numpy()[1 if place.transposed else 0]:
+    if stored is None or location.stop - location.start != stored.shape.numpy()[1 if location.transposed else 0]:
         raise AdapterError(
-            f"The head '{place.parameter}' shares its weight with others in the graph: merge the checkpoint."
+            f"The head '{location.parameter}' shares its weight with others in the graph: merge the checkpoint."
         )
     dtype = stored.dtype.numpy()
-    labels = place.stop - place.start
-    made = checked_cast(weight, dtype, place.parameter)
-    _fill(value, made.T if place.transposed else made)
+    labels = location.stop - location.start
+    made = checked_cast(weight, dtype, location.parameter)
+    _fill(value, made.T if location.transposed else made)
     if bias is None:
         bias = np.zeros(len(weight), np.float32)
-    shift = checked_cast(bias, dtype, place.parameter)
-    if site.bias is not None and site.bias.const_value is not None and len(list(site.bias.uses())) == 1:
-        _fill(site.bias, shift)
-    elif site.bias is not None:
+    shift = checked_cast(bias, dtype, location.parameter)
+    if consumer.bias is not None and consumer.bias.const_value is not None and len(list(consumer.bias.uses())) == 1:
+        _fill(consumer.bias, shift)
+    elif consumer.bias is not None:
         raise AdapterError(
-            f"The bias of the head '{place.parameter}' is not a weight of its own: merge the checkpoint."
+            f"The bias of the head '{location.parameter}' is not a weight of its own: merge the checkpoint."
         )
     elif shift.any():  # the exporter has left out one of zeros
-        _add_bias(graph, site, shift, place.parameter.removesuffix(".weight"))
+        _add_bias(graph, consumer, shift, location.parameter.removesuffix(".weight"))
     if labels != len(weight):
-        _resize(graph, site.y, labels, len(weight))
+        _resize(graph, consumer.y, labels, len(weight))
 
 
 def _fill(value: ir.Value, array: AnyArray) -> None:
@@ -58,13 +58,13 @@ def _fill(value: ir.Value, array: AnyArray) -> None:
     value.shape = ir.Shape(array.shape)
 
 
-def _add_bias(graph: ir.Graph, site: Site, bias: AnyArray, path: str) -> None:
-    uses = list(site.y.uses())
-    nodes = NodeList(graph, f"{path}.exchanged")
-    total = nodes.op("Add", site.y, nodes.constant("bias", bias))
-    total.type, total.shape = site.y.type, site.y.shape
-    graph.insert_after(producer_of(site.y), nodes.nodes)
-    read_instead(graph, site.y, total, name=f"{path}.exchanged/base", uses=uses)
+def _add_bias(graph: ir.Graph, consumer: Consumer, bias: AnyArray, path: str) -> None:
+    uses = list(consumer.y.uses())
+    nodes = Tape(graph, f"{path}.exchanged")
+    total = nodes.op("Add", consumer.y, nodes.constant("bias", bias))
+    total.type, total.shape = consumer.y.type, consumer.y.shape
+    graph.insert_after(producer_of(consumer.y), nodes.nodes)
+    replace_uses(graph, consumer.y, total, name=f"{path}.exchanged/base", uses=uses)
 
 
 def _resize(graph: ir.Graph, y: ir.Value, before: int, now: int) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from rmlora.errors import AdapterError
-from rmlora_converters.graph.passes.tape import NodeList
+from rmlora_converters.graph.passes.tape import Tape
 
-__all__ = ["producer_of", "read_instead", "replace_node"]
+__all__ = ["producer_of", "replace_node", "replace_uses"]
 
 
 def producer_of(value: ir.Value) -> ir.Node:
@@ -24,7 +24,7 @@ def producer_of(value: ir.Value) -> ir.Node:
     return producer
 
 
-def read_instead(
+def replace_uses(
     graph: ir.Graph, old: ir.Value, new: ir.Value, *, name: str, uses: Iterable[ir._core.Usage] | None = None
 ) -> None:
     """Let what reads ``old`` read ``new``.
@@ -45,11 +45,11 @@ def read_instead(
                 graph.outputs[number] = new
 
 
-def replace_node(graph: ir.Graph, node: ir.Node, nodes: NodeList, new: ir.Value) -> None:
+def replace_node(graph: ir.Graph, node: ir.Node, nodes: Tape, new: ir.Value) -> None:
     """Put ``nodes`` in the place of ``node``, with ``new`` for its first output, under that one's name."""
     old = node.outputs[0]
     name, new.type, new.shape = old.name, old.type, old.shape
     graph.insert_before(node, nodes.nodes)
-    read_instead(graph, old, new, name=f"{nodes.scope}/replaced")
+    replace_uses(graph, old, new, name=f"{nodes.scope}/replaced")
     graph.remove(node, safe=True)
     new.name = name

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-__all__ = ["NodeList"]
+__all__ = ["Tape"]
 
 
-class NodeList:
+class Tape:
     """New nodes in order, for one place of a graph. They are not inserted; constants are registered at once."""
 
     def __init__(self, graph: ir.Graph, scope: str) -> None:

@@ -8,21 +8,21 @@ from typing import TypeAlias
 
 from rmlora.errors import ConfigError
 
-__all__ = ["Chosen", "RowAdapter", "chosen_rows"]
+__all__ = ["AdapterChoice", "AdapterRef", "resolve_choices"]
 
-RowAdapter: TypeAlias = str | Mapping[str, float] | None
+AdapterChoice: TypeAlias = str | Mapping[str, float] | None
 """A name, None for the base alone, or ``{name: strength}``: the update times that number; the head is not scaled."""
 
 
 @dataclass(frozen=True)
-class Chosen:
+class AdapterRef:
     """One row's adapter and strength."""
 
     name: str
     strength: float = 1.0
 
 
-def chosen_rows(adapters: RowAdapter | Sequence[RowAdapter], rows: int) -> list[Chosen | None]:
+def resolve_choices(adapters: AdapterChoice | Sequence[AdapterChoice], rows: int) -> list[AdapterRef | None]:
     """Return the choice for each of ``rows`` rows.
 
     Args:
@@ -41,11 +41,11 @@ def chosen_rows(adapters: RowAdapter | Sequence[RowAdapter], rows: int) -> list[
     return [_chosen(item) for item in adapters]
 
 
-def _chosen(item: RowAdapter) -> Chosen | None:
+def _chosen(item: AdapterChoice) -> AdapterRef | None:
     if item is None:
         return None
     if isinstance(item, str):
-        return Chosen(item)
+        return AdapterRef(item)
     if len(item) != 1:
         raise ConfigError(
             f"A row takes one adapter, not {sorted(item)}: add adapters up beforehand with  rmlora-deploy mix."
@@ -53,4 +53,4 @@ def _chosen(item: RowAdapter) -> Chosen | None:
     ((name, strength),) = item.items()
     if not isinstance(strength, (int, float)) or strength != strength or abs(strength) == float("inf"):
         raise ConfigError(f"The strength of '{name}' must be a finite number, not {strength!r}.")
-    return Chosen(name, float(strength))
+    return AdapterRef(name, float(strength))

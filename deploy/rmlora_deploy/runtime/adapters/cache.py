@@ -18,11 +18,11 @@ from typing import Any
 import numpy.typing as npt
 
 from rmlora.errors import ConfigError, InputError, some_of
-from rmlora_deploy.runtime.adapters.adapter_ref import Chosen
-from rmlora_deploy.runtime.adapters.prefetch import Reader
-from rmlora_deploy.runtime.adapters.rank_buckets import Shelf, Shelves
+from rmlora_deploy.runtime.adapters.adapter_ref import AdapterRef
+from rmlora_deploy.runtime.adapters.prefetch import Prefetcher
+from rmlora_deploy.runtime.adapters.rank_buckets import RankBucket, RankBuckets
 
-__all__ = ["Bank", "Resident"]
+__all__ = ["AdapterCache", "CachedAdapter"]
 
 AnyArray = npt.NDArray[Any]
 Loader = Callable[[], Mapping[str, AnyArray]]
@@ -31,13 +31,13 @@ _numbers = itertools.count(1)
 
 
 @dataclass(eq=False)
-class Resident:
+class CachedAdapter:
     """An adapter in memory, at one strength."""
 
-    chosen: Chosen
+    chosen: AdapterRef
     loader: Loader
     """Reads its arrays."""
-    shelf: Shelf | None = None
+    shelf: RankBucket | None = None
     place: int = 0
     """Where they lie, or are being written."""
     labels: dict[str, int] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Resident:
     """Set when they are there, or could not be read."""
 
 
-class Bank:
+class AdapterCache:
     """Adapters by name; safe to use from any number of threads.
 
     Args:
@@ -66,19 +66,19 @@ class Bank:
         shelves: where they lie; they need places for those and for what runs use beyond them.
     """
 
-    def __init__(self, slots: int, shelves: Shelves) -> None:
-        if slots < 1:
-            raise ConfigError(f"A bank needs at least one slot, not {slots}: change --bank.")
-        self._slots, self._shelves = slots, shelves
+    def __init__(self, lora_inputs: int, shelves: RankBuckets) -> None:
+        if lora_inputs < 1:
+            raise ConfigError(f"A bank needs at least one slot, not {lora_inputs}: change --max-active-adapters.")
+        self._slots, self._shelves = lora_inputs, shelves
         self._lock = threading.Lock()
         self._freed = threading.Condition(self._lock)
         self._loaders: dict[str, Loader] = {}
-        self._resident: OrderedDict[Chosen, Resident] = OrderedDict()
+        self._resident: OrderedDict[AdapterRef, CachedAdapter] = OrderedDict()
         """The one used last comes last."""
-        self._pinned: set[Chosen] = set()
+        self._pinned: set[AdapterRef] = set()
         self._ahead = 0
         """How many are in memory ahead of their use."""
-        self._reader = Reader()
+        self._reader = Prefetcher()
         self.hits = self.misses = self.evictions = 0
 
     def register(self, name: str, loader: Loader) -> None:
@@ -94,7 +94,7 @@ class Bank:
                 raise ConfigError(f"There is an adapter '{name}' already: unload it first, or choose another name.")
             self._loaders[name] = loader
 
-    def unregister(self, name: str) -> Resident | None:
+    def unregister(self, name: str) -> CachedAdapter | None:
         """Forget ``name`` and return it if it was in memory at full strength; runs that use it go on.
 
         Raises:
@@ -103,13 +103,13 @@ class Bank:
         with self._lock:
             if self._loaders.pop(name, None) is None:
                 raise InputError(self._unknown(name))
-            self._pinned.discard(Chosen(name))
-            found = self._resident.get(Chosen(name))
+            self._pinned.discard(AdapterRef(name))
+            found = self._resident.get(AdapterRef(name))
             for chosen in [chosen for chosen in self._resident if chosen.name == name]:
                 self._drop(chosen)
             return found
 
-    def pin(self, name: str, *, pinned: bool = True) -> Resident | None:
+    def pin(self, name: str, *, pinned: bool = True) -> CachedAdapter | None:
         """Keep ``name`` in memory whatever else is used, or no longer; return it if it is there.
 
         Raises:
@@ -119,13 +119,15 @@ class Bank:
         with self._lock:
             if name not in self._loaders:
                 raise InputError(self._unknown(name))
-            chosen = Chosen(name)
+            chosen = AdapterRef(name)
             if pinned and len(self._pinned | {chosen}) >= self._slots:
-                raise ConfigError(f"All {self._slots} slots of the bank would be pinned: make it larger (--bank).")
+                raise ConfigError(
+                    f"All {self._slots} slots of the bank would be pinned: make it larger (--max-active-adapters)."
+                )
             (self._pinned.add if pinned else self._pinned.discard)(chosen)
             return self._resident.get(chosen)
 
-    def prefetch(self, chosen: Chosen) -> None:
+    def prefetch(self, chosen: AdapterRef) -> None:
         """Start to read an adapter that a batch will soon use, unless it is in memory; return at once.
 
         It takes the place of one that was used longer ago. At most half of the slots are filled ahead: where more were, some
@@ -136,12 +138,12 @@ class Bank:
             if loader is None or chosen in self._resident or self._ahead >= self._slots // 2:
                 return
             with suppress(RuntimeError):  # no thread to be had: then the batch reads it
-                made = Resident(chosen, loader, ahead=True)
+                made = CachedAdapter(chosen, loader, ahead=True)
                 self._reader.submit(partial(self._read_ahead, made))
                 self._add(made)
                 self._ahead += 1
 
-    def _read_ahead(self, resident: Resident) -> None:
+    def _read_ahead(self, resident: CachedAdapter) -> None:
         with self._lock:
             if resident.started or resident.leaving:
                 return
@@ -153,7 +155,7 @@ class Bank:
                 self._leave(resident)
 
     @contextmanager
-    def held(self, wanted: Iterable[Chosen]) -> Iterator[dict[Chosen, Resident]]:
+    def held(self, wanted: Iterable[AdapterRef]) -> Iterator[dict[AdapterRef, CachedAdapter]]:
         """Have all that is ``wanted`` in memory, read if it is not there, until the block ends.
 
         Args:
@@ -162,7 +164,7 @@ class Bank:
         Raises:
             InputError: one is not known, or cannot be read.
         """
-        held: dict[Chosen, Resident] = {}
+        held: dict[AdapterRef, CachedAdapter] = {}
         again = 0
         try:
             for chosen in wanted:
@@ -177,7 +179,7 @@ class Bank:
                 for resident in held.values():
                     self._leave(resident)
 
-    def _take(self, chosen: Chosen) -> Resident:
+    def _take(self, chosen: AdapterRef) -> CachedAdapter:
         """Return an adapter, for as long as :meth:`_leave` is not called; errors as :meth:`held`."""
         while True:
             with self._lock:
@@ -186,7 +188,7 @@ class Bank:
                     loader = self._loaders.get(chosen.name)
                     if loader is None:
                         raise InputError(self._unknown(chosen.name))
-                    found = Resident(chosen, loader)
+                    found = CachedAdapter(chosen, loader)
                     self._add(found)
                 else:
                     self.hits += not found.ahead  # reading it ahead counted as a miss
@@ -208,13 +210,13 @@ class Bank:
             with self._lock:  # who was to read it could not: learn the reason by trying it ourselves
                 self._leave(found)
 
-    def _add(self, resident: Resident) -> None:
+    def _add(self, resident: CachedAdapter) -> None:
         """Make room for an adapter that is about to be read."""
         self.misses += 1
         self._resident[resident.chosen] = resident
         self._evict()
 
-    def _read(self, resident: Resident) -> None:
+    def _read(self, resident: CachedAdapter) -> None:
         """Bring an adapter to a place; where that fails, nothing is left of it."""
         try:
             arrays = resident.loader()
@@ -246,21 +248,21 @@ class Bank:
                 self._drop(chosen)
                 self.evictions += 1
 
-    def _drop(self, chosen: Chosen) -> None:
+    def _drop(self, chosen: AdapterRef) -> None:
         resident = self._resident.pop(chosen)
         resident.leaving = True
         self._no_longer_ahead(resident)
         self._free(resident)
 
-    def _no_longer_ahead(self, resident: Resident) -> None:
+    def _no_longer_ahead(self, resident: CachedAdapter) -> None:
         self._ahead -= resident.ahead
         resident.ahead = False
 
-    def _leave(self, resident: Resident) -> None:
+    def _leave(self, resident: CachedAdapter) -> None:
         resident.users -= 1
         self._free(resident)
 
-    def _free(self, resident: Resident) -> None:
+    def _free(self, resident: CachedAdapter) -> None:
         """Free the place of an adapter that has left and that nobody uses."""
         if resident.leaving and not resident.users and resident.shelf is not None:
             resident.shelf.free.append(resident.place)

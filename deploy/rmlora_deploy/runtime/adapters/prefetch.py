@@ -7,12 +7,12 @@ import weakref
 from collections.abc import Callable
 from queue import SimpleQueue
 
-__all__ = ["Reader"]
+__all__ = ["Prefetcher"]
 
 Job = Callable[[], None]
 
 
-class Reader:
+class Prefetcher:
     """Starts its thread with the first job and ends it when nobody refers to this object any more.
 
     An executor of the standard library would be waited for when the program ends, however long a file system does not answer.

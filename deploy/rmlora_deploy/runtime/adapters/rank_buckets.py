@@ -12,12 +12,12 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
-from rmlora_converters.graph.files.onnx_adapter import AdapterArrays, Layout
 
 from rmlora.errors import ConfigError
-from rmlora_deploy.runtime.binding import BoundSlots
+from rmlora_converters.graph.files.onnx_adapter import AdapterArrays, Layout
+from rmlora_deploy.runtime.binding import BoundInputs
 
-__all__ = ["BASE", "Shelf", "Shelves", "Size"]
+__all__ = ["BASE", "BucketShape", "RankBucket", "RankBuckets"]
 
 AnyArray = npt.NDArray[Any]
 
@@ -27,7 +27,7 @@ _RANK, _LABELS = 8, 16
 """The smallest places; larger ones are twice as large each, so that adapters of about one size share a shelf."""
 
 
-class Size(NamedTuple):
+class BucketShape(NamedTuple):
     """What a place holds."""
 
     rank: int
@@ -35,7 +35,7 @@ class Size(NamedTuple):
     """Outputs of every head; 0 where the base's own answers."""
 
 
-class Shelf:
+class RankBucket:
     """Places of one size.
 
     Args:
@@ -44,7 +44,7 @@ class Shelf:
         places: how many, besides the base's. Memory is taken when a place is first written.
     """
 
-    def __init__(self, defaults: Mapping[str, AnyArray], size: Size, places: int) -> None:
+    def __init__(self, defaults: Mapping[str, AnyArray], size: BucketShape, places: int) -> None:
         self._defaults = defaults
         labels = dict(zip(_heads(defaults), size.labels, strict=True))
         self.arrays = {
@@ -53,7 +53,7 @@ class Shelf:
         }
         self.free = list(range(places, BASE, -1))
         """Places that nothing uses, the one to be taken next at the end."""
-        self.bound: list[BoundSlots] = []
+        self.bound: list[BoundInputs] = []
         """Bindings of the arrays that no run uses at the moment."""
         self._bytes = [array.reshape(-1).view(np.uint8).data for array in self.arrays.values()]
         """Every slot's array as bytes. Written through these, an array is copied without the interpreter's lock being let go
@@ -123,7 +123,7 @@ class _Plan:
         return cls(whole, partial)
 
 
-class Shelves:
+class RankBuckets:
     """A shelf for every size that was needed.
 
     Args:
@@ -135,10 +135,10 @@ class Shelves:
         self._defaults, self._places = defaults, places
         self.heads = _heads(defaults)
         """Module paths of the heads, in the order of execution."""
-        self._shelves: dict[Size, Shelf] = {}
-        self._known: WeakKeyDictionary[Layout, Shelf] = WeakKeyDictionary()
+        self._shelves: dict[BucketShape, RankBucket] = {}
+        self._known: WeakKeyDictionary[Layout, RankBucket] = WeakKeyDictionary()
 
-    def fitting(self, arrays: Mapping[str, AnyArray]) -> Shelf:
+    def fitting(self, arrays: Mapping[str, AnyArray]) -> RankBucket:
         """Return the shelf for an adapter, with places as large as its largest rank and its heads need; one thread at a time.
 
         Raises:
@@ -150,23 +150,23 @@ class Shelves:
             size = self._size(arrays)
             if size not in self._shelves:
                 try:
-                    self._shelves[size] = Shelf(self._defaults, size, self._places)
+                    self._shelves[size] = RankBucket(self._defaults, size, self._places)
                 except MemoryError:
                     raise ConfigError(
-                        f"There is no memory for {self._places} adapters of rank {size.rank}: keep fewer (--bank)."
+                        f"There is no memory for {self._places} adapters of rank {size.rank}: keep fewer (--max-active-adapters)."
                     ) from None
             found = self._shelves[size]
             if layout is not None:
                 self._known[layout] = found
         return found
 
-    def _size(self, arrays: Mapping[str, AnyArray]) -> Size:
+    def _size(self, arrays: Mapping[str, AnyArray]) -> BucketShape:
         rank = max((array.shape[2] for name, array in arrays.items() if name.endswith(".lora_A")), default=0)
         widths = (
             max(item[f"{head}.bias"].shape[-1] for item in (self._defaults, arrays) if f"{head}.bias" in item)
             for head in self.heads
         )
-        return Size(_doubled(_RANK, rank), tuple(_doubled(_LABELS, width) if width else 0 for width in widths))
+        return BucketShape(_doubled(_RANK, rank), tuple(_doubled(_LABELS, width) if width else 0 for width in widths))
 
 
 def _heads(defaults: Mapping[str, AnyArray]) -> list[str]:

@@ -23,7 +23,7 @@ from rmlora_deploy.serving.metrics import Metrics
 from rmlora_deploy.serving.schemas import error_body
 from rmlora_deploy.serving.serve_settings import ServeSettings
 
-__all__ = ["Guards"]
+__all__ = ["Middleware"]
 
 _OPEN = ("/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/favicon.ico", "/openapi.json")
 _OPEN_BELOW = ("/static/", "/docs")
@@ -39,7 +39,7 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _log = logging.getLogger("rmlora.serve")
 
 
-class Guards:
+class Middleware:
     """Middleware around the application.
 
     Args:

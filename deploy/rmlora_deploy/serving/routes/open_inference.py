@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from rmlora._version import __version__
 from rmlora.errors import InputError
-from rmlora_deploy.serving.models import Served
+from rmlora_deploy.serving.models import ServedModel
 from rmlora_deploy.serving.routes.context import ServiceOf, StateOf
 from rmlora_deploy.serving.routes.lists import FIRST_ERROR, Ids
 from rmlora_deploy.serving.schemas import declared
@@ -140,7 +140,7 @@ async def infer(name: str, body: InferRequest, request: Request, service: Servic
     )
 
 
-def _adapters(value: Any, model: Served, rows: int, service: ServiceOf) -> list[str | None]:
+def _adapters(value: Any, model: ServedModel, rows: int, service: ServiceOf) -> list[str | None]:
     if value is None:
         return [model.adapter] * rows
     if not isinstance(value, list) or len(value) != rows or not all(isinstance(item, str) for item in value):

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from rmlora.errors import ConfigError, InputError
-from rmlora_deploy.serving.models import Served
+from rmlora_deploy.serving.models import ServedModel
 from rmlora_deploy.serving.routes.context import ServiceOf, StateOf
 from rmlora_deploy.serving.routes.lists import Ids, ManyIds, Texts
 from rmlora_deploy.serving.schemas import declared
@@ -87,7 +87,7 @@ def _written(vector: np.ndarray, form: str) -> list[float] | str:
     return base64.b64encode(values.tobytes()).decode() if form == "base64" else [float(value) for value in values]
 
 
-def _card(model: Served) -> dict[str, Any]:
+def _card(model: ServedModel) -> dict[str, Any]:
     """Describe a model as vLLM does, with what is known of it besides."""
     return {
         "id": model.id,

@@ -9,11 +9,11 @@ from pathlib import Path
 from rmlora.errors import ConfigError, InputError
 from rmlora.storage import read_json, write_json
 
-__all__ = ["Loaded", "Table"]
+__all__ = ["AdapterState", "LoadedAdapter"]
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedAdapter:
     """An adapter that was loaded at run time."""
 
     name: str
@@ -35,15 +35,15 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Table:
+class AdapterState:
     """What differs from the bundles as they lie on disk; every change makes the next version."""
 
     version: int = 0
-    loaded: Mapping[str, Loaded] = field(default_factory=dict)
+    loaded: Mapping[str, LoadedAdapter] = field(default_factory=dict)
     removed: Mapping[str, str] = field(default_factory=dict)
     """Adapter of a bundle that was unloaded → SHA-256 of its file, so that another one of that name is not meant."""
 
-    def load(self, entry: Loaded) -> Table:
+    def load(self, entry: LoadedAdapter) -> AdapterState:
         """Return the table with ``entry``.
 
         Raises:
@@ -54,19 +54,19 @@ class Table:
             raise ConfigError(f"There is a model '{entry.name}' already: unload it first, or choose another name.")
         return replace(self, version=self.version + 1, loaded={**self.loaded, entry.name: entry})
 
-    def unload(self, name: str, generation: str) -> Table:
+    def unload(self, name: str, generation: str) -> AdapterState:
         """Return the table without the loaded adapter ``name``, if it is still of that generation."""
         if name not in self.loaded or self.loaded[name].generation != generation:
             return self
         rest = {key: entry for key, entry in self.loaded.items() if key != name}
         return replace(self, version=self.version + 1, loaded=rest)
 
-    def remove(self, name: str, digest: str) -> Table:
+    def remove(self, name: str, digest: str) -> AdapterState:
         """Return the table in which the bundle's adapter ``name`` is served no longer."""
         return replace(self, version=self.version + 1, removed={**self.removed, name: digest})
 
     @classmethod
-    def read(cls, path: Path) -> Table:
+    def read(cls, path: Path) -> AdapterState:
         """Read what :meth:`write` wrote.
 
         Raises:
@@ -74,7 +74,7 @@ class Table:
         """
         value = read_json(path, what="Table of loaded adapters")
         try:
-            entries = [Loaded(**{**entry, "labels": tuple(entry["labels"])}) for entry in value["loaded"]]
+            entries = [LoadedAdapter(**{**entry, "labels": tuple(entry["labels"])}) for entry in value["loaded"]]
             return cls(int(value["version"]), {entry.name: entry for entry in entries}, dict(value["removed"]))
         except (KeyError, TypeError, ValueError):
             raise InputError(

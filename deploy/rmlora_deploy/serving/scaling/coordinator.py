@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from rmlora.errors import ConfigError
-from rmlora_deploy.serving.scaling.adapter_state import Loaded, Table
+from rmlora_deploy.serving.scaling.adapter_state import AdapterState, LoadedAdapter
 
-__all__ = ["LEASE", "Keeper", "open_keeper"]
+__all__ = ["LEASE", "Coordinator", "open_coordinator"]
 
 LEASE = 10.0
 """Seconds for which a replica may trust what it was told."""
@@ -37,7 +37,7 @@ class _Follower:
     report: Any
 
 
-class Keeper:
+class Coordinator:
     """The table, in memory and in the shared directory; runs as an actor (one event loop, no threads).
 
     Args:
@@ -47,19 +47,19 @@ class Keeper:
 
     def __init__(self, directory: str, lease: float = LEASE) -> None:
         self._file, self._lease, self._poll = Path(directory) / _FILE, lease, lease / _POLLS
-        self._followers: dict[str, _Follower] = {}
+        self._watchers: dict[str, _Follower] = {}
         self._changed = asyncio.Condition()
         self._settled_from = 0.0
         if self._file.is_file():
-            self._table = Table.read(self._file)
+            self._table = AdapterState.read(self._file)
             self._settled_from = time.monotonic() + lease  # replicas may trust what another keeper told them
         else:
-            self._table = Table()
+            self._table = AdapterState()
             self._table.write(self._file)
 
-    async def follow(self, replica: str, version: int, report: Any) -> Table | None:
+    async def follow(self, replica: str, version: int, report: Any) -> AdapterState | None:
         """Return the table once it is newer than ``version``, which ``replica`` has; None if it is not for a while."""
-        self._followers[replica] = _Follower(version, time.monotonic(), report)
+        self._watchers[replica] = _Follower(version, time.monotonic(), report)
         async with self._changed:
             self._changed.notify_all()
             if self._table.version <= version:
@@ -71,9 +71,9 @@ class Keeper:
 
     async def leave(self, replica: str) -> None:
         """Wait for ``replica`` no longer: it answers nothing more."""
-        self._followers.pop(replica, None)
+        self._watchers.pop(replica, None)
 
-    async def load(self, entry: Loaded) -> str | None:
+    async def load(self, entry: LoadedAdapter) -> str | None:
         """Add an adapter; returns when every replica has it, or why it cannot be."""
         return await self._change(lambda table: table.load(entry))
 
@@ -88,9 +88,9 @@ class Keeper:
     async def reports(self) -> dict[str, Any]:
         """Return what every replica last told of itself."""
         self._forget()
-        return {replica: follower.report for replica, follower in self._followers.items()}
+        return {replica: watcher.report for replica, watcher in self._watchers.items()}
 
-    async def _change(self, change: Callable[[Table], Table]) -> str | None:
+    async def _change(self, change: Callable[[AdapterState], AdapterState]) -> str | None:
         try:
             table = change(self._table)
         except ConfigError as error:
@@ -109,22 +109,22 @@ class Keeper:
 
     def _settled(self, version: int) -> bool:
         self._forget()
-        everybody = all(follower.version >= version for follower in self._followers.values())
+        everybody = all(watcher.version >= version for watcher in self._watchers.values())
         return everybody and time.monotonic() >= self._settled_from
 
     def _forget(self) -> None:
         """Drop replicas that may answer nothing any more."""
         end = time.monotonic() - self._lease
-        for replica in [name for name, follower in self._followers.items() if follower.heard < end]:
-            del self._followers[replica]
+        for replica in [name for name, watcher in self._watchers.items() if watcher.heard < end]:
+            del self._watchers[replica]
 
 
-def open_keeper(directory: str) -> Any:
+def open_coordinator(directory: str) -> Any:
     """Return a handle on the keeper of ``directory``, which is started if there is none."""
     import ray
 
     name = "keeper-" + hashlib.sha256(str(Path(directory).resolve()).encode()).hexdigest()[:16]
-    actor = ray.remote(Keeper).options(
+    actor = ray.remote(Coordinator).options(
         name=name, namespace=_NAMESPACE, lifetime="detached", get_if_exists=True, num_cpus=0,
         max_restarts=-1, max_concurrency=10_000,
     )  # fmt: skip

@@ -13,10 +13,10 @@ from urllib.parse import unquote
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rmlora_deploy.serving.metrics import Metrics
-from rmlora_deploy.serving.middleware.guards import Guards
+from rmlora_deploy.serving.middleware.guards import Middleware
 from rmlora_deploy.serving.scaling.application import REPLICA, Application
 from rmlora_deploy.serving.scaling.asgi import Call, Reply, read_call, send_reply
-from rmlora_deploy.serving.scaling.coordinator import open_keeper
+from rmlora_deploy.serving.scaling.coordinator import open_coordinator
 from rmlora_deploy.serving.scaling.metrics_aggregation import merge_metrics, merge_stats
 from rmlora_deploy.serving.schemas import error_body
 
@@ -43,7 +43,7 @@ class Ingress:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._app is None:
             settings = self._application.with_key()
-            self._app = Guards(_Forward(self._application, settings.timeout), settings, Metrics())
+            self._app = Middleware(_Forward(self._application, settings.timeout), settings, Metrics())
         if scope["type"] == "lifespan":
             await _live(receive, send)
         else:
@@ -104,7 +104,7 @@ class _Forward:
 
         try:
             if self._keeper is None:
-                self._keeper = await asyncio.to_thread(open_keeper, self._application.shared_dir)
+                self._keeper = await asyncio.to_thread(open_coordinator, self._application.shared_dir)
             reports = await asyncio.wait_for(self._keeper.reports.remote(), _REPORTS)
         except (TimeoutError, RayError):
             self._keeper = None

@@ -34,7 +34,7 @@ def launch(
     config_file: Path | None,
     host: str,
     port: int,
-    note: Callable[[str], None],
+    on_progress: Callable[[str], None],
 ) -> None:
     """Serve ``bundles`` (name → directory), or write ``config_file``; errors as :func:`run_on_ray`.
 
@@ -76,11 +76,11 @@ def launch(
         application = Application(paths, str(shared_dir.absolute()), settings, key_required=key is not None)
         if config_file is not None:
             write_config(config_file, application, scale, directories, host=host, port=port)
-            note(f"Written: {config_file}")
+            on_progress(f"Written: {config_file}")
             return
         if key is not None and ray_address is None:
             os.environ["RMLORA_API_KEY"] = key  # the processes started here inherit it
-        run_on_ray(application, scale, host=host, port=port, address=ray_address, note=note)
+        run_on_ray(application, scale, host=host, port=port, address=ray_address, on_progress=on_progress)
 
 
 def _scale(replicas: int | None, least: int | None, most: int | None, ingresses: int | None) -> Scale:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rmlora.errors import ConfigError
 from rmlora_deploy.serving.scaling.application import Application, Scale
-from rmlora_deploy.serving.scaling.coordinator import open_keeper
+from rmlora_deploy.serving.scaling.coordinator import open_coordinator
 from rmlora_deploy.serving.scaling.ray_app import build_application
 
 __all__ = ["APPLICATION", "run_on_ray"]
@@ -31,7 +31,13 @@ _ENVIRONMENT = {
 
 
 def run_on_ray(
-    application: Application, scale: Scale, *, host: str, port: int, address: str | None, note: Callable[[str], None]
+    application: Application,
+    scale: Scale,
+    *,
+    host: str,
+    port: int,
+    address: str | None,
+    on_progress: Callable[[str], None],
 ) -> None:
     """Serve until somebody stops it; what was accepted is answered before it ends.
 
@@ -58,19 +64,19 @@ def run_on_ray(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     port = port if address is not None else _free_port(host, port)
-    note("starting Ray" if address is None else f"joining the cluster at {address}")
+    on_progress("starting Ray" if address is None else f"joining the cluster at {address}")
     _connect(address)
     try:
         if address is None:
             _check_size(scale, application.settings.threads or 1)
         serve.start(http_options={"host": host, "port": port})
-        note(f"starting {scale.replicas or scale.min_replicas} replicas")
+        on_progress(f"starting {scale.replicas or scale.min_replicas} replicas")
         try:
             serve.run(build_application(application, scale), name=APPLICATION, route_prefix="/")
         except RuntimeError as error:
             raise ConfigError(_reason(error)) from None
         shown = f"[{host}]" if ":" in host else host
-        note(f"{len(application.bundles)} bundles on http://{shown}:{port}  (Ctrl-C stops)")
+        on_progress(f"{len(application.bundles)} bundles on http://{shown}:{port}  (Ctrl-C stops)")
         while not stop.wait(1):
             pass
     finally:
@@ -122,7 +128,7 @@ def _stop(application: Application) -> None:
 
     try:
         serve.delete(APPLICATION)
-        ray.kill(open_keeper(application.shared_dir))
+        ray.kill(open_coordinator(application.shared_dir))
     except (RayError, RuntimeError) as error:  # the cluster has gone before us
         logging.getLogger("rmlora.serve").warning("stopping: %s", _reason(error))
 

@@ -13,7 +13,7 @@ from rmlora_deploy.serving.metrics import Metrics
 from rmlora_deploy.serving.scaling.application import Application
 from rmlora_deploy.serving.scaling.asgi import Call, Reply, answer_call
 from rmlora_deploy.serving.scaling.shared_registry import SharedRegistry
-from rmlora_deploy.serving.scaling.watcher import Follower
+from rmlora_deploy.serving.scaling.watcher import Watcher
 from rmlora_deploy.serving.service import Service
 
 __all__ = ["Replica"]
@@ -36,16 +36,16 @@ class Replica:
         settings = application.with_key()
         name: str = serve.get_replica_context().replica_id.unique_id
         self._metrics = Metrics()
-        self._follower = Follower(application.shared_dir, name, self._report)
+        self._watcher = Watcher(application.shared_dir, name, self._report)
         self._registry = SharedRegistry(
-            settings, self._metrics.batch, directory=Path(application.shared_dir), changes=self._follower
+            settings, self._metrics.batch, directory=Path(application.shared_dir), changes=self._watcher
         )
         for bundle, path in application.bundles.items():
             self._registry.open(Path(path), name=bundle)
         self._app = create_app(self._registry, self._metrics)
         self._service: Service = self._app.state.service
-        self._follower.start(self._registry)
-        self._used = serve.multiplexed(_mark, max_num_models_per_replica=settings.bank)
+        self._watcher.start(self._registry)
+        self._used = serve.multiplexed(_mark, max_num_models_per_replica=settings.max_active_adapters)
         self._closed = False
 
     async def answer(self, call: Call) -> Reply:
@@ -71,7 +71,7 @@ class Replica:
         """End: Ray calls this once the requests under way are answered."""
         if not getattr(self, "_closed", True):
             self._closed = True
-            self._follower.stop()
+            self._watcher.stop()
             self._registry.close(self._service.stop())
 
 

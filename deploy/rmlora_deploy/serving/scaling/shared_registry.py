@@ -13,10 +13,10 @@ from typing import Any, Protocol
 from rmlora.errors import ConfigError
 from rmlora_deploy.bundles.bundle import MODEL_FILE
 from rmlora_deploy.serving.errors import UnreachableError
-from rmlora_deploy.serving.model_runner import Graph
-from rmlora_deploy.serving.models import Served
+from rmlora_deploy.serving.model_runner import ModelRunner
+from rmlora_deploy.serving.models import ServedModel
 from rmlora_deploy.serving.registry import Registry
-from rmlora_deploy.serving.scaling.adapter_state import Loaded, Table
+from rmlora_deploy.serving.scaling.adapter_state import AdapterState, LoadedAdapter
 from rmlora_deploy.serving.serve_settings import ServeSettings
 
 __all__ = ["Changes", "SharedRegistry", "graph_digest"]
@@ -32,7 +32,7 @@ class Changes(Protocol):
         UnreachableError: nobody can tell whether it was made.
     """
 
-    def load(self, entry: Loaded) -> None: ...
+    def load(self, entry: LoadedAdapter) -> None: ...
     def unload(self, name: str, generation: str) -> None: ...
     def remove(self, name: str, digest: str) -> None: ...
 
@@ -53,14 +53,14 @@ class SharedRegistry(Registry):
         super().__init__(settings, observe)
         self._directory, self._changes = directory, changes
         self._trusted_until = 0.0
-        self.table = Table(version=-1)
+        self.table = AdapterState(version=-1)
         """What was last taken over."""
 
     def trust(self, until: float) -> None:
         """Answer by the table until then (``time.monotonic()``)."""
         self._trusted_until = until
 
-    def model(self, name: str) -> Served:
+    def model(self, name: str) -> ServedModel:
         """Return the model called ``name``.
 
         Raises:
@@ -71,12 +71,12 @@ class SharedRegistry(Registry):
             raise UnreachableError("This replica has lost touch with the others and does not know what they serve.")
         return super().model(name)
 
-    def load(self, name: str, path: str) -> Served:
+    def load(self, name: str, path: str) -> ServedModel:
         """Load an adapter into all replicas; errors as those of :meth:`Registry.load` and :class:`Changes`."""
         generation = uuid.uuid4().hex
         file = self._directory / f"{generation}.onnx_adapter"
         model = self._convert(name, path, file, key=f"{name}@{generation}")
-        entry = Loaded(
+        entry = LoadedAdapter(
             name, generation, model.graph.name, graph_digest(model.graph), model.labels, model.max_length, model.rank,
             model.nbytes, model.created,
         )  # fmt: skip
@@ -98,7 +98,7 @@ class SharedRegistry(Registry):
         else:
             self._changes.remove(name, str(model.graph.bundle.adapter(name)["sha256"]))
 
-    def apply(self, table: Table) -> None:
+    def apply(self, table: AdapterState) -> None:
         """Serve what ``table`` says."""
         for model in self.models:
             if model.adapter is not None and not _stays(model, table):
@@ -109,7 +109,7 @@ class SharedRegistry(Registry):
             key = f"{entry.name}@{entry.generation}"
             if key in served or graph is None or graph.session is None or graph_digest(graph) != entry.graph:
                 continue
-            model = Served(
+            model = ServedModel(
                 entry.name, graph, key, entry.labels, entry.max_length, entry.rank, entry.nbytes, entry.created
             )
             try:
@@ -119,13 +119,13 @@ class SharedRegistry(Registry):
         self.table = replace(table)
 
 
-def graph_digest(graph: Graph) -> str:
+def graph_digest(graph: ModelRunner) -> str:
     """Return the SHA-256 of the graph's file."""
     files: dict[str, Any] = graph.bundle.manifest["model"]["files"]
     return str(files[MODEL_FILE])
 
 
-def _stays(model: Served, table: Table) -> bool:
+def _stays(model: ServedModel, table: AdapterState) -> bool:
     assert model.adapter is not None  # noqa: S101 - asked for adapters only
     _, at, generation = model.adapter.partition("@")
     if at:

@@ -10,18 +10,18 @@ from typing import Any
 
 from rmlora.errors import ConfigError
 from rmlora_deploy.serving.errors import UnreachableError
-from rmlora_deploy.serving.scaling.adapter_state import Loaded, Table
-from rmlora_deploy.serving.scaling.coordinator import LEASE, open_keeper
+from rmlora_deploy.serving.scaling.adapter_state import AdapterState, LoadedAdapter
+from rmlora_deploy.serving.scaling.coordinator import LEASE, open_coordinator
 from rmlora_deploy.serving.scaling.shared_registry import SharedRegistry
 
-__all__ = ["Follower"]
+__all__ = ["Watcher"]
 
 _PAUSE = 0.2
 """Seconds before a keeper that did not answer is asked again."""
 _log = logging.getLogger("rmlora.serve")
 
 
-class Follower:
+class Watcher:
     """Follows the keeper of ``directory``; implements :class:`rmlora_deploy.serving.scaling.shared_registry.Changes`.
 
     Args:
@@ -32,7 +32,7 @@ class Follower:
 
     def __init__(self, directory: str, replica: str, report: Callable[[], Any]) -> None:
         self._directory, self._replica, self._report = directory, replica, report
-        self._keeper = open_keeper(directory)
+        self._keeper = open_coordinator(directory)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="follower", daemon=True)
         self._registry: SharedRegistry | None = None
@@ -53,7 +53,7 @@ class Follower:
         except Exception:  # noqa: BLE001 - then it finds out by itself
             _log.info("the keeper could not be told that %s stops", self._replica)
 
-    def load(self, entry: Loaded) -> None:
+    def load(self, entry: LoadedAdapter) -> None:
         """Make an adapter known to all; errors as in the protocol."""
         self._ask(self._keeper.load, entry)
 
@@ -85,7 +85,7 @@ class Follower:
 
         asked = time.monotonic()
         question = self._keeper.follow.remote(self._replica, registry.table.version, self._report())
-        table: Table | None = ray.get(question, timeout=LEASE)
+        table: AdapterState | None = ray.get(question, timeout=LEASE)
         if table is not None:
             registry.apply(table)
         registry.trust(asked + LEASE)
@@ -103,6 +103,6 @@ class Follower:
 
     def _reopen(self) -> None:
         try:
-            self._keeper = open_keeper(self._directory)
+            self._keeper = open_coordinator(self._directory)
         except Exception as error:  # noqa: BLE001 - the next question fails too, and it is tried again
             _log.warning("there is no keeper (%s)", type(error).__name__)

@@ -1,4 +1,4 @@
-/** Small charts in SVG, drawn anew each time; colours and fonts are the style sheet's. */
+/** Small charts in SVG, drawn anew each time; colors and fonts are the style sheet's. */
 
 import { drawn } from "./dom.js";
 
@@ -91,7 +91,7 @@ function ceiling(value) {
   return [1, 2, 4, 6, 8, 10].map((factor) => factor * ten).find((candidate) => candidate >= value) ?? value;
 }
 
-/** Returns the places of numbers without a neighbour, of which no line can be drawn. */
+/** Returns the places of numbers without a neighbor, of which no line can be drawn. */
 function alone(values) {
   const missing = (index) => (values[index] ?? null) === null;
   return [...values.keys()].filter((index) => !missing(index) && missing(index - 1) && missing(index + 1));

@@ -103,7 +103,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     shared.mkdir()
     environment = {"RAY_TMPDIR": str(tmp_path_factory.getbasetemp()), "RMLORA_API_KEY": KEY}
     words = [f"{name}={path}" for name, path in bundles.items()]
-    options = ("--ray", "--bank", "1", "--adapter-dir", directory, "--shared-dir", shared, "--max-wait-ms", "1")
+    options = (
+        "--ray",
+        "--max-active-adapters",
+        "1",
+        "--adapter-dir",
+        directory,
+        "--shared-dir",
+        shared,
+        "--max-wait-ms",
+        "1",
+    )
     with served_by_command(*words, *options, **environment) as server:
         assert server.process is not None
         made = Cluster(server.url, bundles, directory, shared, environment, server.process.pid)
@@ -275,7 +285,9 @@ def test_loading_unloading_and_evicting_under_load_mixes_nothing(cluster: Cluste
     assert set(done.statuses) == {200} and done.statuses[200] > 50 and not done.wrong
     assert set(seen) == {200} and seen[200] >= 6
     _, text = cluster.ask("/metrics")
-    evicted = [line for line in text.splitlines() if line.startswith("rmlora_bank_total") and "evictions" in line]
+    evicted = [
+        line for line in text.splitlines() if line.startswith("rmlora_adapter_cache_total") and "evictions" in line
+    ]
     assert evicted and sum(float(line.split()[-1]) for line in evicted) > 10
 
 
@@ -297,7 +309,7 @@ def test_a_new_release_takes_over_under_load_and_drops_nothing(cluster: Cluster)
     """``serve --ray --ray-address`` deploys over what runs; the bundle ``words`` is not in the new release."""
     assert cluster.ask("/v1/load_lora_adapter", {"lora_name": "kept", "lora_path": "two"})[0] == 200
     old = set(cluster.replicas())
-    options = ("--ray", "--ray-address", "auto", "--bank", "2", "--shared-dir", cluster.shared)
+    options = ("--ray", "--ray-address", "auto", "--max-active-adapters", "2", "--shared-dir", cluster.shared)
     with ExitStack() as stack, load(cluster, "one", "two", "three", "many") as done:  # the load ends before the command
         stack.enter_context(served_by_command(f"many={cluster.bundles['many']}", *options, **cluster.environment))
         until(lambda: not old & set(cluster.replicas()))

@@ -11,65 +11,65 @@ from typing import Any
 import pytest
 from fastapi import FastAPI, Request
 from prometheus_client.parser import text_string_to_metric_families
+
+from rmlora.errors import ConfigError, InputError
 from rmlora_deploy.serving.metrics import Metrics
 from rmlora_deploy.serving.registry import Registry
-from rmlora_deploy.serving.scaling.adapter_state import Loaded, Table
+from rmlora_deploy.serving.scaling.adapter_state import AdapterState, LoadedAdapter
 from rmlora_deploy.serving.scaling.application import REPLICA, Application, Scale
 from rmlora_deploy.serving.scaling.asgi import Call, answer_call
-from rmlora_deploy.serving.scaling.coordinator import Keeper
+from rmlora_deploy.serving.scaling.coordinator import Coordinator
 from rmlora_deploy.serving.scaling.ingress import named_adapter
 from rmlora_deploy.serving.scaling.metrics_aggregation import merge_metrics, merge_stats
 from rmlora_deploy.serving.scaling.shared_registry import SharedRegistry, graph_digest
 from rmlora_deploy.serving.serve_settings import ServeSettings
 from rmlora_deploy.serving.service import Service
-
-from rmlora.errors import ConfigError, InputError
 from tests.helpers.cli import fails, run_process
 
-ENTRY = Loaded("spam", "g1", "both", "digest", ("no", "yes"), 32, 8, 100, 0)
+ENTRY = LoadedAdapter("spam", "g1", "both", "digest", ("no", "yes"), 32, 8, 100, 0)
 
 
 def test_the_table_knows_names_generations_and_its_own_past(tmp_path: Path) -> None:
-    table = Table().load(ENTRY).remove("old", "sha")
+    table = AdapterState().load(ENTRY).remove("old", "sha")
     with pytest.raises(ConfigError, match="a model 'spam' already"):
         table.load(replace(ENTRY, generation="g2"))
     assert table.load(replace(ENTRY, generation="g2", graph="other")).loaded["spam"].generation == "g2"
     assert table.unload("spam", "g0") is table
     assert table.unload("spam", "g1").loaded == {}
     table.write(tmp_path / "table.json")
-    assert Table.read(tmp_path / "table.json") == table
+    assert AdapterState.read(tmp_path / "table.json") == table
     assert table.version == 2
     (tmp_path / "table.json").write_text("{}")
     with pytest.raises(InputError, match="no table of loaded adapters"):
-        Table.read(tmp_path / "table.json")
+        AdapterState.read(tmp_path / "table.json")
 
 
-async def follow(keeper: Keeper, replica: str, version: int) -> None:
+async def follow(coordinator: Coordinator, replica: str, version: int) -> None:
     while True:
-        assert await keeper.follow(replica, version, "told") is None
+        assert await coordinator.follow(replica, version, "told") is None
 
 
 def test_a_change_waits_for_every_replica_and_for_the_silent_until_their_lease_ends(tmp_path: Path) -> None:
     async def scene() -> None:
-        keeper = Keeper(str(tmp_path), lease=0.6)
-        assert (await keeper.follow("a", -1, None)) == Table()
-        assert await keeper.follow("silent", -1, None) is not None
-        loading = asyncio.create_task(keeper.load(ENTRY))
-        table = await keeper.follow("a", 0, None)
+        coordinator = Coordinator(str(tmp_path), lease=0.6)
+        assert (await coordinator.follow("a", -1, None)) == AdapterState()
+        assert await coordinator.follow("silent", -1, None) is not None
+        loading = asyncio.create_task(coordinator.load(ENTRY))
+        table = await coordinator.follow("a", 0, None)
         assert table is not None and table.version == 1
-        following = asyncio.create_task(follow(keeper, "a", 1))
+        following = asyncio.create_task(follow(coordinator, "a", 1))
         await asyncio.sleep(0.2)
         assert not loading.done()  # the silent one may still answer by the old table
         assert await loading is None
-        assert await keeper.reports() == {"a": "told"}
+        assert await coordinator.reports() == {"a": "told"}
         following.cancel()
-        assert await keeper.load(ENTRY) is not None  # taken
-        again = Keeper(str(tmp_path), lease=0.3)
+        assert await coordinator.load(ENTRY) is not None  # taken
+        again = Coordinator(str(tmp_path), lease=0.3)
         unloading = asyncio.create_task(again.unload("spam", "g1"))
         await asyncio.sleep(0.1)
         assert not unloading.done()  # replicas it has never heard of may trust the keeper before it
         assert await unloading is None
-        assert Table.read(tmp_path / "adapters.json").loaded == {}
+        assert AdapterState.read(tmp_path / "adapters.json").loaded == {}
 
     asyncio.run(scene())
 
@@ -78,9 +78,9 @@ class Alone:
     """A keeper whose only follower is asked at once."""
 
     def __init__(self) -> None:
-        self.table, self.registry = Table(), None
+        self.table, self.registry = AdapterState(), None
 
-    def load(self, entry: Loaded) -> None:
+    def load(self, entry: LoadedAdapter) -> None:
         self._take(self.table.load(entry))
 
     def unload(self, name: str, generation: str) -> None:
@@ -89,7 +89,7 @@ class Alone:
     def remove(self, name: str, digest: str) -> None:
         self._take(self.table.remove(name, digest))
 
-    def _take(self, table: Table) -> None:
+    def _take(self, table: AdapterState) -> None:
         self.table = table
         self.registry.apply(table)  # type: ignore[attr-defined]
 
@@ -115,7 +115,9 @@ def test_a_registry_serves_what_the_table_says(served: dict[str, Path], tmp_path
     digest = graph_digest(graph)
     foreign = replace(ENTRY, bundle="many")
     known = replace(ENTRY, name="two", bundle="many", graph=digest)
-    registry.apply(Table(9, {"spam": foreign, "two": known}))  # of another graph, and of a name that the bundle has
+    registry.apply(
+        AdapterState(9, {"spam": foreign, "two": known})
+    )  # of another graph, and of a name that the bundle has
     assert {model.id for model in registry.models} == {"many", "two", "three"}
     assert registry.table.version == 9
     registry.close(5)
@@ -181,7 +183,7 @@ def test_figures_of_all_replicas_are_one() -> None:
 
 
 def test_args_are_plain_say_all_and_hold_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = ServeSettings(threads=2, bank=8, adapter_dirs=(tmp_path,))
+    settings = ServeSettings(threads=2, max_active_adapters=8, adapter_dirs=(tmp_path,))
     application = Application({"both": "/models/both"}, "/shared", settings, key_required=True)
     args = application.to_args()
     assert json.loads(json.dumps(args)) == args
