@@ -28,15 +28,15 @@ from rmlora.torch_models import load_task_model
 from rmlora_converters.graph.files.model_file import save_model
 from rmlora_deploy.bundles.describe import operator_counts
 from rmlora_deploy.bundles.preprocess import Preprocessor
-from rmlora_deploy.export.optimize import optimize
-from rmlora_deploy.export.precision import lower_precision
-from rmlora_deploy.export.torch_export import export_torch
-from rmlora_deploy.export.trace_inputs import trace_inputs
+from rmlora_deploy.exporter.optimize import optimize
+from rmlora_deploy.exporter.precision import lower_precision
+from rmlora_deploy.exporter.torch_export import export_torch
+from rmlora_deploy.exporter.trace_inputs import trace_inputs
 from rmlora_deploy.runtime.outputs import Arrays
 from rmlora_deploy.runtime.providers import create_session
-from rmlora_deploy.verify.compare import compare
-from rmlora_deploy.verify.sample_batches import make_sample_batches, sample_inputs
-from rmlora_deploy.verify.torch_outputs import torch_logits
+from rmlora_deploy.verification.compare import compare
+from rmlora_deploy.verification.sample_batches import make_sample_batches, sample_inputs
+from rmlora_deploy.verification.torch_outputs import torch_logits
 
 SIZES = ((1, 32), (8, 32), (8, 128))
 ROUNDS, RUNS = 20, 3

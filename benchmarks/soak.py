@@ -33,8 +33,8 @@ from rmlora.errors import InputError
 from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter, write_onnx_adapter
 from rmlora_deploy.bench.machine import resident_mb
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.export.export_settings import ExportSettings
-from rmlora_deploy.export.pipeline import export_bundle
+from rmlora_deploy.exporter.export_settings import ExportSettings
+from rmlora_deploy.exporter.pipeline import export_bundle
 from rmlora_deploy.runtime import AdapterSession
 
 ADAPTERS, BANK, LANES, ROWS, TEXTS, TOKENS = 200, 32, 2, 8, 12, 16

@@ -21,9 +21,9 @@ from rmlora_converters.graph.files.model_file import load_model, save_model
 from rmlora_converters.graph.locate.weights import WeightQuery, find_weights
 from rmlora_converters.graph.passes.merge_weights import merge_graph
 from rmlora_converters.side_files import PROVENANCE_FILE
-from rmlora_deploy.export.optimize import optimize
-from rmlora_deploy.export.torch_export import export_torch
-from rmlora_deploy.export.trace_inputs import trace_inputs
+from rmlora_deploy.exporter.optimize import optimize
+from rmlora_deploy.exporter.torch_export import export_torch
+from rmlora_deploy.exporter.trace_inputs import trace_inputs
 from rmlora_deploy.runtime.providers import create_session
 from tests.helpers.branch_graphs import LABELS, make_adapter, make_base
 from tests.helpers.bundles import make_sources

@@ -21,8 +21,8 @@ from rmlora.tasks import get_task
 from rmlora_converters.graph.passes.pooling import EMBEDDING_NAME, insert_pooling, keep_answer
 from rmlora_converters.side_files import copy_side_files
 from rmlora_deploy.inference.embedder import cosines
-from rmlora_deploy.verify.compare import TOLERANCES, compare, mismatch
-from rmlora_deploy.verify.torch_pooling import pool
+from rmlora_deploy.verification.compare import TOLERANCES, compare, mismatch
+from rmlora_deploy.verification.torch_pooling import pool
 from tests.helpers.encoders import write_modules
 
 WIDTH = 5

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rmlora.package import write_metadata
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.export.export_settings import ExportSettings
-from rmlora_deploy.export.pipeline import export_bundle
+from rmlora_deploy.exporter.export_settings import ExportSettings
+from rmlora_deploy.exporter.pipeline import export_bundle
 from tests.helpers.cli import tokenizer
 from tests.helpers.models import ARCHITECTURES, adapt, build, lora_config, save_base
 

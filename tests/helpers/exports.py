@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from rmlora.processors import load_processor
 from rmlora.tasks import get_task
 from rmlora_converters.graph.files.model_file import save_model
-from rmlora_deploy.export.optimize import optimize
-from rmlora_deploy.export.torch_export import export_torch
-from rmlora_deploy.export.trace_inputs import trace_inputs
+from rmlora_deploy.exporter.optimize import optimize
+from rmlora_deploy.exporter.torch_export import export_torch
+from rmlora_deploy.exporter.trace_inputs import trace_inputs
 from tests.helpers.bundles import make_sources
 from tests.helpers.models import ARCHITECTURES, build
 

@@ -12,10 +12,10 @@ from benchmarks.assets import minilm
 from benchmarks.random_adapters import save_random_adapter
 from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.export.precision import lower_precision
+from rmlora_deploy.exporter.precision import lower_precision
 from rmlora_deploy.inference.embedder import Embedder, cosines
 from rmlora_deploy.runtime import AdapterSession
-from rmlora_deploy.verify.sample_batches import TEXTS
+from rmlora_deploy.verification.sample_batches import TEXTS
 from tests.helpers.cli import run
 from tests.helpers.encoders import peft_vectors
 

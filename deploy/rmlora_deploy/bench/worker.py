@@ -21,7 +21,7 @@ from rmlora.storage import read_json
 from rmlora_deploy.bench.machine import OthersWatch, peak_mb, pin, resident_mb
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.runtime.outputs import Arrays
-from rmlora_deploy.verify.torch_pooling import pool
+from rmlora_deploy.verification.torch_pooling import pool
 
 __all__ = ["main", "random_inputs"]
 

@@ -49,7 +49,7 @@ class Bundle:
     ``precision``, ``labels``, ``pooling`` (for embeddings), ``max_length``, ``exporter``, ``optimization`` (level, and why not a higher one),
     ``model`` (files with SHA-256, opset, required inputs, outputs, operators), ``files`` (SHA-256 of all others),
     ``base`` (source, fingerprint), ``tools`` (versions), ``seconds`` and ``verification`` (see
-    :mod:`rmlora_deploy.verify`; None where it was left out). A merged bundle has ``adapter`` (source, SHA-256, settings)
+    :mod:`rmlora_deploy.verification`; None where it was left out). A merged bundle has ``adapter`` (source, SHA-256, settings)
     and ``layers`` (list of module path and the tensor in the graph that is its output, in the order of execution);
     one with branches has ``adapters`` (name → the same, with files, labels and length), see docs/formats.md.
     """

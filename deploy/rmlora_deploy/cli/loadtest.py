@@ -18,7 +18,7 @@ from rmlora.errors import InputError, ParityError, require
 from rmlora.storage import check_writable, write_json
 from rmlora_deploy.cli.console import json_option, make_console, print_json
 from rmlora_deploy.plots import check_plot_path
-from rmlora_deploy.verify.sample_batches import TEXTS
+from rmlora_deploy.verification.sample_batches import TEXTS
 
 __all__ = ["command"]
 

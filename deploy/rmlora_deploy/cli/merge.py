@@ -96,7 +96,7 @@ def command(
 
 
 def _check(bar: Progress, base: Path, adapter: Adapter, allow_base_mismatch: bool, graph: Path) -> dict[str, Any]:
-    from rmlora_deploy.verify.merged_graph import verify_merged_graph
+    from rmlora_deploy.verification.merged_graph import verify_merged_graph
 
     bar.console.print("comparing with PyTorch and PEFT")
     return verify_merged_graph(graph, base, adapter, allow_base_mismatch=allow_base_mismatch)

@@ -17,10 +17,10 @@ from rmlora.training.data import Columns
 from rmlora_deploy.bundles.adapters import record_verification
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.cli.console import data_options, json_option, make_console, named, print_json
-from rmlora_deploy.verify.evaluation import read_evaluation
-from rmlora_deploy.verify.torch_pair import load_torch_pair, torch_is_installed
-from rmlora_deploy.verify.verify_branches import raise_on_branch_mismatch, verify_branches
-from rmlora_deploy.verify.verify_merged import raise_on_mismatch, verify_bundle
+from rmlora_deploy.verification.evaluation import read_evaluation
+from rmlora_deploy.verification.torch_pair import load_torch_pair, torch_is_installed
+from rmlora_deploy.verification.verify_branches import raise_on_branch_mismatch, verify_branches
+from rmlora_deploy.verification.verify_merged import raise_on_mismatch, verify_bundle
 
 __all__ = ["command", "show_report"]
 

@@ -20,7 +20,7 @@ from rmlora_deploy.bundles.adapters import add_adapter, record_verification, rem
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.reference import load_reference
 from rmlora_deploy.inference.classifier import AdapterClassifier, Classifier
-from rmlora_deploy.verify.verify_branches import verify_branches
+from rmlora_deploy.verification.verify_branches import verify_branches
 from tests.helpers.branch_graphs import LABELS, make_adapter, make_base
 from tests.helpers.cli import fails, run, run_process, text_data
 from tests.helpers.exports import anonymous, export, with_bias

@@ -16,8 +16,8 @@ from rmlora.processors import load_processor
 from rmlora.tasks import get_task
 from rmlora_converters.graph.files.model_file import save_model
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.export.torch_export import export_torch
-from rmlora_deploy.export.trace_inputs import trace_inputs
+from rmlora_deploy.exporter.torch_export import export_torch
+from rmlora_deploy.exporter.trace_inputs import trace_inputs
 from rmlora_deploy.inference.classifier import AdapterClassifier
 from rmlora_deploy.inference.embedder import Embedder
 from tests.helpers.branch_graphs import make_adapter

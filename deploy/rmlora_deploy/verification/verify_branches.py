@@ -14,10 +14,10 @@ from rmlora_deploy.bundles.bundle import REFERENCE_FILE, Bundle
 from rmlora_deploy.bundles.reference import load_reference
 from rmlora_deploy.runtime import AdapterSession
 from rmlora_deploy.runtime.outputs import Arrays, graph_logits
-from rmlora_deploy.verify.compare import TOLERANCES, Comparison, Tolerance, compare, mismatch
-from rmlora_deploy.verify.evaluation import EvaluationData, lost_metric, measure
-from rmlora_deploy.verify.torch_outputs import finite_logits
-from rmlora_deploy.verify.torch_pair import TorchPair
+from rmlora_deploy.verification.compare import TOLERANCES, Comparison, Tolerance, compare, mismatch
+from rmlora_deploy.verification.evaluation import EvaluationData, lost_metric, measure
+from rmlora_deploy.verification.torch_outputs import finite_logits
+from rmlora_deploy.verification.torch_pair import TorchPair
 
 __all__ = ["raise_on_branch_mismatch", "verify_branches"]
 

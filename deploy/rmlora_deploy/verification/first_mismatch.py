@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rmlora_deploy.runtime.outputs import Arrays
-from rmlora_deploy.verify.layers import Layer, layer_errors, opened_layers, torch_layers
+from rmlora_deploy.verification.layers import Layer, layer_errors, opened_layers, torch_layers
 
 __all__ = ["first_mismatch"]
 

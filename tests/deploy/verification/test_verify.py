@@ -20,12 +20,12 @@ from rmlora.storage import sha256_file
 from rmlora_converters.graph.files import model_file as graph_file
 from rmlora_converters.graph.passes.open_attention import open_attention, open_attention_per_projection
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.export.export_settings import ExportSettings
-from rmlora_deploy.export.pipeline import export_bundle
+from rmlora_deploy.exporter.export_settings import ExportSettings
+from rmlora_deploy.exporter.pipeline import export_bundle
 from rmlora_deploy.runtime.providers import create_session
-from rmlora_deploy.verify.compare import TOLERANCES, compare
-from rmlora_deploy.verify.sample_batches import make_sample_batches, sample_inputs
-from rmlora_deploy.verify.verify_merged import raise_on_mismatch
+from rmlora_deploy.verification.compare import TOLERANCES, compare
+from rmlora_deploy.verification.sample_batches import make_sample_batches, sample_inputs
+from rmlora_deploy.verification.verify_merged import raise_on_mismatch
 from tests.helpers.bundles import make_bundle, make_sources
 from tests.helpers.cli import fails, run, text_data
 

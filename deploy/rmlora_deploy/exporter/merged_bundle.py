@@ -24,11 +24,11 @@ from rmlora_deploy.bundles.describe import (
 )
 from rmlora_deploy.bundles.processor import common_processor, max_length, write_side_files
 from rmlora_deploy.bundles.reference import save_reference
-from rmlora_deploy.export.export_settings import ExportSettings
-from rmlora_deploy.export.precision import lower_precision
-from rmlora_deploy.verify.evaluation import read_evaluation
-from rmlora_deploy.verify.torch_pair import TorchPair
-from rmlora_deploy.verify.verify_merged import raise_on_mismatch, verify_bundle
+from rmlora_deploy.exporter.export_settings import ExportSettings
+from rmlora_deploy.exporter.precision import lower_precision
+from rmlora_deploy.verification.evaluation import read_evaluation
+from rmlora_deploy.verification.torch_pair import TorchPair
+from rmlora_deploy.verification.verify_merged import raise_on_mismatch, verify_bundle
 
 __all__ = ["export_merged"]
 
@@ -95,8 +95,8 @@ def _make_graph(
 ) -> dict[str, Any]:  # fmt: skip
     """Write the model files into ``directory`` and return the manifest's part about them."""
     from rmlora_converters.graph.files.model_file import save_model
-    from rmlora_deploy.export.trace import trace_graph
-    from rmlora_deploy.verify.layers import confirmed_layers
+    from rmlora_deploy.exporter.trace import trace_graph
+    from rmlora_deploy.verification.layers import confirmed_layers
 
     traced = trace_graph(
         pair.merged, processor, task, max_length=length, exporter=settings.exporter, opset=settings.opset,

@@ -13,15 +13,15 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-import rmlora_deploy.export.optimize as optimize
+import rmlora_deploy.exporter.optimize as optimize
 from rmlora.package import load_package, save_package
 from rmlora.processors import load_processor
 from rmlora.storage import sha256_file
 from rmlora.tasks import get_task
 from rmlora.torch_models import load_adapted
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.export.trace_inputs import trace_inputs
-from rmlora_deploy.verify.compare import TOLERANCES, compare
+from rmlora_deploy.exporter.trace_inputs import trace_inputs
+from rmlora_deploy.verification.compare import TOLERANCES, compare
 from tests.helpers.bundles import LABELS, make_bundle, make_sources
 from tests.helpers.cli import fails, run, run_process, text_data
 from tests.helpers.models import ARCHITECTURES

@@ -14,11 +14,11 @@ from rmlora_deploy.bundles.bundle import REFERENCE_FILE, Bundle
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.reference import load_reference
 from rmlora_deploy.runtime.outputs import Arrays, graph_logits
-from rmlora_deploy.verify.compare import TOLERANCES, Tolerance, compare, mismatch
-from rmlora_deploy.verify.evaluation import EvaluationData, lost_metric, measure
-from rmlora_deploy.verify.sample_batches import make_sample_batches, sample_inputs
-from rmlora_deploy.verify.torch_outputs import finite_logits
-from rmlora_deploy.verify.torch_pair import TorchPair
+from rmlora_deploy.verification.compare import TOLERANCES, Tolerance, compare, mismatch
+from rmlora_deploy.verification.evaluation import EvaluationData, lost_metric, measure
+from rmlora_deploy.verification.sample_batches import make_sample_batches, sample_inputs
+from rmlora_deploy.verification.torch_outputs import finite_logits
+from rmlora_deploy.verification.torch_pair import TorchPair
 
 __all__ = ["raise_on_mismatch", "verify_bundle"]
 
@@ -105,7 +105,7 @@ def _where(report: dict[str, Any]) -> str:
 def _first_mismatch(
     bundle: Bundle, pair: TorchPair, batch: Arrays, tolerance: Tolerance, provider: str
 ) -> dict[str, Any] | None:
-    from rmlora_deploy.verify.first_mismatch import first_mismatch
+    from rmlora_deploy.verification.first_mismatch import first_mismatch
 
     return first_mismatch(
         bundle.model_path,

@@ -19,10 +19,10 @@ from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.processor import max_length
 from rmlora_deploy.runtime.outputs import graph_logits
 from rmlora_deploy.runtime.providers import create_session
-from rmlora_deploy.verify.compare import TOLERANCES, compare, mismatch
-from rmlora_deploy.verify.sample_batches import make_sample_batches, sample_inputs
-from rmlora_deploy.verify.torch_outputs import finite_logits
-from rmlora_deploy.verify.torch_pair import torch_is_installed
+from rmlora_deploy.verification.compare import TOLERANCES, compare, mismatch
+from rmlora_deploy.verification.sample_batches import make_sample_batches, sample_inputs
+from rmlora_deploy.verification.torch_outputs import finite_logits
+from rmlora_deploy.verification.torch_pair import torch_is_installed
 
 __all__ = ["verify_merged_graph"]
 

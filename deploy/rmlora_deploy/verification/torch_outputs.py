@@ -10,7 +10,7 @@ import numpy as np
 from rmlora.errors import InputError
 from rmlora.pooling import Pooling
 from rmlora_deploy.runtime.outputs import Arrays
-from rmlora_deploy.verify.torch_pooling import pool
+from rmlora_deploy.verification.torch_pooling import pool
 
 __all__ = ["finite_logits", "torch_logits"]
 

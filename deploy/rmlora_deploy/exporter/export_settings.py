@@ -9,7 +9,7 @@ from typing import Literal
 
 from rmlora.pooling import PoolingMode
 from rmlora.training.data import Columns
-from rmlora_deploy.export.precision import Precision
+from rmlora_deploy.exporter.precision import Precision
 
 __all__ = ["ExportSettings", "Mode"]
 

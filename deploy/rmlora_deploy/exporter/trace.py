@@ -11,11 +11,11 @@ from rmlora.pooling import Pooling
 from rmlora.tasks import Task
 from rmlora_converters.graph.passes.pooling import TOKENS_NAME, insert_pooling, keep_answer
 from rmlora_deploy.bundles.preprocess import Preprocessor
-from rmlora_deploy.export.optimize import Optimized, optimize
-from rmlora_deploy.export.torch_export import DEFAULT_OPSET, OUTPUT_NAME, export_torch
-from rmlora_deploy.export.trace_inputs import trace_inputs
+from rmlora_deploy.exporter.optimize import Optimized, optimize
+from rmlora_deploy.exporter.torch_export import DEFAULT_OPSET, OUTPUT_NAME, export_torch
+from rmlora_deploy.exporter.trace_inputs import trace_inputs
 from rmlora_deploy.runtime.outputs import Arrays
-from rmlora_deploy.verify.sample_batches import make_sample_batches, sample_inputs
+from rmlora_deploy.verification.sample_batches import make_sample_batches, sample_inputs
 
 __all__ = ["TracedGraph", "trace_graph"]
 
@@ -51,7 +51,7 @@ def trace_graph(
     """
     inputs = trace_inputs(task, model.config, processor)
     if exporter == "optimum":
-        from rmlora_deploy.export.optimum_export import export_optimum
+        from rmlora_deploy.exporter.optimum_export import export_optimum
 
         on_progress("exporting with Optimum")
         graph = export_optimum(model, processor, task, opset=opset or DEFAULT_OPSET)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from rmlora.errors import ConfigError, ParityError, require
 from rmlora.storage import refuse_existing
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.export.export_settings import ExportSettings
+from rmlora_deploy.exporter.export_settings import ExportSettings
 
 __all__ = ["export_bundle"]
 
@@ -39,10 +39,10 @@ def export_bundle(settings: ExportSettings, *, on_progress: Callable[[str], None
         )
     try:
         if settings.mode == "merged":
-            from rmlora_deploy.export.merged_bundle import export_merged
+            from rmlora_deploy.exporter.merged_bundle import export_merged
 
             return export_merged(settings, on_progress=on_progress)
-        from rmlora_deploy.export.branch_bundle import export_branches
+        from rmlora_deploy.exporter.branch_bundle import export_branches
 
         return export_branches(settings, on_progress=on_progress)
     except ParityError as error:

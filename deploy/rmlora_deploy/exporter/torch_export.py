@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import InputError, require
-from rmlora_deploy.export.trace_inputs import TraceInputs
+from rmlora_deploy.exporter.trace_inputs import TraceInputs
 
 if TYPE_CHECKING:
     import onnx_ir as ir

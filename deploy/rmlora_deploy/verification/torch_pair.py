@@ -18,7 +18,7 @@ from rmlora.pooling import Pooling
 from rmlora.storage import sha256_file
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.runtime.outputs import Arrays
-from rmlora_deploy.verify.torch_outputs import torch_logits
+from rmlora_deploy.verification.torch_outputs import torch_logits
 
 if TYPE_CHECKING:
     from peft import PeftModel

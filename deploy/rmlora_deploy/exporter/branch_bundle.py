@@ -34,14 +34,14 @@ from rmlora_deploy.bundles.describe import describe_base, describe_files, descri
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.processor import common_processor, max_length, write_side_files
 from rmlora_deploy.bundles.reference import save_reference
-from rmlora_deploy.export.export_settings import ExportSettings
-from rmlora_deploy.export.precision import Precision, found_precision, lower_precision
+from rmlora_deploy.exporter.export_settings import ExportSettings
+from rmlora_deploy.exporter.precision import Precision, found_precision, lower_precision
 from rmlora_deploy.runtime.outputs import Arrays, graph_logits
 from rmlora_deploy.runtime.providers import create_session
-from rmlora_deploy.verify.evaluation import read_evaluation
-from rmlora_deploy.verify.sample_batches import make_sample_batches, sample_inputs
-from rmlora_deploy.verify.torch_pair import TorchPair, torch_is_installed
-from rmlora_deploy.verify.verify_branches import raise_on_branch_mismatch, verify_branches
+from rmlora_deploy.verification.evaluation import read_evaluation
+from rmlora_deploy.verification.sample_batches import make_sample_batches, sample_inputs
+from rmlora_deploy.verification.torch_pair import TorchPair, torch_is_installed
+from rmlora_deploy.verification.verify_branches import raise_on_branch_mismatch, verify_branches
 
 __all__ = ["export_branches"]
 
@@ -178,7 +178,7 @@ def _traced(
     import torch
 
     from rmlora.torch_models import load_task_model
-    from rmlora_deploy.export.trace import trace_graph
+    from rmlora_deploy.exporter.trace import trace_graph
 
     on_progress("loading the base")
     torch.manual_seed(_SEED)
