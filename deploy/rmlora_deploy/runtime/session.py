@@ -41,7 +41,7 @@ class AdapterSession:
     """Runs a graph with branches; every row of a batch may use its own adapter, rank and head.
 
     >>> session = AdapterSession(Path("model.onnx"))
-    >>> session.load("spam", lambda: arrays)
+    >>> session.register("spam", lambda: arrays)
     >>> logits = session.run(inputs, adapters=["spam", None, {"spam": 0.5}])
 
     Safe to use from any number of threads; adapters come and go while runs are under way.
@@ -108,7 +108,7 @@ class AdapterSession:
 
     # -- adapters ---------------------------------------------------------------------------------------------------
 
-    def load(self, name: str, loader: Loader) -> None:
+    def register(self, name: str, loader: Loader) -> None:
         """Register an adapter under ``name``.
 
         Args:

@@ -306,7 +306,7 @@ def test_strength_scales_the_update(made: Branched) -> None:
     inputs = made.inputs()
     full = {**made.arrays("a3")}
     half = {name: array * np.float32(0.5) if name.endswith("lora_B") else array for name, array in full.items()}
-    session.load("half", lambda: half)
+    session.register("half", lambda: half)
     expected = session.run(inputs, "half")
     np.testing.assert_allclose(np.stack(session.run(inputs, {"a3": 0.5})), np.stack(expected), rtol=1e-6)
     mixed = session.run(inputs, [{"a3": 0.5}, "a8", None])
@@ -320,13 +320,13 @@ def test_wrong_inputs_and_adapters_of_another_graph_are_refused(made: Branched) 
         session.run({name: value for name, value in inputs.items() if name != "attention_mask"})
     with pytest.raises(InputError, match="no adapter 'nobody': known are a1"):
         session.run(inputs, "nobody")
-    session.load("other", arrays)
+    session.register("other", arrays)
     with pytest.raises(InputError, match="no slot: it is of another graph"):
         session.run(inputs, "other")
     some = made.arrays("a3")
     first = next(iter(some))
-    session.load("half", lambda: {slot: array for slot, array in some.items() if slot != first})
-    session.load("two rows", lambda: {**some, first: np.repeat(some[first], 2, axis=0)})
+    session.register("half", lambda: {slot: array for slot, array in some.items() if slot != first})
+    session.register("two rows", lambda: {**some, first: np.repeat(some[first], 2, axis=0)})
     with pytest.raises(InputError, match="do not belong together, or only one of them"):
         session.run(inputs, "half")
     with pytest.raises(InputError, match="it is of another graph"):
@@ -346,7 +346,7 @@ def test_threads_that_run_load_and_unload_never_get_a_wrong_row(made: Branched) 
         for turn in range(60):
             chosen = [names[i] for i in rng.integers(0, len(names), 4)]
             extra = f"t{seed}-{turn}"
-            session.load(extra, lambda: made.arrays("a1"))
+            session.register(extra, lambda: made.arrays("a1"))
             for row, (got, name) in enumerate(zip(session.run(inputs, chosen), chosen, strict=True)):
                 if not np.allclose(got, expected[name][row], rtol=1e-5, atol=1e-6):
                     failures.append(f"{seed}/{turn}/{row}: {name}")
