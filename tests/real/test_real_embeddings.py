@@ -67,6 +67,6 @@ def test_int8_quantizes_every_layer_and_keeps_the_direction(home: Path, tmp_path
     session = AdapterSession(tmp_path / "int8.onnx")
     arrays = bundle.preprocessor()(TEXTS)
     for name in RANKS:
-        session.load(name, partial(read_onnx_adapter, bundle.path / bundle.adapter(name)["file"]))
+        session.register(name, partial(read_onnx_adapter, bundle.path / bundle.adapter(name)["file"]))
         expected = Embedder(bundle).embed(TEXTS, name)
         assert (np.stack(session.run(arrays, name)) * expected).sum(1).min() > 0.95

@@ -174,7 +174,7 @@ class Bundle:
             raise ConfigError(f"{self.path} has its adapter merged: only bundles of --mode branches can switch.")
         session = AdapterSession(self.model_path, provider=provider, **options)
         for name, entry in self.adapters.items():
-            session.load(name, partial(read_onnx_adapter, self.path / entry["file"]))
+            session.register(name, partial(read_onnx_adapter, self.path / entry["file"]))
         return session
 
     def preprocessor(self, adapter: str | None = None) -> Preprocessor:

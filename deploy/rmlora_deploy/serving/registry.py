@@ -162,7 +162,7 @@ class Registry:
             ConfigError: its name is taken.
         """
         assert model.graph.session is not None and model.adapter is not None  # noqa: S101 - only such graphs fit
-        model.graph.session.load(model.adapter, partial(read_onnx_adapter, file))
+        model.graph.session.register(model.adapter, partial(read_onnx_adapter, file))
         try:
             self._add(model)
         except ConfigError:  # somebody else was faster

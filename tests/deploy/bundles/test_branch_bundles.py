@@ -227,7 +227,7 @@ def test_a_dedicated_graph_answers_as_the_branches_do(made: Path) -> None:
     session.unload("one")
     with pytest.raises(InputError, match="no adapter 'one'"):
         session.run(batches[2], "one")
-    session.load("one", lambda: {})
+    session.register("one", lambda: {})
     assert np.abs(np.stack(session.run(batches[2], "one")) - before["one"][:, :2].mean()).shape[1] == 3  # the new one
 
 
@@ -272,7 +272,7 @@ def test_a_quantized_graph_from_elsewhere_is_taken_by_its_names(made: Path, tmp_
     arrays = read_onnx_adapter(bundle.path / bundle.adapter("one")["file"])
     heads = [name for head in session.lora_inputs.heads for name in (head.weight, head.bias)]
     assert heads, "whose own weights are quantized and cannot be fed"
-    session.load("headless", lambda: {name: array for name, array in arrays.items() if name not in heads})
+    session.register("headless", lambda: {name: array for name, array in arrays.items() if name not in heads})
     inputs = bundle.preprocessor()(["w1 w2", "w3", "w4 w5", "w6"])
     alone = {name: session.run(inputs, name) for name in (None, "one", "headless")}
     assert len(alone[None][0]) == len(alone["headless"][0]) == len(bundle.labels)
