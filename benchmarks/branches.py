@@ -148,7 +148,7 @@ def measure_loading(work: Path, count: int = 50) -> dict[str, float]:
     bundle = Bundle.open(work / "branches", check_files=False)
     session = bundle.adapter_session(threads=THREADS, max_active_adapters=count + 1)
     inputs = random_inputs(1, 32)
-    path = bundle.path / bundle.adapter("a0")["file"]
+    path = bundle.path / bundle.adapter("a0").file
     steady = statistics.median(_timed(lambda: session.run(inputs, "a0")) for _ in range(count))
 
     def first(name: str) -> None:
