@@ -84,7 +84,7 @@ def train(
         OutputError: the package cannot be written.
         DependencyError: a package of the extra ``train`` is missing.
 
-    Example:
+    Examples:
         >>> result = train("./MiniLM", "sms.csv", "spam", epochs=2)                      # doctest: +SKIP
         >>> result.metrics["validation"]["accuracy"]                                     # doctest: +SKIP
         0.98
@@ -138,7 +138,7 @@ def merge(
         ParityError: the merged graph differs from PyTorch.
         OutputError: the target exists or cannot be written.
 
-    Example:
+    Examples:
         >>> merge("./MiniLM", "spam", "spam-merged").worst_loss                          # doctest: +SKIP
         2.1e-08
     """
@@ -198,7 +198,7 @@ def export(
         OutputError: the bundle cannot be written.
         DependencyError: a package of the extra ``export`` is missing.
 
-    Example:
+    Examples:
         >>> export("./MiniLM", {"spam": "spam", "trec": "trec"}, "both")                 # doctest: +SKIP
     """
     if isinstance(adapters, Mapping):
@@ -252,7 +252,7 @@ def verify(
         InputError: the bundle, its base or an adapter cannot be used.
         ProviderError: the provider is absent.
 
-    Example:
+    Examples:
         >>> verify("spam-bundle", data="test.jsonl").evaluation.onnx                     # doctest: +SKIP
         0.9806
     """
@@ -288,7 +288,7 @@ def load(path: str | Path, *, provider: str = "cpu", **options: Any) -> Classifi
         InputError: not a bundle, or damaged.
         ProviderError: the provider is absent or does not start.
 
-    Example:
+    Examples:
         >>> both = load("both")                                                          # doctest: +SKIP
         >>> [p.label for p in both.predict(["Call now", "Who was it ?"], ["spam", "trec"])]  # doctest: +SKIP
         ['spam', 'HUM']
