@@ -16,7 +16,11 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 def check_page(**more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(GENERATOR), "--check"], capture_output=True, text=True, env=environment(**more), check=False
+        [sys.executable, str(GENERATOR), "--check"],
+        capture_output=True,
+        text=True,
+        env=environment(**more),
+        check=False,
     )
 
 
