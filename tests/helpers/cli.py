@@ -29,6 +29,8 @@ PACKAGES = {
 """Import package → its folder, each before those that may import it."""
 SEARCH_PATH = os.pathsep.join(dict.fromkeys(str(folder.parent) for folder in PACKAGES.values()))
 """What a process needs to import the project from this tree."""
+CONSOLE_SCRIPT = Path(sys.executable).with_name("rmlora-deploy")
+"""The installed command. Unlike ``python -m``, it does not put the working directory on the module search path."""
 WORDS = [f"w{number}" for number in range(VOCABULARY - 3)]
 
 

@@ -170,7 +170,7 @@ def _in_process(job: Job) -> Run:
         "TOKENIZERS_PARALLELISM": "false",
     }
     process = subprocess.run(
-        [sys.executable, "-m", "rmlora_deploy.bench.worker"],
+        [sys.executable, "-P", "-m", "rmlora_deploy.bench.worker"],
         input=json.dumps(asdict(job)),
         capture_output=True,
         text=True,
