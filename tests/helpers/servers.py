@@ -114,7 +114,7 @@ def ask(
 
 def classify(url: str, model: str, *texts: str, **headers: str) -> list[list[float]]:
     """Return the probabilities that a server answers."""
-    answer = ask(url, "/classify", {"model": model, "input": list(texts)}, **headers)
+    answer = ask(url, "/classify", {"model": model, "input": list(texts)}, timeout=60, **headers)
     assert answer.status == 200, answer.text
     assert answer.body["model"] == model
     return [item["probs"] for item in answer.body["data"]]
