@@ -145,8 +145,8 @@ def command(resume: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
 
     In every step half of each update's rank directions move (--active-rank), and a penalty keeps the
     directions orthogonal (--orth-weight): see docs/method.md. The best checkpoint by validation is kept. A run that
-    was killed continues when the same command is given again. Starts under torchrun and accelerate as
-    `torchrun --nproc-per-node 2 -m rmlora_deploy train …`.
+    was killed continues when the same command is given again. Several processes:
+    `torchrun --no-python --nproc-per-node 2 rmlora-deploy train …`, or `accelerate launch --no_python rmlora-deploy train …`.
 
     \b
     Examples:
