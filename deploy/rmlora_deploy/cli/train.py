@@ -71,7 +71,7 @@ def _method_options(function: _Function) -> _Function:
                           "update's real size."),
         click.option("--orth-weight", type=float, default=default.orth_weight, show_default=True,
                      help="Weight of the orthogonality penalty; published values lie in (0, 0.1]."),
-        click.option("--squared", is_flag=True, help="Penalise squared norms."),
+        click.option("--squared", is_flag=True, help="Penalize squared norms."),
         click.option("--mask-sharing", type=click.Choice(["shared", "independent"]), default=default.mask_sharing,
                      show_default=True, help="Whether A and B of a layer move the same directions."),
         click.option("--mask-mode", type=click.Choice(["gradient", "update"]), default=default.mask_mode, show_default=True,
@@ -145,8 +145,8 @@ def command(resume: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
 
     In every step half of each update's rank directions move (--active-rank), and a penalty keeps the
     directions orthogonal (--orth-weight): see docs/method.md. The best checkpoint by validation is kept. A run that
-    was killed continues when the same command is given again. Starts under torchrun and accelerate as
-    `torchrun --nproc-per-node 2 -m rmlora_deploy train …`.
+    was killed continues when the same command is given again. Several processes:
+    `torchrun --no-python --nproc-per-node 2 rmlora-deploy train …`, or `accelerate launch --no_python rmlora-deploy train …`.
 
     \b
     Examples:
