@@ -27,10 +27,10 @@ from rmlora_converters.checkpoint_merge import MergeReport, merge_checkpoint
 from rmlora_converters.graph.passes.merge_weights import OnnxMergeReport, merge_graph
 from rmlora_deploy.bundles.adapters import record_verification
 from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.bundles.manifest import Mode, Precision
 from rmlora_deploy.bundles.report import VerificationReport
-from rmlora_deploy.exporter.export_settings import ExportSettings, Mode
+from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.exporter.pipeline import export_bundle
-from rmlora_deploy.exporter.precision import Precision
 from rmlora_deploy.inference import Classifier, Embedder, open_bundle
 from rmlora_deploy.verification.evaluation import read_evaluation
 from rmlora_deploy.verification.merged_graph import verify_merged_graph

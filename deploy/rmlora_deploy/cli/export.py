@@ -13,12 +13,12 @@ from rmlora.pooling import POOLING_MODES
 from rmlora.tasks import TASKS
 from rmlora.training.data import Columns
 from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.bundles.manifest import PRECISIONS
 from rmlora_deploy.cli.adapter import show_adapters
 from rmlora_deploy.cli.console import data_options, json_option, make_console, named, print_json
 from rmlora_deploy.cli.report_table import show_report
 from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.exporter.pipeline import export_bundle
-from rmlora_deploy.exporter.precision import PRECISIONS
 
 __all__ = ["command"]
 

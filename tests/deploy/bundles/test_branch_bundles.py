@@ -141,7 +141,7 @@ def test_adapters_come_and_go_without_torch(copied: Path) -> None:
 def test_what_cannot_be_added_changes_nothing(copied: Path, tmp_path: Path) -> None:
     bundle = copied / "bundle"
     before = {path: sha256_file(path) for path in bundle.rglob("*") if path.is_file()}
-    fails(2, "has an adapter 'one' already", "adapter", "add", bundle, f"one={copied / 'three'}")
+    fails(2, "already has an adapter 'one'", "adapter", "add", bundle, f"one={copied / 'three'}")
     fails(2, "cannot name an adapter", "adapter", "add", bundle, f"a b={copied / 'three'}")
     fails(3, "Adapter not found", "adapter", "add", bundle, f"x={tmp_path / 'no'}")
     fails(3, "no adapter 'x': it has one, two", "adapter", "remove", bundle, "x")
@@ -164,9 +164,16 @@ def test_what_cannot_be_added_changes_nothing(copied: Path, tmp_path: Path) -> N
         "classifier.bias": bias.ravel(),
     }
     save_package(replace(base, modules={**nothing}, modules_to_save=modules_to_save, metadata={}), tmp_path / "nothing")
-    fails(3, "changes nothing in the answers", "adapter", "add", bundle, tmp_path / "nothing")
+    fails(3, "changes nothing in the outputs", "adapter", "add", bundle, tmp_path / "nothing")
     fails(2, "only bundles of --mode branches", "adapter", "list", word_bundle(tmp_path / "words"))
-    fails(2, "export one with --mode branches", "adapter", "add", tmp_path / "words", f"x={copied / 'three'}")
+    fails(
+        2,
+        "only a bundle exported with --mode branches takes adapters",
+        "adapter",
+        "add",
+        tmp_path / "words",
+        f"x={copied / 'three'}",
+    )
     assert {path: sha256_file(path) for path in bundle.rglob("*") if path.is_file()} == before
 
 

@@ -163,7 +163,7 @@ def test_adapters_come_and_go_and_others_are_refused(copied: Path, tmp_path: Pat
     )
     words = (*words, "-a", copied / "near", "--task", "feature-extraction")
     write_modules(copied / "near", {"pooling_mode": "mean"})
-    fails(3, "export them into bundles of their own, or choose with --pooling", *words)
+    fails(3, "export them into separate bundles, or choose one with --pooling", *words)
     fails(2, "--data measures a metric on labels", *words, "--data", f"near={tmp_path / 'none.jsonl'}")
 
 
@@ -207,4 +207,4 @@ def test_padding_before_a_text_and_the_first_token_do_not_go_together(tmp_path: 
     config = json.loads((base / "tokenizer_config.json").read_text())
     (base / "tokenizer_config.json").write_text(json.dumps({**config, "padding_side": "left"}))
     words = ("export", base, "-a", tmp_path / "only", "-o", tmp_path / "b")
-    fails(2, "cannot go with a tokenizer that puts padding before a text", *words, "--pooling", "cls")
+    fails(2, "does not work with a tokenizer that pads on the left", *words, "--pooling", "cls")
