@@ -166,7 +166,7 @@ def test_sources_that_are_gone_or_others_are_told(
     assert run("verify", copied / "bundle").code == 0  # where it was exported they are noted
     monkeypatch.setenv("RMLORA_CACHE", str(tmp_path / "another-machine"))
     fails(
-        3, "The adapter 'adapter' of this bundle is not where it was exported from on this machine: pass --adapter",
+        3, "The directory of this bundle's adapter 'adapter' is not known on this machine, or is gone: pass it with --adapter",
         "verify", copied / "bundle",
     )  # fmt: skip
     _, other = make_sources("bert", tmp_path / "other", base_model="x")

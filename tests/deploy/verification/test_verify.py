@@ -133,12 +133,12 @@ def test_nan_is_told_as_such_and_reported(copied: Path) -> None:
     assert report["onnx"]["not_finite"] == 16
 
 
-def test_a_base_that_answers_with_nan_is_no_reference(tmp_path: Path) -> None:
+def test_a_base_that_gives_nan_is_not_a_reference(tmp_path: Path) -> None:
     base, adapter = make_sources("bert", tmp_path)
     tensors = load_file(base / "model.safetensors")
     tensors["bert.encoder.layer.0.output.dense.bias"][:] = np.nan
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
-    fails(3, "PyTorch itself answers with NaN", "export", base, "-a", adapter, "-o", tmp_path / "bundle")
+    fails(3, "PyTorch itself gives NaN or infinity", "export", base, "-a", adapter, "-o", tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
 
@@ -156,7 +156,7 @@ def test_sources_are_recognized(copied: Path, tmp_path: Path, monkeypatch: pytes
     save_file({name: tensor * 2 for name, tensor in factors.items()}, adapter / "adapter_model.safetensors")
     fails(3, "is not the adapter this bundle was made from", "verify", bundle, "--base", base, "--adapter", adapter)
     monkeypatch.setenv("RMLORA_CACHE", str(tmp_path / "another-machine"))
-    message = "The base 'base' of this bundle is not where it was exported from on this machine: pass --base"
+    message = "The directory of this bundle's base 'base' is not known on this machine, or is gone: pass it with --base"
     fails(3, message, "verify", bundle, "--adapter", copied.parent / "kept")
 
 
