@@ -77,7 +77,7 @@ def test_what_is_shown_of_an_adapter(adapter: Path) -> None:
 
 def test_an_adapter_from_elsewhere_shows_what_is_known(base: Path, adapter: Path) -> None:
     shown = run("inspect", base.parent / "plain").stdout
-    assert "a PEFT adapter from elsewhere" in shown
+    assert "a PEFT adapter from another program" in shown
     assert "not recorded" in shown
 
 
