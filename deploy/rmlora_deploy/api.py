@@ -33,7 +33,6 @@ from rmlora_deploy.bundles.report import VerificationReport
 from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.exporter.pipeline import export_bundle
 from rmlora_deploy.inference import Classifier, Embedder, open_bundle
-from rmlora_deploy.inference.classifier import AdapterClassifier
 from rmlora_deploy.verification.evaluation import read_evaluation
 from rmlora_deploy.verification.merged_graph import verify_merged_graph
 from rmlora_deploy.verification.torch_pair import load_torch_pair, torch_is_installed
@@ -280,7 +279,7 @@ def raise_if_failed(report: VerificationReport, bundle: Bundle) -> None:
     (raise_on_branch_mismatch if bundle.mode == "branches" else raise_on_mismatch)(report, bundle.precision)
 
 
-def load(path: str | Path, *, provider: str = "cpu", **options: Any) -> Classifier | AdapterClassifier | Embedder:
+def load(path: str | Path, *, provider: str = "cpu", **options: Any) -> Classifier | Embedder:
     """Open a bundle of any kind, to predict or embed with it; needs no torch.
 
     Args:
@@ -290,8 +289,7 @@ def load(path: str | Path, *, provider: str = "cpu", **options: Any) -> Classifi
             :class:`rmlora_deploy.runtime.AdapterSession`.
 
     Returns:
-        an object with ``predict`` (a :class:`Classifier`, or with branches an :class:`AdapterClassifier`) or, for
-        feature-extraction, with ``embed`` (an :class:`Embedder`).
+        a :class:`Classifier` (``predict``) or, for feature-extraction, an :class:`Embedder` (``embed``).
 
     Raises:
         InputError: the directory is not a bundle, or is damaged.

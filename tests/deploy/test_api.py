@@ -17,7 +17,6 @@ from rmlora.errors import ConfigError, ParityError
 from rmlora.training.run import TrainResult
 from rmlora_deploy import Bundle, Classifier, Embedder, export, load, merge, train, verify
 from rmlora_deploy.bundles.report import Evaluation
-from rmlora_deploy.inference.classifier import AdapterClassifier
 from rmlora_deploy.verification.compare import TOLERANCES
 from tests.helpers.cli import environment, text_base, text_data
 from tests.helpers.encoders import RANKS, TEXTS
@@ -103,7 +102,7 @@ def test_a_bundle_with_branches_is_exported_loaded_and_verified(branches: Bundle
     assert report is not None and report.passed and report.adapters is not None
     assert report.adapters["colors"].evaluation is not None and report.adapters["again"].evaluation is None
     classifier = load(branches.path)
-    assert isinstance(classifier, AdapterClassifier)
+    assert isinstance(classifier, Classifier)
     texts = ["w0 w5", "w1 w7"]
     mixed = classifier.predict(texts, ["colors", "again"])
     alone = load(merged.path)

@@ -21,7 +21,7 @@ from rmlora_deploy.bundles.choose_pooling import check_pooling
 from rmlora_deploy.bundles.manifest import PoolingEntry
 from rmlora_deploy.bundles.processor import trained_length
 from rmlora_deploy.bundles.reference import load_reference
-from rmlora_deploy.runtime import AdapterSession
+from rmlora_deploy.runtime import AdapterKey, AdapterSession
 from rmlora_deploy.runtime.outputs import Arrays
 
 __all__ = ["ConvertedAdapter", "TryOut", "convert_adapter"]
@@ -80,7 +80,7 @@ class TryOut:
         Raises:
             AdapterError: with the adapter the outputs are NaN or infinite, or equal the base's.
         """
-        key = f"{name} (attempt {next(_attempts)})"  # unique, so an adapter of the same name keeps serving its rows
+        key = AdapterKey(name, -next(_attempts))  # unique, so an adapter of the same name keeps serving its rows
         self.session.register(key, lambda: arrays)
         try:
             got = np.stack(self.session.run(self.batch, key))

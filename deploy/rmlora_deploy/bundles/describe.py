@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -71,7 +72,7 @@ def describe_base(base: str, revision: str | None, checkpoint: Checkpoint, modul
         modules: paths of the adapted modules, whose weights the fingerprint covers.
     """
     local = Path(base).exists()
-    source = Path(base).resolve().name if local else base
+    source = _directory_name(base) if local else base
     return BaseEntry(source=source, revision=revision, fingerprint=base_fingerprint(checkpoint, modules), hub=not local)
 
 
@@ -79,13 +80,18 @@ def describe_adapter(adapter: Adapter) -> AdapterSource:
     """Return the manifest entry of the adapter package at ``adapter.source``."""
     source = Path(adapter.source)
     return AdapterSource(
-        source=source.resolve().name,
+        source=_directory_name(source),
         sha256=sha256_file(source / TENSORS_FILE),
         modules=len(adapter.modules),
         parameters=adapter.parameters,
         rmlora=adapter.metadata.get("rmlora"),
         metrics=adapter.metadata.get("metrics"),
     )
+
+
+def _directory_name(path: Path | str) -> str:
+    """Return the last part of a path as the user wrote it; links are not followed."""
+    return Path(os.path.abspath(path)).name
 
 
 def operator_counts(model: ir.Model) -> dict[str, int]:

@@ -144,8 +144,8 @@ def command(resume: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
 
     Every step trains half of each update's rank directions (--active-rank), and a penalty keeps the directions
     orthogonal (--orth-weight); docs/method.md explains both. The checkpoint with the best validation metric is kept. To
-    continue a run that was killed, give the same command again. For several processes, start it with torchrun or
-    accelerate: torchrun --nproc-per-node 2 -m rmlora_deploy train …
+    continue a run that was killed, give the same command again. To train in several processes:
+    `torchrun --no-python --nproc-per-node 2 rmlora-deploy train …`, or `accelerate launch --no_python rmlora-deploy train …`.
 
     \b
     Examples:
