@@ -26,9 +26,9 @@ def command() -> None:
 
     \b
     Examples:
-      rmlora-deploy adapter add both bbc=./bbc
+      rmlora-deploy adapter add both trec-plain=trec-lora
       rmlora-deploy adapter list both --json
-      rmlora-deploy adapter remove both bbc
+      rmlora-deploy adapter remove both trec-plain
     """
 
 
@@ -45,7 +45,7 @@ def add(bundle: Path, adapters: tuple[str, ...], allow_base_mismatch: bool, as_j
 
     \b
     Examples:
-      rmlora-deploy adapter add both bbc=./bbc
+      rmlora-deploy adapter add both trec-plain=trec-lora
     """
     console = make_console(as_json=as_json)
     started = time.monotonic()
@@ -77,7 +77,7 @@ def remove(bundle: Path, names: tuple[str, ...], as_json: bool) -> None:
 
     \b
     Examples:
-      rmlora-deploy adapter remove both bbc
+      rmlora-deploy adapter remove both trec-plain
     """
     opened = Bundle.open(bundle, check_files=False)
     for name in names:

@@ -48,8 +48,8 @@ def command(
 
     \b
     Examples:
-      rmlora-deploy compress ./spam --energy 0.99 --refactor --output ./spam-small
-      rmlora-deploy compress ./mixed --refactor --output ./mixed-exact
+      rmlora-deploy compress spam --energy 0.99 --refactor --output spam-small
+      rmlora-deploy compress spam-mixed --refactor --output spam-exact
     """
     refuse_existing(output, overwrite=overwrite)
     smaller, report = compress_adapter(

@@ -105,9 +105,9 @@ def command(
 
     \b
     Examples:
-      rmlora-deploy export ./MiniLM --adapter spam --output spam-bundle
-      rmlora-deploy export ./MiniLM --adapter spam --output spam-int8 --precision int8 --data test.jsonl
-      rmlora-deploy export ./MiniLM --mode branches -a spam=./spam -a trec=./trec --output both
+      rmlora-deploy export MiniLM --adapter spam --output spam-bundle
+      rmlora-deploy export MiniLM --adapter spam --output spam-int8 --precision int8 --data data/sms/test.jsonl
+      rmlora-deploy export MiniLM --mode branches -a spam=spam-rmlora -a trec=trec-rmlora --output both
     """
     console = make_console(as_json=as_json)
     paths = {name: Path(path) for name, path in named(adapters, flag="--adapter").items()}

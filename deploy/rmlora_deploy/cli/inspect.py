@@ -54,8 +54,8 @@ def command(
 
     \b
     Examples:
-      rmlora-deploy inspect spam-adapter --base ./MiniLM
-      rmlora-deploy inspect rm-lora --compare plain-lora --plot spectrum.png
+      rmlora-deploy inspect spam --base MiniLM
+      rmlora-deploy inspect spam --compare spam-lora --plot spectrum.png
       rmlora-deploy inspect spam-bundle --json
     """
     console = make_console(as_json=as_json)

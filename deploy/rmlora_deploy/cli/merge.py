@@ -63,8 +63,8 @@ def command(
 
     \b
     Examples:
-      rmlora-deploy merge ./MiniLM ./spam-adapter --output ./spam-merged
-      rmlora-deploy merge ./MiniLM ./spam-adapter --onnx ./MiniLM-onnx/model.onnx --output ./spam-onnx
+      rmlora-deploy merge MiniLM spam --output spam-checkpoint
+      rmlora-deploy merge MiniLM spam --onnx MiniLM-onnx/model.onnx --output spam-onnx
     """
     console = make_console(as_json=as_json)
     columns = (TextColumn("merging"), BarColumn(), DownloadColumn(), TransferSpeedColumn())

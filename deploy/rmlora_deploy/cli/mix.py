@@ -40,7 +40,7 @@ def command(
 
     \b
     Example:
-      rmlora-deploy mix ./formal ./polite --weights 0.7,0.3 --output ./formal-and-polite
+      rmlora-deploy mix spam spam-lora --weights 0.7,0.3 --head-from spam --output spam-mixed
     """
     refuse_existing(output, overwrite=overwrite)
     if head_from is not None and head_from not in adapters:

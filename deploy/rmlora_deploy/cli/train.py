@@ -149,9 +149,9 @@ def command(resume: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
 
     \b
     Examples:
-      rmlora-deploy train --base ./MiniLM --train sms.csv --output spam
+      rmlora-deploy train --base MiniLM --train data/sms/train.jsonl --output spam
       rmlora-deploy train --config run.yaml --rank 4 --active-rank 2
-      rmlora-deploy train --task image-classification --base ./dinov2 --train ./photos --output photos-adapter
+      rmlora-deploy train --task image-classification --base dinov2 --train photos --output photos-adapter
     """
     console = make_console(as_json=as_json)
     config = _method(flags)

@@ -52,9 +52,9 @@ def command(
 
     \b
     Examples:
-      rmlora-deploy verify spam-bundle --data test.jsonl
+      rmlora-deploy verify spam-bundle --data data/sms/test.jsonl
       rmlora-deploy verify spam-bundle --provider cuda --reference-only
-      rmlora-deploy verify both --data spam=spam-test.jsonl --data trec=trec-test.jsonl
+      rmlora-deploy verify both --data spam=data/sms/test.jsonl --data trec=data/trec/test.jsonl
     """
     console = make_console(as_json=as_json)
     opened = Bundle.open(bundle)

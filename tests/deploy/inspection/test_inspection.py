@@ -31,7 +31,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def adapter(base: Path) -> Path:
-    """A package of ours: metadata, and a mask that rests two directions of one module."""
+    """A package written by this toolkit, with metadata and a mask over two directions of one module."""
     adapt(build("bert"), lora_config("bert", use_rslora=True)).save_pretrained(base.parent / "plain")
     plain = load_package(base.parent / "plain")
     path, module = next(iter(plain.modules.items()))
@@ -68,14 +68,14 @@ def test_figures_of_an_adapter(adapter: Path) -> None:
     np.testing.assert_allclose(second["singular_values"], dense, rtol=1e-4)
 
 
-def test_what_is_shown_of_an_adapter(adapter: Path) -> None:
+def test_the_tables_of_an_adapter(adapter: Path) -> None:
     shown = run("inspect", adapter).stdout
     for text in ("RM-LoRA: rank 4, 2 active in a step", "accuracy 0.7500", "2 of 4", "red, green, blue"):
         assert text in shown
     assert len(run("inspect", adapter, "--all").stdout) >= len(shown)
 
 
-def test_an_adapter_from_elsewhere_shows_what_is_known(base: Path, adapter: Path) -> None:
+def test_an_adapter_without_metadata_shows_what_is_known(base: Path, adapter: Path) -> None:
     shown = run("inspect", base.parent / "plain").stdout
     assert "a PEFT adapter from another program" in shown
     assert "not recorded" in shown
@@ -142,7 +142,7 @@ def test_a_tied_output_layer_fits_through_the_embedding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
-def test_pictures_of_one_or_several_adapters(adapter: Path, tmp_path: Path, suffix: str) -> None:
+def test_plots_of_one_or_several_adapters(adapter: Path, tmp_path: Path, suffix: str) -> None:
     picture = tmp_path / f"spectrum{suffix}"
     done = run("inspect", adapter, "--compare", adapter.parent / "plain", "--plot", picture)
     assert done.code == 0, done.stderr
@@ -152,7 +152,7 @@ def test_pictures_of_one_or_several_adapters(adapter: Path, tmp_path: Path, suff
         assert np.asarray(Image.open(picture)).std() > 10  # something is drawn
 
 
-def test_an_untrained_adapter_can_be_drawn(base: Path, tmp_path: Path) -> None:
+def test_an_untrained_adapter_can_be_plotted(base: Path, tmp_path: Path) -> None:
     package = load_package(base.parent / "plain")
     still = {path: replace(item, lora_B=np.zeros_like(item.lora_B)) for path, item in package.modules.items()}
     plot_spectra({"still": adapter_spectrum(replace(package, modules=still))}, tmp_path / "still.png")
@@ -175,7 +175,7 @@ def test_figures_of_a_bundle(tmp_path: Path) -> None:
         assert text in shown
 
 
-def test_mistakes_end_with_one_line_and_the_code_of_their_kind(adapter: Path, base: Path, tmp_path: Path) -> None:
+def test_mistakes_end_with_one_line_and_their_exit_code(adapter: Path, base: Path, tmp_path: Path) -> None:
     fails(3, "Nothing to inspect", "inspect", tmp_path / "none")
     fails(3, "is a file: give the directory", "inspect", adapter / "adapter_model.safetensors")
     fails(3, "holds neither adapter_config.json nor manifest.json", "inspect", base)
