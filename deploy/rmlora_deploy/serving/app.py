@@ -19,7 +19,7 @@ from rmlora.errors import RMLoRAError
 from rmlora_deploy.serving.api_docs import add_docs
 from rmlora_deploy.serving.errors import BusyError, status_of
 from rmlora_deploy.serving.metrics import Metrics
-from rmlora_deploy.serving.middleware.guards import Middleware
+from rmlora_deploy.serving.middleware.stack import middleware_stack
 from rmlora_deploy.serving.registry import Registry
 from rmlora_deploy.serving.routes import health, openai, vllm
 from rmlora_deploy.serving.routes import open_inference as inference
@@ -51,6 +51,7 @@ def create_app(registry: Registry, metrics: Metrics) -> FastAPI:
 
     app = FastAPI(
         title="rmlora-deploy", version=__version__, lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None,
+        middleware=middleware_stack(registry.settings, metrics),
     )  # fmt: skip
     app.state.service = service
     for module in (health, openai, vllm, inference):
@@ -65,7 +66,6 @@ def create_app(registry: Registry, metrics: Metrics) -> FastAPI:
     app.add_exception_handler(RMLoRAError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _plain)
-    app.add_middleware(Middleware, settings=registry.settings, metrics=metrics)
     return app
 
 

@@ -357,7 +357,7 @@ def test_clients_that_go_away_leave_nothing_behind(served: dict[str, Path]) -> N
 
 
 def test_bodies_together_are_limited(served: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmlora_deploy.serving.middleware.guards._HELD", 2)
+    monkeypatch.setattr("rmlora_deploy.serving.middleware.limits._HELD_BODIES", 2)
     with serving({"words": served["words"]}, max_body=1000, max_batch=1) as running:
         assert running.registry is not None
         with ThreadPoolExecutor(2) as callers, held_back(running, "words") as begun:

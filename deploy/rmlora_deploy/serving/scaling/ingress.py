@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rmlora_deploy.serving.metrics import Metrics
-from rmlora_deploy.serving.middleware.guards import Middleware
+from rmlora_deploy.serving.middleware.stack import wrap
 from rmlora_deploy.serving.scaling.application import REPLICA, Application
 from rmlora_deploy.serving.scaling.asgi import Call, Reply, read_call, send_reply
 from rmlora_deploy.serving.scaling.coordinator import open_coordinator
@@ -43,7 +43,7 @@ class Ingress:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._app is None:
             settings = self._application.with_key()
-            self._app = Middleware(_Forward(self._application, settings.timeout), settings, Metrics())
+            self._app = wrap(_Forward(self._application, settings.timeout), settings, Metrics())
         if scope["type"] == "lifespan":
             await _live(receive, send)
         else:
