@@ -148,11 +148,11 @@ def measure_loading(work: Path, count: int = 50) -> dict[str, float]:
     bundle = Bundle.open(work / "branches", check_files=False)
     session = bundle.adapter_session(threads=THREADS, max_active_adapters=count + 1)
     inputs = random_inputs(1, 32)
-    path = bundle.path / bundle.adapter("a0")["file"]
+    path = bundle.path / bundle.adapter("a0").file
     steady = statistics.median(_timed(lambda: session.run(inputs, "a0")) for _ in range(count))
 
     def first(name: str) -> None:
-        session.load(name, partial(read_onnx_adapter, path))
+        session.register(name, partial(read_onnx_adapter, path))
         session.run(inputs, name)
 
     loading = [_timed(partial(first, f"new{number}")) - steady for number in range(count)]
@@ -221,7 +221,7 @@ def _branches(
     names = list(bundle.adapters)
     for number in range(registered - len(names)):
         path = bundle.path / bundle.adapter(names[number % len(names)])["file"]
-        session.load(f"more{number}", partial(read_onnx_adapter, path))
+        session.register(f"more{number}", partial(read_onnx_adapter, path))
     rng = np.random.default_rng(0)
     if use == "none":
         _answer_without_adapter(session)

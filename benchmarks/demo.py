@@ -55,7 +55,8 @@ def main() -> None:
     started = time.monotonic()
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    base = str(minilm())
+    base = work / "MiniLM"
+    base.symlink_to(minilm(), target_is_directory=True)  # a path that the next commands can name
     data = {
         name: write_splits(source, work / "data" / source, limit=limit) for name, (source, limit, _) in TASKS.items()
     }
@@ -142,18 +143,10 @@ def title(text: str) -> None:
 def run(*words: str | Path) -> None:
     """Show a command and run it."""
     shown = [str(word) for word in words]
-    print(f"\n$ rmlora-deploy {shlex.join(_short(shown))}", flush=True)
+    print(f"\n$ rmlora-deploy {shlex.join(shown)}", flush=True)
     finished = subprocess.run([sys.executable, "-m", "rmlora_deploy", *shown], check=False)
     if finished.returncode:
         sys.exit(finished.returncode)
-
-
-def _short(words: list[str]) -> list[str]:
-    """Leave the installation's path and the repeated targets out of what is shown."""
-    base, shown = str(minilm()), []
-    for word in words:
-        shown.append("$MINILM" if word == base else word)
-    return shown
 
 
 if __name__ == "__main__":

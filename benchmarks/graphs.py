@@ -22,7 +22,6 @@ import torch
 
 from benchmarks.assets import minilm
 from benchmarks.results import environment, write_result
-from rmlora.processors import load_processor
 from rmlora.tasks import get_task
 from rmlora.torch_models import load_task_model
 from rmlora_converters.graph.files.model_file import save_model
@@ -47,7 +46,7 @@ def main() -> None:
     task = get_task("text-classification")
     torch.manual_seed(0)
     model = load_task_model(minilm(), task, ["no", "yes"]).model.eval()
-    processor = load_processor(minilm(), task)
+    processor = task.inputs.load_processor(minilm())
     inputs = trace_inputs(task, model.config, processor)
     cases = make_sample_batches(
         pre := Preprocessor(task, processor, 128, tuple(inputs.tensors)), sample_inputs(pre, None)

@@ -75,7 +75,7 @@ class Soak:
 
     def load(self, name: str) -> None:
         """Register an adapter."""
-        self.session.load(name, partial(read_onnx_adapter, self.files[name]))
+        self.session.register(name, partial(read_onnx_adapter, self.files[name]))
 
     def work(self, number: int, threads: int, end: float) -> None:
         """What one thread does until ``end``."""

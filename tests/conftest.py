@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,12 +25,14 @@ settings.register_profile("project", deadline=None, derandomize=True, print_blob
 settings.load_profile("project")
 
 
-@pytest.fixture(autouse=True)
-def private_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep converted bases and datasets of a test run out of the user's cache."""
+@pytest.fixture(scope="session", autouse=True)
+def private_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep converted bases, noted directories and data sets of a test run out of the user's cache."""
     cache: Path = tmp_path_factory.getbasetemp() / "cache"
-    monkeypatch.setenv("RMLORA_CACHE", str(cache / "rmlora"))
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(cache / "datasets"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RMLORA_CACHE", str(cache / "rmlora"))
+        patch.setenv("HF_DATASETS_CACHE", str(cache / "datasets"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,7 @@ def merge_checkpoint(
     *,
     overwrite: bool = False,
     allow_base_mismatch: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> MergeReport:
     """Write ``base`` with ``adapter`` merged in to the directory ``output``: same sharding, same types.
 
@@ -59,7 +59,7 @@ def merge_checkpoint(
         output: directory to create.
         overwrite: replace an existing directory.
         allow_base_mismatch: merge although the adapter's fingerprint names another base.
-        progress: called with (bytes written, bytes in all).
+        on_progress: called with (bytes written, bytes in all).
 
     Raises:
         CheckpointError: the base cannot be read.
@@ -74,7 +74,7 @@ def merge_checkpoint(
     checkpoint = Checkpoint(Path(base))
     fingerprint = check_base(adapter, checkpoint, allow_mismatch=allow_base_mismatch)
     plan = make_plan(checkpoint, adapter)
-    writer = _Writer(plan, progress)
+    writer = _Writer(plan, on_progress)
     with atomic_directory(output, overwrite=overwrite) as directory:
         _check_space(directory, plan)
         copy_side_files(checkpoint.path, directory, but=(CONFIG_NAME, INDEX_NAME))
@@ -106,9 +106,9 @@ def merge_checkpoint(
 class _Writer:
     """Produces the bytes of planned tensors and keeps the survival meters."""
 
-    def __init__(self, plan: MergePlan, progress: Callable[[int, int], None] | None) -> None:
+    def __init__(self, plan: MergePlan, on_progress: Callable[[int, int], None] | None) -> None:
         self.meters: list[RoundingMeter] = []
-        self._progress = progress
+        self._progress = on_progress
         self._total = plan.nbytes
         self._done = 0
 

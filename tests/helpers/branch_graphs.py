@@ -49,7 +49,7 @@ class Branched:
         """Open the graph with all its adapters."""
         session = AdapterSession(self.path, **options)  # type: ignore[arg-type]
         for name in self.adapters:
-            session.load(name, lambda name=name: self.arrays(name))  # type: ignore[misc]
+            session.register(name, lambda name=name: self.arrays(name))  # type: ignore[misc]
         return session
 
     def inputs(self, batch: int = 3, seed: int = 0) -> dict[str, np.ndarray]:

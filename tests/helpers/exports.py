@@ -11,7 +11,6 @@ import onnx_ir as ir
 import torch
 from transformers import PreTrainedModel
 
-from rmlora.processors import load_processor
 from rmlora.tasks import get_task
 from rmlora_converters.graph.files.model_file import save_model
 from rmlora_deploy.exporter.optimize import optimize
@@ -40,7 +39,7 @@ def _traced(name: str) -> bytes:
     task = get_task(ARCHITECTURES[name].task or "")
     with TemporaryDirectory() as directory:
         base, _ = make_sources(name, Path(directory))
-        inputs = trace_inputs(task, model.config, load_processor(base, task))
+        inputs = trace_inputs(task, model.config, task.inputs.load_processor(base))
     return ir.to_proto(export_torch(model, inputs, opset=20)).SerializeToString()
 
 

@@ -10,7 +10,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from rmlora.storage import sha256_file
-from rmlora_deploy.bundles.bundle import BUNDLE_FORMAT_VERSION, MANIFEST_FILE, MODEL_FILE
+from rmlora_deploy.bundles.bundle import MANIFEST_FILE, MODEL_FILE
+from rmlora_deploy.bundles.manifest import FORMAT_VERSION
 from tests.helpers.bundles import PROCESSOR
 from tests.helpers.cli import tokenizer
 from tests.helpers.models import VOCABULARY
@@ -68,15 +69,15 @@ def _write(
     onnx.save(model, directory / MODEL_FILE)
     kinds = {TensorProto.INT64: "int64", TensorProto.FLOAT: "float"}
     manifest = {
-        "format_version": BUNDLE_FORMAT_VERSION,
+        "format_version": FORMAT_VERSION,
         "created_by": "tests",
         "mode": "merged",
         "task": task,
         "precision": precision,
         "labels": list(labels),
         "max_length": POSITIONS,
-        "base": {"source": "nowhere", "fingerprint": None},
-        "adapter": {"source": "no-such-adapter", "modules": 2, "parameters": 10},
+        "base": {"source": "nowhere", "fingerprint": "none"},
+        "adapter": {"source": "no-such-adapter", "sha256": "none", "modules": 2, "parameters": 10},
         "model": {
             "files": {MODEL_FILE: sha256_file(directory / MODEL_FILE)},
             "bytes": (directory / MODEL_FILE).stat().st_size,

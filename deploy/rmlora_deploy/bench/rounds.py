@@ -20,6 +20,7 @@ from rmlora_deploy.bench.bench_plan import BenchSettings, Contestant, Job, Size,
 from rmlora_deploy.bench.machine import describe_machine, usable_cores
 from rmlora_deploy.bench.summary import summarize
 from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.bundles.sources import find_adapter_directory, find_base_directory
 
 __all__ = ["run_bench"]
 
@@ -61,13 +62,13 @@ def run_bench(
     threads = settings.threads or tuple(count for count in (1, 2) if count <= len(cores))
     if max(threads) > len(cores):
         raise ConfigError(f"--threads {max(threads)} is more than the {len(cores)} cores this process may use.")
-    base = base or bundle.manifest["base"]["source"]
     branches = bundle.mode == "branches"
     if branches and not bundle.adapters:
         raise InputError(f"{bundle.path} has no adapters to measure: add one with  rmlora-deploy adapter add.")
-    first = next(iter(bundle.adapters.values())) if branches else bundle.manifest["adapter"]
-    adapter = adapter or Path(first["source"])
-    everyone = contestants(settings, threads, _torch_missing(str(base), adapter), branches=branches)
+    first = next(iter(bundle.adapters.values())) if branches else bundle.merged_adapter
+    adapter = adapter or find_adapter_directory(bundle.manifest, first) or Path(first.source)
+    base = base or _recorded_base(bundle)
+    everyone = contestants(settings, threads, _torch_missing(bundle, base, adapter), branches=branches)
     _refuse_missing(settings, everyone)
     sizes = settings.sizes(texts=_takes_texts(bundle))
     runs: dict[Contestant, list[Run]] = {item: [] for item in everyone if item.missing is None}
@@ -77,7 +78,7 @@ def run_bench(
         for turn, item in enumerate(able if number % 2 == 0 else reversed(able)):
             total = settings.rounds * len(able)
             progress(f"{item.name}, threads: {item.threads}", number * len(able) + turn, total)
-            run = _in_process(_job(bundle, settings, item, sizes, cores, str(base), adapter))
+            run = _in_process(_job(bundle, settings, item, sizes, cores, base, adapter))
             if "error" in run:
                 _raise_if_asked_for(settings, item, run)
                 failures[item] = run["error"]
@@ -91,9 +92,9 @@ def run_bench(
         "format_version": 1,
         "bundle": {
             "name": bundle.path.resolve().name,
-            "task": bundle.task,
+            "task": bundle.task.name,
             "precision": bundle.precision,
-            "bytes": bundle.manifest["model"]["bytes"],
+            "bytes": bundle.manifest.model.bytes,
         },
         "command": " ".join(["rmlora-deploy", *command]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -104,16 +105,21 @@ def run_bench(
 
 
 def _takes_texts(bundle: Bundle) -> bool:
-    return any(item["name"] == "input_ids" for item in bundle.manifest["model"]["inputs"])
+    return any(item.name == "input_ids" for item in bundle.manifest.model.inputs)
 
 
-def _torch_missing(base: str, adapter: Path) -> str | None:
+def _recorded_base(bundle: Bundle) -> str:
+    """Return where the base lies on this machine, or what the manifest calls it."""
+    return str(find_base_directory(bundle.manifest) or bundle.base.source)
+
+
+def _torch_missing(bundle: Bundle, base: str, adapter: Path) -> str | None:
     for module in ("torch", "transformers", "peft"):
         if find_spec(module) is None:
             return f"the package {module} is not installed"
     if not adapter.is_dir():
         return f"the adapter {adapter} is not there: pass --adapter"
-    if Path(base).is_absolute() and not Path(base).exists():
+    if not Path(base).exists() and not bundle.base.hub:
         return f"the base {base} is not there: pass --base"
     return None
 
@@ -136,8 +142,8 @@ def _raise_if_asked_for(settings: BenchSettings, item: Contestant, run: Run) -> 
 
 
 def _job(
-    bundle: Bundle, settings: BenchSettings, item: Contestant, sizes: Sequence[Size], cores: Sequence[int], base: str,
-    adapter: Path,
+    bundle: Bundle, settings: BenchSettings, item: Contestant, sizes: Sequence[Size], cores: Sequence[int],
+    base: str, adapter: Path,
 ) -> Job:  # fmt: skip
     return Job(
         bundle=str(bundle.path),

@@ -21,7 +21,6 @@ from rmlora.storage import read_json
 from rmlora_deploy.bench.machine import OthersWatch, peak_mb, pin, resident_mb
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.runtime.outputs import Arrays
-from rmlora_deploy.verification.torch_pooling import pool
 
 __all__ = ["main", "random_inputs"]
 
@@ -75,10 +74,10 @@ def random_inputs(bundle: Bundle, rows: int, tokens: int | None, seed: int) -> A
         raise ConfigError(f"The model reads at most {positions} tokens, not {tokens}: lower --length.")
     rng = np.random.default_rng(seed)
     arrays: Arrays = {}
-    for item in bundle.manifest["model"]["inputs"]:
-        name, shape = item["name"], (rows, tokens or 1)
+    for item in bundle.manifest.model.inputs:
+        name, shape = item.name, (rows, tokens or 1)
         if name == "pixel_values":
-            arrays[name] = rng.standard_normal((rows, *_image_shape(item["shape"])), dtype=np.float32)
+            arrays[name] = rng.standard_normal((rows, *_image_shape(item.shape)), dtype=np.float32)
         elif name == "input_ids":
             arrays[name] = rng.integers(0, int(config["vocab_size"]), shape, dtype=np.int64)
         elif name in ("attention_mask", "token_type_ids"):
@@ -205,7 +204,7 @@ def _open_torch(bundle: Bundle, job: Mapping[str, Any]) -> Engine:
     torch.set_num_threads(job["threads"])
     torch.set_num_interop_threads(1)
     torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as ONNX Runtime's own default; the CPU ignores it
-    adapted, _ = load_adapted(resolve_base(job["base"]), Path(job["adapter"]), task=bundle.task)
+    adapted, _ = load_adapted(resolve_base(job["base"]), Path(job["adapter"]), task=bundle.task.name)
     model: Any = adapted.merge_and_unload().eval().to(device)
     attention = model.config._attn_implementation
     if device == "cuda" and bundle.precision == "fp16":
@@ -215,9 +214,7 @@ def _open_torch(bundle: Bundle, job: Mapping[str, Any]) -> Engine:
         model, how = torch.compile(model, dynamic=False), f"{how}, torch.compile"
 
     def answered(tensors: Mapping[str, Any]) -> Any:
-        if bundle.pooling is None:
-            return model(**tensors).logits
-        return pool(model(**tensors).last_hidden_state, tensors["attention_mask"], bundle.pooling)
+        return bundle.task.outputs.of_model(model(**tensors), tensors, bundle.pooling)
 
     def bind(arrays: Arrays) -> Bound:
         tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import ConfigError, InputError, some_of
 from rmlora.pooling import Pooling
-from rmlora.storage import read_json, sha256_file, write_json
-from rmlora.tasks import get_task
+from rmlora.storage import sha256_file, write_json
+from rmlora.tasks import Task, get_task
 from rmlora_converters.graph.contract.lora_inputs import LoraInputs, read_lora_inputs
 from rmlora_converters.graph.files.model_file import load_model
+from rmlora_deploy.bundles.manifest import AdapterEntry, AdapterSource, BaseEntry, Manifest, read_manifest
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.runtime.providers import create_session
 
@@ -33,9 +34,8 @@ if TYPE_CHECKING:
 
     from rmlora_deploy.runtime import AdapterSession
 
-__all__ = ["BUNDLE_FORMAT_VERSION", "MANIFEST_FILE", "MODEL_FILE", "REFERENCE_FILE", "Bundle"]
+__all__ = ["MANIFEST_FILE", "MODEL_FILE", "REFERENCE_FILE", "Bundle"]
 
-BUNDLE_FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 MODEL_FILE = "model.onnx"
 REFERENCE_FILE = "reference.safetensors"
@@ -43,19 +43,10 @@ REFERENCE_FILE = "reference.safetensors"
 
 @dataclass
 class Bundle:
-    """A bundle on disk and its manifest.
-
-    The manifest's keys: ``format_version``, ``created_by``, ``mode`` (``merged`` or ``branches``), ``task``,
-    ``precision``, ``labels``, ``pooling`` (for embeddings), ``max_length``, ``exporter``, ``optimization`` (level, and why not a higher one),
-    ``model`` (files with SHA-256, opset, required inputs, outputs, operators), ``files`` (SHA-256 of all others),
-    ``base`` (source, fingerprint), ``tools`` (versions), ``seconds`` and ``verification`` (see
-    :mod:`rmlora_deploy.verification`; None where it was left out). A merged bundle has ``adapter`` (source, SHA-256, settings)
-    and ``layers`` (list of module path and the tensor in the graph that is its output, in the order of execution);
-    one with branches has ``adapters`` (name → the same, with files, labels and length), see docs/formats.md.
-    """
+    """A bundle on disk and its manifest (:mod:`rmlora_deploy.bundles.manifest`)."""
 
     path: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
 
     @classmethod
     def open(cls, path: Path | str, *, check_files: bool = True) -> Bundle:
@@ -69,15 +60,7 @@ class Bundle:
             raise InputError(f"Bundle not found: {path} is not a directory; make one with  rmlora-deploy export.")
         if not (path / MANIFEST_FILE).is_file():
             raise InputError(f"{path} holds no {MANIFEST_FILE}: it is not a bundle made by  rmlora-deploy export.")
-        manifest = read_json(path / MANIFEST_FILE, what="Bundle manifest")
-        if not isinstance(manifest, dict) or manifest.get("format_version") != BUNDLE_FORMAT_VERSION:
-            found = manifest.get("format_version") if isinstance(manifest, dict) else None
-            raise InputError(
-                f"{path / MANIFEST_FILE} has format version {found}, this program reads {BUNDLE_FORMAT_VERSION}: export again."
-            )
-        missing = [key for key in ("task", "precision", "labels", "model") if key not in manifest]
-        if missing:
-            raise InputError(f"{path / MANIFEST_FILE} lacks '{missing[0]}': the manifest is damaged, export again.")
+        manifest = read_manifest(path / MANIFEST_FILE)
         bundle = cls(path, manifest)
         if check_files:
             bundle.check_files()
@@ -85,9 +68,9 @@ class Bundle:
 
     def check_files(self) -> None:
         """Raise :class:`InputError` naming the first file that is missing or differs from the manifest."""
-        files = {**self.manifest["model"]["files"], **self.manifest.get("files", {})}
+        files = {**self.manifest.model.files, **self.manifest.files}
         for entry in self.adapters.values():
-            files.update(entry["files"])
+            files.update(entry.files)
         for name, expected in files.items():
             file = self.path / name
             if not file.is_file():
@@ -103,14 +86,14 @@ class Bundle:
     @property
     def mode(self) -> str:
         """``merged``: one adapter inside the weights; ``branches``: any number beside them."""
-        return str(self.manifest.get("mode", "merged"))
+        return self.manifest.mode
 
     @property
-    def adapters(self) -> dict[str, dict[str, Any]]:
+    def adapters(self) -> dict[str, AdapterEntry]:
         """Name → entry of every adapter beside the weights."""
-        return dict(self.manifest.get("adapters") or {})
+        return dict(self.manifest.adapters)
 
-    def adapter(self, name: str) -> dict[str, Any]:
+    def adapter(self, name: str) -> AdapterEntry:
         """Return the entry of one adapter.
 
         Raises:
@@ -122,30 +105,53 @@ class Bundle:
         return self.adapters[name]
 
     @property
-    def task(self) -> str:
-        """Task name, e.g. ``text-classification``."""
-        return str(self.manifest["task"])
+    def merged_adapter(self) -> AdapterSource:
+        """The adapter inside the weights.
+
+        Raises:
+            InputError: the manifest names none.
+        """
+        if self.manifest.adapter is None:
+            raise InputError(f"{self.path / MANIFEST_FILE} lacks 'adapter': the manifest is damaged, export again.")
+        return self.manifest.adapter
 
     @property
-    def embeds(self) -> bool:
-        """Whether it answers with vectors and not with scores for labels."""
-        return get_task(self.task).answer == "vector"
+    def base(self) -> BaseEntry:
+        """The base it was made from.
+
+        Raises:
+            InputError: the manifest names none.
+        """
+        if self.manifest.base is None:
+            raise InputError(f"{self.path / MANIFEST_FILE} lacks 'base': the manifest is damaged, export again.")
+        return self.manifest.base
+
+    @property
+    def task(self) -> Task:
+        """What it is for."""
+        return get_task(self.manifest.task)
 
     @property
     def pooling(self) -> Pooling | None:
-        """How the graph makes one vector of a text's tokens; None where it answers with scores."""
-        recorded = self.manifest.get("pooling")
-        return Pooling(recorded["mode"], recorded["normalize"]) if recorded else None
+        """How the graph makes one vector of a text's tokens; None where nothing is pooled."""
+        return self.manifest.pooling.pooling if self.manifest.pooling is not None else None
 
     @property
     def precision(self) -> str:
         """``fp32``, ``fp16``, ``int8`` or ``int4``."""
-        return str(self.manifest["precision"])
+        return self.manifest.precision
 
     @property
     def labels(self) -> list[str]:
-        """Label names in the order of the logits."""
-        return [str(label) for label in self.manifest.get("labels") or []]
+        """Label names in the order of the scores."""
+        return list(self.manifest.labels)
+
+    def require_branches(self) -> None:
+        """Raise :class:`ConfigError` if the bundle is merged."""
+        if self.mode != "branches":
+            raise ConfigError(
+                f"{self.path} has its adapter merged: export one with --mode branches, to which adapters can be added."
+            )
 
     def session(self, provider: str = "cpu", *, threads: int | None = None) -> ort.InferenceSession:
         """Open the model; errors as :func:`rmlora_deploy.runtime.providers.create_session`."""
@@ -174,7 +180,7 @@ class Bundle:
             raise ConfigError(f"{self.path} has its adapter merged: only bundles of --mode branches can switch.")
         session = AdapterSession(self.model_path, provider=provider, **options)
         for name, entry in self.adapters.items():
-            session.load(name, partial(read_onnx_adapter, self.path / entry["file"]))
+            session.register(name, partial(read_onnx_adapter, self.path / entry.file))
         return session
 
     def preprocessor(self, adapter: str | None = None) -> Preprocessor:
@@ -187,8 +193,8 @@ class Bundle:
             InputError: the adapter is not known.
             CheckpointError: there is no usable processor.
         """
-        names = [item["name"] for item in self.manifest["model"]["inputs"]]
-        length = (self.adapter(adapter) if adapter else self.manifest).get("max_length")
+        names = [item.name for item in self.manifest.model.inputs]
+        length = (self.adapter(adapter) if adapter else self.manifest).max_length
         return Preprocessor.open(self.path, self.task, max_length=length, input_names=names)
 
     def reload(self) -> None:
@@ -197,4 +203,4 @@ class Bundle:
 
     def save_manifest(self) -> None:
         """Write the manifest back, atomically."""
-        write_json(self.path / MANIFEST_FILE, self.manifest)
+        write_json(self.path / MANIFEST_FILE, self.manifest.to_dict())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from rmlora.checkpoint import Checkpoint
 from rmlora.fingerprint import base_fingerprint
 from rmlora.package import TENSORS_FILE
 from rmlora.storage import sha256_file
-from rmlora_deploy.bundles.bundle import BUNDLE_FORMAT_VERSION, MANIFEST_FILE, MODEL_FILE
+from rmlora_deploy.bundles.bundle import MANIFEST_FILE, MODEL_FILE
+from rmlora_deploy.bundles.manifest import FORMAT_VERSION, AdapterSource, BaseEntry, ModelEntry, TensorEntry
 
 __all__ = [
     "describe_adapter",
@@ -30,18 +32,18 @@ _MODEL_FILES = (MODEL_FILE, f"{MODEL_FILE}.data")
 _TOOLS = ("torch", "transformers", "peft", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "optimum", "optimum-onnx")
 
 
-def describe_model(directory: Path) -> dict[str, Any]:
-    """Return files with SHA-256, size, opset, operators, required inputs and outputs of the graph in ``directory``."""
+def describe_model(directory: Path) -> ModelEntry:
+    """Return what the manifest says of the graph in ``directory``."""
     graph = ir.load(directory / MODEL_FILE)
     files = [directory / name for name in _MODEL_FILES if (directory / name).is_file()]
-    return {
-        "files": {path.name: sha256_file(path) for path in files},
-        "bytes": sum(path.stat().st_size for path in files),
-        "opset": graph.opset_imports[""],
-        "operators": operator_counts(graph),
-        "inputs": [_signature(value) for value in graph.graph.inputs if value.name not in graph.graph.initializers],
-        "outputs": [_signature(value) for value in graph.graph.outputs],
-    }
+    return ModelEntry(
+        files={path.name: sha256_file(path) for path in files},
+        bytes=sum(path.stat().st_size for path in files),
+        opset=graph.opset_imports[""],
+        operators=operator_counts(graph),
+        inputs=[_signature(value) for value in graph.graph.inputs if value.name not in graph.graph.initializers],
+        outputs=[_signature(value) for value in graph.graph.outputs],
+    )
 
 
 def describe_files(directory: Path) -> dict[str, str]:
@@ -52,16 +54,16 @@ def describe_files(directory: Path) -> dict[str, str]:
 
 
 def describe_tools() -> dict[str, Any]:
-    """Return format version, program, and versions of everything that takes part in an export."""
+    """Return format version, program, and the version of every package that takes part in an export."""
     return {
-        "format_version": BUNDLE_FORMAT_VERSION,
+        "format_version": FORMAT_VERSION,
         "created_by": f"rmlora-deploy {__version__}",
         "tools": {name: _version(name) for name in _TOOLS},
     }
 
 
-def describe_base(base: str, revision: str | None, checkpoint: Checkpoint, modules: Iterable[str]) -> dict[str, Any]:
-    """Return where the base came from, and how to recognize it.
+def describe_base(base: str, revision: str | None, checkpoint: Checkpoint, modules: Iterable[str]) -> BaseEntry:
+    """Return what the base is called and how to recognize it.
 
     Args:
         base: what the user called it.
@@ -69,27 +71,30 @@ def describe_base(base: str, revision: str | None, checkpoint: Checkpoint, modul
         checkpoint: the base as it was found.
         modules: paths of the modules that are adapted.
     """
-    return {
-        "source": str(Path(base).resolve()) if Path(base).exists() else base,
-        "revision": revision,
-        "fingerprint": base_fingerprint(checkpoint, modules),
-    }
+    local = Path(base).exists()
+    source = _directory_name(base) if local else base
+    return BaseEntry(source=source, revision=revision, fingerprint=base_fingerprint(checkpoint, modules), hub=not local)
 
 
-def describe_adapter(adapter: Adapter) -> dict[str, Any]:
+def describe_adapter(adapter: Adapter) -> AdapterSource:
     """Return what an adapter is; its ``source`` is its directory."""
     source = Path(adapter.source)
-    return {
-        "source": str(source.resolve()),
-        "sha256": sha256_file(source / TENSORS_FILE),
-        "modules": len(adapter.modules),
-        "parameters": adapter.parameters,
-        "rmlora": adapter.metadata.get("rmlora"),
-        "metrics": adapter.metadata.get("metrics"),
-    }
+    return AdapterSource(
+        source=_directory_name(source),
+        sha256=sha256_file(source / TENSORS_FILE),
+        modules=len(adapter.modules),
+        parameters=adapter.parameters,
+        rmlora=adapter.metadata.get("rmlora"),
+        metrics=adapter.metadata.get("metrics"),
+    )
 
 
-def operator_counts(model: ir.Model) -> Mapping[str, int]:
+def _directory_name(path: Path | str) -> str:
+    """Return the last part of a path as the user wrote it: links keep their name."""
+    return Path(os.path.abspath(path)).name
+
+
+def operator_counts(model: ir.Model) -> dict[str, int]:
     """Return operator → nodes, most frequent first."""
     counts: dict[str, int] = {}
     for node in model.graph:
@@ -97,9 +102,9 @@ def operator_counts(model: ir.Model) -> Mapping[str, int]:
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
-def _signature(value: ir.Value) -> dict[str, Any]:
+def _signature(value: ir.Value) -> TensorEntry:
     shape = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape or ()]
-    return {"name": value.name, "dtype": value.dtype.name.lower() if value.dtype else None, "shape": shape}
+    return TensorEntry(name=str(value.name), dtype=value.dtype.name.lower() if value.dtype else None, shape=shape)
 
 
 def _version(name: str) -> str | None:

@@ -12,14 +12,10 @@ import numpy as np
 from rmlora.adapter import Adapter
 from rmlora.errors import AdapterError
 from rmlora.pooling import read_text_length
-from rmlora.processors import load_processor
 from rmlora.storage import write_json
 from rmlora.tasks import Task
 
 __all__ = ["common_processor", "max_length", "trained_length", "write_side_files"]
-
-_ANY_LENGTH = 100_000
-"""Tokenizers without a limit report a number far above this."""
 
 
 def common_processor(base: Path, adapters: Sequence[Adapter], task: Task) -> Any:
@@ -28,17 +24,18 @@ def common_processor(base: Path, adapters: Sequence[Adapter], task: Task) -> Any
     Raises:
         AdapterError: two adapters were trained with different ones.
     """
-    own = {adapter.source: load_processor(Path(adapter.source), task) for adapter in adapters if _brings_one(adapter)}
+    own = {
+        adapter.source: task.inputs.load_processor(Path(adapter.source)) for adapter in adapters if _brings_one(adapter)
+    }
     if not own:
-        return load_processor(base, task)
+        return task.inputs.load_processor(base)
     (first, processor), *others = own.items()
     if len(own) < len(adapters):
-        others.append((str(base), load_processor(base, task)))
+        others.append((str(base), task.inputs.load_processor(base)))
     for source, other in others:
-        if _essence(other, task) != _essence(processor, task):
-            kind = "cut and scale images" if task.modality == "image" else "split texts"
+        if task.inputs.essence(other) != task.inputs.essence(processor):
             raise AdapterError(
-                f"{first} and {source} {kind} differently, so they cannot share a graph's inputs: export them into "
+                f"{first} and {source} {task.inputs.different_processors} differently, so they cannot share a graph's inputs: export them into "
                 "bundles of their own."
             )
     return processor
@@ -58,14 +55,14 @@ def max_length(adapters: Sequence[Adapter], processor: Any, task: Task, base: Pa
 
     Where the task is embedding, what sentence-transformers wrote beside the base goes before the tokenizer's limit.
     """
-    if task.modality == "image":
+    limit = task.inputs.length_limit(processor)
+    if limit is None:
         return None
     trained = [length for adapter in adapters if (length := trained_length(adapter))]
     if len(trained) == len(adapters):
         return max(trained)
-    own = read_text_length(base) if base is not None and task.answer == "vector" else None
-    limit = own or getattr(processor, "model_max_length", None)
-    return int(limit) if limit and limit < _ANY_LENGTH else 512
+    own = read_text_length(base) if base is not None and task.outputs.pools else None
+    return own or limit
 
 
 def trained_length(adapter: Adapter) -> int | None:
@@ -76,14 +73,6 @@ def trained_length(adapter: Adapter) -> int | None:
 
 def _brings_one(adapter: Adapter) -> bool:
     return any((Path(adapter.source) / name).is_file() for name in ("preprocessor_config.json", "tokenizer.json"))
-
-
-def _essence(processor: Any, task: Task) -> Mapping[str, Any]:
-    """Return what decides about the arrays a processor makes."""
-    if task.modality == "text":
-        return dict(processor.get_vocab())
-    settings = processor.to_dict()
-    return {key: value for key, value in settings.items() if not key.startswith("_") and key != "image_processor_type"}
 
 
 def _jsonable(value: Any) -> Any:

@@ -56,11 +56,17 @@ def add(bundle: Path, adapters: tuple[str, ...], allow_base_mismatch: bool, as_j
         added[name] = add_adapter(opened, name, Path(path), allow_base_mismatch=allow_base_mismatch)
         if not as_json:
             console.print(
-                f"Added '{escape(name)}' to {bundle}: rank {added[name]['rank']}, {added[name]['bytes'] / 1e6:.2f} MB, "
+                f"Added '{escape(name)}' to {bundle}: rank {added[name].rank}, {added[name].bytes / 1e6:.2f} MB, "
                 f"{time.monotonic() - started:.1f} s. To compare it with PyTorch: rmlora-deploy verify {bundle}"
             )
     if as_json:
-        print_json({"bundle": str(bundle), "added": added, "seconds": round(time.monotonic() - started, 2)})
+        print_json(
+            {
+                "bundle": str(bundle),
+                "added": {name: entry.to_dict() for name, entry in added.items()},
+                "seconds": round(time.monotonic() - started, 2),
+            }
+        )
 
 
 @command.command("remove")
@@ -97,7 +103,7 @@ def list_(bundle: Path, as_json: bool) -> None:
     if opened.mode != "branches":
         raise ConfigError(f"{bundle} has its adapter merged: only bundles of --mode branches have a list.")
     if as_json:
-        print_json(opened.adapters)
+        print_json({name: entry.to_dict() for name, entry in opened.adapters.items()})
     else:
         show_adapters(make_console(), opened)
 
@@ -107,19 +113,20 @@ def show_adapters(console: Console, bundle: Bundle) -> None:
     if not bundle.adapters:
         console.print("No adapters: add one with  rmlora-deploy adapter add.")
         return
-    report = (bundle.manifest.get("verification") or {}).get("adapters", {})
+    report = bundle.manifest.verification
+    verified = (report.adapters or {}) if report is not None else {}
     table = Table("adapter", "labels", "rank", "modules", "MB", "differs from PyTorch by")
     for column in table.columns[2:]:
         column.justify = "right"
     for name, entry in bundle.adapters.items():
-        labels = ", ".join(entry["labels"][:6]) + (" …" if len(entry["labels"]) > 6 else "")
-        measured = f"{report[name]['onnx']['max_relative_error']:.1e}" if name in report else "not verified"
+        labels = ", ".join(entry.labels[:6]) + (" …" if len(entry.labels) > 6 else "")
+        measured = f"{verified[name].onnx.max_relative_error:.1e}" if name in verified else "not verified"
         table.add_row(
             escape(name),
             escape(labels),
-            str(entry["rank"]),
-            str(entry["modules"]),
-            f"{entry['bytes'] / 1e6:.2f}",
+            str(entry.rank),
+            str(entry.modules),
+            f"{entry.bytes / 1e6:.2f}",
             measured,
         )
     console.print(table)

@@ -36,8 +36,8 @@ def open_embedders(paths: Mapping[str, Path], adapters: Sequence[str], provider:
     """
     columns: dict[str, Column] = {}
     for name, path in paths.items():
-        if not (bundle := Bundle.open(path, check_files=False)).embeds:
-            raise ConfigError(f"'{name}' is for {bundle.task} and others embed: ask them in two commands.")
+        if not (bundle := Bundle.open(path, check_files=False)).task.outputs.pools:
+            raise ConfigError(f"'{name}' is for {bundle.task.name} and others embed: ask them in two commands.")
         embedder = Embedder.open(path, provider=provider)
         chosen: list[str | None] = [*(adapters or bundle.adapters)] if bundle.mode == "branches" else []
         for adapter in filter(None, chosen):

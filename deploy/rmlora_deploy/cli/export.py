@@ -15,7 +15,7 @@ from rmlora.training.data import Columns
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.cli.adapter import show_adapters
 from rmlora_deploy.cli.console import data_options, json_option, make_console, named, print_json
-from rmlora_deploy.cli.verify import show_report
+from rmlora_deploy.cli.report_table import show_report
 from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.exporter.pipeline import export_bundle
 from rmlora_deploy.exporter.precision import PRECISIONS
@@ -122,7 +122,7 @@ def command(
     with console.status("starting") as status:
         bundle = export_bundle(settings, on_progress=lambda line: status.update(line))
     if as_json:
-        print_json({"output": str(bundle.path), **bundle.manifest})
+        print_json({"output": str(bundle.path), **bundle.manifest.to_dict()})
     else:
         _show(console, bundle)
 
@@ -136,21 +136,21 @@ def _data(values: Sequence[str], names: Sequence[str]) -> dict[str, str]:
 
 def _show(console: Console, bundle: Bundle) -> None:
     manifest = bundle.manifest
-    nodes = sum(manifest["model"]["operators"].values())
+    model, optimization = manifest.model, manifest.optimization
     console.print(
-        f"Bundle written to {bundle.path}: {manifest['precision']}, {manifest['model']['bytes'] / 1e6:.1f} MB, {nodes} nodes, "
-        f"opset {manifest['model']['opset']}, {manifest['optimization']['level']}, {manifest['seconds']:.0f} s."
+        f"Bundle written to {bundle.path}: {bundle.precision}, {model.bytes / 1e6:.1f} MB, {sum(model.operators.values())} "
+        f"nodes, opset {model.opset}, {optimization.level if optimization else ''}, {manifest.seconds or 0:.0f} s."
     )
-    if bundle.pooling is not None:
+    if manifest.pooling is not None:
         source = {"chosen": "as chosen", "default": "by default; no file says otherwise"}
-        told = manifest["pooling"]["source"]
+        told = manifest.pooling.source
         console.print(f"Pooling: {bundle.pooling} ({source.get(told, f'as the files beside the {told} say')}).")
     if bundle.mode == "branches":
         show_adapters(console, bundle)
-    if manifest["optimization"]["reason"]:
-        console.print(f"[yellow]Note:[/] {manifest['optimization']['reason']}; the plain graph was kept.")
-    if manifest["verification"]:
-        show_report(console, manifest["verification"])
+    if optimization is not None and optimization.reason:
+        console.print(f"[yellow]Note:[/] {optimization.reason}; the plain graph was kept.")
+    if manifest.verification is not None:
+        show_report(console, manifest.verification)
     else:
         console.print(
             "[yellow]Not verified[/] (--no-verify, or PyTorch is not installed here): run  rmlora-deploy verify  where it is "

@@ -21,6 +21,7 @@ from rmlora.spectrum import AdapterSpectrum, adapter_spectrum
 from rmlora_deploy.bundles.bundle import MANIFEST_FILE, Bundle
 from rmlora_deploy.cli.adapter import show_adapters
 from rmlora_deploy.cli.console import json_option, make_console, print_json, unique_names
+from rmlora_deploy.cli.report_table import show_report
 from rmlora_deploy.inspection.adapter_report import describe_adapter
 from rmlora_deploy.inspection.base_fit import Fit, fit_to_base, require_fit
 from rmlora_deploy.inspection.bundle_report import describe_bundle
@@ -220,10 +221,8 @@ def _show_bundle(console: Console, bundle: Bundle) -> None:
     for name, size in facts["files"].items():
         files.add_row(name, f"{size / 1e6:.2f}")
     console.print(files)
-    if facts["verification"]:
-        from rmlora_deploy.cli.verify import show_report
-
-        show_report(console, facts["verification"])
+    if bundle.manifest.verification is not None:
+        show_report(console, bundle.manifest.verification)
     else:
         console.print("[yellow]Not verified:[/] run  rmlora-deploy verify  before you rely on it.")
 

@@ -15,10 +15,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from rmlora.errors import InputError, ParityError, require
+from rmlora.sample_data import SENTENCES
 from rmlora.storage import check_writable, write_json
 from rmlora_deploy.cli.console import json_option, make_console, print_json
 from rmlora_deploy.plots import check_plot_path
-from rmlora_deploy.verification.sample_batches import TEXTS
 
 __all__ = ["command"]
 
@@ -76,7 +76,7 @@ def command(
     console = make_console(as_json=as_json)
     url = url.rstrip("/")
     expected = Reference.read(reference) if reference is not None else None
-    given = tuple(expected.texts) if expected else tuple(take_texts(texts)) if texts else TEXTS
+    given = tuple(expected.texts) if expected else tuple(take_texts(texts)) if texts else SENTENCES
     if plot is not None:
         check_plot_path(plot)
     if output is not None:

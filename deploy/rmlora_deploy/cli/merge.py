@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from rmlora.adapter import Adapter
-from rmlora.base import resolve_base
-from rmlora.checkpoint import Checkpoint
-from rmlora.package import load_package
-from rmlora_converters.checkpoint_merge import MergeReport, merge_checkpoint
-from rmlora_converters.graph.passes.merge_weights import OnnxMergeReport, merge_graph
+from rmlora_converters.checkpoint_merge import MergeReport
+from rmlora_converters.graph.passes.merge_weights import OnnxMergeReport
 from rmlora_converters.rounding import LOSS_WARNING
+from rmlora_deploy import api
 from rmlora_deploy.cli.console import json_option, make_console, print_json
 
 __all__ = ["command"]
@@ -72,34 +67,18 @@ def command(
       rmlora-deploy merge ./MiniLM ./spam-adapter --onnx ./MiniLM-onnx/model.onnx --output ./spam-onnx
     """
     console = make_console(as_json=as_json)
-    loaded = load_package(adapter)
-    checkpoint = resolve_base(base, revision=revision)
     columns = (TextColumn("merging"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console, transient=True) as bar, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the report below says it
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("merging", total=None)
-        options: dict[str, Any] = {
-            "overwrite": overwrite,
-            "allow_base_mismatch": allow_base_mismatch,
-            "progress": lambda done, total: bar.update(task, completed=done, total=total),
-        }
-        report: MergeReport | OnnxMergeReport
-        if onnx is not None:
-            check = partial(_check, bar, checkpoint, loaded, allow_base_mismatch) if verify else None
-            report = merge_graph(onnx, loaded, output, base=Checkpoint(checkpoint), check=check, **options)
-        else:
-            report = merge_checkpoint(checkpoint, loaded, output, **options)
+        report = api.merge(
+            base, adapter, output, onnx=onnx, verify=verify, overwrite=overwrite, revision=revision,
+            allow_base_mismatch=allow_base_mismatch,
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
     if as_json:
         print_json({"output": str(output), "worst_loss": report.worst_loss, **asdict(report)})
     else:
         _show(console, report, output)
-
-
-def _check(bar: Progress, base: Path, adapter: Adapter, allow_base_mismatch: bool, graph: Path) -> dict[str, Any]:
-    from rmlora_deploy.verification.merged_graph import verify_merged_graph
-
-    bar.console.print("comparing with PyTorch and PEFT")
-    return verify_merged_graph(graph, base, adapter, allow_base_mismatch=allow_base_mismatch)
 
 
 def _show(console: Console, report: MergeReport | OnnxMergeReport, output: Path) -> None:
@@ -119,7 +98,7 @@ def _show(console: Console, report: MergeReport | OnnxMergeReport, output: Path)
             console.print(
                 f"The output layer {report.untied} no longer shares the embedding's weight: the update is on one side."
             )
-    _show_survival(console, report)
+    _show_rounding(console, report)
 
 
 def _verdict(verification: Mapping[str, Any] | None) -> str:
@@ -134,8 +113,8 @@ def _verdict(verification: Mapping[str, Any] | None) -> str:
     )
 
 
-def _show_survival(console: Console, report: MergeReport | OnnxMergeReport) -> None:
-    table = Table("module", "‖Δ‖/‖W‖", "lost in rounding", title="Survival of the updates, worst first")
+def _show_rounding(console: Console, report: MergeReport | OnnxMergeReport) -> None:
+    table = Table("module", "‖Δ‖/‖W‖", "lost in rounding", title="Lost in rounding, worst first")
     for item in report.modules[:_SHOWN]:
         table.add_row(item.module, f"{item.relative_size:.3f}", f"{item.loss:.2e}")
     console.print(table)

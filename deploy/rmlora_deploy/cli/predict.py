@@ -14,7 +14,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from rmlora.errors import ConfigError, InputError
-from rmlora.tasks import get_task
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.cli.console import json_option, make_console, print_json, unique_names
 from rmlora_deploy.cli.embedding_output import embed_rows, open_embedders, show_vectors
@@ -69,7 +68,7 @@ def command(
     console = make_console(as_json=as_json)
     given = [*inputs, *(_lines(file) if file else [])]
     paths = unique_names((bundle, *others))
-    embeds = any(Bundle.open(path, check_files=False).embeds for path in paths.values())
+    embeds = any(Bundle.open(path, check_files=False).task.outputs.pools for path in paths.values())
     asked_of = [] if embeds else _classifiers(paths, adapters, provider)
     embedders = open_embedders(paths, adapters, provider) if embeds else {}
     columns = [column for item in asked_of for column in item.columns] or list(embedders)
@@ -132,7 +131,7 @@ def _opened(name: str, path: Path, adapters: Sequence[str], provider: str, *, al
 
 
 def _refuse_mixture(opened: Sequence[_Opened]) -> None:
-    kinds = {get_task(item.classifier.bundle.task).modality: item.name for item in opened}
+    kinds = {item.classifier.bundle.task.inputs.modality: item.name for item in opened}
     if len(kinds) > 1:
         raise ConfigError(
             f"'{kinds['text']}' reads texts and '{kinds['image']}' reads images: ask them in two commands."

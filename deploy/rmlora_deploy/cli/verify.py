@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import click
-import numpy as np
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from rmlora.errors import ConfigError
 from rmlora.training.data import Columns
-from rmlora_deploy.bundles.adapters import record_verification
+from rmlora_deploy import api
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.cli.console import data_options, json_option, make_console, named, print_json
-from rmlora_deploy.verification.evaluation import read_evaluation
-from rmlora_deploy.verification.torch_pair import load_torch_pair, torch_is_installed
-from rmlora_deploy.verification.verify_branches import raise_on_branch_mismatch, verify_branches
-from rmlora_deploy.verification.verify_merged import raise_on_mismatch, verify_bundle
+from rmlora_deploy.cli.report_table import show_report
+from rmlora_deploy.verification.torch_pair import torch_is_installed
 
-__all__ = ["command", "show_report"]
-
-_Verified: TypeAlias = tuple[dict[str, Any], dict[str, list[np.ndarray]]]
-"""A report, and PyTorch's outputs by adapter to keep in the bundle."""
+__all__ = ["command"]
 
 
 @click.command("verify")
@@ -68,97 +58,26 @@ def command(
     """
     console = make_console(as_json=as_json)
     opened = Bundle.open(bundle)
-    columns = Columns(text_column or image_column, label_column)
-    with_torch = not reference_only and torch_is_installed()
-    if not reference_only and not with_torch:
+    if not reference_only and not torch_is_installed():
         console.print("PyTorch or PEFT is not installed: comparing with the outputs stored in the bundle.")
-    verify = _verify_branches if opened.mode == "branches" else _verify_merged
-    report, expected = verify(opened, base, adapters, data, columns, provider, with_torch)
+    report = api.verify(
+        opened, base=base, adapters=_given(opened, adapters, "--adapter"), data=_given(opened, data, "--data"),
+        columns=Columns(text_column or image_column, label_column), provider=provider, reference_only=reference_only,
+        check=False,
+    )  # fmt: skip
     if as_json:
-        print_json(report)
+        print_json(report.to_dict())
     else:
         show_report(console, report)
-    record_verification(opened, report, expected)
-    if opened.mode == "branches":
-        raise_on_branch_mismatch(report, opened.precision)
-    else:
-        raise_on_mismatch(report, opened.precision)
+    api.raise_if_failed(report, opened)
 
 
-def _verify_merged(
-    bundle: Bundle, base: str | None, adapters: Sequence[str], data: Sequence[str], columns: Columns, provider: str,
-    with_torch: bool,
-) -> _Verified:  # fmt: skip
-    for flag, values in (("--adapter", adapters), ("--data", data)):
-        if len(values) > 1:
-            raise ConfigError(f"{bundle.path} holds one adapter: give {flag} once.")
-    evaluation = read_evaluation(data[0], columns, task=bundle.task, labels=bundle.labels) if data else None
-    pair = load_torch_pair(bundle, base, Path(adapters[0]) if adapters else None) if with_torch else None
-    return verify_bundle(bundle, bundle.preprocessor(), pair, evaluation=evaluation, provider=provider), {}
-
-
-def _verify_branches(
-    bundle: Bundle, base: str | None, adapters: Sequence[str], data: Sequence[str], columns: Columns, provider: str,
-    with_torch: bool,
-) -> _Verified:  # fmt: skip
-    places = {name: Path(path) for name, path in named(adapters, flag="--adapter").items()}
-    sources = named(data, flag="--data")
-    for name in (*places, *sources):
-        bundle.adapter(name)
-    evaluations = {
-        name: read_evaluation(source, columns, task=bundle.task, labels=bundle.adapter(name)["labels"])
-        for name, source in sources.items()
-    }
-    return verify_branches(
-        bundle,
-        (lambda name: load_torch_pair(bundle, base, places.get(name), name=name)) if with_torch else None,
-        evaluations=evaluations,
-        provider=provider,
-    )
-
-
-def show_report(console: Console, report: dict[str, Any]) -> None:
-    """Print a verification report as a table."""
-    shapes = ", ".join("×".join(map(str, shape)) for shape in report["shapes"])
-    rows = list(_rows(report))
-    vectors = any(row.get("min_cosine") is not None for _, row in rows)
-    last = "least cosine" if vectors else "same choice"
-    table = Table("compared with " + report["against"], "max error", "relative", "rms, relative", last)
-    for name, row in rows:
-        table.add_row(
-            escape(name),
-            f"{row['max_abs_error']:.1e}",
-            f"{row['max_relative_error']:.1e}",
-            f"{row['rms_relative_error']:.1e}",
-            f"{row['min_cosine']:.6f}" if vectors else f"{row['argmax_agreement']:.1%}",
-        )
-    console.print(table)
-    limit = report["tolerance"]
-    other = f"least cosine {limit['cosine']:g}" if vectors else f"rms {limit['rms_error']:.2g}"
-    console.print(f"Inputs of shapes {shapes}; allowed relative error {limit['relative_error']:.2g}, {other}.")
-    if report.get("unverified"):
-        console.print(
-            f"[yellow]Not verified:[/] {escape(', '.join(report['unverified']))} (no outputs of PyTorch are stored; verify "
-            "where it is installed)."
-        )
-    for scores in filter(None, (item.get("evaluation") for item in (report, *report.get("adapters", {}).values()))):
-        torch_score = f"PyTorch {scores['pytorch']:.4f}, " if "pytorch" in scores else ""
-        console.print(
-            f"{scores['metric'].capitalize()} on {scores['examples']} examples of {scores['data']}: {torch_score}"
-            f"ONNX Runtime {scores['onnx']:.4f}."
-        )
-
-
-def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the comparisons of a report with the name of each."""
-    if "adapters" not in report:
-        for key, name in (("pytorch_merged", "PyTorch, merged"), ("onnx", f"ONNX Runtime, {report['provider']}")):
-            if key in report:
-                yield name, report[key]
-        return
-    exactly = "the same to the bit" if report["base"]["bit_equal"] else "the plain graph"
-    yield f"no adapter ({exactly})", report["base"]
-    for name, row in report["adapters"].items():
-        yield name, row["onnx"]
-    if report["mixed"]:
-        yield "all mixed in one batch", report["mixed"]
+def _given(bundle: Bundle, values: Sequence[str], flag: str) -> str | dict[str, str] | None:
+    """Return the paths of a repeatable flag as the bundle needs them: one, or by adapter."""
+    if not values:
+        return None
+    if bundle.mode == "branches":
+        return named(values, flag=flag)
+    if len(values) > 1:
+        raise ConfigError(f"{bundle.path} holds one adapter: give {flag} once.")
+    return values[0]

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rmlora.adapter import Adapter
-from rmlora.adapter_task import adapter_labels, drop_unused_modules, task_of
+from rmlora.adapter_task import drop_unused_modules, task_of
 from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError, ConfigError
@@ -29,11 +29,14 @@ from rmlora_converters.graph.passes.open_attention import open_attention_per_pro
 from rmlora_converters.graph.passes.pooling import insert_pooling
 from rmlora_deploy.bundles.adapters import check_name, store_reference, write_entry
 from rmlora_deploy.bundles.bundle import MODEL_FILE, REFERENCE_FILE, Bundle
-from rmlora_deploy.bundles.choose_pooling import choose_pooling, describe_pooling
+from rmlora_deploy.bundles.choose_pooling import choose_pooling
+from rmlora_deploy.bundles.convert_adapter import TryOut, convert_adapter
 from rmlora_deploy.bundles.describe import describe_base, describe_files, describe_model, describe_tools
+from rmlora_deploy.bundles.manifest import AdapterEntry, Manifest, Optimization
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.processor import common_processor, max_length, write_side_files
 from rmlora_deploy.bundles.reference import save_reference
+from rmlora_deploy.bundles.sources import note_adapter_directory, note_base_directory
 from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.exporter.precision import Precision, found_precision, lower_precision
 from rmlora_deploy.runtime.outputs import Arrays, graph_logits
@@ -76,15 +79,16 @@ def export_branches(settings: ExportSettings, *, on_progress: Callable[[str], No
         check_base(adapter, checkpoint, allow_mismatch=settings.allow_base_mismatch)
     task = _task(settings, adapters)
     evaluations = {
-        name: read_evaluation(data, settings.columns, task=task.name, labels=adapter_labels(adapters[name], task))
+        name: read_evaluation(data, settings.columns, task=task, labels=task.outputs.labels_of(adapters[name]))
         for name, data in settings.data.items()
     }
     adapters = {name: drop_unused_modules(adapter, task) for name, adapter in adapters.items()}
-    _refuse_heads(task, adapters)
+    for name, adapter in adapters.items():
+        task.outputs.check_switchable(adapter, name)
     processor = common_processor(base, list(adapters.values()), task)
     length = max_length(list(adapters.values()), processor, task, base)
     chosen = choose_pooling(task, base, adapters, processor, mode=settings.pooling, normalize=settings.normalize)
-    pooling = chosen[0] if chosen is not None else None
+    pooling = chosen.pooling if chosen is not None else None
     modules = sorted({path for adapter in adapters.values() for path in adapter.modules})
     with atomic_directory(settings.output, overwrite=settings.overwrite) as directory:
         with tempfile.TemporaryDirectory(dir=directory) as scratch:
@@ -97,31 +101,24 @@ def export_branches(settings: ExportSettings, *, on_progress: Callable[[str], No
             on_progress("inserting branches")
             plain = _insert(made, list(adapters.values()), checkpoint, modules, settings, directory, Path(scratch))
         save_reference(directory / REFERENCE_FILE, made.batches, plain)
-        entries = {
-            name: write_entry(
-                directory, name, adapter, task=task.name, length=length,
-                allow_base_mismatch=settings.allow_base_mismatch,
-            )
-            for name, adapter in adapters.items()
-        }  # fmt: skip
-        listed = {file for entry in entries.values() for file in entry["files"]}
-        manifest = {
+        manifest = Manifest(
             **describe_tools(),
-            "mode": "branches",
-            "task": task.name,
-            "labels": made.labels,
-            **describe_pooling(chosen),
-            "max_length": length,
-            "precision": made.precision if made.precision != "fp32" else settings.precision,
-            "base": describe_base(settings.base, settings.revision, checkpoint, modules),
-            "adapters": entries,
+            mode="branches",
+            task=task.name,
+            labels=made.labels,
+            pooling=chosen,
+            max_length=length,
+            precision=made.precision if made.precision != "fp32" else settings.precision,
+            base=describe_base(settings.base, settings.revision, checkpoint, modules),
+            adapters={},
             **made.facts,
-            "model": describe_model(directory),
-            "files": {name: digest for name, digest in describe_files(directory).items() if name not in listed},
-        }
+            model=describe_model(directory),
+            files=describe_files(directory),
+            verification=None,
+        )
         bundle = Bundle(directory, manifest)
-        manifest["seconds"] = round(time.monotonic() - started, 1)
-        manifest["verification"] = None
+        on_progress("converting adapters")
+        manifest.adapters = _convert(bundle, adapters, allow_base_mismatch=settings.allow_base_mismatch)
         if settings.verify and torch_is_installed():
             on_progress("verifying against PyTorch and PEFT")
             report, expected = verify_branches(
@@ -129,25 +126,38 @@ def export_branches(settings: ExportSettings, *, on_progress: Callable[[str], No
             )
             raise_on_branch_mismatch(report, bundle.precision)
             store_reference(bundle, expected)
-            manifest["verification"] = report
+            manifest.verification = report
+        manifest.seconds = round(time.monotonic() - started, 1)
         bundle.save_manifest()
+        note_base_directory(manifest, base)
+        for name, entry in bundle.adapters.items():
+            note_adapter_directory(manifest, entry, settings.adapters[name])
     return Bundle.open(settings.output, check_files=False)
+
+
+def _convert(bundle: Bundle, adapters: Mapping[str, Adapter], *, allow_base_mismatch: bool) -> dict[str, AdapterEntry]:
+    """Write what the graph takes for every adapter; the graph is opened once for all of them."""
+    session = bundle.adapter_session()
+    try_out = TryOut.of(bundle, session)
+    return {
+        name: write_entry(
+            bundle.path,
+            name,
+            convert_adapter(
+                adapter, session.lora_inputs, session.input_types, name=name, task=bundle.task,
+                pooling=bundle.manifest.pooling, max_length=bundle.manifest.max_length, try_out=try_out,
+                allow_base_mismatch=allow_base_mismatch,
+            ),
+        )
+        for name, adapter in adapters.items()
+    }  # fmt: skip
 
 
 def _pair(base: Path, adapter: Path, task: Task, pooling: Pooling | None) -> TorchPair:
     from rmlora.torch_models import load_adapted
 
-    return TorchPair.of(load_adapted(base, adapter, task=task.name, allow_base_mismatch=True)[0], pooling)
-
-
-def _refuse_heads(task: Task, adapters: Mapping[str, Adapter]) -> None:
-    """Raise :class:`AdapterError` where a vector would have to be switched like a head, whose size is the adapter's own."""
-    for name, adapter in adapters.items():
-        if task.answer == "vector" and adapter.modules_to_save:
-            raise AdapterError(
-                f"'{name}' saved '{next(iter(adapter.modules_to_save))}' whole, and embeddings can be switched by low-rank updates only: "
-                "export it with --mode merged."
-            )
+    adapted, _ = load_adapted(base, adapter, task=task.name, allow_base_mismatch=True)
+    return TorchPair.of(adapted, task.outputs, pooling)
 
 
 def _task(settings: ExportSettings, adapters: Mapping[str, Adapter]) -> Task:
@@ -182,7 +192,7 @@ def _traced(
 
     on_progress("loading the base")
     torch.manual_seed(_SEED)
-    own = _labels(Checkpoint(base).config, task)
+    own = task.outputs.labels_in(Checkpoint(base).config)
     loaded = load_task_model(base, task, own or ["0", "1"])
     traced = trace_graph(
         loaded.model.eval(), processor, task, max_length=length, exporter=settings.exporter, opset=settings.opset,
@@ -190,7 +200,7 @@ def _traced(
     )  # fmt: skip
     facts = {
         "exporter": settings.exporter,
-        "optimization": {"level": traced.optimized.level, "reason": traced.optimized.reason},
+        "optimization": Optimization(level=traced.optimized.level, reason=traced.optimized.reason),
     }
     return _Base(traced.optimized.model, traced.batches, [] if loaded.new_modules else own, facts)
 
@@ -205,16 +215,11 @@ def _given(
     names = tuple(str(value.name) for value in model.graph.inputs if value.name not in model.graph.initializers)
     preprocessor = replace(preprocessor, input_names=names)
     batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None))
-    facts = {"exporter": "given", "optimization": {"level": "as given", "reason": None}}
+    facts = {"exporter": "given", "optimization": Optimization(level="as given")}
     quantized = found_precision(model)
     if quantized != "fp32" and settings.precision not in ("fp32", quantized):
         raise ConfigError(f"{graph} is {quantized} already: give the float32 graph, or leave --precision out.")
-    return _Base(model, batches, _labels(checkpoint.config, preprocessor.task), facts, quantized)
-
-
-def _labels(config: Mapping[str, Any], task: Task) -> list[str]:
-    names = (config.get("id2label") or {}) if task.answer == "scores" else {}
-    return [str(names[key]) for key in sorted(names, key=int)]
+    return _Base(model, batches, preprocessor.task.outputs.labels_in(checkpoint.config), facts, quantized)
 
 
 def _insert(

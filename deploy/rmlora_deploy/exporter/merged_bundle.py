@@ -14,7 +14,7 @@ from rmlora.errors import ConfigError
 from rmlora.storage import atomic_directory
 from rmlora.tasks import Task
 from rmlora_deploy.bundles.bundle import MODEL_FILE, REFERENCE_FILE, Bundle
-from rmlora_deploy.bundles.choose_pooling import choose_pooling, describe_pooling
+from rmlora_deploy.bundles.choose_pooling import choose_pooling
 from rmlora_deploy.bundles.describe import (
     describe_adapter,
     describe_base,
@@ -22,8 +22,10 @@ from rmlora_deploy.bundles.describe import (
     describe_model,
     describe_tools,
 )
+from rmlora_deploy.bundles.manifest import Manifest, Optimization
 from rmlora_deploy.bundles.processor import common_processor, max_length, write_side_files
 from rmlora_deploy.bundles.reference import save_reference
+from rmlora_deploy.bundles.sources import note_adapter_directory, note_base_directory
 from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.exporter.precision import lower_precision
 from rmlora_deploy.verification.evaluation import read_evaluation
@@ -35,7 +37,7 @@ __all__ = ["export_merged"]
 
 def export_merged(settings: ExportSettings, *, on_progress: Callable[[str], None]) -> Bundle:
     """Export, lower the precision, verify, and write; arguments and errors as those of ``export_bundle``."""
-    from rmlora.adapter_task import adapter_labels, task_of
+    from rmlora.adapter_task import task_of
     from rmlora.torch_models import load_adapted
 
     if len(settings.adapters) != 1:
@@ -51,41 +53,41 @@ def export_merged(settings: ExportSettings, *, on_progress: Callable[[str], None
     base = resolve_base(settings.base, revision=settings.revision)
     adapted, adapter = load_adapted(base, path, task=settings.task, allow_base_mismatch=settings.allow_base_mismatch)
     task = task_of(adapter, settings.task)
-    labels = adapter_labels(adapter, task)
+    labels = task.outputs.labels_of(adapter)
     data = settings.data.get(name)
-    evaluation = read_evaluation(data, settings.columns, task=task.name, labels=labels) if data else None
+    evaluation = read_evaluation(data, settings.columns, task=task, labels=labels) if data else None
     processor = common_processor(base, [adapter], task)
     length = max_length([adapter], processor, task, base)
     pooling = choose_pooling(
         task, base, {name: adapter}, processor, mode=settings.pooling, normalize=settings.normalize
     )
-    pair = TorchPair.of(adapted, pooling[0] if pooling is not None else None)
+    pair = TorchPair.of(adapted, task.outputs, pooling.pooling if pooling is not None else None)
     with atomic_directory(settings.output, overwrite=settings.overwrite) as directory:
         write_side_files(directory, base, pair.merged.config.to_dict(), processor)
         with tempfile.TemporaryDirectory(dir=directory) as scratch:
             made = _make_graph(settings, task, pair, processor, length, directory, Path(scratch), on_progress)
-        manifest = {
+        manifest = Manifest(
             **describe_tools(),
-            "mode": "merged",
-            "task": task.name,
-            "labels": labels,
-            **describe_pooling(pooling),
-            "max_length": length,
-            "base": describe_base(settings.base, settings.revision, Checkpoint(base), adapter.modules),
-            "adapter": describe_adapter(adapter),
+            mode="merged",
+            task=task.name,
+            labels=labels,
+            pooling=pooling,
+            max_length=length,
+            base=describe_base(settings.base, settings.revision, Checkpoint(base), adapter.modules),
+            adapter=describe_adapter(adapter),
             **made,
-            "files": describe_files(directory),
-        }
+            files=describe_files(directory),
+            verification=None,
+        )
         bundle = Bundle(directory, manifest)
-        manifest["seconds"] = round(time.monotonic() - started, 1)
-        manifest["verification"] = None
         if settings.verify:
             on_progress("verifying against PyTorch and PEFT")
-            manifest["verification"] = report = verify_bundle(
-                bundle, bundle.preprocessor(), pair, evaluation=evaluation
-            )
+            manifest.verification = report = verify_bundle(bundle, bundle.preprocessor(), pair, evaluation=evaluation)
             raise_on_mismatch(report, bundle.precision)
+        manifest.seconds = round(time.monotonic() - started, 1)
         bundle.save_manifest()
+        note_base_directory(manifest, base)
+        note_adapter_directory(manifest, bundle.merged_adapter, path)
     return Bundle.open(settings.output, check_files=False)
 
 
@@ -110,11 +112,11 @@ def _make_graph(
         on_progress(f"lowering to {settings.precision}")
         save_model(graph.model, scratch / "fp32.onnx")
         lower_precision(scratch / "fp32.onnx", directory / MODEL_FILE, settings.precision)
-    save_reference(directory / REFERENCE_FILE, batches, [pair.answer(batch) for batch in batches])
+    save_reference(directory / REFERENCE_FILE, batches, [pair.output(batch) for batch in batches])
     return {
         "precision": settings.precision,
         "exporter": settings.exporter,
-        "optimization": {"level": graph.level, "reason": graph.reason},
+        "optimization": Optimization(level=graph.level, reason=graph.reason),
         "model": describe_model(directory),
         "layers": layers,
     }

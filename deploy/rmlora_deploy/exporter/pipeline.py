@@ -12,12 +12,12 @@ from rmlora_deploy.exporter.export_settings import ExportSettings
 __all__ = ["export_bundle"]
 
 
-def export_bundle(settings: ExportSettings, *, on_progress: Callable[[str], None]) -> Bundle:
+def export_bundle(settings: ExportSettings, *, on_progress: Callable[[str], None] | None = None) -> Bundle:
     """Export, lower the precision, verify, and write the bundle; nothing is left when a step fails.
 
     Args:
         settings: the export.
-        note: called with a line before every step.
+        on_progress: called with a line before every step; None calls nothing.
 
     Raises:
         ConfigError: settings that do not go together.
@@ -26,6 +26,7 @@ def export_bundle(settings: ExportSettings, *, on_progress: Callable[[str], None
         DependencyError: a package of the extra ``export`` is missing.
         OutputError: the bundle cannot be written.
     """
+    tell = on_progress or (lambda line: None)
     require("onnxruntime", "cpu")
     if settings.graph is None:  # a graph that is there already needs no torch
         for module in ("torch", "transformers", "peft"):
@@ -41,9 +42,9 @@ def export_bundle(settings: ExportSettings, *, on_progress: Callable[[str], None
         if settings.mode == "merged":
             from rmlora_deploy.exporter.merged_bundle import export_merged
 
-            return export_merged(settings, on_progress=on_progress)
+            return export_merged(settings, on_progress=tell)
         from rmlora_deploy.exporter.branch_bundle import export_branches
 
-        return export_branches(settings, on_progress=on_progress)
+        return export_branches(settings, on_progress=tell)
     except ParityError as error:
         raise ParityError(f"{error} No bundle was written.") from None

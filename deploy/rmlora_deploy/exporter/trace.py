@@ -42,7 +42,7 @@ def trace_graph(
         exporter: ``torch`` or ``optimum``.
         opset: ONNX operator set; None takes the default.
         scratch: directory for temporary files.
-        note: called with a line before every step.
+        on_progress: called with a line before every step.
         pooling: how the tokens' vectors become one, for tasks that answer with vectors.
 
     Raises:

@@ -5,7 +5,6 @@ Example tensors come from Optimum's input generators, which know the shapes that
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +34,7 @@ def trace_inputs(
     """Return inputs for tracing a model of ``task``.
 
     Args:
-        task: decides the modality.
+        task: decides the inputs.
         config: the transformers configuration of the model.
         processor: its tokenizer or image processor.
         batch: rows.
@@ -46,40 +45,9 @@ def trace_inputs(
     """
     require("optimum", "export")
     from optimum.exporters.tasks import TasksManager
-    from optimum.utils import (
-        DummyTextInputGenerator,
-        DummyVisionInputGenerator,
-        NormalizedTextConfig,
-        NormalizedVisionConfig,
-    )
 
     name = TasksManager.map_from_synonym(task.name)
     if name not in TasksManager.get_all_tasks():
         raise ConfigError(f"Optimum has no export of the task '{task.name}': choose another --task.")
-    if task.modality == "image":
-        sized = copy.deepcopy(config)
-        sized.image_size = _image_size(processor)  # Optimum would take the base's, which the adapter may not share
-        generator = DummyVisionInputGenerator(name, NormalizedVisionConfig(sized), batch_size=batch, num_channels=3)
-        names = ["pixel_values"]
-        axes = {0: "batch"}
-    else:
-        generator = DummyTextInputGenerator(
-            name, NormalizedTextConfig(config), batch_size=batch, sequence_length=sequence
-        )
-        names = [item for item in processor.model_input_names if item in generator.SUPPORTED_INPUT_NAMES]
-        axes = {0: "batch", 1: "sequence"}
-    tensors = {item: generator.generate(item, framework="pt") for item in names}
-    if "attention_mask" in tensors:
-        tensors["attention_mask"] = tensors["attention_mask"].new_ones(tensors["attention_mask"].shape)
-    return TraceInputs(tensors, dict.fromkeys(names, axes))
-
-
-def _image_size(processor: Any) -> tuple[int, int]:
-    size = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None
-    size = size or processor.size
-    edge = size.get("shortest_edge") if hasattr(size, "get") else None
-    height = (size.get("height") if hasattr(size, "get") else None) or edge
-    width = (size.get("width") if hasattr(size, "get") else None) or edge
-    if not height or not width:
-        raise ConfigError(f"The image processor names no fixed size ({dict(size)}): train with --image-size.")
-    return int(height), int(width)
+    tensors, axes = task.inputs.trace_tensors(name, config, processor, rows=batch, tokens=sequence)
+    return TraceInputs(tensors, dict.fromkeys(tensors, axes))

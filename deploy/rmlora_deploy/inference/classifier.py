@@ -127,17 +127,17 @@ class AdapterClassifier:
         answers: list[Prediction] = []
         for start in range(0, len(inputs), batch_size):
             part = slice(start, start + batch_size)
-            arrays = self._preprocessor(inputs[part], lengths=[entry.get("max_length") for entry in entries[part]])
+            arrays = self._preprocessor(inputs[part], lengths=[entry.max_length for entry in entries[part]])
             chosen = [{choice.name: choice.strength} if choice else None for choice in choices[part]]
             rows = self.session.run(arrays, chosen)
             answers += [
-                to_prediction(row, entry["labels"], self.bundle) for row, entry in zip(rows, entries[part], strict=True)
+                to_prediction(row, entry.labels, self.bundle) for row, entry in zip(rows, entries[part], strict=True)
             ]
         return answers
 
 
 def _refuse_vectors(bundle: Bundle) -> None:
-    if bundle.embeds:
+    if bundle.task.outputs.pools:
         raise ConfigError(
             f"{bundle.path} answers with vectors and classifies nothing: open it with rmlora_deploy.inference.embedder.Embedder."
         )

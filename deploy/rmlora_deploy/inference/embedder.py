@@ -54,8 +54,8 @@ class Embedder:
             ProviderError: the provider is not available.
         """
         bundle = Bundle.open(path)
-        if not bundle.embeds:
-            raise ConfigError(f"{path} is for {bundle.task}: open it with Classifier or AdapterClassifier.")
+        if not bundle.task.outputs.pools:
+            raise ConfigError(f"{path} is for {bundle.task.name}: open it with Classifier or AdapterClassifier.")
         return cls(bundle, provider, **options)
 
     def embed(
@@ -79,7 +79,7 @@ class Embedder:
         found: list[npt.NDArray[Any]] = []
         for start in range(0, len(texts), batch_size):
             part = slice(start, start + batch_size)
-            arrays = self._preprocessor(texts[part], lengths=[entry.get("max_length") for entry in entries[part]])
+            arrays = self._preprocessor(texts[part], lengths=[entry.max_length for entry in entries[part]])
             if self._switching:
                 chosen = [{choice.name: choice.strength} if choice else None for choice in choices[part]]
                 found += self.session.run(arrays, chosen)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmlora.errors import ConfigError, InputError, ProviderError, require
+from rmlora.errors import ConfigError, InputError, ProviderError, install_command, require
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -94,7 +94,7 @@ def create_session(
         present = ", ".join(name for name, there in available().items() if there)
         raise ProviderError(
             f"Provider '{wanted.name}' ({wanted.ort_name}) is not in the installed ONNX Runtime, which has: {present}. "
-            f"Install one that has it (pip install 'rmlora-deploy[{wanted.needs}]') or choose another --provider."
+            f"Install one that has it ({install_command(wanted.needs)}) or choose another --provider."
         )
     import onnxruntime as ort
 

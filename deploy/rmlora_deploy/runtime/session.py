@@ -20,7 +20,7 @@ from rmlora_converters.graph.files.onnx_adapter import AdapterArrays, Layout
 from rmlora_converters.graph.passes.base_head import base_head
 from rmlora_converters.graph.passes.gather_adapters import ADAPTER_INDICES, gather_adapters
 from rmlora_converters.graph.passes.specialize import specialize
-from rmlora_deploy.runtime.adapters.adapter_ref import AdapterChoice, AdapterRef, resolve_choices
+from rmlora_deploy.runtime.adapters.adapter_ref import AdapterChoice, AdapterName, AdapterRef, resolve_choices
 from rmlora_deploy.runtime.adapters.cache import AdapterCache, CachedAdapter, Loader
 from rmlora_deploy.runtime.adapters.rank_buckets import BASE, RankBucket, RankBuckets
 from rmlora_deploy.runtime.binding import BoundInputs, DeviceArrays
@@ -41,7 +41,7 @@ class AdapterSession:
     """Runs a graph with branches; every row of a batch may use its own adapter, rank and head.
 
     >>> session = AdapterSession(Path("model.onnx"))
-    >>> session.load("spam", lambda: arrays)
+    >>> session.register("spam", lambda: arrays)
     >>> logits = session.run(inputs, adapters=["spam", None, {"spam": 0.5}])
 
     Safe to use from any number of threads; adapters come and go while runs are under way.
@@ -108,7 +108,7 @@ class AdapterSession:
 
     # -- adapters ---------------------------------------------------------------------------------------------------
 
-    def load(self, name: str, loader: Loader) -> None:
+    def register(self, name: str, loader: Loader) -> None:
         """Register an adapter under ``name``.
 
         Args:
@@ -121,7 +121,7 @@ class AdapterSession:
         """
         self._cache.register(name, lambda: self._checked(name, loader()))
 
-    def unload(self, name: str) -> None:
+    def unload(self, name: AdapterName) -> None:
         """Forget an adapter; runs under way end with it.
 
         Raises:
@@ -131,7 +131,7 @@ class AdapterSession:
         if resident is not None:
             self._specialized.pop(resident.number, None)
 
-    def pin(self, name: str, *, pinned: bool = True) -> None:
+    def pin(self, name: AdapterName, *, pinned: bool = True) -> None:
         """Keep an adapter in memory, or no longer, its own graph included; errors as :meth:`AdapterCache.pin`."""
         resident = self._cache.pin(name, pinned=pinned)
         if not pinned and resident is not None:
@@ -147,7 +147,7 @@ class AdapterSession:
             if chosen is not None:
                 self._cache.prefetch(chosen)
 
-    def specialize(self, name: str | None) -> None:
+    def specialize(self, name: AdapterName | None) -> None:
         """Give an adapter, or the base (None), a graph of its own with the update in its weights, and pin it.
 
         Batches that use it alone at full strength then cost what a merged model costs, for the memory of one more model.
@@ -285,7 +285,7 @@ class AdapterSession:
             raise InputError(f"The inputs {wrong}: the graph takes {', '.join(self._inputs)}.")
         return int(np.asarray(inputs[self._inputs[0]]).shape[0])
 
-    def _checked(self, name: str, arrays: Mapping[str, AnyArray]) -> Mapping[str, AnyArray]:
+    def _checked(self, name: AdapterName, arrays: Mapping[str, AnyArray]) -> Mapping[str, AnyArray]:
         layout = arrays.layout if isinstance(arrays, AdapterArrays) else None
         if layout is not None and layout in self._known:
             return arrays

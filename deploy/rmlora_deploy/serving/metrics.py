@@ -141,7 +141,7 @@ class _Graphs(Collector):
             waiting.add_metric([name], graph.batcher.waiting)
             if (cache := graph.cache) is not None:
                 known.add_metric([name], len(cache.names))
-                resident.add_metric([name], len(cache.resident))
+                resident.add_metric([name], len(cache.cached))
                 for event in ("hits", "misses", "evictions"):
                     events.add_metric([name, event], getattr(cache, event))
         yield from (waiting, known, resident, events)

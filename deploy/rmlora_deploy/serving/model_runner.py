@@ -68,14 +68,14 @@ class ModelRunner:
     @property
     def modality(self) -> str:
         """``text`` or ``image``."""
-        return self._preprocessor.task.modality
+        return self._preprocessor.task.inputs.modality
 
     @property
     def max_tokens(self) -> int:
         """Tokens of the longest text that the model can read."""
         limits = (
             getattr(self._preprocessor.processor, "model_max_length", None),
-            self.bundle.manifest.get("max_length"),
+            self.bundle.manifest.max_length,
         )
         return max((int(limit) for limit in limits if limit and limit < _ENDLESS), default=512)
 

@@ -33,4 +33,4 @@ class ServedModel:
     @property
     def task(self) -> str:
         """Task of the model."""
-        return self.graph.bundle.task
+        return self.graph.bundle.task.name

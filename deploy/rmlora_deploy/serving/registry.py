@@ -17,16 +17,12 @@ from typing import Any
 import numpy.typing as npt
 
 from rmlora.adapter import Adapter
-from rmlora.adapter_task import adapter_labels, drop_unused_modules
 from rmlora.errors import AdapterError, BaseMismatchError, ConfigError, InputError
 from rmlora.package import load_package
-from rmlora.tasks import get_task
-from rmlora_converters.graph.contract.adapter_arrays import adapter_arrays
 from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter, write_onnx_adapter
 from rmlora_deploy.bundles.adapters import check_name
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.bundles.choose_pooling import check_pooling
-from rmlora_deploy.bundles.processor import trained_length
+from rmlora_deploy.bundles.convert_adapter import ConvertedAdapter, TryOut, convert_adapter
 from rmlora_deploy.serving.errors import ForbiddenError, UnknownModelError
 from rmlora_deploy.serving.model_runner import ModelRunner
 from rmlora_deploy.serving.models import ServedModel
@@ -72,12 +68,10 @@ class Registry:
             raise ConfigError(f"Two bundles are called '{name}': serve them as NAME=PATH with names of their own.")
         graph = ModelRunner(name, bundle, self.settings, self._observe)
         self.graphs[name] = graph
-        self._add(ServedModel(name, graph, None, tuple(bundle.labels), bundle.manifest.get("max_length")))
+        self._add(ServedModel(name, graph, None, tuple(bundle.labels), bundle.manifest.max_length))
         for adapter, entry in bundle.adapters.items():
             self._add(
-                ServedModel(
-                    adapter, graph, adapter, tuple(entry["labels"]), entry["max_length"], entry["rank"], entry["bytes"]
-                )
+                ServedModel(adapter, graph, adapter, tuple(entry.labels), entry.max_length, entry.rank, entry.bytes)
             )
         return graph
 
@@ -143,16 +137,15 @@ class Registry:
         directory = self._allowed(path)
         try:
             adapter = load_package(directory)
-            graph, arrays = self._fitting(adapter)
+            graph, converted = self._fitting(name, adapter)
         except BaseMismatchError:
             raise BaseMismatchError(f"'{path}' was made for another base than the one that is served here.") from None
         except InputError as error:  # clients need not know where the directories lie
             raise type(error)(str(error).replace(str(directory), f"'{path}'")) from None
-        write_onnx_adapter(file, arrays)
+        write_onnx_adapter(file, converted.arrays)
         return ServedModel(
-            name, graph, key, tuple(adapter_labels(adapter, get_task(graph.bundle.task))),
-            trained_length(adapter) or graph.bundle.manifest.get("max_length"),
-            max(module.active_rank for module in adapter.modules.values()), file.stat().st_size, file=file,
+            name, graph, key, tuple(converted.labels), converted.max_length, converted.rank, file.stat().st_size,
+            file=file,
         )  # fmt: skip
 
     def _admit(self, model: ServedModel, file: Path) -> None:
@@ -162,7 +155,7 @@ class Registry:
             ConfigError: its name is taken.
         """
         assert model.graph.session is not None and model.adapter is not None  # noqa: S101 - only such graphs fit
-        model.graph.session.load(model.adapter, partial(read_onnx_adapter, file))
+        model.graph.session.register(model.adapter, partial(read_onnx_adapter, file))
         try:
             self._add(model)
         except ConfigError:  # somebody else was faster
@@ -214,16 +207,18 @@ class Registry:
                 continue
         raise ForbiddenError("There is no adapter at that path in the directories that adapters may be loaded from.")
 
-    def _fitting(self, adapter: Adapter) -> tuple[ModelRunner, dict[str, npt.NDArray[Any]]]:
-        """Return the graph that ``adapter`` was made for, and what it feeds there."""
+    def _fitting(self, name: str, adapter: Adapter) -> tuple[ModelRunner, ConvertedAdapter]:
+        """Return the graph that ``adapter`` was made for, and what that graph takes for it."""
         reasons: list[AdapterError] = []
         for graph in self.graphs.values():
-            if graph.session is None or adapter.task not in (None, graph.bundle.task):
+            if graph.session is None or adapter.task not in (None, graph.bundle.task.name):
                 continue
             try:
-                check_pooling(adapter, graph.bundle.manifest.get("pooling"))
-                fed = drop_unused_modules(adapter, get_task(graph.bundle.task))
-                return graph, adapter_arrays(fed, graph.session.lora_inputs, graph.session.input_types)
+                return graph, convert_adapter(
+                    adapter, graph.session.lora_inputs, graph.session.input_types, name=name, task=graph.bundle.task,
+                    pooling=graph.bundle.manifest.pooling, max_length=graph.bundle.manifest.max_length,
+                    try_out=TryOut.of(graph.bundle, graph.session),
+                )  # fmt: skip
             except AdapterError as error:
                 reasons.append(error)
         if reasons:

@@ -37,7 +37,7 @@ def run_server(
         settings: limits.
         host: address to listen on.
         port: port to listen on; 0 takes a free one.
-        note: called with lines for the person who started it.
+        on_progress: called with lines for the person who started it.
 
     Raises:
         ConfigError: the address cannot be listened on, or two models have one name.

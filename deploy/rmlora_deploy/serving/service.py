@@ -139,21 +139,21 @@ class Service:
         Raises:
             InputError: tensors are missing, unknown, or of another type or shape than the graph's.
         """
-        inputs = graph.bundle.manifest["model"]["inputs"]
-        names = [item["name"] for item in inputs]
+        inputs = graph.bundle.manifest.model.inputs
+        names = [item.name for item in inputs]
         if sorted(tensors) != sorted(names):
             raise InputError(f"The model takes the inputs {', '.join(names)}.")
         for item in inputs:
-            tensor, shape = tensors[item["name"]], item["shape"]
+            tensor, shape = tensors[item.name], item.shape
             fits = tensor.ndim == len(shape) and all(
                 not isinstance(size, int) or size == given for size, given in zip(shape, tensor.shape, strict=True)
             )
             if not fits or 0 in tensor.shape or tensor.shape[0] != len(adapters):
-                raise InputError(f"'{item['name']}' has the shape {list(tensor.shape)}, and the model takes {shape}.")
-            if tensor.dtype != np.dtype({"float": "float32"}.get(item["dtype"], item["dtype"])):
-                raise InputError(f"'{item['name']}' is {tensor.dtype}, and the model takes {item['dtype']}.")
-            if item["dtype"] == "int64" and tensor.shape[1] > graph.max_tokens:
-                raise InputError(f"'{item['name']}' has {tensor.shape[1]} tokens, of at most {graph.max_tokens}.")
+                raise InputError(f"'{item.name}' has the shape {list(tensor.shape)}, and the model takes {shape}.")
+            if tensor.dtype != np.dtype({"float": "float32"}.get(str(item.dtype), item.dtype)):
+                raise InputError(f"'{item.name}' is {tensor.dtype}, and the model takes {item.dtype}.")
+            if item.dtype == "int64" and tensor.shape[1] > graph.max_tokens:
+                raise InputError(f"'{item.name}' has {tensor.shape[1]} tokens, of at most {graph.max_tokens}.")
         batch_key = ("tensors", *(tensors[name].shape[1:] for name in names))
         return [
             Row({name: tensors[name][number] for name in names}, adapter, batch_key)

@@ -16,11 +16,11 @@ import numpy as np
 import onnx_ir as ir
 
 from rmlora_converters.graph.files.model_file import save_model
+from rmlora_deploy.bundles.manifest import Layer
 from rmlora_deploy.runtime.outputs import Arrays
 from rmlora_deploy.runtime.providers import create_session
 
 __all__ = [
-    "Layer",
     "claimed_layers",
     "confirmed_layers",
     "layer_errors",
@@ -28,9 +28,6 @@ __all__ = [
     "relative_difference",
     "torch_layers",
 ]
-
-Layer = dict[str, str]
-"""``{"module": path, "tensor": name}``."""
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 AGREEMENT = 1e-4
@@ -46,7 +43,7 @@ def claimed_layers(model: ir.Model) -> list[Layer]:
         for module in reversed(_scopes(node)):  # the innermost comes first
             last.pop(module, None)  # reinsert: a dict keeps the order of the last write
             last[module] = node.outputs[0].name
-    return [{"module": module, "tensor": tensor} for module, tensor in last.items()]
+    return [Layer(module=module, tensor=tensor) for module, tensor in last.items()]
 
 
 def _scopes(node: ir.Node) -> list[str]:
@@ -88,7 +85,7 @@ def opened_layers(
     graph = ir.load(model)
     produced = {value.name: value for node in graph.graph for value in node.outputs}
     there = {value.name for value in graph.graph.outputs}
-    wanted = [name for name in dict.fromkeys(layer["tensor"] for layer in layers) if name in produced]
+    wanted = [name for name in dict.fromkeys(layer.tensor for layer in layers) if name in produced]
     for name in wanted:
         if name not in there:
             value = produced[name]
@@ -107,7 +104,7 @@ def layer_errors(
     layers: Sequence[Layer], got: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
 ) -> list[float]:
     """Return for every layer ``max |got − expected| / max |expected|``; infinite where it cannot be compared."""
-    return [relative_difference(got.get(layer["tensor"]), expected.get(layer["module"])) for layer in layers]
+    return [relative_difference(got.get(layer.tensor), expected.get(layer.module)) for layer in layers]
 
 
 def torch_layers(model: Any, batch: Arrays) -> dict[str, np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import onnx_ir as ir
 from rmlora.adapter import Adapter
 from rmlora.adapter_task import task_of
 from rmlora.errors import ConfigError, ParityError, RMLoRAError, is_installed
-from rmlora.processors import load_processor
 from rmlora.torch_models import load_adapted
 from rmlora_converters.graph.files.model_file import load_model
 from rmlora_deploy.bundles.preprocess import Preprocessor
@@ -21,7 +19,7 @@ from rmlora_deploy.runtime.outputs import graph_logits
 from rmlora_deploy.runtime.providers import create_session
 from rmlora_deploy.verification.compare import TOLERANCES, compare, mismatch
 from rmlora_deploy.verification.sample_batches import make_sample_batches, sample_inputs
-from rmlora_deploy.verification.torch_outputs import finite_logits
+from rmlora_deploy.verification.torch_outputs import finite_outputs
 from rmlora_deploy.verification.torch_pair import torch_is_installed
 
 __all__ = ["verify_merged_graph"]
@@ -51,7 +49,7 @@ def verify_merged_graph(
         return _unverified("onnxruntime is not installed here")
     try:
         task = task_of(adapter)
-        if task.answer != "scores":
+        if not task.outputs.has_labels:
             return _unverified(
                 f"a graph for {task.name} gives what its exporter chose; export a bundle to have it compared"
             )
@@ -59,13 +57,13 @@ def verify_merged_graph(
         return _unverified("the adapter does not say which task it is for")
     try:
         session = create_session(graph)
-        processor = load_processor(base, task)
+        processor = task.inputs.load_processor(base)
         preprocessor = Preprocessor(
             task, processor, max_length([adapter], processor, task), tuple(item.name for item in session.get_inputs())
         )
         batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None))
         adapted, _ = load_adapted(base, Path(adapter.source), allow_base_mismatch=allow_base_mismatch)
-        expected = finite_logits(adapted, batches, "the adapter")
+        expected = finite_outputs(adapted, batches, task.outputs, what="the adapter")
         answers = graph_logits(session)
         got = [answers(batch) for batch in batches]
     except RMLoRAError as error:
@@ -74,14 +72,15 @@ def verify_merged_graph(
         return _unverified(f"the graph's first output has the shape {list(wrong)} and is no classifier's")
     precision = "fp16" if _is_half(graph) else "fp32"
     tolerance = TOLERANCES[precision]
+    result = compare(expected, [np.asarray(array, np.float32) for array in got], task.outputs)
     report: dict[str, Any] = {
         "passed": True,
         "precision": precision,
-        "tolerance": asdict(tolerance),
+        "tolerance": tolerance.model_dump(),
         "shapes": [list(next(iter(batch.values())).shape) for batch in batches],
-        "onnx": asdict(compare(expected, [np.asarray(array, np.float32) for array in got])),
+        "onnx": result.model_dump(),
     }
-    if how := mismatch(report["onnx"], report["tolerance"]):
+    if how := mismatch(result, tolerance):
         raise ParityError(
             f"The merged graph {how}: it was exported from another base, or computes something else; nothing was written."
         )

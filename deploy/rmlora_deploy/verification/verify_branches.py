@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
 from rmlora.errors import InputError, ParityError
+from rmlora.outputs import Outputs
 from rmlora_deploy.bundles.bundle import REFERENCE_FILE, Bundle
 from rmlora_deploy.bundles.reference import load_reference
+from rmlora_deploy.bundles.report import (
+    AdapterReport,
+    BaseReport,
+    Comparison,
+    Evaluation,
+    MixedReport,
+    VerificationReport,
+)
 from rmlora_deploy.runtime import AdapterSession
 from rmlora_deploy.runtime.outputs import Arrays, graph_logits
-from rmlora_deploy.verification.compare import TOLERANCES, Comparison, Tolerance, compare, mismatch
-from rmlora_deploy.verification.evaluation import EvaluationData, lost_metric, measure
-from rmlora_deploy.verification.torch_outputs import finite_logits
+from rmlora_deploy.verification.compare import TOLERANCES, compare, mismatch, within
+from rmlora_deploy.verification.evaluation import EvaluationData, keeps_metric, lost_metric, measure
+from rmlora_deploy.verification.torch_outputs import finite_outputs
 from rmlora_deploy.verification.torch_pair import TorchPair
 
 __all__ = ["raise_on_branch_mismatch", "verify_branches"]
 
-Logits = list[np.ndarray]
+Batches = list[np.ndarray]
 
 
 def verify_branches(
@@ -30,7 +38,7 @@ def verify_branches(
     *,
     evaluations: Mapping[str, EvaluationData] | None = None,
     provider: str = "cpu",
-) -> tuple[dict[str, Any], dict[str, Logits]]:
+) -> tuple[VerificationReport, dict[str, Batches]]:
     """Compare on the bundle's reference inputs; a failed comparison is in the report, not raised.
 
     Args:
@@ -40,23 +48,23 @@ def verify_branches(
         provider: execution provider to run on.
 
     Returns:
-        the report (docs/branches.md), and PyTorch's outputs by adapter.
+        the report, and PyTorch's outputs by adapter.
 
     Raises:
         InputError: PyTorch itself answers with NaN, or there is nothing to compare with.
         ProviderError: the provider is absent.
     """
-    tolerance, vectors = TOLERANCES[bundle.precision], bundle.embeds
+    tolerance, outputs = TOLERANCES[bundle.precision], bundle.task.outputs
     session = bundle.adapter_session(provider)
     batches, base = load_reference(bundle.path / REFERENCE_FILE)
-    rows: dict[str, dict[str, Any]] = {}
-    expected: dict[str, Logits] = {}
+    rows: dict[str, AdapterReport] = {}
+    expected: dict[str, Batches] = {}
     for name, entry in bundle.adapters.items():
         pair = pair_of(name) if pair_of is not None else None
         if pair is not None:
-            expected[name] = finite_logits(pair.adapted, batches, f"'{name}'", pair.pooling)
-        elif "reference" in entry:
-            expected[name] = load_reference(bundle.path / entry["reference"])[1]
+            expected[name] = finite_outputs(pair.adapted, batches, outputs, pair.pooling, what=f"'{name}'")
+        elif entry.reference is not None:
+            expected[name] = load_reference(bundle.path / entry.reference)[1]
         else:
             continue
         data = (evaluations or {}).get(name)
@@ -69,71 +77,71 @@ def verify_branches(
         )
     logits = graph_logits(bundle.session(provider))
     plain = [logits(batch) for batch in batches]
-    untouched = {
-        **_judged(compare(base, plain, vectors=vectors), tolerance),
-        "bit_equal": all(np.array_equal(a, b) for a, b in zip(base, plain, strict=True)),
-    }
-    mixed = _judged(_mixed(session, batches, expected, vectors=vectors), tolerance) if expected else None
-    parts = [*rows.values(), untouched, *([mixed] if mixed else [])]
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "provider": provider,
-        "tolerance": asdict(tolerance),
-        "against": "PyTorch and PEFT" if pair_of is not None else "stored outputs of PyTorch and PEFT",
-        "shapes": [list(next(iter(batch.values())).shape) for batch in batches],
-        "base": untouched,
-        "adapters": rows,
-        "mixed": mixed,
-        "unverified": [name for name in names if name not in rows],
-        "passed": all(part["passed"] for part in parts),
-    }, expected
-
-
-def _judged(comparison: Comparison, tolerance: Tolerance) -> dict[str, Any]:
-    return {**asdict(comparison), "passed": comparison.within(tolerance)}
+    against_base = compare(base, plain, outputs)
+    untouched = BaseReport(
+        **dict(against_base),
+        bit_equal=all(np.array_equal(a, b) for a, b in zip(base, plain, strict=True)),
+        passed=within(against_base, tolerance),
+    )
+    mixed = None
+    if expected:
+        worst = _mixed(session, batches, expected, outputs)
+        mixed = MixedReport(**dict(worst), passed=within(worst, tolerance))
+    report = VerificationReport(
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        provider=provider,
+        tolerance=tolerance,
+        against="PyTorch and PEFT" if pair_of is not None else "stored outputs of PyTorch and PEFT",
+        shapes=[list(next(iter(batch.values())).shape) for batch in batches],
+        base=untouched,
+        adapters=rows,
+        mixed=mixed,
+        unverified=[name for name in names if name not in rows],
+        passed=untouched.passed and all(row.passed for row in rows.values()) and (mixed is None or mixed.passed),
+    )
+    return report, expected
 
 
 def _verify_alone(
-    bundle: Bundle, session: AdapterSession, name: str, batches: Sequence[Arrays], expected: Logits,
+    bundle: Bundle, session: AdapterSession, name: str, batches: Sequence[Arrays], expected: Batches,
     pair: TorchPair | None, data: EvaluationData | None,
-) -> dict[str, Any]:  # fmt: skip
+) -> AdapterReport:  # fmt: skip
     """Return the part of the report on one adapter in batches of its own."""
-    tolerance, vectors = TOLERANCES[bundle.precision], bundle.embeds
-    result = compare(expected, [np.stack(session.run(batch, name)) for batch in batches], vectors=vectors)
-    row: dict[str, Any] = {"onnx": asdict(result)}
-    passed = result.within(tolerance)
+    tolerance, outputs = TOLERANCES[bundle.precision], bundle.task.outputs
+    result = compare(expected, [np.stack(session.run(batch, name)) for batch in batches], outputs)
+    row: dict[str, Any] = {"onnx": result}
+    passed = within(result, tolerance)
     if pair is not None:
-        merged = [pair.merged_answer(batch) for batch in batches]
-        row["pytorch_merged"] = asdict(compare(expected, merged, vectors=vectors))
+        row["pytorch_merged"] = compare(expected, [pair.merged_output(batch) for batch in batches], outputs)
     if data is not None:
         row["evaluation"] = scores = _measure(bundle, session, name, data, pair)
-        if "pytorch" in scores:
-            passed &= tolerance.accepts_metric(scores["pytorch"], scores["onnx"], scores["examples"])
-    return {**row, "passed": passed}
+        passed &= keeps_metric(scores, tolerance)
+    return AdapterReport(**row, passed=passed)
 
 
-def raise_on_branch_mismatch(report: dict[str, Any], precision: str) -> None:
-    """Raise :class:`ParityError` when the report says that the bundle departs."""
-    if report["passed"]:
+def raise_on_branch_mismatch(report: VerificationReport, precision: str) -> None:
+    """Raise :class:`ParityError` if the report says that the bundle differs from PyTorch."""
+    if report.passed:
         return
-    limit = report["tolerance"]
-    if what := mismatch(report["base"], limit):
+    limit = report.tolerance
+    if report.base is not None and (what := mismatch(report.base, limit)):
         raise ParityError(f"With no adapter the {precision} graph is not the plain base: it {what}.")
-    for name, row in report["adapters"].items():
-        if what := mismatch(row["onnx"], limit):
+    for name, row in (report.adapters or {}).items():
+        if what := mismatch(row.onnx, limit):
             raise ParityError(f"With the adapter '{name}' the {precision} graph {what}.")
-        if not row["passed"]:
-            raise ParityError(f"With the adapter '{name}': {lost_metric(row['evaluation'], precision, limit)}")
-    raise ParityError(f"In a batch that mixes the adapters the {precision} graph {mismatch(report['mixed'], limit)}.")
+        if not row.passed and row.evaluation is not None:
+            raise ParityError(f"With the adapter '{name}': {lost_metric(row.evaluation, precision, limit)}")
+    if report.mixed is not None:
+        raise ParityError(f"In a batch that mixes the adapters the {precision} graph {mismatch(report.mixed, limit)}.")
 
 
 def _mixed(
-    session: AdapterSession, batches: Sequence[Arrays], expected: Mapping[str, Logits], *, vectors: bool
+    session: AdapterSession, batches: Sequence[Arrays], expected: Mapping[str, Batches], outputs: Outputs
 ) -> Comparison:
     """Give the rows to all adapters in turn, until each has had some, and return the worst adapter's comparison."""
     names, turn = list(expected), 0
-    wanted: dict[str, Logits] = {name: [] for name in names}
-    given: dict[str, Logits] = {name: [] for name in names}
+    wanted: dict[str, Batches] = {name: [] for name in names}
+    given: dict[str, Batches] = {name: [] for name in names}
     while turn < len(names) or not turn:
         for number, batch in enumerate(batches):
             rows = len(next(iter(batch.values())))
@@ -142,25 +150,25 @@ def _mixed(
             for row, (name, output) in enumerate(zip(chosen, session.run(batch, chosen), strict=True)):
                 wanted[name].append(expected[name][number][row][None])
                 given[name].append(np.asarray(output)[None])
-    every = [compare(wanted[name], given[name], vectors=vectors) for name in names]
+    every = [compare(wanted[name], given[name], outputs) for name in names]
+    rows = sum(item.rows for item in every)
     agreed = [item.argmax_agreement * item.rows for item in every if item.argmax_agreement is not None]
-    cosines = [item.min_cosine for item in every if item.min_cosine is not None]
     return Comparison(
         max_abs_error=max(item.max_abs_error for item in every),
         mean_abs_error=max(item.mean_abs_error for item in every),
         max_relative_error=max(item.max_relative_error for item in every),
         rms_relative_error=max(item.rms_relative_error for item in every),
-        argmax_agreement=sum(agreed) / sum(item.rows for item in every) if agreed else None,
-        min_cosine=min(cosines, default=None),
+        argmax_agreement=sum(agreed) / rows if agreed else None,
+        min_cosine=min((item.min_cosine for item in every if item.min_cosine is not None), default=None),
         not_finite=sum(item.not_finite for item in every),
-        rows=sum(item.rows for item in every),
+        rows=rows,
     )
 
 
 def _measure(
     bundle: Bundle, session: AdapterSession, name: str, data: EvaluationData, pair: TorchPair | None
-) -> dict[str, Any]:
+) -> Evaluation:
     models: dict[str, Callable[[Arrays], np.ndarray]] = {"onnx": lambda batch: np.stack(session.run(batch, name))}
     if pair is not None:
-        models["pytorch"] = pair.answer
+        models["pytorch"] = pair.output
     return measure(data, bundle.preprocessor(name), models)

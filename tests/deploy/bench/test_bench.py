@@ -21,6 +21,7 @@ from rmlora_deploy.bench.rounds import run_bench
 from rmlora_deploy.bench.summary import summarize
 from rmlora_deploy.bench.worker import random_inputs
 from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.bundles.manifest import TensorEntry
 from tests.helpers.bundles import make_bundle
 from tests.helpers.cli import fails, run, run_process
 from tests.helpers.handmade import color_bundle, word_bundle
@@ -63,7 +64,7 @@ def fake_workers(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
 
     monkeypatch.setattr(bench_run, "_in_process", answer)
     monkeypatch.setattr(bench_run, "usable_cores", lambda: (3, 5, 7, 9))
-    monkeypatch.setattr(bench_run, "_torch_missing", lambda base, adapter: None)
+    monkeypatch.setattr(bench_run, "_torch_missing", lambda bundle, base, adapter: None)
     return jobs
 
 
@@ -246,10 +247,11 @@ def test_inputs_are_the_same_for_everybody_and_full(words: Path, tmp_path: Path)
     assert pixels.shape == (2, 3, 16, 16)
     with pytest.raises(ConfigError, match="at most 32 tokens, not 33: lower --length"):
         random_inputs(bundle, 1, 33, seed=0)
-    bundle.manifest["model"]["inputs"].append({"name": "bbox", "dtype": "int64", "shape": ["batch", 4]})
+    bundle.manifest.model.inputs.append(TensorEntry(name="bbox", dtype="int64", shape=["batch", 4]))
     with pytest.raises(InputError, match="'bbox', which bench cannot make up"):
         random_inputs(bundle, 1, 4, seed=0)
-    bundle.manifest["model"]["inputs"] = [{"name": "pixel_values", "shape": ["batch", 3, "height", "width"]}]
+    unsized = TensorEntry(name="pixel_values", dtype="float", shape=["batch", 3, "height", "width"])
+    bundle.manifest.model.inputs = [unsized]
     with pytest.raises(InputError, match="images of any size"):
         random_inputs(bundle, 1, None, seed=0)
 

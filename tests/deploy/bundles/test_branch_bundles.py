@@ -51,15 +51,15 @@ def copied(made: Path, tmp_path: Path) -> Path:
 
 def test_a_bundle_proves_every_adapter_and_all_of_them_at_once(made: Path) -> None:
     bundle = Bundle.open(made / "bundle")
-    report = bundle.manifest["verification"]
+    report = bundle.manifest.verification.to_dict()
     assert report["passed"] and report["base"]["bit_equal"]
     assert {row["onnx"]["max_relative_error"] < 1e-5 for row in report["adapters"].values()} == {True}
     assert report["mixed"]["max_relative_error"] < 1e-5
     assert report["mixed"]["rows"] == 16
     assert bundle.labels == ["LABEL_0", "LABEL_1", "LABEL_2"]  # the base's own head
-    assert {name: entry["labels"] for name, entry in bundle.adapters.items()} == {k: LABELS[k] for k in ("one", "two")}
-    assert [entry["rank"] for entry in bundle.adapters.values()] == [2, 4]
-    assert [item["name"] for item in bundle.manifest["model"]["inputs"]] == [
+    assert {name: entry.labels for name, entry in bundle.adapters.items()} == {k: LABELS[k] for k in ("one", "two")}
+    assert [entry.rank for entry in bundle.adapters.values()] == [2, 4]
+    assert [item.name for item in bundle.manifest.model.inputs] == [
         "input_ids",
         "attention_mask",
     ]
@@ -108,7 +108,7 @@ def test_an_adapter_added_during_verification_is_kept(copied: Path) -> None:
     record_verification(opened, report, expected)
     kept = Bundle.open(copied / "bundle")
     assert list(kept.adapters) == ["two", "third"]
-    assert list(kept.manifest["verification"]["adapters"]) == ["two"]
+    assert list(kept.manifest.verification.adapters) == ["two"]
 
 
 def test_adapters_come_and_go_without_torch(copied: Path) -> None:
@@ -182,10 +182,10 @@ def test_an_adapter_of_another_base_is_refused(copied: Path, tmp_path: Path) -> 
 
 def test_a_wrong_adapter_file_is_caught(copied: Path) -> None:
     bundle = Bundle.open(copied / "bundle")
-    one, two = (bundle.path / bundle.adapter(name)["file"] for name in ("one", "two"))
+    one, two = (bundle.path / bundle.adapter(name).file for name in ("one", "two"))
     shutil.copyfile(two, one)
     fails(3, "differs from the manifest (SHA-256)", "verify", bundle.path)
-    bundle.manifest["adapters"]["one"]["files"][bundle.adapter("one")["file"]] = sha256_file(one)
+    bundle.manifest.adapters["one"].files[bundle.adapter("one").file] = sha256_file(one)
     bundle.save_manifest()
     done = run("predict", bundle.path, "w1", "-a", "one")
     assert done.code == 3 and "3 scores for 2 labels" in done.stderr
@@ -206,8 +206,8 @@ def test_each_row_has_its_own_adapter_labels_and_length(made: Path) -> None:
         classifier.predict(texts, "nobody")
     with pytest.raises(ConfigError, match="open it with AdapterClassifier"):
         Classifier.open(made / "bundle")
-    entries = classifier.bundle.manifest["adapters"]
-    entries["one"]["max_length"] = 4
+    entries = classifier.bundle.manifest.adapters
+    entries["one"].max_length = 4
     cut, whole = classifier.predict(["w1 w2 w3 w4 w5 w6"] * 2, ["one", {"one": 0.5}])
     assert cut.ranking != whole.ranking
 
@@ -227,7 +227,7 @@ def test_a_dedicated_graph_answers_as_the_branches_do(made: Path) -> None:
     session.unload("one")
     with pytest.raises(InputError, match="no adapter 'one'"):
         session.run(batches[2], "one")
-    session.load("one", lambda: {})
+    session.register("one", lambda: {})
     assert np.abs(np.stack(session.run(batches[2], "one")) - before["one"][:, :2].mean()).shape[1] == 3  # the new one
 
 
@@ -269,10 +269,10 @@ def test_a_quantized_graph_from_elsewhere_is_taken_by_its_names(made: Path, tmp_
 
     bundle = Bundle.open(tmp_path / "bundle")
     session = bundle.adapter_session()
-    arrays = read_onnx_adapter(bundle.path / bundle.adapter("one")["file"])
+    arrays = read_onnx_adapter(bundle.path / bundle.adapter("one").file)
     heads = [name for head in session.lora_inputs.heads for name in (head.weight, head.bias)]
     assert heads, "whose own weights are quantized and cannot be fed"
-    session.load("headless", lambda: {name: array for name, array in arrays.items() if name not in heads})
+    session.register("headless", lambda: {name: array for name, array in arrays.items() if name not in heads})
     inputs = bundle.preprocessor()(["w1 w2", "w3", "w4 w5", "w6"])
     alone = {name: session.run(inputs, name) for name in (None, "one", "headless")}
     assert len(alone[None][0]) == len(alone["headless"][0]) == len(bundle.labels)

@@ -12,7 +12,6 @@ import pytest
 from transformers import AutoModel
 
 from rmlora.errors import ConfigError, InputError
-from rmlora.processors import load_processor
 from rmlora.tasks import get_task
 from rmlora_converters.graph.files.model_file import save_model
 from rmlora_deploy.bundles.bundle import Bundle
@@ -36,10 +35,10 @@ def copied(embedded: Path, tmp_path: Path) -> Path:
 
 def test_every_adapter_embeds_as_peft_does_alone_and_in_a_mixture(embedded: Path) -> None:
     bundle = Bundle.open(embedded / "vectors")
-    assert bundle.task == "feature-extraction" and bundle.labels == []
-    assert bundle.manifest["pooling"] == {"mode": "mean", "normalize": True, "source": "default"}
+    assert bundle.task.name == "feature-extraction" and bundle.labels == []
+    assert bundle.manifest.pooling.to_dict() == {"mode": "mean", "normalize": True, "source": "default"}
     assert not any("pooler" in slot.module for slot in bundle.lora_inputs().modules)
-    report = bundle.manifest["verification"]
+    report = bundle.manifest.verification.to_dict()
     assert report["passed"] and report["base"]["bit_equal"]
     assert report["mixed"]["argmax_agreement"] is None and report["mixed"]["min_cosine"] > 0.999999
     expected = {name: peft_vectors(embedded / "base", embedded / name, TEXTS) for name in RANKS}
@@ -81,7 +80,7 @@ def test_the_files_beside_an_adapter_say_how_to_pool(tmp_path: Path) -> None:
 def test_a_graph_from_elsewhere_is_pooled_without_torch(embedded: Path, copied: Path) -> None:
     task = get_task("feature-extraction")
     model = AutoModel.from_pretrained(embedded / "base").eval()
-    inputs = trace_inputs(task, model.config, load_processor(embedded / "base", task))
+    inputs = trace_inputs(task, model.config, task.inputs.load_processor(embedded / "base"))
     graph = export_torch(model, inputs, output="last_hidden_state")  # and the pooler's output beside it, as Optimum
     assert len(graph.graph.outputs) == 2
     save_model(graph, copied / "foreign.onnx")
@@ -90,7 +89,11 @@ def test_a_graph_from_elsewhere_is_pooled_without_torch(embedded: Path, copied: 
     flags = ("--pooling", "cls", "--no-normalize", "--precision", "fp16", "--task", "feature-extraction")
     done = run_process(*words, *flags, "-o", copied / "other", without=("torch", "peft", "onnxscript", "accelerate"))
     assert done.code == 0, done.stderr
-    assert Bundle.open(copied / "other").manifest["pooling"] == {"mode": "cls", "normalize": False, "source": "chosen"}
+    assert Bundle.open(copied / "other").manifest.pooling.to_dict() == {
+        "mode": "cls",
+        "normalize": False,
+        "source": "chosen",
+    }
     expected = peft_vectors(embedded / "base", embedded / "near", TEXTS, mode="cls", normalize=False)
     got = Embedder.open(copied / "other").embed(TEXTS, "near")
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-2 * np.abs(expected).max())

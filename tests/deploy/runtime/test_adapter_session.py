@@ -12,7 +12,7 @@ import pytest
 
 from rmlora.errors import ConfigError, InputError
 from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter, write_onnx_adapter
-from rmlora_deploy.runtime.adapters.adapter_ref import AdapterRef, resolve_choices
+from rmlora_deploy.runtime.adapters.adapter_ref import AdapterKey, AdapterName, AdapterRef, resolve_choices
 from rmlora_deploy.runtime.adapters.cache import AdapterCache
 from rmlora_deploy.runtime.adapters.rank_buckets import BASE, BucketShape, RankBucket, RankBuckets
 from rmlora_deploy.runtime.binding import BoundInputs, DeviceArrays
@@ -46,7 +46,7 @@ def make_cache(lora_inputs: int, places: int = 8) -> AdapterCache:
     return AdapterCache(lora_inputs, RankBuckets({**arrays(0), **head(2, 0.5)}, places))
 
 
-def use(cache: AdapterCache, *names: str) -> None:
+def use(cache: AdapterCache, *names: AdapterName) -> None:
     with cache.held(AdapterRef(name) for name in names):
         pass
 
@@ -58,16 +58,16 @@ def test_the_bank_evicts_the_one_used_longest_ago_and_never_a_pinned_one() -> No
     cache.pin("a")
     for name in "abab":
         use(cache, name)
-    assert (cache.resident, cache.hits, cache.misses) == (["a", "b"], 2, 2)
+    assert (cache.cached, cache.hits, cache.misses) == (["a", "b"], 2, 2)
     use(cache, "c", "c")
     assert (
-        cache.resident,
+        cache.cached,
         cache.evictions,
         cache.hits,
         cache.misses,
     ) == (["a", "c"], 1, 3, 3)
     cache.unregister("a")
-    assert (cache.names, cache.resident) == (["b", "c"], ["c"])
+    assert (cache.names, cache.cached) == (["b", "c"], ["c"])
 
 
 def test_the_banks_errors_say_what_is_known() -> None:
@@ -114,7 +114,7 @@ def test_who_finds_no_free_place_waits_for_one() -> None:
             with pytest.raises(futures.TimeoutError):
                 waiting.result(0.2)
         waiting.result(60)
-    assert cache.resident == ["b"]
+    assert cache.cached == ["b"]
 
 
 def test_what_cannot_be_read_leaves_nothing_behind_and_everybody_is_told() -> None:
@@ -134,10 +134,10 @@ def test_what_cannot_be_read_leaves_nothing_behind_and_everybody_is_told() -> No
         for future in asked:
             with pytest.raises(InputError, match="gone"):
                 future.result(60)
-    assert (cache.resident, len(calls)) == ([], 2)
+    assert (cache.cached, len(calls)) == ([], 2)
     cache.register("b", arrays)
     use(cache, "b")
-    assert cache.resident == ["b"]
+    assert cache.cached == ["b"]
 
 
 def test_what_is_read_ahead_counts_once_and_fills_at_most_half_of_the_slots() -> None:
@@ -153,7 +153,7 @@ def test_what_is_read_ahead_counts_once_and_fills_at_most_half_of_the_slots() ->
         cache.prefetch(AdapterRef(name))
     assert read.acquire(timeout=60) and read.acquire(timeout=60)
     cache.prefetch(AdapterRef("nobody"))
-    assert (sorted(cache.resident), cache.misses, cache.hits) == (
+    assert (sorted(cache.cached), cache.misses, cache.hits) == (
         ["a", "b"],
         2,
         0,
@@ -183,9 +183,9 @@ def test_an_error_while_reading_ahead_is_told_to_the_batch_that_needs_it() -> No
     cache.prefetch(AdapterRef("a"))
     cache._reader.submit(tried.set)
     assert tried.wait(60)
-    assert cache.resident == []
+    assert cache.cached == []
     use(cache, "a")
-    assert cache.resident == ["a"]
+    assert cache.cached == ["a"]
 
 
 def test_a_batch_does_not_wait_for_what_is_read_before_its_own_adapter() -> None:
@@ -225,9 +225,9 @@ def test_without_a_thread_to_read_ahead_the_batch_reads(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(cache._reader, "submit", refuse)
     cache.prefetch(AdapterRef("a"))
-    assert cache.resident == []
+    assert cache.cached == []
     use(cache, "a")
-    assert cache.resident == ["a"]
+    assert cache.cached == ["a"]
 
 
 @pytest.mark.parametrize("from_file", [False, True])
@@ -290,7 +290,25 @@ def test_what_is_picked_on_the_host_answers_as_what_the_graph_picks(
         np.testing.assert_array_equal(np.stack(session.run(inputs, "a3")), np.stack(alone))
 
 
+def test_two_generations_of_a_name_are_two_adapters() -> None:
+    cache = make_cache(4)
+    old, new = AdapterKey("spam", 1), AdapterKey("spam", 2)
+    cache.register(old, lambda: arrays(value=1.0))
+    cache.register(new, lambda: arrays(value=2.0))
+    cache.register("spam", lambda: arrays(value=3.0))
+    with cache.held([AdapterRef(old), AdapterRef(new), AdapterRef("spam")]) as held:
+        values = [item.shelf.arrays["m.lora_A"][item.place].max() for item in held.values() if item.shelf is not None]
+        assert values == [1.0, 2.0, 3.0]
+    cache.unregister(old)
+    assert cache.names == [new, "spam"]
+    assert cache.cached == [new, "spam"]
+    with pytest.raises(InputError, match="no adapter 'spam': known are spam"):
+        use(cache, old)
+
+
 def test_choices_fit_the_rows() -> None:
+    assert resolve_choices(AdapterKey("a", 1), 2) == [AdapterRef(AdapterKey("a", 1))] * 2
+    assert resolve_choices(["a", AdapterRef("b", 0.5)], 2) == [AdapterRef("a"), AdapterRef("b", 0.5)]
     assert resolve_choices("a", 2) == [AdapterRef("a")] * 2
     assert resolve_choices([None, {"a": 0.5}], 2) == [None, AdapterRef("a", 0.5)]
     with pytest.raises(ConfigError, match="3 rows need 3 adapters, not 1"):
@@ -306,7 +324,7 @@ def test_strength_scales_the_update(made: Branched) -> None:
     inputs = made.inputs()
     full = {**made.arrays("a3")}
     half = {name: array * np.float32(0.5) if name.endswith("lora_B") else array for name, array in full.items()}
-    session.load("half", lambda: half)
+    session.register("half", lambda: half)
     expected = session.run(inputs, "half")
     np.testing.assert_allclose(np.stack(session.run(inputs, {"a3": 0.5})), np.stack(expected), rtol=1e-6)
     mixed = session.run(inputs, [{"a3": 0.5}, "a8", None])
@@ -320,18 +338,18 @@ def test_wrong_inputs_and_adapters_of_another_graph_are_refused(made: Branched) 
         session.run({name: value for name, value in inputs.items() if name != "attention_mask"})
     with pytest.raises(InputError, match="no adapter 'nobody': known are a1"):
         session.run(inputs, "nobody")
-    session.load("other", arrays)
+    session.register("other", arrays)
     with pytest.raises(InputError, match="no slot: it is of another graph"):
         session.run(inputs, "other")
     some = made.arrays("a3")
     first = next(iter(some))
-    session.load("half", lambda: {slot: array for slot, array in some.items() if slot != first})
-    session.load("two rows", lambda: {**some, first: np.repeat(some[first], 2, axis=0)})
+    session.register("half", lambda: {slot: array for slot, array in some.items() if slot != first})
+    session.register("two rows", lambda: {**some, first: np.repeat(some[first], 2, axis=0)})
     with pytest.raises(InputError, match="do not belong together, or only one of them"):
         session.run(inputs, "half")
     with pytest.raises(InputError, match="it is of another graph"):
         session.run(inputs, [None, "two rows", None])
-    assert session.cache.resident == []
+    assert session.cache.cached == []
 
 
 def test_threads_that_run_load_and_unload_never_get_a_wrong_row(made: Branched) -> None:
@@ -346,7 +364,7 @@ def test_threads_that_run_load_and_unload_never_get_a_wrong_row(made: Branched) 
         for turn in range(60):
             chosen = [names[i] for i in rng.integers(0, len(names), 4)]
             extra = f"t{seed}-{turn}"
-            session.load(extra, lambda: made.arrays("a1"))
+            session.register(extra, lambda: made.arrays("a1"))
             for row, (got, name) in enumerate(zip(session.run(inputs, chosen), chosen, strict=True)):
                 if not np.allclose(got, expected[name][row], rtol=1e-5, atol=1e-6):
                     failures.append(f"{seed}/{turn}/{row}: {name}")

@@ -142,9 +142,9 @@ def inputs(served: dict[str, Path], *texts: str) -> list[triton.InferInput]:
     home = served["many"].parent
     encoded = AutoTokenizer.from_pretrained(home / "base")(list(texts), return_tensors="np", padding=True)
     made = []
-    for item in Bundle.open(served["many"], check_files=False).manifest["model"]["inputs"]:
-        array = np.asarray(encoded[item["name"]], np.int64)
-        value = triton.InferInput(item["name"], list(array.shape), "INT64")
+    for item in Bundle.open(served["many"], check_files=False).manifest.model.inputs:
+        array = np.asarray(encoded[item.name], np.int64)
+        value = triton.InferInput(item.name, list(array.shape), "INT64")
         value.set_data_from_numpy(array, binary_data=False)
         made.append(value)
     return made

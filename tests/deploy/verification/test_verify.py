@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +16,15 @@ from safetensors.numpy import load_file, save_file
 
 from rmlora.errors import ParityError
 from rmlora.storage import sha256_file
+from rmlora.tasks import get_task
 from rmlora_converters.graph.files import model_file as graph_file
 from rmlora_converters.graph.passes.open_attention import open_attention, open_attention_per_projection
 from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.bundles.report import VerificationReport
 from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.exporter.pipeline import export_bundle
 from rmlora_deploy.runtime.providers import create_session
-from rmlora_deploy.verification.compare import TOLERANCES, compare
+from rmlora_deploy.verification.compare import TOLERANCES, compare, within
 from rmlora_deploy.verification.sample_batches import make_sample_batches, sample_inputs
 from rmlora_deploy.verification.verify_merged import raise_on_mismatch
 from tests.helpers.bundles import make_bundle, make_sources
@@ -60,7 +61,7 @@ def test_weights_beside_the_graph_move_with_it(
         str(made / "base"), {"adapter": made / "adapter"}, tmp_path / "bundle", precision=precision
     )  # type: ignore[arg-type]
     bundle = export_bundle(settings, on_progress=lambda line: None)
-    assert set(bundle.manifest["model"]["files"]) == {"model.onnx", "model.onnx.data"}
+    assert set(bundle.manifest.model.files) == {"model.onnx", "model.onnx.data"}
     expected = logits(bundle)
     (tmp_path / "bundle").rename(tmp_path / "moved")
     for a, b in zip(expected, logits(Bundle.open(tmp_path / "moved")), strict=True):
@@ -77,7 +78,7 @@ def test_the_graph_says_nothing_of_the_machine_it_was_made_on(made: Path) -> Non
 def test_int8_reaches_inside_fused_attention_and_spares_the_head(tmp_path: Path) -> None:
     bundle = make_bundle("bert", tmp_path, precision="int8")
     graph = onnx.load(bundle.model_path).graph
-    operators = bundle.manifest["model"]["operators"]
+    operators = bundle.manifest.model.operators
     assert operators["MultiHeadAttention"] == 2 and "Attention" not in operators
     head = [node for node in graph.node if node.op_type in ("MatMul", "Gemm")]
     assert any(name.startswith("classifier.weight") for name in head[0].input)
@@ -111,7 +112,7 @@ def test_opened_attention_computes_the_same(
 
 def accept(bundle: Bundle) -> None:
     """Let the manifest take the model file as it is now."""
-    bundle.manifest["model"]["files"]["model.onnx"] = sha256_file(bundle.model_path)
+    bundle.manifest.model.files["model.onnx"] = sha256_file(bundle.model_path)
     bundle.save_manifest()
 
 
@@ -125,7 +126,7 @@ def test_nan_is_told_as_such_and_reported(copied: Path) -> None:
     onnx.save(model, bundle.model_path)
     accept(bundle)
     sources = ["--base", copied / "base", "--adapter", copied / "adapter"]
-    fails(6, "gives 16 logits that are NaN or infinite. The first layer that departs is 'classifier' (is not finite)",
+    fails(6, "gives 16 logits that are NaN or infinite. The first layer that differs is 'classifier' (is not finite)",
           "verify", copied / "bundle", *sources)  # fmt: skip
     report = json.loads((copied / "bundle" / "manifest.json").read_text())["verification"]
     assert report["passed"] is False
@@ -141,7 +142,8 @@ def test_a_base_that_answers_with_nan_is_no_reference(tmp_path: Path) -> None:
     assert not (tmp_path / "bundle").exists()
 
 
-def test_sources_are_recognized(copied: Path, tmp_path: Path) -> None:
+def test_sources_are_recognized(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(copied / "adapter", copied.parent / "kept")
     bundle, base, adapter = copied / "bundle", copied / "base", copied / "adapter"
     other, _ = make_sources("bert", tmp_path / "other")
     tensors = load_file(other / "model.safetensors")
@@ -153,10 +155,9 @@ def test_sources_are_recognized(copied: Path, tmp_path: Path) -> None:
     factors = load_file(adapter / "adapter_model.safetensors")
     save_file({name: tensor * 2 for name, tensor in factors.items()}, adapter / "adapter_model.safetensors")
     fails(3, "is not the adapter this bundle was made from", "verify", bundle, "--base", base, "--adapter", adapter)
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["base"]["source"] = str(tmp_path / "gone")
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
-    fails(3, "is not there any more: pass --base, or --reference-only", "verify", bundle)
+    monkeypatch.setenv("RMLORA_CACHE", str(tmp_path / "another-machine"))
+    message = "The base 'base' of this bundle is not where it was exported from on this machine: pass --base"
+    fails(3, message, "verify", bundle, "--adapter", copied.parent / "kept")
 
 
 def test_a_bundle_made_over_a_mismatch_can_be_verified(tmp_path: Path) -> None:
@@ -174,11 +175,12 @@ def test_any_altered_file_is_refused(copied: Path) -> None:
     (bundle / "tokenizer_config.json").write_text(config)
     (bundle / "reference.safetensors").write_bytes(b"x" * 40)
     opened = Bundle.open(bundle, check_files=False)
-    del opened.manifest["files"]["reference.safetensors"]
+    del opened.manifest.files["reference.safetensors"]
     opened.save_manifest()
     fails(3, "reference.safetensors cannot be read", "verify", bundle, "--reference-only")
-    del opened.manifest["model"]
-    opened.save_manifest()
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["model"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
     fails(3, "lacks 'model': the manifest is damaged", "verify", bundle)
 
 
@@ -198,7 +200,8 @@ def test_a_lost_metric_fails_where_single_logits_pass(copied: Path, monkeypatch:
     sources = ["--base", copied / "base", "--adapter", copied / "adapter"]
     report = json.loads(run("verify", copied / "bundle", *sources, "--data", data, "--json").stdout)
     assert report["passed"]
-    worse = {**report, "passed": False, "evaluation": {**report["evaluation"], "pytorch": 0.9, "onnx": 0.5}}
+    scores = {**report["evaluation"], "pytorch": 0.9, "onnx": 0.5}
+    worse = VerificationReport.model_validate({**report, "passed": False, "evaluation": scores})
     with pytest.raises(ParityError, match=r"accuracy 0.5000 on test.jsonl where PyTorch has 0.9000"):
         raise_on_mismatch(worse, "fp32")
 
@@ -214,12 +217,13 @@ def test_tolerance_of_the_metric() -> None:
 
 
 def test_rows_with_nan_never_agree() -> None:
-    result = compare([np.array([[1.0, 2.0], [3.0, 1.0]])], [np.array([[np.nan, 2.0], [3.0, 1.0]])])
-    assert asdict(result) == {
+    scores = get_task("text-classification").outputs
+    result = compare([np.array([[1.0, 2.0], [3.0, 1.0]])], [np.array([[np.nan, 2.0], [3.0, 1.0]])], scores)
+    assert result.model_dump() == {
         "max_abs_error": 0.0, "mean_abs_error": 0.0, "max_relative_error": 0.0, "rms_relative_error": 0.0,
         "argmax_agreement": 0.5, "not_finite": 1, "rows": 2, "min_cosine": None,
     }  # fmt: skip
-    assert not result.within(replace(TOLERANCES["int8"], agreement=0.0))
+    assert not within(result, TOLERANCES["int8"].model_copy(update={"agreement": 0.0}))
 
 
 def test_saved_graphs_open_without_the_project(made: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def merge_graph(
     overwrite: bool = False,
     allow_base_mismatch: bool = False,
     check: Callable[[Path], Mapping[str, Any]] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> OnnxMergeReport:
     """Write the ONNX model ``graph`` with ``adapter`` in its weights to the directory ``output``.
 
@@ -71,7 +71,7 @@ def merge_graph(
         allow_base_mismatch: merge although the adapter names another base.
         check: called with the merged file before ``output`` comes to be; its report goes into the record, its error ends
             the merge.
-        progress: called with (bytes written, bytes in all).
+        on_progress: called with (bytes written, bytes in all).
 
     Raises:
         InputError: the graph cannot be read.
@@ -111,7 +111,7 @@ def merge_graph(
     with atomic_directory(output, overwrite=overwrite) as directory:
         copy_side_files(graph.parent, directory, but=_OF_THE_BASE)
         _name_labels(directory / "config.json", adapter)
-        nbytes = save_model(model, directory / graph.name, progress)
+        nbytes = save_model(model, directory / graph.name, on_progress)
         report = OnnxMergeReport(
             modules=complete(adapter, meters.values()),
             replaced=tuple(sorted(adapter.modules_to_save)),

@@ -18,7 +18,7 @@ from typing import Any
 import numpy.typing as npt
 
 from rmlora.errors import ConfigError, InputError, some_of
-from rmlora_deploy.runtime.adapters.adapter_ref import AdapterRef
+from rmlora_deploy.runtime.adapters.adapter_ref import AdapterName, AdapterRef
 from rmlora_deploy.runtime.adapters.prefetch import Prefetcher
 from rmlora_deploy.runtime.adapters.rank_buckets import RankBucket, RankBuckets
 
@@ -72,7 +72,7 @@ class AdapterCache:
         self._slots, self._shelves = lora_inputs, shelves
         self._lock = threading.Lock()
         self._freed = threading.Condition(self._lock)
-        self._loaders: dict[str, Loader] = {}
+        self._loaders: dict[AdapterName, Loader] = {}
         self._resident: OrderedDict[AdapterRef, CachedAdapter] = OrderedDict()
         """The one used last comes last."""
         self._pinned: set[AdapterRef] = set()
@@ -81,20 +81,20 @@ class AdapterCache:
         self._reader = Prefetcher()
         self.hits = self.misses = self.evictions = 0
 
-    def register(self, name: str, loader: Loader) -> None:
+    def register(self, name: AdapterName, loader: Loader) -> None:
         """Make ``name`` known; ``loader`` reads its arrays when they are needed.
 
         Raises:
             ConfigError: the name is taken or empty.
         """
-        if not name:
+        if not str(name):
             raise ConfigError("An adapter needs a name.")
         with self._lock:
             if name in self._loaders:
                 raise ConfigError(f"There is an adapter '{name}' already: unload it first, or choose another name.")
             self._loaders[name] = loader
 
-    def unregister(self, name: str) -> CachedAdapter | None:
+    def unregister(self, name: AdapterName) -> CachedAdapter | None:
         """Forget ``name`` and return it if it was in memory at full strength; runs that use it go on.
 
         Raises:
@@ -105,11 +105,11 @@ class AdapterCache:
                 raise InputError(self._unknown(name))
             self._pinned.discard(AdapterRef(name))
             found = self._resident.get(AdapterRef(name))
-            for chosen in [chosen for chosen in self._resident if chosen.name == name]:
+            for chosen in [chosen for chosen in self._resident if chosen.key == name]:
                 self._drop(chosen)
             return found
 
-    def pin(self, name: str, *, pinned: bool = True) -> CachedAdapter | None:
+    def pin(self, name: AdapterName, *, pinned: bool = True) -> CachedAdapter | None:
         """Keep ``name`` in memory whatever else is used, or no longer; return it if it is there.
 
         Raises:
@@ -134,7 +134,7 @@ class AdapterCache:
         would be gone before they were used.
         """
         with self._lock:
-            loader = self._loaders.get(chosen.name)
+            loader = self._loaders.get(chosen.key)
             if loader is None or chosen in self._resident or self._ahead >= self._slots // 2:
                 return
             with suppress(RuntimeError):  # no thread to be had: then the batch reads it
@@ -185,9 +185,9 @@ class AdapterCache:
             with self._lock:
                 found = self._resident.get(chosen)
                 if found is None:
-                    loader = self._loaders.get(chosen.name)
+                    loader = self._loaders.get(chosen.key)
                     if loader is None:
-                        raise InputError(self._unknown(chosen.name))
+                        raise InputError(self._unknown(chosen.key))
                     found = CachedAdapter(chosen, loader)
                     self._add(found)
                 else:
@@ -268,18 +268,18 @@ class AdapterCache:
             resident.shelf.free.append(resident.place)
             self._freed.notify_all()  # they may wait for different shelves
 
-    def _unknown(self, name: str) -> str:
-        known = sorted(self._loaders)
+    def _unknown(self, name: AdapterName) -> str:
+        known = sorted({str(name) for name in self._loaders})
         return f"There is no adapter '{name}': " + (f"known are {some_of(known)}." if known else "none is loaded.")
 
     @property
-    def names(self) -> list[str]:
-        """Every name known, sorted."""
+    def names(self) -> list[AdapterName]:
+        """What is registered, sorted."""
         with self._lock:
-            return sorted(self._loaders)
+            return sorted(self._loaders, key=str)
 
     @property
-    def resident(self) -> list[str]:
-        """The names in memory, the one used last at the end."""
+    def cached(self) -> list[AdapterName]:
+        """What is in memory, the most recently used last; an adapter cached at two strengths is there twice."""
         with self._lock:
-            return [chosen.name for chosen in self._resident]
+            return [chosen.key for chosen in self._resident]

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 
 from rmlora._version import __version__
 from rmlora.errors import InputError
+from rmlora_deploy.bundles.manifest import TensorEntry
 from rmlora_deploy.serving.models import ServedModel
 from rmlora_deploy.serving.routes.context import ServiceOf, StateOf
 from rmlora_deploy.serving.routes.lists import FIRST_ERROR, Ids
@@ -95,13 +96,13 @@ async def server() -> dict[str, Any]:
 async def metadata(name: str, service: ServiceOf) -> dict[str, Any]:
     """Describe a model's tensors."""
     model = service.registry.model(name)
-    described = model.graph.bundle.manifest["model"]
+    described = model.graph.bundle.manifest.model
     return {
         "name": name,
         "versions": [_VERSION],
         "platform": "onnxruntime_onnx",
-        "inputs": [_described(item) for item in described["inputs"]],
-        "outputs": [_described(item) for item in described["outputs"][:1]],
+        "inputs": [_described(item) for item in described.inputs],
+        "outputs": [_described(item) for item in described.outputs[:1]],
     }
 
 
@@ -119,7 +120,7 @@ async def infer(name: str, body: InferRequest, request: Request, service: Servic
     model = service.registry.model(name)
     if BINARY_HEADER in request.headers:
         raise InputError(NO_BINARY)
-    output = model.graph.bundle.manifest["model"]["outputs"][0]["name"]
+    output = model.graph.bundle.manifest.model.outputs[0].name
     if body.outputs and [item.name for item in body.outputs] != [output]:
         raise InputError(f"The model has one output: {output}.")
     if len({tensor.name for tensor in body.inputs}) < len(body.inputs):
@@ -172,6 +173,6 @@ def _array(tensor: Tensor) -> np.ndarray:
         ) from None
 
 
-def _described(item: dict[str, Any]) -> dict[str, Any]:
-    shape = [size if isinstance(size, int) else -1 for size in item["shape"]]
-    return {"name": item["name"], "datatype": _NAMES.get(item["dtype"], item["dtype"].upper()), "shape": shape}
+def _described(item: TensorEntry) -> dict[str, Any]:
+    shape = [size if isinstance(size, int) else -1 for size in item.shape]
+    return {"name": item.name, "datatype": _NAMES.get(str(item.dtype), str(item.dtype).upper()), "shape": shape}

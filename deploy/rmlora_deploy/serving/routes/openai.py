@@ -99,6 +99,6 @@ def _card(model: ServedModel) -> dict[str, Any]:
         "task": model.task,
         "labels": list(model.labels),
         "rank": model.rank,
-        "bytes": model.nbytes if model.adapter else model.graph.bundle.manifest["model"]["bytes"],
+        "bytes": model.nbytes if model.adapter else model.graph.bundle.manifest.model.bytes,
         "precision": model.graph.bundle.precision,
     }

@@ -50,7 +50,7 @@ def launch(
         config_file: file to write instead.
         host: address to listen on.
         port: port to listen on.
-        note: called with lines for the person who started it.
+        on_progress: called with lines for the person who started it.
     """
     scale = _scale(replicas, min_replicas, max_replicas, ingress_replicas)
     elsewhere = ray_address is not None or config_file is not None

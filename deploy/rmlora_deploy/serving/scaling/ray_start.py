@@ -47,7 +47,7 @@ def run_on_ray(
         host: address that Ray's proxy listens on; in a cluster whose proxies run, theirs counts.
         port: its port; 0 takes a free one.
         address: of the cluster to join; None starts Ray on this machine.
-        note: called with lines for the person who started it.
+        on_progress: called with lines for the person who started it.
 
     Raises:
         ConfigError: the cluster cannot be joined, the machine is too small, the port is taken, or the replicas do not start.

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from rmlora.errors import ConfigError
 from rmlora_deploy.bundles.bundle import MODEL_FILE
@@ -96,7 +96,7 @@ class SharedRegistry(Registry):
             self._changes.unload(name, generation)
             (self._directory / f"{generation}.onnx_adapter").unlink(missing_ok=True)
         else:
-            self._changes.remove(name, str(model.graph.bundle.adapter(name)["sha256"]))
+            self._changes.remove(name, str(model.graph.bundle.adapter(name).sha256))
 
     def apply(self, table: AdapterState) -> None:
         """Serve what ``table`` says."""
@@ -121,7 +121,7 @@ class SharedRegistry(Registry):
 
 def graph_digest(graph: ModelRunner) -> str:
     """Return the SHA-256 of the graph's file."""
-    files: dict[str, Any] = graph.bundle.manifest["model"]["files"]
+    files = graph.bundle.manifest.model.files
     return str(files[MODEL_FILE])
 
 
@@ -131,4 +131,4 @@ def _stays(model: ServedModel, table: AdapterState) -> bool:
     if at:
         entry = table.loaded.get(model.id)
         return entry is not None and entry.generation == generation
-    return bool(table.removed.get(model.id) != model.graph.bundle.adapter(model.id)["sha256"])
+    return bool(table.removed.get(model.id) != model.graph.bundle.adapter(model.id).sha256)

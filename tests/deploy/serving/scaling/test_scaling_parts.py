@@ -218,4 +218,4 @@ def test_options_that_do_not_go_together_are_refused(served: dict[str, Path], tm
 def test_without_ray_the_extra_is_named(served: dict[str, Path]) -> None:
     done = run_process("serve", served["many"], "--ray", without=("ray",))
     assert done.code == 4
-    assert "pip install 'rmlora-deploy[ray]'" in done.stderr
+    assert "(extra 'ray')" in done.stderr and "pip install 'ray[serve]" in done.stderr
