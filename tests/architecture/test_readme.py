@@ -21,7 +21,9 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[str]:
     shown = "\n".join(blocks("console")).replace("\\\n", " ")
-    return [line.partition("#")[0].removeprefix("$ ") for line in shown.splitlines() if line.startswith("$ rmlora-deploy")]
+    return [
+        line.partition("#")[0].removeprefix("$ ") for line in shown.splitlines() if line.startswith("$ rmlora-deploy")
+    ]
 
 
 def test_five_lines_lead_from_data_to_a_prediction(

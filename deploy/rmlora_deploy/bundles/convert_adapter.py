@@ -21,7 +21,7 @@ from rmlora_deploy.bundles.choose_pooling import check_pooling
 from rmlora_deploy.bundles.manifest import PoolingEntry
 from rmlora_deploy.bundles.processor import trained_length
 from rmlora_deploy.bundles.reference import load_reference
-from rmlora_deploy.runtime import AdapterSession
+from rmlora_deploy.runtime import AdapterKey, AdapterSession
 from rmlora_deploy.runtime.outputs import Arrays
 
 __all__ = ["ConvertedAdapter", "TryOut", "convert_adapter"]
@@ -76,7 +76,7 @@ class TryOut:
         Raises:
             AdapterError: the graph gives NaN or infinity with it, or just what the base gives.
         """
-        key = f"{name} (attempt {next(_attempts)})"  # rows of an adapter of the same name are not affected
+        key = AdapterKey(name, -next(_attempts))  # rows of an adapter of the same name are not affected
         self.session.register(key, lambda: arrays)
         try:
             got = np.stack(self.session.run(self.batch, key))

@@ -108,7 +108,7 @@ class AdapterSession:
 
     # -- adapters ---------------------------------------------------------------------------------------------------
 
-    def register(self, name: str, loader: Loader) -> None:
+    def register(self, name: AdapterName, loader: Loader) -> None:
         """Register an adapter under ``name``.
 
         Args:

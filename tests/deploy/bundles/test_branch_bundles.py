@@ -12,14 +12,14 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from rmlora.errors import ConfigError, InputError
+from rmlora.errors import InputError
 from rmlora.package import load_package, save_package
 from rmlora.storage import sha256_file
 from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter
 from rmlora_deploy.bundles.adapters import add_adapter, record_verification, remove_adapter
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.reference import load_reference
-from rmlora_deploy.inference.classifier import AdapterClassifier, Classifier
+from rmlora_deploy.inference.classifier import Classifier
 from rmlora_deploy.verification.verify_branches import verify_branches
 from tests.helpers.branch_graphs import LABELS, make_adapter, make_base
 from tests.helpers.cli import fails, run, run_process, text_data
@@ -194,7 +194,7 @@ def test_a_wrong_adapter_file_is_caught(copied: Path) -> None:
 
 
 def test_each_row_has_its_own_adapter_labels_and_length(made: Path) -> None:
-    classifier = AdapterClassifier.open(made / "bundle", threads=1)
+    classifier = Classifier.open(made / "bundle", threads=1)
     texts = ["w1 w2", "w3", "w4 w5 w6"]
     mixed = classifier.predict(texts, ["one", "two", None])
     assert [len(answer.ranking) for answer in mixed] == [2, 3, 3]
@@ -204,8 +204,6 @@ def test_each_row_has_its_own_adapter_labels_and_length(made: Path) -> None:
         assert alone.probability == pytest.approx(answer.probability, rel=1e-5)
     with pytest.raises(InputError, match="no adapter 'nobody': it has one, two"):
         classifier.predict(texts, "nobody")
-    with pytest.raises(ConfigError, match="open it with AdapterClassifier"):
-        Classifier.open(made / "bundle")
     entries = classifier.bundle.manifest.adapters
     entries["one"].max_length = 4
     cut, whole = classifier.predict(["w1 w2 w3 w4 w5 w6"] * 2, ["one", {"one": 0.5}])
@@ -290,7 +288,7 @@ def test_a_base_without_a_head_answers_only_with_an_adapter(tmp_path: Path) -> N
         shutil.copyfile(base / name, bare / name)
     done = run("export", bare, "--mode", "branches", "-a", one, "-o", tmp_path / "bundle")
     assert done.code == 0, done.stderr
-    classifier = AdapterClassifier.open(tmp_path / "bundle")
+    classifier = Classifier.open(tmp_path / "bundle")
     assert classifier.bundle.labels == []
     with pytest.raises(InputError, match="no trained 'classifier' of its own: name an adapter"):
         classifier.predict(["w1"], None)

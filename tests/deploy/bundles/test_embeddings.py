@@ -17,7 +17,7 @@ from rmlora_converters.graph.files.model_file import save_model
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.exporter.torch_export import export_torch
 from rmlora_deploy.exporter.trace_inputs import trace_inputs
-from rmlora_deploy.inference.classifier import AdapterClassifier
+from rmlora_deploy.inference.classifier import Classifier
 from rmlora_deploy.inference.embedder import Embedder
 from tests.helpers.branch_graphs import make_adapter
 from tests.helpers.cli import fails, run, run_process
@@ -116,11 +116,11 @@ def test_predict_shows_how_alike_texts_are_and_gives_their_vectors(embedded: Pat
     np.testing.assert_allclose([row["answers"]["far"] for row in rows], expected, **CLOSE)
     fails(3, "has no adapter 'nobody'", "predict", embedded / "vectors", "w1", "-a", "nobody")
     words = ("predict", embedded / "vectors", "w1", "--with", word_bundle(tmp_path / "words"))
-    fails(2, "'words' is for text-classification and others embed: ask them in two commands", *words)
-    with pytest.raises(
-        ConfigError, match=r"answers with vectors and classifies nothing: open it with rmlora_deploy.inference.embedder"
-    ):
-        AdapterClassifier.open(embedded / "vectors")
+    fails(
+        2, "'vectors' is for feature-extraction and 'words' for text-classification: ask them in two commands", *words
+    )
+    with pytest.raises(ConfigError, match="gives vectors and classifies nothing: open it with Embedder"):
+        Classifier.open(embedded / "vectors")
     with pytest.raises(InputError, match="Text 2 is empty"):
         Embedder.open(embedded / "vectors").embed(["w1", " "])
 
