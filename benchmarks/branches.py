@@ -241,7 +241,7 @@ def _branches(
 
 def _answer_without_adapter(session: Any) -> None:
     """MiniLM has no head of its own, so the session refuses rows without an adapter; here only their cost matters."""
-    session._fresh = None
+    session._untrained_head = None
 
 
 def _peft(work: Path) -> Callable[[Inputs], object]:
