@@ -71,7 +71,7 @@ def _method_options(function: _Function) -> _Function:
                           "update's real size."),
         click.option("--orth-weight", type=float, default=default.orth_weight, show_default=True,
                      help="Weight of the orthogonality penalty; published values lie in (0, 0.1]."),
-        click.option("--squared", is_flag=True, help="Penalise squared norms."),
+        click.option("--squared", is_flag=True, help="Penalize squared norms."),
         click.option("--mask-sharing", type=click.Choice(["shared", "independent"]), default=default.mask_sharing,
                      show_default=True, help="Whether A and B of a layer move the same directions."),
         click.option("--mask-mode", type=click.Choice(["gradient", "update"]), default=default.mask_mode, show_default=True,
