@@ -294,7 +294,7 @@ def test_mistakes_are_refused_before_anything_is_measured(
     fails(8, "is a directory, but a file", "bench", words, "--output", tmp_path)
     fails(8, "is no directory; create it first", "bench", words, "--output", tmp_path / "none" / "b.json")
     fails(8, "is no directory; create it first", "bench", words, "--plot", tmp_path / "none" / "b.png")
-    fails(2, "names no picture", "bench", words, "--plot", tmp_path / "bench.txt")
+    fails(2, "does not name a picture", "bench", words, "--plot", tmp_path / "bench.txt")
 
 
 def test_texts_longer_than_the_model_reads_are_refused(words: Path) -> None:
