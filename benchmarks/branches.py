@@ -248,7 +248,7 @@ def _branches(
 
 def _answer_without_adapter(session: Any) -> None:
     """Let the session run rows without an adapter: it refuses them, as MiniLM has no head, but here only the cost counts."""
-    session._fresh = None
+    session._untrained_head = None
 
 
 def _peft(work: Path) -> Callable[[Inputs], object]:

@@ -86,7 +86,7 @@ def train(
         OutputError: the package cannot be written.
         DependencyError: a package of the extra ``train`` is missing.
 
-    Example:
+    Examples:
         >>> result = train("./MiniLM", "sms.csv", "spam", epochs=2)                      # doctest: +SKIP
         >>> result.metrics["validation"]["accuracy"]                                     # doctest: +SKIP
         0.98
@@ -137,7 +137,7 @@ def merge(
         ParityError: the merged graph differs from PyTorch.
         OutputError: the target exists or cannot be written.
 
-    Example:
+    Examples:
         >>> merge("./MiniLM", "spam", "spam-merged").worst_loss                          # doctest: +SKIP
         2.1e-08
     """
@@ -197,7 +197,7 @@ def export(
         OutputError: the bundle cannot be written.
         DependencyError: a package of the extra ``export`` is missing.
 
-    Example:
+    Examples:
         >>> bundle = export("./MiniLM", {"spam": "spam", "trec": "trec"}, "both")        # doctest: +SKIP
         >>> bundle.manifest.verification.passed                                          # doctest: +SKIP
         True
@@ -254,7 +254,7 @@ def verify(
         InputError: the bundle, its base or an adapter cannot be used.
         ProviderError: the provider is not available.
 
-    Example:
+    Examples:
         >>> verify("spam-bundle", data="test.jsonl").evaluation.onnx                     # doctest: +SKIP
         0.9806
     """
@@ -295,7 +295,7 @@ def load(path: str | Path, *, provider: str = "cpu", **options: Any) -> Classifi
         InputError: the directory is not a bundle, or is damaged.
         ProviderError: the provider is not available or does not start.
 
-    Example:
+    Examples:
         >>> both = load("both")                                                          # doctest: +SKIP
         >>> [p.label for p in both.predict(["Call now", "Who was it ?"], ["spam", "trec"])]  # doctest: +SKIP
         ['spam', 'HUM']

@@ -113,7 +113,9 @@ def create_session(
         chain.append(("CPUExecutionProvider", {}))
     name = made_from or (model if isinstance(model, Path) else "the model")
     source = model if isinstance(model, bytes) else str(model)
-    slower = ["SkipLayerNormFusion"] if wanted.name == "cpu" else []  # converters/graph/normalization.py tells why
+    slower = (
+        ["SkipLayerNormFusion"] if wanted.name == "cpu" else []
+    )  # rmlora_converters/graph/passes/open_layer_norm.py says why
     try:
         session = ort.InferenceSession(source, options, providers=chain, disabled_optimizers=slower)
     except Exception as error:  # noqa: BLE001 - onnxruntime raises a family of pybind classes without a common public base
