@@ -188,7 +188,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
     with make_queue(model, max_queue=3) as queue:
         with busy(queue, model):
             waiting = queue.submit(rows(1, 2))
-            with pytest.raises(BusyError, match="2 rows rows are waiting and at most 3 may") as refused:
+            with pytest.raises(BusyError, match="2 rows are waiting and at most 3 may") as refused:
                 queue.submit(rows(3, 4))
             assert refused.value.retry_after >= 1
             third = queue.submit(rows(5))  # a request of the right size still fits

@@ -328,7 +328,7 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back(served: dict[str, Pat
             until(lambda: running.registry.waiting == 2)
             for path, body in (("/classify", {"model": "words", "input": ["w1", "w2"]}),):
                 answer = ask(running.url, path, body)
-                refused(answer, 429, "2 rows rows are waiting and at most 3 may: try again in")
+                refused(answer, 429, "2 rows are waiting and at most 3 may. Try again in")
                 assert int(answer.headers["retry-after"]) >= 1
                 assert answer.body["error"]["type"] == "rate_limit_error"
             assert ask(running.url, "/healthz").status == 200

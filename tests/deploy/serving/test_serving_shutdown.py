@@ -218,7 +218,7 @@ def test_a_failure_is_logged_once_with_its_place_and_without_its_words(words: Pa
     finally:
         log.removeHandler(handler)
     assert (answer.status, answer.body["error"]["type"]) == (500, "server_error")
-    assert "its log says why under the request's id" in answer.message
+    assert "its log gives the reason under the request id" in answer.message
     assert "private" not in lines.getvalue() + answer.text
     logged = [json.loads(line) for line in lines.getvalue().splitlines()]
     assert all(answer.headers["x-request-id"] in (line.get("id") or line["message"]) for line in logged)
@@ -248,8 +248,8 @@ def test_listening_to_everybody_without_a_key_warns(words: Path) -> None:
         (("--timeout", "nan"), "--timeout must be more than 0"),
         (("--drain", "inf"), "--drain must be more than 0 and at most"),
         (("--body-timeout", "-1"), "--body-timeout must be more than 0"),
-        (("--max-wait-ms", "nan"), "--max-wait-ms must be 0 to"),
-        (("--max-wait-ms", "-1"), "--max-wait-ms must be 0 to"),
+        (("--max-wait-ms", "nan"), "--max-wait-ms must be between 0 and"),
+        (("--max-wait-ms", "-1"), "--max-wait-ms must be between 0 and"),
         (("--max-batch", "0"), "--max-batch must be at least 1"),
         (("--workers", "-2"), "--workers must be at least 1"),
         (("--max-pixels", "0"), "--max-pixels must be at least 1"),
