@@ -94,12 +94,12 @@ def unload(server: Server, name: str) -> Answer:
 
 
 def state(server: Server) -> tuple[list[str], list[str], list[str]]:
-    """Return what can be asked, what the graph knows, and the files that the server wrote."""
+    """Return the served models, the adapters registered with the session, and the files that the server wrote."""
     assert server.registry is not None
-    session = server.registry.graphs["many"].session
+    session = server.registry.runners["many"].session
     assert session is not None
     files = sorted(path.name for path in Path(server.registry._scratch.name).iterdir())
-    return [model.id for model in server.registry.models], session.cache.names, files
+    return [model.id for model in server.registry.models], [str(key) for key in session.cache.names], files
 
 
 def close(got: list[list[float]], right: list[list[float]]) -> bool:
@@ -168,7 +168,7 @@ def test_loading_and_unloading_are_off_without_a_directory(served: dict[str, Pat
 def test_a_merged_bundle_takes_no_adapters(served: dict[str, Path], packages: Path) -> None:
     with serving({"words": served["words"]}, adapter_dirs=(packages,)) as running:
         answer = load(running, "new", "p1")
-        assert (answer.status, "No bundle here takes adapters" in answer.message) == (400, True)
+        assert (answer.status, "No bundle here accepts adapters" in answer.message) == (400, True)
 
 
 def test_what_is_unloaded_leaves_nothing(server: Server) -> None:
@@ -214,7 +214,7 @@ def test_a_bundles_own_adapter_can_go_and_its_name_can_come_back(
 def test_load_unload_and_eviction_under_load_never_mix_adapters(
     served: dict[str, Path], packages: Path, expected: dict[str, list[list[float]]], workers: int
 ) -> None:
-    """Eight adapters share a bank of two, five of them come and go, and one name is given to all of those in turn."""
+    """Eight adapters share a cache of two, five of them come and go, and one name is given to all of those in turn."""
     stop, wrong, answered = threading.Event(), list[str](), dict[str, int]()
     turns = 12
     with serving(
@@ -264,7 +264,7 @@ def test_load_unload_and_eviction_under_load_never_mix_adapters(
         assert not wrong, wrong[:5]
         assert all(answered[name] > 0 for name in ADAPTERS)
         assert running.registry is not None
-        cache = running.registry.graphs["many"].cache
+        cache = running.registry.runners["many"].cache
         assert cache is not None and cache.evictions > 0
         assert state(running)[2] == []
         assert running.registry.waiting == 0
@@ -272,15 +272,15 @@ def test_load_unload_and_eviction_under_load_never_mix_adapters(
 
 def test_rows_that_wait_when_their_adapter_goes_are_404(own: Server, expected: dict[str, list[list[float]]]) -> None:
     assert own.registry is not None
-    batcher, going, begun = own.registry.graphs["many"].batcher, threading.Event(), threading.Semaphore(0)
-    run = batcher._run
+    queue, going, begun = own.registry.runners["many"].queue, threading.Event(), threading.Semaphore(0)
+    run = queue._run
 
     def wait(rows: object) -> object:
         begun.release()
         assert going.wait(60)
         return run(rows)  # type: ignore[arg-type]
 
-    batcher._run = wait  # type: ignore[assignment]
+    queue._run = wait  # type: ignore[assignment]
     assert load(own, "gone", "p1").status == 200
     with ThreadPoolExecutor(3) as callers:
         first = callers.submit(classify, own.url, "one", TEXTS[0])
@@ -302,6 +302,8 @@ def test_rows_that_wait_when_their_adapter_goes_are_404(own: Server, expected: d
 
 
 def test_two_bundles_cannot_share_a_name(served: dict[str, Path]) -> None:
-    with pytest.raises(ConfigError, match="'one' is in 'many' and in 'one': clients could not tell them apart"):
+    with pytest.raises(
+        ConfigError, match="Both 'many' and 'one' have a model 'one', and clients could not tell them apart"
+    ):
         with serving({"many": served["many"], "one": served["words"]}):
             pass

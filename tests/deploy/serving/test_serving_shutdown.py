@@ -177,7 +177,7 @@ def test_what_takes_longer_than_the_drain_time_is_cut_off(words: Path) -> None:
     with command(words, "--drain", "1", seconds=300.0) as running, one_request_in_the_model(running) as late:
         running.process.send_signal(signal.SIGTERM)
         answer = late.result(60)
-        assert (answer.status, "stopped before this was answered" in answer.message) == (503, True)
+        assert (answer.status, "stopped before it answered this request" in answer.message) == (503, True)
         assert running.end() == 0  # long before the model would be ready
 
 
@@ -213,7 +213,7 @@ def test_a_failure_is_logged_once_with_its_place_and_without_its_words(words: Pa
             def broken(rows: object) -> None:
                 raise KeyError("private-words")
 
-            running.registry.graphs["words"].batcher._run = broken  # type: ignore[assignment]
+            running.registry.runners["words"].queue._run = broken  # type: ignore[assignment]
             answer = ask(running.url, "/classify", {"model": "words", "input": "private-words"})
     finally:
         log.removeHandler(handler)
@@ -223,7 +223,7 @@ def test_a_failure_is_logged_once_with_its_place_and_without_its_words(words: Pa
     logged = [json.loads(line) for line in lines.getvalue().splitlines()]
     assert all(answer.headers["x-request-id"] in (line.get("id") or line["message"]) for line in logged)
     assert [line["error"] for line in logged if "error" in line] == ["KeyError"]
-    assert any("broken" in place for line in logged for place in line.get("at", []))
+    assert any("broken" in frame for line in logged for frame in line.get("at", []))
     assert [line["status"] for line in logged if "status" in line] == [500]
 
 
@@ -255,7 +255,7 @@ def test_listening_to_everybody_without_a_key_warns(words: Path) -> None:
         (("--max-pixels", "0"), "--max-pixels must be at least 1"),
         (("--max-queue", "4"), "--max-inputs 256 would never fit into --max-queue 4"),
         (("--api-key", " "), "The API key is empty"),
-        (("--adapter-dir", "/no/such/place"), "--adapter-dir /no/such/place is not a directory"),
+        (("--adapter-dir", "/no/such/directory"), "--adapter-dir /no/such/directory is not a directory"),
     ],
 )
 def test_settings_that_cannot_work(words: Path, flags: tuple[str, ...], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Starting the application from the command line: on this machine, or in a cluster that runs already."""
+"""Runs the application on a Ray cluster, one started on this machine or one that is running already."""
 
 from __future__ import annotations
 
@@ -11,23 +11,20 @@ from collections.abc import Callable
 from typing import Any
 
 from rmlora.errors import ConfigError
-from rmlora_deploy.serving.scaling.application import Application, Scale
+from rmlora_deploy.serving.scaling.application import APPLICATION, Application, Scale
 from rmlora_deploy.serving.scaling.coordinator import open_coordinator
-from rmlora_deploy.serving.scaling.ray_app import build_application
+from rmlora_deploy.serving.scaling.deployments import build_application
 
-__all__ = ["APPLICATION", "run_on_ray"]
-
-APPLICATION = "rmlora"
-"""Its name in Ray Serve."""
+__all__ = ["run_on_ray"]
 
 _ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves this machine unless somebody wants it
-    "RAY_AUTH_MODE": "token",  # Ray listens on every interface: nobody without the token of this start may talk to it
-    "RAY_SERVE_LOG_TO_STDERR": "0",  # Ray's own log stays in its files
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # nothing of ours blocks for long, and a hop costs more
+    "RAY_USAGE_STATS_ENABLED": "0",  # no statistics leave this machine unless somebody turns them on
+    "RAY_AUTH_MODE": "token",  # Ray listens on every interface: only processes with this token may talk to it
+    "RAY_SERVE_LOG_TO_STDERR": "0",  # Ray's own log goes to its files only
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # our code never blocks for long, and another thread costs more
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
 }
-"""What a Ray started here is told, unless the environment says something else."""
+"""Settings for a Ray started here, unless the environment has others."""
 
 
 def run_on_ray(
@@ -39,21 +36,21 @@ def run_on_ray(
     address: str | None,
     on_progress: Callable[[str], None],
 ) -> None:
-    """Serve until somebody stops it; what was accepted is answered before it ends.
+    """Serve until stopped by a signal; requests that were accepted are answered before it returns.
 
     Args:
         application: what to serve.
-        scale: in which size.
-        host: address that Ray's proxy listens on; in a cluster whose proxies run, theirs counts.
-        port: its port; 0 takes a free one.
-        address: of the cluster to join; None starts Ray on this machine.
+        scale: how many processes.
+        host: address that Ray's proxy listens on; has no effect in a cluster whose proxies are running already.
+        port: port of the proxy; 0 takes a free one.
+        address: cluster to join; None starts Ray on this machine.
         on_progress: called with lines for the person who started it.
 
     Raises:
-        ConfigError: the cluster cannot be joined, the machine is too small, the port is taken, or the replicas do not start.
+        ConfigError: the cluster cannot be joined, the machine is too small, the port is taken, or no replica starts.
     """
     if address is None:
-        for name, value in _ENVIRONMENT.items():  # before Ray is imported, which reads them once
+        for name, value in _ENVIRONMENT.items():  # before Ray is imported, which reads them only once
             os.environ.setdefault(name, value)
     import ray
     from ray import serve
@@ -92,25 +89,25 @@ def _connect(address: str | None) -> None:
         try:
             ray.init(address, **common)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"The cluster at {address} cannot be joined: {_reason(error)}") from None
+            raise ConfigError(f"Cannot join the cluster at {address}: {_reason(error)}") from None
         return
     ray.init("local", include_dashboard=False, **common)
 
 
 def _check_size(scale: Scale, threads: int) -> None:
-    """A replica that finds no place waits for ever, which looks like a slow start."""
+    """Raise if the machine has too few CPUs: Ray would wait for ever, which looks like a slow start."""
     import ray
 
-    wanted, there = (scale.replicas or scale.max_replicas) * threads, ray.cluster_resources().get("CPU", 0)
-    if wanted > there:
+    needed, available = (scale.replicas or scale.max_replicas) * threads, ray.cluster_resources().get("CPU", 0)
+    if needed > available:
         raise ConfigError(
-            f"{wanted // threads} replicas of {threads} threads need {wanted} CPUs, and this machine has {there:g}: take "
-            "fewer --replicas or --threads."
+            f"{needed // threads} replicas of {threads} threads need {needed} CPUs, and this machine has {available:g}: "
+            "reduce --replicas (--max-replicas) or --threads."
         )
 
 
 def _free_port(host: str, port: int) -> int:
-    """Return a port that can be listened on: Ray itself says little when it cannot."""
+    """Return a port that is free: Ray's own error says little if it is not."""
     try:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
             return int(listener.getsockname()[1])
@@ -121,7 +118,7 @@ def _free_port(host: str, port: int) -> int:
 
 
 def _stop(application: Application) -> None:
-    """Take the application down; replicas answer first what they have accepted."""
+    """Delete the application; replicas first answer the requests they have accepted."""
     import ray
     from ray import serve
     from ray.exceptions import RayError
@@ -129,7 +126,7 @@ def _stop(application: Application) -> None:
     try:
         serve.delete(APPLICATION)
         ray.kill(open_coordinator(application.shared_dir))
-    except (RayError, RuntimeError) as error:  # the cluster has gone before us
+    except (RayError, RuntimeError) as error:  # the cluster stopped first
         logging.getLogger("rmlora.serve").warning("stopping: %s", _reason(error))
 
 
