@@ -1,4 +1,4 @@
-"""The page of the server in a real browser: what it lists, asks, draws and says, by mouse, keyboard and phone."""
+"""The server's page in a real browser: lists, playground, charts and messages, by mouse, keyboard and phone."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def server(bundles: dict[str, Path]) -> Iterator[Server]:
 
 @pytest.fixture
 def open_page(browser: Browser, server: Server) -> Iterator[Open]:
-    """Return what opens the page; once the test has ended, the browser must have had nothing to complain about."""
+    """Return a function that opens the page; after the test, the browser's console must hold no errors."""
     complaints: list[str] = []
     contexts = []
 
