@@ -241,7 +241,7 @@ class ImageInputs(Inputs):
             return value
         path = Path(source).parent / value
         if not path.is_file():
-            raise InputError(f"{source} names the image {value}, which does not exist beside it.")
+            raise InputError(f"{source} names the image {value}, which does not exist in the same folder.")
         return str(path)
 
     def is_empty(self, value: Any) -> bool:

@@ -128,9 +128,9 @@ def _apply_rank_masks(model: PeftModel, adapter: Adapter) -> None:
         layer = layers[path]
         side = layer.lora_embedding_A if module.kind == "embedding" else layer.lora_A
         factor = side["default"]
-        resting = torch.from_numpy(~module.rank_mask).nonzero().flatten()
+        masked = torch.from_numpy(~module.rank_mask).nonzero().flatten()
         with torch.no_grad():
-            getattr(factor, "weight", factor).index_fill_(0, resting, 0)
+            getattr(factor, "weight", factor).index_fill_(0, masked, 0)
 
 
 @contextmanager

@@ -1,8 +1,10 @@
-"""Export, verification, serving and the command line of rmlora-deploy; the functions to start with are at the top.
+"""Train low-rank adapters, export them to ONNX bundles, and verify, load and serve the bundles.
+
+The functions to start with::
 
     from rmlora_deploy import train, merge, export, verify, load
 
-They are imported on first use, so ``import rmlora_deploy`` costs nothing and works without torch and onnxruntime.
+Everything is imported on first use, so ``import rmlora_deploy`` is fast and works without torch and onnxruntime.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ _HOMES = {
     "train": "rmlora_deploy.api",
     "verify": "rmlora_deploy.api",
 }
-"""Name → module that it is imported from when it is first used."""
+"""Name → module that it is imported from on first use."""
 
 
 def __getattr__(name: str) -> Any:

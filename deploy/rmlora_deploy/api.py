@@ -1,4 +1,4 @@
-"""The front door: from data to a prediction in five calls, each with a keyword for what the command line has a flag for.
+"""The front door: train, merge, export, verify and load, with a keyword for every flag of the command line.
 
     >>> from rmlora_deploy import export, load, train
     >>> train("./MiniLM", "sms.csv", "spam")                                             # doctest: +SKIP
@@ -6,11 +6,12 @@
     >>> load("spam-bundle").predict(["You have won a prize, call now"])[0].label         # doctest: +SKIP
     'spam'
 
-Errors are :class:`rmlora.RMLoRAError`; their text is the sentence that the command line prints.
+Errors are subclasses of :class:`rmlora.RMLoRAError`; their text is the sentence that the command line prints.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,10 +28,10 @@ from rmlora_converters.checkpoint_merge import MergeReport, merge_checkpoint
 from rmlora_converters.graph.passes.merge_weights import OnnxMergeReport, merge_graph
 from rmlora_deploy.bundles.adapters import record_verification
 from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.bundles.manifest import Mode, Precision
 from rmlora_deploy.bundles.report import VerificationReport
-from rmlora_deploy.exporter.export_settings import ExportSettings, Mode
+from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.exporter.pipeline import export_bundle
-from rmlora_deploy.exporter.precision import Precision
 from rmlora_deploy.inference import Classifier, Embedder, open_bundle
 from rmlora_deploy.verification.evaluation import read_evaluation
 from rmlora_deploy.verification.merged_graph import verify_merged_graph
@@ -60,42 +61,39 @@ def train(
 ) -> TrainResult:
     """Train an RM-LoRA adapter and write it as a package that PEFT loads.
 
-    A run that was killed continues from its last whole checkpoint when it is called again with the same settings. Needs the
+    A run that was killed continues from its last complete checkpoint when called again with the same settings. Needs the
     extra ``train``.
 
     Args:
         base: checkpoint directory, ``.gguf`` file or hub name.
         data: csv, tsv, jsonl or parquet file, folder of images, or hub data set (``name:split``).
         output: directory of the package to write.
-        config: the method: rank, active rank, alpha, penalty, target modules; None takes the defaults.
-        console: where progress is shown; None shows nothing.
+        config: rank, active rank, alpha, penalty, target modules and other settings of the method; None takes the
+            defaults.
+        console: where progress is shown; None shows none.
         resume: continue an interrupted run; False starts over.
         overwrite: replace an existing package.
         **settings: fields of :class:`rmlora.training.settings.TrainSettings`, such as ``validation``, ``test``, ``task``,
             ``epochs``, ``batch_size``, ``learning_rate``, ``max_length``, ``seed``.
 
     Returns:
-        where the package is, its metrics by split, trained parameters, steps and seconds.
+        the package's directory, its metrics by split, trained parameters, steps and seconds.
 
     Raises:
-        ConfigError: settings that do not fit the model or an interrupted run.
+        ConfigError: unknown settings, or settings that do not fit the model or the interrupted run.
         InputError: unusable data or base.
         TrainingError: the run diverged, or RM-LoRA had no effect.
         OutputError: the package cannot be written.
         DependencyError: a package of the extra ``train`` is missing.
 
-    Example:
+    Examples:
         >>> result = train("./MiniLM", "sms.csv", "spam", epochs=2)                      # doctest: +SKIP
         >>> result.metrics["validation"]["accuracy"]                                     # doctest: +SKIP
         0.98
     """
     from rmlora.training.run import train as run
 
-    unknown = sorted(set(settings) - set(TrainSettings.__dataclass_fields__))
-    if unknown:
-        raise ConfigError(
-            f"train() has no setting '{unknown[0]}': the settings are {', '.join(TrainSettings.__dataclass_fields__)}."
-        )
+    _refuse_unknown("train", settings, TrainSettings, given={"base", "train", "output", "rmlora"})
     chosen = TrainSettings(
         base=str(base), train=str(data), output=Path(output), rmlora=config or RMLoRAConfig(), **settings
     )
@@ -114,31 +112,32 @@ def merge(
     revision: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> MergeReport | OnnxMergeReport:
-    """Merge an adapter into a checkpoint, or into an ONNX export of it; neither torch nor a GPU is needed.
+    """Merge an adapter into a checkpoint, or into an ONNX export of it; needs neither torch nor a GPU.
 
-    Weights are streamed: a model larger than memory merges in a few hundred megabytes. Sharding and element types stay the
-    base's.
+    Weights are streamed, so a model larger than memory merges in a few hundred megabytes. Sharding and element types stay
+    those of the base.
 
     Args:
         base: checkpoint directory, ``.gguf`` file or hub name.
         adapter: any PEFT LoRA adapter.
         output: directory to write.
-        onnx: an ONNX export of ``base`` from any exporter; the update then goes into that file's weights.
-        verify: with ``onnx``, compare the result with PyTorch and PEFT before it is written, where they are installed.
+        onnx: an ONNX export of ``base`` from any exporter, to merge into instead.
+        verify: with ``onnx``, compare the result with PyTorch and PEFT before it is written, if they are installed.
         overwrite: replace an existing directory.
         allow_base_mismatch: merge although the adapter was made for another base.
         revision: branch, tag or commit of a hub base.
-        on_progress: called with (bytes written, bytes in all).
+        on_progress: called with the bytes written so far and the bytes in total.
 
     Returns:
-        what was merged and added, and how much of each update rounding lost (``worst_loss``).
+        the modules that were merged and the tensors that were added, with the share of each update that rounding lost
+        (``worst_loss`` is the largest).
 
     Raises:
         InputError: base, adapter or graph cannot be read, or do not belong together.
         ParityError: the merged graph differs from PyTorch.
         OutputError: the target exists or cannot be written.
 
-    Example:
+    Examples:
         >>> merge("./MiniLM", "spam", "spam-merged").worst_loss                          # doctest: +SKIP
         2.1e-08
     """
@@ -149,7 +148,7 @@ def merge(
         return verify_merged_graph(graph, checkpoint, loaded, allow_base_mismatch=allow_base_mismatch)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # worst_loss says it
+        warnings.simplefilter("ignore", UserWarning)  # the report says it
         if onnx is None:
             return merge_checkpoint(
                 checkpoint, loaded, output, overwrite=overwrite, allow_base_mismatch=allow_base_mismatch,
@@ -173,41 +172,44 @@ def export(
     on_progress: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> Bundle:
-    """Make an ONNX bundle and prove it against PyTorch and PEFT before it is written.
+    """Make an ONNX bundle, and verify it against PyTorch and PEFT before it is written.
 
     Args:
         base: checkpoint directory, ``.gguf`` file or hub name.
         adapters: one adapter package, or name → package.
         output: directory of the bundle to write.
-        mode: ``merged`` puts one adapter into the weights; ``branches`` keeps any number switchable, row by row. None takes
-            ``merged`` for a path and ``branches`` for a mapping.
+        mode: ``merged`` merges one adapter into the weights; with ``branches`` every row of a batch may use another adapter.
+            None takes ``merged`` for a path and ``branches`` for a mapping.
         precision: ``fp32``, ``fp16``, ``int8`` or ``int4``.
-        data: labeled data on which the metric is compared, for each adapter by name.
-        onnx: with branches, an ONNX export of ``base`` from any exporter; then no torch is needed.
+        data: labeled data to compare the metric on; with several adapters, name → data.
+        onnx: with branches, an ONNX export of ``base`` from any exporter; needs no torch.
         on_progress: called with a line before every step.
         **settings: other fields of :class:`rmlora_deploy.exporter.export_settings.ExportSettings`, such as ``task``,
             ``opset``, ``verify``, ``overwrite``, ``pooling``.
 
     Returns:
-        the bundle; ``bundle.manifest.verification`` has the figures.
+        the bundle; ``bundle.manifest.verification`` is the report.
 
     Raises:
-        ConfigError: settings that do not go together.
+        ConfigError: unknown settings, or settings that do not go together.
         InputError: base, adapter or data cannot be used, or the model cannot be exported.
         ParityError: the graph differs from PyTorch by more than its precision explains; no bundle is written.
         OutputError: the bundle cannot be written.
         DependencyError: a package of the extra ``export`` is missing.
 
-    Example:
-        >>> export("./MiniLM", {"spam": "spam", "trec": "trec"}, "both")                 # doctest: +SKIP
+    Examples:
+        >>> bundle = export("./MiniLM", {"spam": "spam", "trec": "trec"}, "both")        # doctest: +SKIP
+        >>> bundle.manifest.verification.passed                                          # doctest: +SKIP
+        True
     """
+    _refuse_unknown("export", settings, ExportSettings, given={"base", "adapters", "output", "graph"})
     if isinstance(adapters, Mapping):
         paths = {name: Path(path) for name, path in adapters.items()}
     else:
         paths = {Path(adapters).resolve().name: Path(adapters)}
     if isinstance(data, str):
         if len(paths) != 1:
-            raise ConfigError("With several adapters data is a mapping: adapter's name → file.")
+            raise ConfigError("With several adapters data must be a mapping from adapter name to file.")
         data = dict.fromkeys(paths, data)
     chosen: Mode = mode or ("branches" if isinstance(adapters, Mapping) else "merged")
     return export_bundle(
@@ -234,25 +236,25 @@ def verify(
     """Compare a bundle with PyTorch and PEFT on real inputs of several shapes.
 
     Args:
-        bundle: what to verify.
-        base: where the base is; None where it was noted at export on this machine.
-        adapters: where the adapter is, or name → where it is; None likewise.
-        data: labeled data to measure the metric on, for bundles with branches by adapter.
-        columns: names of its columns; None recognizes the usual ones.
+        bundle: directory or opened bundle, merged or with branches.
+        base: directory, ``.gguf`` file or hub name of the base; None takes the one recorded on this machine at export.
+        adapters: package of the adapter, with branches name → package; None takes those recorded on this machine.
+        data: labeled data to measure the metric on, with branches name → data.
+        columns: names of the data's columns; None recognizes the usual ones.
         provider: execution provider to run on.
-        reference_only: compare with PyTorch's outputs stored in the bundle, as where torch is absent.
+        reference_only: compare with PyTorch's outputs stored in the bundle; always so if torch is not installed.
         record: write the report into the bundle's manifest.
-        check: raise if the comparison fails; False leaves that to :func:`raise_if_failed`.
+        check: raise if the comparison failed; if False, :func:`raise_if_failed` can be called on the report later.
 
     Returns:
-        the report.
+        the report: differences on every kind of input, and whether they are within the tolerance.
 
     Raises:
         ParityError: the graph differs from PyTorch by more than its precision explains.
         InputError: the bundle, its base or an adapter cannot be used.
-        ProviderError: the provider is absent.
+        ProviderError: the provider is not available.
 
-    Example:
+    Examples:
         >>> verify("spam-bundle", data="test.jsonl").evaluation.onnx                     # doctest: +SKIP
         0.9806
     """
@@ -268,12 +270,17 @@ def verify(
 
 
 def raise_if_failed(report: VerificationReport, bundle: Bundle) -> None:
-    """Raise :class:`ParityError` naming what differs, if a report on ``bundle`` says that it failed."""
+    """Raise :class:`ParityError` saying what differs, if ``report`` says that ``bundle`` failed.
+
+    Args:
+        report: of :func:`verify`.
+        bundle: that was verified.
+    """
     (raise_on_branch_mismatch if bundle.mode == "branches" else raise_on_mismatch)(report, bundle.precision)
 
 
 def load(path: str | Path, *, provider: str = "cpu", **options: Any) -> Classifier | Embedder:
-    """Open a bundle of any kind and return an object with the obvious method.
+    """Open a bundle of any kind, to predict or embed with it; needs no torch.
 
     Args:
         path: bundle directory, merged or with branches.
@@ -282,18 +289,26 @@ def load(path: str | Path, *, provider: str = "cpu", **options: Any) -> Classifi
             :class:`rmlora_deploy.runtime.AdapterSession`.
 
     Returns:
-        a :class:`Classifier` (``predict``) or an :class:`Embedder` (``embed``), by the bundle's task.
+        a :class:`Classifier` (``predict``) or, for feature-extraction, an :class:`Embedder` (``embed``).
 
     Raises:
-        InputError: not a bundle, or damaged.
-        ProviderError: the provider is absent or does not start.
+        InputError: the directory is not a bundle, or is damaged.
+        ProviderError: the provider is not available or does not start.
 
-    Example:
+    Examples:
         >>> both = load("both")                                                          # doctest: +SKIP
         >>> [p.label for p in both.predict(["Call now", "Who was it ?"], ["spam", "trec"])]  # doctest: +SKIP
         ['spam', 'HUM']
     """
     return open_bundle(path, provider=provider, **options)
+
+
+def _refuse_unknown(function: str, settings: Mapping[str, Any], settings_class: Any, *, given: set[str]) -> None:
+    """Raise :class:`ConfigError` for a keyword that is not a field of ``settings_class``, or is one of ``given``."""
+    known = [field.name for field in dataclasses.fields(settings_class) if field.name not in given]
+    for name in settings:
+        if name not in known:
+            raise ConfigError(f"{function}() has no setting '{name}': the settings are {', '.join(known)}.")
 
 
 def _compare_merged(
@@ -324,7 +339,7 @@ def _compare_branches(
 
 
 def _by_name(bundle: Bundle, what: str, value: Any) -> dict[str, str]:
-    """Return adapter → path, of adapters that ``bundle`` has."""
+    """Return adapter → path from what the caller passed as ``what``; every adapter must be in ``bundle``."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):

@@ -33,7 +33,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = [part for name in RANKS for part in ("-a", directory / name)]
     done = run("export", minilm(), "--mode", "branches", *flags, "-o", directory / "bundle")
     assert done.code == 0, done.stderr
-    assert "Pooling: mean, normalized (as the files beside the base say)" in done.stdout
+    assert "Pooling: mean, normalized (from the files of the base)" in done.stdout
     assert "least cosine" in done.stdout
     return directory
 

@@ -1,6 +1,6 @@
-"""The adapters of a bundle with branches: adding one, taking one away, recording what was verified (no torch).
+"""The adapters of a bundle with branches: add one, remove one, record what verification found (no torch).
 
-The manifest is written last when an adapter comes and first when one goes, so whatever it lists is whole.
+Adding writes the manifest last and removing writes it first, so every adapter it lists is complete.
 """
 
 from __future__ import annotations
@@ -11,36 +11,55 @@ from pathlib import Path
 
 import numpy as np
 
+from rmlora.adapter import Adapter
 from rmlora.errors import ConfigError
 from rmlora.package import load_package
 from rmlora.storage import atomic_file, locked, sha256_file
 from rmlora_converters.graph.files.onnx_adapter import write_onnx_adapter
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.bundles.convert_adapter import ConvertedAdapter, TryOut, convert_adapter
+from rmlora_deploy.bundles.convert_adapter import TryOut, convert_adapter
 from rmlora_deploy.bundles.describe import describe_adapter
 from rmlora_deploy.bundles.manifest import AdapterEntry
 from rmlora_deploy.bundles.reference import save_reference
 from rmlora_deploy.bundles.report import VerificationReport
-from rmlora_deploy.bundles.sources import note_adapter_directory
+from rmlora_deploy.bundles.sources import record_adapter_directory
 
-__all__ = ["add_adapter", "check_name", "record_verification", "remove_adapter", "store_reference", "write_entry"]
+__all__ = ["add_adapter", "check_name", "record_verification", "remove_adapter", "store_reference", "write_adapter"]
 
 ADAPTERS = "adapters"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def check_name(name: str) -> None:
-    """Raise :class:`ConfigError` unless ``name`` can be an adapter's, which is also a file's."""
+    """Raise :class:`ConfigError` unless ``name`` can name an adapter and its files."""
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"'{name}' cannot name an adapter: use up to 100 letters, digits, dots, dashes and underscores, the first "
-            "a letter or digit."
+            f"'{name}' cannot name an adapter: use up to 100 letters, digits, dots, dashes and underscores, starting "
+            "with a letter or digit."
         )
 
 
-def write_entry(directory: Path, name: str, converted: ConvertedAdapter) -> AdapterEntry:
-    """Write the adapter's file into the bundle at ``directory`` and return its entry for the manifest."""
-    file = directory / ADAPTERS / f"{name}.onnx_adapter"
+def write_adapter(
+    bundle: Bundle, try_out: TryOut, name: str, adapter: Adapter, *, allow_base_mismatch: bool
+) -> AdapterEntry:
+    """Convert ``adapter``, write its file into ``bundle`` and return its entry for the manifest.
+
+    Args:
+        bundle: a bundle with branches.
+        try_out: with the bundle's graph open; one serves any number of adapters.
+        name: what the adapter is called in the bundle.
+        adapter: as it was read.
+        allow_base_mismatch: accept an adapter that was made for another base.
+
+    Raises:
+        AdapterError: see :func:`convert_adapter`.
+    """
+    session, manifest = try_out.session, bundle.manifest
+    converted = convert_adapter(
+        adapter, session.lora_inputs, session.input_types, name=name, task=bundle.task, pooling=manifest.pooling,
+        max_length=manifest.max_length, try_out=try_out, allow_base_mismatch=allow_base_mismatch,
+    )  # fmt: skip
+    file = bundle.path / ADAPTERS / f"{name}.onnx_adapter"
     file.parent.mkdir(exist_ok=True)
     write_onnx_adapter(file, converted.arrays)
     relative = f"{ADAPTERS}/{file.name}"
@@ -58,11 +77,11 @@ def write_entry(directory: Path, name: str, converted: ConvertedAdapter) -> Adap
 def add_adapter(bundle: Bundle, name: str, path: Path, *, allow_base_mismatch: bool = False) -> AdapterEntry:
     """Add the adapter package at ``path`` to ``bundle`` and return its entry.
 
-    The graph is run with it before it is listed; whether its outputs are PyTorch's is for ``rmlora-deploy verify`` to say,
-    where torch is.
+    The graph is run once with the adapter before the manifest lists it. ``rmlora-deploy verify`` compares its outputs with
+    PyTorch, where torch is installed.
 
     Raises:
-        ConfigError: the bundle is merged, or the name is taken or cannot be one.
+        ConfigError: the bundle is merged, or the name is taken or not allowed.
         AdapterError: see :func:`convert_adapter`.
     """
     bundle.require_branches()
@@ -72,28 +91,22 @@ def add_adapter(bundle: Bundle, name: str, path: Path, *, allow_base_mismatch: b
         bundle.reload()
         if name in bundle.adapters:
             raise ConfigError(
-                f"{bundle.path} has an adapter '{name}' already: choose another name, or take that one away first "
+                f"{bundle.path} already has an adapter '{name}': choose another name, or remove that one first "
                 "(rmlora-deploy adapter remove)."
             )
-        session = bundle.adapter_session()
-        converted = convert_adapter(
-            adapter, session.lora_inputs, session.input_types, name=name, task=bundle.task,
-            pooling=bundle.manifest.pooling, max_length=bundle.manifest.max_length, try_out=TryOut.of(bundle, session),
-            allow_base_mismatch=allow_base_mismatch,
-        )  # fmt: skip
-        entry = write_entry(bundle.path, name, converted)
+        entry = write_adapter(bundle, TryOut.of(bundle), name, adapter, allow_base_mismatch=allow_base_mismatch)
         bundle.manifest.adapters = {**bundle.adapters, name: entry}
         bundle.save_manifest()
-        note_adapter_directory(bundle.manifest, entry, path)
+        record_adapter_directory(bundle.manifest, entry, path)
     return entry
 
 
 def remove_adapter(bundle: Bundle, name: str) -> None:
-    """Take the adapter ``name`` out of ``bundle``.
+    """Remove the adapter ``name`` and its files from ``bundle``.
 
     Raises:
         ConfigError: the bundle is merged.
-        InputError: there is none of that name.
+        InputError: it has no adapter of that name.
     """
     bundle.require_branches()
     with locked(bundle.path):
@@ -109,9 +122,10 @@ def remove_adapter(bundle: Bundle, name: str) -> None:
 def record_verification(
     bundle: Bundle, report: VerificationReport, expected: Mapping[str, Sequence[np.ndarray]] | None = None
 ) -> None:
-    """Write a report into the manifest, and PyTorch's outputs beside it, for the adapters that are still what they were.
+    """Write a report into the manifest and PyTorch's outputs into the bundle.
 
-    Others may have come or gone since ``bundle`` was opened: its manifest is read again.
+    The manifest is read again first: adapters that were added, removed or replaced since ``bundle`` was opened are left
+    out of what is written.
     """
     verified = bundle.adapters
     with locked(bundle.path):
@@ -127,7 +141,7 @@ def record_verification(
 
 
 def store_reference(bundle: Bundle, expected: Mapping[str, Sequence[np.ndarray]]) -> None:
-    """Write PyTorch's outputs on the reference inputs for every adapter in ``expected``, and list them in the manifest."""
+    """Write PyTorch's outputs on the reference inputs, by adapter, and list the files in the manifest."""
     adapters = bundle.adapters
     for name, outputs in expected.items():
         relative = f"{ADAPTERS}/{name}.reference.safetensors"
@@ -142,7 +156,7 @@ def store_reference(bundle: Bundle, expected: Mapping[str, Sequence[np.ndarray]]
 
 
 def _only(report: VerificationReport | None, names: Mapping[str, object] | set[str]) -> VerificationReport | None:
-    """Return ``report`` without the adapters that are not among ``names``."""
+    """Return ``report`` with the adapters in ``names`` only."""
     if report is None or report.adapters is None:
         return report
     kept = {name: row for name, row in report.adapters.items() if name in names}

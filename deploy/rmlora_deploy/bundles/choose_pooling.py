@@ -1,4 +1,4 @@
-"""Which pooling an embedding bundle gets: what the user says, else the files beside the adapters or the base, else a default."""
+"""Choosing how an embedding bundle pools: as the user says, else as the adapters' or the base's files say, else by mean."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ def choose_pooling(
     task: Task, base: Path, adapters: Mapping[str, Adapter], processor: Any, *, mode: PoolingMode | None,
     normalize: bool | None,
 ) -> PoolingEntry | None:  # fmt: skip
-    """Return the pooling and who says so; None for tasks that do not pool.
+    """Return the pooling and where the choice came from; None for tasks that do not pool.
 
-    Files of sentence-transformers beside an adapter go before those beside the base: it was trained with them.
+    An adapter was trained with the pooling in its own sentence-transformers files, so these win over the base's.
 
     Args:
-        task: only tasks that answer with vectors pool.
+        task: only tasks whose output is a vector pool.
         base: directory of the base.
         adapters: name → adapter.
-        processor: the tokenizer, which must not put padding where the first token is read.
-        mode: the user's choice; None leaves it to the files.
-        normalize: the same for the normalization.
+        processor: the tokenizer; pooling by the first token needs one that pads on the right.
+        mode: the user's choice; None takes the files'.
+        normalize: the user's choice; None takes the files'.
 
     Raises:
-        ConfigError: a choice was made for another task, or cannot go with the tokenizer.
-        AdapterError: two adapters were trained with different ones.
-        InputError: the files are damaged, or ask for what cannot be exported.
+        ConfigError: the user chose a pooling for a task that has none, or one that the tokenizer's padding rules out.
+        AdapterError: two adapters were trained with different poolings.
+        InputError: the files are damaged or ask for a pooling that cannot be exported.
     """
     if not task.outputs.pools:
         if mode is not None or normalize is not None:
@@ -45,8 +45,8 @@ def choose_pooling(
         entry = PoolingEntry(mode=entry.mode, normalize=normalize, source="chosen")
     if entry.mode == "cls" and getattr(processor, "padding_side", "right") == "left":
         raise ConfigError(
-            "Pooling by the first token (cls) cannot go with a tokenizer that puts padding before a text: choose --pooling "
-            "mean or last."
+            "Pooling by the first token (cls) does not work with a tokenizer that pads on the left: choose --pooling mean or "
+            "last."
         )
     return entry
 
@@ -57,8 +57,8 @@ def _found(base: Path, adapters: Mapping[str, Adapter]) -> PoolingEntry:
         first = next(iter(own))
         if pooling != own[first]:
             raise AdapterError(
-                f"'{first}' was trained with the pooling {own[first]}, and '{name}' with {pooling}: export them into bundles "
-                "of their own, or choose with --pooling."
+                f"'{first}' was trained with the pooling {own[first]} and '{name}' with {pooling}: export them into separate "
+                "bundles, or choose one with --pooling."
             )
     if own:
         return _entry(next(iter(own.values())), "adapter")
@@ -71,15 +71,15 @@ def _entry(pooling: Pooling, source: Literal["chosen", "adapter", "base", "defau
 
 
 def check_pooling(adapter: Adapter, recorded: PoolingEntry | None) -> None:
-    """Raise :class:`AdapterError` where ``adapter`` was trained with another pooling than the one in a manifest.
+    """Raise :class:`AdapterError` if ``adapter`` was trained with another pooling than the manifest records.
 
-    One that the user chose at export is right for every adapter.
+    A pooling that the user chose at export holds for every adapter.
     """
     if recorded is None or recorded.source == "chosen":
         return
-    own, bundles = read_pooling(Path(adapter.source)), recorded.pooling
-    if own not in (None, bundles):
+    own, required = read_pooling(Path(adapter.source)), recorded.pooling
+    if own not in (None, required):
         raise AdapterError(
-            f"{adapter.source} was trained with the pooling {own}, and the graph pools by {bundles}: give it a bundle of its "
-            "own."
+            f"{adapter.source} was trained with the pooling {own}, and the graph pools by {required}: export it into a "
+            "separate bundle."
         )

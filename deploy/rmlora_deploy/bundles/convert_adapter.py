@@ -1,4 +1,4 @@
-"""From an adapter to the arrays a graph takes: the one way in, with all its checks, for export, command line and server."""
+"""From an adapter to the arrays of a graph's LoRA inputs, with every check: used by export, ``adapter add`` and the server."""
 
 from __future__ import annotations
 
@@ -29,54 +29,58 @@ __all__ = ["ConvertedAdapter", "TryOut", "convert_adapter"]
 AnyArray = npt.NDArray[Any]
 
 _ROUNDING = 1e-6
-"""Difference from the base's outputs, relative to the largest, that rounding alone can make."""
+"""Largest difference from the base's outputs, relative to the largest output, that rounding alone explains."""
 
 _attempts = itertools.count(1)
 
 
 @dataclass(frozen=True)
 class ConvertedAdapter:
-    """An adapter as one graph takes it."""
+    """An adapter converted for one graph."""
 
     adapter: Adapter
-    """Without the modules no output depends on."""
+    """Without the modules that no output depends on."""
     arrays: Mapping[str, AnyArray]
     """LoRA input → array with ``rows`` = 1, the scale folded into B."""
     labels: list[str]
-    """In the order of its scores; empty for vectors."""
+    """In the order of the scores; empty for vectors."""
     max_length: int | None
-    """Tokens that texts are cut to."""
+    """Tokens that texts are cut to; None for images."""
 
     @property
     def rank(self) -> int:
-        """The largest of its modules'."""
+        """The largest rank of its modules."""
         return max(module.active_rank for module in self.adapter.modules.values())
 
 
 @dataclass(frozen=True)
 class TryOut:
-    """A batch to try adapters on, and what the base gives for it."""
+    """An open graph with a batch to try adapters on, and the base's output for it."""
 
     session: AdapterSession
     batch: Arrays
     base: AnyArray
-    """``[rows, n]``."""
+    """The base's output, ``[rows, n]``."""
     precision: str
-    """Of the graph, for errors."""
+    """Precision of the graph, for error messages."""
 
     @classmethod
-    def of(cls, bundle: Bundle, session: AdapterSession) -> TryOut:
-        """Return one on the first reference batch of ``bundle``; errors as :func:`load_reference`."""
+    def of(cls, bundle: Bundle, session: AdapterSession | None = None) -> TryOut:
+        """Return one that uses the first reference batch of ``bundle``; None opens a session on its graph.
+
+        Raises:
+            InputError: the reference batches or the graph cannot be read.
+        """
         batches, base = load_reference(bundle.path / REFERENCE_FILE)
-        return cls(session, batches[0], base[0], bundle.precision)
+        return cls(session or bundle.adapter_session(), batches[0], base[0], bundle.precision)
 
     def check(self, name: str, arrays: Mapping[str, AnyArray]) -> None:
         """Run the batch with an adapter.
 
         Raises:
-            AdapterError: the graph gives NaN or infinity with it, or just what the base gives.
+            AdapterError: with the adapter the outputs are NaN or infinite, or equal the base's.
         """
-        key = AdapterKey(name, -next(_attempts))  # rows of an adapter of the same name are not affected
+        key = AdapterKey(name, -next(_attempts))  # unique, so an adapter of the same name keeps serving its rows
         self.session.register(key, lambda: arrays)
         try:
             got = np.stack(self.session.run(self.batch, key))
@@ -84,12 +88,12 @@ class TryOut:
             self.session.unload(key)
         if not np.isfinite(got).all():
             raise AdapterError(
-                f"With the adapter '{name}' the graph gives NaN or infinity: the adapter is broken, or too large for "
-                f"{self.precision}."
+                f"With the adapter '{name}' the graph gives NaN or infinity: the adapter is broken, or its update is too "
+                f"large for {self.precision}."
             )
         if got.shape == self.base.shape and np.abs(got - self.base).max() <= _ROUNDING * np.abs(self.base).max():
             raise AdapterError(
-                f"The adapter '{name}' changes nothing in the answers: its update and its head are the base's."
+                f"The adapter '{name}' changes nothing in the outputs: its update is zero and its head is the base's."
             )
 
 
@@ -105,27 +109,27 @@ def convert_adapter(
     try_out: TryOut,
     allow_base_mismatch: bool = False,
 ) -> ConvertedAdapter:
-    """Return what a graph takes for ``adapter``, after every check there is without PyTorch.
+    """Return the arrays a graph takes for ``adapter``, after every check that needs no PyTorch.
 
     Args:
         adapter: as it was read.
-        lora_inputs: what the graph takes.
-        dtypes: LoRA input → its type in the graph.
-        name: what the adapter is or will be called, for errors.
+        lora_inputs: of the graph.
+        dtypes: LoRA input → element type in the graph.
+        name: what the adapter is or will be called, for error messages.
         task: of the bundle.
-        pooling: of the bundle; None where nothing is pooled.
-        max_length: tokens that the bundle cuts texts to; the adapter's own training goes before it.
+        pooling: of the bundle; None for tasks that do not pool.
+        max_length: tokens that the bundle cuts texts to; used where the adapter records no length of its own.
         try_out: runs the graph with the adapter once.
         allow_base_mismatch: accept an adapter that was made for another base.
 
     Raises:
         BaseMismatchError: the adapter was made for another base.
-        AdapterError: it is for another task or was trained with another pooling, the graph has no place for one of its
-            modules or heads, or its outputs are not finite or the base's own.
+        AdapterError: the adapter is for another task or was trained with another pooling, the graph lacks a branch or a
+            head that it needs, or with it the outputs are not finite or equal the base's.
     """
     if adapter.task not in (None, task.name):
         raise AdapterError(
-            f"{adapter.source} is for {adapter.task}, the bundle for {task.name}: give it one of its own."
+            f"{adapter.source} is for {adapter.task}, the bundle for {task.name}: export it into a separate bundle."
         )
     task_of(adapter, task.name)
     labels, used = task.outputs.labels_of(adapter), drop_unused_modules(adapter, task)

@@ -1,4 +1,4 @@
-"""What a bundle's manifest says of its files, and of what it was made from."""
+"""The parts of a manifest: what the files of a bundle are, and what they were made from."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _TOOLS = ("torch", "transformers", "peft", "onnx", "onnx-ir", "onnxscript", "onn
 
 
 def describe_model(directory: Path) -> ModelEntry:
-    """Return what the manifest says of the graph in ``directory``."""
+    """Return the manifest entry of the graph in ``directory``: files, size, operators, inputs and outputs."""
     graph = ir.load(directory / MODEL_FILE)
     files = [directory / name for name in _MODEL_FILES if (directory / name).is_file()]
     return ModelEntry(
@@ -47,14 +47,14 @@ def describe_model(directory: Path) -> ModelEntry:
 
 
 def describe_files(directory: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file in ``directory`` but the model's and the manifest."""
+    """Return file → SHA-256 of every file in ``directory`` except the graph's files and the manifest."""
     known = (*_MODEL_FILES, MANIFEST_FILE)
     files = {path.relative_to(directory).as_posix(): path for path in sorted(directory.rglob("*")) if path.is_file()}
     return {name: sha256_file(path) for name, path in files.items() if name not in known}
 
 
 def describe_tools() -> dict[str, Any]:
-    """Return format version, program, and the version of every package that takes part in an export."""
+    """Return format version, program version, and the version of every package that takes part in an export."""
     return {
         "format_version": FORMAT_VERSION,
         "created_by": f"rmlora-deploy {__version__}",
@@ -63,13 +63,13 @@ def describe_tools() -> dict[str, Any]:
 
 
 def describe_base(base: str, revision: str | None, checkpoint: Checkpoint, modules: Iterable[str]) -> BaseEntry:
-    """Return what the base is called and how to recognize it.
+    """Return the manifest entry of the base: its name, and a fingerprint to recognize it by.
 
     Args:
-        base: what the user called it.
+        base: directory, ``.gguf`` file or hub name, as the user gave it.
         revision: of a hub base.
-        checkpoint: the base as it was found.
-        modules: paths of the modules that are adapted.
+        checkpoint: the base on disk.
+        modules: paths of the adapted modules, whose weights the fingerprint covers.
     """
     local = Path(base).exists()
     source = _directory_name(base) if local else base
@@ -77,7 +77,7 @@ def describe_base(base: str, revision: str | None, checkpoint: Checkpoint, modul
 
 
 def describe_adapter(adapter: Adapter) -> AdapterSource:
-    """Return what an adapter is; its ``source`` is its directory."""
+    """Return the manifest entry of the adapter package at ``adapter.source``."""
     source = Path(adapter.source)
     return AdapterSource(
         source=_directory_name(source),
@@ -90,12 +90,12 @@ def describe_adapter(adapter: Adapter) -> AdapterSource:
 
 
 def _directory_name(path: Path | str) -> str:
-    """Return the last part of a path as the user wrote it: links keep their name."""
+    """Return the last part of a path as the user wrote it; links are not followed."""
     return Path(os.path.abspath(path)).name
 
 
 def operator_counts(model: ir.Model) -> dict[str, int]:
-    """Return operator → nodes, most frequent first."""
+    """Return operator → number of nodes, the most frequent first."""
     counts: dict[str, int] = {}
     for node in model.graph:
         counts[node.op_type] = counts.get(node.op_type, 0) + 1

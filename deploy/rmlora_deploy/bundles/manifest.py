@@ -1,17 +1,17 @@
-"""``manifest.json`` as typed values: read, checked and migrated in one place.
+"""``manifest.json`` as typed values, read, checked and migrated in one place.
 
 =========== ==================================================================================================
 version     what changed
 =========== ==================================================================================================
-2           no paths of the machine it was made on; American spelling of keys
-1           the first (keys ``optimisation``, ``normalise``, ``first_departure``; sources as absolute paths)
+2           no absolute paths; keys in American spelling
+1           the first: keys ``optimisation``, ``normalise``, ``first_departure``; sources as absolute paths
 =========== ==================================================================================================
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,14 +22,17 @@ from rmlora_deploy.bundles.report import VerificationReport
 
 __all__ = [
     "FORMAT_VERSION",
+    "PRECISIONS",
     "AdapterEntry",
     "AdapterSource",
     "BaseEntry",
     "Layer",
     "Manifest",
+    "Mode",
     "ModelEntry",
     "Optimization",
     "PoolingEntry",
+    "Precision",
     "TensorEntry",
     "parse_manifest",
     "read_manifest",
@@ -38,13 +41,15 @@ __all__ = [
 FORMAT_VERSION = 2
 
 Mode = Literal["merged", "branches"]
+Precision = Literal["fp32", "fp16", "int8", "int4"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values; what was never set is left out."""
+        """Return JSON-ready values; fields that were never set are left out."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 
@@ -53,9 +58,9 @@ class TensorEntry(_Entry):
 
     name: str
     dtype: str | None
-    """onnx's name of the element type."""
+    """ONNX's name of the element type."""
     shape: list[int | str]
-    """Sizes; a name for one that varies."""
+    """Size of each axis, or the name of one that varies."""
 
 
 class ModelEntry(_Entry):
@@ -66,27 +71,28 @@ class ModelEntry(_Entry):
     bytes: int
     opset: int
     operators: dict[str, int]
-    """Operator → nodes, most frequent first."""
+    """Operator → number of nodes, the most frequent first."""
     inputs: list[TensorEntry]
-    """Required ones: LoRA inputs are optional."""
+    """The required inputs; LoRA inputs are optional and not listed."""
     outputs: list[TensorEntry]
 
 
 class Optimization(_Entry):
-    """How far the graph was fused."""
+    """How far the graph was optimized."""
 
     level: str
+    """``ort-fusions``, ``folded``, or ``as given``."""
     reason: str | None = None
-    """Why not further."""
+    """Why it was not optimized further; None if it was."""
 
 
 class PoolingEntry(_Entry):
-    """How one vector is made of a text's tokens."""
+    """How a text's token vectors are pooled into one."""
 
     mode: PoolingMode
     normalize: bool
     source: Literal["chosen", "adapter", "base", "default"]
-    """Who says so: the user, the files beside the adapters or the base, or nobody."""
+    """Where the choice came from: the user, files of the adapters, files of the base, or no one."""
 
     @property
     def pooling(self) -> Pooling:
@@ -95,7 +101,7 @@ class PoolingEntry(_Entry):
 
 
 class Layer(_Entry):
-    """A module and the tensor in the graph that is its output."""
+    """A module and the graph's tensor that holds its output."""
 
     module: str
     tensor: str
@@ -113,16 +119,16 @@ class BaseEntry(_Entry):
 
 
 class AdapterSource(_Entry):
-    """The adapter package something was made from."""
+    """An adapter package that the bundle was made from."""
 
     source: str
     """The last part of the directory's path."""
     sha256: str
-    """Of its tensors."""
+    """SHA-256 of the package's tensor file."""
     modules: int
     parameters: int
     rmlora: dict[str, Any] | None = None
-    """RM-LoRA's settings; None for an adapter from elsewhere."""
+    """RM-LoRA settings; None for an adapter that was not trained with this toolkit."""
     metrics: dict[str, Any] | None = None
 
 
@@ -130,46 +136,47 @@ class AdapterEntry(AdapterSource):
     """An adapter of a bundle with branches."""
 
     file: str
-    """What the graph takes for it, in onnxruntime's format."""
+    """Arrays for the graph's LoRA inputs, in onnxruntime's adapter format."""
     files: dict[str, str]
-    """All files that belong to it → SHA-256."""
+    """File → SHA-256 of every file of this adapter."""
     bytes: int
     rank: int
-    """The largest of its modules'."""
+    """The largest rank of its modules."""
     labels: list[str]
     max_length: int | None = None
     """Tokens that texts are cut to."""
     reference: str | None = None
-    """PyTorch's outputs with it on the bundle's reference inputs."""
+    """File with PyTorch's outputs with this adapter, on the bundle's reference inputs."""
 
 
 class Manifest(_Entry):
-    """Everything a bundle says of itself."""
+    """What a bundle is, what it was made from, and what verification measured."""
 
     format_version: Literal[2] = 2
     created_by: str = ""
     tools: dict[str, str | None] = Field(default_factory=dict)
-    """Package → version, of everything that took part in the export."""
+    """Package → version, for every package that takes part in an export."""
     mode: Mode = "merged"
     task: str
     labels: list[str]
-    """In the order of the scores; with branches those of the base's own head."""
+    """In the order of the scores; with branches, the labels of the base's own head."""
     pooling: PoolingEntry | None = None
     max_length: int | None = None
-    precision: Literal["fp32", "fp16", "int8", "int4"]
+    precision: Precision
     exporter: str | None = None
     optimization: Optimization | None = None
     base: BaseEntry | None = None
     adapter: AdapterSource | None = None
-    """The one merged into the weights."""
+    """The adapter merged into the weights; None with branches."""
     layers: list[Layer] = Field(default_factory=list)
     """Modules and their tensors, in the order of execution."""
     adapters: dict[str, AdapterEntry] = Field(default_factory=dict)
-    """Those beside the weights."""
+    """Name → adapter of a bundle with branches."""
     model: ModelEntry
     files: dict[str, str] = Field(default_factory=dict)
-    """All other files → SHA-256."""
+    """Every other file → SHA-256."""
     seconds: float | None = None
+    """Time the export took."""
     verification: VerificationReport | None = None
 
 
@@ -177,13 +184,13 @@ def read_manifest(path: Path) -> Manifest:
     """Read and check a manifest, of this format version or an older one.
 
     Raises:
-        InputError: it is missing, no JSON, of an unknown version, or a key is wrong or missing.
+        InputError: the file is missing, is not JSON, has an unknown version, or has a wrong or missing key.
     """
     return parse_manifest(read_json(path, what="Bundle manifest"), where=str(path))
 
 
 def parse_manifest(value: Any, *, where: str) -> Manifest:
-    """Return the manifest in ``value``, migrated to this format version; errors as :func:`read_manifest`."""
+    """Return the manifest in ``value``, migrated to this format version; errors as those of :func:`read_manifest`."""
     version = value.get("format_version") if isinstance(value, dict) else None
     if version == 1:
         value = _from_version_1(value)
@@ -201,8 +208,8 @@ def parse_manifest(value: Any, *, where: str) -> Manifest:
 def _from_version_1(value: dict[str, Any]) -> dict[str, Any]:
     """Return a manifest of version 1 with the keys of version 2.
 
-    Its sources may be absolute paths. They stay until the manifest is written again, so that a base or adapter that is
-    still there is found (:mod:`rmlora_deploy.bundles.sources`).
+    Absolute paths in it are kept, so that a base or adapter that is still at its path is found
+    (:mod:`rmlora_deploy.bundles.sources`).
     """
     new = {_SPELLING.get(key, key): item for key, item in value.items()} | {"format_version": FORMAT_VERSION}
     if isinstance(pooling := new.get("pooling"), dict):

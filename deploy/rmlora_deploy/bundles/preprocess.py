@@ -1,4 +1,4 @@
-"""From texts or images to the arrays a graph takes, without torch."""
+"""From texts or images to a graph's inputs, without torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Preprocessor"]
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """The tokenizer or image processor of a model directory, and the names its graph takes."""
+    """A tokenizer or image processor, set up for the inputs of one graph."""
 
     task: Task
     processor: Any
@@ -29,12 +29,12 @@ class Preprocessor:
 
         Args:
             directory: a bundle or a base.
-            task: task name.
+            task: of the model.
             max_length: tokens a text is cut to; None keeps the tokenizer's own limit.
-            input_names: inputs of the graph; others the processor makes are dropped.
+            input_names: inputs of the graph; other arrays that the processor makes are dropped.
 
         Raises:
-            CheckpointError: there is no usable processor.
+            CheckpointError: the directory has no usable processor.
         """
         return cls(task, task.inputs.load_processor(directory), max_length, tuple(input_names))
 
@@ -43,20 +43,20 @@ class Preprocessor:
 
         Args:
             inputs: texts; or image paths, encoded images or PIL images.
-            lengths: tokens that each text is cut to; without, all to ``max_length``.
+            lengths: tokens that each text is cut to; None cuts all to ``max_length``.
 
         Raises:
-            InputError: no inputs, an empty text, or an image that cannot be read.
+            InputError: ``inputs`` is empty or holds an empty text or an unreadable image.
         """
         return self.collate(self.rows(inputs, lengths=lengths))
 
     def rows(self, inputs: Sequence[Any], *, lengths: Sequence[int | None] | None = None) -> list[Arrays]:
-        """Return every input by itself: arrays without the batch axis, not padded; arguments and errors as for a batch."""
+        """Return the arrays of each input, unpadded and without the batch axis; arguments and errors as for a batch."""
         if not inputs:
             raise InputError("There is nothing to process: give at least one input.")
         limits = [self.max_length] * len(inputs) if lengths is None else lengths
         return self.task.inputs.rows(self.processor, inputs, lengths=limits, names=self.input_names)
 
     def collate(self, rows: Sequence[Arrays]) -> Arrays:
-        """Return ``rows`` as one batch, padded to the longest where they differ in length."""
+        """Return ``rows`` as one batch, padded to the longest row."""
         return self.task.inputs.collate(self.processor, rows)

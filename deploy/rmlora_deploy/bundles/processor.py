@@ -1,4 +1,4 @@
-"""The small files of a bundle: configuration, license, and the tokenizer or image processor its adapters were trained with."""
+"""The tokenizer or image processor of a bundle, how long its texts may be, and the small files it is saved with."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["common_processor", "max_length", "trained_length", "write_side_files
 
 
 def common_processor(base: Path, adapters: Sequence[Adapter], task: Task) -> Any:
-    """Return the processor of ``adapters``, or the base's where they bring none.
+    """Return the processor that ``adapters`` were trained with: the one in their packages, else the base's.
 
     Raises:
-        AdapterError: two adapters were trained with different ones.
+        AdapterError: two adapters were trained with different processors.
     """
     own = {
-        adapter.source: task.inputs.load_processor(Path(adapter.source)) for adapter in adapters if _brings_one(adapter)
+        adapter.source: task.inputs.load_processor(Path(adapter.source)) for adapter in adapters if _has_own(adapter)
     }
     if not own:
         return task.inputs.load_processor(base)
@@ -35,14 +35,14 @@ def common_processor(base: Path, adapters: Sequence[Adapter], task: Task) -> Any
     for source, other in others:
         if task.inputs.essence(other) != task.inputs.essence(processor):
             raise AdapterError(
-                f"{first} and {source} {task.inputs.different_processors} differently, so they cannot share a graph's inputs: export them into "
-                "bundles of their own."
+                f"{first} and {source} {task.inputs.different_processors} differently and cannot share a bundle: export them "
+                "into separate bundles."
             )
     return processor
 
 
 def write_side_files(directory: Path, base: Path, config: Mapping[str, Any], processor: Any) -> None:
-    """Write processor and ``config`` to ``directory``, and copy the license of ``base``."""
+    """Write the processor and ``config`` to ``directory``, and copy the license of ``base``."""
     processor.save_pretrained(directory)
     write_json(directory / "config.json", _jsonable({k: v for k, v in config.items() if k != "_name_or_path"}))
     for name in ("LICENSE", "LICENSE.txt"):
@@ -51,9 +51,10 @@ def write_side_files(directory: Path, base: Path, config: Mapping[str, Any], pro
 
 
 def max_length(adapters: Sequence[Adapter], processor: Any, task: Task, base: Path | None = None) -> int | None:
-    """Return the tokens that texts are cut to: the most of any training, else the tokenizer's limit; None for images.
+    """Return the tokens that texts are cut to, or None for images.
 
-    Where the task is embedding, what sentence-transformers wrote beside the base goes before the tokenizer's limit.
+    This is the longest length of any adapter's training if all record one. Otherwise it is, for embeddings, the length in
+    the base's sentence-transformers files, and else the tokenizer's limit.
     """
     limit = task.inputs.length_limit(processor)
     if limit is None:
@@ -66,12 +67,12 @@ def max_length(adapters: Sequence[Adapter], processor: Any, task: Task, base: Pa
 
 
 def trained_length(adapter: Adapter) -> int | None:
-    """Return the tokens that texts were cut to in training, where the package tells."""
+    """Return the tokens that texts were cut to in training; None if the package does not record it."""
     length = (adapter.metadata.get("training") or {}).get("settings", {}).get("max_length")
     return int(length) if length else read_text_length(Path(adapter.source))
 
 
-def _brings_one(adapter: Adapter) -> bool:
+def _has_own(adapter: Adapter) -> bool:
     return any((Path(adapter.source) / name).is_file() for name in ("preprocessor_config.json", "tokenizer.json"))
 
 

@@ -1,4 +1,4 @@
-"""What a verification found, as it stands in a bundle's manifest: typed, and the same from every kind of bundle."""
+"""What a verification found: the typed report in a manifest, one for every kind of bundle."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class _Part(BaseModel):
 
 
 class Tolerance(_Part):
-    """What still counts as the same model."""
+    """How far outputs may differ and still count as the same model's."""
 
     relative_error: float
     """Largest difference of an output, relative to the largest output."""
     rms_error: float
     """Root mean square of the differences, relative to that of the outputs."""
     agreement: float
-    """Share of rows whose first choice must be the same; the rest is rounded up to whole rows."""
+    """Share of rows whose first choice must be the same; the rows that may differ are rounded up to a whole number."""
     cosine: float
-    """For vectors, which have no first choice, in place of the two above: least cosine of a row's two vectors."""
+    """Least cosine of a row's two vectors; for vectors it replaces ``rms_error`` and ``agreement``."""
     metric_loss: float
-    """How much of the metric may be lost on evaluation data; one example more or less is never a loss."""
+    """How much of the metric may be lost on evaluation data; one example more or less never counts as a loss."""
 
     def accepts_metric(self, expected: float, got: float, examples: int) -> bool:
         """Return True if a metric that fell from ``expected`` to ``got`` over ``examples`` is acceptable."""
@@ -42,7 +42,7 @@ class Tolerance(_Part):
 
 
 class Comparison(_Part):
-    """How far one set of outputs lies from another, over all rows; errors are over the finite numbers."""
+    """How far one set of outputs is from another, over all rows; errors are over the finite numbers."""
 
     max_abs_error: FiniteFloat
     mean_abs_error: FiniteFloat
@@ -51,9 +51,9 @@ class Comparison(_Part):
     rms_relative_error: FiniteFloat
     """Root mean square of the differences over that of the expected outputs."""
     argmax_agreement: float | None = None
-    """Share of rows with the same first choice; a row with a NaN or an infinity never has it. None for vectors."""
+    """Share of rows with the same first choice; a row with NaN or infinity counts as different. None for vectors."""
     not_finite: int
-    """Numbers that are NaN or infinite."""
+    """Count of numbers that are NaN or infinite."""
     rows: int
     min_cosine: float | None = None
     """The least cosine of a row's two vectors; None for scores."""
@@ -68,7 +68,7 @@ class Evaluation(_Part):
     metric: str
     onnx: float
     pytorch: float | None = None
-    """The metric of PyTorch with PEFT; None where it was absent."""
+    """The metric of PyTorch with PEFT; None if PyTorch was not installed."""
 
 
 class LayerMismatch(_Part):
@@ -77,54 +77,54 @@ class LayerMismatch(_Part):
     module: str
     tensor: str
     relative_error: float | None
-    """None where it is not finite."""
+    """None if it is not finite."""
 
 
 class AdapterReport(_Part):
-    """One adapter of a bundle with branches, in batches of its own."""
+    """One adapter of a bundle with branches, alone in every batch."""
 
     onnx: Comparison
     pytorch_merged: Comparison | None = None
-    """How far PyTorch's merged model lies from PyTorch with PEFT's layers: what merging itself costs."""
+    """How far PyTorch's merged model is from PyTorch with PEFT's layers: the error of merging itself."""
     evaluation: Evaluation | None = None
     passed: bool
 
 
 class BaseReport(Comparison):
-    """A graph with branches and no adapter, against the graph before branches came."""
+    """The graph with branches and no adapter, against the graph before branches were inserted."""
 
     bit_equal: bool
     passed: bool
 
 
 class MixedReport(Comparison):
-    """All adapters in turn over the rows of a batch; the worst adapter's errors."""
+    """Batches whose rows use all adapters in turn; the errors of the worst adapter."""
 
     passed: bool
 
 
 class VerificationReport(_Part):
-    """What was compared with what, and how it ended. Merged bundles have ``onnx``; bundles with branches ``adapters``."""
+    """What was compared and whether it passed; merged bundles fill ``onnx``, bundles with branches ``adapters``."""
 
     date: str
     provider: str
     tolerance: Tolerance
     against: str
-    """``PyTorch and PEFT``, or the outputs of theirs that the bundle stores."""
+    """``PyTorch and PEFT``, or ``stored outputs of PyTorch and PEFT``."""
     shapes: list[list[int]]
-    """Shapes of the batches compared."""
+    """Shapes of the batches that were compared."""
     passed: bool
     onnx: Comparison | None = None
     pytorch_merged: Comparison | None = None
     first_mismatch: LayerMismatch | None = None
-    """Set to None when layers were compared and none could be named; left out when they were not compared."""
+    """None if layers were compared and none could be named; never set if they were not compared."""
     evaluation: Evaluation | None = None
     base: BaseReport | None = None
     adapters: dict[str, AdapterReport] | None = None
     mixed: MixedReport | None = None
     unverified: list[str] | None = None
-    """Adapters without stored outputs, where PyTorch was absent."""
+    """Adapters without stored outputs, when PyTorch was not installed."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values; what this kind of bundle does not have is left out."""
+        """Return JSON-ready values; fields that were never set are left out."""
         return self.model_dump(mode="json", exclude_unset=True)

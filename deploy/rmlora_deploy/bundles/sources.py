@@ -1,7 +1,8 @@
-"""Where, on this machine, the base and the adapters of bundles lie.
+"""Which directories of this machine hold the base and the adapters that a bundle was made from.
 
-A manifest names no paths: it travels. So that ``verify`` and ``bench`` need no flags where a bundle was made, export and
-``adapter add`` note the directories in the user's cache, under what identifies the graph and the adapter.
+A manifest holds no absolute paths, since bundles move between machines. So that ``verify`` and ``bench`` need no flags on the
+machine where a bundle was made, export and ``adapter add`` record the directories in the user's cache. The key of a record is
+a hash of the graph's files and the adapter's tensors.
 """
 
 from __future__ import annotations
@@ -16,26 +17,26 @@ from rmlora.errors import OutputError
 from rmlora.storage import atomic_file
 from rmlora_deploy.bundles.manifest import AdapterEntry, AdapterSource, Manifest
 
-__all__ = ["find_adapter_directory", "find_base_directory", "note_adapter_directory", "note_base_directory"]
+__all__ = ["find_adapter_directory", "find_base_directory", "record_adapter_directory", "record_base_directory"]
 
 
-def note_base_directory(manifest: Manifest, directory: Path) -> None:
-    """Note that the base of a bundle lies in ``directory``; a cache that cannot be written is no error."""
-    _note(_base_key(manifest), directory)
+def record_base_directory(manifest: Manifest, directory: Path) -> None:
+    """Record that the base of a bundle is in ``directory``; a cache that cannot be written is ignored."""
+    _record(_base_key(manifest), directory)
 
 
-def note_adapter_directory(manifest: Manifest, adapter: AdapterSource, directory: Path) -> None:
-    """Note that an adapter of a bundle lies in ``directory``."""
-    _note(_adapter_key(manifest, adapter), directory)
+def record_adapter_directory(manifest: Manifest, adapter: AdapterSource, directory: Path) -> None:
+    """Record that an adapter of a bundle is in ``directory``; a cache that cannot be written is ignored."""
+    _record(_adapter_key(manifest, adapter), directory)
 
 
 def find_base_directory(manifest: Manifest) -> Path | None:
-    """Return where the base lies; None where that is not known on this machine, or nothing is there any more."""
+    """Return the directory of the base; None if none is recorded on this machine or it no longer exists."""
     return _find(_base_key(manifest), manifest.base.source if manifest.base is not None else "")
 
 
 def find_adapter_directory(manifest: Manifest, adapter: AdapterSource) -> Path | None:
-    """Return where an adapter lies; None likewise."""
+    """Return the directory of an adapter; None if none is recorded on this machine or it no longer exists."""
     return _find(_adapter_key(manifest, adapter), adapter.source)
 
 
@@ -49,11 +50,11 @@ def _adapter_key(manifest: Manifest, adapter: AdapterSource) -> str:
 
 
 def _key(manifest: Manifest, what: str) -> str:
-    """Return a key for ``what`` of exactly this graph: a base's fingerprint covers its adapted weights only."""
+    """Return a key for ``what``, unique to this graph: a base's fingerprint covers its adapted weights only."""
     return hashlib.sha256(json.dumps([sorted(manifest.model.files.items()), what]).encode()).hexdigest()[:32]
 
 
-def _note(key: str, directory: Path) -> None:
+def _record(key: str, directory: Path) -> None:
     file = cache_directory() / "sources" / key
     with suppress(OSError, OutputError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -61,10 +62,10 @@ def _note(key: str, directory: Path) -> None:
             temporary.write_text(str(directory.resolve()), encoding="utf-8")
 
 
-def _find(key: str, recorded: str) -> Path | None:
+def _find(key: str, source: str) -> Path | None:
     with suppress(OSError, UnicodeDecodeError):
-        noted = Path((cache_directory() / "sources" / key).read_text(encoding="utf-8"))
-        if noted.is_dir():
-            return noted
-    path = Path(recorded)  # manifests of format version 1 have absolute paths
+        recorded = Path((cache_directory() / "sources" / key).read_text(encoding="utf-8"))
+        if recorded.is_dir():
+            return recorded
+    path = Path(source)  # an absolute path in manifests of format version 1
     return path if path.is_absolute() and path.exists() else None

@@ -1,4 +1,4 @@
-"""``rmlora-deploy merge``."""
+"""``rmlora-deploy merge``: merge an adapter into a checkpoint or an ONNX graph."""
 
 from __future__ import annotations
 
@@ -52,19 +52,19 @@ def command(
 ) -> None:
     """Merge ADAPTER into BASE and write an ordinary checkpoint.
 
-    BASE is a checkpoint directory, a .gguf file or a hub name; ADAPTER any PEFT LoRA adapter. The weights are
+    BASE is a checkpoint directory, a .gguf file or a hub name; ADAPTER is any PEFT LoRA adapter. The weights are
     streamed, so a model larger than memory merges in a few hundred megabytes, and neither torch nor a GPU is needed.
-    Sharding and element types stay the base's. The report tells how much of each update the rounding to that
-    type took away.
+    Sharding and element types stay those of BASE. The report says how much of each update was lost in rounding to
+    that element type.
 
-    With --onnx the update goes into the weights of an ONNX file that was exported from BASE by any exporter: weights
-    are found by name, else by comparing them with BASE's, packed and transposed ones included. The result is compared
-    with PyTorch and PEFT on real inputs before it is written, where these are installed.
+    With --onnx the update is merged into an ONNX file that any exporter made from BASE. Its weights are found by
+    name, else by comparing them with BASE's, packed and transposed weights included. If PyTorch and PEFT are
+    installed, the result is compared with them before it is written.
 
     \b
     Examples:
-      rmlora-deploy merge ./MiniLM ./spam-adapter --output ./spam-merged
-      rmlora-deploy merge ./MiniLM ./spam-adapter --onnx ./MiniLM-onnx/model.onnx --output ./spam-onnx
+      rmlora-deploy merge MiniLM spam --output spam-checkpoint
+      rmlora-deploy merge MiniLM spam --onnx MiniLM-onnx/model.onnx --output spam-onnx
     """
     console = make_console(as_json=as_json)
     columns = (TextColumn("merging"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
@@ -96,20 +96,20 @@ def _show(console: Console, report: MergeReport | OnnxMergeReport, output: Path)
         )
         if report.untied:
             console.print(
-                f"The output layer {report.untied} no longer shares the embedding's weight: the update is on one side."
+                f"The output layer {report.untied} no longer shares the embedding's weight, since the update changes only one."
             )
     _show_rounding(console, report)
 
 
 def _verdict(verification: Mapping[str, Any] | None) -> str:
     if verification is None:
-        return "Not compared with PyTorch, as asked."
+        return "Not compared with PyTorch (--no-verify)."
     if verification["passed"] is None:
         return f"[yellow]Not compared with PyTorch:[/] {escape(verification['reason'])}."
     onnx = verification["onnx"]
     return (
-        f"Compared with PyTorch and PEFT on {onnx['rows']} inputs: off by {onnx['max_relative_error']:.1e} of the largest "
-        f"logit at most, the same choice on {onnx['argmax_agreement']:.1%}."
+        f"Compared with PyTorch and PEFT on {onnx['rows']} inputs: logits differ by at most "
+        f"{onnx['max_relative_error']:.1e} of the largest, the first choice is the same on {onnx['argmax_agreement']:.1%}."
     )
 
 
@@ -120,6 +120,6 @@ def _show_rounding(console: Console, report: MergeReport | OnnxMergeReport) -> N
     console.print(table)
     if report.worst_loss > LOSS_WARNING:
         console.print(
-            f"[yellow]Warning:[/] {report.worst_loss:.1%} of the update of '{report.modules[0].module}' was rounded away: "
-            "merge into a float32 base or keep the adapter as a side branch."
+            f"[yellow]Warning:[/] {report.worst_loss:.1%} of the update of '{report.modules[0].module}' was lost in rounding: "
+            "merge into a float32 base, or export with --mode branches."
         )

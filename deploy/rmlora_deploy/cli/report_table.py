@@ -34,8 +34,8 @@ def show_report(console: Console, report: VerificationReport) -> None:
     console.print(f"Inputs of shapes {shapes}; allowed relative error {limit.relative_error:.2g}, {other}.")
     if report.unverified:
         console.print(
-            f"[yellow]Not verified:[/] {escape(', '.join(report.unverified))} (no outputs of PyTorch are stored; verify "
-            "where it is installed)."
+            f"[yellow]Not verified:[/] {escape(', '.join(report.unverified))} (the bundle stores no outputs of PyTorch for "
+            "them: verify where PyTorch is installed)."
         )
     evaluations = [report.evaluation, *(row.evaluation for row in (report.adapters or {}).values())]
     for scores in evaluations:
@@ -48,14 +48,13 @@ def show_report(console: Console, report: VerificationReport) -> None:
 
 
 def _rows(report: VerificationReport) -> Iterator[tuple[str, Comparison]]:
-    """Yield the comparisons of a report with the name of each."""
+    """Yield the name and the comparison of each row of the table."""
     if report.pytorch_merged is not None:
         yield "PyTorch, merged", report.pytorch_merged
     if report.onnx is not None:
         yield f"ONNX Runtime, {report.provider}", report.onnx
     if report.base is not None:
-        exactly = "the same to the bit" if report.base.bit_equal else "the plain graph"
-        yield f"no adapter ({exactly})", report.base
+        yield f"no adapter{' (bit-equal)' if report.base.bit_equal else ''}", report.base
     for name, row in (report.adapters or {}).items():
         yield name, row.onnx
     if report.mixed is not None:

@@ -1,4 +1,4 @@
-"""``rmlora-deploy verify``."""
+"""``rmlora-deploy verify``: compare a bundle with PyTorch and PEFT."""
 
 from __future__ import annotations
 
@@ -20,24 +20,22 @@ __all__ = ["command"]
 
 @click.command("verify")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--base", help="Base model.  [default: the one recorded in the bundle]")
+@click.option("--base", help="Base model.  [default: where it was at export, on the same machine]")
 @click.option(
     "--adapter",
     "adapters",
     multiple=True,
     metavar="[NAME=]PATH",
-    help="Where an adapter is now, with its name if the bundle has several.  [default: as recorded in the bundle]",
+    help="Adapter package, with its name if the bundle has several.  [default: where it was at export]",
 )
-@data_options(
-    "Labeled data on which the metric is compared; NAME=FILE, repeatable, for several adapters.", multiple=True
-)
+@data_options("Labeled data to compare the metric on; NAME=FILE, repeatable, for several adapters.", multiple=True)
 @click.option(
     "--provider", default="cpu", show_default=True, help="Execution provider to verify: cpu, cuda, tensorrt, …"
 )
 @click.option(
     "--reference-only",
     is_flag=True,
-    help="Compare with PyTorch's outputs stored in the bundle; what happens by itself where torch is absent.",
+    help="Compare with PyTorch's outputs stored in the bundle; the default if torch is not installed.",
 )
 @json_option
 def command(
@@ -46,20 +44,22 @@ def command(
 ) -> None:  # fmt: skip
     """Compare a BUNDLE with PyTorch and PEFT on real inputs of several shapes.
 
-    The report is written into the bundle's manifest. When the graph departs by more than its precision
-    explains, the exit code is 6 and the first layer that departs is named. A bundle with branches is compared with no
-    adapter, with each alone, and with all of them mixed in one batch.
+    The report is written into the bundle's manifest. If the graph differs from PyTorch by more than its precision
+    explains, the exit code is 6 and the error names the first layer that differs. A bundle with branches is compared
+    without an adapter, with each adapter alone, and with all of them mixed in one batch.
+
+    Verify again after adding adapters, on another execution provider, or after copying a bundle to another machine.
 
     \b
     Examples:
-      rmlora-deploy verify spam-bundle --data test.jsonl
+      rmlora-deploy verify spam-bundle --data data/sms/test.jsonl
       rmlora-deploy verify spam-bundle --provider cuda --reference-only
-      rmlora-deploy verify both --data spam=spam-test.jsonl --data trec=trec-test.jsonl
+      rmlora-deploy verify both --data spam=data/sms/test.jsonl --data trec=data/trec/test.jsonl
     """
     console = make_console(as_json=as_json)
     opened = Bundle.open(bundle)
     if not reference_only and not torch_is_installed():
-        console.print("PyTorch or PEFT is not installed: comparing with the outputs stored in the bundle.")
+        console.print("PyTorch or PEFT is not installed: comparing with PyTorch's outputs stored in the bundle.")
     report = api.verify(
         opened, base=base, adapters=_given(opened, adapters, "--adapter"), data=_given(opened, data, "--data"),
         columns=Columns(text_column or image_column, label_column), provider=provider, reference_only=reference_only,
@@ -73,7 +73,7 @@ def command(
 
 
 def _given(bundle: Bundle, values: Sequence[str], flag: str) -> str | dict[str, str] | None:
-    """Return the paths of a repeatable flag as the bundle needs them: one, or by adapter."""
+    """Return the values of a repeatable flag: one path for a merged bundle, or adapter → path with branches."""
     if not values:
         return None
     if bundle.mode == "branches":

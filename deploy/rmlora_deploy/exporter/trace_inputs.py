@@ -1,6 +1,6 @@
-"""What a model takes: names, example tensors to trace with, and which axes may vary.
+"""Example inputs to trace a model with, and which of their axes may vary.
 
-Example tensors come from Optimum's input generators, which know the shapes that models of every type need.
+The tensors come from Optimum's input generators, which know the shapes that each type of model needs.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 __all__ = ["TraceInputs", "trace_inputs"]
 
 BATCH, SEQUENCE = 3, 16
-"""Sizes to trace with: neither 0 nor 1, which the exporter would fix in the graph."""
+"""Sizes to trace with; the exporter would treat an axis of size 0 or 1 as fixed."""
 
 
 @dataclass(frozen=True)
 class TraceInputs:
-    """Example inputs by name, and for each the names of the axes that vary."""
+    """Example inputs by name, and for each input axis → name of the axes that vary."""
 
     tensors: dict[str, Tensor]
     axes: dict[str, dict[int, str]]
@@ -34,14 +34,14 @@ def trace_inputs(
     """Return inputs for tracing a model of ``task``.
 
     Args:
-        task: decides the inputs.
+        task: of the model.
         config: the transformers configuration of the model.
         processor: its tokenizer or image processor.
         batch: rows.
         sequence: tokens.
 
     Raises:
-        ConfigError: Optimum does not know this task for the model.
+        ConfigError: Optimum does not know this task.
     """
     require("optimum", "export")
     from optimum.exporters.tasks import TasksManager

@@ -1,4 +1,4 @@
-"""Comparing two sets of outputs, and how far each precision may lie from PyTorch (no torch)."""
+"""Comparing two sets of outputs, and how far each precision may differ from PyTorch (no torch)."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def _tolerance(relative: float, rms: float, agreement: float, cosine: float, met
 
 
 TOLERANCES: dict[str, Tolerance] = {
-    # The same float32 sums in another order: 1e-6 on real models, and a wrong weight shows above 1e-3.
+    # The same float32 sums in another order: 1e-6 on real models; a wrong weight gives more than 1e-3.
     "fp32": _tolerance(1e-4, 1e-4, 1.0, 0.99999999, 0.0),
-    # 11 bits a number, errors adding up over the layers: 6e-4 on MiniLM.
+    # 11 bits per number, errors add up over the layers: 6e-4 on MiniLM.
     "fp16": _tolerance(2e-2, 1e-2, 0.98, 0.9999, 0.002),
-    # 8 bits a factor. The errors of activations have long tails: single logits of a good model move far, so the root mean
-    # square and the metric are the judges.
+    # 8 bits per factor. The errors of activations have long tails: single logits of a good model move far, so the root mean
+    # square and the metric decide.
     "int8": _tolerance(1.0, 1.5e-1, 0.90, 0.95, 0.01),
-    # 4 bits a weight: for models large enough to bear it.
+    # 4 bits per weight: for models large enough to tolerate it.
     "int4": _tolerance(1.5, 3.5e-1, 0.80, 0.85, 0.03),
 }
-"""Precision → what is accepted."""
+"""Precision → accepted differences."""
 
 
 def compare(expected: Sequence[np.ndarray], got: Sequence[np.ndarray], outputs: Outputs) -> Comparison:
@@ -37,7 +37,7 @@ def compare(expected: Sequence[np.ndarray], got: Sequence[np.ndarray], outputs: 
     Args:
         expected: arrays ``[rows, labels]`` or ``[rows, width]``, all finite.
         got: arrays of the same shapes.
-        outputs: what they are.
+        outputs: kind of output: scores or vectors.
 
     Raises:
         ValueError: shapes differ.
@@ -62,12 +62,12 @@ def compare(expected: Sequence[np.ndarray], got: Sequence[np.ndarray], outputs: 
 
 
 def within(measured: Comparison, tolerance: Tolerance) -> bool:
-    """Return True if the difference is acceptable; NaN never is."""
+    """Return True if the differences are within the tolerance; NaN never is."""
     return mismatch(measured, tolerance) is None
 
 
 def mismatch(measured: Comparison, tolerance: Tolerance) -> str | None:
-    """Say how a comparison exceeds a tolerance; None where it does not."""
+    """Return how a comparison exceeds a tolerance, as the rest of a sentence about the graph; None if it does not."""
     cosine = measured.min_cosine
     if measured.not_finite:
         what = "logits" if cosine is None else "components"
@@ -88,10 +88,10 @@ def mismatch(measured: Comparison, tolerance: Tolerance) -> str | None:
 
 
 def _alike(measured: Comparison, tolerance: Tolerance) -> bool:
-    """Return True if vectors point the same way, or scores are close on the whole and choose the same."""
+    """Return True if vectors point the same way, or scores are close overall and rank the same label first."""
     if measured.min_cosine is not None:
         return measured.min_cosine >= tolerance.cosine
     agreed = measured.argmax_agreement if measured.argmax_agreement is not None else 0.0
-    # A few rows cannot tell a share of them to a fraction of a row.
+    # Rows are whole: with few of them a share is allowed one row more than its exact number.
     other, allowed = (1 - agreed) * measured.rows, math.ceil((1 - tolerance.agreement) * measured.rows - 1e-9)
     return measured.rms_relative_error <= tolerance.rms_error and other <= allowed + 1e-9

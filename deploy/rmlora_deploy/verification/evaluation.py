@@ -1,8 +1,8 @@
-"""The metric itself on labeled data, for every model that is compared."""
+"""Measuring a metric on labeled data, with every model that is compared."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """Labeled examples to measure the metric on; labels are indices into the model's."""
+    """Labeled examples to measure the metric on; ``labels`` are indices into the model's labels."""
 
     source: str
     inputs: list[Any]
@@ -31,11 +31,17 @@ class EvaluationData:
 
 
 def read_evaluation(source: str, columns: Columns, *, task: Task, labels: Sequence[str]) -> EvaluationData:
-    """Read labeled data for a model of ``task`` with ``labels``, in the order of its scores.
+    """Read labeled data for a model.
+
+    Args:
+        source: csv, tsv, jsonl or parquet file, folder of images, or hub data set.
+        columns: names of its columns.
+        task: of the model.
+        labels: of the model, in the order of its scores.
 
     Raises:
         ConfigError: the task has no labels.
-        InputError: it cannot be read, or has a label the model does not know.
+        InputError: the data cannot be read, or has a label that the model does not know.
     """
     if not task.outputs.has_labels:
         raise ConfigError(f"--data measures a metric on labels, and {task.name} has none: leave it out.")
@@ -48,15 +54,21 @@ def read_evaluation(source: str, columns: Columns, *, task: Task, labels: Sequen
 
 
 def measure(
-    data: EvaluationData, preprocessor: Preprocessor, models: Mapping[str, Callable[[Arrays], np.ndarray]]
+    data: EvaluationData,
+    preprocessor: Preprocessor,
+    *,
+    onnx: Callable[[Arrays], np.ndarray],
+    pytorch: Callable[[Arrays], np.ndarray] | None,
 ) -> Evaluation:
-    """Return the accuracy of every model, batch by batch.
+    """Return the accuracy of every model.
 
     Args:
-        data: what to measure on.
+        data: labeled examples.
         preprocessor: of the bundle.
-        models: ``onnx``, and where it is installed ``pytorch`` → a function from a batch to scores.
+        onnx: from a batch to the graph's scores ``[rows, labels]``.
+        pytorch: the same of PyTorch's model; None if there is none to compare with.
     """
+    models = {"onnx": onnx} if pytorch is None else {"onnx": onnx, "pytorch": pytorch}
     correct = dict.fromkeys(models, 0)
     for start in range(0, len(data.labels), _BATCH):
         batch = preprocessor(data.inputs[start : start + _BATCH])
@@ -68,12 +80,12 @@ def measure(
 
 
 def keeps_metric(scores: Evaluation, tolerance: Tolerance) -> bool:
-    """Return True unless the graph lost more of PyTorch's metric than is allowed."""
+    """Return False if the graph lost more of PyTorch's metric than is allowed."""
     return scores.pytorch is None or tolerance.accepts_metric(scores.pytorch, scores.onnx, scores.examples)
 
 
 def lost_metric(scores: Evaluation, precision: str, tolerance: Tolerance) -> str:
-    """Say that a graph of ``precision`` lost more of the metric than is allowed."""
+    """Return the error sentence for a graph of ``precision`` that lost more of the metric than is allowed."""
     return (
         f"The {precision} graph has {scores.metric} {scores.onnx:.4f} on {scores.data} where PyTorch has "
         f"{scores.pytorch:.4f} (a loss of {tolerance.metric_loss:.2g} is allowed): choose a higher --precision."

@@ -1,4 +1,4 @@
-"""Naming the first layer at which a graph differs from PyTorch."""
+"""Finding the first layer at which a graph differs from PyTorch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def first_mismatch(
 ) -> LayerMismatch | None:
     """Return the first of ``layers`` whose tensor differs from the module's output by more than ``tolerance``.
 
-    Layers whose tensor a lower precision has removed from the graph are passed over.
+    Layers whose tensor a lower precision has removed from the graph are skipped.
 
     Args:
         graph: ONNX file.
@@ -31,12 +31,12 @@ def first_mismatch(
         provider: execution provider to run on.
 
     Returns:
-        the layer, its error None where it is not finite; None if no layer differs.
+        the layer, with error None if it is not finite; None if no layer differs.
     """
     with opened_layers(graph, layers, provider) as run:
         got = run(batch)
-    there = [layer for layer in layers if layer.tensor in got]
-    for layer, error in zip(there, layer_errors(there, got, torch_layers(torch_model, batch)), strict=True):
+    present = [layer for layer in layers if layer.tensor in got]
+    for layer, error in zip(present, layer_errors(present, got, torch_layers(torch_model, batch)), strict=True):
         if error > tolerance:
             return LayerMismatch(
                 module=layer.module, tensor=layer.tensor, relative_error=error if math.isfinite(error) else None

@@ -1,4 +1,4 @@
-"""Real inputs of several shapes to verify on, and keeping them with PyTorch's answers in the bundle."""
+"""Sample batches of several shapes to verify on."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.runtime.outputs import Arrays
 
-__all__ = ["make_sample_batches", "sample_inputs"]
+__all__ = ["batch_shapes", "make_sample_batches", "sample_inputs"]
 
 _SIZES = (1, 2, 5, 8)
-"""Rows of the batches; texts differ in length, so each batch has another width."""
+"""Rows per batch; texts differ in length, so each batch has a different width."""
 
 
 def sample_inputs(preprocessor: Preprocessor, data: Sequence[Any] | None) -> list[Any]:
-    """Return sixteen inputs: spread over ``data`` where it is given, else built-in sentences or images."""
+    """Return sixteen inputs: evenly spaced ones of ``data`` if it is given, else built-in sentences or images."""
     count = sum(_SIZES)
     if data:
         return [data[i] for i in np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int)]
@@ -25,7 +25,7 @@ def sample_inputs(preprocessor: Preprocessor, data: Sequence[Any] | None) -> lis
 
 
 def make_sample_batches(preprocessor: Preprocessor, inputs: Sequence[Any]) -> list[Arrays]:
-    """Return batches of 1, 2, 5 and 8 rows over ``inputs``, as far as they reach."""
+    """Return batches of 1, 2, 5 and 8 rows from ``inputs``, as far as these go."""
     batches, start = [], 0
     for size in _SIZES:
         chunk = list(inputs[start : start + size])
@@ -33,3 +33,8 @@ def make_sample_batches(preprocessor: Preprocessor, inputs: Sequence[Any]) -> li
             batches.append(preprocessor(chunk))
         start += size
     return batches
+
+
+def batch_shapes(batches: Sequence[Arrays]) -> list[list[int]]:
+    """Return the shape of the first input of every batch."""
+    return [list(next(iter(batch.values())).shape) for batch in batches]

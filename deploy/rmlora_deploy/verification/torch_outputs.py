@@ -1,4 +1,4 @@
-"""What PyTorch's side of a comparison gives."""
+"""Outputs of PyTorch models, to compare with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["finite_outputs", "torch_output"]
 
 
 def torch_output(model: Any, batch: Arrays, outputs: Outputs, pooling: Pooling | None = None) -> np.ndarray:
-    """Return a PyTorch model's output ``[rows, labels]`` or ``[rows, width]`` for one batch."""
+    """Return the output of a PyTorch model for one batch: ``[rows, labels]`` or ``[rows, width]``."""
     import torch
 
     with torch.inference_mode():
@@ -27,22 +27,22 @@ def torch_output(model: Any, batch: Arrays, outputs: Outputs, pooling: Pooling |
 def finite_outputs(
     model: Any, batches: Sequence[Arrays], outputs: Outputs, pooling: Pooling | None = None, *, what: str
 ) -> list[np.ndarray]:
-    """Return what a PyTorch model with an adapter gives for every batch.
+    """Return the outputs of a PyTorch model with an adapter, for every batch.
 
     Args:
         model: with PEFT's layers.
         batches: inputs.
         outputs: of the task.
-        pooling: how token vectors become one.
-        what: the adapter, for the error.
+        pooling: how token vectors become one; None for tasks that do not pool.
+        what: the adapter, for the error message.
 
     Raises:
-        InputError: NaN or infinity, so there is nothing to compare with.
+        InputError: the outputs hold NaN or infinity, so nothing can be compared with them.
     """
     found = [torch_output(model, batch, outputs, pooling) for batch in batches]
     if not all(np.isfinite(array).all() for array in found):
         raise InputError(
-            f"PyTorch itself answers with NaN or infinity with {what}: base or adapter is damaged, train or "
-            "fetch it again."
+            f"PyTorch itself gives NaN or infinity with {what}: the base or the adapter is damaged, train or download it "
+            "again."
         )
     return found

@@ -1,4 +1,4 @@
-"""The manifest: bundles of older format versions open and answer as they did, and a damaged one names its key."""
+"""The manifest: bundles of older format versions open and give the same outputs, and a damaged key is named."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rmlora_deploy.inference import Classifier, Embedder
 from tests.helpers.cli import ROOT, run
 
 VERSION_1 = ROOT / "tests" / "fixtures" / "bundles-v1"
-"""Bundles of the release before format version 2, and what they answered then."""
+"""Bundles of format version 1, and the outputs they gave when they were made."""
 EXPECTED = json.loads((VERSION_1 / "expected.json").read_text())
 TEXTS = ["w1 w5 w3", "w2"]
 
@@ -28,7 +28,7 @@ def old(tmp_path: Path) -> Path:
     return tmp_path / "old"
 
 
-def test_bundles_of_version_1_open_and_answer_as_they_did(old: Path) -> None:
+def test_bundles_of_version_1_open_and_give_the_same_outputs(old: Path) -> None:
     merged, vectors = load(old / "merged"), load(old / "vectors")
     assert isinstance(merged, Classifier) and isinstance(vectors, Embedder)
     for answer, expected in zip(merged.predict(TEXTS), EXPECTED["merged"], strict=True):

@@ -14,7 +14,7 @@ from rmlora.errors import ConfigError, InputError
 from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter, write_onnx_adapter
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterKey, AdapterName, AdapterRef, resolve_choices
 from rmlora_deploy.runtime.adapters.cache import AdapterCache
-from rmlora_deploy.runtime.adapters.rank_buckets import BASE, BucketShape, RankBucket, RankBuckets
+from rmlora_deploy.runtime.adapters.rank_buckets import BASE_INDEX, BucketShape, RankBucket, RankBuckets
 from rmlora_deploy.runtime.binding import BoundInputs, DeviceArrays
 from tests.helpers.branch_graphs import Branched, make_adapters, make_branched
 from tests.helpers.exports import export
@@ -42,8 +42,8 @@ def head(labels: int, value: float = 1.0) -> dict[str, np.ndarray]:
     return {"h.weight": np.full((1, 3, labels), value, np.float32), "h.bias": np.full((1, labels), value, np.float32)}
 
 
-def make_cache(lora_inputs: int, places: int = 8) -> AdapterCache:
-    return AdapterCache(lora_inputs, RankBuckets({**arrays(0), **head(2, 0.5)}, places))
+def make_cache(capacity: int, bucket_capacity: int = 8) -> AdapterCache:
+    return AdapterCache(capacity, RankBuckets({**arrays(0), **head(2, 0.5)}, bucket_capacity))
 
 
 def use(cache: AdapterCache, *names: AdapterName) -> None:
@@ -72,23 +72,23 @@ def test_the_bank_evicts_the_one_used_longest_ago_and_never_a_pinned_one() -> No
 
 def test_the_banks_errors_say_what_is_known() -> None:
     cache = make_cache(2)
-    with pytest.raises(InputError, match="no adapter 'x': none is loaded"):
+    with pytest.raises(InputError, match="no adapter 'x': none is registered"):
         use(cache, "x")
     cache.register("a", arrays)
     with pytest.raises(InputError, match="no adapter 'x': known are a"):
         cache.unregister("x")
     with pytest.raises(ConfigError, match="an adapter 'a' already: unload it first"):
         cache.register("a", arrays)
-    with pytest.raises(ConfigError, match="at least one slot, not 0"):
+    with pytest.raises(ConfigError, match="at least one adapter, not 0"):
         make_cache(0)
     cache.register("b", arrays)
     cache.pin("a")
-    with pytest.raises(ConfigError, match="All 2 slots of the bank would be pinned"):
+    with pytest.raises(ConfigError, match="All 2 adapters that the cache holds would be pinned"):
         cache.pin("b")
 
 
 def test_a_place_in_use_is_not_written_whatever_is_evicted_or_unloaded() -> None:
-    cache = make_cache(1, places=3)
+    cache = make_cache(1, bucket_capacity=3)
     for name, value in (("a", 1.0), ("b", 2.0), ("c", 3.0)):
         cache.register(name, lambda value=value: arrays(value=value))  # type: ignore[misc]
     with cache.held([AdapterRef("a")]) as first:
@@ -98,14 +98,14 @@ def test_a_place_in_use_is_not_written_whatever_is_evicted_or_unloaded() -> None
             cache.unregister("b")
             use(cache, "c")
             use(cache, "a")
-            assert a.shelf is not None and b.shelf is not None
-            held = [a.shelf.arrays["m.lora_A"][item.place].max() for item in (a, b)]
+            assert a.bucket is not None and b.bucket is not None
+            held = [a.bucket.arrays["m.lora_A"][item.index].max() for item in (a, b)]
             assert held == [1.0, 2.0]
-    assert len(a.shelf.free) == 2, "all but one are free again"
+    assert len(a.bucket.free) == 2, "all but one are free again"
 
 
 def test_who_finds_no_free_place_waits_for_one() -> None:
-    cache = make_cache(1, places=1)
+    cache = make_cache(1, bucket_capacity=1)
     cache.register("a", arrays)
     cache.register("b", arrays)
     with ThreadPoolExecutor(1) as other:
@@ -118,7 +118,7 @@ def test_who_finds_no_free_place_waits_for_one() -> None:
 
 
 def test_what_cannot_be_read_leaves_nothing_behind_and_everybody_is_told() -> None:
-    cache = make_cache(2, places=2)
+    cache = make_cache(2, bucket_capacity=2)
     gate, calls = threading.Barrier(2, timeout=60), []
 
     def broken() -> dict[str, np.ndarray]:
@@ -201,8 +201,8 @@ def test_a_batch_does_not_wait_for_what_is_read_before_its_own_adapter() -> None
     assert (cache.misses, cache.hits) == (2, 1)
 
 
-def test_who_waits_for_a_place_on_another_shelf_does_not_take_the_news_from_the_one_it_is_for() -> None:
-    cache = make_cache(1, places=1)
+def test_who_waits_for_a_place_on_another_bucket_does_not_take_the_news_from_the_one_it_is_for() -> None:
+    cache = make_cache(1, bucket_capacity=1)
     for name, rank in (("s1", 8), ("s2", 8), ("b1", 16), ("b2", 16)):
         cache.register(name, lambda rank=rank: arrays(rank))  # type: ignore[misc]
     with ThreadPoolExecutor(2) as others:
@@ -238,26 +238,29 @@ def test_a_place_holds_the_adapter_and_nothing_of_who_had_it_before(from_file: b
         write_onnx_adapter(tmp_path / "a.onnx_adapter", arrays)
         return read_onnx_adapter(tmp_path / "a.onnx_adapter")  # type: ignore[return-value]
 
-    shelf = RankBucket({**arrays(0), **head(2, 0.5)}, BucketShape(8, (4,)), 2)
-    shelf.write(1, given(arrays(8, 3.0, **head(4, 3.0))))
-    assert all((array[1] == 3.0).all() for array in shelf.arrays.values())
-    shelf.write(1, given(arrays(2, 2.0)), 0.5)
-    A, B = (shelf.arrays[f"m.lora_{part}"][1] for part in "AB")
+    bucket = RankBucket({**arrays(0), **head(2, 0.5)}, BucketShape(8, (4,)), 2)
+    bucket.write(1, given(arrays(8, 3.0, **head(4, 3.0))))
+    assert all((array[1] == 3.0).all() for array in bucket.arrays.values())
+    bucket.write(1, given(arrays(2, 2.0)), 0.5)
+    A, B = (bucket.arrays[f"m.lora_{part}"][1] for part in "AB")
     product = A @ B
     np.testing.assert_array_equal(product, np.full((4, 3), 2 * 2.0 * 1.0, np.float32))
-    np.testing.assert_array_equal(shelf.arrays["h.bias"][1], [0.5, 0.5, 0, 0])
-    shelf.write(1, given(head(4)))
-    assert not shelf.arrays["m.lora_A"][1].any() and not shelf.arrays["m.lora_B"][1].any()
-    assert (shelf.arrays["h.weight"][1] == 1).all()
-    assert not shelf.arrays["m.lora_B"][BASE].any() and (shelf.arrays["h.bias"][BASE] == [0.5, 0.5, 0, 0]).all()
+    np.testing.assert_array_equal(bucket.arrays["h.bias"][1], [0.5, 0.5, 0, 0])
+    bucket.write(1, given(head(4)))
+    assert not bucket.arrays["m.lora_A"][1].any() and not bucket.arrays["m.lora_B"][1].any()
+    assert (bucket.arrays["h.weight"][1] == 1).all()
+    assert (
+        not bucket.arrays["m.lora_B"][BASE_INDEX].any()
+        and (bucket.arrays["h.bias"][BASE_INDEX] == [0.5, 0.5, 0, 0]).all()
+    )
 
 
-def test_adapters_of_about_one_size_share_a_shelf() -> None:
-    shelves = RankBuckets({**arrays(0), **head(2)}, 4)
-    small = shelves.fitting(arrays(3, **head(5)))
-    assert shelves.fitting(arrays(8)) is small
-    assert shelves.fitting(arrays(9)) is not small
-    assert shelves.fitting(arrays(8, **head(17))).arrays["h.bias"].shape == (5, 32)
+def test_adapters_of_about_one_size_share_a_bucket() -> None:
+    buckets = RankBuckets({**arrays(0), **head(2)}, 4)
+    small = buckets.bucket_for(arrays(3, **head(5)))
+    assert buckets.bucket_for(arrays(8)) is small
+    assert buckets.bucket_for(arrays(9)) is not small
+    assert buckets.bucket_for(arrays(8, **head(17))).arrays["h.bias"].shape == (5, 32)
 
 
 def test_bindings_on_a_device_are_kept_for_as_many_rows_as_agreed() -> None:
@@ -280,10 +283,8 @@ def test_what_is_picked_on_the_host_answers_as_what_the_graph_picks(
     session, inputs = made.session(), made.inputs(batch=4)
     expected = session.run(inputs, names)
     alone = session.run(inputs, "a3")
-    session._in_place = False
-    monkeypatch.setattr(
-        session, "_bind", lambda arrays: BoundInputs(session._session, arrays, output=session._outputs[0])
-    )
+    session._zero_copy = False
+    monkeypatch.setattr(session, "_bind", lambda arrays: BoundInputs(session._session, arrays, output=session._output))
     for _ in range(2):
         for row, answer in zip(session.run(inputs, names), expected, strict=True):
             np.testing.assert_array_equal(row, answer)
@@ -297,7 +298,7 @@ def test_two_generations_of_a_name_are_two_adapters() -> None:
     cache.register(new, lambda: arrays(value=2.0))
     cache.register("spam", lambda: arrays(value=3.0))
     with cache.held([AdapterRef(old), AdapterRef(new), AdapterRef("spam")]) as held:
-        values = [item.shelf.arrays["m.lora_A"][item.place].max() for item in held.values() if item.shelf is not None]
+        values = [item.bucket.arrays["m.lora_A"][item.index].max() for item in held.values() if item.bucket is not None]
         assert values == [1.0, 2.0, 3.0]
     cache.unregister(old)
     assert cache.names == [new, "spam"]
@@ -339,15 +340,15 @@ def test_wrong_inputs_and_adapters_of_another_graph_are_refused(made: Branched) 
     with pytest.raises(InputError, match="no adapter 'nobody': known are a1"):
         session.run(inputs, "nobody")
     session.register("other", arrays)
-    with pytest.raises(InputError, match="no slot: it is of another graph"):
+    with pytest.raises(InputError, match="no LoRA input: it was made for another graph"):
         session.run(inputs, "other")
     some = made.arrays("a3")
     first = next(iter(some))
-    session.register("half", lambda: {slot: array for slot, array in some.items() if slot != first})
+    session.register("half", lambda: {name: array for name, array in some.items() if name != first})
     session.register("two rows", lambda: {**some, first: np.repeat(some[first], 2, axis=0)})
     with pytest.raises(InputError, match="do not belong together, or only one of them"):
         session.run(inputs, "half")
-    with pytest.raises(InputError, match="it is of another graph"):
+    with pytest.raises(InputError, match="it was made for another graph"):
         session.run(inputs, [None, "two rows", None])
     assert session.cache.cached == []
 

@@ -1,4 +1,4 @@
-"""Verification: every way in which a bundle can be wrong is told apart, and what is right is accepted."""
+"""Verification accepts a right bundle, and tells every way a bundle can be wrong from the others."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def logits(bundle: Bundle) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_weights_beside_the_graph_move_with_it(
+def test_external_weights_move_with_the_graph(
     precision: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graph_file, "INLINE_LIMIT", 0)
@@ -69,13 +69,13 @@ def test_weights_beside_the_graph_move_with_it(
     assert not [path for path in (tmp_path / "moved").iterdir() if path.is_dir()]
 
 
-def test_the_graph_says_nothing_of_the_machine_it_was_made_on(made: Path) -> None:
+def test_the_graph_holds_no_paths_of_the_machine_it_was_made_on(made: Path) -> None:
     content = (made / "bundle" / "model.onnx").read_bytes()
     assert b"site-packages" not in content
     assert str(made).encode() not in content
 
 
-def test_int8_reaches_inside_fused_attention_and_spares_the_head(tmp_path: Path) -> None:
+def test_int8_quantizes_fused_attention_and_keeps_the_head(tmp_path: Path) -> None:
     bundle = make_bundle("bert", tmp_path, precision="int8")
     graph = onnx.load(bundle.model_path).graph
     operators = bundle.manifest.model.operators
@@ -111,12 +111,12 @@ def test_opened_attention_computes_the_same(
 
 
 def accept(bundle: Bundle) -> None:
-    """Let the manifest take the model file as it is now."""
+    """Make the manifest accept the model file as it is now."""
     bundle.manifest.model.files["model.onnx"] = sha256_file(bundle.model_path)
     bundle.save_manifest()
 
 
-def test_nan_is_told_as_such_and_reported(copied: Path) -> None:
+def test_nan_is_reported_as_such(copied: Path) -> None:
     bundle = Bundle.open(copied / "bundle")
     model = onnx.load(bundle.model_path)
     weight = next(item for item in model.graph.initializer if item.name == "classifier.weight")
@@ -133,12 +133,12 @@ def test_nan_is_told_as_such_and_reported(copied: Path) -> None:
     assert report["onnx"]["not_finite"] == 16
 
 
-def test_a_base_that_answers_with_nan_is_no_reference(tmp_path: Path) -> None:
+def test_a_base_that_gives_nan_is_not_a_reference(tmp_path: Path) -> None:
     base, adapter = make_sources("bert", tmp_path)
     tensors = load_file(base / "model.safetensors")
     tensors["bert.encoder.layer.0.output.dense.bias"][:] = np.nan
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
-    fails(3, "PyTorch itself answers with NaN", "export", base, "-a", adapter, "-o", tmp_path / "bundle")
+    fails(3, "PyTorch itself gives NaN or infinity", "export", base, "-a", adapter, "-o", tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
 
@@ -156,11 +156,11 @@ def test_sources_are_recognized(copied: Path, tmp_path: Path, monkeypatch: pytes
     save_file({name: tensor * 2 for name, tensor in factors.items()}, adapter / "adapter_model.safetensors")
     fails(3, "is not the adapter this bundle was made from", "verify", bundle, "--base", base, "--adapter", adapter)
     monkeypatch.setenv("RMLORA_CACHE", str(tmp_path / "another-machine"))
-    message = "The base 'base' of this bundle is not where it was exported from on this machine: pass --base"
+    message = "The directory of this bundle's base 'base' is not known on this machine, or is gone: pass it with --base"
     fails(3, message, "verify", bundle, "--adapter", copied.parent / "kept")
 
 
-def test_a_bundle_made_over_a_mismatch_can_be_verified(tmp_path: Path) -> None:
+def test_a_bundle_exported_despite_a_base_mismatch_can_be_verified(tmp_path: Path) -> None:
     base, adapter = make_sources("bert", tmp_path, base_fingerprint="sha256:" + "0" * 64, base_model="some-base")
     words = ["export", base, "-a", adapter, "-o", tmp_path / "bundle", "--allow-base-mismatch"]
     assert run(*words).code == 0
@@ -184,7 +184,7 @@ def test_any_altered_file_is_refused(copied: Path) -> None:
     fails(3, "lacks 'model': the manifest is damaged", "verify", bundle)
 
 
-def test_wrong_data_and_providers_are_told_before_the_work(copied: Path, tmp_path: Path) -> None:
+def test_wrong_data_and_providers_are_refused_before_the_work(copied: Path, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text('{"text": "w1", "label": "purple"}\n')
     message = "has the label 'purple', but the model's are red, green, blue"
@@ -195,7 +195,7 @@ def test_wrong_data_and_providers_are_told_before_the_work(copied: Path, tmp_pat
     fails(2, "Unknown provider 'gpu'", "verify", copied / "bundle", "--reference-only", "--provider", "gpu")
 
 
-def test_a_lost_metric_fails_where_single_logits_pass(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_metric_fails_although_single_logits_pass(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = text_data(copied / "test.jsonl", rows=30)
     sources = ["--base", copied / "base", "--adapter", copied / "adapter"]
     report = json.loads(run("verify", copied / "bundle", *sources, "--data", data, "--json").stdout)

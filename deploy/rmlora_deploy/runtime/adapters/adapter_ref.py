@@ -38,6 +38,9 @@ class AdapterRef:
     strength: float = 1.0
     """Factor on the low-rank update. The adapter's head is not scaled."""
 
+    def __hash__(self) -> int:  # several times per row of a batch; the generated one also hashes the strength
+        return hash(self.key)
+
     @property
     def name(self) -> str:
         """The adapter's name as people read it."""

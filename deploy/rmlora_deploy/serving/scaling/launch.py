@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, chdir
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,10 @@ def launch(
             return
         if key is not None and ray_address is None:
             os.environ["RMLORA_API_KEY"] = key  # the processes started here inherit it
+        # Ray puts the directory it is started from first on the module search path of every worker, where a user's own
+        # click.py or numpy.py would be imported instead of the package. Start it from an empty one; all paths are absolute.
+        empty = stack.enter_context(tempfile.TemporaryDirectory(prefix="rmlora-ray-", ignore_cleanup_errors=True))
+        stack.enter_context(chdir(empty))
         run_on_ray(application, scale, host=host, port=port, address=ray_address, on_progress=on_progress)
 
 
