@@ -1,4 +1,4 @@
-"""What Prometheus reads: every figure is there and right, and no client can make the number of series grow."""
+"""Prometheus metrics: every figure is present and correct, and clients cannot make the number of series grow."""
 
 from __future__ import annotations
 
