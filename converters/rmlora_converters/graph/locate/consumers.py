@@ -51,9 +51,8 @@ def head_consumer(graph: ir.Graph, location: WeightLocation) -> Consumer:
     """
     consumers = find_consumers(graph, location)
     if len(consumers) != 1 or consumers[0].how != "product":
-        path = location.parameter.removesuffix(".weight")
         raise AdapterError(
-            f"The head '{path}' is not a single product in the graph: merge the adapter into the checkpoint."
+            f"The head '{location.module}' is not a single product in the graph: merge the adapter into the checkpoint."
         )
     return consumers[0]
 

@@ -71,6 +71,11 @@ class WeightLocation:
     """Index after its last output."""
     found_by: Literal["name", "content"]
 
+    @property
+    def module(self) -> str:
+        """Path of the module that has the parameter as its weight."""
+        return self.parameter.removesuffix(".weight")
+
     def slices(self, rank: int) -> tuple[slice, ...]:
         """Return the index of the parameter in its initializer, which has ``rank`` axes."""
         part = slice(self.start, self.stop)
