@@ -25,7 +25,7 @@ from rmlora_deploy.serving.metrics import Metrics
 from rmlora_deploy.serving.queue import Row
 from rmlora_deploy.serving.server import HttpServer
 from tests.helpers.branch_graphs import make_adapter, make_base
-from tests.helpers.cli import CONSOLE_SCRIPT, environment, run
+from tests.helpers.cli import environment, run
 from tests.helpers.handmade import color_bundle, word_bundle
 
 ADAPTERS = {"one": 2, "two": 4, "three": 6}
