@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: every measurement the documents state, one after the other (about an hour)."""
+"""``python -m benchmarks``: every measurement that the documentation states, one after the other (about an hour)."""
 
 from __future__ import annotations
 

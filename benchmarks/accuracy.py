@@ -1,7 +1,7 @@
 """Accuracy of RM-LoRA and plain LoRA on MiniLM, in PyTorch and after export.
 
-Deduplicated data, split by seed; every model is trained by ``rmlora-deploy train`` and exported by
-``rmlora-deploy export``, which measures PyTorch and ONNX Runtime on the same test examples.
+The data are deduplicated and split by seed. Each model is trained by ``rmlora-deploy train`` and exported by
+``rmlora-deploy export``, which evaluates PyTorch and ONNX Runtime on the same test examples.
 
     python -m benchmarks.accuracy            # writes benchmarks/results/accuracy.json
 """
@@ -28,7 +28,7 @@ SETTINGS = {
 
 
 def main() -> None:
-    """Train, export and measure; print a line per result and write the file."""
+    """Train, export and evaluate; print a line per result and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2, help="seeds of split, head and masks (default %(default)s)")
     seeds = range(parser.parse_args().seeds)

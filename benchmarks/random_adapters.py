@@ -1,4 +1,4 @@
-"""Adapters with random factors: what running one costs does not depend on what it has learned."""
+"""Adapters with random factors: the cost of running an adapter does not depend on what it has learned."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROJECTIONS = {
 def save_random_adapter(
     base: Path, task: str, directory: Path, *, rank: int, labels: Sequence[str] = (), seed: int, size: float = 0.05
 ) -> Path:
-    """Save an adapter of all projections, every factor drawn from ``seed``, with a head if there are labels; return ``directory``."""
+    """Save a random adapter of all projections, with a head if there are labels; return ``directory``."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -45,7 +45,7 @@ def save_random_adapter(
         for parameter in adapted.parameters():
             if parameter.requires_grad:
                 parameter.normal_(0.0, size)
-    adapted.save_pretrained(directory)
+    adapted.save_pretrained(str(directory))
     write_metadata(directory, {"task": task, "labels": list(labels)})
     return directory
 
@@ -53,11 +53,11 @@ def save_random_adapter(
 def draw_arrays(
     lora_inputs: LoraInputs, rng: np.random.Generator, *, rank: int, labels: int, size: float = 0.05
 ) -> dict[str, npt.NDArray[Any]]:
-    """Return what a graph takes for a random adapter, float32, without any package on the way."""
+    """Return the float32 arrays of a random adapter's LoRA inputs, without making a package first."""
     arrays: dict[str, npt.NDArray[Any]] = {}
-    for slot in lora_inputs.modules:
-        arrays[slot.lora_A] = rng.normal(0, size, (1, slot.fan_in, rank)).astype(np.float32)
-        arrays[slot.lora_B] = rng.normal(0, size, (1, rank, slot.fan_out)).astype(np.float32)
+    for module in lora_inputs.modules:
+        arrays[module.lora_A] = rng.normal(0, size, (1, module.fan_in, rank)).astype(np.float32)
+        arrays[module.lora_B] = rng.normal(0, size, (1, rank, module.fan_out)).astype(np.float32)
     for head in lora_inputs.heads:
         arrays[head.weight] = rng.normal(0, 0.5, (1, head.fan_in, labels)).astype(np.float32)
         arrays[head.bias] = rng.normal(0, 0.5, (1, labels)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Real labeled data from packages of the index, deduplicated before it is split.
+"""Real labeled data from packages of the package index, deduplicated before it is split.
 
 python -m benchmarks.realdata trec build/data/trec        # writes train, validation and test files
 """
@@ -55,12 +55,12 @@ def trec(*, unique: bool = True) -> list[Example]:
 
 
 def tweets(*, unique: bool = True) -> list[Example]:
-    """Return tweets of clear sentiment, positive or negative."""
+    """Return tweets of clearly positive or negative sentiment."""
     return _sentiment("tweets_GroundTruth.txt", unique=unique)
 
 
 def movie_reviews(*, unique: bool = True) -> list[Example]:
-    """Return sentences of movie reviews of clear sentiment, positive or negative."""
+    """Return sentences of movie reviews of clearly positive or negative sentiment."""
     return _sentiment("movieReviewSnippets_GroundTruth.txt", unique=unique)
 
 
@@ -90,8 +90,8 @@ def write_splits(
 
     Args:
         name: one of :data:`DATASETS`.
-        target: directory to create; one that an equal call has written is kept as it is.
-        seed: decides which example falls into which split.
+        target: directory to create; if an equal call has written it, it is kept.
+        seed: decides which split an example is in.
         test: share of examples.
         validation: share of examples.
         limit: largest number of training examples.
@@ -122,7 +122,7 @@ def write_splits(
 
 
 def _recipe(directory: Path) -> Any:
-    """Return what :func:`write_splits` noted in ``directory``, or None where it did not write."""
+    """Return the arguments that :func:`write_splits` recorded in ``directory``, or None if it did not write there."""
     try:
         return json.loads((directory / _RECIPE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -148,7 +148,7 @@ def _sentiment(file_name: str, *, unique: bool) -> list[Example]:
 
 
 def _unique(examples: Sequence[Example]) -> list[Example]:
-    """Keep the first of examples with equal texts, spaces and case aside."""
+    """Keep the first of the examples whose texts are equal up to spaces and case."""
     seen: dict[str, Example] = {}
     for text, label in examples:
         seen.setdefault(" ".join(text.lower().split()), (text, label))

@@ -1,4 +1,4 @@
-"""Where benchmark figures go, and what is noted beside them so that they can be compared."""
+"""Writing benchmark results, with the environment that makes them comparable."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def write_result(name: str, value: dict[str, Any]) -> Path:
 
 
 def environment() -> dict[str, Any]:
-    """Return the command, processor, cores and package versions of this run."""
-    packages = {}
+    """Return the command, processor, number of cores and package versions of this run."""
+    packages: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
             packages[package] = version(package)

@@ -1,11 +1,11 @@
-"""Pictures of the server's page for the documents: real adapters, real answers, real traffic.
+"""Screenshots of the server's page for the documentation: real adapters, real answers, real traffic.
 
-Three adapters for MiniLM are trained on real data (short runs), and two of them compressed. One bundle serves all
-five, clients ask them, and headless Chromium takes the pictures while they do.
+Three adapters for MiniLM are trained on real data (short runs), and two of them compressed. One bundle serves all five, and
+headless Chromium takes the screenshots while clients send requests.
 
     python -m benchmarks.screenshots           # writes docs/images/serve*.png, some minutes of training
 
-With ``--all DIRECTORY`` light and dark, wide and narrow, go there instead. ``--work`` keeps adapters and bundle.
+``--all DIRECTORY`` writes every variant (light and dark, wide and narrow) there instead. ``--work`` keeps adapters and bundle.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ IMAGES = Path(__file__).parent.parent / "docs" / "images"
 ADAPTERS = {"spam": ("sms", 8, 600), "question-type": ("trec", 16, 1600), "tweets": ("tweets", 4, 600)}
 """Adapter → dataset, rank, training examples."""
 SMALL = {"spam-small": "spam", "question-type-small": "question-type"}
-"""The same with fewer directions → which."""
+"""Compressed adapter → the adapter it is made from."""
 QUESTION = "Who has won a free holiday? Call 09061701461 now to claim your prize!"
 ASKED = ("spam", "question-type", "tweets", "spam-small")
 WARM = 45.0
-"""Seconds of traffic before the first picture: most of what the charts show."""
+"""Seconds of traffic before the first screenshot: most of the charts' range."""
 
 
 def main() -> None:
-    """Prepare, serve, ask, and take the pictures."""
+    """Train, export, serve, send requests and take the screenshots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, help="keep adapters and bundle here (default: a temporary directory)")
     parser.add_argument("--all", type=Path, metavar="DIRECTORY", help="write every variant there, none to docs/images")
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def prepare(work: Path) -> Path:
-    """Train what is missing in ``work`` and return the bundle."""
+    """Train the adapters that ``work`` lacks, export them and return the bundle."""
     bundle = work / "bundle"
     if bundle.is_dir():
         return bundle
@@ -81,10 +81,10 @@ def prepare(work: Path) -> Path:
 
 @contextmanager
 def traffic(url: str) -> Iterator[None]:
-    """Ask the adapters with the texts of their own data, a few clients at a time that come and go, until the block ends."""
+    """Send each adapter texts of its own data until the block ends, from clients whose rate goes up and down."""
     texts = {name: [str(text) for text, _ in DATASETS[source]()[:500]] for name, (source, *_) in ADAPTERS.items()}
     texts |= {name: texts[whole] for name, whole in SMALL.items()}
-    weights = [1 / (place + 1) for place in range(len(texts))]
+    weights = [1 / (rank + 1) for rank in range(len(texts))]
     ended = threading.Event()
 
     def ask(seed: int) -> None:
@@ -94,7 +94,7 @@ def traffic(url: str) -> Iterator[None]:
             body = json.dumps({"model": name, "input": draw.choice(texts[name])}).encode()
             request = urllib.request.Request(f"{url}/classify", body, {"Content-Type": "application/json"})  # noqa: S310
             urllib.request.urlopen(request).read()  # noqa: S310 - our own server
-            busy = 1 + (int(time.monotonic() / 9) + seed) % 4  # seconds of more and of less to do
+            busy = 1 + (int(time.monotonic() / 9) + seed) % 4  # each client has busier and quieter seconds
             ended.wait(draw.expovariate(6 * busy))
 
     clients = [threading.Thread(target=ask, args=(seed,)) for seed in range(12)]
@@ -109,7 +109,7 @@ def traffic(url: str) -> Iterator[None]:
 
 
 def take(url: str, everything: Path | None) -> None:
-    """Write the pictures: the two of the documents, or all variants."""
+    """Write the screenshots: the two of the documentation, or all variants."""
     target = everything or IMAGES
     target.mkdir(parents=True, exist_ok=True)
     with chromium() as browser:
@@ -119,7 +119,7 @@ def take(url: str, everything: Path | None) -> None:
                 use(page, url)
                 suffix = "" if scheme == "light" else f"-{scheme}"
                 whole = everything is not None or width == 1280
-                if not whole:  # of the phone's long page, what answers
+                if not whole:  # of the phone's long page only the playground
                     page.evaluate("document.getElementById('playground').scrollIntoView({behavior: 'instant'})")
                 page.screenshot(path=target / f"{name}{suffix}.png", full_page=whole, animations="disabled")
                 print(target / f"{name}{suffix}.png", flush=True)
@@ -127,7 +127,7 @@ def take(url: str, everything: Path | None) -> None:
 
 
 def use(page: Page, url: str) -> None:
-    """Open the page, tick models and ask them."""
+    """Open the page, select models and send them a text."""
     page.goto(url)
     for name in ASKED:
         page.get_by_label(name, exact=True).check()

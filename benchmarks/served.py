@@ -1,4 +1,4 @@
-"""What benchmarks of servers share: a server in a process of its own, the load test against it, and taking turns."""
+"""Shared by the benchmarks of servers: a server in a new process, the load test against it, and alternating runs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Run = dict[str, Any]
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
-    """Return a parser of what both benchmarks of 1,000 adapters can be told."""
+    """Return a parser of the options that both benchmarks of 1,000 adapters have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="turns of each server (default %(default)s)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of one turn (default %(default)s)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="length of one turn (default %(default)s)")
     parser.add_argument("--adapters", type=int, default=1000, help="registered adapters (default %(default)s)")
     parser.add_argument(
-        "--max-active-adapters", type=int, default=64, help="adapters in memory of each (default %(default)s)"
+        "--max-active-adapters", type=int, default=64, help="adapters in memory per server (default %(default)s)"
     )
     parser.add_argument("--clients", type=int, default=16, help="closed-loop clients (default %(default)s)")
     parser.add_argument("--work", type=Path, help="keep bundles here (default: a temporary directory)")
@@ -41,7 +41,7 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
 def take_turns(
     names: Sequence[str], rounds: int, run: Callable[[str], Run], show: Callable[[Run], str]
 ) -> dict[str, list[Run]]:
-    """Have every contestant run ``rounds`` times, in alternating order, and print a line after each turn."""
+    """Run each contestant ``rounds`` times, in alternating order, and print a line after each turn."""
     runs: dict[str, list[Run]] = {name: [] for name in names}
     width = max(map(len, names))
     for number in range(rounds):
@@ -52,7 +52,7 @@ def take_turns(
 
 
 def load(url: str, reference: Path, options: argparse.Namespace) -> Run:
-    """Put the server at ``url`` under load with every model of ``reference`` and return the load test's figures."""
+    """Run the load test on the server at ``url`` with every model of ``reference`` and return its figures."""
     models = json.loads(reference.read_text())["answers"]
     done = subprocess.run(
         [

@@ -1,11 +1,10 @@
 """A server with 1,000 adapters under load, against the same load on one merged model.
 
-Both servers are ``rmlora-deploy serve``, the load is ``rmlora-deploy loadtest``: 16 clients in a closed loop, one text
-a request, Zipf 1.0 over 1,000 adapters of rank 8 on all 36 projections of MiniLM, a bank of 64. The texts are messages,
-questions, tweets and sentences of reviews, 22 tokens on average. They take turns, each
-in processes of its own; server and clients share the machine. Every answer is held against what the adapter
-answers alone, computed beforehand without a server. Both compute two batches at once, on a core each, which is the better setting
-for both.
+Both servers are ``rmlora-deploy serve``, and the load is ``rmlora-deploy loadtest``: 16 clients in a closed loop, one text
+per request, Zipf 1.0 over 1,000 adapters of rank 8 on all 36 projections of MiniLM, an adapter cache of 64. The texts are
+messages, questions, tweets and sentences of reviews, 22 tokens on average. The servers run in turn, in new processes;
+server and clients share the machine. Every answer is compared with that of the adapter alone, computed beforehand without
+a server. Both servers compute two batches at once, one per core, which is the fastest setting for each.
 
     python -m benchmarks.serving               # writes benchmarks/results/serving.json, about 10 minutes
 """
@@ -40,11 +39,11 @@ WORKERS = 2
 LABELS, RANK, LENGTH = ("no", "yes"), 8, 128
 TEXTS_OF_EACH = 6
 TOLERANCE = 1e-4
-"""Of a probability; batches add float32 in another order."""
+"""Largest error of a probability; a batch adds float32 numbers in another order."""
 
 
 def main() -> None:
-    """Make the bundles, load both servers in turns, print and write the figures; exit 1 for a wrong answer or an error."""
+    """Make the bundles, load both servers in turn, print and write the figures; exit with 1 for a wrong answer or an error."""
     options = make_parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         work = options.work or Path(scratch)
@@ -75,7 +74,7 @@ def main() -> None:
 
 
 def make_bundles(work: Path, adapters: int) -> None:
-    """Export a merged bundle and one with branches, fill the latter with random adapters and write what they must answer."""
+    """Export a merged bundle and one with branches and random adapters, and write the expected answers of both."""
     if not (work / "merged").is_dir():
         save_random_adapter(minilm(), "text-classification", work / "a0", rank=RANK, labels=LABELS, seed=0, size=0.02)
         _run("export", minilm(), "--adapter", work / "a0", "--output", work / "merged", "--no-verify")
@@ -92,8 +91,9 @@ def make_bundles(work: Path, adapters: int) -> None:
             arrays = draw_arrays(lora_inputs, rng, rank=RANK, labels=len(LABELS), size=0.02)
             write_onnx_adapter(bundle.path / file, arrays)
         digest = sha256_file(bundle.path / file)
-        entries[name] = {**entry, "file": file, "files": {file: digest}, "sha256": digest, "max_length": LENGTH}
-    bundle.manifest["adapters"] = entries
+        changes = {"file": file, "files": {file: digest}, "sha256": digest, "max_length": LENGTH}
+        entries[name] = entry.model_copy(update=changes)
+    bundle.manifest.adapters = entries
     bundle.save_manifest()
     session = bundle.adapter_session()
     texts = real_texts()
@@ -105,13 +105,13 @@ def make_bundles(work: Path, adapters: int) -> None:
 
 
 def real_texts() -> list[str]:
-    """Return texts of every length that people write, as many of each set of data."""
+    """Return texts of every length that people write, the same number from each dataset."""
     draw = random.Random(0)
     return [text for read in (sms_spam, trec, tweets, movie_reviews) for text, _ in draw.sample(read(), TEXTS_OF_EACH)]
 
 
 def write_reference(path: Path, texts: list[str], logits: dict[str, list[np.ndarray]], bundle: Bundle) -> None:
-    """Write right answers as ``loadtest --reference`` reads them."""
+    """Write the expected answers in the format of ``loadtest --reference``."""
     answers = {}
     for name, rows in logits.items():
         predictions = [dict(to_prediction(row, LABELS, bundle).ranking) for row in rows]
@@ -120,7 +120,7 @@ def write_reference(path: Path, texts: list[str], logits: dict[str, list[np.ndar
 
 
 def run(work: Path, name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Start a server, put it under load and return the load test's figures with the server's own."""
+    """Start a server, put it under load and return the figures of the load test and of the server."""
     with server(
         work / name,
         "--max-active-adapters",

@@ -1,9 +1,9 @@
 """Two replicas on Ray against one plain server: the same machine, bundle, 1,000 adapters and closed-loop load.
 
-What ``benchmarks.serving`` does, with these contestants: ``plain`` is one process that computes with as many threads as
-there are replicas; ``ray`` is ``rmlora-deploy serve --ray --replicas 2``, one thread each, with Ray's proxy and two ingresses on
-the same cores. Replicas, ingresses, proxy, load and Ray's own processes share the machine, so this measures what Ray costs
-on a machine too small for it, and how requests spread over replicas; it says nothing about more machines.
+The measurement is that of ``benchmarks.serving``, with these contestants: ``plain`` is one process with as many threads as
+there are replicas; ``ray`` is ``rmlora-deploy serve --ray --replicas 2`` with one thread each, and Ray's proxy and two
+ingresses on the same cores. Replicas, ingresses, proxy, load and Ray's own processes share the machine, so this measures
+the cost of Ray on a machine too small for it, and how requests spread over replicas; it says nothing about several machines.
 
     python -m benchmarks.serving_ray           # writes benchmarks/results/serving_ray.json, about 10 minutes
 """
@@ -27,10 +27,10 @@ from benchmarks.serving import make_bundles
 
 
 def main() -> None:
-    """Make the bundle, load both servers in turns, print and write the figures; exit 1 for a wrong answer or an error."""
+    """Make the bundle, load both servers in turn, print and write the figures; exit with 1 for a wrong answer or an error."""
     parser = make_parser(__doc__)
     parser.add_argument(
-        "--replicas", type=int, default=2, help="on Ray, and threads of the other (default %(default)s)"
+        "--replicas", type=int, default=2, help="replicas on Ray, and threads of the plain server (default %(default)s)"
     )
     options = parser.parse_args()
     contestants = {
@@ -63,12 +63,12 @@ def shown(run: dict[str, Any]) -> str:
 
 
 def run(work: Path, flags: tuple[str, ...], options: argparse.Namespace) -> dict[str, Any]:
-    """Start a server, put it under load and return the load test's figures with the server's own."""
+    """Start a server, put it under load and return the figures of the load test and of the server."""
     with server(work / "branches", "--max-active-adapters", str(options.max_active_adapters), *flags) as url:
         figures = load(url, work / "branches.json", options)
         metrics = urllib.request.urlopen(f"{url}/metrics").read().decode()  # noqa: S310 - our own server
         memory = resident_megabytes()
-    events, rows, residents = Counter[str](), Counter[str](), 0.0
+    events, rows, cached = Counter[str](), Counter[str](), 0.0
     for family in text_string_to_metric_families(metrics):
         for item in family.samples:
             if item.name == "rmlora_adapter_cache_total":
@@ -76,19 +76,19 @@ def run(work: Path, flags: tuple[str, ...], options: argparse.Namespace) -> dict
             elif item.name == "rmlora_rows_total":
                 rows[item.labels.get("replica", "plain")] += item.value  # type: ignore[assignment]
             elif item.name == "rmlora_cached_adapters":
-                residents += item.value
+                cached += item.value
     return {
         **figures,
         "bank": dict(events),
         "hit_rate": round(events["hits"] / max(1, events["hits"] + events["misses"]), 4),
-        "adapters_in_memory": residents,
+        "adapters_in_memory": cached,
         "rows": dict(rows),
         "rss_mb": memory,
     }
 
 
 def resident_megabytes() -> dict[str, list[int]]:
-    """Return the resident memory of the processes of both kinds of server that run now, by what they are."""
+    """Return the resident memory, in MiB, of the running server processes, by kind."""
     found: dict[str, list[int]] = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,9 +1,9 @@
-"""Ten minutes of threads that run, load, unload and evict adapters of one graph: no wrong row, no leak.
+"""Ten minutes of threads that run, register, unload and evict adapters of one graph: no wrong row, no leak.
 
-200 adapters of random rank and number of labels on all projections of MiniLM; a bank of 32, so most runs evict. Eight
-threads send batches in which every row has an adapter, a strength or none of the two; each thread also unloads its own
-adapters and loads them again while the others use them. Every row is held against what the plain graph answers for
-that adapter alone, fed by hand. Ends with exit code 1 if a row is wrong, a thread fails, or memory grows.
+200 adapters of random rank and number of labels on all projections of MiniLM; the adapter cache holds 32, so most runs
+evict. Eight threads send batches in which each row has an adapter and a strength; each thread also unloads and registers
+its own adapters while the others use them. Every row is compared with the output of the graph for that adapter alone,
+given its LoRA inputs directly. Exits with 1 if a row is wrong, a thread fails, or memory grows.
 
     python -m benchmarks.soak                  # writes benchmarks/results/soak.json
 """
@@ -37,19 +37,19 @@ from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.exporter.pipeline import export_bundle
 from rmlora_deploy.runtime import AdapterSession
 
-ADAPTERS, BANK, LANES, ROWS, TEXTS, TOKENS = 200, 32, 2, 8, 12, 16
+ADAPTERS, CAPACITY, CONCURRENT_RUNS, ROWS, TEXTS, TOKENS = 200, 32, 2, 8, 12, 16
 STRENGTHS = (1.0, 0.5)
 TOLERANCE = 1e-4
 GROWTH_MB = 20.0
-"""What memory may grow by between the second and the last quarter of the time."""
+"""Allowed growth of memory between the second and the last quarter of the time."""
 
 
 class Soak:
-    """The session under test, what every adapter must answer, and what has been counted."""
+    """The session under test, the expected output of every adapter, and the counters."""
 
     def __init__(self, bundle: Bundle, directory: Path) -> None:
         self.session: AdapterSession = bundle.adapter_session(
-            threads=1, max_active_adapters=BANK, max_concurrent_runs=LANES, rows=ROWS
+            threads=1, max_active_adapters=CAPACITY, max_concurrent_runs=CONCURRENT_RUNS, rows=ROWS
         )
         for name in bundle.adapters:
             self.session.unload(name)
@@ -73,12 +73,12 @@ class Soak:
         self.memory: list[float] = []
         self._lock = threading.Lock()
 
-    def load(self, name: str) -> None:
+    def register(self, name: str) -> None:
         """Register an adapter."""
-        self.session.load(name, partial(read_onnx_adapter, self.files[name]))
+        self.session.register(name, partial(read_onnx_adapter, self.files[name]))
 
     def work(self, number: int, threads: int, end: float) -> None:
-        """What one thread does until ``end``."""
+        """Run batches and register adapters in one thread until ``end``."""
         rng = np.random.default_rng(number)
         names = list(self.files)
         own = names[number::threads]
@@ -87,16 +87,16 @@ class Soak:
                 if rng.random() < 0.2:
                     name = own[int(rng.integers(len(own)))]
                     self.session.unload(name)
-                    self.load(name)
+                    self.register(name)
                     self._count(reloaded=1)
                 self._run(rng, names)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is what this looks for
-            self._note(f"thread {number}: {type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001 - any exception is a failure of the test
+            self._report(f"thread {number}: {type(error).__name__}: {error}")
 
     def _run(self, rng: np.random.Generator, names: list[str]) -> None:
         rows = int(rng.integers(1, ROWS + 1))
         texts = rng.integers(0, TEXTS, rows)
-        # Half of the batches mix anything, the others have one adapter for all rows.
+        # Half of the batches mix adapters, the others have one adapter for all rows.
         drawn = [names[i] for i in rng.integers(0, len(names), rows)] if rng.random() < 0.5 else None
         drawn = drawn or [names[int(rng.integers(len(names)))]] * rows
         strengths = rng.choice(STRENGTHS, rows, p=[0.8, 0.2])
@@ -108,25 +108,25 @@ class Soak:
         except InputError as error:
             if "There is no adapter" not in str(error):
                 raise
-            self._count(unknown=1)  # another thread had unloaded it for a moment
+            self._count(unknown=1)  # another thread has unloaded it for a moment
             return
         self._count(runs=1, rows=rows)
         for text, name, strength, output in zip(texts, drawn, strengths, got, strict=True):
             expected = self.expected[name, float(strength)][text]
             if output.shape != expected.shape or np.abs(output - expected).max() > TOLERANCE * np.abs(expected).max():
-                self._note(f"{name} at {strength}: {output} where {expected} is expected")
+                self._report(f"{name} at {strength}: {output} where {expected} is expected")
 
     def _count(self, **amounts: int) -> None:
         with self._lock:
             self.counts.update(amounts)
 
-    def _note(self, problem: str) -> None:
+    def _report(self, problem: str) -> None:
         with self._lock:
             self.problems.append(problem)
 
 
 def main() -> None:
-    """Run the soak, print what was counted and write the result file."""
+    """Run the test, print the counters and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0, help="how long (default %(default)s)")
     parser.add_argument("--threads", type=int, default=8, help="threads that send batches (default %(default)s)")
@@ -134,7 +134,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         soak = Soak(_bundle(Path(scratch)), Path(scratch))
         for name in soak.files:
-            soak.load(name)
+            soak.register(name)
         seconds = _run(soak, 60 * options.minutes, options.threads)
     quarter = len(soak.memory) // 4
     growth = statistics.median(soak.memory[-quarter:]) - statistics.median(soak.memory[quarter : 2 * quarter])
@@ -145,7 +145,7 @@ def main() -> None:
         "seconds": round(seconds),
         "threads": options.threads,
         "adapters": ADAPTERS,
-        "bank": BANK,
+        "bank": CAPACITY,
         **soak.counts,
         "evictions": soak.session.cache.evictions,
         "wrong_or_failed": len(soak.problems),
@@ -160,7 +160,7 @@ def main() -> None:
 
 
 def _run(soak: Soak, seconds: float, threads: int) -> float:
-    """Let the threads work, show progress and sample memory; return how long it took."""
+    """Run the threads, show progress and sample memory; return the seconds it took."""
     start = time.monotonic()
     workers = [
         threading.Thread(target=soak.work, args=(number, threads, start + seconds), daemon=True)

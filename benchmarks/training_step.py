@@ -1,9 +1,8 @@
-"""What RM-LoRA costs a training step over PEFT LoRA of the same rank.
+"""The cost of RM-LoRA per training step, over PEFT LoRA of the same rank.
 
-Both contestants are a transformers ``Trainer`` on MiniLM with LoRA of rank 8 on all 36 projections; one has
-the RM-LoRA callback. They run in separate processes pinned to the same cores, in alternating order, and
-every process reports the median of its steps after a warm-up. The callback's own seconds are also measured
-from inside, which is the figure that a noisy machine cannot blur.
+Both contestants are a transformers ``Trainer`` on MiniLM with LoRA of rank 8 on all 36 projections; one has the RM-LoRA
+callback. They run in separate processes pinned to the same cores, in alternating order, and each process reports the median
+of its steps after a warm-up. The callback's own time is also measured from inside; noise affects that figure least.
 
     python -m benchmarks.training_step            # writes benchmarks/results/training_step.json
 """
@@ -29,7 +28,7 @@ SEED = 0
 
 
 def main() -> None:
-    """Run the comparison, print it and write the result file; or, with ``--worker``, be one contestant."""
+    """Compare, print and write the result file; or, with ``--worker``, be one contestant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="pairs of processes (default %(default)s)")
     parser.add_argument("--steps", type=int, default=14, help="timed steps in each process (default %(default)s)")
@@ -50,7 +49,7 @@ def main() -> None:
 
 
 def compare(rounds: int, steps: int, warmup: int) -> dict[str, Any]:
-    """Alternate both contestants ``rounds`` times and return medians, spread and ratio."""
+    """Run each contestant ``rounds`` times, alternating, and return medians, spread and ratio."""
     runs: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
     for index in range(rounds):
         for method in METHODS if index % 2 == 0 else reversed(METHODS):
@@ -87,7 +86,7 @@ def compare(rounds: int, steps: int, warmup: int) -> dict[str, Any]:
 
 
 def run_worker(method: str, steps: int, warmup: int) -> dict[str, float]:
-    """Train ``warmup + steps`` steps and return the median milliseconds of a step and of the callback in it."""
+    """Train ``warmup + steps`` steps and return the median time of a step and of its callback, in milliseconds."""
     import torch
     from datasets import Dataset
     from peft import get_peft_model
@@ -113,13 +112,13 @@ def run_worker(method: str, steps: int, warmup: int) -> dict[str, float]:
     spent: list[float] = []
 
     class StepClock(TrainerCallback):
-        """Notes when each step ends."""
+        """Records when each step ends."""
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             ends.append(time.perf_counter())
 
     class TimedRMLoRA(RMLoRACallback):
-        """The callback with a clock around its work of a step."""
+        """The callback, with its work in each step timed."""
 
         def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
             start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""A LoRA adapter in memory: factors, scale and rank mask per module, and the tensors saved whole.
+"""A LoRA adapter in memory: factors, scale and rank mask per module, and the tensors saved in full.
 
 Plain numpy, no torch. Reading and writing packages is :mod:`rmlora.package`'s.
 """
@@ -87,7 +87,7 @@ class LoraModule:
 
 @dataclass(frozen=True)
 class Adapter:
-    """One adapter: modules by path, tensors saved whole by parameter path, and where it came from."""
+    """One adapter: modules by path, tensors saved in full by parameter path, and where it came from."""
 
     modules: Mapping[str, LoraModule]
     """Module path → its update."""
@@ -102,7 +102,7 @@ class Adapter:
 
     @property
     def parameters(self) -> int:
-        """Elements of all factors (masked directions included), without the tensors saved whole."""
+        """Elements of all factors (masked directions included), without the tensors saved in full."""
         return sum(module.lora_A.size + module.lora_B.size for module in self.modules.values())
 
     @property

@@ -53,7 +53,7 @@ class RMLoRACallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Add the penalty's gradient, then zero the resting directions."""
+        """Add the penalty's gradient, then zero the gradients of the masked directions."""
         _unscale(kwargs.get("optimizer"))
         self._penalty = regularize_gradients(self._factors, self.config)
         self._masked = mask_gradients(self._factors, self.config, state.global_step)
@@ -62,7 +62,7 @@ class RMLoRACallback(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Restore the resting directions under ``mask_mode="update"``."""
+        """Restore the masked directions under ``mask_mode="update"``."""
         self._masked.restore()
 
     def on_log(

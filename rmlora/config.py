@@ -39,7 +39,7 @@ class RMLoRAConfig:
     orth_weight: float = 0.1
     """Weight of the orthogonality regularizer; published values lie in (0, 0.1], 0 turns it off."""
     squared: bool = False
-    """Penalise squared Frobenius norms instead of the norms of the paper."""
+    """Penalize squared Frobenius norms instead of the norms of the paper."""
     mask_sharing: MaskSharing = "shared"
     """``shared``: A and B of a layer move the same directions (the paper's v1); ``independent``: each its own (v2)."""
     mask_mode: MaskMode = "gradient"

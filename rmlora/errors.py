@@ -18,7 +18,9 @@ The command line turns the class into the exit code; nothing else depends on the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, distribution, requires
 from importlib.util import find_spec
 
 __all__ = [
@@ -33,10 +35,15 @@ __all__ = [
     "ProviderError",
     "RMLoRAError",
     "TrainingError",
+    "install_command",
     "is_installed",
     "require",
     "some_of",
 ]
+
+_PROJECT = "rmlora-deploy"
+_DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
+"""Module → distribution, where the names differ."""
 
 
 class RMLoRAError(Exception):
@@ -108,15 +115,43 @@ def is_installed(module: str) -> bool:
 
 
 def require(module: str, extra: str) -> None:
-    """Raise :class:`DependencyError` naming the extra to install unless ``module`` can be imported.
+    """Raise :class:`DependencyError` with the command that installs ``module``, unless it can be imported.
 
     Looks the module up without importing it, so it costs nothing when the module is present.
     """
     if not is_installed(module):
         raise DependencyError(
-            f"This needs the package '{module}', which is not installed: "
-            f"run  pip install 'rmlora-deploy[{extra}]'  and try again."
+            f"This needs the package '{module}' (extra '{extra}'), which is not installed: run  "
+            f"{install_command(extra, module)}  and try again."
         )
+
+
+def install_command(extra: str, module: str | None = None) -> str:
+    """Return the pip command that installs what is missing of an extra, and ``module`` in any case.
+
+    It names the packages themselves, so it works wherever this project was installed from.
+    """
+    try:
+        declared = requires(_PROJECT) or []
+    except PackageNotFoundError:
+        return f"pip install '.[{extra}]'"  # run from a checkout that is not installed
+    wanted = [line.partition(";")[0].strip() for line in declared if f'extra == "{extra}"' in line]
+    asked = _DISTRIBUTIONS.get(module or "", (module or "").replace("_", "-"))
+    missing = [item for item in wanted if _name(item) == asked or not _has_distribution(_name(item))]
+    return "pip install " + " ".join(f"'{item}'" for item in missing or wanted)
+
+
+def _name(requirement: str) -> str:
+    """Return the distribution of a requirement such as ``uvicorn[standard]<1,>=0.30``."""
+    return re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0].lower()
+
+
+def _has_distribution(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def some_of(names: Iterable[str], most: int = 8) -> str:

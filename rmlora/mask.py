@@ -1,4 +1,4 @@
-"""Which rank directions rest in a step: a pure function of (seed, step, module name).
+"""Which rank directions are masked in a step: a pure function of (seed, step, module name).
 
 No generator and no state: every replica draws the same mask, and a resumed run the same as an
 uninterrupted one. Each (module, side, direction) gets a 64-bit key from a counter-based hash of the seed and
@@ -26,9 +26,9 @@ _KeyArray = npt.NDArray[Any]
 
 
 def masked_directions(*, seed: int, step: int, module: str, side: Side, rank: int, active_rank: int) -> IntArray:
-    """Return the ``rank - active_rank`` directions of one factor that rest in ``step``, ascending.
+    """Return the ``rank - active_rank`` directions of one factor that are masked in ``step``, ascending.
 
-    Step 0 has no mask (as in the authors' code): nothing rests.
+    Step 0 has no mask (as in the authors' code).
     """
     names = [(module, side)]
     rows = masked_directions_of_many(seed=seed, step=step, names=names, rank=rank, active_rank=active_rank)
@@ -38,7 +38,7 @@ def masked_directions(*, seed: int, step: int, module: str, side: Side, rank: in
 def masked_directions_of_many(
     *, seed: int, step: int, names: Sequence[tuple[str, Side]], rank: int, active_rank: int
 ) -> IntArray:
-    """Return resting directions for many factors of equal rank at once, ``[factors, rank - active_rank]``.
+    """Return masked directions for many factors of equal rank at once, ``[factors, rank - active_rank]``.
 
     Row ``i`` is exactly what :func:`masked_directions` gives for ``names[i]``.
     """
@@ -59,7 +59,7 @@ def _name_key(seed: int, module: str, side: str) -> int:
 
 
 def _mix(value: _KeyArray) -> _KeyArray:
-    """SplitMix64 (Steele, Lea & Flood, OOPSLA 2014): one increment and the finaliser, modulo 2⁶⁴."""
+    """SplitMix64 (Steele, Lea & Flood, OOPSLA 2014): one increment and the finalizer, modulo 2⁶⁴."""
     value = value + np.uint64(0x9E3779B97F4A7C15)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -222,7 +222,7 @@ def _sort_tensor(
     modules_to_save: dict[str, Array],
     source: str,
 ) -> None:
-    """File one tensor (its name without PEFT's prefix) under the factors or the tensors saved whole."""
+    """File one tensor (its name without PEFT's prefix) under the factors or the tensors saved in full."""
     if match := re.fullmatch(r"(.+)\.lora_(A|B)\.weight", name):
         kind: ModuleKind = "linear" if tensor.ndim == 2 else "conv"
         factors.setdefault((match[1], kind), {})[match[2]] = tensor

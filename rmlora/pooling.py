@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rmlora.errors import CheckpointError
 from rmlora.storage import read_json
 
-__all__ = ["POOLING_MODES", "Pooling", "PoolingMode", "read_pooling", "read_text_length"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["POOLING_MODES", "Pooling", "PoolingMode", "pool", "read_pooling", "read_text_length"]
 
 PoolingMode = Literal["mean", "cls", "last"]
 POOLING_MODES: tuple[PoolingMode, ...] = get_args(PoolingMode)
@@ -95,3 +98,24 @@ def read_text_length(directory: Path) -> int | None:
     config = read_json(file, what="Configuration of the sentence encoder") if file.is_file() else {}
     length = config.get("max_seq_length") if isinstance(config, dict) else None
     return int(length) if isinstance(length, int) and length > 0 else None
+
+
+def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
+    """Return ``[rows, width]`` of the tokens' vectors, by sentence-transformers' definitions.
+
+    Args:
+        hidden: ``[rows, tokens, width]``.
+        mask: ``[rows, tokens]``, 1 for text and 0 for padding.
+        pooling: which tokens count, and whether the result is brought to length 1.
+    """
+    import torch
+
+    if pooling.mode == "cls":
+        vectors = hidden[:, 0]
+    elif pooling.mode == "last":
+        last = hidden.shape[1] - 1 - mask.flip(1).argmax(1)
+        vectors = hidden[torch.arange(len(hidden)), last]
+    else:
+        counted = mask.unsqueeze(-1).to(hidden.dtype)
+        vectors = (hidden * counted).sum(1) / counted.sum(1).clamp(min=1e-9)
+    return torch.nn.functional.normalize(vectors, dim=1) if pooling.normalize else vectors

@@ -3,37 +3,51 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rmlora.errors import CheckpointError, is_installed, require
-from rmlora.tasks import Task
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["load_processor"]
+__all__ = ["load_image_processor", "load_tokenizer"]
 
 
-def load_processor(base: Path, task: Task) -> Any:
-    """Return the base's tokenizer (text) or its torchvision-free image processor (image).
+def load_tokenizer(directory: Path) -> Any:
+    """Return the tokenizer in ``directory``, with a padding token.
 
     Raises:
-        CheckpointError: the base ships none.
+        CheckpointError: there is no usable one.
     """
-    require("transformers", "serve")
-    if not is_installed("torch"):
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is absent is as it should be
-    from transformers import AutoImageProcessor, AutoTokenizer
+    _require_transformers()
+    from transformers import AutoTokenizer
 
-    try:
-        if task.modality == "image":
-            return AutoImageProcessor.from_pretrained(base, backend="pil")
-        tokenizer = AutoTokenizer.from_pretrained(base)
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        kind = "image processor" if task.modality == "image" else "tokenizer"
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"The base at {base} has no usable {kind}: {reason}") from None
+    tokenizer = _load(directory, "tokenizer", lambda: AutoTokenizer.from_pretrained(directory))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def load_image_processor(directory: Path) -> Any:
+    """Return the image processor in ``directory``, the one that needs no torchvision.
+
+    Raises:
+        CheckpointError: there is no usable one.
+    """
+    _require_transformers()
+    from transformers import AutoImageProcessor
+
+    return _load(directory, "image processor", lambda: AutoImageProcessor.from_pretrained(directory, backend="pil"))
+
+
+def _require_transformers() -> None:
+    require("transformers", "serve")
+    if not is_installed("torch"):  # transformers would advise to install it
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+def _load(directory: Path, kind: str, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"The base at {directory} has no usable {kind}: {reason}") from None

@@ -1,6 +1,6 @@
 """Intrinsic dimension of an update: the singular values of ``s · B A`` and what they say.
 
-The dense ``[out, in]`` product is never formed. With thin QR factorisations ``B = Q_B R_B`` and
+The dense ``[out, in]`` product is never formed. With thin QR factorizations ``B = Q_B R_B`` and
 ``Aᵀ = Q_A R_A``, the singular values of ``s B A`` are those of the ``[r, r]`` matrix ``s R_B R_Aᵀ``.
 Masked directions do not count.
 """
@@ -84,7 +84,7 @@ def module_spectrum(module: LoraModule) -> Spectrum:
 
 
 def _triangle(matrix: npt.NDArray[np.float32]) -> FloatArray:
-    """Return R of the thin QR factorisation, in float64."""
+    """Return R of the thin QR factorization, in float64."""
     return np.linalg.qr(matrix.astype(np.float64)).R
 
 

@@ -34,17 +34,17 @@ __all__ = ["MaskedStep", "mask_gradients", "regularize_gradients"]
 
 @dataclass
 class MaskedStep:
-    """The directions that rest in one step, and their values where they are to be restored."""
+    """The directions masked in one step, and their values where these are restored afterwards."""
 
     _kept: list[tuple[Parameter, int, Tensor, Tensor]] = field(default_factory=list)
 
     def restore(self) -> None:
-        """Put the resting directions back to their values before the step (``mask_mode="update"``)."""
+        """Put the masked directions back to their values before the step (``mask_mode="update"``)."""
         import torch
 
         with torch.no_grad():
-            for parameter, axis, resting, values in self._kept:
-                parameter.index_copy_(axis, resting, values)
+            for parameter, axis, directions, values in self._kept:
+                parameter.index_copy_(axis, directions, values)
         self._kept.clear()
 
 
@@ -72,7 +72,7 @@ def regularize_gradients(factors: Sequence[Factors], config: RMLoRAConfig) -> Te
 
 
 def mask_gradients(factors: Sequence[Factors], config: RMLoRAConfig, step: int) -> MaskedStep:
-    """Zero the gradients of the directions that rest in ``step`` (optimizer steps done so far), in place.
+    """Zero the gradients of the directions masked in ``step`` (optimizer steps done so far), in place.
 
     Gradients are overwritten by index, not multiplied, so an infinite gradient leaves no NaN.
 
@@ -92,21 +92,21 @@ def mask_gradients(factors: Sequence[Factors], config: RMLoRAConfig, step: int) 
             sides: tuple[Side, Side] = ("AB", "AB") if config.mask_sharing == "shared" else ("A", "B")
             names = [(item.module, side) for item in group for side in sides]
             rows = masked_directions_of_many(seed=config.seed, step=step, names=names, rank=rank, active_rank=active)
-            resting = torch.from_numpy(rows).to(group[0].A.device, non_blocking=True)
+            directions = torch.from_numpy(rows).to(group[0].A.device, non_blocking=True)
             for index, item in enumerate(group):
                 for parameter, axis, chosen in (
-                    (item.A, 0, resting[2 * index]),
-                    (item.B, 1, resting[2 * index + 1]),
+                    (item.A, 0, directions[2 * index]),
+                    (item.B, 1, directions[2 * index + 1]),
                 ):
                     _mask(parameter, axis, chosen.to(parameter.device), masked, keep=config.mask_mode == "update")
     return masked
 
 
-def _mask(parameter: Parameter, axis: int, resting: Tensor, masked: MaskedStep, *, keep: bool) -> None:
+def _mask(parameter: Parameter, axis: int, directions: Tensor, masked: MaskedStep, *, keep: bool) -> None:
     if keep:
-        masked._kept.append((parameter, axis, resting, parameter.detach().index_select(axis, resting)))
+        masked._kept.append((parameter, axis, directions, parameter.detach().index_select(axis, directions)))
     if parameter.grad is not None:
-        parameter.grad.index_fill_(axis, resting, 0)
+        parameter.grad.index_fill_(axis, directions, 0)
 
 
 def _by_rank(factors: Sequence[Factors]) -> dict[int, list[Factors]]:

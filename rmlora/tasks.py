@@ -1,39 +1,52 @@
-"""The tasks an adapter can be for, in one table; a new task is a new row."""
+"""The tasks an adapter can be for: one object for each, made of what goes in and what comes out.
+
+A new task is a new object in :data:`TASKS`; where it needs inputs or outputs of a new kind, those are new classes in
+:mod:`rmlora.inputs` and :mod:`rmlora.outputs`. Nothing else in the toolkit asks which task it has.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from rmlora.errors import ConfigError
+from rmlora.inputs import ImageInputs, Inputs, TextInputs
+from rmlora.outputs import ClassScores, Outputs, SentenceVector
 
 __all__ = ["TASKS", "Task", "get_task", "task_of_peft"]
 
 
 @dataclass(frozen=True)
 class Task:
-    """What differs between tasks: model class, PEFT's task type, and what the inputs are."""
+    """What a model is for."""
 
     name: str
     """Hugging Face's and Optimum's name of the task."""
-    modality: Literal["text", "image"]
-    """What a row of data is; decides between tokenizer and image processor."""
+    inputs: Inputs
+    """What goes in: how rows are read, preprocessed and batched."""
+    outputs: Outputs
+    """What comes out: head, labels, and how two outputs are compared."""
     auto_class: str
     """Name of the transformers Auto class that builds the model."""
     peft_task_type: str | None
     """PEFT's task type, which also makes it keep the head; None where PEFT has none."""
-    answer: Literal["scores", "vector"] = "scores"
-    """What the model says of a row: a score for each label, or a vector that stands for its meaning."""
+    not_trained: str | None = None
+    """Why ``rmlora-deploy train`` does not train this task, and what does; None where it does."""
 
 
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("text-classification", "text", "AutoModelForSequenceClassification", "SEQ_CLS"),
-        Task("image-classification", "image", "AutoModelForImageClassification", None),
-        Task("feature-extraction", "text", "AutoModel", "FEATURE_EXTRACTION", "vector"),
+        Task(
+            "text-classification", TextInputs(), ClassScores(), "AutoModelForSequenceClassification", "SEQ_CLS"
+        ),
+        Task("image-classification", ImageInputs(), ClassScores(), "AutoModelForImageClassification", None),
+        Task(
+            "feature-extraction", TextInputs(), SentenceVector(), "AutoModel", "FEATURE_EXTRACTION",
+            not_trained="rmlora-deploy train does not train embeddings: train with sentence-transformers and the "
+            "RMLoRACallback, or with anything else that writes PEFT's format, and deploy the adapter from there.",
+        ),
     )
-}
+}  # fmt: skip
 
 
 def get_task(name: str) -> Task:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmlora.adapter import Adapter
-from rmlora.adapter_task import adapter_labels, answer_depends_on, task_of
+from rmlora.adapter_task import task_of
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError, CheckpointError, require
 from rmlora.fingerprint import check_base
@@ -54,14 +54,8 @@ def load_task_model(base: Path, task: Task, labels: Sequence[str], **from_pretra
     import transformers
 
     auto = getattr(transformers, task.auto_class)
-    head = {
-        "num_labels": len(labels),
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: index for index, label in enumerate(labels)},
-        "ignore_mismatched_sizes": True,
-    }
     options = {
-        **(head if task.answer == "scores" else {}),
+        **task.outputs.head_options(labels),
         "dtype": torch.float32,
         "output_loading_info": True,
         **from_pretrained,
@@ -74,8 +68,7 @@ def load_task_model(base: Path, task: Task, labels: Sequence[str], **from_pretra
         raise CheckpointError(f"The base at {base} cannot be loaded for {task.name}: {reason}") from None
     mismatched = {str(entry[0]) for entry in info.get("mismatched_keys", ())}
     new_tensors = {str(name) for name in info.get("missing_keys", ())} | mismatched
-    if task.modality == "text" and model.config.pad_token_id is None:
-        model.config.pad_token_id = _first(model.config.eos_token_id)
+    task.inputs.prepare_model(model)
     return TaskModel(model, tuple(sorted({name.rpartition(".")[0] for name in new_tensors})))
 
 
@@ -101,8 +94,8 @@ def load_adapted(
     adapter = load_package(adapter_path)
     check_base(adapter, Checkpoint(base), allow_mismatch=allow_base_mismatch)
     wanted = task_of(adapter, task)
-    loaded = load_task_model(base, wanted, adapter_labels(adapter, wanted))
-    needed = [module for module in loaded.new_modules if answer_depends_on(module, wanted)]
+    loaded = load_task_model(base, wanted, wanted.outputs.labels_of(adapter))
+    needed = [module for module in loaded.new_modules if wanted.outputs.depends_on(module)]
     uncovered = [m for m in needed if not any(key.startswith(f"{m}.") for key in adapter.modules_to_save)]
     if uncovered:
         raise AdapterError(
@@ -135,9 +128,9 @@ def _apply_rank_masks(model: PeftModel, adapter: Adapter) -> None:
         layer = layers[path]
         side = layer.lora_embedding_A if module.kind == "embedding" else layer.lora_A
         factor = side["default"]
-        resting = torch.from_numpy(~module.rank_mask).nonzero().flatten()
+        masked = torch.from_numpy(~module.rank_mask).nonzero().flatten()
         with torch.no_grad():
-            getattr(factor, "weight", factor).index_fill_(0, resting, 0)
+            getattr(factor, "weight", factor).index_fill_(0, masked, 0)
 
 
 @contextmanager
@@ -155,7 +148,3 @@ def quiet_transformers() -> Iterator[None]:
     finally:
         logging.set_verbosity(level)
         logging.enable_progress_bar()
-
-
-def _first(value: Any) -> Any:
-    return value[0] if isinstance(value, (list, tuple)) else value

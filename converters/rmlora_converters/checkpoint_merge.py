@@ -47,7 +47,7 @@ def merge_checkpoint(
     *,
     overwrite: bool = False,
     allow_base_mismatch: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> MergeReport:
     """Merge ``adapter`` into ``base`` and write the result to the directory ``output``, with the base's shards and types.
 
@@ -59,7 +59,7 @@ def merge_checkpoint(
         output: directory to create.
         overwrite: replace an existing directory.
         allow_base_mismatch: merge even if the adapter's fingerprint names another base.
-        progress: called with (bytes written, total bytes).
+        on_progress: called with (bytes written, total bytes).
 
     Raises:
         CheckpointError: the base cannot be read.
@@ -74,7 +74,7 @@ def merge_checkpoint(
     checkpoint = Checkpoint(Path(base))
     fingerprint = check_base(adapter, checkpoint, allow_mismatch=allow_base_mismatch)
     plan = make_plan(checkpoint, adapter)
-    writer = _Writer(plan, progress)
+    writer = _Writer(plan, on_progress)
     with atomic_directory(output, overwrite=overwrite) as directory:
         _check_space(directory, plan)
         copy_side_files(checkpoint.path, directory, but=(CONFIG_NAME, INDEX_NAME))
@@ -106,9 +106,9 @@ def merge_checkpoint(
 class _Writer:
     """Produces the bytes of planned tensors and measures the rounding loss of the merged ones."""
 
-    def __init__(self, plan: MergePlan, progress: Callable[[int, int], None] | None) -> None:
+    def __init__(self, plan: MergePlan, on_progress: Callable[[int, int], None] | None) -> None:
         self.meters: list[RoundingMeter] = []
-        self._progress = progress
+        self._on_progress = on_progress
         self._total = plan.nbytes
         self._done = 0
 
@@ -117,8 +117,8 @@ class _Writer:
         for block in self._copied(item) if item.update is None else self._merged(item, item.update):
             yield block
             self._done += len(block)
-            if self._progress:
-                self._progress(self._done, self._total)
+            if self._on_progress:
+                self._on_progress(self._done, self._total)
 
     def _copied(self, item: PlannedTensor) -> Iterator[bytes]:
         if isinstance(item.source, TensorInfo) and item.source.dtype == item.entry.dtype:

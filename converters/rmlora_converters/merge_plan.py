@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from rmlora.adapter import Adapter, Array, LoraModule
-from rmlora.adapter_task import adapter_labels
 from rmlora.checkpoint import EMBEDDING_NAMES, Checkpoint, TiedOutput
 from rmlora.errors import AdapterError
 from rmlora.naming import find_tensor, find_tensors, infer_prefix
@@ -188,6 +187,6 @@ def _numbered_labels(adapter: Adapter) -> list[str] | None:
     if adapter.peft_config.get("task_type") != "SEQ_CLS":
         return None
     try:
-        return adapter_labels(adapter, get_task("text-classification"))
+        return get_task("text-classification").outputs.labels_of(adapter)
     except AdapterError:
         return None

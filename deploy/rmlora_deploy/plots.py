@@ -1,4 +1,4 @@
-"""What the pictures of this project share: formats, colors, and drawing without a display."""
+"""What all plots share: file formats, colors, clean axes, and atomic writes."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ if TYPE_CHECKING:
 __all__ = ["COLORS", "check_plot_path", "clean_axes", "save_figure"]
 
 COLORS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2")
-"""In the order of the things compared; they differ in lightness too."""
+"""Colors of the first, second, … thing compared; they differ in lightness too."""
 
 _FORMATS = (".png", ".svg", ".pdf")
 
 
 def check_plot_path(path: Path) -> None:
-    """Refuse a picture that could not be drawn or written, before the work for it is done.
+    """Check that a plot can be drawn and written, before the work for it is done.
 
     Raises:
-        ConfigError: the suffix names no picture format.
-        OutputError: the place is not writable.
+        ConfigError: the suffix is not that of a picture format.
+        OutputError: the file cannot be written.
         DependencyError: matplotlib is not installed.
     """
     if path.suffix.lower() not in _FORMATS:
-        raise ConfigError(f"'{path}' names no picture: end the name given to --plot in {', '.join(_FORMATS)}.")
+        raise ConfigError(f"'{path}' does not name a picture: end the name given to --plot in {', '.join(_FORMATS)}.")
     require("matplotlib", "serve")
     check_writable(path)
 
 
 def clean_axes(axes: Axes, *, grid: str) -> None:
-    """Leave of the frame only what is read, and draw faint grid lines along ``grid`` (``x`` or ``y``)."""
+    """Remove the top and right edges of the frame, and draw faint grid lines on the axis ``grid`` (``x`` or ``y``)."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x" if grid == "x" else "y", color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure in the format of its suffix, atomically."""
+    """Write a figure to ``path``, atomically, in the format of its suffix."""
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format=path.suffix.removeprefix(".").lower(), dpi=150)

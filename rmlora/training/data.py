@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Columns", "LabeledData", "Splits", "load_split", "load_splits"]
 
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-_TEXT_NAMES = ("text", "sentence", "question", "content", "message", "review", "input")
 _LABEL_NAMES = ("label", "labels", "class", "category", "target", "intent", "topic")
-_IMAGE_NAMES = ("image", "img", "picture", "file", "path")
 
 
 @dataclass(frozen=True)
@@ -96,19 +94,16 @@ def load_split(task: Task, source: str, columns: Columns) -> LabeledData:
     """
     require("datasets", "train")
     table = _open(source)
-    names = _IMAGE_NAMES if task.modality == "image" else _TEXT_NAMES
-    flag = "--image-column" if task.modality == "image" else "--text-column"
-    input_column = _column(table, columns.inputs, names, flag, source)
+    flag = f"--{task.inputs.column_option.replace('_', '-')}"
+    input_column = _column(table, columns.inputs, task.inputs.column_names, flag, source)
     label_column = _column(table, columns.label, _LABEL_NAMES, "--label-column", source)
     if len(table) == 0:
         raise InputError(f"{source} holds no rows: nothing can be learned from it.")
-    inputs, raw = table[input_column][:], table[label_column][:]
-    if task.modality == "image":
-        inputs = [_located(value, source) for value in inputs]
+    inputs, raw = [task.inputs.locate(value, source) for value in table[input_column][:]], table[label_column][:]
     for row, (value, label) in enumerate(zip(inputs, raw, strict=True)):
         if label is None or label == "" or label != label:
             raise InputError(f"Row {row + 1} of {source} has no '{label_column}': fill it in or remove the row.")
-        if value is None or (task.modality == "text" and not (isinstance(value, str) and value.strip())):
+        if task.inputs.is_empty(value):
             raise InputError(f"Row {row + 1} of {source} has no '{input_column}': fill it in or remove the row.")
     feature = table.features[label_column]
     if hasattr(feature, "int2str"):
@@ -155,16 +150,6 @@ def _column(table: Dataset, wanted: str | None, usual: Sequence[str], flag: str,
         if name in lower:
             return lower[name]
     raise InputError(f"{source} has none of the columns {', '.join(usual)} (it has {', '.join(there)}): pass {flag}.")
-
-
-def _located(value: Any, source: str) -> Any:
-    """Resolve an image path against the data file's directory; leave decoded images alone."""
-    if not isinstance(value, str):
-        return value
-    path = Path(source).parent / value
-    if not path.is_file():
-        raise InputError(f"{source} names the image {value}, which does not exist beside it.")
-    return str(path)
 
 
 def _sorted_labels(labels: Sequence[str]) -> list[str]:

@@ -9,9 +9,8 @@ import torch
 from torch.utils.data import Dataset
 
 from rmlora.images import open_image
-from rmlora.tasks import Task
 
-__all__ = ["Examples", "ImageExamples", "TextExamples", "make_examples"]
+__all__ = ["Examples", "ImageExamples", "TextExamples"]
 
 Row = dict[str, Any]
 
@@ -54,14 +53,6 @@ class ImageExamples(Dataset[Row]):
 
 
 Examples: TypeAlias = TextExamples | ImageExamples
-
-
-def make_examples(task: Task, data: tuple[list[Any], list[int]], processor: Any, max_length: int) -> Examples:
-    """Return the examples of one split for ``task``."""
-    inputs, labels = data
-    if task.modality == "image":
-        return ImageExamples(inputs, labels, processor)
-    return TextExamples(inputs, labels, processor, max_length)
 
 
 def _stack(rows: list[Row]) -> dict[str, torch.Tensor]:

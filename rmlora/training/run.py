@@ -10,13 +10,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+
 from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
 from rmlora.config import RMLoRAConfig
 from rmlora.errors import ConfigError, TrainingError, require
 from rmlora.fingerprint import fingerprint_of, weight_digests
 from rmlora.package import load_package, write_metadata
-from rmlora.processors import load_processor
 from rmlora.spectrum import adapter_spectrum
 from rmlora.storage import atomic_directory, refuse_existing
 from rmlora.tasks import Task, get_task
@@ -27,7 +28,6 @@ from rmlora.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from rich.console import Console
     from transformers import TrainingArguments
 
 __all__ = ["TrainResult", "train"]
@@ -47,7 +47,9 @@ class TrainResult:
     """False on the other processes of a distributed run, which have written nothing."""
 
 
-def train(settings: TrainSettings, *, console: Console, resume: bool = True, overwrite: bool = False) -> TrainResult:
+def train(
+    settings: TrainSettings, *, console: Console | None = None, resume: bool = True, overwrite: bool = False
+) -> TrainResult:
     """Train an adapter and write its package to ``settings.output``.
 
     A run that was killed continues from its last whole checkpoint when it is started again with the same
@@ -55,7 +57,7 @@ def train(settings: TrainSettings, *, console: Console, resume: bool = True, ove
 
     Args:
         settings: the run.
-        console: where progress is shown (by the main process).
+        console: where progress is shown (by the main process); None shows nothing.
         resume: continue an interrupted run; False starts over.
         overwrite: replace an existing package.
 
@@ -69,6 +71,7 @@ def train(settings: TrainSettings, *, console: Console, resume: bool = True, ove
         require(module, "train")
     from transformers import set_seed
 
+    console = console or Console(quiet=True)
     refuse_existing(settings.output, overwrite=overwrite)
     started = time.monotonic()
     task = get_task(settings.task)
@@ -78,9 +81,7 @@ def train(settings: TrainSettings, *, console: Console, resume: bool = True, ove
         settings.train,
         settings.validation,
         settings.test,
-        columns=Columns(
-            settings.image_column if task.modality == "image" else settings.text_column, settings.label_column
-        ),
+        columns=Columns(getattr(settings, task.inputs.column_option), settings.label_column),
         validation_fraction=settings.validation_fraction,
         seed=settings.seed,
     )
@@ -88,7 +89,8 @@ def train(settings: TrainSettings, *, console: Console, resume: bool = True, ove
     options = {"trust_remote_code": True} if settings.trust_remote_code else {}
     loaded = load_task_model(base, task, splits.labels, **options)
     model, config = _adapt(loaded, task, settings.rmlora)
-    processor = _processor(base, task, settings)
+    processor = task.inputs.load_processor(base)
+    task.inputs.resize(processor, settings.image_size)
     arguments = _arguments(settings)  # joins the process group of torchrun or accelerate
     processes = arguments.distributed_state
     main_process: bool = processes.is_main_process
@@ -137,16 +139,6 @@ def _adapt(loaded: TaskModel, task: Task, config: RMLoRAConfig) -> tuple[PeftMod
         ) from None
 
 
-def _processor(base: Path, task: Task, settings: TrainSettings) -> Any:
-    processor = load_processor(base, task)
-    if task.modality == "image" and settings.image_size:
-        size = {"height": settings.image_size, "width": settings.image_size}
-        processor.size = size
-        if getattr(processor, "crop_size", None):
-            processor.crop_size = size
-    return processor
-
-
 def _fit(
     settings: TrainSettings,
     arguments: TrainingArguments,
@@ -164,13 +156,12 @@ def _fit(
     from transformers.integrations.integration_utils import TensorBoardCallback
 
     from rmlora.callback import RMLoRACallback
-    from rmlora.training.features import make_examples
     from rmlora.training.objective import StopOnNaN, classification_metrics, cross_entropy
     from rmlora.training.progress import RichProgress
     from rmlora.training.sampler import LengthGroupingTrainer
 
     examples = {
-        name: make_examples(task, data, processor, settings.max_length)
+        name: task.inputs.examples(*data, processor, settings.max_length)
         for name, data in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
         if data is not None
     }
@@ -204,11 +195,9 @@ def _fit(
                 if name in examples
             }
     except ValueError as error:
-        if task.modality != "image" or "size" not in str(error):
+        if (reason := task.inputs.explain(error)) is None:
             raise
-        raise ConfigError(
-            f"The base does not take pictures of this size ({str(error).rstrip('.')}): leave --image-size out."
-        ) from None
+        raise ConfigError(reason) from None
     finally:
         progress.close()
     counts = {name: len(data) for name, data in examples.items()}
@@ -280,7 +269,7 @@ def _write_package(
         model.peft_config["default"].base_model_name_or_path = settings.base
         model.save_pretrained(str(directory), save_embedding_layers=False)
         (directory / "README.md").unlink(missing_ok=True)  # PEFT's card is a form with nothing filled in
-        if task.modality == "image":
+        if task.inputs.packs_processor:
             processor.save_pretrained(directory)
         adapter = load_package(directory)
         spectrum = adapter_spectrum(adapter)

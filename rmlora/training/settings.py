@@ -63,11 +63,9 @@ class TrainSettings:
     rmlora: RMLoRAConfig = field(default_factory=RMLoRAConfig)
 
     def __post_init__(self) -> None:
-        if get_task(self.task).answer == "vector":
-            raise ConfigError(
-                "rmlora-deploy train does not train embeddings: train with sentence-transformers and the RMLoRACallback, or "
-                "with anything else that writes PEFT's format, and deploy the adapter from there."
-            )
+        task = get_task(self.task)
+        if task.not_trained is not None:
+            raise ConfigError(task.not_trained)
         object.__setattr__(self, "output", Path(self.output))
         run_dir = Path(self.run_dir) if self.run_dir else self.output.with_name(self.output.name + ".run")
         object.__setattr__(self, "run_dir", run_dir)
@@ -85,7 +83,7 @@ class TrainSettings:
                 raise ConfigError(f"{name} must be 0 or more: change --{name.replace('_', '-')}.")
         if not 0 < self.validation_fraction < 1:
             raise ConfigError("validation_fraction must lie between 0 and 1: change --validation-fraction.")
-        if self.group_by_length and get_task(self.task).modality != "text":
+        if self.group_by_length and not task.inputs.varies_in_length:
             raise ConfigError(f"--group-by-length is for texts, and the task is {self.task}: leave it out.")
         if self.best_metric not in get_args(BestMetric):
             raise ConfigError(f"best_metric must be one of {', '.join(get_args(BestMetric))}: change --best-metric.")

@@ -109,10 +109,10 @@ def test_what_needs_torch_says_which_extra_installs_it(words: tuple[str, ...]) -
     done = run_process(*words, without=ABSENT)
     assert done.code == 4
     assert done.stderr.startswith("Error: This needs the package 'torch'")
-    assert "pip install 'rmlora-deploy[" in done.stderr
+    assert "pip install 'torch" in done.stderr
 
 
 def test_without_onnxruntime_the_extra_is_named(tmp_path: Path) -> None:
     done = run_process("predict", word_bundle(tmp_path / "words"), "w0", without=("onnxruntime",))
     assert done.code == 4
-    assert "pip install 'rmlora-deploy[cpu]'" in done.stderr
+    assert "pip install 'onnxruntime<" in done.stderr

@@ -230,7 +230,7 @@ from rmlora.package import load_package
 m.BLOCK_BYTES = 512
 slow = lambda done, total: time.sleep(0.002)
 print("ready", flush=True)
-m.merge_checkpoint(sys.argv[1], load_package(sys.argv[2]), sys.argv[3], overwrite=True, progress=slow)
+m.merge_checkpoint(sys.argv[1], load_package(sys.argv[2]), sys.argv[3], overwrite=True, on_progress=slow)
 """
 
 

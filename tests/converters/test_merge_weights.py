@@ -14,7 +14,6 @@ import pytest
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError
 from rmlora.package import load_package
-from rmlora.processors import load_processor
 from rmlora.tasks import get_task
 from rmlora.torch_models import load_adapted
 from rmlora_converters.graph.files.model_file import save_model
@@ -105,7 +104,7 @@ def test_a_large_graph_keeps_its_weights_in_a_file_of_their_own(
         load_package(adapter),
         tmp_path / "merged",
         base=Checkpoint(base),
-        progress=lambda done, total: seen.append((done, total)),
+        on_progress=lambda done, total: seen.append((done, total)),
     )
     assert (tmp_path / "merged" / "model.onnx.data").is_file()
     assert seen[-1][0] <= seen[-1][1]
@@ -157,7 +156,7 @@ def test_a_bias_that_the_exporter_left_out_is_added(tmp_path: Path) -> None:
     (tmp_path / "onnx").mkdir()
     model = build("bert")
     inputs = trace_inputs(
-        get_task("text-classification"), model.config, load_processor(base, get_task("text-classification"))
+        get_task("text-classification"), model.config, get_task("text-classification").inputs.load_processor(base)
     )
     graph = tmp_path / "onnx" / "model.onnx"
     exported = export_torch(model, inputs)

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from rmlora.adapter_task import adapter_labels, task_of
+from rmlora.adapter_task import task_of
 from rmlora.errors import AdapterError, CheckpointError, ConfigError, InputError
-from rmlora.pooling import POOLING_MODES, Pooling, PoolingMode, read_pooling, read_text_length
+from rmlora.pooling import POOLING_MODES, Pooling, PoolingMode, pool, read_pooling, read_text_length
 from rmlora.tasks import get_task
 from rmlora_converters.graph.passes.pooling import EMBEDDING_NAME, insert_pooling, keep_answer
+from rmlora_deploy.bundles.report import Tolerance
 from rmlora_deploy.inference.embedder import cosines
-from rmlora_deploy.verification.compare import TOLERANCES, compare, mismatch
-from rmlora_deploy.verification.torch_pooling import pool
+from rmlora_deploy.verification.compare import TOLERANCES, compare, mismatch, within
 from tests.helpers.encoders import write_modules
 
 WIDTH = 5
@@ -151,18 +151,19 @@ def test_other_kinds_of_pooling_are_refused(tmp_path: Path) -> None:
 
 
 def test_vectors_are_compared_by_cosine_and_never_by_choice() -> None:
+    vectors = get_task("feature-extraction").outputs
     expected = [np.array([[3.0, 4.0], [1.0, 0.0]])]
-    same = compare(expected, expected, vectors=True)
+    same = compare(expected, expected, vectors)
     assert (same.argmax_agreement, same.min_cosine) == (None, 1.0)
-    assert same.within(TOLERANCES["fp32"])
-    turned = compare(expected, [np.array([[3.0, 4.0], [0.8, 0.6]])], vectors=True)
+    assert within(same, TOLERANCES["fp32"])
+    turned = compare(expected, [np.array([[3.0, 4.0], [0.8, 0.6]])], vectors)
     assert turned.min_cosine == pytest.approx(0.8)
-    assert not turned.within(TOLERANCES["int8"])
-    limit = {"relative_error": 9.0, "rms_error": 9.0, "agreement": 0.9, "cosine": 0.97}
-    message = mismatch({**vars(turned)}, limit)
+    assert not within(turned, TOLERANCES["int8"])
+    limit = Tolerance(relative_error=9.0, rms_error=9.0, agreement=0.9, cosine=0.97, metric_loss=0.0)
+    message = mismatch(turned, limit)
     assert message is not None and "least cosine of a text's two vectors is 0.800000 (at least 0.97)" in message
-    assert mismatch({**vars(same)}, limit) is None
-    assert not compare(expected, [np.full((2, 2), np.nan)], vectors=True).within(TOLERANCES["int4"])
+    assert mismatch(same, limit) is None
+    assert not within(compare(expected, [np.full((2, 2), np.nan)], vectors), TOLERANCES["int4"])
     np.testing.assert_allclose(cosines(np.array([[3, 4], [4, 3], [0, 0]], np.float32))[0], [1.0, 0.96, 0.0])
 
 
@@ -172,7 +173,7 @@ def test_an_adapters_task_is_known_or_an_error() -> None:
     vectors = get_task("feature-extraction")
     embedding = Adapter({}, peft_config={"task_type": "FEATURE_EXTRACTION"}, source="e")
     assert task_of(embedding) == vectors
-    assert adapter_labels(embedding, vectors) == []
+    assert vectors.outputs.labels_of(embedding) == []
     assert task_of(Adapter({}), "feature-extraction") == vectors
     with pytest.raises(ConfigError, match="does not say which task it is for: pass --task"):
         task_of(Adapter({}, source="unknown"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from rmlora_converters.graph.passes.open_attention import open_attention_per_pro
 from rmlora_deploy.runtime import AdapterSession
 from tests.helpers.bundles import make_sources
 from tests.helpers.exports import with_bias
-from tests.helpers.models import ARCHITECTURES, adapt, build, lora_config, output, save_base
+from tests.helpers.models import ARCHITECTURES, adapt, build, lora_config, output, save_adapter, save_base
 
 FLOAT = np.dtype(np.float32)
 LABELS = {"one": ["no", "yes"], "two": ["red", "green", "blue"], "three": ["a", "b", "c", "d", "e"]}
@@ -32,7 +33,7 @@ LABELS = {"one": ["no", "yes"], "two": ["red", "green", "blue"], "three": ["a", 
 
 @dataclass(frozen=True)
 class Branched:
-    """A graph with branches, and the adapters it was made for."""
+    """A graph with branches and its adapters."""
 
     name: str
     path: Path
@@ -40,44 +41,43 @@ class Branched:
     adapters: dict[str, Path]
 
     def arrays(self, adapter: str) -> dict[str, np.ndarray]:
-        """Return what an adapter feeds."""
+        """Return the arrays of an adapter's LoRA inputs."""
         return adapter_arrays(
             load_package(self.adapters[adapter]), self.lora_inputs, dict.fromkeys(self.lora_inputs.names, FLOAT)
         )
 
-    def session(self, **options: int) -> AdapterSession:
+    def session(self, **options: Any) -> AdapterSession:
         """Open the graph with all its adapters."""
-        session = AdapterSession(self.path, **options)  # type: ignore[arg-type]
+        session = AdapterSession(self.path, **options)
         for name in self.adapters:
-            session.load(name, lambda name=name: self.arrays(name))  # type: ignore[misc]
+            session.register(name, partial(self.arrays, name))
         return session
 
     def inputs(self, batch: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
-        """Return a batch with the names the graph takes."""
+        """Return a batch of the graph's inputs."""
         taken = {value.name for value in load_model(self.path).graph.inputs}
         made = ARCHITECTURES[self.name].inputs(batch=batch, seed=seed)
         return {key: value.numpy() for key, value in made.items() if key in taken}
 
     def expected(self, adapter: str, batch: int = 3, seed: int = 0) -> np.ndarray:
-        """Return PEFT's answer."""
+        """Return PEFT's output for :meth:`inputs`."""
         model = PeftModel.from_pretrained(build(self.name), self.adapters[adapter]).eval()
         return output(model, ARCHITECTURES[self.name].inputs(batch=batch, seed=seed)).numpy()
 
 
 def make_adapters(name: str, directory: Path, configs: dict[str, LoraConfig]) -> dict[str, Path]:
-    """Save a random adapter of every configuration."""
+    """Save a random adapter for each configuration."""
     made = {}
     for number, (label, config) in enumerate(configs.items()):
         torch.manual_seed(number)
-        adapt(build(name), config, size=0.3, seed=number).save_pretrained(directory / label)
-        made[label] = directory / label
+        made[label] = save_adapter(adapt(build(name), config, size=0.3, seed=number), directory / label)
     return made
 
 
 def make_branched(
     name: str, graph: Path, directory: Path, adapters: dict[str, Path], *, by_name: bool = False
 ) -> Branched:
-    """Insert branches into the graph at ``graph``."""
+    """Insert branches for ``adapters`` into the file ``graph``; ``by_name`` finds the weights by name alone."""
     base = save_base(with_bias(name), directory / "branch-base")
     model = ir.load(graph)
     ir.external_data.load_to_model(model)
@@ -92,20 +92,21 @@ def make_branched(
 
 
 def make_base(name: str, directory: Path) -> Path:
-    """Save a tiny base with a trained head and its processor."""
+    """Save a tiny base with a head and its processor."""
     make_sources(name, directory)
     return save_base(with_bias(name), directory / "base")
 
 
 def make_adapter(name: str, directory: Path, label: str, *, rank: int = 4, **metadata: Any) -> Path:
-    """Save a random adapter with labels of its own."""
-    model = ARCHITECTURES[name].build()
-    labels = LABELS[label]
-    head = getattr(model, ARCHITECTURES[name].head or "")
-    for part in [head, *head.children()] if not hasattr(head, "out_features") else [head]:
+    """Save a random adapter with the labels of :data:`LABELS`; its head has as many outputs."""
+    model, labels = ARCHITECTURES[name].build(), LABELS[label]
+    head_name = ARCHITECTURES[name].head or ""
+    head = getattr(model, head_name)
+    for parent, part_name in [(model, head_name), *((head, child) for child, _ in head.named_children())]:
+        part = getattr(parent, part_name)
         if getattr(part, "out_features", 0) == 3:
-            part.__init__(part.in_features, len(labels), bias=part.bias is not None)  # type: ignore[misc]
+            setattr(parent, part_name, torch.nn.Linear(part.in_features, len(labels), bias=part.bias is not None))
     model.config.num_labels = len(labels)
-    adapt(model, lora_config(name, r=rank), size=0.3, seed=rank).save_pretrained(directory / label)
-    write_metadata(directory / label, {"task": ARCHITECTURES[name].task, "labels": labels, **metadata})
-    return directory / label
+    adapter = save_adapter(adapt(model, lora_config(name, r=rank), size=0.3, seed=rank), directory / label)
+    write_metadata(adapter, {"task": ARCHITECTURES[name].task, "labels": labels, **metadata})
+    return adapter

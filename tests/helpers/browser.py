@@ -1,6 +1,6 @@
-"""A real Chromium for the tests of the page: the machine's own, or the one that Playwright has installed.
+"""A real Chromium for the tests of the page: the one on the machine, or the one that Playwright has installed.
 
-python -m tests.helpers.browser        # prints its path, or exits with 1; `make` asks before it installs one
+``python -m tests.helpers.browser`` prints its path, or exits with 1; ``make`` asks this before it installs one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, sync_playwright
 __all__ = ["chromium", "find_browser"]
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-"""What distributions and vendors call it."""
+"""Names of the command in distributions."""
 
 FLAGS = (
     "--no-sandbox",  # containers run tests as root
@@ -30,13 +30,13 @@ FLAGS = (
 
 
 def find_browser(own: str) -> str | None:
-    """Return the path of a Chromium, or None; ``own`` is where Playwright would have its own."""
+    """Return the path of a Chromium, or None; ``own`` is the path of Playwright's."""
     candidates = [*filter(None, map(shutil.which, NAMES)), own]
     return next(filter(_starts, candidates), None)
 
 
 def _starts(path: str) -> bool:
-    """Say whether it is a browser: some distributions put a script there that only tells how to install one."""
+    """Return whether it is a browser: in some distributions it is a script that only says how to install one."""
     try:
         return subprocess.run([path, "--version"], capture_output=True, timeout=60).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
@@ -45,10 +45,10 @@ def _starts(path: str) -> bool:
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Run a headless Chromium until the block ends; each run has a profile of its own.
+    """Run a headless Chromium with a new profile until the block ends.
 
     Raises:
-        RuntimeError: there is none on this machine.
+        RuntimeError: there is no Chromium on this machine.
     """
     with sync_playwright() as playwright:
         path = find_browser(playwright.chromium.executable_path)

@@ -1,4 +1,4 @@
-"""Running the real command line in a subprocess, and a tiny text base with data for it."""
+"""Running the command line, in this process or a new one, and a tiny text base with data for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from rmlora_deploy.cli import main
-from tests.helpers.models import VOCABULARY, build, save_base
+from tests.helpers.models import VOCABULARY, build, encoder_of, save_base
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {
@@ -26,9 +26,11 @@ PACKAGES = {
     "rmlora_converters": ROOT / "converters" / "rmlora_converters",
     "rmlora_deploy": ROOT / "deploy" / "rmlora_deploy",
 }
-"""Import package → its folder, each before those that may import it."""
+"""Import package → its folder; each package comes before those that may import it."""
 SEARCH_PATH = os.pathsep.join(dict.fromkeys(str(folder.parent) for folder in PACKAGES.values()))
-"""What a process needs to import the project from this tree."""
+"""``PYTHONPATH`` of a process that imports the project from this tree."""
+CONSOLE_SCRIPT = Path(sys.executable).with_name("rmlora-deploy")
+"""The installed command. Unlike ``python -m``, it does not put the working directory on the module search path."""
 WORDS = [f"w{number}" for number in range(VOCABULARY - 3)]
 
 
@@ -43,12 +45,12 @@ class Without:
         return getattr(self.finder, name)
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 """
-"""Makes packages look as if they were not installed."""
+"""Program that makes packages look as if they were not installed."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What a command left behind."""
+    """The result of a command."""
 
     code: int
     stdout: str
@@ -61,7 +63,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def run(*words: str | Path) -> Finished:
-    """Run the command line in this process (a new one spends seconds on imports) and return what it left."""
+    """Run the command line in this process: a new one would spend seconds on imports."""
     stdout, stderr = io.StringIO(), io.StringIO()
     code = 0
     with redirect_stdout(stdout), redirect_stderr(stderr):
@@ -73,7 +75,7 @@ def run(*words: str | Path) -> Finished:
 
 
 def run_process(*words: str | Path, without: tuple[str, ...] = ()) -> Finished:
-    """Run the command line in a process of its own, in which the packages ``without`` cannot be imported."""
+    """Run the command line in a new process, in which the packages ``without`` cannot be imported."""
     program = BLOCKER.format(blocked=without) + "from rmlora_deploy.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, words)],
@@ -87,7 +89,7 @@ def run_process(*words: str | Path, without: tuple[str, ...] = ()) -> Finished:
 
 
 def fails(code: int, message: str, *words: str | Path) -> None:
-    """Assert that a command ends with ``code``, one error line that holds ``message``, and no traceback."""
+    """Assert that a command exits with ``code`` and one error line that contains ``message``, without a traceback."""
     done = run(*words)
     assert done.code == code, (done.code, done.stderr)
     assert "Traceback" not in done.stderr
@@ -108,15 +110,14 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def text_base(directory: Path, name: str = "bert") -> Path:
-    """Save the bare encoder of a tiny model (no head) with its tokenizer."""
-    model = build(name)
-    save_base(model.base_model, directory)
+    """Save the encoder of a tiny model (no head) with its tokenizer."""
+    save_base(encoder_of(build(name)), directory)
     tokenizer().save_pretrained(directory)
     return directory
 
 
 def text_data(path: Path, rows: int = 48, seed: int = 0) -> Path:
-    """Write sentences whose label is told by their first word."""
+    """Write sentences with three labels; the first word of a sentence decides its label."""
     rng = np.random.default_rng(seed)
     lines = []
     for number in range(rows):

@@ -1,4 +1,4 @@
-"""Tiny encoders for embeddings, adapters for them, and the vectors that PEFT gives, text by text and without padding."""
+"""Tiny encoders for embeddings, adapters for them, and PEFT's vectors, computed text by text without padding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoModel, AutoTokenizer
 
 from tests.helpers.cli import run, tokenizer
-from tests.helpers.models import ARCHITECTURES, adapt, build, lora_config, save_base
+from tests.helpers.models import ARCHITECTURES, adapt, build, encoder_of, lora_config, save_adapter, save_base
 
 RANKS = {"near": 2, "far": 4}
 """Adapter → its rank."""
@@ -21,16 +21,16 @@ TEXTS = ["w1 w5 w3", "w2", "w9 w9 w4 w1 w7 w8 w2", "w3 w6"]
 
 
 def make_encoder(name: str, directory: Path, *, ranks: dict[str, int] | None = None) -> Path:
-    """Save a tiny encoder without a head as ``directory / "base"`` and adapters for it beside; return the base.
+    """Save a tiny encoder without a head as ``directory / "base"`` and adapters for it in ``directory``; return the base.
 
-    BERT's adapters change its pooler too, as ``all-linear`` does, on which no vector depends.
+    BERT's adapters also change its pooler, as ``all-linear`` does, although no vector depends on it.
     """
-    base = save_base(build(name).base_model, directory / "base")
+    base = save_base(encoder_of(build(name)), directory / "base")
     tokenizer().save_pretrained(base)
     for label, rank in (RANKS if ranks is None else ranks).items():
         targets = [*ARCHITECTURES[name].targets, *(["pooler.dense"] if name == "bert" else [])]
         config = lora_config(name, r=rank, target_modules=targets, modules_to_save=None, task_type="FEATURE_EXTRACTION")
-        adapt(AutoModel.from_pretrained(base), config, size=0.3, seed=rank).save_pretrained(directory / label)
+        save_adapter(adapt(AutoModel.from_pretrained(base), config, size=0.3, seed=rank), directory / label)
     return base
 
 
@@ -44,7 +44,7 @@ def make_embedded(directory: Path) -> Path:
 
 
 def write_modules(directory: Path, pooling: dict[str, object], *, more: Sequence[str] = ()) -> Path:
-    """Write the files with which sentence-transformers says how ``directory`` pools; ``more`` are modules after that."""
+    """Write the files that tell sentence-transformers how to pool; ``more`` names modules after the pooling."""
     kinds = ["Transformer", "Pooling", *more]
     modules = [
         {"idx": number, "path": f"{number}_{kind}" if number else "", "type": f"sentence_transformers.models.{kind}"}
@@ -59,7 +59,7 @@ def write_modules(directory: Path, pooling: dict[str, object], *, more: Sequence
 def peft_vectors(
     base: Path, adapter: Path | None, texts: Sequence[str], *, mode: str = "mean", normalize: bool = True
 ) -> np.ndarray:
-    """Return ``[texts, width]`` from PyTorch, every text alone."""
+    """Return PyTorch's vectors, ``[texts, width]``; each text is computed by itself."""
     model = AutoModel.from_pretrained(base).eval()
     model = PeftModel.from_pretrained(model, adapter).eval() if adapter is not None else model
     tokens = AutoTokenizer.from_pretrained(base)

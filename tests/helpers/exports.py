@@ -1,4 +1,4 @@
-"""ONNX exports of the tiny models, as they come from different exporters."""
+"""ONNX exports of the tiny models, in the forms that different exporters give them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import onnx_ir as ir
 import torch
 from transformers import PreTrainedModel
 
-from rmlora.processors import load_processor
 from rmlora.tasks import get_task
 from rmlora_converters.graph.files.model_file import save_model
 from rmlora_deploy.exporter.optimize import optimize
@@ -24,7 +23,7 @@ __all__ = ["anonymous", "export", "with_bias"]
 
 
 def with_bias(name: str) -> PreTrainedModel:
-    """Return the tiny model; its head has a bias that is not zero, which the exporter would leave out."""
+    """Return the tiny model with a head bias other than zero: the exporter would leave out a zero bias."""
     model = build(name)
     with torch.no_grad():
         for parameter, values in model.named_parameters():
@@ -35,29 +34,29 @@ def with_bias(name: str) -> PreTrainedModel:
 
 @cache
 def _traced(name: str) -> bytes:
-    """Return what torch's exporter makes of the tiny model, serialized; tracing takes longer than most tests."""
+    """Return the tiny model exported by torch, serialized; kept, because tracing takes longer than most tests."""
     model = with_bias(name)
     task = get_task(ARCHITECTURES[name].task or "")
     with TemporaryDirectory() as directory:
         base, _ = make_sources(name, Path(directory))
-        inputs = trace_inputs(task, model.config, load_processor(base, task))
-    return ir.to_proto(export_torch(model, inputs, opset=20)).SerializeToString()
+        inputs = trace_inputs(task, model.config, task.inputs.load_processor(base))
+    serialized: bytes = ir.to_proto(export_torch(model, inputs, opset=20)).SerializeToString()
+    return serialized
 
 
 def export(name: str, target: Path, *, optimized: bool) -> Path:
-    """Export the tiny model with its head, no adapter in it."""
+    """Export the tiny model with its head and without an adapter."""
     graph = ir.from_proto(onnx.load_from_string(_traced(name)))
     if optimized:
-        batches = [{key: value.numpy() for key, value in ARCHITECTURES[name].inputs().items()}]
         names = {value.name for value in graph.graph.inputs}
-        batches = [{key: value for key, value in batch.items() if key in names} for batch in batches]
-        graph = optimize(graph, batches, target.parent).model
+        batch = {key: value.numpy() for key, value in ARCHITECTURES[name].inputs().items() if key in names}
+        graph = optimize(graph, [batch], target.parent).model
     save_model(graph, target)
     return target
 
 
 def anonymous(path: Path) -> Path:
-    """Take every name away from the weights of a graph."""
+    """Replace the names of all weights of a graph by numbers."""
     model = ir.load(path)
     for number, (name, value) in enumerate(list(model.graph.initializers.items())):
         model.graph.initializers.pop(name)

@@ -1,8 +1,9 @@
-"""Bundles written by hand, with answers known in advance: no export, no torch, no time."""
+"""Bundles written by hand, with known answers; making one takes no export, no torch and almost no time."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from rmlora.storage import sha256_file
-from rmlora_deploy.bundles.bundle import BUNDLE_FORMAT_VERSION, MANIFEST_FILE, MODEL_FILE
+from rmlora_deploy.bundles.bundle import MANIFEST_FILE, MODEL_FILE
+from rmlora_deploy.bundles.manifest import FORMAT_VERSION
 from tests.helpers.bundles import PROCESSOR
 from tests.helpers.cli import tokenizer
 from tests.helpers.models import VOCABULARY
@@ -18,13 +20,16 @@ from tests.helpers.models import VOCABULARY
 LABELS = ("red", "green", "blue")
 POSITIONS = 32
 
+Inputs = Mapping[str, tuple["TensorProto.DataType", Sequence[str | int]]]
+"""Graph input → element type and shape."""
+
 
 def word_bundle(
     directory: Path, *, labels: tuple[str, ...] = LABELS, precision: str = "fp32", task: str = "text-classification"
 ) -> Path:
-    """Write a text bundle: the words w0, w1, w2 vote five points each for the first, second, third label.
+    """Write a text bundle: each word w0, w1 or w2 adds five points to the first, second or third label.
 
-    As feature-extraction (without labels) it answers a text with those points as its vector.
+    With the task feature-extraction (and no labels) those points are the vector of a text.
     """
     votes = np.zeros((VOCABULARY, 3), dtype=np.float32)
     votes[[3, 4, 5], [0, 1, 2]] = 5.0  # the tokenizer puts three special tokens before w0
@@ -36,16 +41,16 @@ def word_bundle(
         helper.make_node("ReduceSum", ["counted", "sequence_axis"], ["logits"], keepdims=0),
     ]
     weights = {"votes": votes, "last": np.array([-1]), "sequence_axis": np.array([1])}
-    inputs = {name: (TensorProto.INT64, ["batch", "sequence"]) for name in ("input_ids", "attention_mask")}
+    inputs: Inputs = {name: (TensorProto.INT64, ["batch", "sequence"]) for name in ("input_ids", "attention_mask")}
     _write(directory, task, labels, precision, nodes, weights, inputs)
     tokenizer().save_pretrained(directory)
     return directory
 
 
 def color_bundle(directory: Path) -> Path:
-    """Write an image bundle: the mean of the red, green and blue channel is the score of that label."""
+    """Write an image bundle: the scores of red, green and blue are the means of those channels."""
     nodes = [helper.make_node("ReduceMean", ["pixel_values", "axes"], ["logits"], keepdims=0)]
-    inputs = {"pixel_values": (TensorProto.FLOAT, ["batch", 3, 16, 16])}
+    inputs: Inputs = {"pixel_values": (TensorProto.FLOAT, ["batch", 3, 16, 16])}
     _write(directory, "image-classification", LABELS, "fp32", nodes, {"axes": np.array([2, 3])}, inputs)
     (directory / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     return directory
@@ -53,7 +58,7 @@ def color_bundle(directory: Path) -> Path:
 
 def _write(
     directory: Path, task: str, labels: tuple[str, ...], precision: str, nodes: list[onnx.NodeProto],
-    weights: dict[str, np.ndarray], inputs: dict[str, tuple[int, list[str | int]]],
+    weights: dict[str, np.ndarray], inputs: Inputs,
 ) -> None:  # fmt: skip
     directory.mkdir(parents=True)
     graph = helper.make_graph(
@@ -68,15 +73,15 @@ def _write(
     onnx.save(model, directory / MODEL_FILE)
     kinds = {TensorProto.INT64: "int64", TensorProto.FLOAT: "float"}
     manifest = {
-        "format_version": BUNDLE_FORMAT_VERSION,
+        "format_version": FORMAT_VERSION,
         "created_by": "tests",
         "mode": "merged",
         "task": task,
         "precision": precision,
         "labels": list(labels),
         "max_length": POSITIONS,
-        "base": {"source": "nowhere", "fingerprint": None},
-        "adapter": {"source": "no-such-adapter", "modules": 2, "parameters": 10},
+        "base": {"source": "nowhere", "fingerprint": "none"},
+        "adapter": {"source": "no-such-adapter", "sha256": "none", "modules": 2, "parameters": 10},
         "model": {
             "files": {MODEL_FILE: sha256_file(directory / MODEL_FILE)},
             "bytes": (directory / MODEL_FILE).stat().st_size,

@@ -39,13 +39,15 @@ TRANSFORMER: dict[str, Any] = {
     "num_attention_heads": 2,
     "num_labels": LABELS,
 }
-VOCABULARIED: dict[str, Any] = {"vocab_size": VOCABULARY, "pad_token_id": 1}
-"""What most of the models have in common."""
+TOKENS: dict[str, Any] = {"vocab_size": VOCABULARY, "pad_token_id": 1}
+"""Settings that most of the models share."""
+CLASSES: dict[str, Any] = {"num_labels": LABELS}
+"""An argument of every configuration, which the signatures of some do not show."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One tiny model: how to build it, what LoRA targets in it, and which module is its head."""
+    """One tiny model: how to build it, which modules LoRA targets, and which module is its head."""
 
     name: str
     build: Callable[[], PreTrainedModel]
@@ -68,44 +70,39 @@ class Architecture:
 
 def _bert() -> PreTrainedModel:
     return BertForSequenceClassification(
-        BertConfig(**TRANSFORMER, **VOCABULARIED, max_position_embeddings=40, intermediate_size=24)
+        BertConfig(**TRANSFORMER, **TOKENS, max_position_embeddings=40, intermediate_size=24)
     )
 
 
 def _roberta() -> PreTrainedModel:
     return RobertaForSequenceClassification(
-        RobertaConfig(**TRANSFORMER, **VOCABULARIED, max_position_embeddings=44, intermediate_size=24)
+        RobertaConfig(**TRANSFORMER, **TOKENS, max_position_embeddings=44, intermediate_size=24)
     )
 
 
 def _gpt2() -> PreTrainedModel:
     return GPT2ForSequenceClassification(
-        GPT2Config(
-            vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=40, num_labels=LABELS, pad_token_id=1
-        )
+        GPT2Config(**TOKENS, **CLASSES, n_embd=16, n_layer=2, n_head=2, n_positions=40)
     )
 
 
 def _llama() -> PreTrainedModel:
     return LlamaForSequenceClassification(
         LlamaConfig(
-            vocab_size=VOCABULARY,
+            **TOKENS,
+            **CLASSES,
             hidden_size=16,
             intermediate_size=24,
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=40,
-            num_labels=LABELS,
-            pad_token_id=1,
         )
     )
 
 
 def _t5_encoder() -> PreTrainedModel:
-    return T5EncoderModel(
-        T5Config(vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, pad_token_id=1)
-    )
+    return T5EncoderModel(T5Config(**TOKENS, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2))
 
 
 def _vit() -> PreTrainedModel:
@@ -117,22 +114,20 @@ def _vit() -> PreTrainedModel:
             intermediate_size=24,
             image_size=16,
             patch_size=4,
-            num_labels=LABELS,
+            **CLASSES,
         )
     )
 
 
 def _albert() -> PreTrainedModel:
     return AlbertForSequenceClassification(
-        AlbertConfig(**TRANSFORMER, **VOCABULARIED, embedding_size=8, max_position_embeddings=40, intermediate_size=24)
+        AlbertConfig(**TRANSFORMER, **TOKENS, embedding_size=8, max_position_embeddings=40, intermediate_size=24)
     )
 
 
 def _distilbert() -> PreTrainedModel:
     return DistilBertForSequenceClassification(
-        DistilBertConfig(
-            **VOCABULARIED, dim=16, hidden_dim=24, n_layers=2, n_heads=2, max_position_embeddings=40, num_labels=LABELS
-        )
+        DistilBertConfig(**TOKENS, **CLASSES, dim=16, hidden_dim=24, n_layers=2, n_heads=2, max_position_embeddings=40)
     )
 
 
@@ -161,7 +156,15 @@ ARCHITECTURES: dict[str, Architecture] = {
 def build(name: str, seed: int = 0) -> PreTrainedModel:
     """Return the tiny model ``name`` with weights drawn from ``seed``, in evaluation mode."""
     torch.manual_seed(seed)
-    return ARCHITECTURES[name].build().eval()
+    model = ARCHITECTURES[name].build()
+    model.eval()
+    return model
+
+
+def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the encoder inside ``model``, without its head."""
+    assert isinstance(model.base_model, PreTrainedModel)
+    return model.base_model
 
 
 def save_base(model: PreTrainedModel, directory: Path, **options: Any) -> Path:
@@ -170,8 +173,14 @@ def save_base(model: PreTrainedModel, directory: Path, **options: Any) -> Path:
     return directory
 
 
+def save_adapter(model: PeftModel, directory: Path) -> Path:
+    """Save the adapter of ``model`` and return the directory."""
+    model.save_pretrained(str(directory))
+    return directory
+
+
 def lora_config(name: str, **changes: Any) -> LoraConfig:
-    """Return a LoRA configuration for the architecture's own targets and head, with ``changes``."""
+    """Return a LoRA configuration for the architecture's targets and head, with ``changes``."""
     architecture = ARCHITECTURES[name]
     settings: dict[str, Any] = {
         "r": 4,
@@ -186,7 +195,7 @@ def lora_config(name: str, **changes: Any) -> LoraConfig:
 
 
 def adapt(model: PreTrainedModel, config: LoraConfig, *, seed: int = 1, size: float = 0.2) -> PeftModel:
-    """Wrap ``model`` (in place) with an adapter whose factors are all random, B included."""
+    """Wrap ``model`` (in place) with an adapter of random factors, including B; modules to save are random too."""
     adapted = get_peft_model(model, config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -197,10 +206,11 @@ def adapt(model: PreTrainedModel, config: LoraConfig, *, seed: int = 1, size: fl
 
 
 def output(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return logits, or the last hidden state of a headless encoder."""
+    """Return the logits, or the last hidden state of an encoder without a head."""
     with torch.inference_mode():
         result = model(**inputs)
-    return result.logits if hasattr(result, "logits") else result.last_hidden_state
+    tensor: torch.Tensor = result.logits if hasattr(result, "logits") else result.last_hidden_state
+    return tensor
 
 
 def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:

@@ -37,7 +37,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def test_the_report_holds_what_was_promised(bundle: Bundle) -> None:
-    report = bundle.manifest["verification"]
+    report = bundle.manifest.verification.to_dict()
     modules = 36 if bundle.task == "text-classification" else 73
     assert len(bundle.lora_inputs().modules) == modules
     assert report["base"]["bit_equal"]
@@ -62,7 +62,7 @@ def test_onnxruntimes_own_adapter_gives_the_same_numbers(bundle: Bundle) -> None
     names = {item.name for item in session.get_inputs()}
     for name in RANKS:
         adapter, options = ort.LoraAdapter(), ort.RunOptions()
-        adapter.Load(str(bundle.path / bundle.adapter(name)["file"]))
+        adapter.Load(str(bundle.path / bundle.adapter(name).file))
         options.add_active_adapter(adapter)
         (got,) = session.run(None, {key: value for key, value in cases[1].items() if key in names}, options)
         np.testing.assert_array_equal(got, np.stack(ours.run(cases[1], name)))

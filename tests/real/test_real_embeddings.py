@@ -10,12 +10,12 @@ import pytest
 
 from benchmarks.assets import minilm
 from benchmarks.random_adapters import save_random_adapter
+from rmlora.sample_data import SENTENCES as TEXTS
 from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.exporter.precision import lower_precision
 from rmlora_deploy.inference.embedder import Embedder, cosines
 from rmlora_deploy.runtime import AdapterSession
-from rmlora_deploy.verification.sample_batches import TEXTS
 from tests.helpers.cli import run
 from tests.helpers.encoders import peft_vectors
 
@@ -33,17 +33,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = [part for name in RANKS for part in ("-a", directory / name)]
     done = run("export", minilm(), "--mode", "branches", *flags, "-o", directory / "bundle")
     assert done.code == 0, done.stderr
-    assert "Pooling: mean, normalized (as the files beside the base say)" in done.stdout
+    assert "Pooling: mean, normalized (from the files of the base)" in done.stdout
     assert "least cosine" in done.stdout
     return directory
 
 
 def test_base_and_adapters_give_the_vectors_of_sentence_transformers(home: Path) -> None:
     bundle = Bundle.open(home / "bundle")
-    assert bundle.manifest["pooling"] == {"mode": "mean", "normalize": True, "source": "base"}
-    assert bundle.manifest["max_length"] == 256  # sentence-transformers' file, not the tokenizer's 512
+    assert bundle.manifest.pooling.to_dict() == {"mode": "mean", "normalize": True, "source": "base"}
+    assert bundle.manifest.max_length == 256  # sentence-transformers' file, not the tokenizer's 512
     assert len(bundle.lora_inputs().modules) == 36
-    report = bundle.manifest["verification"]
+    report = bundle.manifest.verification.to_dict()
     assert report["base"]["bit_equal"] and report["mixed"]["max_relative_error"] <= 1e-5
     embedder = Embedder.open(home / "bundle")
     for name in (None, *RANKS):
@@ -67,6 +67,6 @@ def test_int8_quantizes_every_layer_and_keeps_the_direction(home: Path, tmp_path
     session = AdapterSession(tmp_path / "int8.onnx")
     arrays = bundle.preprocessor()(TEXTS)
     for name in RANKS:
-        session.load(name, partial(read_onnx_adapter, bundle.path / bundle.adapter(name)["file"]))
+        session.register(name, partial(read_onnx_adapter, bundle.path / bundle.adapter(name).file))
         expected = Embedder(bundle).embed(TEXTS, name)
         assert (np.stack(session.run(arrays, name)) * expected).sum(1).min() > 0.95

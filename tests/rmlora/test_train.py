@@ -225,7 +225,7 @@ def test_images_are_learned_from_a_folder(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.code == 0, done.stderr
     fails(
-        2, "does not take pictures of this size", "train", "--task", "image-classification", "--base", tmp_path / "base",
+        2, "does not take images of this size", "train", "--task", "image-classification", "--base", tmp_path / "base",
         "--train", tmp_path / "photos", "-o", tmp_path / "other", *SETTINGS, "--image-size", "24",
     )  # fmt: skip
     adapter = load_package(tmp_path / "adapter")

@@ -1,1 +1,1 @@
-"""Measuring a bundle: contestants in processes of their own, on the same cores, in alternating order."""
+"""Measuring a bundle: each contestant in its own process, on the same cores, in alternating order."""

@@ -1,4 +1,4 @@
-"""What is measured: settings, contestants, and the job each worker process gets."""
+"""What is measured: the settings, the batches, and the contestants."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ __all__ = [
     "DEFAULT_ENGINES",
     "ENGINES",
     "USES",
+    "BatchShape",
     "BenchSettings",
     "Contestant",
     "Engine",
-    "Job",
-    "Size",
     "Use",
-    "contestants",
+    "list_contestants",
 ]
 
 Engine = Literal["onnx", "torch", "torch-compile"]
 Use = Literal["no adapter", "one adapter", "one for each row"]
 USES: tuple[Use, ...] = get_args(Use)
-"""What the rows of a batch ask of a bundle with branches."""
+"""Which adapters the rows of a batch use, in a bundle with branches."""
 
 ENGINES: dict[Engine, str] = {"onnx": "ONNX Runtime", "torch": "PyTorch", "torch-compile": "PyTorch compiled"}
 """Engine → its name in tables."""
@@ -34,8 +33,8 @@ DEFAULT_ENGINES: tuple[Engine, ...] = ("onnx", "torch")
 
 
 @dataclass(frozen=True)
-class Size:
-    """One batch: ``rows`` texts of ``tokens`` tokens each, or ``rows`` images (``tokens`` None)."""
+class BatchShape:
+    """One batch: ``rows`` texts of ``tokens`` tokens each, or ``rows`` images (``tokens`` is None)."""
 
     rows: int
     tokens: int | None
@@ -46,22 +45,24 @@ class Size:
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """Sizes and repetitions."""
+    """What to measure, and how often."""
 
     batches: tuple[int, ...] = (1, 8)
+    """Rows of a batch."""
     lengths: tuple[int, ...] = (32, 128)
-    """Tokens of a text; images have none."""
+    """Tokens of a text; unused for images."""
     threads: tuple[int, ...] | None = None
-    """On the CPU; None is 1, and 2 where the machine has them."""
+    """CPU threads; None is 1, and 2 if the machine has two cores."""
     providers: tuple[str, ...] | None = None
-    """Those to measure, each of which must work; None is every provider there is, the absent ones listed."""
+    """Providers to measure, each of which must work; None measures every available one and lists the others."""
     engines: tuple[Engine, ...] | None = None
-    """Those to measure, each of which must work; None is ONNX Runtime, and PyTorch where it can run."""
+    """Engines to measure, each of which must work; None is ONNX Runtime, and PyTorch if it can run."""
     rounds: int = 3
-    """How often the contestants take turns, each time in a new process."""
+    """How many times each contestant runs, each time in a new process."""
     seconds: float = 1.0
-    """Time spent on every size in a round, after the warm-up."""
+    """Time spent on each batch shape in a round, after the warm-up."""
     warmup: int = 3
+    """Runs before timing."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -79,20 +80,21 @@ class BenchSettings:
         for provider in self.providers or ():
             get_provider(provider)
 
-    def sizes(self, *, texts: bool) -> tuple[Size, ...]:
-        """Return every batch; images have no length."""
+    def shapes(self, *, texts: bool) -> tuple[BatchShape, ...]:
+        """Return the shape of every batch to measure; images have no length."""
         lengths = self.lengths if texts else (None,)
-        return tuple(Size(rows, tokens) for rows in self.batches for tokens in lengths)
+        return tuple(BatchShape(rows, tokens) for rows in self.batches for tokens in lengths)
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One engine on one provider with one number of threads; ``missing`` tells why it cannot run here."""
+    """One engine on one provider with one number of threads."""
 
     engine: Engine
     provider: str
     threads: int
     missing: str | None = None
+    """Why it cannot run on this machine; None if it can."""
     use: Use | None = None
     """None for a merged bundle, and for PyTorch, which runs the merged model."""
 
@@ -102,47 +104,27 @@ class Contestant:
         return f"{ENGINES[self.engine]} {self.provider}" + (f", {self.use}" if self.use else "")
 
 
-@dataclass(frozen=True)
-class Job:
-    """What one worker process is told, as JSON on its stdin."""
-
-    bundle: str
-    engine: Engine
-    provider: str
-    threads: int
-    cores: tuple[int, ...]
-    """Cores to stay on; empty where the system cannot pin."""
-    sizes: tuple[tuple[int, int | None], ...]
-    """Pairs of rows and tokens (None for images)."""
-    seconds: float
-    warmup: int
-    seed: int
-    base: str | None
-    adapter: str | None
-    use: Use | None = None
-
-
-def contestants(
+def list_contestants(
     settings: BenchSettings, threads: Sequence[int], torch_missing: str | None, *, branches: bool = False
 ) -> list[Contestant]:
-    """Return every combination asked for, those that cannot run here included with the reason.
+    """Return every combination that the settings ask for, including those that cannot run here, with the reason.
 
-    A device is measured once, with the largest number of threads: its work does not depend on them. PyTorch runs
-    on the CPU and, beside the provider ``cuda``, on that device.
+    A device is measured only with the largest number of threads, because its work does not depend on them. PyTorch
+    runs on the CPU, and on the GPU if the provider ``cuda`` is measured.
 
     Args:
         settings: providers and engines.
-        threads: numbers of threads on the CPU.
+        threads: numbers of CPU threads.
         torch_missing: why PyTorch cannot be measured, or None.
-        branches: the bundle has branches, so ONNX Runtime is measured with every use of them.
+        branches: the bundle has branches, so ONNX Runtime is measured with each of :data:`USES`.
 
     Raises:
-        ProviderError: a provider asked for by name is not in the installed ONNX Runtime.
+        ProviderError: the settings name a provider that the installed ONNX Runtime does not have.
     """
     built = available()
     names = [item.name for item in PROVIDERS]
-    wanted = names if settings.providers is None else [get_provider(name).name for name in settings.providers]
-    absent = [name for name in wanted if not built[name]]
+    chosen = names if settings.providers is None else [get_provider(name).name for name in settings.providers]
+    absent = [name for name in chosen if not built[name]]
     if settings.providers is not None and absent:
         raise ProviderError(
             f"Provider '{absent[0]}' is not in the installed ONNX Runtime, which has: "
@@ -150,7 +132,7 @@ def contestants(
         )
     result = []
     for engine in settings.engines or DEFAULT_ENGINES:
-        for provider in wanted:
+        for provider in chosen:
             if engine != "onnx" and (provider not in ("cpu", "cuda") or not built[provider]):
                 continue
             missing = torch_missing if engine != "onnx" else None if built[provider] else _NOT_BUILT

@@ -1,4 +1,4 @@
-"""A picture of a bench: one column per batch, latency above throughput, one bar per contestant."""
+"""A picture of a bench result: one column per batch shape, latency above throughput, one bar per contestant."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import require
-from rmlora_deploy.bench.bench_plan import Size
+from rmlora_deploy.bench.bench_plan import BatchShape
 from rmlora_deploy.plots import clean_axes, save_figure
 
 if TYPE_CHECKING:
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 __all__ = ["plot_bench"]
 
 _COLORS = {"onnx": ("#93b4f8", "#2563eb"), "torch": ("#d1d5db", "#6b7280"), "torch-compile": ("#fcd29a", "#d97706")}
-"""Engine → pale color, and the full one for the most threads."""
+"""Engine → pale color, and the full color for the largest number of threads."""
 
 
 def plot_bench(result: Mapping[str, Any], path: Path) -> None:
-    """Draw median latencies with the range over rounds and the 99th percentile, and throughputs.
+    """Draw median latency with its range over the rounds and the 99th percentile, and throughput.
 
     Args:
         result: what :func:`rmlora_deploy.bench.rounds.run_bench` returned.
-        path: picture to write; its suffix decides the format.
+        path: picture to write; its suffix sets the format.
 
     Raises:
         DependencyError: matplotlib is not installed.
@@ -34,16 +34,17 @@ def plot_bench(result: Mapping[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    sizes = list(dict.fromkeys(Size(row["rows"], row["tokens"]) for row in result["rows"]))
-    bars = max(sum(Size(row["rows"], row["tokens"]) == size for row in result["rows"]) for size in sizes)
-    figure = Figure(figsize=(2.4 + 2.7 * len(sizes), 1.9 + 2 * (0.5 + 0.34 * bars)), layout="constrained")
-    grid = figure.subplots(2, len(sizes), squeeze=False)
+    by_shape: dict[BatchShape, list[Mapping[str, Any]]] = {}
+    for row in result["rows"]:
+        by_shape.setdefault(BatchShape(row["rows"], row["tokens"]), []).append(row)
+    bars = max(map(len, by_shape.values()))
+    figure = Figure(figsize=(2.4 + 2.7 * len(by_shape), 1.9 + 2 * (0.5 + 0.34 * bars)), layout="constrained")
+    grid = figure.subplots(2, len(by_shape), squeeze=False)
     most = max(row["threads"] for row in result["rows"])
-    for column, size in enumerate(sizes):
-        rows = [row for row in result["rows"] if Size(row["rows"], row["tokens"]) == size]
+    for column, (shape, rows) in enumerate(by_shape.items()):
         _panel(grid[0][column], rows, "p50_ms", most, show_names=column == 0)
         _panel(grid[1][column], rows, "rows_per_second", most, show_names=column == 0)
-        grid[0][column].set_title(_title(size), fontsize=10, fontweight="bold", loc="left")
+        grid[0][column].set_title(_title(shape), fontsize=10, fontweight="bold", loc="left")
         grid[0][column].set_xlabel("latency, ms", fontsize=9)
         grid[1][column].set_xlabel("rows per second", fontsize=9)
     bundle, machine = result["bundle"], result["environment"]
@@ -64,33 +65,33 @@ def plot_bench(result: Mapping[str, Any], path: Path) -> None:
 
 
 def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, most: int, *, show_names: bool) -> None:
-    places = list(range(len(rows)))[::-1]
+    heights = list(range(len(rows)))[::-1]
     values = [row[key] for row in rows]
     colors = [_COLORS[row["engine"]][row["threads"] == most] for row in rows]
-    axes.barh(places, values, color=colors, height=0.74)
+    axes.barh(heights, values, color=colors, height=0.74)
     ends = values
     if key == "p50_ms":
-        for place, row in zip(places, rows, strict=True):
-            axes.plot(row["p50_ms_range"], [place, place], color="#111827", linewidth=1.4)
-            axes.plot(row["p99_ms"], place, marker="|", color="#111827", markersize=9)
+        for height, row in zip(heights, rows, strict=True):
+            axes.plot(row["p50_ms_range"], [height, height], color="#111827", linewidth=1.4)
+            axes.plot(row["p99_ms"], height, marker="|", color="#111827", markersize=9)
         ends = [max(row["p99_ms"], row["p50_ms_range"][1]) for row in rows]
-    for place, value, end in zip(places, values, ends, strict=True):
+    for height, value, end in zip(heights, values, ends, strict=True):
         axes.annotate(
             f"{value:.1f}" if value < 100 else f"{value:,.0f}",
-            (end, place),
+            (end, height),
             xytext=(6, 0),
             textcoords="offset points",
             va="center",
             fontsize=9,
         )
     names = [f"{row['name']}, {row['threads']} thread{'s' if row['threads'] > 1 else ''}" for row in rows]
-    axes.set_yticks(places, names if show_names else [""] * len(names), fontsize=9)
+    axes.set_yticks(heights, names if show_names else [""] * len(names), fontsize=9)
     axes.set_xlim(0, 1.28 * max(ends))
     axes.tick_params(axis="x", labelsize=8)
     axes.tick_params(axis="y", length=0)
     clean_axes(axes, grid="x")
 
 
-def _title(size: Size) -> str:
-    rows = f"{size.rows} row{'s' if size.rows > 1 else ''}"
-    return rows if size.tokens is None else f"{rows} × {size.tokens} tokens"
+def _title(shape: BatchShape) -> str:
+    rows = f"{shape.rows} row{'s' if shape.rows > 1 else ''}"
+    return rows if shape.tokens is None else f"{rows} × {shape.tokens} tokens"

@@ -1,4 +1,4 @@
-"""What is measured on: cores, memory, processor and versions."""
+"""The machine that is measured on: cores, memory, processor and versions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "torch", "transformers", "peft", 
 
 
 def usable_cores() -> tuple[int, ...]:
-    """Return the cores this process may run on (``taskset`` and containers narrow them)."""
+    """Return the cores this process may run on (``taskset`` and containers restrict them)."""
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
     return tuple(range(os.cpu_count() or 1))
@@ -31,27 +31,27 @@ def pin(cores: Sequence[int]) -> bool:
 
 
 def resident_mb() -> float | None:
-    """Return the memory this process occupies now, in MiB; None where the system does not tell."""
+    """Return the memory this process occupies now, in MiB; None if the system does not report it."""
     return _status("VmRSS")
 
 
 def peak_mb() -> float | None:
-    """Return the most memory this process has occupied, in MiB.
+    """Return the most memory this process has occupied, in MiB; None if the system does not report it.
 
-    ``getrusage`` would be portable, but its figure is inherited from the parent across ``exec``.
+    ``getrusage`` would be portable, but a process inherits its figure from the parent across ``exec``.
     """
     return _status("VmHWM")
 
 
 class OthersWatch:
-    """How much of this process's cores other programs used since the watch was made."""
+    """Measures how much other programs have used this process's cores since the object was made."""
 
     def __init__(self, cores: Sequence[int]) -> None:
         self._cores = cores
         self._wall, self._own, self._busy = time.monotonic(), time.process_time(), _busy_seconds(cores)
 
     def share(self) -> float | None:
-        """Return it as a share of all the cores' time; None where the system does not tell."""
+        """Return their share of the cores' time, 0 to 1; None if the system does not report it."""
         busy, before = _busy_seconds(self._cores), self._busy
         wall = (time.monotonic() - self._wall) * len(self._cores)
         if busy is None or before is None or wall <= 0:
@@ -60,7 +60,7 @@ class OthersWatch:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return processor, cores, memory, system and versions."""
+    """Return the processor, the number of cores, the system, and versions."""
     packages = {}
     for name in _PACKAGES:
         try:
@@ -86,7 +86,7 @@ def _processor() -> str:
 
 
 def _busy_seconds(cores: Sequence[int]) -> float | None:
-    """Return the time ``cores`` have spent on anything but idling, in seconds since the machine started."""
+    """Return how long ``cores`` have been busy since the machine started, in seconds."""
     try:
         lines = Path("/proc/stat").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""From the runs of all rounds to the figures of a report."""
+"""The figures of a report, from the runs of all rounds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rmlora_deploy.bench.bench_plan import Contestant, Size
+from rmlora_deploy.bench.bench_plan import BatchShape, Contestant
 
 __all__ = ["summarize"]
 
@@ -18,29 +18,30 @@ Row = dict[str, Any]
 
 def summarize(
     everyone: Sequence[Contestant],
-    sizes: Sequence[Size],
+    shapes: Sequence[BatchShape],
     runs: Mapping[Contestant, Sequence[Run]],
     failures: Mapping[Contestant, str],
 ) -> dict[str, list[Row]]:
     """Return ``contestants`` and ``rows``: medians over the rounds, with the range of the rounds' medians.
 
-    Every ratio is taken between the two runs of one round and then summarized, so what disturbs a whole round
-    cancels. It is the time of the fastest PyTorch of the same device, threads and size over this one's.
+    A ratio is the median time of the fastest PyTorch, on the same device with the same threads and batch shape, over
+    that of ONNX Runtime. It is taken within each round before the median over the rounds, so that a disturbance of a
+    whole round cancels out.
 
     Args:
         everyone: contestants in the order of the report.
-        sizes: batches in the order of the runs.
-        runs: what each contestant's workers returned, round by round.
-        failures: contestants that could not be measured, and why.
+        shapes: batches in the order of each run's figures.
+        runs: what each contestant's workers returned, one result per round.
+        failures: why a contestant could not be measured.
     """
     measured = [item for item in everyone if item not in failures]
     rows = [
-        _row(item, size, [run["sizes"][number] for run in runs[item]])
+        _row(item, shape, [run["figures"][number] for run in runs[item]])
         for item in measured
-        for number, size in enumerate(sizes)
+        for number, shape in enumerate(shapes)
     ]
     for row in rows:
-        _compare(row, rows)
+        _add_comparison(row, rows)
     reference = next((runs[item][0]["logits"] for item in measured if item.engine == "torch"), None)
     return {
         "contestants": [
@@ -63,15 +64,15 @@ def _head(item: Contestant) -> Row:
     }
 
 
-def _row(item: Contestant, size: Size, rounds: Sequence[Row]) -> Row:
+def _row(item: Contestant, shape: BatchShape, rounds: Sequence[Row]) -> Row:
     def over_rounds(key: str) -> float:
         return float(median(one[key] for one in rounds))
 
     medians = [one["p50_ms"] for one in rounds]
     return {
         **_head(item),
-        "rows": size.rows,
-        "tokens": size.tokens,
+        "rows": shape.rows,
+        "tokens": shape.tokens,
         **{key: over_rounds(key) for key in ("p50_ms", "p90_ms", "p99_ms")},
         "p50_ms_range": [min(medians), max(medians)],
         "p50_ms_rounds": medians,
@@ -80,14 +81,15 @@ def _row(item: Contestant, size: Size, rounds: Sequence[Row]) -> Row:
     }
 
 
-def _compare(row: Row, rows: Sequence[Row]) -> None:
-    """Add how many times faster than PyTorch a row of ONNX Runtime is, and the range over the rounds."""
+def _add_comparison(row: Row, rows: Sequence[Row]) -> None:
+    """Add to a row of ONNX Runtime how many times faster than PyTorch it is, and the range over the rounds."""
     device = "cpu" if row["provider"] == "cpu" else "cuda"
-    place = (device, row["threads"], row["rows"], row["tokens"])
+    conditions = (device, row["threads"], row["rows"], row["tokens"])
     rivals = [
         other
         for other in rows
-        if other["engine"] != "onnx" and (other["provider"], other["threads"], other["rows"], other["tokens"]) == place
+        if other["engine"] != "onnx"
+        and (other["provider"], other["threads"], other["rows"], other["tokens"]) == conditions
     ]
     if row["engine"] != "onnx" or not rivals:
         return
@@ -99,12 +101,12 @@ def _compare(row: Row, rows: Sequence[Row]) -> None:
 
 
 def _whole(runs: Sequence[Run], reference: Sequence[Any] | None) -> Row:
-    """What holds for a contestant at all sizes; ``relative_error`` proves that it computes the same function."""
+    """Return the figures of a contestant as a whole; a small ``relative_error`` shows that it computes what PyTorch does."""
     row: Row = {key: runs[0][key] for key in ("how", "pinned")}
     for key in ("load_seconds", "loaded_mb", "peak_mb"):
         values = [run[key] for run in runs if run[key] is not None]
         row[key] = float(median(values)) if values else None
-    shares = [size["others_share"] for run in runs for size in run["sizes"] if size["others_share"] is not None]
+    shares = [one["others_share"] for run in runs for one in run["figures"] if one["others_share"] is not None]
     row["others_share"] = max(shares, default=None)
     if reference is not None and runs[0]["logits"] is not None:
         expected = np.array(reference)

@@ -1,1 +1,1 @@
-"""Bundles on disk: the directory that leaves the toolkit, its manifest, its adapters and its reference outputs."""
+"""Bundles on disk: the directory that an export writes, its manifest, adapters and reference outputs."""

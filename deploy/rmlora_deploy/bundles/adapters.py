@@ -1,6 +1,6 @@
-"""The adapters of a bundle with branches: adding one, taking one away, recording what was verified (no torch).
+"""The adapters of a bundle with branches: add one, remove one, record what verification found (no torch).
 
-The manifest is written last when an adapter comes and first when one goes, so whatever it lists is whole.
+Adding writes the manifest last and removing writes it first, so every adapter it lists is complete.
 """
 
 from __future__ import annotations
@@ -8,200 +8,156 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from rmlora.adapter import Adapter
-from rmlora.adapter_task import adapter_labels, drop_unused_modules, task_of
-from rmlora.errors import AdapterError, ConfigError
+from rmlora.errors import ConfigError
 from rmlora.package import load_package
 from rmlora.storage import atomic_file, locked, sha256_file
-from rmlora_converters.graph.contract.adapter_arrays import adapter_arrays
-from rmlora_converters.graph.contract.lora_inputs import read_lora_inputs
-from rmlora_converters.graph.files.model_file import load_model
 from rmlora_converters.graph.files.onnx_adapter import write_onnx_adapter
-from rmlora_deploy.bundles.bundle import MODEL_FILE, REFERENCE_FILE, Bundle
-from rmlora_deploy.bundles.choose_pooling import check_pooling
+from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.bundles.convert_adapter import TryOut, convert_adapter
 from rmlora_deploy.bundles.describe import describe_adapter
-from rmlora_deploy.bundles.processor import trained_length
-from rmlora_deploy.bundles.reference import load_reference, save_reference
+from rmlora_deploy.bundles.manifest import AdapterEntry
+from rmlora_deploy.bundles.reference import save_reference
+from rmlora_deploy.bundles.report import VerificationReport
+from rmlora_deploy.bundles.sources import record_adapter_directory
 
-__all__ = ["add_adapter", "check_name", "record_verification", "remove_adapter", "store_reference", "write_entry"]
+__all__ = ["add_adapter", "check_name", "record_verification", "remove_adapter", "store_reference", "write_adapter"]
 
 ADAPTERS = "adapters"
-_NOTHING = 1e-6
-"""Relative difference from the base's answers that rounding alone can make."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def check_name(name: str) -> None:
-    """Raise :class:`ConfigError` unless ``name`` can be an adapter's, which is also a file's."""
+    """Raise :class:`ConfigError` unless ``name`` can name an adapter and its files."""
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"'{name}' cannot name an adapter: use up to 100 letters, digits, dots, dashes and underscores, the first "
-            "a letter or digit."
+            f"'{name}' cannot name an adapter: use up to 100 letters, digits, dots, dashes and underscores, starting "
+            "with a letter or digit."
         )
 
 
-def write_entry(
-    directory: Path,
-    name: str,
-    adapter: Adapter,
-    *,
-    task: str,
-    length: int | None,
-    allow_base_mismatch: bool,
-    pooling: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Write what the graph in ``directory`` takes for ``adapter`` and return its entry for the manifest.
+def write_adapter(
+    bundle: Bundle, try_out: TryOut, name: str, adapter: Adapter, *, allow_base_mismatch: bool
+) -> AdapterEntry:
+    """Convert ``adapter``, write its file into ``bundle`` and return its entry for the manifest.
 
     Args:
-        directory: of the bundle.
-        name: the adapter's.
-        adapter: what to write.
-        task: of the bundle.
-        length: tokens that texts are cut to where the adapter does not tell.
-        allow_base_mismatch: write it although it was made for another base.
-        pooling: the manifest's part about it, for embeddings.
+        bundle: a bundle with branches.
+        try_out: with the bundle's graph open; one serves any number of adapters.
+        name: what the adapter is called in the bundle.
+        adapter: as it was read.
+        allow_base_mismatch: accept an adapter that was made for another base.
 
     Raises:
-        BaseMismatchError: the adapter was made for another base.
-        AdapterError: the graph has no slot for a module or head, or the task is another one.
+        AdapterError: see :func:`convert_adapter`.
     """
-    check_name(name)
-    if adapter.task not in (None, task):
-        raise AdapterError(f"{adapter.source} is for {adapter.task}, the bundle for {task}: give it one of its own.")
-    known = task_of(adapter, task)
-    labels, adapter = adapter_labels(adapter, known), drop_unused_modules(adapter, known)
-    check_pooling(adapter, pooling)
-    model = load_model(directory / MODEL_FILE)
-    lora_inputs = read_lora_inputs(model.metadata_props, where=str(directory / MODEL_FILE))
-    values = {value.name: value for value in model.graph.inputs}
-    dtypes = {slot: values[slot].dtype.numpy() for slot in lora_inputs.names}  # type: ignore[union-attr]
-    arrays = adapter_arrays(adapter, lora_inputs, dtypes, allow_base_mismatch=allow_base_mismatch)
-    file = directory / ADAPTERS / f"{name}.onnx_adapter"
+    session, manifest = try_out.session, bundle.manifest
+    converted = convert_adapter(
+        adapter, session.lora_inputs, session.input_types, name=name, task=bundle.task, pooling=manifest.pooling,
+        max_length=manifest.max_length, try_out=try_out, allow_base_mismatch=allow_base_mismatch,
+    )  # fmt: skip
+    file = bundle.path / ADAPTERS / f"{name}.onnx_adapter"
     file.parent.mkdir(exist_ok=True)
-    write_onnx_adapter(file, arrays)
+    write_onnx_adapter(file, converted.arrays)
     relative = f"{ADAPTERS}/{file.name}"
-    return {
-        **describe_adapter(adapter),
-        "file": relative,
-        "files": {relative: sha256_file(file)},
-        "bytes": file.stat().st_size,
-        "rank": max(module.active_rank for module in adapter.modules.values()),
-        "labels": labels,
-        "max_length": trained_length(adapter) or length,
-    }
+    return AdapterEntry(
+        **dict(describe_adapter(converted.adapter)),
+        file=relative,
+        files={relative: sha256_file(file)},
+        bytes=file.stat().st_size,
+        rank=converted.rank,
+        labels=converted.labels,
+        max_length=converted.max_length,
+    )
 
 
-def add_adapter(bundle: Bundle, name: str, path: Path, *, allow_base_mismatch: bool = False) -> dict[str, Any]:
+def add_adapter(bundle: Bundle, name: str, path: Path, *, allow_base_mismatch: bool = False) -> AdapterEntry:
     """Add the adapter package at ``path`` to ``bundle`` and return its entry.
 
-    The graph answers the bundle's reference inputs with it before it is listed; whether the answers are PyTorch's is
-    for ``rmlora-deploy verify`` to say, where torch is.
+    The graph is run once with the adapter before the manifest lists it. ``rmlora-deploy verify`` compares its outputs with
+    PyTorch, where torch is installed.
 
     Raises:
-        ConfigError: the bundle is merged, or the name is taken or cannot be one.
-        AdapterError: the adapter does not fit the graph, or changes nothing in its answers.
+        ConfigError: the bundle is merged, or the name is taken or not allowed.
+        AdapterError: see :func:`convert_adapter`.
     """
-    _require_branches(bundle)
+    bundle.require_branches()
     check_name(name)
     adapter = load_package(path)
     with locked(bundle.path):
         bundle.reload()
         if name in bundle.adapters:
             raise ConfigError(
-                f"{bundle.path} has an adapter '{name}' already: choose another name, or take that one away first "
+                f"{bundle.path} already has an adapter '{name}': choose another name, or remove that one first "
                 "(rmlora-deploy adapter remove)."
             )
-        entry = write_entry(
-            bundle.path, name, adapter, task=bundle.task, length=bundle.manifest.get("max_length"),
-            allow_base_mismatch=allow_base_mismatch, pooling=bundle.manifest.get("pooling"),
-        )  # fmt: skip
-        candidate = Bundle(bundle.path, {**bundle.manifest, "adapters": {**bundle.adapters, name: entry}})
-        try:
-            _try_out(candidate, name)
-        except BaseException:
-            (bundle.path / entry["file"]).unlink(missing_ok=True)
-            raise
-        bundle.manifest["adapters"] = candidate.adapters
+        entry = write_adapter(bundle, TryOut.of(bundle), name, adapter, allow_base_mismatch=allow_base_mismatch)
+        bundle.manifest.adapters = {**bundle.adapters, name: entry}
         bundle.save_manifest()
+        record_adapter_directory(bundle.manifest, entry, path)
     return entry
 
 
 def remove_adapter(bundle: Bundle, name: str) -> None:
-    """Take the adapter ``name`` out of ``bundle``.
+    """Remove the adapter ``name`` and its files from ``bundle``.
 
     Raises:
         ConfigError: the bundle is merged.
-        InputError: there is none of that name.
+        InputError: it has no adapter of that name.
     """
-    _require_branches(bundle)
+    bundle.require_branches()
     with locked(bundle.path):
         bundle.reload()
         entry = bundle.adapter(name)
-        bundle.manifest["adapters"] = {key: value for key, value in bundle.adapters.items() if key != name}
-        report = bundle.manifest.get("verification")
-        if report:
-            report["adapters"].pop(name, None)
+        bundle.manifest.adapters = {key: value for key, value in bundle.adapters.items() if key != name}
+        bundle.manifest.verification = _only(bundle.manifest.verification, bundle.adapters)
         bundle.save_manifest()
-        for file in entry["files"]:
+        for file in entry.files:
             (bundle.path / file).unlink(missing_ok=True)
 
 
 def record_verification(
-    bundle: Bundle, report: dict[str, Any], expected: Mapping[str, Sequence[np.ndarray]] | None = None
+    bundle: Bundle, report: VerificationReport, expected: Mapping[str, Sequence[np.ndarray]] | None = None
 ) -> None:
-    """Write a report into the manifest, and PyTorch's outputs beside it, for the adapters that are still what they were.
+    """Write a report into the manifest and PyTorch's outputs into the bundle.
 
-    Others may have come or gone since ``bundle`` was opened: its manifest is read again.
+    The manifest is read again first: adapters that were added, removed or replaced since ``bundle`` was opened are left
+    out of what is written.
     """
     verified = bundle.adapters
     with locked(bundle.path):
         bundle.reload()
         same = {
-            name for name, entry in bundle.adapters.items() if entry["sha256"] == verified.get(name, {}).get("sha256")
+            name
+            for name, entry in bundle.adapters.items()
+            if name in verified and entry.sha256 == verified[name].sha256
         }
-        if "adapters" in report:
-            report = {**report, "adapters": {name: row for name, row in report["adapters"].items() if name in same}}
-        store_reference(bundle, {name: logits for name, logits in (expected or {}).items() if name in same})
-        bundle.manifest["verification"] = report
+        store_reference(bundle, {name: outputs for name, outputs in (expected or {}).items() if name in same})
+        bundle.manifest.verification = _only(report, same)
         bundle.save_manifest()
 
 
 def store_reference(bundle: Bundle, expected: Mapping[str, Sequence[np.ndarray]]) -> None:
-    """Write PyTorch's outputs on the reference inputs for every adapter in ``expected``, and list them in the manifest."""
+    """Write PyTorch's outputs on the reference inputs, by adapter, and list the files in the manifest."""
     adapters = bundle.adapters
-    for name, logits in expected.items():
+    for name, outputs in expected.items():
         relative = f"{ADAPTERS}/{name}.reference.safetensors"
-        if relative in adapters[name]["files"]:
+        if relative in adapters[name].files:
             continue
         with atomic_file(bundle.path / relative) as temporary:
-            save_reference(temporary, [{}] * len(logits), logits)
-        files = {**adapters[name]["files"], relative: sha256_file(bundle.path / relative)}
-        adapters[name] = {**adapters[name], "files": files, "reference": relative}
+            save_reference(temporary, [{}] * len(outputs), outputs)
+        files = {**adapters[name].files, relative: sha256_file(bundle.path / relative)}
+        adapters[name] = adapters[name].model_copy(update={"files": files, "reference": relative})
     if expected:
-        bundle.manifest["adapters"] = adapters
+        bundle.manifest.adapters = adapters
 
 
-def _try_out(bundle: Bundle, name: str) -> None:
-    """Run the first reference case with the adapter and hold it against the base's answer."""
-    batches, base = load_reference(bundle.path / REFERENCE_FILE)
-    got = np.stack(bundle.adapter_session().run(batches[0], name))
-    if not np.isfinite(got).all():
-        raise AdapterError(
-            f"With the adapter '{name}' the graph gives NaN or infinity: the adapter is broken, or too large for "
-            f"{bundle.precision}."
-        )
-    if got.shape == base[0].shape and np.abs(got - base[0]).max() <= _NOTHING * np.abs(base[0]).max():
-        raise AdapterError(
-            f"The adapter '{name}' changes nothing in the answers: its update and its head are the base's."
-        )
-
-
-def _require_branches(bundle: Bundle) -> None:
-    if bundle.mode != "branches":
-        raise ConfigError(
-            f"{bundle.path} has its adapter merged: export one with --mode branches, to which adapters can be added."
-        )
+def _only(report: VerificationReport | None, names: Mapping[str, object] | set[str]) -> VerificationReport | None:
+    """Return ``report`` with the adapters in ``names`` only."""
+    if report is None or report.adapters is None:
+        return report
+    kept = {name: row for name, row in report.adapters.items() if name in names}
+    return report.model_copy(update={"adapters": kept})

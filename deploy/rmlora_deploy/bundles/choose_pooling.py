@@ -1,91 +1,85 @@
-"""Which pooling an embedding bundle gets: what the user says, else the files beside the adapters or the base, else a default."""
+"""Choosing how an embedding bundle pools: as the user says, else as the adapters' or the base's files say, else by mean."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rmlora.adapter import Adapter
 from rmlora.errors import AdapterError, ConfigError
 from rmlora.pooling import Pooling, PoolingMode, read_pooling
 from rmlora.tasks import Task
+from rmlora_deploy.bundles.manifest import PoolingEntry
 
-__all__ = ["check_pooling", "choose_pooling", "describe_pooling"]
+__all__ = ["check_pooling", "choose_pooling"]
 
 
 def choose_pooling(
     task: Task, base: Path, adapters: Mapping[str, Adapter], processor: Any, *, mode: PoolingMode | None,
     normalize: bool | None,
-) -> tuple[Pooling, str] | None:  # fmt: skip
-    """Return the pooling and who says so (``chosen``, ``adapter``, ``base`` or ``default``); None for other tasks.
+) -> PoolingEntry | None:  # fmt: skip
+    """Return the pooling and where the choice came from; None for tasks that do not pool.
 
-    Files of sentence-transformers beside an adapter go before those beside the base: it was trained with them.
+    An adapter was trained with the pooling in its own sentence-transformers files, so these win over the base's.
 
     Args:
-        task: only tasks that answer with vectors pool.
+        task: only tasks whose output is a vector pool.
         base: directory of the base.
         adapters: name → adapter.
-        processor: the tokenizer, which must not put padding where the first token is read.
-        mode: the user's choice; None leaves it to the files.
-        normalize: the same for the normalization.
+        processor: the tokenizer; pooling by the first token needs one that pads on the right.
+        mode: the user's choice; None takes the files'.
+        normalize: the user's choice; None takes the files'.
 
     Raises:
-        ConfigError: a choice was made for another task, or cannot go with the tokenizer.
-        AdapterError: two adapters were trained with different ones.
-        InputError: the files are damaged, or ask for what cannot be exported.
+        ConfigError: the user chose a pooling for a task that has none, or one that the tokenizer's padding rules out.
+        AdapterError: two adapters were trained with different poolings.
+        InputError: the files are damaged or ask for a pooling that cannot be exported.
     """
-    if task.answer != "vector":
+    if not task.outputs.pools:
         if mode is not None or normalize is not None:
             raise ConfigError(f"--pooling and --normalize are for feature-extraction, and the task is {task.name}.")
         return None
-    if mode is not None and normalize is not None:
-        pooling, source = Pooling(mode, normalize), "chosen"
-    elif mode is not None:
-        pooling, source = Pooling(mode), "chosen"
-    else:
-        pooling, source = _found(base, adapters)
-        if normalize is not None:
-            pooling, source = Pooling(pooling.mode, normalize), "chosen"
-    if pooling.mode == "cls" and getattr(processor, "padding_side", "right") == "left":
+    entry = _entry(Pooling(mode), "chosen") if mode is not None else _found(base, adapters)
+    if normalize is not None:
+        entry = PoolingEntry(mode=entry.mode, normalize=normalize, source="chosen")
+    if entry.mode == "cls" and getattr(processor, "padding_side", "right") == "left":
         raise ConfigError(
-            "Pooling by the first token (cls) cannot go with a tokenizer that puts padding before a text: choose --pooling "
-            "mean or last."
+            "Pooling by the first token (cls) does not work with a tokenizer that pads on the left: choose --pooling mean or "
+            "last."
         )
-    return pooling, source
+    return entry
 
 
-def _found(base: Path, adapters: Mapping[str, Adapter]) -> tuple[Pooling, str]:
+def _found(base: Path, adapters: Mapping[str, Adapter]) -> PoolingEntry:
     own = {name: found for name, adapter in adapters.items() if (found := read_pooling(Path(adapter.source)))}
     for name, pooling in own.items():
         first = next(iter(own))
         if pooling != own[first]:
             raise AdapterError(
-                f"'{first}' was trained with the pooling {own[first]}, and '{name}' with {pooling}: export them into bundles "
-                "of their own, or choose with --pooling."
+                f"'{first}' was trained with the pooling {own[first]} and '{name}' with {pooling}: export them into separate "
+                "bundles, or choose one with --pooling."
             )
     if own:
-        return next(iter(own.values())), "adapter"
+        return _entry(next(iter(own.values())), "adapter")
     found = read_pooling(base)
-    return (found, "base") if found is not None else (Pooling(), "default")
+    return _entry(found, "base") if found is not None else _entry(Pooling(), "default")
 
 
-def describe_pooling(chosen: tuple[Pooling, str] | None) -> dict[str, Any]:
-    """Return the manifest's part about the pooling; empty for tasks that do not pool."""
-    return {"pooling": {**asdict(chosen[0]), "source": chosen[1]}} if chosen is not None else {}
+def _entry(pooling: Pooling, source: Literal["chosen", "adapter", "base", "default"]) -> PoolingEntry:
+    return PoolingEntry(mode=pooling.mode, normalize=pooling.normalize, source=source)
 
 
-def check_pooling(adapter: Adapter, recorded: Mapping[str, Any] | None) -> None:
-    """Raise :class:`AdapterError` where ``adapter`` was trained with another pooling than the one in a manifest.
+def check_pooling(adapter: Adapter, recorded: PoolingEntry | None) -> None:
+    """Raise :class:`AdapterError` if ``adapter`` was trained with another pooling than the manifest records.
 
-    One that the user chose at export is right for every adapter.
+    A pooling that the user chose at export holds for every adapter.
     """
-    if recorded is None or recorded["source"] == "chosen":
+    if recorded is None or recorded.source == "chosen":
         return
-    own, bundles = read_pooling(Path(adapter.source)), Pooling(recorded["mode"], recorded["normalize"])
-    if own not in (None, bundles):
+    own, required = read_pooling(Path(adapter.source)), recorded.pooling
+    if own not in (None, required):
         raise AdapterError(
-            f"{adapter.source} was trained with the pooling {own}, and the graph pools by {bundles}: give it a bundle of its "
-            "own."
+            f"{adapter.source} was trained with the pooling {own}, and the graph pools by {required}: export it into a "
+            "separate bundle."
         )

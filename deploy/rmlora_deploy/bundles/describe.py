@@ -1,8 +1,9 @@
-"""What a bundle's manifest says of its files, and of what it was made from."""
+"""The parts of a manifest: what the files of a bundle are, and what they were made from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from rmlora.checkpoint import Checkpoint
 from rmlora.fingerprint import base_fingerprint
 from rmlora.package import TENSORS_FILE
 from rmlora.storage import sha256_file
-from rmlora_deploy.bundles.bundle import BUNDLE_FORMAT_VERSION, MANIFEST_FILE, MODEL_FILE
+from rmlora_deploy.bundles.bundle import MANIFEST_FILE, MODEL_FILE
+from rmlora_deploy.bundles.manifest import FORMAT_VERSION, AdapterSource, BaseEntry, ModelEntry, TensorEntry
 
 __all__ = [
     "describe_adapter",
@@ -30,76 +32,79 @@ _MODEL_FILES = (MODEL_FILE, f"{MODEL_FILE}.data")
 _TOOLS = ("torch", "transformers", "peft", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "optimum", "optimum-onnx")
 
 
-def describe_model(directory: Path) -> dict[str, Any]:
-    """Return files with SHA-256, size, opset, operators, required inputs and outputs of the graph in ``directory``."""
+def describe_model(directory: Path) -> ModelEntry:
+    """Return the manifest entry of the graph in ``directory``: files, size, operators, inputs and outputs."""
     graph = ir.load(directory / MODEL_FILE)
     files = [directory / name for name in _MODEL_FILES if (directory / name).is_file()]
-    return {
-        "files": {path.name: sha256_file(path) for path in files},
-        "bytes": sum(path.stat().st_size for path in files),
-        "opset": graph.opset_imports[""],
-        "operators": operator_counts(graph),
-        "inputs": [_signature(value) for value in graph.graph.inputs if value.name not in graph.graph.initializers],
-        "outputs": [_signature(value) for value in graph.graph.outputs],
-    }
+    return ModelEntry(
+        files={path.name: sha256_file(path) for path in files},
+        bytes=sum(path.stat().st_size for path in files),
+        opset=graph.opset_imports[""],
+        operators=operator_counts(graph),
+        inputs=[_signature(value) for value in graph.graph.inputs if value.name not in graph.graph.initializers],
+        outputs=[_signature(value) for value in graph.graph.outputs],
+    )
 
 
 def describe_files(directory: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file in ``directory`` but the model's and the manifest."""
+    """Return file → SHA-256 of every file in ``directory`` except the graph's files and the manifest."""
     known = (*_MODEL_FILES, MANIFEST_FILE)
     files = {path.relative_to(directory).as_posix(): path for path in sorted(directory.rglob("*")) if path.is_file()}
     return {name: sha256_file(path) for name, path in files.items() if name not in known}
 
 
 def describe_tools() -> dict[str, Any]:
-    """Return format version, program, and versions of everything that takes part in an export."""
+    """Return format version, program version, and the version of every package that takes part in an export."""
     return {
-        "format_version": BUNDLE_FORMAT_VERSION,
+        "format_version": FORMAT_VERSION,
         "created_by": f"rmlora-deploy {__version__}",
         "tools": {name: _version(name) for name in _TOOLS},
     }
 
 
-def describe_base(base: str, revision: str | None, checkpoint: Checkpoint, modules: Iterable[str]) -> dict[str, Any]:
-    """Return where the base came from, and how to recognize it.
+def describe_base(base: str, revision: str | None, checkpoint: Checkpoint, modules: Iterable[str]) -> BaseEntry:
+    """Return the manifest entry of the base: its name, and a fingerprint to recognize it by.
 
     Args:
-        base: what the user called it.
+        base: directory, ``.gguf`` file or hub name, as the user gave it.
         revision: of a hub base.
-        checkpoint: the base as it was found.
-        modules: paths of the modules that are adapted.
+        checkpoint: the base on disk.
+        modules: paths of the adapted modules, whose weights the fingerprint covers.
     """
-    return {
-        "source": str(Path(base).resolve()) if Path(base).exists() else base,
-        "revision": revision,
-        "fingerprint": base_fingerprint(checkpoint, modules),
-    }
+    local = Path(base).exists()
+    source = _directory_name(base) if local else base
+    return BaseEntry(source=source, revision=revision, fingerprint=base_fingerprint(checkpoint, modules), hub=not local)
 
 
-def describe_adapter(adapter: Adapter) -> dict[str, Any]:
-    """Return what an adapter is; its ``source`` is its directory."""
+def describe_adapter(adapter: Adapter) -> AdapterSource:
+    """Return the manifest entry of the adapter package at ``adapter.source``."""
     source = Path(adapter.source)
-    return {
-        "source": str(source.resolve()),
-        "sha256": sha256_file(source / TENSORS_FILE),
-        "modules": len(adapter.modules),
-        "parameters": adapter.parameters,
-        "rmlora": adapter.metadata.get("rmlora"),
-        "metrics": adapter.metadata.get("metrics"),
-    }
+    return AdapterSource(
+        source=_directory_name(source),
+        sha256=sha256_file(source / TENSORS_FILE),
+        modules=len(adapter.modules),
+        parameters=adapter.parameters,
+        rmlora=adapter.metadata.get("rmlora"),
+        metrics=adapter.metadata.get("metrics"),
+    )
 
 
-def operator_counts(model: ir.Model) -> Mapping[str, int]:
-    """Return operator → nodes, most frequent first."""
+def _directory_name(path: Path | str) -> str:
+    """Return the last part of a path as the user wrote it; links are not followed."""
+    return Path(os.path.abspath(path)).name
+
+
+def operator_counts(model: ir.Model) -> dict[str, int]:
+    """Return operator → number of nodes, the most frequent first."""
     counts: dict[str, int] = {}
     for node in model.graph:
         counts[node.op_type] = counts.get(node.op_type, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
-def _signature(value: ir.Value) -> dict[str, Any]:
+def _signature(value: ir.Value) -> TensorEntry:
     shape = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape or ()]
-    return {"name": value.name, "dtype": value.dtype.name.lower() if value.dtype else None, "shape": shape}
+    return TensorEntry(name=str(value.name), dtype=value.dtype.name.lower() if value.dtype else None, shape=shape)
 
 
 def _version(name: str) -> str | None:

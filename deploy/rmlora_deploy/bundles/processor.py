@@ -1,4 +1,4 @@
-"""The small files of a bundle: configuration, license, and the tokenizer or image processor its adapters were trained with."""
+"""The tokenizer or image processor of a bundle, how long its texts may be, and the small files it is saved with."""
 
 from __future__ import annotations
 
@@ -12,40 +12,37 @@ import numpy as np
 from rmlora.adapter import Adapter
 from rmlora.errors import AdapterError
 from rmlora.pooling import read_text_length
-from rmlora.processors import load_processor
 from rmlora.storage import write_json
 from rmlora.tasks import Task
 
 __all__ = ["common_processor", "max_length", "trained_length", "write_side_files"]
 
-_ANY_LENGTH = 100_000
-"""Tokenizers without a limit report a number far above this."""
-
 
 def common_processor(base: Path, adapters: Sequence[Adapter], task: Task) -> Any:
-    """Return the processor of ``adapters``, or the base's where they bring none.
+    """Return the processor that ``adapters`` were trained with: the one in their packages, else the base's.
 
     Raises:
-        AdapterError: two adapters were trained with different ones.
+        AdapterError: two adapters were trained with different processors.
     """
-    own = {adapter.source: load_processor(Path(adapter.source), task) for adapter in adapters if _brings_one(adapter)}
+    own = {
+        adapter.source: task.inputs.load_processor(Path(adapter.source)) for adapter in adapters if _has_own(adapter)
+    }
     if not own:
-        return load_processor(base, task)
+        return task.inputs.load_processor(base)
     (first, processor), *others = own.items()
     if len(own) < len(adapters):
-        others.append((str(base), load_processor(base, task)))
+        others.append((str(base), task.inputs.load_processor(base)))
     for source, other in others:
-        if _essence(other, task) != _essence(processor, task):
-            kind = "cut and scale images" if task.modality == "image" else "split texts"
+        if task.inputs.essence(other) != task.inputs.essence(processor):
             raise AdapterError(
-                f"{first} and {source} {kind} differently, so they cannot share a graph's inputs: export them into "
-                "bundles of their own."
+                f"{first} and {source} {task.inputs.different_processors} differently and cannot share a bundle: export them "
+                "into separate bundles."
             )
     return processor
 
 
 def write_side_files(directory: Path, base: Path, config: Mapping[str, Any], processor: Any) -> None:
-    """Write processor and ``config`` to ``directory``, and copy the license of ``base``."""
+    """Write the processor and ``config`` to ``directory``, and copy the license of ``base``."""
     processor.save_pretrained(directory)
     write_json(directory / "config.json", _jsonable({k: v for k, v in config.items() if k != "_name_or_path"}))
     for name in ("LICENSE", "LICENSE.txt"):
@@ -54,36 +51,29 @@ def write_side_files(directory: Path, base: Path, config: Mapping[str, Any], pro
 
 
 def max_length(adapters: Sequence[Adapter], processor: Any, task: Task, base: Path | None = None) -> int | None:
-    """Return the tokens that texts are cut to: the most of any training, else the tokenizer's limit; None for images.
+    """Return the tokens that texts are cut to, or None for images.
 
-    Where the task is embedding, what sentence-transformers wrote beside the base goes before the tokenizer's limit.
+    This is the longest length of any adapter's training if all record one. Otherwise it is, for embeddings, the length in
+    the base's sentence-transformers files, and else the tokenizer's limit.
     """
-    if task.modality == "image":
+    limit = task.inputs.length_limit(processor)
+    if limit is None:
         return None
     trained = [length for adapter in adapters if (length := trained_length(adapter))]
     if len(trained) == len(adapters):
         return max(trained)
-    own = read_text_length(base) if base is not None and task.answer == "vector" else None
-    limit = own or getattr(processor, "model_max_length", None)
-    return int(limit) if limit and limit < _ANY_LENGTH else 512
+    own = read_text_length(base) if base is not None and task.outputs.pools else None
+    return own or limit
 
 
 def trained_length(adapter: Adapter) -> int | None:
-    """Return the tokens that texts were cut to in training, where the package tells."""
+    """Return the tokens that texts were cut to in training; None if the package does not record it."""
     length = (adapter.metadata.get("training") or {}).get("settings", {}).get("max_length")
     return int(length) if length else read_text_length(Path(adapter.source))
 
 
-def _brings_one(adapter: Adapter) -> bool:
+def _has_own(adapter: Adapter) -> bool:
     return any((Path(adapter.source) / name).is_file() for name in ("preprocessor_config.json", "tokenizer.json"))
-
-
-def _essence(processor: Any, task: Task) -> Mapping[str, Any]:
-    """Return what decides about the arrays a processor makes."""
-    if task.modality == "text":
-        return dict(processor.get_vocab())
-    settings = processor.to_dict()
-    return {key: value for key, value in settings.items() if not key.startswith("_") and key != "image_processor_type"}
 
 
 def _jsonable(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Reference inputs and PyTorch's outputs on them, kept in a bundle to prove it where torch is absent."""
+"""Reference inputs and the outputs expected for them, stored in a bundle so that it can be verified without torch."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from rmlora_deploy.runtime.outputs import Arrays
 __all__ = ["load_reference", "save_reference"]
 
 
-def save_reference(path: Path, batches: Sequence[Arrays], logits: Sequence[np.ndarray]) -> None:
-    """Write inputs and PyTorch's outputs on them."""
+def save_reference(path: Path, batches: Sequence[Arrays], outputs: Sequence[np.ndarray]) -> None:
+    """Write batches of inputs and the expected output of each."""
     tensors: Arrays = {}
-    for number, (batch, output) in enumerate(zip(batches, logits, strict=True)):
+    for number, (batch, output) in enumerate(zip(batches, outputs, strict=True)):
         tensors.update({f"{number}/{name}": np.ascontiguousarray(array) for name, array in batch.items()})
         tensors[f"{number}/logits"] = np.ascontiguousarray(output)
     save_file(tensors, path)
 
 
 def load_reference(path: Path) -> tuple[list[Arrays], list[np.ndarray]]:
-    """Read what :func:`save_reference` wrote.
+    """Return the batches of inputs and the expected outputs that :func:`save_reference` wrote.
 
     Raises:
         InputError: the file is missing or damaged.

@@ -1,4 +1,4 @@
-"""The command line: one file per command, each imported only when it is called."""
+"""The command line: one file per command, imported when the command is run."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ["cli", "main"]
 _COMMANDS = {
     "train": "Train an RM-LoRA adapter.",
     "merge": "Merge an adapter into a checkpoint, streaming.",
-    "mix": "Add adapters up, each with a weight.",
+    "mix": "Add up adapters, each with a weight.",
     "compress": "Keep an adapter's best directions.",
-    "export": "Make an ONNX bundle from a base and adapters.",
+    "export": "Make an ONNX bundle from a base and adapters, and verify it.",
     "adapter": "Add, remove and list the adapters of a bundle.",
     "verify": "Compare a bundle with PyTorch and PEFT.",
     "bench": "Measure a bundle on every execution provider.",
-    "predict": "Classify texts or images with a bundle, without torch.",
+    "predict": "Classify or embed inputs with a bundle, without torch.",
     "serve": "Serve bundles over HTTP, batched across adapters.",
-    "loadtest": "Load a server and say how it did.",
+    "loadtest": "Put load on a server and measure its answers.",
     "inspect": "Show an adapter or a bundle.",
 }
-"""Command → its line in ``--help``; the code is in the module of the same name."""
+"""Command → its line in ``--help``; the command is in the module of the same name."""
 
 
 class _LazyGroup(click.Group):
@@ -52,7 +52,7 @@ def cli() -> None:
     """Take RM-LoRA and LoRA adapters from training to ONNX Runtime.
 
     \b
-    A first run, from data to a measured bundle:
+    A first run, from labeled data to a measured bundle:
       rmlora-deploy train   --base BASE --train train.jsonl --output adapter
       rmlora-deploy export  BASE --adapter adapter --output bundle
       rmlora-deploy predict bundle "a sentence"
@@ -64,7 +64,7 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit; every expected error becomes one line on stderr and its exit code."""
+    """Run the command line and exit; an expected error becomes one line on stderr and an exit code."""
     try:
         code = cli.main(arguments, prog_name="rmlora-deploy", standalone_mode=False)
     except RMLoRAError as error:
@@ -75,9 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # the reader of our output has gone: no more to say
+        # The program that read our output has closed it: also drop what is still buffered.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except KeyboardInterrupt:
         _fail("Interrupted.", 130)

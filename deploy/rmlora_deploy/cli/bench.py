@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from rmlora.storage import check_writable, write_json
-from rmlora_deploy.bench.bench_plan import DEFAULT_ENGINES, ENGINES, BenchSettings, Size
+from rmlora_deploy.bench.bench_plan import DEFAULT_ENGINES, ENGINES, BatchShape, BenchSettings
 from rmlora_deploy.bench.bench_plot import plot_bench
 from rmlora_deploy.bench.rounds import run_bench
 from rmlora_deploy.bundles.bundle import Bundle
@@ -23,7 +23,7 @@ from rmlora_deploy.plots import check_plot_path
 __all__ = ["command"]
 
 _QUIET = 0.1
-"""Share of the cores that other programs may take before the figures are doubted."""
+"""Share of the cores that other programs may use before a warning appears."""
 
 
 def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -36,7 +36,7 @@ def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) ->
 
 
 def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...] | None:
-    """Split ``cpu,cuda``; None stands for ``all``."""
+    """Split ``cpu,cuda``; ``all`` becomes None."""
     return None if value == "all" else tuple(part.strip() for part in value.split(","))
 
 
@@ -48,29 +48,29 @@ def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
     default="all",
     show_default=True,
     callback=_names,
-    help="Execution providers to measure, e.g. cpu,cuda; each one named must work. all measures those there are and lists the rest.",
+    help="Execution providers to measure, e.g. cpu,cuda; each one named must work. all measures every available one and lists the others.",
 )
 @click.option(
     "--engine",
     "engines",
     default="all",
     callback=_names,
-    help=f"Engines to measure, of {', '.join(ENGINES)}; each one named must work. torch-compile needs a C++ "
-    f"compiler and compiles for every size.  [default: {' and '.join(DEFAULT_ENGINES)}, where it can run]",
+    help=f"Engines to measure, among {', '.join(ENGINES)}; each one named must work. torch-compile needs a C++ "
+    f"compiler and compiles for every batch shape.  [default: {' and '.join(DEFAULT_ENGINES)}, if it can run]",
 )
-@click.option("--threads", callback=_numbers, help="Threads on the CPU, e.g. 1,4.  [default: 1,2]")
+@click.option("--threads", callback=_numbers, help="CPU threads, e.g. 1,4.  [default: 1,2]")
 @click.option("--batch", default="1,8", show_default=True, callback=_numbers, help="Rows of a batch.")
 @click.option(
-    "--length", default="32,128", show_default=True, callback=_numbers, help="Tokens of a text; images have none."
+    "--length", default="32,128", show_default=True, callback=_numbers, help="Tokens of a text; unused for images."
 )
-@click.option("--rounds", type=int, default=3, show_default=True, help="How often the contestants take turns.")
-@click.option("--seconds", type=float, default=1.0, show_default=True, help="Time on every size in a round.")
+@click.option("--rounds", type=int, default=3, show_default=True, help="How many times each contestant runs.")
+@click.option("--seconds", type=float, default=1.0, show_default=True, help="Time on each batch shape in a round.")
 @click.option("--warmup", type=int, default=3, show_default=True, help="Runs before timing.")
-@click.option("--base", help="Base for PyTorch's rows.  [default: the one recorded in the bundle]")
+@click.option("--base", help="Base model for PyTorch.  [default: the one recorded in the bundle]")
 @click.option(
     "--adapter",
     type=click.Path(path_type=Path),
-    help="Adapter for PyTorch's rows.  [default: the one recorded in the bundle]",
+    help="Adapter for PyTorch.  [default: the one recorded in the bundle]",
 )
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="JSON file to write.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Picture to write: .png, .svg or .pdf.")
@@ -79,13 +79,14 @@ def command(
     bundle: Path, batch: tuple[int, ...], length: tuple[int, ...], base: str | None, adapter: Path | None,
     output: Path | None, plot: Path | None, as_json: bool, **settings: Any,
 ) -> None:  # fmt: skip
-    """Measure a BUNDLE on every execution provider, against PyTorch on the same inputs.
+    """Measure a BUNDLE on every execution provider and compare it with PyTorch on the same inputs.
 
-    Latency percentiles, throughput, load time and memory. Every contestant runs in a process of its own, pinned to as
-    many cores as it has threads; they take turns in alternating order, and the figures are medians over the rounds
-    with the range of the rounds. PyTorch runs the merged model with SDPA in inference mode, with the same threads.
-    A bundle with branches is measured with no adapter, with its first, and with all in turn over the rows; PyTorch then
-    runs the first one merged. What this machine lacks is listed as not measured. docs/bench.md explains every figure.
+    Reports latency percentiles, throughput, load time and memory. Each contestant runs in its own process, pinned to as
+    many cores as it has threads; the order alternates from round to round, and the figures are medians over the rounds
+    with their range. PyTorch runs the merged model with SDPA in inference mode, with the same number of threads. A bundle
+    with branches is measured with no adapter, with its first adapter, and with a different adapter for each row; PyTorch
+    then runs the first adapter merged. Engines and providers that this machine lacks are listed as not measured.
+    docs/bench.md explains every figure.
 
     \b
     Examples:
@@ -94,7 +95,7 @@ def command(
       rmlora-deploy bench spam-bundle --engine onnx,torch,torch-compile --threads 2
     """
     console = make_console(as_json=as_json)
-    wanted = BenchSettings(batches=batch, lengths=length, **settings)
+    bench_settings = BenchSettings(batches=batch, lengths=length, **settings)
     if output is not None:
         check_writable(output)
     if plot is not None:
@@ -105,11 +106,11 @@ def command(
         task = bar.add_task("starting", total=None)
         result = run_bench(
             opened,
-            wanted,
+            bench_settings,
             base=base,
             adapter=adapter,
             command=sys.argv[1:],
-            progress=lambda name, done, total: bar.update(task, description=name, completed=done, total=total),
+            on_progress=lambda name, done, total: bar.update(task, description=name, completed=done, total=total),
         )
     if output is not None:
         write_json(output, result)
@@ -129,7 +130,7 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
         times.add_row(
             row["name"],
             str(row["threads"]),
-            str(Size(row["rows"], row["tokens"])),
+            str(BatchShape(row["rows"], row["tokens"])),
             f"{_ms(row['p50_ms'])} ({'–'.join(map(_ms, row['p50_ms_range']))})",
             _ms(row["p90_ms"]),
             _ms(row["p99_ms"]),
@@ -157,14 +158,14 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
     disturbed = max((item.get("others_share") or 0.0 for item in result["contestants"]), default=0.0)
     if disturbed > _QUIET:
         console.print(
-            f"[yellow]Warning:[/] other programs took up to {disturbed:.0%} of the cores meanwhile: these figures are not "
-            "reliable, repeat them on a quiet machine."
+            f"[yellow]Warning:[/] other programs took up to {disturbed:.0%} of the cores during the measurement: these figures "
+            "are not reliable. Repeat it on a quiet machine."
         )
     machine, settings = result["environment"], result["settings"]
     console.print(
-        f"[dim]{machine['processor']}, {machine['cores']} cores. Medians over {settings['rounds']} rounds in processes of "
-        "their own, in alternating order, with the range of the rounds; load and memory count the whole process, "
-        "libraries included; 'differs by' is the largest difference from PyTorch's answers relative to the largest number.[/]"
+        f"[dim]{machine['processor']}, {machine['cores']} cores. Medians over {settings['rounds']} rounds in new "
+        "processes, in alternating order, with their range; load and memory are those of the whole process, libraries "
+        "included; 'differs by' is the largest difference from PyTorch's outputs, relative to their largest value.[/]"
     )
 
 

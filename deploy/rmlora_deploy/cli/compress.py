@@ -1,4 +1,4 @@
-"""``rmlora-deploy compress``."""
+"""``rmlora-deploy compress``: keep an adapter's best directions."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ _SHOWN = 5
 @click.command("compress")
 @click.argument("adapter", type=click.Path(path_type=Path))
 @click.option("--rank", type=int, help="Directions to keep per module.")
-@click.option("--parameters", type=int, help="Budget of all factors, spent where it keeps most of the update.")
-@click.option("--energy", type=float, help="Share of every update's squared norm to keep, as 0.99.")
+@click.option(
+    "--parameters", type=int, help="Parameters to keep in all factors, spent where they keep most of the update."
+)
+@click.option("--energy", type=float, help="Share of every update's squared norm to keep, such as 0.99.")
 @click.option("--refactor", is_flag=True, help="Drop the other directions from the file instead of masking them.")
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Package directory to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the output directory if it exists.")
@@ -37,16 +39,17 @@ def command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Keep the best directions of ADAPTER and tell what the others held.
+    """Keep the best directions of ADAPTER and report how much of the update the others held.
 
-    Every update is rotated into its singular basis first, so the directions kept are the best of their number. With
-    none of --rank, --parameters and --energy nothing is lost: only directions that are zero go. The directions left out
-    are masked (in rmlora.json, which PEFT does not read: it would apply them all), or dropped with --refactor.
+    Every update is rotated into its singular basis first, so the kept directions are the best of their number. Without
+    --rank, --parameters and --energy nothing is lost: only directions that are zero are left out. The other directions
+    are masked in rmlora.json, which PEFT does not read: PEFT applies them all. With --refactor they are dropped from
+    the file, for PEFT too.
 
     \b
     Examples:
-      rmlora-deploy compress ./spam --energy 0.99 --refactor --output ./spam-small
-      rmlora-deploy compress ./mixed --refactor --output ./mixed-exact
+      rmlora-deploy compress spam --energy 0.99 --refactor --output spam-small
+      rmlora-deploy compress spam-mixed --refactor --output spam-exact
     """
     refuse_existing(output, overwrite=overwrite)
     smaller, report = compress_adapter(

@@ -1,4 +1,4 @@
-"""What every command shares of the terminal: one console, and machine-readable output on request."""
+"""Options and output that the commands share: console, JSON, names of paths, columns of data."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["data_options", "json_option", "make_console", "named", "print_json",
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, nothing else.")
-"""``--json``; progress and notes then go to stderr."""
+"""``--json``; progress and messages then go to stderr."""
 
 
 _FILE_WIDTH = 110
-"""Columns when the output goes to a file or a pipe, where nobody can widen the window."""
+"""Width in characters when the output goes to a file or a pipe."""
 
 
 def data_options(purpose: str, *, multiple: bool = False) -> Callable[[_Function], _Function]:
@@ -29,7 +29,7 @@ def data_options(purpose: str, *, multiple: bool = False) -> Callable[[_Function
 
     Args:
         purpose: the help of ``--data``.
-        multiple: it may be given for each of several adapters, as NAME=FILE.
+        multiple: allow the option once per adapter, as NAME=FILE.
     """
 
     def decorate(function: _Function) -> _Function:
@@ -46,7 +46,7 @@ def data_options(purpose: str, *, multiple: bool = False) -> Callable[[_Function
 
 
 def make_console(*, as_json: bool = False) -> Console:
-    """Return a console on stdout, or on stderr when stdout is reserved for JSON."""
+    """Return a console on stdout, or on stderr if stdout is reserved for JSON."""
     console = Console(stderr=as_json, highlight=False)
     if not console.is_terminal:
         console.width = _FILE_WIDTH
@@ -59,10 +59,10 @@ def print_json(value: Any) -> None:
 
 
 def named(values: Sequence[str], *, flag: str) -> dict[str, str]:
-    """Split ``NAME=VALUE`` items; one without a name is called after the last part of its path.
+    """Split ``NAME=VALUE`` items; an item without a name gets the last part of its path as its name.
 
     Raises:
-        ConfigError: a name is there twice.
+        ConfigError: two items have the same name.
     """
     found: dict[str, str] = {}
     for value in values:
@@ -70,13 +70,13 @@ def named(values: Sequence[str], *, flag: str) -> dict[str, str]:
         if not equals or "/" in name or not rest:  # a path may hold an equals sign too
             name, rest = Path(value).resolve().name, value
         if name in found:
-            raise ConfigError(f"{flag} names '{name}' twice: write NAME=PATH with a name of its own for each.")
+            raise ConfigError(f"{flag} names '{name}' twice: write NAME=PATH with a different name for each.")
         found[name] = rest
     return found
 
 
 def unique_names(paths: Sequence[Path]) -> dict[str, Path]:
-    """Name directories by their last part, or by the whole path where two end alike; the same one twice counts once."""
+    """Return name → directory: its last part, or the whole path if two end alike; repeated paths are returned once."""
     short = [path.resolve().name for path in dict.fromkeys(paths)]
     return {
         (name if short.count(name) == 1 else str(path)): path

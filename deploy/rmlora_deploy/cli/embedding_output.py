@@ -1,62 +1,24 @@
-"""What ``rmlora-deploy predict`` says with bundles for embeddings: vectors, and how alike they are."""
+"""How ``rmlora-deploy predict`` shows vectors: how similar the texts are, and how each vector begins."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rmlora.errors import ConfigError
-from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.inference.embedder import Embedder, cosines
+from rmlora_deploy.inference.embedder import cosines
 
-__all__ = ["embed_rows", "open_embedders", "show_vectors"]
-
-Column: TypeAlias = tuple[Embedder, str | None]
-"""Who answers, and with which adapter."""
+__all__ = ["show_vectors"]
 
 _MATRIX = 8
 """Texts up to which every two are compared in the table; with more, each with the nearest."""
 
 _NUMBERS = 3
 """Components shown."""
-
-
-def open_embedders(paths: Mapping[str, Path], adapters: Sequence[str], provider: str) -> dict[str, Column]:
-    """Return name of the column → who answers in it: every adapter of a bundle with branches, or its base if it has none.
-
-    Raises:
-        ConfigError: one of the bundles classifies, or ``adapters`` are named and all are merged.
-        InputError: a bundle is damaged or has no such adapter.
-    """
-    columns: dict[str, Column] = {}
-    for name, path in paths.items():
-        if not (bundle := Bundle.open(path, check_files=False)).embeds:
-            raise ConfigError(f"'{name}' is for {bundle.task} and others embed: ask them in two commands.")
-        embedder = Embedder.open(path, provider=provider)
-        chosen: list[str | None] = [*(adapters or bundle.adapters)] if bundle.mode == "branches" else []
-        for adapter in filter(None, chosen):
-            bundle.adapter(adapter)
-        for choice in chosen or [None]:
-            label = name if choice is None else choice if len(paths) == 1 else f"{name} · {choice}"
-            columns[label] = (embedder, choice)
-    if adapters and all(choice is None for _, choice in columns.values()):
-        raise ConfigError("--adapter is for bundles made with --mode branches; this one has its adapter merged.")
-    return columns
-
-
-def embed_rows(columns: Mapping[str, Column], texts: Sequence[str], batch_size: int) -> list[dict[str, Any]]:
-    """Return for every text the vector of each column."""
-    made = {name: who.embed(texts, choice, batch_size=batch_size) for name, (who, choice) in columns.items()}
-    return [
-        {"input": text, "answers": {name: [float(item) for item in vectors[number]] for name, vectors in made.items()}}
-        for number, text in enumerate(texts)
-    ]
 
 
 def show_vectors(console: Console, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:

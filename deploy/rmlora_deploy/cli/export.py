@@ -1,4 +1,4 @@
-"""``rmlora-deploy export``."""
+"""``rmlora-deploy export``: make an ONNX bundle from a base and adapters, and verify it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from rich.console import Console
 from rmlora.pooling import POOLING_MODES
 from rmlora.tasks import TASKS
 from rmlora.training.data import Columns
+from rmlora_deploy import api
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.cli.adapter import show_adapters
+from rmlora_deploy.bundles.manifest import PRECISIONS
+from rmlora_deploy.cli.adapter_table import show_adapters
 from rmlora_deploy.cli.console import data_options, json_option, make_console, named, print_json
-from rmlora_deploy.cli.verify import show_report
-from rmlora_deploy.exporter.export_settings import ExportSettings
-from rmlora_deploy.exporter.pipeline import export_bundle
-from rmlora_deploy.exporter.precision import PRECISIONS
+from rmlora_deploy.cli.report_table import show_report
 
 __all__ = ["command"]
 
@@ -40,14 +39,13 @@ __all__ = ["command"]
     type=click.Choice(["merged", "branches"]),
     default="merged",
     show_default=True,
-    help="merged: one model, the update inside its weights. branches: the base with any number of adapters beside it, "
-    "a different one for every row of a batch.",
+    help="merged: one model with the update in its weights. branches: one base with any number of adapters, and every row "
+    "of a batch may use another.",
 )
 @click.option(
     "--onnx",
-    "graph",
     type=click.Path(path_type=Path),
-    help="With --mode branches: an ONNX export of BASE from any exporter, instead of a new one; needs no torch.",
+    help="With --mode branches: use this ONNX export of BASE, from any exporter. Needs no torch.",
 )
 @click.option(
     "--precision",
@@ -69,17 +67,17 @@ __all__ = ["command"]
 @click.option(
     "--pooling",
     type=click.Choice(POOLING_MODES),
-    help="Embeddings: the tokens whose vectors make the text's.  [default: as sentence-transformers' files beside adapter or "
-    "base say, else mean]",
+    help="Embeddings: which token vectors make the text's vector.  [default: as in the adapter's or base's "
+    "sentence-transformers files, else mean]",
 )
 @click.option(
     "--normalize/--no-normalize",
     default=None,
-    help="Embeddings: bring every vector to length 1.  [default: as those files say, else yes]",
+    help="Embeddings: scale every vector to length 1.  [default: as in those files, else yes]",
 )
 @data_options(
-    "Labeled data: verification draws its inputs from it and compares the metric. With several adapters: NAME=FILE, "
-    "repeatable.",
+    "Labeled data to verify on: sample inputs are drawn from it and the metric is compared. With several adapters: "
+    "NAME=FILE, repeatable.",
     multiple=True,
 )
 @click.option(
@@ -90,45 +88,43 @@ __all__ = ["command"]
 @click.option("--revision", help="Branch, tag or commit of a hub base.")
 @json_option
 def command(
-    adapters: tuple[str, ...], data: tuple[str, ...], text_column: str | None, image_column: str | None,
-    label_column: str | None, as_json: bool, **flags: Any,
+    base: str, adapters: tuple[str, ...], output: Path, data: tuple[str, ...], text_column: str | None,
+    image_column: str | None, label_column: str | None, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
-    """Make an ONNX bundle from BASE and adapters, and prove it.
+    """Make an ONNX bundle from BASE and adapters, and verify it against PyTorch and PEFT.
 
     BASE is a checkpoint directory, a .gguf file or a hub name. The bundle holds the graph, the tokenizer or image
-    processor, the labels and a manifest; it runs without torch. Before it is written, PyTorch with PEFT, the
-    merged PyTorch model and ONNX Runtime answer the same inputs, and the differences go into the manifest;
-    a graph that departs by more than its precision explains is refused (exit code 6).
+    processor, the labels and a manifest, and runs without torch. Before it is written, PyTorch with PEFT, the merged
+    PyTorch model and ONNX Runtime run on the same inputs, and the differences are written into the manifest. A graph
+    that differs from PyTorch by more than its precision explains is refused (exit code 6).
 
-    With --mode branches the graph is the plain base until adapters are fed to it: every row of a batch may use its own,
-    with its own rank and labels. More can be added later (rmlora-deploy adapter add).
+    Choose --mode branches to serve several adapters from one base: every row of a batch may use another adapter, with
+    its own rank and labels, or none. Adapters can be added later (rmlora-deploy adapter add).
 
-    With adapters for feature-extraction the graph answers with one vector for every text, pooled and normalized in the graph.
+    With adapters for feature-extraction the output is one vector per text, pooled and normalized in the graph.
 
     \b
     Examples:
-      rmlora-deploy export ./MiniLM --adapter spam --output spam-bundle
-      rmlora-deploy export ./MiniLM --adapter spam --output spam-int8 --precision int8 --data test.jsonl
-      rmlora-deploy export ./MiniLM --mode branches -a spam=./spam -a trec=./trec --output both
+      rmlora-deploy export MiniLM --adapter spam --output spam-bundle
+      rmlora-deploy export MiniLM --adapter spam --output spam-int8 --precision int8 --data data/sms/test.jsonl
+      rmlora-deploy export MiniLM --mode branches -a spam=spam-rmlora -a trec=trec-rmlora --output both
     """
     console = make_console(as_json=as_json)
     paths = {name: Path(path) for name, path in named(adapters, flag="--adapter").items()}
-    settings = ExportSettings(
-        adapters=paths,
-        data=_data(data, list(paths)),
-        columns=Columns(text_column or image_column, label_column),
-        **flags,
-    )
+    columns = Columns(text_column or image_column, label_column)
     with console.status("starting") as status:
-        bundle = export_bundle(settings, on_progress=lambda line: status.update(line))
+        bundle = api.export(
+            base, paths, output, data=_data(data, list(paths)), columns=columns,
+            on_progress=lambda line: status.update(line), **flags,
+        )  # fmt: skip
     if as_json:
-        print_json({"output": str(bundle.path), **bundle.manifest})
+        print_json({"output": str(bundle.path), **bundle.manifest.to_dict()})
     else:
         _show(console, bundle)
 
 
 def _data(values: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-    """Return adapter → data; with one adapter it needs no name."""
+    """Return adapter → data file; with a single adapter the file needs no name."""
     if len(names) == 1 and len(values) == 1:
         return {names[0]: values[0].removeprefix(f"{names[0]}=")}
     return named(values, flag="--data")
@@ -136,23 +132,23 @@ def _data(values: Sequence[str], names: Sequence[str]) -> dict[str, str]:
 
 def _show(console: Console, bundle: Bundle) -> None:
     manifest = bundle.manifest
-    nodes = sum(manifest["model"]["operators"].values())
+    model, optimization = manifest.model, manifest.optimization
     console.print(
-        f"Bundle written to {bundle.path}: {manifest['precision']}, {manifest['model']['bytes'] / 1e6:.1f} MB, {nodes} nodes, "
-        f"opset {manifest['model']['opset']}, {manifest['optimization']['level']}, {manifest['seconds']:.0f} s."
+        f"Bundle written to {bundle.path}: {bundle.precision}, {model.bytes / 1e6:.1f} MB, {sum(model.operators.values())} "
+        f"nodes, opset {model.opset}, {optimization.level if optimization else ''}, {manifest.seconds or 0:.0f} s."
     )
-    if bundle.pooling is not None:
-        source = {"chosen": "as chosen", "default": "by default; no file says otherwise"}
-        told = manifest["pooling"]["source"]
-        console.print(f"Pooling: {bundle.pooling} ({source.get(told, f'as the files beside the {told} say')}).")
+    if manifest.pooling is not None:
+        source = manifest.pooling.source
+        why = {"chosen": "as chosen", "default": "the default"}.get(source, f"from the files of the {source}")
+        console.print(f"Pooling: {bundle.pooling} ({why}).")
     if bundle.mode == "branches":
         show_adapters(console, bundle)
-    if manifest["optimization"]["reason"]:
-        console.print(f"[yellow]Note:[/] {manifest['optimization']['reason']}; the plain graph was kept.")
-    if manifest["verification"]:
-        show_report(console, manifest["verification"])
+    if optimization is not None and optimization.reason:
+        console.print(f"[yellow]Note:[/] {optimization.reason}; the graph without fusions was kept.")
+    if manifest.verification is not None:
+        show_report(console, manifest.verification)
     else:
         console.print(
-            "[yellow]Not verified[/] (--no-verify, or PyTorch is not installed here): run  rmlora-deploy verify  where it is "
-            "before you rely on it."
+            "[yellow]Not verified[/] (--no-verify, or PyTorch is not installed): run  rmlora-deploy verify  where PyTorch is "
+            "installed before you rely on the bundle."
         )

@@ -15,10 +15,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from rmlora.errors import InputError, ParityError, require
+from rmlora.sample_data import SENTENCES
 from rmlora.storage import check_writable, write_json
 from rmlora_deploy.cli.console import json_option, make_console, print_json
 from rmlora_deploy.plots import check_plot_path
-from rmlora_deploy.verification.sample_batches import TEXTS
 
 __all__ = ["command"]
 
@@ -26,41 +26,51 @@ __all__ = ["command"]
 @click.command("loadtest")
 @click.argument("url", default="http://127.0.0.1:8000")
 @click.option(
-    "--model", "models", multiple=True, help="Model to ask, most wanted first; repeatable.  [default: all adapters]"
+    "--model",
+    "models",
+    multiple=True,
+    help="Model to ask, the most popular first; repeatable.  [default: all adapters]",
 )
-@click.option("--seconds", type=float, default=30.0, show_default=True, help="How long.")
-@click.option("--warmup", type=float, default=2.0, show_default=True, help="Seconds before anything is counted.")
+@click.option("--seconds", type=float, default=30.0, show_default=True, help="Duration of the test.")
+@click.option("--warmup", type=float, default=2.0, show_default=True, help="Seconds before counting begins.")
 @click.option(
-    "--clients", type=int, default=16, show_default=True, help="Closed loop: callers that wait for their answer."
+    "--clients", type=int, default=16, show_default=True, help="Closed loop: clients that wait for each answer."
 )
-@click.option("--rate", type=float, help="Open loop instead: requests a second, sent whatever comes back.")
+@click.option("--rate", type=float, help="Open loop: requests per second, sent without waiting for answers.")
 @click.option(
-    "--zipf", type=float, default=1.0, show_default=True, help="Exponent of the models' popularity; 0: all alike."
+    "--zipf", type=float, default=1.0, show_default=True, help="Zipf exponent of the models' popularity; 0: all equal."
 )
-@click.option("--rows", type=int, default=1, show_default=True, help="Texts of a request.")
+@click.option("--rows", type=int, default=1, show_default=True, help="Texts in a request.")
 @click.option(
     "--texts", type=click.Path(path_type=Path), help="File with one text per line.  [default: a few sentences]"
 )
 @click.option(
     "--reference",
     type=click.Path(path_type=Path),
-    help="JSON file of texts and right answers: every answer is checked.",
+    help="JSON file with texts and expected answers, to check every answer.",
 )
-@click.option("--retries", type=int, default=0, show_default=True, help="Send again after a 429, a 5xx or no answer.")
+@click.option(
+    "--retries",
+    type=int,
+    default=0,
+    show_default=True,
+    help="How often to send a request again after a 429, a 5xx or no answer.",
+)
 @click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds to wait for an answer.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the random choices.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random choices.")
 @click.option("--api-key", envvar="RMLORA_API_KEY", show_envvar=True, help="Key to send as a bearer token.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write the figures to this JSON file.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw latency to this .png, .svg or .pdf file.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Plot latency to this .png, .svg or .pdf file.")
 @json_option
 def command(
     url: str, models: tuple[str, ...], texts: Path | None, reference: Path | None, api_key: str | None,
     output: Path | None, plot: Path | None, as_json: bool, **choices: Any,
 ) -> None:  # fmt: skip
-    """Load the server at URL and say how it did; models for embeddings are asked to embed, the others to classify.
+    """Put the server at URL under load, and report latency, throughput and errors.
 
-    The figures are of answered requests. In an open loop latency counts from when a request was due, so a server that
-    cannot keep up shows it. The exit code is 3 if any request failed, 6 if any answer was wrong.
+    Embedding models are asked for embeddings, the others to classify. Figures are of answered requests. In an open loop,
+    latency counts from when a request was due, so that it shows if the server cannot keep up. The exit code is 3 if a
+    request failed and 6 if an answer was wrong.
 
     \b
     Examples:
@@ -70,18 +80,20 @@ def command(
     """
     require("aiohttp", "serve")
     from rmlora_deploy.loadtest.callers import list_models, run_load
-    from rmlora_deploy.loadtest.load_plan import LoadPlan, Reference, take_texts
+    from rmlora_deploy.loadtest.load_plan import LoadPlan, Reference, read_texts
     from rmlora_deploy.loadtest.load_report import plot_load, summarize_load
 
     console = make_console(as_json=as_json)
     url = url.rstrip("/")
     expected = Reference.read(reference) if reference is not None else None
-    given = tuple(expected.texts) if expected else tuple(take_texts(texts)) if texts else TEXTS
+    given = tuple(expected.texts) if expected else tuple(read_texts(texts)) if texts else SENTENCES
     if plot is not None:
         check_plot_path(plot)
     if output is not None:
         check_writable(output)
-    settings = LoadPlan(url=url, models=models or ("every",), texts=given, **choices)  # a wrong flag shows at once
+    settings = LoadPlan(
+        url=url, models=models or ("every",), texts=given, **choices
+    )  # reports an invalid flag before the server is asked
     known = asyncio.run(list_models(url, api_key, adapters_only=not models))
     asked = models or tuple(known)
     embedders = frozenset(name for name in asked if known.get(name) == "feature-extraction")
@@ -90,11 +102,11 @@ def command(
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("warming up", total=plan.seconds)
 
-        def tell(requests: int, seconds: float) -> None:
-            told = f"{requests:,} answered" if seconds >= 0 else "warming up"
-            bar.update(task, completed=max(0.0, seconds), description=told)
+        def show_progress(requests: int, seconds: float) -> None:
+            text = f"{requests:,} answered" if seconds >= 0 else "warming up"
+            bar.update(task, completed=max(0.0, seconds), description=text)
 
-        load = asyncio.run(run_load(plan, api_key, progress=tell))
+        load = asyncio.run(run_load(plan, api_key, progress=show_progress))
     result = summarize_load(plan, load)
     if output is not None:
         write_json(output, result)
@@ -106,7 +118,7 @@ def command(
         _show(console, result)
         for path in filter(None, (output, plot)):
             console.print(f"Written: {escape(str(path))}")
-    _judge(result)
+    _raise_failures(result)
 
 
 def _show(console: Console, result: Mapping[str, Any]) -> None:
@@ -126,17 +138,17 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
     loop = f"{result['clients']} clients" if result["loop"] == "closed" else f"{result['rate']:g} requests/s"
     console.print(
         f"{result['models_asked']} of {result['models']} models asked (Zipf {result['zipf']:g}), {loop}, "
-        f"{result['rows_per_request']} text(s) a request, {result['seconds']:g} s"
+        f"{result['rows_per_request']} text(s) per request, {result['seconds']:g} s"
         + (f"; {result['retried']} were sent again" if result["retried"] else "")
-        + (f"; {result['not_sent']} were not sent, since 2,000 were under way" if result["not_sent"] else "")
+        + (f"; {result['not_sent']} were not sent because 2,000 were in progress" if result["not_sent"] else "")
         + "."
     )
 
 
-def _judge(result: Mapping[str, Any]) -> None:
+def _raise_failures(result: Mapping[str, Any]) -> None:
     if result["wrong"]:
         raise ParityError(f"{result['wrong']} answers differ from the reference.")
     if failed := sum(result["errors"].values()):
         raise InputError(f"{failed} of {result['requests']} requests were not answered.")
     if not result["requests"]:
-        raise InputError("No request ended within the time: give more --seconds.")
+        raise InputError("No request was answered in this time: increase --seconds.")

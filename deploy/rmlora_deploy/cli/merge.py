@@ -1,11 +1,9 @@
-"""``rmlora-deploy merge``."""
+"""``rmlora-deploy merge``: merge an adapter into a checkpoint or an ONNX graph."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from rmlora.adapter import Adapter
-from rmlora.base import resolve_base
-from rmlora.checkpoint import Checkpoint
-from rmlora.package import load_package
-from rmlora_converters.checkpoint_merge import MergeReport, merge_checkpoint
-from rmlora_converters.graph.passes.merge_weights import OnnxMergeReport, merge_graph
+from rmlora_converters.checkpoint_merge import MergeReport
+from rmlora_converters.graph.passes.merge_weights import OnnxMergeReport
 from rmlora_converters.rounding import LOSS_WARNING
+from rmlora_deploy import api
 from rmlora_deploy.cli.console import json_option, make_console, print_json
 
 __all__ = ["command"]
@@ -57,49 +52,33 @@ def command(
 ) -> None:
     """Merge ADAPTER into BASE and write an ordinary checkpoint.
 
-    BASE is a checkpoint directory, a .gguf file or a hub name; ADAPTER any PEFT LoRA adapter. The weights are
+    BASE is a checkpoint directory, a .gguf file or a hub name; ADAPTER is any PEFT LoRA adapter. The weights are
     streamed, so a model larger than memory merges in a few hundred megabytes, and neither torch nor a GPU is needed.
-    Sharding and element types stay the base's. The report tells how much of each update the rounding to that
-    type took away.
+    Sharding and element types stay those of BASE. The report says how much of each update was lost in rounding to
+    that element type.
 
-    With --onnx the update goes into the weights of an ONNX file that was exported from BASE by any exporter: weights
-    are found by name, else by comparing them with BASE's, packed and transposed ones included. The result is compared
-    with PyTorch and PEFT on real inputs before it is written, where these are installed.
+    With --onnx the update is merged into an ONNX file that any exporter made from BASE. Its weights are found by
+    name, else by comparing them with BASE's, packed and transposed weights included. If PyTorch and PEFT are
+    installed, the result is compared with them before it is written.
 
     \b
     Examples:
-      rmlora-deploy merge ./MiniLM ./spam-adapter --output ./spam-merged
-      rmlora-deploy merge ./MiniLM ./spam-adapter --onnx ./MiniLM-onnx/model.onnx --output ./spam-onnx
+      rmlora-deploy merge MiniLM spam --output spam-checkpoint
+      rmlora-deploy merge MiniLM spam --onnx MiniLM-onnx/model.onnx --output spam-onnx
     """
     console = make_console(as_json=as_json)
-    loaded = load_package(adapter)
-    checkpoint = resolve_base(base, revision=revision)
     columns = (TextColumn("merging"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console, transient=True) as bar, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the report below says it
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("merging", total=None)
-        options: dict[str, Any] = {
-            "overwrite": overwrite,
-            "allow_base_mismatch": allow_base_mismatch,
-            "progress": lambda done, total: bar.update(task, completed=done, total=total),
-        }
-        report: MergeReport | OnnxMergeReport
-        if onnx is not None:
-            check = partial(_check, bar, checkpoint, loaded, allow_base_mismatch) if verify else None
-            report = merge_graph(onnx, loaded, output, base=Checkpoint(checkpoint), check=check, **options)
-        else:
-            report = merge_checkpoint(checkpoint, loaded, output, **options)
+        report = api.merge(
+            base, adapter, output, onnx=onnx, verify=verify, overwrite=overwrite, revision=revision,
+            allow_base_mismatch=allow_base_mismatch,
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
     if as_json:
         print_json({"output": str(output), "worst_loss": report.worst_loss, **asdict(report)})
     else:
         _show(console, report, output)
-
-
-def _check(bar: Progress, base: Path, adapter: Adapter, allow_base_mismatch: bool, graph: Path) -> dict[str, Any]:
-    from rmlora_deploy.verification.merged_graph import verify_merged_graph
-
-    bar.console.print("comparing with PyTorch and PEFT")
-    return verify_merged_graph(graph, base, adapter, allow_base_mismatch=allow_base_mismatch)
 
 
 def _show(console: Console, report: MergeReport | OnnxMergeReport, output: Path) -> None:
@@ -117,30 +96,30 @@ def _show(console: Console, report: MergeReport | OnnxMergeReport, output: Path)
         )
         if report.untied:
             console.print(
-                f"The output layer {report.untied} no longer shares the embedding's weight: the update is on one side."
+                f"The output layer {report.untied} no longer shares the embedding's weight, since the update changes only one."
             )
-    _show_survival(console, report)
+    _show_rounding(console, report)
 
 
 def _verdict(verification: Mapping[str, Any] | None) -> str:
     if verification is None:
-        return "Not compared with PyTorch, as asked."
+        return "Not compared with PyTorch (--no-verify)."
     if verification["passed"] is None:
         return f"[yellow]Not compared with PyTorch:[/] {escape(verification['reason'])}."
     onnx = verification["onnx"]
     return (
-        f"Compared with PyTorch and PEFT on {onnx['rows']} inputs: off by {onnx['max_relative_error']:.1e} of the largest "
-        f"logit at most, the same choice on {onnx['argmax_agreement']:.1%}."
+        f"Compared with PyTorch and PEFT on {onnx['rows']} inputs: logits differ by at most "
+        f"{onnx['max_relative_error']:.1e} of the largest, the first choice is the same on {onnx['argmax_agreement']:.1%}."
     )
 
 
-def _show_survival(console: Console, report: MergeReport | OnnxMergeReport) -> None:
-    table = Table("module", "‖Δ‖/‖W‖", "lost in rounding", title="Survival of the updates, worst first")
+def _show_rounding(console: Console, report: MergeReport | OnnxMergeReport) -> None:
+    table = Table("module", "‖Δ‖/‖W‖", "lost in rounding", title="Lost in rounding, worst first")
     for item in report.modules[:_SHOWN]:
         table.add_row(item.module, f"{item.relative_size:.3f}", f"{item.loss:.2e}")
     console.print(table)
     if report.worst_loss > LOSS_WARNING:
         console.print(
-            f"[yellow]Warning:[/] {report.worst_loss:.1%} of the update of '{report.modules[0].module}' was rounded away: "
-            "merge into a float32 base or keep the adapter as a side branch."
+            f"[yellow]Warning:[/] {report.worst_loss:.1%} of the update of '{report.modules[0].module}' was lost in rounding: "
+            "merge into a float32 base, or export with --mode branches."
         )

@@ -1,4 +1,4 @@
-"""``rmlora-deploy mix``."""
+"""``rmlora-deploy mix``: add up adapters, each with a weight."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["command"]
 @click.command("mix")
 @click.argument("adapters", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--weights", help="One number per adapter, separated by commas.  [default: equal shares that sum to 1]")
-@click.option("--head-from", type=click.Path(path_type=Path), help="The adapter whose head, task and labels to take.")
+@click.option("--head-from", type=click.Path(path_type=Path), help="Adapter to take head, task and labels from.")
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Package directory to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the output directory if it exists.")
-@click.option("--allow-base-mismatch", is_flag=True, help="Mix even adapters that were made for different bases.")
+@click.option("--allow-base-mismatch", is_flag=True, help="Mix adapters even if they were made for different bases.")
 @json_option
 def command(
     adapters: tuple[Path, ...],
@@ -32,19 +32,20 @@ def command(
     allow_base_mismatch: bool,
     as_json: bool,
 ) -> None:
-    """Add ADAPTERS up, each with a weight, and write the sum as one adapter.
+    """Add up ADAPTERS, each with a weight, and write the sum as one adapter.
 
-    The sum is exact: its rank is the sum of the ranks. `rmlora-deploy compress` then finds the smallest rank that
-    holds it. A negative weight takes an adapter away. Heads do not add: where they differ, --head-from chooses.
+    The sum is exact: its rank is the sum of the ranks, and rmlora-deploy compress then finds the smallest rank that
+    holds it. A negative weight subtracts an adapter. Heads cannot be added up: if they differ, choose one with
+    --head-from.
 
     \b
     Example:
-      rmlora-deploy mix ./formal ./polite --weights 0.7,0.3 --output ./formal-and-polite
+      rmlora-deploy mix spam spam-lora --weights 0.7,0.3 --head-from spam --output spam-mixed
     """
     refuse_existing(output, overwrite=overwrite)
     if head_from is not None and head_from not in adapters:
         raise ConfigError(
-            f"--head-from {head_from} is none of the adapters: name one of {', '.join(map(str, adapters))}."
+            f"--head-from {head_from} is not one of the adapters: name one of {', '.join(map(str, adapters))}."
         )
     mixed = mix_adapters(
         [load_package(path) for path in adapters],
@@ -71,4 +72,4 @@ def _numbers(text: str | None, count: int) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(f"--weights {text} is no list of numbers: write them as 0.7,0.3.") from None
+        raise ConfigError(f"--weights {text} is not a list of numbers: write it like 0.7,0.3.") from None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from rmlora.errors import ConfigError, InputError
-from rmlora.tasks import get_task
+from rmlora_deploy.api import load
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.cli.console import json_option, make_console, print_json, unique_names
-from rmlora_deploy.cli.embedding_output import embed_rows, open_embedders, show_vectors
-from rmlora_deploy.inference.classifier import AdapterClassifier, Classifier, Prediction
+from rmlora_deploy.cli.embedding_output import show_vectors
+from rmlora_deploy.inference import Classifier, Embedder, Prediction
 
 __all__ = ["command"]
 
@@ -52,11 +53,10 @@ def command(
 ) -> None:  # fmt: skip
     """Classify INPUTS (texts, or image files) with a BUNDLE, or embed them, without torch.
 
-    Prints the likeliest label of each input and its probability; with a bundle for embeddings how alike the texts are, and
-    with --json their vectors. A bundle with branches answers with all its adapters,
-    mixed in one batch. Without inputs it reads one per line from stdin;
-    on a terminal it asks for them one by one, and an empty line ends it. An input that starts with a dash goes
-    after "--".
+    Prints the likeliest label of each input and its probability; for embeddings, how similar the texts are, and with --json
+    their vectors. A bundle with branches answers with all its adapters, mixed in one batch. Without INPUTS the command reads
+    one per line from stdin; on a terminal it asks for them one by one, and an empty line ends it. Put an input that starts
+    with a dash after "--".
 
     \b
     Examples:
@@ -68,23 +68,21 @@ def command(
     """
     console = make_console(as_json=as_json)
     given = [*inputs, *(_lines(file) if file else [])]
-    paths = unique_names((bundle, *others))
-    embeds = any(Bundle.open(path, check_files=False).embeds for path in paths.values())
-    asked_of = [] if embeds else _classifiers(paths, adapters, provider)
-    embedders = open_embedders(paths, adapters, provider) if embeds else {}
-    columns = [column for item in asked_of for column in item.columns] or list(embedders)
+    columns = _open_columns(unique_names((bundle, *others)), adapters, provider)
+    names = [name for column in columns for name in column.names]
+    vectors = isinstance(columns[0].opened, Embedder)
 
     def answer(asked: Sequence[str]) -> None:
-        rows = embed_rows(embedders, asked, batch_size) if embeds else _classify(asked_of, asked, top, batch_size)
+        rows = _ask(columns, asked, top, batch_size)
         if as_json:
             print_json(rows)
-        elif embeds:
-            show_vectors(console, rows, columns)
+        elif vectors:
+            show_vectors(console, rows, names)
         else:
-            console.print(_table(rows, columns))
+            console.print(_table(rows, names))
 
     if not given and file is None and sys.stdin.isatty():
-        _converse(console, answer, columns)
+        _converse(console, answer, names)
         return
     given = given or (_lines(Path("-")) if file is None else [])
     if not given:
@@ -93,69 +91,75 @@ def command(
 
 
 @dataclass(frozen=True)
-class _Opened:
-    """A bundle and the columns that it answers."""
+class _Columns:
+    """A bundle, and the columns of the table that it fills: one for each adapter asked, or one."""
 
-    name: str
-    classifier: Classifier | AdapterClassifier
-    columns: list[str]
-    adapters: list[str]
+    opened: Classifier | Embedder
+    names: list[str]
+    adapters: list[str | None]
 
-    def answers(self, inputs: Sequence[str], batch_size: int) -> list[list[Prediction]]:
-        """Return for every column the answers to all inputs."""
-        if isinstance(self.classifier, Classifier):
-            return [self.classifier.predict(inputs, batch_size=batch_size)]
-        everything = [given for given in inputs for _ in self.adapters]
-        found = self.classifier.predict(everything, self.adapters * len(inputs), batch_size=batch_size)
-        return [found[number :: len(self.adapters)] for number in range(len(self.adapters))]
+    def answers(self, inputs: Sequence[str], batch_size: int) -> Iterator[Sequence[Any]]:
+        """Yield for every input the answer in each column; a batch mixes the adapters."""
+        count = len(self.adapters)
+        repeated, chosen = [given for given in inputs for _ in range(count)], self.adapters * len(inputs)
+        if isinstance(self.opened, Embedder):
+            found: Sequence[Any] = list(self.opened.embed(repeated, chosen, batch_size=batch_size))
+        else:
+            found = self.opened.predict(repeated, chosen, batch_size=batch_size)
+        return (found[start : start + count] for start in range(0, len(found), count))
 
 
-def _classifiers(paths: Mapping[str, Path], adapters: Sequence[str], provider: str) -> list[_Opened]:
-    opened = [_opened(name, path, adapters, provider, alone=len(paths) == 1) for name, path in paths.items()]
-    if adapters and not any(isinstance(item.classifier, AdapterClassifier) for item in opened):
+def _open_columns(paths: Mapping[str, Path], adapters: Sequence[str], provider: str) -> list[_Columns]:
+    """Open every bundle; errors before any is asked if they cannot be asked together."""
+    bundles = {name: Bundle.open(path, check_files=False) for name, path in paths.items()}
+    _refuse_mixture(bundles)
+    if adapters and all(bundle.mode == "merged" for bundle in bundles.values()):
         raise ConfigError("--adapter is for bundles made with --mode branches; this one has its adapter merged.")
-    _refuse_mixture(opened)
-    return opened
+    return [_open(name, bundle, adapters, provider, alone=len(paths) == 1) for name, bundle in bundles.items()]
 
 
-def _opened(name: str, path: Path, adapters: Sequence[str], provider: str, *, alone: bool) -> _Opened:
-    if Bundle.open(path, check_files=False).mode == "merged":
-        return _Opened(name, Classifier.open(path, provider=provider), [name], [])
-    classifier = AdapterClassifier.open(path, provider=provider)
-    chosen = list(adapters or classifier.bundle.adapters)
-    if not chosen:
-        raise InputError(f"{path} has no adapters yet: add one with  rmlora-deploy adapter add.")
+def _open(name: str, bundle: Bundle, adapters: Sequence[str], provider: str, *, alone: bool) -> _Columns:
+    chosen = list(adapters or bundle.adapters) if bundle.mode == "branches" else []
     for adapter in chosen:
-        classifier.bundle.adapter(adapter)
-    columns = chosen if alone else [f"{name} · {adapter}" for adapter in chosen]
-    return _Opened(name, classifier, columns, chosen)
+        bundle.adapter(adapter)
+    if bundle.mode == "branches" and not chosen and bundle.task.outputs.has_labels:
+        raise InputError(f"{bundle.path} has no adapters yet: add one with  rmlora-deploy adapter add.")
+    opened = load(bundle.path, provider=provider)
+    if not chosen:
+        return _Columns(opened, [name], [None])
+    return _Columns(opened, chosen if alone else [f"{name} · {adapter}" for adapter in chosen], [*chosen])
 
 
-def _refuse_mixture(opened: Sequence[_Opened]) -> None:
-    kinds = {get_task(item.classifier.bundle.task).modality: item.name for item in opened}
-    if len(kinds) > 1:
-        raise ConfigError(
-            f"'{kinds['text']}' reads texts and '{kinds['image']}' reads images: ask them in two commands."
-        )
+def _refuse_mixture(bundles: Mapping[str, Bundle]) -> None:
+    """Raise :class:`ConfigError` if two bundles take other inputs or give other outputs than each other."""
+    (first, one), *others = bundles.items()
+    for name, other in others:
+        if other.task.inputs.modality != one.task.inputs.modality:
+            raise ConfigError(
+                f"'{first}' reads {one.task.inputs.modality}s and '{name}' reads {other.task.inputs.modality}s: ask them in "
+                "two commands."
+            )
+        if other.task.outputs.kind != one.task.outputs.kind:
+            raise ConfigError(
+                f"'{first}' is for {one.task.name} and '{name}' for {other.task.name}: ask them in two commands."
+            )
 
 
-def _classify(opened: Sequence[_Opened], inputs: Sequence[str], top: int, batch_size: int) -> list[dict[str, Any]]:
-    """Return for every input what each column answers, likeliest first."""
-    answers = {
-        column: found
-        for item in opened
-        for column, found in zip(item.columns, item.answers(inputs, batch_size), strict=True)
-    }
+def _ask(columns: Sequence[_Columns], inputs: Sequence[str], top: int, batch_size: int) -> list[dict[str, Any]]:
+    """Return for every input what each column answers: labels, likeliest first, or a vector."""
+    names = [name for column in columns for name in column.names]
+    found = zip(*(column.answers(inputs, batch_size) for column in columns), strict=True)
     return [
-        {
-            "input": given,
-            "answers": {
-                name: [{"label": label, "probability": share} for label, share in found[number].ranking[:top]]
-                for name, found in answers.items()
-            },
-        }
-        for number, given in enumerate(inputs)
+        {"input": given, "answers": {name: _plain(item, top) for name, item in zip(names, chain(*row), strict=True)}}
+        for given, row in zip(inputs, found, strict=True)
     ]
+
+
+def _plain(answer: Any, top: int) -> list[Any]:
+    """Return an answer as JSON has it."""
+    if isinstance(answer, Prediction):
+        return [{"label": label, "probability": share} for label, share in answer.ranking[:top]]
+    return [float(value) for value in answer]
 
 
 def _table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Table:

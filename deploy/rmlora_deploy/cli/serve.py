@@ -31,48 +31,74 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
     "adapter_dirs",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Directory that adapters may be loaded from while it runs; repeatable.  [default: none, loading is off]",
+    help="Directory that adapters may be loaded from at run time; repeatable.  [default: none, loading is off]",
 )
 @click.option("--provider", default="cpu", show_default=True, help="Execution provider: cpu, cuda, tensorrt, …")
-@click.option("--threads", type=click.IntRange(1), help="Threads of one batch.  [default: ONNX Runtime's choice]")
 @click.option(
-    "--max-active-adapters", type=int, default=64, show_default=True, help="Adapters kept in memory, for each bundle."
+    "--threads", type=click.IntRange(1), help="Threads that compute one batch.  [default: ONNX Runtime's choice]"
+)
+@click.option(
+    "--max-active-adapters", type=int, default=64, show_default=True, help="Adapters kept in memory, per bundle."
 )
 @click.option("--workers", type=int, default=1, show_default=True, help="Batches computed at the same time.")
-@click.option("--max-batch", type=int, default=16, show_default=True, help="Rows computed at once.")
+@click.option("--max-batch", type=int, default=16, show_default=True, help="Rows in one batch.")
 @click.option(
-    "--max-wait-ms", type=float, default=2.0, show_default=True, help="How long a row waits for others while idle."
+    "--max-wait-ms",
+    type=float,
+    default=2.0,
+    show_default=True,
+    help="Maximum time a request waits for others to batch with.",
 )
-@click.option("--max-queue", type=int, default=1024, show_default=True, help="Rows that may wait; more get a 429.")
-@click.option("--max-inputs", type=int, default=256, show_default=True, help="Inputs of one request.")
-@click.option("--max-characters", type=int, default=100_000, show_default=True, help="Characters of one text.")
-@click.option("--max-pixels", type=int, default=25_000_000, show_default=True, help="Pixels of one picture.")
-@click.option("--max-body", type=int, default=8 * 2**20, show_default=True, help="Bytes of one request.")
 @click.option(
-    "--body-timeout", type=float, default=10.0, show_default=True, help="Seconds until a request must be here (408)."
+    "--max-queue", type=int, default=1024, show_default=True, help="Rows that may wait; more are refused (429)."
 )
-@click.option("--timeout", type=float, default=30.0, show_default=True, help="Seconds until a request ends with 504.")
+@click.option("--max-inputs", type=int, default=256, show_default=True, help="Inputs in one request.")
+@click.option("--max-characters", type=int, default=100_000, show_default=True, help="Characters in one text.")
+@click.option("--max-pixels", type=int, default=25_000_000, show_default=True, help="Pixels in one image.")
+@click.option("--max-body", type=int, default=8 * 2**20, show_default=True, help="Bytes in one request.")
 @click.option(
-    "--drain", type=float, default=20.0, show_default=True, help="Seconds for what was accepted when it is stopped."
+    "--body-timeout",
+    type=float,
+    default=10.0,
+    show_default=True,
+    help="Seconds within which a request must arrive (408).",
+)
+@click.option(
+    "--timeout",
+    type=float,
+    default=30.0,
+    show_default=True,
+    help="Seconds within which a request must be answered (504).",
+)
+@click.option(
+    "--drain", type=float, default=20.0, show_default=True, help="Seconds to finish accepted requests when stopped."
 )
 @ray_options
 def command(bundles: tuple[str, ...], host: str, port: int, on_ray: bool, **limits: Any) -> None:
-    """Serve BUNDLES over HTTP: one queue for each, batched across adapters.
+    """Serve BUNDLES over HTTP, batching requests across the adapters of each.
 
-    Clients speak OpenAI (/v1/models, /v1/embeddings), vLLM (/classify, /v1/load_lora_adapter) or the Open Inference
-    Protocol (/v2/…); "model" names a bundle or one of its adapters. /metrics is for Prometheus, /docs describes
-    everything, and / is a page to try it. Stop it with Ctrl-C or SIGTERM: what was accepted is still answered.
+    Requests name a model. Every adapter is a model under its own name; the bundle is a model too, called NAME or like its
+    directory: the base, or what was merged into it. A bundle "both" with the adapters "spam" and "trec" serves three:
 
-    With --ray the same server runs as replicas under Ray Serve, here or on a cluster; --threads is then 1 unless given.
+    \b
+      rmlora-deploy serve both
+      curl localhost:8000/classify -H 'content-type: application/json' \\
+           -d '{"model": "spam", "input": "Call now to win"}'
+      curl localhost:8000/v1/models
+
+    Clients can use OpenAI's interface (/v1/models, /v1/embeddings), vLLM's (/classify, /v1/load_lora_adapter) or the Open
+    Inference Protocol (/v2/…). /docs describes them all, / is a page to try the models, and /metrics is for Prometheus.
+    Stop the server with Ctrl-C or SIGTERM: it still answers the requests it has accepted.
+
+    With --ray the same server runs as several replicas on Ray Serve, on this machine or a cluster. --threads is then 1
+    by default.
 
     \b
     Examples:
-      rmlora-deploy serve both
       rmlora-deploy serve texts=both photos=./photo-bundle --port 9000
       RMLORA_API_KEY=secret rmlora-deploy serve both --host 0.0.0.0 --adapter-dir ./adapters
       rmlora-deploy serve both --ray --min-replicas 1 --max-replicas 4
       rmlora-deploy serve both=/models/both --ray --shared-dir /shared --write-config serve.yaml
-      curl localhost:8000/classify -H 'content-type: application/json' -d '{"model": "spam", "input": "Call now"}'
     """
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         require(package, "serve")
@@ -84,7 +110,7 @@ def command(bundles: tuple[str, ...], host: str, port: int, on_ray: bool, **limi
     scaling = take_ray_options(limits, on_ray=on_ray)
     if host not in _LOOPBACK and limits["api_key"] is None:
         console.print(
-            f"[yellow]Warning:[/] listening on {escape(host)} without --api-key: everybody who can reach it can use it."
+            f"[yellow]Warning:[/] listening on {escape(host)} without --api-key: anybody who can reach it can use it."
         )
     paths = {name: Path(path) for name, path in named(bundles, flag="serve").items()}
     if not paths:

@@ -1,4 +1,4 @@
-"""``rmlora-deploy train``."""
+"""``rmlora-deploy train``: train an RM-LoRA adapter."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ import click
 from rmlora.config import RMLoRAConfig
 from rmlora.errors import ConfigError, require
 from rmlora.tasks import TASKS
-from rmlora.training.settings import TrainSettings
+from rmlora_deploy import api
 from rmlora_deploy.cli.console import json_option, make_console, print_json
 
 __all__ = ["command"]
 
-_METHOD_FIELDS = {item.name for item in dataclasses.fields(RMLoRAConfig)}
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def _load_yaml(context: click.Context, _: click.Parameter, path: Path | None) -> None:
-    """Make the file's values the defaults of the flags, so that flags win."""
+    """Make the values in the YAML file the defaults of the flags, so that flags win over them."""
     if path is None:
         return
     require("yaml", "train")
@@ -45,7 +44,7 @@ def _load_yaml(context: click.Context, _: click.Parameter, path: Path | None) ->
 
 
 def _pattern(_: click.Context, parameter: click.Parameter, values: Any) -> dict[str, float]:
-    """Read ``NAME=NUMBER`` pairs; a mapping from YAML passes as it is."""
+    """Read ``NAME=NUMBER`` pairs."""
     result = {}
     for value in values:
         name, _sign, number = str(value).rpartition("=")
@@ -64,28 +63,28 @@ def _method_options(function: _Function) -> _Function:
     options = [
         click.option("--method", type=click.Choice(["rmlora", "lora"]), default="rmlora", show_default=True,
                      help="lora is short for --active-rank RANK --orth-weight 0: plain LoRA."),
-        click.option("--rank", type=int, default=default.rank, show_default=True, help="Directions r of each update."),
-        click.option("--active-rank", type=int, help="Directions that move in a step.  [default: half the rank]"),
+        click.option("--rank", type=int, default=default.rank, show_default=True, help="Rank r of each update: its number of directions."),
+        click.option("--active-rank", type=int, help="Directions that are trained in a step.  [default: half the rank]"),
         click.option("--alpha", type=float, default=default.alpha, show_default=True,
-                     help="Update scale is alpha/rank. The penalty draws the singular values of BA to 1, so this is the "
-                          "update's real size."),
+                     help="Updates are scaled by alpha/rank. The penalty pulls the singular values of BA to 1, so this is "
+                          "an update's real size."),
         click.option("--orth-weight", type=float, default=default.orth_weight, show_default=True,
                      help="Weight of the orthogonality penalty; published values lie in (0, 0.1]."),
-        click.option("--squared", is_flag=True, help="Penalise squared norms."),
+        click.option("--squared", is_flag=True, help="Penalize squared norms."),
         click.option("--mask-sharing", type=click.Choice(["shared", "independent"]), default=default.mask_sharing,
-                     show_default=True, help="Whether A and B of a layer move the same directions."),
+                     show_default=True, help="Train the same directions of A and B in a step, or draw each anew."),
         click.option("--mask-mode", type=click.Choice(["gradient", "update"]), default=default.mask_mode, show_default=True,
-                     help="gradient is the paper's; update also holds resting directions still against momentum."),
+                     help="gradient is the paper's; update also keeps the optimizer's momentum from moving masked directions."),
         click.option("--mask-seed", type=int, default=default.seed, show_default=True, help="Seed of the masks."),
         click.option("--target-modules", multiple=True, default=["all-linear"], show_default=True,
-                     help="Module name ending to adapt; repeatable."),
-        click.option("--exclude-modules", multiple=True, help="Module name ending to leave out; repeatable."),
+                     help="End of the names of modules to adapt; repeatable."),
+        click.option("--exclude-modules", multiple=True, help="End of the names of modules to leave out; repeatable."),
         click.option("--modules-to-save", multiple=True,
-                     help="Module to train whole; the head, and whatever the base lacks, are added by themselves."),
-        click.option("--dropout", type=float, default=default.dropout, show_default=True, help="Dropout before A."),
+                     help="Module to train in full and save; the head, and modules the base lacks, are added automatically."),
+        click.option("--dropout", type=float, default=default.dropout, show_default=True, help="Dropout on the input of A."),
         click.option("--rslora", is_flag=True, help="Scale by alpha/√rank."),
-        click.option("--rank-pattern", multiple=True, callback=_pattern, metavar="NAME=RANK", help="Another rank for some modules."),
-        click.option("--alpha-pattern", multiple=True, callback=_pattern, metavar="NAME=ALPHA", help="Another alpha for some modules."),
+        click.option("--rank-pattern", multiple=True, callback=_pattern, metavar="NAME=RANK", help="Rank for modules of this name; repeatable."),
+        click.option("--alpha-pattern", multiple=True, callback=_pattern, metavar="NAME=ALPHA", help="Alpha for modules of this name; repeatable."),
     ]  # fmt: skip
     for option in reversed(options):
         function = option(function)
@@ -97,33 +96,33 @@ def _run_options(function: _Function) -> _Function:
     options = [
         click.option("--base", required=True, help="Checkpoint directory, .gguf file or hub name."),
         click.option("--train", "train_data", required=True, help="csv, tsv, jsonl or parquet file, image folder, or hub name[:split]."),
-        click.option("--validation", help="The same for validation.  [default: a share of --train]"),
-        click.option("--test", help="The same for the final test; its metrics go into the package."),
+        click.option("--validation", help="Validation data, in the same forms.  [default: a share of --train]"),
+        click.option("--test", help="Test data, in the same forms; its metrics are written into the package."),
         click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Package directory to write."),
-        click.option("--task", type=click.Choice(list(TASKS)), default="text-classification", show_default=True, help="Task."),
+        click.option("--task", type=click.Choice(list(TASKS)), default="text-classification", show_default=True, help="What the adapter is for."),
         click.option("--text-column", help="Column of the texts.  [default: text, sentence, …]"),
         click.option("--label-column", help="Column of the labels.  [default: label, class, …]"),
         click.option("--image-column", help="Column of the images.  [default: image, path, …]"),
-        click.option("--validation-fraction", type=float, default=0.1, show_default=True, help="Share split off --train."),
+        click.option("--validation-fraction", type=float, default=0.1, show_default=True, help="Share of --train used for validation."),
         click.option("--epochs", type=float, default=5.0, show_default=True, help="Passes over the data."),
-        click.option("--batch-size", type=int, default=32, show_default=True, help="Examples per step and process."),
+        click.option("--batch-size", type=int, default=32, show_default=True, help="Examples per batch and process."),
         click.option("--gradient-accumulation", type=int, default=1, show_default=True, help="Batches per optimizer step."),
         click.option("--learning-rate", type=float, default=1e-3, show_default=True, help="Peak learning rate."),
-        click.option("--warmup-ratio", type=float, default=0.06, show_default=True, help="Share of steps to reach it."),
-        click.option("--weight-decay", type=float, default=0.0, show_default=True, help="AdamW's decay."),
-        click.option("--max-grad-norm", type=float, default=1.0, show_default=True, help="Clip the task's gradient; 0 never."),
-        click.option("--max-length", type=int, default=128, show_default=True, help="Tokens; longer texts are cut."),
-        click.option("--group-by-length", is_flag=True, help="Batches of about equal length: less padding, up to twice as fast."),
-        click.option("--image-size", type=int, help="Pixels on a side.  [default: the base's]"),
+        click.option("--warmup-ratio", type=float, default=0.06, show_default=True, help="Share of steps in which the learning rate rises to its peak."),
+        click.option("--weight-decay", type=float, default=0.0, show_default=True, help="Weight decay of AdamW."),
+        click.option("--max-grad-norm", type=float, default=1.0, show_default=True, help="Clip the task's gradient to this norm; 0 does not clip."),
+        click.option("--max-length", type=int, default=128, show_default=True, help="Tokens that longer texts are cut to."),
+        click.option("--group-by-length", is_flag=True, help="Batch texts of similar length: less padding, up to twice as fast."),
+        click.option("--image-size", type=int, help="Height and width of images in pixels.  [default: the base's]"),
         click.option("--save-steps", type=int, help="Steps between checkpoints.  [default: one per epoch]"),
         click.option("--best-metric", type=click.Choice(["accuracy", "macro_f1", "loss"]), default="accuracy",
-                     show_default=True, help="Decides which checkpoint becomes the package."),
+                     show_default=True, help="Validation metric that chooses the checkpoint to keep."),
         click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True,
-                     help="Arithmetic of training."),
-        click.option("--seed", type=int, default=42, show_default=True, help="Seed of head, data order and dropout."),
+                     help="Number format that training computes in."),
+        click.option("--seed", type=int, default=42, show_default=True, help="Seed of the new head, data order and dropout."),
         click.option("--run-dir", type=click.Path(path_type=Path), help="Checkpoints and TensorBoard logs.  [default: OUTPUT.run]"),
         click.option("--revision", help="Branch, tag or commit of a hub base."),
-        click.option("--trust-remote-code", is_flag=True, help="Let the base run code of its own. Only for sources you trust."),
+        click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the base. Only for sources you trust."),
     ]  # fmt: skip
     for option in reversed(options):
         function = option(function)
@@ -136,30 +135,30 @@ def _run_options(function: _Function) -> _Function:
 @_run_options
 @_method_options
 @click.option(
-    "--resume/--no-resume", default=True, show_default=True, help="Continue an interrupted run of the same settings."
+    "--resume/--no-resume", default=True, show_default=True, help="Continue an interrupted run with the same settings."
 )
 @click.option("--overwrite", is_flag=True, help="Replace the output directory if it exists.")
 @json_option
 def command(resume: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
     """Train an RM-LoRA adapter and write it as a package that PEFT loads.
 
-    In every step half of each update's rank directions move (--active-rank), and a penalty keeps the
-    directions orthogonal (--orth-weight): see docs/method.md. The best checkpoint by validation is kept. A run that
-    was killed continues when the same command is given again. Starts under torchrun and accelerate as
-    `torchrun --nproc-per-node 2 -m rmlora_deploy train …`.
+    Every step trains half of each update's rank directions (--active-rank), and a penalty keeps the directions
+    orthogonal (--orth-weight); docs/method.md explains both. The checkpoint with the best validation metric is kept. To
+    continue a run that was killed, give the same command again. To train in several processes:
+    `torchrun --no-python --nproc-per-node 2 rmlora-deploy train …`, or `accelerate launch --no_python rmlora-deploy train …`.
 
     \b
     Examples:
-      rmlora-deploy train --base ./MiniLM --train sms.csv --output spam
+      rmlora-deploy train --base MiniLM --train data/sms/train.jsonl --output spam
       rmlora-deploy train --config run.yaml --rank 4 --active-rank 2
-      rmlora-deploy train --task image-classification --base ./dinov2 --train ./photos --output photos-adapter
+      rmlora-deploy train --task image-classification --base dinov2 --train photos --output photos-adapter
     """
     console = make_console(as_json=as_json)
-    settings = _settings(flags)
-    require("torch", "train")
-    from rmlora.training.run import train
-
-    result = train(settings, console=console, resume=resume, overwrite=overwrite)
+    config = _method(flags)
+    result = api.train(
+        flags.pop("base"), flags.pop("train_data"), flags.pop("output"), config=config, console=console, resume=resume,
+        overwrite=overwrite, **flags,
+    )  # fmt: skip
     if not result.main_process:
         return
     if as_json:
@@ -175,18 +174,22 @@ def command(resume: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
     )
 
 
-def _settings(flags: dict[str, Any]) -> TrainSettings:
-    """Sort the flags into the two settings classes."""
-    method = flags.pop("method")
-    rank, active = flags["rank"], flags.pop("active_rank")
+def _method(flags: dict[str, Any]) -> RMLoRAConfig:
+    """Take the flags of :class:`RMLoRAConfig` out of ``flags`` and return the configuration.
+
+    Raises:
+        ConfigError: ``--method lora`` with another ``--active-rank`` than its rank.
+    """
+    method, rank, active = flags.pop("method"), flags["rank"], flags.pop("active_rank")
     flags["active_rank"] = active if active is not None else (rank if method == "lora" else max(1, rank // 2))
     if method == "lora":
         if flags["active_rank"] != rank:
-            raise ConfigError("--method lora moves every direction: leave --active-rank out, or use --method rmlora.")
+            raise ConfigError(
+                "--method lora trains every direction in every step: leave --active-rank out, or use --method rmlora."
+            )
         flags["orth_weight"] = 0.0
-    flags["seed_of_run"], flags["seed"] = flags.pop("seed"), flags.pop("mask_seed")
     targets = tuple(flags["target_modules"])
     flags["target_modules"] = targets[0] if targets == ("all-linear",) else targets
     flags["rank_pattern"] = {name: int(rank) for name, rank in flags["rank_pattern"].items()}
-    config = RMLoRAConfig(**{key: flags.pop(key) for key in list(flags) if key in _METHOD_FIELDS})
-    return TrainSettings(rmlora=config, train=flags.pop("train_data"), seed=flags.pop("seed_of_run"), **flags)
+    names = [item.name for item in dataclasses.fields(RMLoRAConfig) if item.name != "seed"]
+    return RMLoRAConfig(seed=flags.pop("mask_seed"), **{name: flags.pop(name) for name in names if name in flags})

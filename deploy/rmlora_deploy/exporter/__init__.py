@@ -1,1 +1,1 @@
-"""From a PyTorch model to an ONNX bundle (needs torch, except for precision)."""
+"""From a PyTorch model or an ONNX graph to a verified bundle; only a graph that exists already needs no torch."""

@@ -1,44 +1,40 @@
-"""Exporting a base with side-branches, and adapters beside it."""
+"""Exporting a base with side-branches, and adapters that its inputs select row by row."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from rmlora.adapter import Adapter
-from rmlora.adapter_task import adapter_labels, drop_unused_modules, task_of
+from rmlora.adapter_task import drop_unused_modules
 from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError, ConfigError
 from rmlora.fingerprint import check_base, weight_digests
 from rmlora.package import load_package
-from rmlora.pooling import Pooling
 from rmlora.storage import atomic_directory
-from rmlora.tasks import Task
-from rmlora_converters.graph.files.model_file import load_model, save_model
+from rmlora_converters.graph.contract.lora_inputs import LoraInputs
+from rmlora_converters.graph.files.model_file import load_model
 from rmlora_converters.graph.locate.targets import find_targets
 from rmlora_converters.graph.passes.insert_branches import check_lora_inputs, insert_branches
 from rmlora_converters.graph.passes.open_attention import open_attention_per_projection
 from rmlora_converters.graph.passes.pooling import insert_pooling
-from rmlora_deploy.bundles.adapters import check_name, store_reference, write_entry
+from rmlora_deploy.bundles.adapters import check_name, store_reference, write_adapter
 from rmlora_deploy.bundles.bundle import MODEL_FILE, REFERENCE_FILE, Bundle
-from rmlora_deploy.bundles.choose_pooling import choose_pooling, describe_pooling
-from rmlora_deploy.bundles.describe import describe_base, describe_files, describe_model, describe_tools
-from rmlora_deploy.bundles.preprocess import Preprocessor
-from rmlora_deploy.bundles.processor import common_processor, max_length, write_side_files
+from rmlora_deploy.bundles.convert_adapter import TryOut
+from rmlora_deploy.bundles.manifest import Manifest, Optimization, Precision
+from rmlora_deploy.bundles.processor import write_side_files
 from rmlora_deploy.bundles.reference import save_reference
 from rmlora_deploy.exporter.export_settings import ExportSettings
-from rmlora_deploy.exporter.precision import Precision, found_precision, lower_precision
+from rmlora_deploy.exporter.plan import ExportPlan, complete_bundle, make_plan
+from rmlora_deploy.exporter.precision import found_precision, save_in_precision
 from rmlora_deploy.runtime.outputs import Arrays, graph_logits
 from rmlora_deploy.runtime.providers import create_session
-from rmlora_deploy.verification.evaluation import read_evaluation
 from rmlora_deploy.verification.sample_batches import make_sample_batches, sample_inputs
 from rmlora_deploy.verification.torch_pair import TorchPair, torch_is_installed
 from rmlora_deploy.verification.verify_branches import raise_on_branch_mismatch, verify_branches
@@ -46,206 +42,181 @@ from rmlora_deploy.verification.verify_branches import raise_on_branch_mismatch,
 __all__ = ["export_branches"]
 
 _SEED = 0
-"""Of the head that a base without one is given; no answer ever comes from it."""
+"""Seed of the head given to a base that has none; adapters replace this head, and no output ever comes from it."""
 
 
 @dataclass(frozen=True)
-class _Base:
-    """The base as a graph, before anything is inserted."""
+class _BaseGraph:
+    """The graph of the base before branches are inserted, and the manifest's fields about it."""
 
     model: ir.Model
     batches: list[Arrays]
     labels: list[str]
-    """Of the base's own head; empty where it has none."""
-    facts: dict[str, Any]
-    """The manifest's part about how it was made."""
+    """Labels of the base's own head; empty if it has none."""
+    exporter: str
+    optimization: Optimization
     precision: Precision = "fp32"
-    """What it has already."""
+    """Precision of ``model``; other than fp32 only if the user gave a quantized graph."""
 
 
 def export_branches(settings: ExportSettings, *, on_progress: Callable[[str], None]) -> Bundle:
-    """Export the base, insert branches, add the adapters, verify; arguments and errors as those of ``export_bundle``."""
+    """Export the base, insert branches, convert the adapters, verify, and write the bundle.
+
+    Arguments and errors as those of :func:`rmlora_deploy.exporter.pipeline.export_bundle`.
+    """
     started = time.monotonic()
     on_progress("loading adapters")
-    for name in settings.adapters:
-        check_name(name)
-    base = resolve_base(settings.base, revision=settings.revision)
-    checkpoint = Checkpoint(base)
-    adapters = {name: load_package(path) for name, path in settings.adapters.items()}
-    for adapter in adapters.values():
-        check_base(adapter, checkpoint, allow_mismatch=settings.allow_base_mismatch)
-    task = _task(settings, adapters)
-    evaluations = {
-        name: read_evaluation(data, settings.columns, task=task.name, labels=adapter_labels(adapters[name], task))
-        for name, data in settings.data.items()
-    }
-    adapters = {name: drop_unused_modules(adapter, task) for name, adapter in adapters.items()}
-    _refuse_heads(task, adapters)
-    processor = common_processor(base, list(adapters.values()), task)
-    length = max_length(list(adapters.values()), processor, task, base)
-    chosen = choose_pooling(task, base, adapters, processor, mode=settings.pooling, normalize=settings.normalize)
-    pooling = chosen[0] if chosen is not None else None
-    modules = sorted({path for adapter in adapters.values() for path in adapter.modules})
+    plan = _load(settings, on_progress)
     with atomic_directory(settings.output, overwrite=settings.overwrite) as directory:
-        with tempfile.TemporaryDirectory(dir=directory) as scratch:
-            if settings.graph is not None:
-                on_progress(f"reading {settings.graph}")
-                made = _given(settings, settings.graph, checkpoint, Preprocessor(task, processor, length, ()), pooling)
-            else:
-                made = _traced(settings, base, task, processor, length, Path(scratch), on_progress, pooling)
-            write_side_files(directory, base, checkpoint.config, processor)
-            on_progress("inserting branches")
-            plain = _insert(made, list(adapters.values()), checkpoint, modules, settings, directory, Path(scratch))
-        save_reference(directory / REFERENCE_FILE, made.batches, plain)
-        entries = {
-            name: write_entry(
-                directory, name, adapter, task=task.name, length=length,
-                allow_base_mismatch=settings.allow_base_mismatch,
-            )
-            for name, adapter in adapters.items()
-        }  # fmt: skip
-        listed = {file for entry in entries.values() for file in entry["files"]}
-        manifest = {
-            **describe_tools(),
-            "mode": "branches",
-            "task": task.name,
-            "labels": made.labels,
-            **describe_pooling(chosen),
-            "max_length": length,
-            "precision": made.precision if made.precision != "fp32" else settings.precision,
-            "base": describe_base(settings.base, settings.revision, checkpoint, modules),
-            "adapters": entries,
-            **made.facts,
-            "model": describe_model(directory),
-            "files": {name: digest for name, digest in describe_files(directory).items() if name not in listed},
+        base = _write_graph(plan, directory)
+        bundle = Bundle(directory, _manifest(plan, base, directory))
+        on_progress("converting adapters")
+        try_out = TryOut.of(bundle)
+        bundle.manifest.adapters = {
+            name: write_adapter(bundle, try_out, name, adapter, allow_base_mismatch=settings.allow_base_mismatch)
+            for name, adapter in plan.adapters.items()
         }
-        bundle = Bundle(directory, manifest)
-        manifest["seconds"] = round(time.monotonic() - started, 1)
-        manifest["verification"] = None
         if settings.verify and torch_is_installed():
             on_progress("verifying against PyTorch and PEFT")
-            report, expected = verify_branches(
-                bundle, lambda name: _pair(base, settings.adapters[name], task, pooling), evaluations=evaluations
-            )
-            raise_on_branch_mismatch(report, bundle.precision)
-            store_reference(bundle, expected)
-            manifest["verification"] = report
-        bundle.save_manifest()
+            _verify(plan, bundle)
+        complete_bundle(bundle, plan, bundle.adapters, started)
     return Bundle.open(settings.output, check_files=False)
 
 
-def _pair(base: Path, adapter: Path, task: Task, pooling: Pooling | None) -> TorchPair:
-    from rmlora.torch_models import load_adapted
-
-    return TorchPair.of(load_adapted(base, adapter, task=task.name, allow_base_mismatch=True)[0], pooling)
-
-
-def _refuse_heads(task: Task, adapters: Mapping[str, Adapter]) -> None:
-    """Raise :class:`AdapterError` where a vector would have to be switched like a head, whose size is the adapter's own."""
-    for name, adapter in adapters.items():
-        if task.answer == "vector" and adapter.modules_to_save:
-            raise AdapterError(
-                f"'{name}' saved '{next(iter(adapter.modules_to_save))}' whole, and embeddings can be switched by low-rank updates only: "
-                "export it with --mode merged."
-            )
-
-
-def _task(settings: ExportSettings, adapters: Mapping[str, Adapter]) -> Task:
-    """Return the one task of all adapters.
-
-    Raises:
-        ConfigError: there are no adapters, or one does not say what it is for.
-        AdapterError: they are for different tasks.
-    """
+def _load(settings: ExportSettings, on_progress: Callable[[str], None]) -> ExportPlan:
+    """Return the plan of the export, with adapters that fit the base and can be switched."""
+    for name in settings.adapters:
+        check_name(name)
+    checkpoint = Checkpoint(resolve_base(settings.base, revision=settings.revision))
+    adapters = {name: load_package(path) for name, path in settings.adapters.items()}
+    for adapter in adapters.values():
+        check_base(adapter, checkpoint, allow_mismatch=settings.allow_base_mismatch)
     if not adapters:
         raise ConfigError(
-            "--mode branches needs at least one --adapter NAME=PATH: they say which modules get branches."
+            "--mode branches needs at least one --adapter NAME=PATH: the adapters decide which modules get branches."
         )
-    (first, task), *others = ((name, task_of(adapter, settings.task)) for name, adapter in adapters.items())
-    for name, other in others:
-        if other != task:
-            raise AdapterError(
-                f"'{first}' is for {task.name} and '{name}' for {other.name}: export them into bundles of their own."
-            )
-    return task
+    plan = make_plan(settings, checkpoint, adapters, on_progress)
+    used = {name: drop_unused_modules(adapter, plan.task) for name, adapter in adapters.items()}
+    for name, adapter in used.items():
+        plan.task.outputs.check_switchable(adapter, name)
+    return replace(plan, adapters=used)
 
 
-def _traced(
-    settings: ExportSettings, base: Path, task: Task, processor: Any, length: int | None, scratch: Path,
-    on_progress: Callable[[str], None], pooling: Pooling | None,
-) -> _Base:  # fmt: skip
-    """Export the base through PyTorch, with its own head or, where it has none, one that the adapters replace."""
+def _adapted_modules(plan: ExportPlan) -> list[str]:
+    return sorted({path for adapter in plan.adapters.values() for path in adapter.modules})
+
+
+def _manifest(plan: ExportPlan, base: _BaseGraph, directory: Path) -> Manifest:
+    return Manifest(
+        **plan.manifest_fields(directory, _adapted_modules(plan)),
+        labels=base.labels,
+        precision=base.precision if base.precision != "fp32" else plan.settings.precision,
+        exporter=base.exporter,
+        optimization=base.optimization,
+        adapters={},
+    )
+
+
+def _write_graph(plan: ExportPlan, directory: Path) -> _BaseGraph:
+    """Write the graph with branches, its reference outputs and the side files into ``directory``; return the base's graph."""
+    with tempfile.TemporaryDirectory(dir=directory) as temporary:
+        scratch = Path(temporary)
+        base = _trace(plan, scratch) if plan.settings.graph is None else _read(plan, plan.settings.graph)
+        write_side_files(directory, plan.base, plan.checkpoint.config, plan.processor)
+        plan.on_progress("inserting branches")
+        outputs = _insert_branches(plan, base, directory / MODEL_FILE, scratch)
+    save_reference(directory / REFERENCE_FILE, base.batches, outputs)
+    return base
+
+
+def _trace(plan: ExportPlan, scratch: Path) -> _BaseGraph:
+    """Export the base through PyTorch, with its own head or, if it has none, a random one that adapters replace."""
     import torch
 
     from rmlora.torch_models import load_task_model
     from rmlora_deploy.exporter.trace import trace_graph
 
-    on_progress("loading the base")
+    plan.on_progress("loading the base")
     torch.manual_seed(_SEED)
-    own = _labels(Checkpoint(base).config, task)
-    loaded = load_task_model(base, task, own or ["0", "1"])
-    traced = trace_graph(
-        loaded.model.eval(), processor, task, max_length=length, exporter=settings.exporter, opset=settings.opset,
-        scratch=scratch, on_progress=on_progress, pooling=pooling,
-    )  # fmt: skip
-    facts = {
-        "exporter": settings.exporter,
-        "optimization": {"level": traced.optimized.level, "reason": traced.optimized.reason},
-    }
-    return _Base(traced.optimized.model, traced.batches, [] if loaded.new_modules else own, facts)
+    own = plan.task.outputs.labels_in(plan.checkpoint.config)
+    loaded = load_task_model(plan.base, plan.task, own or ["0", "1"])
+    traced = trace_graph(loaded.model.eval(), plan, scratch=scratch)
+    return _BaseGraph(
+        traced.optimized.model,
+        traced.batches,
+        [] if loaded.new_modules else own,
+        plan.settings.exporter,
+        Optimization(level=traced.optimized.level, reason=traced.optimized.reason),
+    )
 
 
-def _given(
-    settings: ExportSettings, graph: Path, checkpoint: Checkpoint, preprocessor: Preprocessor, pooling: Pooling | None
-) -> _Base:
-    """Take the user's own export of the base; one that is quantized stays as it is."""
+def _read(plan: ExportPlan, graph: Path) -> _BaseGraph:
+    """Read the user's own export of the base; a quantized one keeps its precision.
+
+    Raises:
+        ConfigError: the graph is quantized and the settings ask for another precision.
+    """
+    plan.on_progress(f"reading {graph}")
     model = load_model(graph)
-    if pooling is not None:
-        insert_pooling(model, pooling)
-    names = tuple(str(value.name) for value in model.graph.inputs if value.name not in model.graph.initializers)
-    preprocessor = replace(preprocessor, input_names=names)
+    if plan.pooling is not None:
+        insert_pooling(model, plan.pooling)
+    names = [str(value.name) for value in model.graph.inputs if value.name not in model.graph.initializers]
+    preprocessor = plan.preprocessor(names)
     batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None))
-    facts = {"exporter": "given", "optimization": {"level": "as given", "reason": None}}
-    quantized = found_precision(model)
-    if quantized != "fp32" and settings.precision not in ("fp32", quantized):
-        raise ConfigError(f"{graph} is {quantized} already: give the float32 graph, or leave --precision out.")
-    return _Base(model, batches, _labels(checkpoint.config, preprocessor.task), facts, quantized)
+    precision = found_precision(model)
+    if precision != "fp32" and plan.settings.precision not in ("fp32", precision):
+        raise ConfigError(f"{graph} is {precision} already: give the float32 graph, or leave --precision out.")
+    labels = plan.task.outputs.labels_in(plan.checkpoint.config)
+    return _BaseGraph(model, batches, labels, "given", Optimization(level="as given"), precision)
 
 
-def _labels(config: Mapping[str, Any], task: Task) -> list[str]:
-    names = (config.get("id2label") or {}) if task.answer == "scores" else {}
-    return [str(names[key]) for key in sorted(names, key=int)]
+def _insert_branches(plan: ExportPlan, base: _BaseGraph, target: Path, scratch: Path) -> list[np.ndarray]:
+    """Write the graph with branches to ``target`` and return the outputs of the graph without them.
 
-
-def _insert(
-    base: _Base, adapters: Sequence[Adapter], checkpoint: Checkpoint, modules: Sequence[str], settings: ExportSettings,
-    directory: Path, scratch: Path,
-) -> list[np.ndarray]:  # fmt: skip
-    """Write the graph with branches into ``directory`` and return what the one without them answers.
-
-    fp16 converts before branches come, since their inputs are to be of that type; int8 and int4 after, since the
-    quantizers keep branches in floating point by their names.
+    fp16 is applied before branches are inserted, so that their inputs get that type. int8 and int4 are applied after: the
+    quantizers recognize branches by name and keep them in floating point.
     """
     model = base.model
-    precision = settings.precision if base.precision == "fp32" else "fp32"  # else there is nothing left to lower
+    precision = (
+        plan.settings.precision if base.precision == "fp32" else "fp32"
+    )  # a given quantized graph stays as it is
     open_attention_per_projection(model)
-    places = find_targets(model, adapters, checkpoint)
-    save_model(model, scratch / "fp32.onnx")
-    plain = scratch / "fp32.onnx"
-    if precision != "fp32":
-        lower_precision(plain, scratch / "plain.onnx", precision)
-        plain = scratch / "plain.onnx"
+    targets = find_targets(model, list(plan.adapters.values()), plan.checkpoint)
+    plain = scratch / "plain.onnx"
+    save_in_precision(model, plain, precision, scratch=scratch)
     if precision == "fp16":
-        model = load_model(plain)
-    lora_inputs = insert_branches(model, places, base_weights=weight_digests(checkpoint, modules))
-    if precision in ("fp32", "fp16"):
-        save_model(model, directory / MODEL_FILE)
-    else:
-        save_model(model, scratch / "branches.onnx")
-        lower_precision(scratch / "branches.onnx", directory / MODEL_FILE, precision)
-    written = load_model(directory / MODEL_FILE)
+        model, precision = load_model(plain), "fp32"
+    digests = weight_digests(plan.checkpoint, _adapted_modules(plan))
+    lora_inputs = insert_branches(model, targets, base_weights=digests)
+    save_in_precision(model, target, precision, scratch=scratch)
+    _check_written(target, lora_inputs)
+    outputs = graph_logits(create_session(plain))
+    return [outputs(batch) for batch in base.batches]
+
+
+def _check_written(graph: Path, lora_inputs: LoraInputs) -> None:
+    """Raise :class:`AdapterError` if a pass lost a LoRA input of ``graph``, or their description."""
+    written = load_model(graph)
     check_lora_inputs(written, lora_inputs)
     if not set(lora_inputs.to_props().items()) <= set(written.metadata_props.items()):
-        raise AdapterError("The slots' description did not survive in the graph: please report this as a bug.")
-    logits = graph_logits(create_session(plain))
-    return [logits(batch) for batch in base.batches]
+        raise AdapterError(f"{graph.name} lost the description of its LoRA inputs: please report this as a bug.")
+
+
+def _verify(plan: ExportPlan, bundle: Bundle) -> None:
+    """Compare the bundle with PyTorch and PEFT, and store the report and PyTorch's outputs in it.
+
+    Raises:
+        ParityError: the graph differs from PyTorch by more than its precision explains.
+    """
+    report, expected = verify_branches(bundle, lambda name: _torch_pair(plan, name), evaluations=plan.evaluations)
+    raise_on_branch_mismatch(report, bundle.precision)
+    store_reference(bundle, expected)
+    bundle.manifest.verification = report
+
+
+def _torch_pair(plan: ExportPlan, name: str) -> TorchPair:
+    from rmlora.torch_models import load_adapted
+
+    path = plan.settings.adapters[name]
+    adapted, _ = load_adapted(plan.base, path, task=plan.task.name, allow_base_mismatch=True)
+    return TorchPair.of(adapted, plan.task.outputs, plan.pooling)

@@ -1,44 +1,51 @@
-"""What to export and how."""
+"""The settings of an export."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from rmlora.pooling import PoolingMode
 from rmlora.training.data import Columns
-from rmlora_deploy.exporter.precision import Precision
+from rmlora_deploy.bundles.manifest import Mode, Precision
 
-__all__ = ["ExportSettings", "Mode"]
-
-Mode = Literal["merged", "branches"]
+__all__ = ["ExportSettings"]
 
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """The settings of one export."""
+    """What to export and how."""
 
     base: str
+    """Checkpoint directory, ``.gguf`` file or hub name."""
     adapters: Mapping[str, Path]
-    """Name → adapter package; exactly one where it is merged, and its name says nothing then."""
+    """Name → adapter package; exactly one in mode ``merged``, where the name only refers to ``data``."""
     output: Path
+    """Bundle directory to write."""
     mode: Mode = "merged"
     precision: Precision = "fp32"
     exporter: str = "torch"
+    """``torch`` or ``optimum``."""
     opset: int | None = None
+    """ONNX operator set; None takes the default."""
     task: str | None = None
+    """Task of adapters that do not record one."""
     graph: Path | None = None
-    """An ONNX export of the base that somebody else made; branches only."""
+    """An ONNX export of the base from any exporter; mode ``branches`` only."""
     data: Mapping[str, str] = field(default_factory=dict)
-    """Adapter's name → labeled data."""
+    """Adapter's name → labeled data to measure the metric on."""
     columns: Columns = field(default_factory=Columns)
+    """Column names of ``data``."""
     verify: bool = True
+    """Compare with PyTorch before the bundle is written."""
     overwrite: bool = False
+    """Replace ``output`` if it exists."""
     allow_base_mismatch: bool = False
+    """Export adapters that were made for another base."""
     revision: str | None = None
+    """Branch, tag or commit of a hub base."""
     pooling: PoolingMode | None = None
-    """Which tokens make a vector; None leaves it to the files beside adapters and base."""
+    """Which token vectors make a text's vector; None takes what the files of adapters and base say."""
     normalize: bool | None = None
-    """Whether vectors are brought to length 1; None as above."""
+    """Scale vectors to length 1; None takes what the files of adapters and base say."""

@@ -1,7 +1,7 @@
-"""Fusing a graph for ONNX Runtime, only as far as its outputs stay what they were.
+"""Fusing a graph for ONNX Runtime, and keeping the fusions only if the outputs stay the same.
 
-``optimize_for_ort`` halves the nodes of an encoder (Attention, BiasGelu); one of its fusions is taken back, because
-it is slower. A fusion that goes wrong is caught here by running both graphs, and the plain one is kept.
+``optimize_for_ort`` halves the nodes of an encoder (Attention, BiasGelu); its layer-norm fusion is undone, because it is
+slower. Both graphs are run, and if fusing failed or changed the outputs, the unfused graph is kept.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from rmlora_deploy.runtime.providers import create_session
 __all__ = ["EXACT", "Optimized", "optimize", "run_model"]
 
 EXACT = 1e-4
-"""Largest difference, relative to the largest output, that reordered float32 sums may cause."""
+"""Largest difference, relative to the largest output, that reordering float32 sums may cause."""
 
 
 @dataclass(frozen=True)
 class Optimized:
-    """The graph that is kept and the name of the optimization it went through."""
+    """The graph that is kept, and how far it was optimized."""
 
     model: ir.Model
     level: str
-    """``ort-fusions``, or ``folded`` where the fusions failed."""
+    """``ort-fusions``, or ``folded`` (constants only) if the fusions were not kept."""
     reason: str | None = None
-    """Why the fusions were not used."""
+    """Why the fusions were not kept; None if they were."""
 
 
 def optimize(model: ir.Model, batches: Sequence[Arrays], scratch: Path) -> Optimized:
-    """Return ``model`` folded and fused for ONNX Runtime.
+    """Return ``model`` with constants folded and operators fused for ONNX Runtime.
 
     Args:
         model: straight from the exporter; changed in place.
-        cases: inputs of several shapes on which the result must not depart.
+        batches: inputs of several shapes, on which the outputs must stay the same.
         scratch: directory for temporary files.
     """
     import onnxscript.optimizer
 
-    expected = run_model(model, batches, scratch / "unoptimised.onnx")
+    expected = run_model(model, batches, scratch / "unoptimized.onnx")
     onnxscript.optimizer.optimize(model)
     save_model(model, scratch / "folded.onnx")  # fusing changes the model in place
     try:
@@ -58,12 +58,14 @@ def optimize(model: ir.Model, batches: Sequence[Arrays], scratch: Path) -> Optim
         reason = str(error).partition("\n")[0].replace(f"{scratch}{os.sep}", "") or type(error).__name__
         return Optimized(_reload(scratch / "folded.onnx"), "folded", f"fusion failed: {reason}")
     if not worst <= EXACT:
-        return Optimized(_reload(scratch / "folded.onnx"), "folded", f"the fused graph departed by {worst:.1e}")
+        return Optimized(
+            _reload(scratch / "folded.onnx"), "folded", f"the outputs of the fused graph differed by {worst:.1e}"
+        )
     return Optimized(fused, "ort-fusions")
 
 
 def _fuse(model: ir.Model) -> ir.Model:
-    """Apply onnxscript's fusions, then join the weights that they pack (query, key and value) into one tensor."""
+    """Apply onnxscript's fusions, and join the query, key and value weights that these pack into one tensor."""
     import onnxscript.optimizer
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
@@ -75,7 +77,7 @@ def _fuse(model: ir.Model) -> ir.Model:
 
 
 def _joins_weights(node: ir.Node) -> bool | None:
-    """Fold a Concat of constants whatever its size; the folder's own limits decide for all else."""
+    """Return True for a Concat of constants of any size; None leaves every other node to the folder's own limits."""
     joins = node.op_type == "Concat" and all(value and value.const_value is not None for value in node.inputs)
     return True if joins else None
 
@@ -87,14 +89,14 @@ def _reload(path: Path) -> ir.Model:
 
 
 def run_model(model: ir.Model, batches: Sequence[Arrays], path: Path) -> list[np.ndarray]:
-    """Save ``model`` to ``path``, run it on the CPU and return the first output for every case.
+    """Save ``model`` to ``path``, run it on the CPU and return the first output for every batch.
 
     Raises:
-        InputError: ONNX Runtime cannot load it, or cannot run it on these inputs.
+        InputError: ONNX Runtime cannot load the graph, or cannot run it on these inputs.
     """
     save_model(model, path)
-    logits = graph_logits(create_session(path))
-    return [logits(batch) for batch in batches]
+    outputs = graph_logits(create_session(path))
+    return [outputs(batch) for batch in batches]
 
 
 def _worst(expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> float:

@@ -1,4 +1,4 @@
-"""Exporting through Optimum's own ONNX exporter, where it is installed."""
+"""Exporting through Optimum's ONNX exporter, if it is installed."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def export_optimum(model: Any, processor: Any, task: Task, *, opset: int) -> ir.
     """Return the graph that Optimum exports for ``model``.
 
     Args:
-        model: PyTorch model with the adapter merged.
-        processor: saved beside the model, as Optimum expects it.
-        task: the task to export for.
+        model: PyTorch model, adapter merged.
+        processor: its tokenizer or image processor, which Optimum reads from the model's directory.
+        task: to export for.
         opset: ONNX operator set.
 
     Raises:
@@ -32,8 +32,8 @@ def export_optimum(model: Any, processor: Any, task: Task, *, opset: int) -> ir.
     """
     if not is_installed("optimum.exporters.onnx"):
         raise DependencyError(
-            "--exporter optimum needs the package optimum-onnx, which pins transformers below 4.58: install it in an "
-            "environment of its own (pip install optimum-onnx), or use --exporter torch."
+            "--exporter optimum needs the package optimum-onnx, which pins transformers below 4.58: install it in a "
+            "separate environment (pip install optimum-onnx), or use --exporter torch."
         )
     import onnx_ir as ir
     from optimum.exporters.onnx import main_export
@@ -44,7 +44,7 @@ def export_optimum(model: Any, processor: Any, task: Task, *, opset: int) -> ir.
         processor.save_pretrained(source)
         try:
             with quiet_transformers(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the tracer warns of every constant; verification is what counts
+                warnings.simplefilter("ignore")  # the tracer warns about every constant; verification decides
                 main_export(
                     str(source),
                     output=target,
@@ -56,5 +56,5 @@ def export_optimum(model: Any, processor: Any, task: Task, *, opset: int) -> ir.
         except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
             raise InputError(f"Optimum cannot export {type(model).__name__}: {str(error).splitlines()[0]}") from error
         graph = ir.load(target / "model.onnx")
-        ir.external_data.load_to_model(graph)  # the files behind it are about to go
+        ir.external_data.load_to_model(graph)  # its files are deleted with the directory
         return graph

@@ -1,4 +1,4 @@
-"""One export: base and adapters in, a verified bundle out."""
+"""The one way into an export: checks what both modes need, then exports merged or with branches."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from rmlora_deploy.exporter.export_settings import ExportSettings
 __all__ = ["export_bundle"]
 
 
-def export_bundle(settings: ExportSettings, *, on_progress: Callable[[str], None]) -> Bundle:
-    """Export, lower the precision, verify, and write the bundle; nothing is left when a step fails.
+def export_bundle(settings: ExportSettings, *, on_progress: Callable[[str], None] | None = None) -> Bundle:
+    """Export, lower the precision, verify, and write the bundle; a step that fails leaves no files.
 
     Args:
-        settings: the export.
-        note: called with a line before every step.
+        settings: of the export.
+        on_progress: called with a line before every step.
 
     Raises:
         ConfigError: settings that do not go together.
         InputError: base, adapter or data cannot be used, or the model cannot be exported.
-        ParityError: the graph departs from PyTorch by more than its precision explains.
+        ParityError: the graph differs from PyTorch by more than its precision explains.
         DependencyError: a package of the extra ``export`` is missing.
         OutputError: the bundle cannot be written.
     """
+    report_progress = on_progress or (lambda line: None)
     require("onnxruntime", "cpu")
-    if settings.graph is None:  # a graph that is there already needs no torch
+    if settings.graph is None:  # an existing graph needs no torch
         for module in ("torch", "transformers", "peft"):
             require(module, "export")
     refuse_existing(settings.output, overwrite=settings.overwrite)
@@ -41,9 +42,9 @@ def export_bundle(settings: ExportSettings, *, on_progress: Callable[[str], None
         if settings.mode == "merged":
             from rmlora_deploy.exporter.merged_bundle import export_merged
 
-            return export_merged(settings, on_progress=on_progress)
+            return export_merged(settings, on_progress=report_progress)
         from rmlora_deploy.exporter.branch_bundle import export_branches
 
-        return export_branches(settings, on_progress=on_progress)
+        return export_branches(settings, on_progress=report_progress)
     except ParityError as error:
         raise ParityError(f"{error} No bundle was written.") from None

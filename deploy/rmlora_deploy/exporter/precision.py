@@ -1,11 +1,14 @@
 """Lowering a float32 graph to fp16, int8 or int4 (no torch).
 
-fp16 halves every weight; inputs and outputs keep their types, and pooling stays float32. int8 is dynamic: weights are quantized per
-output channel once, activations per run, and what follows a product stays float. The head stays float32: it
-has few weights and its rounding would go straight into the logits; so do side-branches, whose values are not known
-yet. Weights take 7 of the 8 bits, because x86 processors without VNNI add pairs of 8-bit products in 16 bits, which
-overflow: with all 8 a tiny ViT was right on one machine and far off on another (docs/export.md). int4 holds the
-weights of products in 4 bits with a scale and an offset for every 32 of them, and embedding tables in 8.
+fp16 halves every weight; inputs and outputs keep their types, and pooling stays float32.
+
+int8 is dynamic: weights are quantized once per output channel, activations in every run, and the results of products are
+float. The head stays float32, because it has few weights and its rounding would go straight into the logits. Side-branches
+stay float32 too, because the values of their inputs are not known at export. Weights use 7 of the 8 bits: x86 processors
+without VNNI add pairs of 8-bit products in 16 bits, which overflow, and with all 8 bits a tiny ViT was right on one machine
+and far off on another (docs/export.md).
+
+int4 stores the weights of products in 4 bits, with a scale and an offset for every 32 of them, and embedding tables in 8.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -24,18 +27,33 @@ from rmlora_converters.graph.files.model_file import save_model
 from rmlora_converters.graph.passes.insert_branches import BRANCH_SCOPE
 from rmlora_converters.graph.passes.open_attention import open_attention
 from rmlora_converters.graph.passes.pooling import EMBEDDING_NAME, POOLING_SCOPE
+from rmlora_deploy.bundles.manifest import Precision
 
-__all__ = ["PRECISIONS", "Precision", "found_precision", "lower_precision"]
-
-Precision = Literal["fp32", "fp16", "int8", "int4"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+__all__ = ["found_precision", "lower_precision", "save_in_precision"]
 
 _PRODUCTS = ["MatMul", "Gemm"]
 _TABLES = ["Gather"]
-"""The embedding table, half of a small model's bytes."""
+"""Reads the embedding table, which is half of a small model's bytes."""
 
 _BLOCK = 32
 """Weights that share a 4-bit scale."""
+
+
+def save_in_precision(model: ir.Model, target: Path, precision: Precision, *, scratch: Path) -> None:
+    """Save a float32 graph to ``target`` in ``precision``.
+
+    Args:
+        model: float32 graph.
+        target: file to write; large weights go to ``<target>.data`` in the same directory.
+        precision: any; fp32 saves the graph as it is.
+        scratch: directory for temporary files.
+    """
+    if precision == "fp32":
+        save_model(model, target)
+        return
+    full = scratch / f"{target.stem}.fp32.onnx"
+    save_model(model, full)
+    lower_precision(full, target, precision)
 
 
 def lower_precision(source: Path, target: Path, precision: Precision) -> None:
@@ -43,12 +61,11 @@ def lower_precision(source: Path, target: Path, precision: Precision) -> None:
 
     Args:
         source: float32 model.
-        target: file to write; large weights go to ``<target>.data`` beside it.
-        precision: ``fp16``, ``int8`` or ``int4``; with the last two, products that only the outputs depend on and
-            side-branches stay float32.
+        target: file to write; large weights go to ``<target>.data`` in the same directory.
+        precision: ``fp16``, ``int8`` or ``int4``; with the last two, the head and side-branches stay float32.
 
     Raises:
-        ConfigError: the precision is unknown.
+        ConfigError: any other precision.
     """
     require("onnxruntime", "cpu")
     if precision == "fp16":
@@ -58,7 +75,7 @@ def lower_precision(source: Path, target: Path, precision: Precision) -> None:
     elif precision == "int4":
         lowered = _to_int4(_quantize_dynamically(_open(source), _TABLES))
     else:
-        raise ConfigError(f"'{precision}' is no lower precision: choose fp16, int8 or int4.")
+        raise ConfigError(f"'{precision}' is not a lower precision: choose fp16, int8 or int4.")
     save_model(lowered, target)
 
 
@@ -67,13 +84,13 @@ def _to_fp16(source: Path) -> ir.Model:
 
     model = onnx.load(source)
     pooling = [node.name for node in model.graph.node if node.name.startswith(f"{POOLING_SCOPE}/")]
-    # Its shape inference would serialize the model, which fails past 2 GB; the exporter has left shapes already.
+    # Its shape inference serializes the model, which fails past 2 GB, and the exporter has written shapes already.
     lowered = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True, node_block_list=pooling)
     return ir.serde.deserialize_model(lowered)
 
 
 def found_precision(model: ir.Model) -> Precision:
-    """Return the precision that a graph has, told by its operators and weights."""
+    """Return the precision of a graph, recognized by its operators and weights."""
     operators = {node.op_type for node in model.graph}
     if operators & {"MatMulNBits", "GatherBlockQuantized"}:
         return "int4"
@@ -85,7 +102,7 @@ def found_precision(model: ir.Model) -> Precision:
 
 
 def _open(source: Path) -> Path:
-    """Write the graph with its fused attention opened beside ``source``."""
+    """Write the graph, with fused attention split into its products, to the directory of ``source``; return the file."""
     model = ir.load(source)
     open_attention(model)
     opened = source.with_suffix(".opened.onnx")
@@ -94,7 +111,7 @@ def _open(source: Path) -> Path:
 
 
 def _quantize_dynamically(source: Path, operators: list[str]) -> Path:
-    """Write the graph with the weights of ``operators`` in 8 bits beside ``source``."""
+    """Write the graph, with the weights of ``operators`` in 8 bits, to the directory of ``source``; return the file."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantized = source.with_suffix(".int8.onnx")
@@ -107,7 +124,7 @@ def _quantize_dynamically(source: Path, operators: list[str]) -> Path:
             weight_type=QuantType.QInt8,
             reduce_range=True,
             nodes_to_exclude=_kept_in_float(onnx.load(source, load_external_data=False).graph),
-            use_external_data_format=True,  # it cannot hold more than 2 GB otherwise
+            use_external_data_format=True,  # one file cannot hold more than 2 GB
             extra_options={"MatMulConstBOnly": True},
         )
     return quantized
@@ -122,7 +139,7 @@ def _to_int4(source: Path) -> ir.Model:
             model,
             block_size=_BLOCK,
             is_symmetric=False,
-            accuracy_level=4,  # activations in 8 bits, as fast as it gets
+            accuracy_level=4,  # activations in 8 bits, the fastest level
             nodes_to_exclude=_kept_in_float(model.graph),
             op_types_to_quantize=("MatMul",),
         )
@@ -132,7 +149,7 @@ def _to_int4(source: Path) -> ir.Model:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the quantizers' advice on a pre-processing that the graph has had."""
+    """Hide the quantizers' advice to preprocess the graph, which has been done."""
     logging.disable(logging.WARNING)
     try:
         yield
@@ -141,13 +158,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _kept_in_float(graph: Any) -> list[str]:
+    """Return the names of the nodes of side-branches and heads."""
     branches = [node.name for node in graph.node if node.name.startswith(f"{BRANCH_SCOPE}/")]
-    outputs = [output.name for output in graph.output if output.name != EMBEDDING_NAME]  # that one comes from no head
+    outputs = [output.name for output in graph.output if output.name != EMBEDDING_NAME]  # which has no head
     return branches + [name for output in outputs for name in _head_nodes(graph, output)]
 
 
 def _head_nodes(graph: Any, output: str) -> list[str]:
-    """Return the names of the last weighted products before the output."""
+    """Return the names of the last products with a weight before the output."""
     producers = {name: node for node in graph.node for name in node.output}
     weights = {item.name for item in graph.initializer}
     found: list[str] = []
@@ -157,7 +175,7 @@ def _head_nodes(graph: Any, output: str) -> list[str]:
         if node is None:
             continue
         if node.op_type in ("MatMul", "Gemm") and any(name in weights for name in node.input):
-            found += [node.name, f"{node.name}_MatMul"]  # the quantizer rewrites Gemm to a MatMul of this name
+            found += [node.name, f"{node.name}_MatMul"]  # the quantizer rewrites a Gemm to a MatMul of this name
         else:
             queue.extend(node.input)
     return found

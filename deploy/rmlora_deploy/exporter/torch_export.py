@@ -1,4 +1,4 @@
-"""Tracing a PyTorch model into an ONNX graph with torch's exporter."""
+"""Tracing a PyTorch model with torch's ONNX exporter."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_OPSET", "OUTPUT_NAME", "export_torch"]
 
 DEFAULT_OPSET = 20
-"""Attention stays decomposed below opset 23, and onnxscript's fusions for ONNX Runtime then find it: fewer nodes than
-opset 23's own operator and no slower (docs/export.md), with kernels on every provider."""
+"""Below opset 23 attention is exported as separate nodes, which onnxscript's fusions for ONNX Runtime recognize. The result
+has fewer nodes than with opset 23's Attention operator, is no slower (docs/export.md), and has kernels on every provider."""
 
 OUTPUT_NAME = "logits"
 
@@ -27,16 +27,16 @@ OUTPUT_NAME = "logits"
 def export_torch(
     model: PreTrainedModel, inputs: TraceInputs, *, opset: int = DEFAULT_OPSET, output: str = OUTPUT_NAME
 ) -> ir.Model:
-    """Return the unoptimised graph of ``model``; initializers keep the names of the parameters.
+    """Return the graph of ``model``, not optimized; initializers keep the names of the parameters.
 
     Args:
         model: in evaluation mode, adapter merged.
         inputs: example tensors and varying axes.
         opset: ONNX operator set.
-        output: what the first output is called.
+        output: name of the first output.
 
     Raises:
-        InputError: the exporter cannot trace the model; its reason is quoted.
+        InputError: the exporter cannot trace the model; the message quotes its reason.
     """
     require("onnxscript", "export")
     import torch
@@ -69,7 +69,7 @@ def export_torch(
 
 
 def _forget_machine(model: ir.Model) -> None:
-    """Remove the exporter's stack traces: they hold paths of this machine and are half of a small file."""
+    """Remove the exporter's stack traces, which hold paths of this machine and make up half of a small file."""
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
         for node in graph:
             for key in ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node"):
@@ -78,7 +78,7 @@ def _forget_machine(model: ir.Model) -> None:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Hide the exporter's notes about packages that this export does not use."""
+    """Hide the exporter's warnings about packages that this export does not use."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)

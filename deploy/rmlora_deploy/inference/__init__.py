@@ -1,1 +1,20 @@
-"""Asking a bundle: labels for inputs, or vectors for texts."""
+"""Asking a bundle: labels for inputs, or vectors for texts; ``batches`` runs both."""
+
+from pathlib import Path
+from typing import Any
+
+from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.inference.classifier import Classifier, Prediction
+from rmlora_deploy.inference.embedder import Embedder
+
+__all__ = ["Classifier", "Embedder", "Prediction", "open_bundle"]
+
+
+def open_bundle(path: Path | str, *, provider: str = "cpu", **options: Any) -> Classifier | Embedder:
+    """Open a bundle of any kind with the class for its task; errors as those of the classes."""
+    kind = _KINDS[Bundle.open(path, check_files=False).task.outputs.kind]
+    return kind.open(path, provider=provider, **options)
+
+
+_KINDS: dict[str, type[Classifier] | type[Embedder]] = {"scores": Classifier, "vector": Embedder}
+"""Kind of a task's outputs → the class that asks for them."""

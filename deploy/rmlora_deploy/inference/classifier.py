@@ -1,4 +1,4 @@
-"""Classifying with a bundle, without torch."""
+"""Classifying texts or images with a bundle, without torch."""
 
 from __future__ import annotations
 
@@ -11,145 +11,94 @@ import numpy as np
 
 from rmlora.errors import ConfigError, InputError
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.bundles.preprocess import Preprocessor
+from rmlora_deploy.inference.batches import BundleRunner
 from rmlora_deploy.runtime import AdapterChoice, AdapterSession
-from rmlora_deploy.runtime.adapters.adapter_ref import resolve_choices
 
-__all__ = ["AdapterClassifier", "Classifier", "Prediction", "to_prediction"]
+__all__ = ["Classifier", "Prediction", "to_prediction"]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one input."""
+    """The label a model finds likeliest for one input."""
 
     label: str
     probability: float
+    """Its share in the softmax over the scores."""
     ranking: tuple[tuple[str, float], ...]
-    """Every label with its probability, likeliest first."""
+    """Every label with its probability, the likeliest first."""
 
 
 class Classifier:
-    """A merged bundle opened on one execution provider.
+    """A bundle opened on one execution provider; with branches every input may use another adapter.
 
     >>> Classifier.open("spam-bundle").predict(["You won! Call now"])[0].label  # doctest: +SKIP
     'spam'
-    """
-
-    def __init__(self, bundle: Bundle, session: Any, preprocessor: Preprocessor) -> None:
-        self.bundle = bundle
-        self._session = session
-        self._preprocessor = preprocessor
-
-    @classmethod
-    def open(cls, path: Path | str, *, provider: str = "cpu", threads: int | None = None) -> Classifier:
-        """Open a bundle.
-
-        Args:
-            path: bundle directory.
-            provider: execution provider.
-            threads: intra-op threads; None lets ONNX Runtime choose.
-
-        Raises:
-            InputError: not a bundle, or damaged.
-            ConfigError: the bundle has branches, or embeds.
-            ProviderError: the provider is not available.
-        """
-        bundle = Bundle.open(path)
-        if bundle.mode != "merged":
-            raise ConfigError(f"{path} has adapters beside its weights: open it with AdapterClassifier.")
-        _refuse_vectors(bundle)
-        return cls(bundle, bundle.session(provider, threads=threads), bundle.preprocessor())
-
-    def predict(self, inputs: Sequence[Any], *, batch_size: int = 32) -> list[Prediction]:
-        """Return an answer for every text or image, in order.
-
-        Args:
-            inputs: texts; or image paths, encoded images or PIL images.
-            batch_size: rows run at once.
-
-        Raises:
-            InputError: an input is empty or cannot be read, or the graph gives no usable scores for it.
-        """
-        answers: list[Prediction] = []
-        for start in range(0, len(inputs), batch_size):
-            logits = self._session.run(None, self._preprocessor(inputs[start : start + batch_size]))[0]
-            answers += [to_prediction(row, self.bundle.labels, self.bundle) for row in np.asarray(logits)]
-        return answers
-
-
-class AdapterClassifier:
-    """A bundle with branches opened on one execution provider; every input may be for another adapter.
-
-    >>> classifier = AdapterClassifier.open("both")  # doctest: +SKIP
-    >>> [a.label for a in classifier.predict(["Call now", "Who was it ?"], ["spam", "trec"])]  # doctest: +SKIP
+    >>> both = Classifier.open("both")  # doctest: +SKIP
+    >>> [p.label for p in both.predict(["Call now", "Who was it ?"], ["spam", "trec"])]  # doctest: +SKIP
     ['spam', 'HUM']
     """
 
-    def __init__(self, bundle: Bundle, session: AdapterSession, preprocessor: Preprocessor) -> None:
+    def __init__(self, bundle: Bundle, provider: str = "cpu", **options: Any) -> None:
         self.bundle = bundle
-        self.session = session
-        self._preprocessor = preprocessor
+        self._runner = BundleRunner(bundle, provider, **options)
 
     @classmethod
-    def open(cls, path: Path | str, *, provider: str = "cpu", **options: Any) -> AdapterClassifier:
+    def open(cls, path: Path | str, *, provider: str = "cpu", **options: Any) -> Classifier:
         """Open a bundle.
 
         Args:
-            path: bundle directory.
+            path: bundle directory, merged or with branches.
             provider: execution provider.
-            options: ``threads``, ``bank``, ``rows`` and ``lanes`` of :class:`rmlora_deploy.runtime.AdapterSession`.
+            options: ``threads``; with branches also ``max_active_adapters``, ``rows`` and ``max_concurrent_runs`` of
+                :class:`rmlora_deploy.runtime.AdapterSession`.
 
         Raises:
             InputError: not a bundle, or damaged.
-            ConfigError: the bundle is merged, or embeds.
-            ProviderError: the provider is not available.
+            ConfigError: the bundle gives vectors.
+            ProviderError: the provider is absent or does not start.
         """
         bundle = Bundle.open(path)
-        _refuse_vectors(bundle)
-        return cls(bundle, bundle.adapter_session(provider, **options), bundle.preprocessor())
+        if not bundle.task.outputs.has_labels:
+            raise ConfigError(f"{path} gives vectors and classifies nothing: open it with Embedder, or with load().")
+        return cls(bundle, provider, **options)
+
+    @property
+    def session(self) -> AdapterSession | None:
+        """The session that switches adapters; None for a merged bundle."""
+        return self._runner.session
 
     def predict(
-        self, inputs: Sequence[Any], adapters: AdapterChoice | Sequence[AdapterChoice], *, batch_size: int = 32
+        self,
+        inputs: Sequence[Any],
+        adapters: AdapterChoice | Sequence[AdapterChoice] = None,
+        *,
+        batch_size: int = 32,
     ) -> list[Prediction]:
-        """Return an answer for every text or image, in order, with the labels of its own adapter.
+        """Return a prediction for every text or image, in order, with the labels of its own adapter.
 
         Args:
             inputs: texts; or image paths, encoded images or PIL images.
-            adapters: one choice for all inputs, or one for each.
-            batch_size: rows run at once.
+            adapters: with branches, one choice for all inputs or one for each: a name, ``{name: strength}``, or None for
+                the base.
+            batch_size: inputs computed at once.
 
         Raises:
             InputError: an input or an adapter cannot be used, or the graph gives no usable scores.
-            ConfigError: the choices do not fit the inputs.
+            ConfigError: the choices do not fit the inputs, or the bundle is merged and there is nothing to choose.
         """
-        choices = resolve_choices(adapters, len(inputs))
-        entries = [self.bundle.adapter(choice.name) if choice else self.bundle.manifest for choice in choices]
-        answers: list[Prediction] = []
-        for start in range(0, len(inputs), batch_size):
-            part = slice(start, start + batch_size)
-            arrays = self._preprocessor(inputs[part], lengths=[entry.get("max_length") for entry in entries[part]])
-            chosen = [{choice.name: choice.strength} if choice else None for choice in choices[part]]
-            rows = self.session.run(arrays, chosen)
-            answers += [
-                to_prediction(row, entry["labels"], self.bundle) for row, entry in zip(rows, entries[part], strict=True)
-            ]
-        return answers
+        return [
+            to_prediction(scores, entry.labels, self.bundle)
+            for entry, scores in self._runner.run(inputs, adapters, batch_size)
+        ]
 
 
-def _refuse_vectors(bundle: Bundle) -> None:
-    if bundle.embeds:
-        raise ConfigError(
-            f"{bundle.path} answers with vectors and classifies nothing: open it with rmlora_deploy.inference.embedder.Embedder."
-        )
-
-
-def to_prediction(logits: np.ndarray, labels: Sequence[str], bundle: Bundle) -> Prediction:
-    """Return what a row's ``logits [labels]`` say.
+def to_prediction(scores: np.ndarray, labels: Sequence[str], bundle: Bundle) -> Prediction:
+    """Return the prediction that ``scores [labels]`` make.
 
     Raises:
-        InputError: they are not as many as the labels, or not finite.
+        InputError: there are not as many scores as labels, or they are not finite.
     """
-    values = np.asarray(logits, dtype=np.float64)
+    values = np.asarray(scores, dtype=np.float64)
     if values.shape[-1] != len(labels):
         raise InputError(
             f"The graph of {bundle.path} gives {values.shape[-1]} scores for {len(labels)} labels: the bundle is "

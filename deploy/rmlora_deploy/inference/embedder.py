@@ -11,10 +11,8 @@ import numpy.typing as npt
 
 from rmlora.errors import ConfigError, InputError
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.bundles.preprocess import Preprocessor
-from rmlora_deploy.runtime import AdapterChoice
-from rmlora_deploy.runtime.adapters.adapter_ref import resolve_choices
-from rmlora_deploy.runtime.outputs import graph_logits
+from rmlora_deploy.inference.batches import BundleRunner
+from rmlora_deploy.runtime import AdapterChoice, AdapterSession
 
 __all__ = ["Embedder", "cosines"]
 
@@ -22,7 +20,7 @@ Vectors = npt.NDArray[np.float32]
 
 
 class Embedder:
-    """A bundle for embeddings opened on one execution provider; with branches every text may be for another adapter.
+    """A bundle for embeddings opened on one execution provider; with branches every text may use another adapter.
 
     >>> vectors = Embedder.open("faq-bundle").embed(["How do I pay ?", "Where is my order ?"])  # doctest: +SKIP
     >>> vectors.shape  # doctest: +SKIP
@@ -31,32 +29,32 @@ class Embedder:
 
     def __init__(self, bundle: Bundle, provider: str = "cpu", **options: Any) -> None:
         self.bundle = bundle
-        self._preprocessor: Preprocessor = bundle.preprocessor()
-        self._switching = bundle.mode == "branches"
-        if self._switching:
-            self.session = bundle.adapter_session(provider, **options)
-        else:
-            self._run = graph_logits(bundle.session(provider, **options))
+        self._runner = BundleRunner(bundle, provider, **options)
 
     @classmethod
     def open(cls, path: Path | str, *, provider: str = "cpu", **options: Any) -> Embedder:
         """Open a bundle.
 
         Args:
-            path: bundle directory.
+            path: bundle directory, merged or with branches.
             provider: execution provider.
-            options: ``threads``; with branches also ``bank``, ``rows`` and ``lanes`` of
+            options: ``threads``; with branches also ``max_active_adapters``, ``rows`` and ``max_concurrent_runs`` of
                 :class:`rmlora_deploy.runtime.AdapterSession`.
 
         Raises:
             InputError: not a bundle, or damaged.
             ConfigError: the bundle classifies.
-            ProviderError: the provider is not available.
+            ProviderError: the provider is absent or does not start.
         """
         bundle = Bundle.open(path)
-        if not bundle.embeds:
-            raise ConfigError(f"{path} is for {bundle.task}: open it with Classifier or AdapterClassifier.")
+        if not bundle.task.outputs.pools:
+            raise ConfigError(f"{path} is for {bundle.task.name}: open it with Classifier, or with load().")
         return cls(bundle, provider, **options)
+
+    @property
+    def session(self) -> AdapterSession | None:
+        """The session that switches adapters; None for a merged bundle."""
+        return self._runner.session
 
     def embed(
         self, texts: Sequence[str], adapters: AdapterChoice | Sequence[AdapterChoice] = None, *, batch_size: int = 32
@@ -65,27 +63,15 @@ class Embedder:
 
         Args:
             texts: what to embed.
-            adapters: with branches, one choice for all texts or one for each; None is the base.
-            batch_size: rows run at once.
+            adapters: with branches, one choice for all texts or one for each: a name, ``{name: strength}``, or None for the
+                base.
+            batch_size: texts computed at once.
 
         Raises:
             InputError: a text or an adapter cannot be used, or the graph gives no usable numbers.
             ConfigError: the choices do not fit the texts, or the bundle is merged and there is nothing to choose.
         """
-        choices = resolve_choices(adapters, len(texts))
-        if not self._switching and any(choices):
-            raise ConfigError(f"{self.bundle.path} has its adapter merged: there is none to choose.")
-        entries = [self.bundle.adapter(choice.name) if choice else self.bundle.manifest for choice in choices]
-        found: list[npt.NDArray[Any]] = []
-        for start in range(0, len(texts), batch_size):
-            part = slice(start, start + batch_size)
-            arrays = self._preprocessor(texts[part], lengths=[entry.get("max_length") for entry in entries[part]])
-            if self._switching:
-                chosen = [{choice.name: choice.strength} if choice else None for choice in choices[part]]
-                found += self.session.run(arrays, chosen)
-            else:
-                found += list(self._run(arrays))
-        vectors = np.stack(found).astype(np.float32)
+        vectors = np.stack([vector for _, vector in self._runner.run(texts, adapters, batch_size)]).astype(np.float32)
         if not np.isfinite(vectors).all():
             raise InputError(
                 f"The graph of {self.bundle.path} gives NaN or infinity for these texts: its precision "

@@ -1,1 +1,1 @@
-"""What an adapter or a bundle is, read from its files alone."""
+"""Describing an adapter or a bundle from its files, without torch."""

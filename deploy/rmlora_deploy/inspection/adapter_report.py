@@ -1,4 +1,4 @@
-"""An adapter in figures: sizes, settings, and the spectrum of every update."""
+"""Figures of an adapter: sizes, settings, and the spectrum of every update."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["describe_adapter"]
 
 
 def describe_adapter(adapter: Adapter, spectrum: AdapterSpectrum) -> dict[str, Any]:
-    """Return JSON-ready figures of ``adapter``; sizes are in bytes, parameters in elements."""
+    """Return JSON-ready figures of ``adapter``; sizes in bytes, parameters in elements."""
     metadata, rslora = adapter.metadata, bool(adapter.peft_config.get("use_rslora"))
     files = sorted(path for path in Path(adapter.source).iterdir() if path.is_file())
     return {
@@ -35,7 +35,7 @@ def describe_adapter(adapter: Adapter, spectrum: AdapterSpectrum) -> dict[str, A
         "modules_to_save": {name: list(tensor.shape) for name, tensor in adapter.modules_to_save.items()},
         "settings": metadata.get("rmlora"),
         "metrics": metadata.get("metrics"),
-        "spectrum": {**_means(spectrum), "joint": {**_measures(spectrum.joint)}},
+        "spectrum": {**_ranks(spectrum), "joint": _ranks(spectrum.joint)},
         "modules": [
             _describe_module(module, spectrum.modules[path], rslora=rslora) for path, module in adapter.modules.items()
         ],
@@ -54,20 +54,13 @@ def _describe_module(module: LoraModule, spectrum: Spectrum, *, rslora: bool) ->
         "scale": module.scale,
         "parameters": module.lora_A.size + module.lora_B.size,
         "dtype": str(module.lora_A.dtype),
-        **_measures(spectrum),
+        **_ranks(spectrum),
         "singular_values": [float(value) for value in spectrum.singular_values],
     }
 
 
-def _measures(spectrum: Spectrum) -> dict[str, float]:
-    return {
-        "numerical_rank": spectrum.numerical_rank,
-        "stable_rank": spectrum.stable_rank,
-        "effective_rank": spectrum.effective_rank,
-    }
-
-
-def _means(spectrum: AdapterSpectrum) -> dict[str, float]:
+def _ranks(spectrum: Spectrum | AdapterSpectrum) -> dict[str, float]:
+    """Return the three measures of rank, of one update or their means over an adapter's."""
     return {
         "numerical_rank": spectrum.numerical_rank,
         "stable_rank": spectrum.stable_rank,

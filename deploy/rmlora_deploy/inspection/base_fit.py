@@ -1,4 +1,4 @@
-"""Whether an adapter fits a base: every module there, of the right shape, and the very weights it was made for."""
+"""Checking whether an adapter fits a base: every module is there, has the right shape, and has the weights of training."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ __all__ = ["Fit", "ModuleFit", "fit_to_base", "require_fit"]
 
 @dataclass(frozen=True)
 class ModuleFit:
-    """One module of the adapter looked up in the base."""
+    """One module of an adapter, looked up in the base."""
 
     module: str
     tensor: str | None
-    """Name of the weight in the checkpoint; None if the base has none."""
+    """Name of the module's weight in the checkpoint; None if the base lacks it."""
     shape: tuple[int, ...] | None
     """Shape of that weight."""
     problem: str | None
-    """Why the update cannot be added; None if it can."""
+    """Why the update cannot be added to the weight; None if it can."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """An adapter against a base."""
+    """How an adapter fits a base."""
 
     base: str
     modules: tuple[ModuleFit, ...]
     fingerprint: str | None
-    """Of the base, over the adapter's modules; None when one of them is missing."""
+    """Fingerprint of the base over the adapter's modules; None if the base lacks one of them."""
     expected_fingerprint: str | None
-    """What the adapter was trained on; None for an adapter that does not record it."""
+    """Fingerprint of the base that the adapter was trained on; None if the adapter does not record it."""
 
     @property
     def misfits(self) -> tuple[ModuleFit, ...]:
@@ -45,19 +45,19 @@ class Fit:
 
     @property
     def same_base(self) -> bool | None:
-        """Whether the weights are those the adapter was made for; None when that is not recorded."""
+        """True if the base has the weights that the adapter was trained on; None if the adapter does not record them."""
         if self.misfits:
             return False
         return None if self.expected_fingerprint is None else self.fingerprint == self.expected_fingerprint
 
     @property
     def fits(self) -> bool:
-        """Every module fits, and nothing says that this is another base."""
+        """True if every module fits and the base is not known to be another one."""
         return not self.misfits and self.same_base is not False
 
 
 def fit_to_base(adapter: Adapter, checkpoint: Checkpoint) -> Fit:
-    """Look every module of ``adapter`` up in ``checkpoint``; problems are in the result, not raised."""
+    """Look up every module of ``adapter`` in ``checkpoint``; problems are in the result, not raised."""
     names = checkpoint.tensors.keys()
     tie = checkpoint.tied_output
     modules: list[ModuleFit] = []
@@ -71,17 +71,17 @@ def fit_to_base(adapter: Adapter, checkpoint: Checkpoint) -> Fit:
 
 
 def require_fit(fit: Fit, adapter: Adapter) -> None:
-    """Raise :class:`AdapterError` saying why, when the adapter does not fit."""
+    """Raise :class:`AdapterError` with the reason if the adapter does not fit."""
     if fit.misfits:
         first = fit.misfits[0]
         raise AdapterError(
-            f"{adapter.source} does not fit {fit.base}: {len(fit.misfits)} of {len(fit.modules)} modules have no place there, "
-            f"the first is '{first.module}' ({first.problem}); give the base it was trained on."
+            f"{adapter.source} does not fit {fit.base}: {len(fit.misfits)} of {len(fit.modules)} modules are missing or have "
+            f"another shape there, the first is '{first.module}' ({first.problem}); give the base it was trained on."
         )
     if not fit.fits:
         raise AdapterError(
             f"{adapter.source} fits {fit.base} by shape, but was trained on other weights ({_short(fit.expected_fingerprint)}, "
-            f"this base is {_short(fit.fingerprint)}): give the base it was trained on."
+            f"this base has {_short(fit.fingerprint)}): give the base it was trained on."
         )
 
 
@@ -100,7 +100,7 @@ def _look(module: LoraModule, name: str | None, checkpoint: Checkpoint) -> Modul
 def _fingerprint(adapter: Adapter, checkpoint: Checkpoint) -> str | None:
     try:
         return base_fingerprint(checkpoint, adapter.modules)
-    except AdapterError:  # two modules that lead to one tensor: such a base is not theirs
+    except AdapterError:  # two modules share one tensor, which they did not in training
         return None
 
 

@@ -1,4 +1,4 @@
-"""A bundle in figures, from its manifest and the files beside it."""
+"""Figures of a bundle, from its manifest and files."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["describe_bundle"]
 
 
 def describe_bundle(bundle: Bundle) -> dict[str, Any]:
-    """Return JSON-ready figures of ``bundle``: its manifest, without the layer map, and the size of every file."""
+    """Return JSON-ready figures of ``bundle``: its manifest, without the list of layers, and the size of every file."""
     files = sorted(path for path in bundle.path.rglob("*") if path.is_file())
-    manifest = {key: value for key, value in bundle.manifest.items() if key != "layers"}
+    manifest = {key: value for key, value in bundle.manifest.to_dict().items() if key != "layers"}
     return {
         **manifest,
         "kind": "bundle",
         "source": str(bundle.path),
         "files": {path.relative_to(bundle.path).as_posix(): path.stat().st_size for path in files},
         "bytes": sum(path.stat().st_size for path in files),
-        "nodes": sum(bundle.manifest["model"]["operators"].values()),
+        "nodes": sum(bundle.manifest.model.operators.values()),
     }

@@ -1,4 +1,4 @@
-"""The picture of an adapter's intrinsic dimension, alone or beside others."""
+"""Plotting the intrinsic dimension of one or several adapters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MEASURES = (("numerical_rank", "numerical"), ("stable_rank", "stable"), ("effec
 
 
 def plot_spectra(spectra: Mapping[str, AdapterSpectrum], path: Path) -> None:
-    """Draw the singular values of every adapter and its three measures of dimension.
+    """Plot the singular values of every adapter and its three measures of rank.
 
     Args:
         spectra: name in the legend → spectrum; the first is the one inspected.
@@ -46,7 +46,7 @@ def plot_spectra(spectra: Mapping[str, AdapterSpectrum], path: Path) -> None:
     left.yaxis.set_major_formatter("{x:g}")
     left.xaxis.get_major_locator().set_params(integer=True)
     legend = left.legend(loc="lower left", frameon=False, title="thin: one module each · thick: geometric mean")
-    legend._legend_box.align = "left"  # the title has no other handle on its alignment
+    legend._legend_box.align = "left"  # matplotlib has no public setting for the title's alignment
     right.set_title("Dimension of an update, mean over modules", loc="left", fontweight="bold")
     for axes in (left, right):
         clean_axes(axes, grid="y")
@@ -54,7 +54,7 @@ def plot_spectra(spectra: Mapping[str, AdapterSpectrum], path: Path) -> None:
 
 
 def _singular_values(axes: Axes, name: str, spectrum: AdapterSpectrum, color: str) -> None:
-    """One thin line per module, and their geometric mean over the modules that reach that index."""
+    """Draw a thin line per module, and a thick one for the geometric mean over the modules with that many values."""
     curves = [item.singular_values[: item.numerical_rank] for item in spectrum.modules.values() if item.numerical_rank]
     faint = min(0.5, 6 / max(len(curves), 1))
     for values in curves:
@@ -65,15 +65,15 @@ def _singular_values(axes: Axes, name: str, spectrum: AdapterSpectrum, color: st
 
 
 def _measures(axes: Axes, spectra: Mapping[str, AdapterSpectrum]) -> None:
-    """Grouped bars; the whiskers span the modules."""
+    """Draw a bar per adapter and measure, with whiskers from the smallest to the largest module."""
     width = 0.8 / len(spectra)
     for number, (name, spectrum) in enumerate(spectra.items()):
         for group, (measure, _) in enumerate(_MEASURES):
             values = np.array([getattr(item, measure) for item in spectrum.modules.values()])
             mean = values.mean()
-            place = group + (number - (len(spectra) - 1) / 2) * width
+            x = group + (number - (len(spectra) - 1) / 2) * width
             axes.bar(
-                place,
+                x,
                 mean,
                 width * 0.9,
                 color=COLORS[number % len(COLORS)],
@@ -83,7 +83,7 @@ def _measures(axes: Axes, spectra: Mapping[str, AdapterSpectrum]) -> None:
             )
             axes.annotate(
                 f"{mean:.3g}",
-                (place, values.max()),
+                (x, values.max()),
                 xytext=(0, 4),
                 textcoords="offset points",
                 ha="center",

@@ -1,1 +1,1 @@
-"""Putting a server under load, from another process or machine, and saying what it did."""
+"""Puts a server under load, from another process or machine, and reports latency, throughput and errors."""

@@ -1,4 +1,4 @@
-"""The callers of a load test (asyncio, one process)."""
+"""The clients of a load test (asyncio, one process)."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from rmlora_deploy.loadtest.load_plan import LoadPlan, draw_requests
 
 __all__ = ["Load", "Outcome", "list_models", "run_load"]
 
-_AGAIN = (429, 500, 502, 503, 504)
+_RETRIED = (429, 500, 502, 503, 504)
 _PAUSE = 0.05
 """Seconds before a request is sent again; doubled every time."""
-_LONGEST_PAUSE = 5.0
-_MOST_OPEN = 2000
-"""Requests of an open loop that may be under way; beyond them they are counted as not sent."""
+_MAX_PAUSE = 5.0
+_MAX_IN_PROGRESS = 2000
+"""Requests of an open loop that may be in progress; further ones are counted as not sent."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one request."""
+    """The result of one request."""
 
-    when: float
-    """Seconds after counting began at which it was due."""
+    due: float
+    """When it was due, in seconds after counting began."""
     seconds: float
     """From when it was due until its answer."""
     status: int
-    """HTTP status; 0 without any."""
+    """HTTP status; 0 if there was no response."""
     model: str
     wrong: int = 0
-    """Answers that are not the reference's."""
+    """Answers that differ from the reference."""
     retries: int = 0
 
 
 @dataclass
 class Load:
-    """Everything that was seen."""
+    """The results of a load test."""
 
     outcomes: list[Outcome] = field(default_factory=list)
     seconds: float = 0.0
@@ -53,33 +53,43 @@ class Load:
 async def list_models(url: str, key: str | None, *, adapters_only: bool = True) -> dict[str, str]:
     """Return the models of a server, each with its task.
 
+    Args:
+        url: of the server.
+        key: sent as a bearer token.
+        adapters_only: leave out the bundles, unless there are no adapters.
+
     Raises:
-        InputError: it cannot be reached, or answers something else.
+        InputError: the server cannot be reached, or its answer is not a list of models.
     """
     try:
         async with aiohttp.ClientSession(headers=_headers(key)) as session, session.get(f"{url}/v1/models") as reply:
             if reply.status != 200:
-                raise InputError(f"{url}/v1/models answers {reply.status}: is the key right, and is it our server?")
+                raise InputError(
+                    f"{url}/v1/models answers {reply.status}: check --api-key, and that it is a server of rmlora-deploy."
+                )
             cards = (await reply.json())["data"]
     except (TimeoutError, aiohttp.ClientError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{url} cannot be asked ({error or type(error).__name__}): is the server running?") from None
+        raise _unreachable(url, error) from None
     try:
-        wanted = [card for card in cards if card.get("parent") or not adapters_only]
-        return {str(card["id"]): str(card.get("task")) for card in wanted or cards}
+        selected = [card for card in cards if card.get("parent") or not adapters_only]
+        return {str(card["id"]): str(card.get("task")) for card in selected or cards}
     except (AttributeError, KeyError, TypeError):
-        raise InputError(f"{url}/v1/models lists no models as our server does: is it our server?") from None
+        raise InputError(
+            f"{url}/v1/models lists its models in another format: is it a server of rmlora-deploy?"
+        ) from None
 
 
 async def run_load(plan: LoadPlan, key: str | None, *, progress: Callable[[int, float], None] | None = None) -> Load:
-    """Load the server as planned.
+    """Run a load test.
 
     Args:
-        plan: what to ask for.
-        key: sent as bearer token.
-        progress: called now and then with requests answered and seconds gone.
+        plan: what to send.
+        key: sent as a bearer token.
+        progress: called four times a second with the number of requests counted and the seconds since counting began,
+            which are negative during warm-up.
 
     Raises:
-        InputError: the server cannot be reached at all.
+        InputError: the server cannot be reached.
     """
     load = Load()
     begin = time.perf_counter() + plan.warmup
@@ -87,45 +97,48 @@ async def run_load(plan: LoadPlan, key: str | None, *, progress: Callable[[int, 
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=plan.timeout)
     async with aiohttp.ClientSession(headers=_headers(key), connector=connector, timeout=timeout) as session:
-        await _reachable(session, plan)
-        teller = asyncio.create_task(_tell(load, begin, progress)) if progress is not None else None
+        await _check_reachable(session, plan)
+        reporter = asyncio.create_task(_report(load, begin, progress)) if progress is not None else None
         if plan.rate is None:
-            await asyncio.gather(*(_caller(session, plan, load, begin, end, n) for n in range(plan.clients)))
+            await asyncio.gather(*(_closed_loop(session, plan, load, begin, end, n) for n in range(plan.clients)))
         else:
             await _open_loop(session, plan, load, begin, end)
-        if teller is not None:
-            teller.cancel()
+        if reporter is not None:
+            reporter.cancel()
     load.seconds = plan.seconds
     return load
 
 
-async def _reachable(session: aiohttp.ClientSession, plan: LoadPlan) -> None:
+async def _check_reachable(session: aiohttp.ClientSession, plan: LoadPlan) -> None:
     try:
         async with session.get(f"{plan.url}/healthz") as reply:
             await reply.read()
     except (TimeoutError, aiohttp.ClientError) as error:
-        raise InputError(
-            f"{plan.url} cannot be reached ({error or type(error).__name__}): is the server running?"
-        ) from None
+        raise _unreachable(plan.url, error) from None
 
 
-async def _caller(
+def _unreachable(url: str, error: Exception) -> InputError:
+    return InputError(f"Cannot reach {url} ({error or type(error).__name__}): is the server running?")
+
+
+async def _closed_loop(
     session: aiohttp.ClientSession, plan: LoadPlan, load: Load, begin: float, end: float, number: int
 ) -> None:
+    """Send one request after another, as client ``number``."""
     requests = draw_requests(plan, number)
     while (now := time.perf_counter()) < end:
         outcome = await _ask(session, plan, *next(requests), due=now, begin=begin)
         if begin <= now and time.perf_counter() <= end:
             load.outcomes.append(outcome)
         if outcome.status != 200:
-            await asyncio.sleep(_PAUSE)  # a server that refuses at once is not to be flooded
+            await asyncio.sleep(_PAUSE)  # do not flood a server that refuses at once
 
 
 async def _open_loop(session: aiohttp.ClientSession, plan: LoadPlan, load: Load, begin: float, end: float) -> None:
-    """Send at times drawn beforehand; an answer that is late does not hold back the next request."""
+    """Send at random times, whether or not earlier requests have been answered."""
     assert plan.rate is not None  # noqa: S101
     rng = np.random.default_rng([plan.seed, 1])
-    requests, under_way = draw_requests(plan), set[asyncio.Task[None]]()
+    requests, in_progress = draw_requests(plan), set[asyncio.Task[None]]()
     due = begin - plan.warmup
 
     async def one(model: str, texts: list[int], due: float) -> None:
@@ -136,13 +149,13 @@ async def _open_loop(session: aiohttp.ClientSession, plan: LoadPlan, load: Load,
     while (due := due + float(rng.exponential(1 / plan.rate))) < end:
         if (left := due - time.perf_counter()) > 0:
             await asyncio.sleep(left)
-        if len(under_way) >= _MOST_OPEN:
+        if len(in_progress) >= _MAX_IN_PROGRESS:
             load.not_sent += due >= begin
             continue
         task = asyncio.create_task(one(*next(requests), due))
-        under_way.add(task)
-        task.add_done_callback(under_way.discard)
-    await asyncio.gather(*under_way)
+        in_progress.add(task)
+        task.add_done_callback(in_progress.discard)
+    await asyncio.gather(*in_progress)
 
 
 async def _ask(
@@ -160,9 +173,9 @@ async def _ask(
                 wrong = _count_wrong(plan, model, texts, json.loads(content))
         except (TimeoutError, aiohttp.ClientError, ValueError):
             status = 0
-        if status not in (0, *_AGAIN) or attempt == plan.retries:
+        if status not in (0, *_RETRIED) or attempt == plan.retries:
             break
-        await asyncio.sleep(min(_PAUSE * 2**attempt, _LONGEST_PAUSE))
+        await asyncio.sleep(min(_PAUSE * 2**attempt, _MAX_PAUSE))
     return Outcome(due - begin, time.perf_counter() - due, status, model, wrong, attempt)
 
 
@@ -177,11 +190,11 @@ def _count_wrong(plan: LoadPlan, model: str, texts: list[int], answer: Mapping[s
             len(a) != len(b) or not max(abs(x - y) for x, y in zip(a, b, strict=True)) <= plan.reference.tolerance
             for a, b in zip(expected, got, strict=True)
         )
-    except (KeyError, TypeError, ValueError):  # an answer of another form
+    except (KeyError, TypeError, ValueError):  # an answer in another format
         return len(expected)
 
 
-async def _tell(load: Load, begin: float, progress: Callable[[int, float], None]) -> None:
+async def _report(load: Load, begin: float, progress: Callable[[int, float], None]) -> None:
     while True:
         progress(len(load.outcomes), time.perf_counter() - begin)
         await asyncio.sleep(0.25)

@@ -1,4 +1,4 @@
-"""From the outcomes of a load test to figures, and to a picture of them."""
+"""Summarizes the outcomes of a load test, in numbers and in a plot."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rmlora_deploy.plots import COLORS, clean_axes, save_figure
 
 __all__ = ["plot_load", "summarize_load"]
 
-_POINTS = (50, 90, 95, 99, 99.9)
+_PERCENTILES = (50, 90, 95, 99, 99.9)
 
 
 def summarize_load(plan: LoadPlan, load: Load) -> dict[str, Any]:
-    """Return throughput, percentiles of latency (ms, of what was answered) and errors by status."""
+    """Return throughput, latency percentiles (ms, of answered requests) and errors by status."""
     answered = [item for item in load.outcomes if item.status == 200]
     errors = Counter(str(item.status) if item.status else "no answer" for item in load.outcomes if item.status != 200)
     milliseconds = np.array([1e3 * item.seconds for item in answered])
@@ -37,7 +37,7 @@ def summarize_load(plan: LoadPlan, load: Load) -> dict[str, Any]:
         "requests_per_second": round(len(answered) / load.seconds, 2),
         "rows_per_second": round(len(answered) * plan.rows / load.seconds, 2),
         "models_asked": len({item.model for item in load.outcomes}),
-        "latency_ms": {f"p{point:g}": round(float(np.percentile(milliseconds, point)), 2) for point in _POINTS}
+        "latency_ms": {f"p{point:g}": round(float(np.percentile(milliseconds, point)), 2) for point in _PERCENTILES}
         | {"mean": round(float(milliseconds.mean()), 2), "max": round(float(milliseconds.max()), 2)}
         if answered
         else None,
@@ -50,7 +50,7 @@ def summarize_load(plan: LoadPlan, load: Load) -> dict[str, Any]:
 
 
 def plot_load(plan: LoadPlan, load: Load, path: Path) -> None:
-    """Draw every request's latency over time and their distribution to ``path``; errors as ``save_figure``."""
+    """Plot every request's latency over time, and the distribution of latencies, to ``path``; errors as ``save_figure``."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -58,9 +58,9 @@ def plot_load(plan: LoadPlan, load: Load, path: Path) -> None:
     failed = [item for item in load.outcomes if item.status != 200]
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
-    left.plot([o.when for o in answered], [1e3 * o.seconds for o in answered], ".", markersize=2, color=COLORS[0])
+    left.plot([o.due for o in answered], [1e3 * o.seconds for o in answered], ".", markersize=2, color=COLORS[0])
     if failed:
-        left.plot([o.when for o in failed], [1e3 * o.seconds for o in failed], "x", color=COLORS[4], label="errors")
+        left.plot([o.due for o in failed], [1e3 * o.seconds for o in failed], "x", color=COLORS[4], label="errors")
         left.legend(frameon=False)
     left.set(xlabel="seconds", ylabel="latency, ms", yscale="log", title="every request")
     ordered = np.sort([1e3 * o.seconds for o in answered])

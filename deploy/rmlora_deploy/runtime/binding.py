@@ -1,4 +1,4 @@
-"""A session with its slots bound, so that a run only hands over the inputs."""
+"""ONNX Runtime IOBindings with the LoRA inputs already bound, so that a run passes only the model's own inputs."""
 
 from __future__ import annotations
 
@@ -21,10 +21,16 @@ AnyArray = npt.NDArray[Any]
 
 
 class BoundInputs:
-    """An IOBinding of ``session`` with slots bound to arrays; one run at a time.
+    """An IOBinding with arrays bound to the LoRA inputs. One thread may run it at a time.
 
-    The CPU provider reads the arrays where they are, so what is written into them counts from the next run on. For others
-    they may be copied when they are bound.
+    The CPU provider uses the arrays without copying them, so later writes to them take effect in the next run. Other
+    providers may copy them when they are bound.
+
+    Args:
+        session: the session to run.
+        lora_inputs: LoRA input → array.
+        output: name of the output to return.
+        device: where the arrays are bound: ``cpu`` or ``cuda``.
     """
 
     def __init__(
@@ -54,25 +60,25 @@ class BoundInputs:
 
 
 class DeviceArrays:
-    """Bindings whose arrays lie on a device, the ones used last; for any number of threads.
+    """The most recently used bindings whose arrays were copied to a device. Safe to use from any number of threads.
 
     Args:
-        rows: rows that all of them may hold together.
+        rows: total rows of all bindings that are kept.
     """
 
     def __init__(self, rows: int) -> None:
         self._rows = rows
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[Hashable, ...], BoundInputs] = OrderedDict()
+        self._bindings: OrderedDict[tuple[Hashable, ...], BoundInputs] = OrderedDict()
 
-    def take(self, rows: tuple[Hashable, ...]) -> BoundInputs | None:
-        """Take out the binding of these rows, for one run."""
+    def take(self, adapters: tuple[Hashable, ...]) -> BoundInputs | None:
+        """Remove and return the binding for one adapter per row; None if there is none that no run is using."""
         with self._lock:
-            return self._kept.pop(rows, None)
+            return self._bindings.pop(adapters, None)
 
-    def put(self, rows: tuple[Hashable, ...], bound: BoundInputs) -> None:
-        """Keep a binding of these rows, and let go of those used longest ago where there are too many."""
+    def put(self, adapters: tuple[Hashable, ...], binding: BoundInputs) -> None:
+        """Keep a binding for the next run with these adapters, and drop the least recently used ones beyond the limit."""
         with self._lock:
-            self._kept[rows] = bound
-            while len(self._kept) > 1 and sum(map(len, self._kept)) > self._rows:
-                self._kept.popitem(last=False)
+            self._bindings[adapters] = binding
+            while len(self._bindings) > 1 and sum(map(len, self._bindings)) > self._rows:
+                self._bindings.popitem(last=False)

@@ -19,15 +19,15 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 
 
 def graph_logits(session: ort.InferenceSession) -> Callable[[Arrays], np.ndarray]:
-    """Return a function from a batch to the first output of ``session``, which raises :class:`InputError` if it fails.
+    """Return a function that maps a batch to the first output of ``session``.
 
-    What the graph does not take is left out of a batch.
+    The function ignores arrays that the graph does not take, and raises :class:`InputError` if the run fails.
     """
     names = {item.name for item in session.get_inputs()}
 
-    def logits(case: Arrays) -> np.ndarray:
+    def logits(batch: Arrays) -> np.ndarray:
         try:
-            return np.asarray(session.run(None, {name: array for name, array in case.items() if name in names})[0])
+            return np.asarray(session.run(None, {name: array for name, array in batch.items() if name in names})[0])
         except Exception as error:  # noqa: BLE001 - see run_error
             raise run_error(error, "The graph does not run on the model's own inputs") from None
 

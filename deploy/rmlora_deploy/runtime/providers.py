@@ -1,7 +1,7 @@
-"""The execution providers of ONNX Runtime this project knows, in one table, and opening a session on one.
+"""The ONNX Runtime execution providers this project supports, in one table, and opening a session on one.
 
-No provider is ever replaced by another in silence: a requested provider that is absent, or that ONNX
-Runtime drops while opening the model, is an error.
+A provider is never silently replaced by another: if the requested one is not installed, or ONNX Runtime drops it while
+opening the model, that is an error.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmlora.errors import ConfigError, InputError, ProviderError, require
+from rmlora.errors import ConfigError, InputError, ProviderError, install_command, require
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 __all__ = ["PROVIDERS", "Provider", "available", "create_session", "get_provider", "run_error"]
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-"""ONNX Runtime's option for where a model in memory finds its weights."""
+"""ONNX Runtime's option for the folder in which a model opened from memory finds its external weights."""
 
 
 @dataclass(frozen=True)
 class Provider:
-    """One execution provider: the short name users type, ONNX Runtime's name and options to start it with."""
+    """One execution provider: the short name users type, ONNX Runtime's name, and the options it is started with."""
 
     name: str
     ort_name: str
     options: Mapping[str, Any] = field(default_factory=dict)
     needs: str = "gpu"
-    """The extra that installs an onnxruntime with this provider, where one does."""
+    """The extra that installs an ONNX Runtime with this provider, if there is one."""
 
 
 PROVIDERS: tuple[Provider, ...] = (
     Provider("cpu", "CPUExecutionProvider", needs="cpu"),
-    # TF32, which is on by default, has 10 bits where float32 has 23: speed comes from asking for fp16 instead.
+    # TF32 is on by default and keeps 10 of float32's 23 mantissa bits: who wants that speed exports in fp16.
     Provider("cuda", "CUDAExecutionProvider", {"arena_extend_strategy": "kSameAsRequested", "use_tf32": 0}),
     Provider("tensorrt", "TensorrtExecutionProvider", {"trt_engine_cache_enable": False}),
     Provider("rocm", "ROCMExecutionProvider"),
@@ -47,10 +47,10 @@ PROVIDERS: tuple[Provider, ...] = (
 
 
 def get_provider(name: str) -> Provider:
-    """Return the provider users call ``name``.
+    """Return a provider by its short name or ONNX Runtime's name, in any case.
 
     Raises:
-        ConfigError: no such provider is known.
+        ConfigError: there is no such provider.
     """
     for provider in PROVIDERS:
         if name.lower() in (provider.name, provider.ort_name.lower()):
@@ -59,7 +59,7 @@ def get_provider(name: str) -> Provider:
 
 
 def available() -> dict[str, bool]:
-    """Return short name → whether the installed ONNX Runtime was built with that provider."""
+    """Return short name → True if the installed ONNX Runtime was built with that provider."""
     require("onnxruntime", "cpu")
     import onnxruntime as ort
 
@@ -76,25 +76,26 @@ def create_session(
     made_from: Path | None = None,
     options: ort.SessionOptions | None = None,
 ) -> ort.InferenceSession:
-    """Open ``model`` on exactly the provider asked for (operators it lacks may still run on the CPU).
+    """Open ``model`` on exactly the requested provider; operators it does not support run on the CPU.
 
     Args:
         model: path of an ONNX file, or a serialized model.
         threads: intra-op threads; None lets ONNX Runtime choose.
-        memory_pattern: plan memory for input shapes that were seen before; with many inputs that costs more than it saves.
-        made_from: the file that a serialized model was made from: beside it lie the weights that it refers to.
-        options: session options to start from; log severity is raised to errors unless they are given.
+        memory_pattern: let ONNX Runtime plan memory for input shapes it has seen; with many inputs this costs more than it
+            saves.
+        made_from: for a serialized model, the file it was made from, whose folder holds the external weights.
+        options: session options to start from; without them only errors are logged.
 
     Raises:
         ProviderError: the provider is not in this build, or could not start (no device, no driver).
         InputError: the file is missing or is not a model ONNX Runtime can load.
     """
-    wanted = get_provider(name=provider)
-    if not available()[wanted.name]:
+    chosen = get_provider(name=provider)
+    if not available()[chosen.name]:
         present = ", ".join(name for name, there in available().items() if there)
         raise ProviderError(
-            f"Provider '{wanted.name}' ({wanted.ort_name}) is not in the installed ONNX Runtime, which has: {present}. "
-            f"Install one that has it (pip install 'rmlora-deploy[{wanted.needs}]') or choose another --provider."
+            f"Provider '{chosen.name}' ({chosen.ort_name}) is not in the installed ONNX Runtime, which has: {present}. "
+            f"Install one that has it ({install_command(chosen.needs)}) or choose another --provider."
         )
     import onnxruntime as ort
 
@@ -108,30 +109,31 @@ def create_session(
         raise InputError(f"ONNX model not found: {model} does not exist.")
     if made_from is not None:
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(made_from.parent))
-    chain = [(wanted.ort_name, dict(wanted.options))]
-    if wanted.name != "cpu":
+    chain = [(chosen.ort_name, dict(chosen.options))]
+    if chosen.name != "cpu":
         chain.append(("CPUExecutionProvider", {}))
     name = made_from or (model if isinstance(model, Path) else "the model")
     source = model if isinstance(model, bytes) else str(model)
-    slower = ["SkipLayerNormFusion"] if wanted.name == "cpu" else []  # converters/graph/normalization.py tells why
+    # rmlora_converters/graph/passes/open_layer_norm.py says why this one is slower.
+    slower = ["SkipLayerNormFusion"] if chosen.name == "cpu" else []
     try:
         session = ort.InferenceSession(source, options, providers=chain, disabled_optimizers=slower)
     except Exception as error:  # noqa: BLE001 - onnxruntime raises a family of pybind classes without a common public base
-        if wanted.name == "cpu":
+        if chosen.name == "cpu":
             raise InputError(f"ONNX Runtime cannot load {name}: {_first_line(error)}") from None
-        raise ProviderError(f"Provider '{wanted.name}' could not open {name}: {_first_line(error)}") from None
-    if wanted.ort_name not in session.get_providers():
+        raise ProviderError(f"Provider '{chosen.name}' could not open {name}: {_first_line(error)}") from None
+    if chosen.ort_name not in session.get_providers():
         raise ProviderError(
-            f"Provider '{wanted.name}' did not start on this machine (no device or driver found), and ONNX Runtime "
+            f"Provider '{chosen.name}' did not start on this machine (no device or driver found), and ONNX Runtime "
             "would have used the CPU instead: fix the device or choose --provider cpu."
         )
     return session
 
 
 def run_error(error: Exception, what: str = "The graph cannot be run on these inputs") -> InputError:
-    """Return what to raise for an error of a run: ``what`` failed and the reason, in one line that is not too long.
+    """Return the exception to raise when a run fails: ``what`` went wrong and the reason, in one line of limited length.
 
-    It is for ``except Exception``: onnxruntime's errors have no common public base.
+    Use it after ``except Exception``: ONNX Runtime's errors have no common public base class.
     """
     return InputError(f"{what}: {' '.join(str(error).split())[:300]}")
 

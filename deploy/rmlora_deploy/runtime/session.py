@@ -1,13 +1,13 @@
-"""One graph, many adapters, any row."""
+"""A session in which every row of a batch may use a different adapter."""
 
 from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,13 @@ import onnx_ir as ir
 from rmlora.errors import ConfigError, InputError
 from rmlora_converters.graph.contract.lora_inputs import LoraInputs, read_lora_inputs
 from rmlora_converters.graph.files.model_file import load_model, save_model, to_bytes
-from rmlora_converters.graph.files.onnx_adapter import AdapterArrays, Layout
 from rmlora_converters.graph.passes.base_head import base_head
 from rmlora_converters.graph.passes.gather_adapters import ADAPTER_INDICES, gather_adapters
 from rmlora_converters.graph.passes.specialize import specialize
-from rmlora_deploy.runtime.adapters.adapter_ref import AdapterChoice, AdapterRef, resolve_choices
+from rmlora_deploy.runtime.adapters.adapter_ref import AdapterChoice, AdapterName, AdapterRef, resolve_choices
+from rmlora_deploy.runtime.adapters.array_check import ArrayCheck
 from rmlora_deploy.runtime.adapters.cache import AdapterCache, CachedAdapter, Loader
-from rmlora_deploy.runtime.adapters.rank_buckets import BASE, RankBucket, RankBuckets
+from rmlora_deploy.runtime.adapters.rank_buckets import BASE_INDEX, RankBucket, RankBuckets
 from rmlora_deploy.runtime.binding import BoundInputs, DeviceArrays
 from rmlora_deploy.runtime.providers import create_session, get_provider
 
@@ -33,18 +33,28 @@ __all__ = ["AdapterSession"]
 
 AnyArray = npt.NDArray[Any]
 
-_BASE = 0
-"""The base's number among those of resident adapters."""
+_BASE_SERIAL = 0
+"""Stands for the base model where cached adapters are told apart by serial number."""
 
 
 class AdapterSession:
     """Runs a graph with branches; every row of a batch may use its own adapter, rank and head.
 
-    >>> session = AdapterSession(Path("model.onnx"))
-    >>> session.load("spam", lambda: arrays)
-    >>> logits = session.run(inputs, adapters=["spam", None, {"spam": 0.5}])
+    Any number of adapters can be registered; they are read when a row first needs them, and the most recently used stay in
+    memory. All methods may be called from any number of threads, and adapters may come and go while batches run.
 
-    Safe to use from any number of threads; adapters come and go while runs are under way.
+    Example:
+        >>> session = AdapterSession(Path("bundle/model.onnx"), max_active_adapters=64)            # doctest: +SKIP
+        >>> for name in ("spam", "tone"):                                                          # doctest: +SKIP
+        ...     session.register(name, partial(read_onnx_adapter, Path(f"bundle/adapters/{name}.onnx_adapter")))
+        >>> inputs = {"input_ids": ids, "attention_mask": mask}                                    # doctest: +SKIP
+        >>> session.run(inputs, "spam")                        # every row uses "spam"             # doctest: +SKIP
+        >>> session.run(inputs, ["spam", None, {"tone": 0.5}])  # one choice per row               # doctest: +SKIP
+        >>> session.prefetch(["tone"])                         # read it in the background         # doctest: +SKIP
+        >>> session.specialize("spam")                         # as fast as a merged model         # doctest: +SKIP
+        >>> session.unload("tone")                                                                 # doctest: +SKIP
+
+    ``Bundle.open("bundle").adapter_session()`` opens the graph of a bundle and registers all its adapters.
     """
 
     def __init__(
@@ -60,21 +70,23 @@ class AdapterSession:
         """Open ``model``.
 
         Args:
-            model: a graph with slots (``rmlora-deploy export --mode branches``).
+            model: a graph with branches (``rmlora-deploy export --mode branches``).
             provider: execution provider.
-            threads: threads of one run.
-            bank: adapters kept in memory.
-            rows: most rows of a batch that mixes adapters; memory for that many is taken when they come.
-            lanes: such batches that may run at the same time.
+            threads: intra-op threads of one run; None lets ONNX Runtime choose.
+            max_active_adapters: adapters kept in memory. One that is used at two strengths counts twice.
+            rows: maximum rows of a batch that mixes adapters.
+            max_concurrent_runs: batches that mix adapters and may run at the same time; others wait.
 
         Raises:
-            InputError: the file cannot be read or has no slots.
-            ProviderError: the provider is absent or does not start.
+            InputError: the file cannot be read or has no LoRA inputs.
+            ConfigError: ``max_active_adapters`` is less than one.
+            ProviderError: the provider is not available or does not start.
         """
         graph = load_model(model)
         self.lora_inputs: LoraInputs = read_lora_inputs(graph.metadata_props, where=str(model))
         self._base_mixes = True
-        """Whether rows of the base can stand among others: a quantized head of its own cannot be fed to them."""
+        """True if base-model rows can be mixed with adapter rows in one batch; a quantized head of the base's cannot be fed
+        to them."""
         self._defaults = self._read_defaults(graph, model)
         gather_adapters(graph, self.lora_inputs)
         self._session = create_session(
@@ -82,88 +94,102 @@ class AdapterSession:
         )
         self._model, self._provider, self._threads = model, provider, threads
         self._specialized: dict[int, ort.InferenceSession] = {}
-        """Number of a resident adapter, or of the base → a graph of its own."""
+        """Serial of a cached adapter, or of the base → a session with a graph of its own."""
+        self._zero_copy = get_provider(provider).name == "cpu"
+        """True if a run uses the buckets' arrays as they are; other providers may copy what is bound."""
         self._device = _device(provider)
-        self._in_place = get_provider(provider).name == "cpu"
-        """Whether a run reads arrays where they lie; other providers may copy them when they are bound."""
-        self._cache = AdapterCache(
-            max_active_adapters, RankBuckets(self._defaults, max_active_adapters + rows * max_concurrent_runs)
-        )
-        self._rows = rows
-        self._outputs = [item.name for item in self._session.get_outputs()]
+        most_in_use = max_active_adapters + rows * max_concurrent_runs
+        self._cache = AdapterCache(max_active_adapters, RankBuckets(self._defaults, most_in_use))
+        self._check_arrays = ArrayCheck(self.lora_inputs, self._defaults)
+        self._max_rows = rows
+        self._mixed_runs = threading.BoundedSemaphore(max_concurrent_runs)
+        self._output = self._session.get_outputs()[0].name
         self._inputs = [item.name for item in self._session.get_inputs() if item.name != ADAPTER_INDICES]
-        self._required = {slot: _required(slot, default) for slot, default in self._defaults.items()}
-        self._pairs = [((slot.lora_A, 2), (slot.lora_B, 1)) for slot in self.lora_inputs.modules]
-        self._pairs += [((head.weight, -1), (head.bias, -1)) for head in self.lora_inputs.heads]
-        """Slots that come together, and the axis of each that both have in common: a module's rank, a head's labels."""
-        self._known: WeakSet[Layout] = WeakSet()
-        """Layouts of adapter files whose arrays fit the slots."""
-        self._heads = [head.module for head in self.lora_inputs.heads]
-        self._fresh = next((head.module for head in self.lora_inputs.heads if not head.in_base), None)
-        self._lanes = threading.BoundedSemaphore(max_concurrent_runs)
-        self._unfed: list[BoundInputs] = []
-        """Bindings without slots that no run uses at the moment."""
-        self._sent = DeviceArrays(max_active_adapters + rows * max_concurrent_runs)
-        """What lies on the device."""
+        heads = self.lora_inputs.heads
+        self._last_head = heads[-1].module if heads else None
+        self._untrained_head = next((head.module for head in heads if not head.in_base), None)
+        self._idle_base_bindings: list[BoundInputs] = []
+        """Bindings without LoRA inputs that no run is using."""
+        self._device_arrays = DeviceArrays(most_in_use)
 
     # -- adapters ---------------------------------------------------------------------------------------------------
 
-    def load(self, name: str, loader: Loader) -> None:
-        """Register an adapter under ``name``.
+    def register(self, name: AdapterName, loader: Loader) -> None:
+        """Make an adapter known as ``name``; nothing is read yet.
 
         Args:
-            name: what rows call it.
-            loader: returns its arrays by slot (:func:`rmlora_converters.graph.contract.adapter_arrays.adapter_arrays`); called when a row needs
-                them and they are not in memory.
+            name: what callers of :meth:`run` choose it by.
+            loader: returns its arrays by LoRA input, such as ``partial(read_onnx_adapter, path)``. It is called whenever a row
+                needs the adapter and it is not in memory, possibly from several threads.
 
         Raises:
-            ConfigError: the name is taken.
+            ConfigError: the name is taken or empty.
         """
-        self._cache.register(name, lambda: self._checked(name, loader()))
+        self._cache.register(name, lambda: self._check_arrays(name, loader()))
 
-    def unload(self, name: str) -> None:
-        """Forget an adapter; runs under way end with it.
+    def unload(self, name: AdapterName) -> None:
+        """Forget an adapter and free its memory. Batches that are running finish with it; later ones are refused.
 
         Raises:
-            InputError: it is not known.
+            InputError: it is not registered.
         """
-        resident = self._cache.unregister(name)
-        if resident is not None:
-            self._specialized.pop(resident.number, None)
+        adapter = self._cache.unregister(name)
+        if adapter is not None:
+            self._specialized.pop(adapter.serial, None)
 
-    def pin(self, name: str, *, pinned: bool = True) -> None:
-        """Keep an adapter in memory, or no longer, its own graph included; errors as :meth:`AdapterCache.pin`."""
-        resident = self._cache.pin(name, pinned=pinned)
-        if not pinned and resident is not None:
-            self._specialized.pop(resident.number, None)
+    def pin(self, name: AdapterName, *, pinned: bool = True) -> None:
+        """Keep an adapter in memory once it was read, however long it is not used.
+
+        It is read when it is first used; call :meth:`prefetch` to read it now.
+
+        Args:
+            name: a registered adapter.
+            pinned: False undoes it, and also drops the graph that :meth:`specialize` made for the adapter.
+
+        Raises:
+            InputError: the adapter is not registered.
+            ConfigError: no room would be left for other adapters.
+        """
+        adapter = self._cache.pin(name, pinned=pinned)
+        if not pinned and adapter is not None:
+            self._specialized.pop(adapter.serial, None)
 
     def prefetch(self, adapters: Sequence[AdapterChoice]) -> None:
-        """Start to read the adapters of rows that will come, so that their run need not wait; return at once.
+        """Start reading the adapters of rows that will come soon, and return at once.
+
+        A run that starts before an adapter is read waits for it. Prefetched adapters that no batch has used yet fill at most
+        half of the memory; further ones are read by their run.
 
         Args:
-            adapters: one choice for each row. Those that are not known are left to the run, which says so.
-        """
-        for chosen in resolve_choices(adapters, len(adapters)):
-            if chosen is not None:
-                self._cache.prefetch(chosen)
-
-    def specialize(self, name: str | None) -> None:
-        """Give an adapter, or the base (None), a graph of its own with the update in its weights, and pin it.
-
-        Batches that use it alone at full strength then cost what a merged model costs, for the memory of one more model.
-        Building it takes about as long as opening the session.
+            adapters: one choice per row. Unknown adapters are ignored here; the run reports them.
 
         Raises:
-            InputError: the adapter is not known.
-            ConfigError: the base is quantized, so nothing can be merged into it; or no more adapters can be pinned.
+            ConfigError: a choice has the wrong form.
+        """
+        for ref in resolve_choices(adapters, len(adapters)):
+            if ref is not None:
+                self._cache.prefetch(ref)
+
+    def specialize(self, name: AdapterName | None) -> None:
+        """Build a graph with the adapter merged into its weights, and pin the adapter.
+
+        Batches whose rows all use this adapter at full strength then cost what a merged model costs. The price is the memory
+        of one more model. Building it takes about as long as opening the session; meanwhile other threads go on.
+
+        Args:
+            name: a registered adapter; None builds a graph of the base model without branches.
+
+        Raises:
+            InputError: the adapter is not registered or cannot be read.
+            ConfigError: the base is quantized, so that nothing can be merged into it; or no more adapters can be pinned.
         """
         if name is None:
-            self._specialized[_BASE] = self._open_specialized({})
+            self._specialized[_BASE_SERIAL] = self._open_specialized({})
             return
         self._cache.pin(name)
         with self._cache.held([AdapterRef(name)]) as held:
-            (resident,) = held.values()
-            self._specialized[resident.number] = self._open_specialized(resident.loader())
+            (adapter,) = held.values()
+            self._specialized[adapter.serial] = self._open_specialized(adapter.loader())
 
     def _open_specialized(self, arrays: Mapping[str, AnyArray]) -> ort.InferenceSession:
         model = load_model(self._model)
@@ -174,12 +200,12 @@ class AdapterSession:
 
     @property
     def cache(self) -> AdapterCache:
-        """What is known and in memory."""
+        """The adapter cache: what is registered and what is in memory."""
         return self._cache
 
     @property
     def input_types(self) -> dict[str, np.dtype[Any]]:
-        """Slot → its type in the graph."""
+        """LoRA input → its type in the graph."""
         return {name: default.dtype for name, default in self._defaults.items()}
 
     # -- running ----------------------------------------------------------------------------------------------------
@@ -187,97 +213,107 @@ class AdapterSession:
     def run(
         self, inputs: Mapping[str, AnyArray], adapters: AdapterChoice | Sequence[AdapterChoice] = None
     ) -> list[AnyArray]:
-        """Return one array for every row: the first output, cut to the labels of the row's own head.
+        """Return one array per row: the graph's first output, cut to the labels of the row's own head.
+
+        Rows whose adapters are in different rank buckets are computed one bucket after the other.
 
         Args:
-            inputs: the graph's inputs, batch first.
-            adapters: one choice for all rows or one for each (:data:`AdapterChoice`).
+            inputs: the graph's own inputs, ``[rows, …]``.
+            adapters: one choice for all rows, or a sequence with one per row: a name, ``{name: strength}``, an
+                :class:`~rmlora_deploy.runtime.AdapterRef`, or None for the base model.
 
         Raises:
-            InputError: an adapter is not known, or the graph does not take these inputs.
-            ConfigError: choices do not fit the rows.
+            InputError: an adapter is not registered or cannot be used, or the graph cannot be run on these inputs.
+            ConfigError: the choices do not fit the rows, or more rows than the session's ``rows`` mix adapters.
         """
-        rows = self._rows_of(inputs)
-        choices = resolve_choices(adapters, rows)
-        if self._fresh is not None and None in choices:
-            raise InputError(f"The base has no trained '{self._fresh}' of its own: name an adapter for every row.")
-        if len(set(choices)) == 1:
-            return self._run_held(inputs, choices)
-        if rows > self._rows:
+        rows = self._count_rows(inputs)
+        refs = resolve_choices(adapters, rows)
+        if self._untrained_head is not None and None in refs:
+            raise InputError(
+                f"The base has no trained '{self._untrained_head}' of its own: name an adapter for every row."
+            )
+        mixed = len(set(refs)) != 1
+        if mixed and rows > self._max_rows:
             raise ConfigError(
-                f"A batch that mixes adapters may have {self._rows} rows, not {rows}: split it, or open the session "
+                f"A batch that mixes adapters may have {self._max_rows} rows, not {rows}: split it, or open the session "
                 "with more rows."
             )
-        with self._lanes:
-            return self._run_held(inputs, choices)
-
-    def _run_held(self, inputs: Mapping[str, AnyArray], choices: Sequence[AdapterRef | None]) -> list[AnyArray]:
-        """Run a batch while its adapters stay in memory; rows whose adapters lie on different shelves run apart."""
-        with self._cache.held(choice for choice in choices if choice is not None) as held:
-            users = [held[choice] if choice is not None else None for choice in choices]
-            groups = self._groups(users)
+        with (
+            self._mixed_runs if mixed else nullcontext(),
+            self._cache.held(ref for ref in refs if ref is not None) as held,
+        ):
+            users = [held[ref] if ref is not None else None for ref in refs]
+            groups = self._group_by_bucket(users)
             if len(groups) == 1:
-                (shelf,) = groups
-                return self._run_group(shelf, inputs, users)
-            answers: dict[int, AnyArray] = {}
-            for shelf, rows in groups.items():
-                part = {name: np.asarray(value)[rows] for name, value in inputs.items()}
-                answers.update(zip(rows, self._run_group(shelf, part, [users[row] for row in rows]), strict=True))
-            return [answers[row] for row in range(len(users))]
-
-    def _groups(self, users: Sequence[CachedAdapter | None]) -> dict[RankBucket | None, list[int]]:
-        """Return the rows of each shelf, which are computed together; those of the base are with the first, or with None."""
-        groups: dict[RankBucket | None, list[int]] = {}
-        first = next((user.shelf for user in users if user is not None), None) if self._base_mixes else None
-        for row, user in enumerate(users):
-            groups.setdefault(user.shelf if user is not None else first, []).append(row)
-        return groups
+                (bucket,) = groups
+                return self._run_group(bucket, inputs, users)
+            outputs: dict[int, AnyArray] = {}
+            for bucket, members in groups.items():
+                part = {name: np.asarray(array)[members] for name, array in inputs.items()}
+                outputs.update(
+                    zip(members, self._run_group(bucket, part, [users[row] for row in members]), strict=True)
+                )
+            return [outputs[row] for row in range(rows)]
 
     def _run_group(
-        self, shelf: RankBucket | None, inputs: Mapping[str, AnyArray], users: Sequence[CachedAdapter | None]
+        self, bucket: RankBucket | None, inputs: Mapping[str, AnyArray], users: Sequence[CachedAdapter | None]
     ) -> list[AnyArray]:
-        """Run rows of one shelf, or of the base alone, and return their answers, each with the labels of its own head."""
+        """Run rows that share a rank bucket, or base rows alone (None); cut each output to the labels of its own head."""
         alike = len(set(users)) == 1
-        own = self._specialized.get(_number(users[0])) if alike else None
-        if own is not None:
-            output = BoundInputs(own, {}, output=self._outputs[0], device=self._device).run(inputs)
-        elif shelf is None:
-            output = self._run_bound(self._unfed, {}, {**inputs, ADAPTER_INDICES: np.zeros(1, np.int64)})
+        specialized = self._specialized.get(_serial(users[0])) if alike else None
+        if specialized is not None:
+            output = BoundInputs(specialized, {}, output=self._output, device=self._device).run(inputs)
         else:
-            output = self._run_placed(shelf, users[:1] if alike else users, inputs)
-        widths = [self._labels(user) for user in users]
+            with self._binding(bucket, users[:1] if alike else users) as (binding, indices):
+                output = binding.run({**inputs, ADAPTER_INDICES: indices})
+        widths = [self._label_count(user) for user in users]
         return [row if width is None else row[..., :width] for row, width in zip(output, widths, strict=True)]
 
-    def _run_placed(
-        self, shelf: RankBucket, users: Sequence[CachedAdapter | None], inputs: Mapping[str, AnyArray]
-    ) -> AnyArray:
-        places = np.array([user.place if user is not None else BASE for user in users], np.int64)
-        if self._in_place:
-            return self._run_bound(shelf.bound, shelf.arrays, {**inputs, ADAPTER_INDICES: places})
-        key = tuple(map(_number, users))
-        bound = self._sent.take(key) or self._bind({name: array[places] for name, array in shelf.arrays.items()})
-        output = bound.run({**inputs, ADAPTER_INDICES: np.arange(len(users))})
-        self._sent.put(key, bound)
-        return output
+    @contextmanager
+    def _binding(
+        self, bucket: RankBucket | None, users: Sequence[CachedAdapter | None]
+    ) -> Iterator[tuple[BoundInputs, npt.NDArray[np.int64]]]:
+        """Borrow a binding for one run, with the index of each user's arrays in it; after an error it is not used again.
 
-    def _run_bound(
-        self, idle: list[BoundInputs], arrays: Mapping[str, AnyArray], inputs: Mapping[str, AnyArray]
-    ) -> AnyArray:
-        """Run with one of the ``idle`` bindings of ``arrays``, or another where other threads use them all."""
-        try:
-            bound = idle.pop()
-        except IndexError:
-            bound = self._bind(arrays)
-        output = bound.run(inputs)
-        idle.append(bound)
-        return output
+        Args:
+            bucket: where the users' arrays are; None for the base alone.
+            users: one for all rows, or one per row.
+        """
+        indices = np.array([user.index if user is not None else BASE_INDEX for user in users], np.int64)
+        if bucket is None or self._zero_copy:
+            idle = bucket.idle_bindings if bucket is not None else self._idle_base_bindings
+            try:
+                binding = idle.pop()
+            except IndexError:  # other threads are using all of them
+                binding = self._bind(bucket.arrays if bucket is not None else {})
+            yield binding, indices
+            idle.append(binding)
+        else:
+            key = tuple(map(_serial, users))
+            device_binding = self._device_arrays.take(key)
+            binding = device_binding or self._bind({name: array[indices] for name, array in bucket.arrays.items()})
+            yield binding, np.arange(len(users))
+            self._device_arrays.put(key, binding)
 
     def _bind(self, arrays: Mapping[str, AnyArray]) -> BoundInputs:
-        return BoundInputs(self._session, arrays, output=self._outputs[0], device=self._device)
+        return BoundInputs(self._session, arrays, output=self._output, device=self._device)
 
-    # -- checks -----------------------------------------------------------------------------------------------------
+    def _group_by_bucket(self, users: Sequence[CachedAdapter | None]) -> dict[RankBucket | None, list[int]]:
+        """Return bucket → its rows. Base rows join the first bucket; they are under None if there is none to join."""
+        groups: dict[RankBucket | None, list[int]] = {}
+        joined = next((user.bucket for user in users if user is not None), None) if self._base_mixes else None
+        for row, user in enumerate(users):
+            groups.setdefault(user.bucket if user is not None else joined, []).append(row)
+        return groups
 
-    def _rows_of(self, inputs: Mapping[str, AnyArray]) -> int:
+    def _label_count(self, user: CachedAdapter | None) -> int | None:
+        """Return the outputs of a row's own last head; None if the base's own head gave them, which needs no cutting."""
+        if self._last_head is None:
+            return None
+        own = user.labels.get(self._last_head) if user is not None else None
+        return own or self._defaults[f"{self._last_head}.bias"].shape[-1] or None
+
+    def _count_rows(self, inputs: Mapping[str, AnyArray]) -> int:
         missing = [name for name in self._inputs if name not in inputs]
         extra = [name for name in inputs if name not in self._inputs]
         if missing or extra:
@@ -285,53 +321,14 @@ class AdapterSession:
             raise InputError(f"The inputs {wrong}: the graph takes {', '.join(self._inputs)}.")
         return int(np.asarray(inputs[self._inputs[0]]).shape[0])
 
-    def _checked(self, name: str, arrays: Mapping[str, AnyArray]) -> Mapping[str, AnyArray]:
-        layout = arrays.layout if isinstance(arrays, AdapterArrays) else None
-        if layout is not None and layout in self._known:
-            return arrays
-        unknown = sorted(set(arrays) - set(self._defaults))
-        if unknown:
-            raise InputError(
-                f"Adapter '{name}' has '{unknown[0]}', for which the graph has no slot: it is of another graph."
-            )
-        for slot, array in arrays.items():
-            dtype, axes, axis, size = self._required[slot]
-            sizes_fit = array.ndim == axes and array.shape[0] == 1 and (axis is None or array.shape[axis] == size)
-            if array.dtype != dtype or not sizes_fit:
-                default = self._defaults[slot]
-                raise InputError(
-                    f"Adapter '{name}' has '{slot}' as {array.dtype} {list(array.shape)}, the graph takes {default.dtype} "
-                    f"{list(default.shape)} (ranks and labels may differ): it is of another graph."
-                )
-        for (first, axis), (second, other) in self._pairs:
-            sizes = {
-                arrays[slot].shape[at] if slot in arrays else None for slot, at in ((first, axis), (second, other))
-            }
-            if len(sizes) > 1:
-                raise InputError(
-                    f"Adapter '{name}' has '{first}' and '{second}' that do not belong together, or only one of them: add it "
-                    "again."
-                )
-        if layout is not None:
-            self._known.add(layout)
-        return arrays
-
-    def _labels(self, user: CachedAdapter | None) -> int | None:
-        """Return the outputs of a row's own last head; None where the answer is not cut: the base's own head gave it."""
-        if not self._heads:
-            return None
-        head = self._heads[-1]
-        own = user.labels.get(head) if user is not None else None
-        return own or self._defaults[f"{head}.bias"].shape[-1] or None
-
     def _read_defaults(self, graph: ir.Model, model: Path) -> dict[str, AnyArray]:
-        """Return what a row of the base is fed in a mixed batch, ``rows`` = 1."""
+        """Return what a base row is fed in a batch with adapters: LoRA input → ``[1, …]``."""
         initializers = graph.graph.initializers
         defaults: dict[str, AnyArray] = {}
         for name in self.lora_inputs.names:
             value = initializers.get(name)
             if value is None or value.const_value is None:
-                raise InputError(f"{model} has no slot '{name}', which it records: export it again.")
+                raise InputError(f"{model} lacks the LoRA input '{name}', which it lists: export it again.")
             defaults[name] = np.array(value.const_value.numpy())
         for head in self.lora_inputs.heads:
             own = base_head(graph, head)
@@ -340,16 +337,10 @@ class AdapterSession:
         return defaults
 
 
-def _required(slot: str, default: AnyArray) -> tuple[np.dtype[Any], int, int | None, int]:
-    """Return what an adapter's array must have: type, number of axes, and the axis with a fixed size, if any, and the size."""
-    axis = {"lora_A": 1, "lora_B": 2, "weight": 1}.get(slot.rpartition(".")[2])
-    return default.dtype, default.ndim, axis, default.shape[axis] if axis is not None else 0
-
-
-def _number(user: CachedAdapter | None) -> int:
-    return user.number if user is not None else _BASE
+def _serial(user: CachedAdapter | None) -> int:
+    return user.serial if user is not None else _BASE_SERIAL
 
 
 def _device(provider: str) -> str:
-    """Return where inputs are bound: on the device where the provider computes."""
+    """Return where inputs are bound: on the GPU if the provider computes there."""
     return "cuda" if get_provider(provider).name in ("cuda", "tensorrt") else "cpu"

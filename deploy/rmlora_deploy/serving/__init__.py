@@ -1,4 +1,4 @@
-"""Serving bundles over HTTP: a queue that batches across adapters, behind the interfaces that clients already speak."""
+"""Serves bundles over HTTP: batches requests across adapters, behind the interfaces that clients already speak."""
 
 from rmlora_deploy.serving.app import create_app
 from rmlora_deploy.serving.registry import Registry

@@ -1,4 +1,4 @@
-"""The OpenAPI schema, and Swagger UI to read it with: files of an installed package, so that it needs no network."""
+"""The OpenAPI schema, and Swagger UI to read it; its files come from an installed package, so it needs no network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>rmlora-deploy: the interfaces</title>
+<title>rmlora-deploy: API</title>
 <link rel="icon" href="data:,">
 <link rel="stylesheet" href="/docs/files/swagger-ui.css">
 </head>
@@ -37,11 +37,11 @@ _HEADERS = {
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "Referrer-Policy": "no-referrer",
 }
-"""Swagger UI sets styles of elements."""
-_ABOUT = """Many low-rank adapters on one ONNX graph.
+"""Inline styles are allowed because Swagger UI sets them."""
+_DESCRIPTION = """Many low-rank adapters on one ONNX graph.
 
-`model` names a bundle or one of its adapters: `GET /v1/models` lists them. Every answer has the header `x-request-id`,
-which the server's log repeats; a request may bring its own. With `--api-key`, requests need
+`model` names a bundle or one of its adapters; `GET /v1/models` lists them. Every response has the header `x-request-id`,
+which also appears in the server's log; a request may bring its own. A server started with `--api-key` requires
 `Authorization: Bearer KEY`.
 """
 
@@ -65,19 +65,19 @@ def add_docs(app: FastAPI) -> None:
 
 
 def _schema(app: FastAPI) -> dict[str, Any]:
-    """Return the schema, without the 422 that FastAPI declares by itself: here it is a 400."""
+    """Return the schema without FastAPI's own 422, because this server answers invalid bodies with 400."""
     if app.openapi_schema is None:
-        made = get_openapi(title=app.title, version=app.version, description=_ABOUT, routes=app.routes)
-        for path in made["paths"].values():
+        schema = get_openapi(title=app.title, version=app.version, description=_DESCRIPTION, routes=app.routes)
+        for path in schema["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)
                 for status, response in operation["responses"].items():
-                    if not status.startswith("2"):  # errors are JSON where the answer is plain text too
+                    if not status.startswith("2"):  # errors are JSON even if the answer is plain text
                         response["content"] = {"application/json": next(iter(response["content"].values()))}
-        components = made["components"]
+        components = schema["components"]
         for name in ("HTTPValidationError", "ValidationError"):
             components["schemas"].pop(name, None)
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        made["security"] = [{}, {"key": []}]
-        app.openapi_schema = made
+        schema["security"] = [{}, {"key": []}]
+        app.openapi_schema = schema
     return app.openapi_schema

@@ -1,29 +1,29 @@
-"""Which of the rows that wait are computed with the one that has waited longest (pure)."""
+"""Selects the waiting rows that are computed together with the one that has waited longest (pure)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["PADDING", "select_batch"]
+__all__ = ["MAX_PADDING", "select_batch"]
 
-PADDING = 0.125
-"""How much of a batch may be padding, in parts of what is not: larger batches are worth some, small models' most."""
+MAX_PADDING = 0.125
+"""Padding tokens allowed for each real token: larger batches are worth some padding, most of all for small models."""
 
 
-def select_batch(lengths: Sequence[int], *, most: int, padding: float = PADDING) -> list[int]:
-    """Return the places of the first row and of those that are computed with it, ascending.
+def select_batch(lengths: Sequence[int], *, max_rows: int, padding: float = MAX_PADDING) -> list[int]:
+    """Return the indices of the first row and of the rows computed with it, ascending.
 
-    Rows are taken in the order of their lengths, from the first row's on in both directions, whichever costs less padding.
+    Rows are ordered by length. Starting from the first row, the batch grows in whichever direction costs less padding.
 
     Args:
-        lengths: tokens of the rows that wait, the one that has waited longest first.
-        most: rows of a batch.
-        padding: how many tokens of padding are allowed for each token that is none.
+        lengths: tokens of each waiting row; the one that has waited longest comes first.
+        max_rows: rows of a batch.
+        padding: padding tokens allowed for each real token.
     """
-    order = sorted(range(len(lengths)), key=lambda place: (lengths[place], place))
+    order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
     first = last = order.index(0)
     longest = total = max(1, lengths[0])
-    while last - first + 1 < most:
+    while last - first + 1 < max_rows:
         rows = last - first + 2
         shorter = lengths[order[first - 1]] if first else None
         longer = lengths[order[last + 1]] if last + 1 < len(order) else None

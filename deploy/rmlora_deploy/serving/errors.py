@@ -1,13 +1,13 @@
-"""Errors of a server that are not a caller's input, and the HTTP status of every error.
+"""Errors of the server, and the HTTP status of every error.
 
 RMLoRAError
 └── ServingError
-    ├── BusyError           429   too much waits already; ``retry_after`` says when to come back
-    ├── ForbiddenError      403   the server is not set up for this
-    ├── LateError           504   not answered in time
-    ├── StoppingError       503   the server takes no more requests
-    ├── UnknownModelError   404   no model of that name
-    └── UnreachableError    503   another process that is needed cannot be asked
+    ├── BusyError           429   the queue is full; ``retry_after`` says when to try again
+    ├── ForbiddenError      403   the server is not set up to allow this
+    ├── LateError           504   no answer within the time limit
+    ├── StoppingError       503   the server is shutting down
+    ├── UnknownModelError   404   no model has that name
+    └── UnreachableError    503   another process that is needed does not answer
 """
 
 from __future__ import annotations
@@ -27,47 +27,48 @@ __all__ = [
 
 
 class ServingError(RMLoRAError):
-    """A request that cannot be answered for reasons that are not in its content."""
+    """A request cannot be answered, for reasons that are not in its content."""
 
     status = 500
 
 
 class BusyError(ServingError):
-    """Too much waits already."""
+    """The queue is full."""
 
     status = 429
 
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        """Seconds."""
 
 
 class ForbiddenError(ServingError):
-    """The server is not set up to do this."""
+    """The server is not set up to allow this."""
 
     status = 403
 
 
 class StoppingError(ServingError):
-    """The server takes no more requests."""
+    """The server is shutting down and accepts no more requests."""
 
     status = 503
 
 
 class LateError(ServingError):
-    """The answer did not come in time."""
+    """There was no answer within the time limit."""
 
     status = 504
 
 
 class UnknownModelError(ServingError):
-    """No model of that name is served."""
+    """No served model has that name."""
 
     status = 404
 
 
 class UnreachableError(ServingError):
-    """Another process that is needed cannot be asked."""
+    """Another process that is needed does not answer."""
 
     status = 503
 

@@ -1,4 +1,4 @@
-"""Pictures as clients send them: ``data:`` URLs, of which nothing is fetched and little is believed."""
+"""Decodes images as clients send them: ``data:`` URLs only. Nothing is fetched, and sizes and formats are limited."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ if TYPE_CHECKING:
 __all__ = ["decode_image"]
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-"""What is decoded. Pillow knows dozens more, of which some start other programs."""
+"""Accepted formats. Pillow knows dozens more, some of which start other programs."""
 
 
 def decode_image(url: str, number: int, max_pixels: int) -> Image.Image:
-    """Return the decoded picture in a ``data:`` URL.
+    """Return the image in a ``data:`` URL as RGB.
 
     Args:
-        url: ``data:image/png;base64,…`` or of another type of picture.
-        number: of the input, for messages.
-        max_pixels: more are refused before they are decoded.
+        url: ``data:image/png;base64,…``, or another image type.
+        number: of the input, for error messages.
+        max_pixels: larger images are refused before they are decoded.
 
     Raises:
-        InputError: it is something else, cannot be decoded, or is too large.
+        InputError: it is not such a URL, cannot be decoded, or is too large.
     """
     require("PIL", "serve")
     from PIL import Image
 
     head, comma, content = url.partition(",")
     if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
-        raise InputError(f"Input {number} must be a picture as  data:image/png;base64,… : this model reads images.")
+        raise InputError(f"Input {number} must be an image as  data:image/png;base64,… : this model reads images.")
     try:
         with Image.open(io.BytesIO(base64.b64decode(content, validate=True)), formats=_FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
-                raise InputError(f"Input {number} has {width} × {height} pixels, of at most {max_pixels} in all.")
+                raise InputError(f"Input {number} has {width} × {height} pixels; the limit is {max_pixels} in all.")
             decoded: Image.Image = image.convert("RGB")
             return decoded
     except InputError:
         raise
-    except Exception:  # noqa: BLE001 - decoders of damaged files raise whatever they stumble over
-        raise InputError(f"Input {number} is no picture that can be decoded ({', '.join(_FORMATS)}).") from None
+    except Exception:  # noqa: BLE001 - decoders raise all kinds of errors for damaged files
+        raise InputError(f"Input {number} cannot be decoded as an image ({', '.join(_FORMATS)}).") from None

@@ -1,4 +1,4 @@
-"""A server's log: one JSON object a line, whoever writes it, and nothing of what clients sent."""
+"""The server's log: one JSON object per line, whoever writes it, and nothing of what clients sent."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["JsonLines", "start_log"]
 
 
 class JsonLines(logging.Formatter):
-    """Writes what is not JSON yet as time, level and message; of an exception its type and place.
+    """Formats records as JSON: time, level and message, and for an exception its type and where it was raised.
 
-    The words of an unexpected exception are left out, since they may repeat a client's input.
+    The message of an exception is left out, since it may repeat a client's input.
     """
 
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
-        if message.startswith("{"):  # a line about a request
+        if message.startswith("{"):  # an access log line, which is JSON already
             return message
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
@@ -30,17 +30,17 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info and record.exc_info[0] is not None:
             line["error"] = record.exc_info[0].__name__
-            line["at"] = _places(record.exc_info[2])
+            line["at"] = _frames(record.exc_info[2])
         return json.dumps(line)
 
 
-def _places(trace: TracebackType | None) -> list[str]:
+def _frames(trace: TracebackType | None) -> list[str]:
     frames = traceback.extract_tb(trace)
     return [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
 
 
 def start_log() -> logging.Logger:
-    """Send all logs of the process to stderr as JSON lines, warnings too, and return the server's own."""
+    """Write all logs and warnings of the process to stderr as JSON lines, and return the server's own logger."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)

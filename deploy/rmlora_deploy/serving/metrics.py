@@ -1,4 +1,4 @@
-"""What a server tells about itself: Prometheus metrics, and the recent past for its page."""
+"""What a server measures about itself: metrics for Prometheus, and the last minute for its page."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ __all__ = ["Metrics"]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 64, 128)
-_KEPT_SECONDS, _KEPT = 60.0, 20_000
-"""How far the page's figures reach back, in time and in number."""
-_FEW = 1000
-"""Names that may be counted without anybody asking for the counts."""
-_STEP = 2.0
-"""Seconds of one point of the page's charts."""
+_WINDOW_SECONDS, _WINDOW_SIZE = 60.0, 20_000
+"""How far back the page's figures go, in time and in number of requests."""
+_STEP_SECONDS = 2.0
+"""Duration of one point of the page's charts."""
+_MIN_NAMES = 1000
+"""Counts of model names that are always kept until somebody reads them."""
 
 
 class Metrics:
@@ -44,25 +44,26 @@ class Metrics:
             "rmlora_batch_rows", "Rows of a batch.", ["bundle"], buckets=_ROWS, registry=self.registry
         )
         self._batch_seconds = Histogram(
-            "rmlora_batch_seconds", "Time of computing a batch.", ["bundle"], buckets=_SECONDS, registry=self.registry
+            "rmlora_batch_seconds", "Time to compute a batch.", ["bundle"], buckets=_SECONDS, registry=self.registry
         )
         self._rows = Total("rmlora_rows", "Rows computed.", ["bundle", "model"], registry=self.registry)
         self._lock = threading.Lock()
-        self._latencies = LatencyWindow(_KEPT)
-        self._batches: deque[tuple[float, int]] = deque(maxlen=_KEPT)
+        self._latencies = LatencyWindow(_WINDOW_SIZE)
+        self._batches: deque[tuple[float, int]] = deque(maxlen=_WINDOW_SIZE)
+        """When each batch ended, and its rows."""
         self._traffic: Counter[tuple[str, str]] = Counter()
         """Bundle and model → rows."""
         self._watched: Registry | None = None
-        self._many = _FEW
-        """Counts after which it is looked whether all are of what is served."""
+        self._prune_above = _MIN_NAMES
+        """Counts of unloaded adapters are dropped once there are more counts than this."""
 
     def watch(self, models: Registry) -> None:
-        """Report queue and banks of ``models`` too, and forget the counts of what they serve no longer."""
+        """Report the queues and adapter caches of ``models`` too, and drop the counts of models it no longer serves."""
         self._watched = models
-        self.registry.register(_Graphs(models))
+        self.registry.register(_RunnerCollector(models))
 
     def request(self, route: str, status: int, seconds: float, *, asked: bool) -> None:
-        """Count a request; ``asked`` says that a model had to answer it."""
+        """Count a request; ``asked`` is True if it was for a model."""
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
         if asked:
@@ -73,17 +74,17 @@ class Metrics:
         """Count a batch."""
         self._batch.labels(bundle).observe(len(rows))
         self._batch_seconds.labels(bundle).observe(seconds)
-        per_model = Counter(row.adapter.partition("@")[0] if row.adapter else bundle for row in rows)
+        per_model = Counter(bundle if row.adapter is None else str(row.adapter) for row in rows)
         for model, number in per_model.items():
             self._rows.labels(bundle, model).inc(number)
         with self._lock:
             self._batches.append((time.monotonic(), len(rows)))
             self._traffic.update({(bundle, model): number for model, number in per_model.items()})
-        if len(self._traffic) > self._many:
-            self._forget()
+        if len(self._traffic) > self._prune_above:
+            self._prune()
 
-    def _forget(self) -> None:
-        """Drop the counts of unloaded adapters: names come and go without end."""
+    def _prune(self) -> None:
+        """Drop the counts of unloaded adapters, whose names could otherwise grow without limit."""
         if self._watched is None:
             return
         served = {model.id for model in self._watched.models}
@@ -92,56 +93,56 @@ class Metrics:
                 del self._traffic[bundle, model]
                 with suppress(KeyError):
                     self._rows.remove(bundle, model)
-            self._many = 2 * len(self._traffic) + _FEW
+            self._prune_above = 2 * len(self._traffic) + _MIN_NAMES
 
     def text(self) -> bytes:
-        """Return everything in Prometheus' format."""
-        self._forget()
+        """Return everything in Prometheus' text format."""
+        self._prune()
         return generate_latest(self.registry)
 
     def recent(self) -> dict[str, Any]:
         """Return what the page shows.
 
-        Percentiles of latency (ms) and sizes of batches of the last minute, the same minute step by step, and rows by
-        model since the start.
+        That is latency percentiles (ms) and batch sizes of the last minute, the same minute step by step, and the rows of
+        each model since the start.
         """
-        self._forget()
+        self._prune()
         now = time.monotonic()
-        since = now - _KEPT_SECONDS
+        since = now - _WINDOW_SECONDS
         with self._lock:
-            kept = self._latencies.copy()
-            sizes = [rows for when, rows in self._batches if when >= since]
+            window = self._latencies.copy()
+            sizes = [rows for ended, rows in self._batches if ended >= since]
             traffic = {model: number for (_, model), number in self._traffic.items()}
-        latencies = kept.latencies(since)
+        latencies = window.latencies(since)
         points = np.percentile(latencies, [50, 90, 99]) * 1e3 if len(latencies) else [None] * 3
         return {
-            "seconds": _KEPT_SECONDS,
+            "seconds": _WINDOW_SECONDS,
             "requests": len(latencies),
             "latency_ms": dict(
                 zip(("p50", "p90", "p99"), (None if p is None else round(float(p), 2) for p in points), strict=True)
             ),
-            "series": kept.series(now, step=_STEP, steps=round(_KEPT_SECONDS / _STEP)),
+            "series": window.series(now, step=_STEP_SECONDS, steps=round(_WINDOW_SECONDS / _STEP_SECONDS)),
             "batches": dict(sorted(Counter(sizes).items())),
             "rows": traffic,
         }
 
 
-class _Graphs(Collector):
-    """Reads queues and banks when somebody asks."""
+class _RunnerCollector(Collector):
+    """Reads queues and adapter caches when metrics are asked for."""
 
     def __init__(self, models: Registry) -> None:
         self._models = models
 
     def collect(self) -> Iterator[Metric]:
-        waiting = GaugeMetricFamily("rmlora_queue_rows", "Rows that wait.", labels=["bundle"])
-        known = GaugeMetricFamily("rmlora_adapters", "Adapters that can be named.", labels=["bundle"])
-        resident = GaugeMetricFamily("rmlora_cached_adapters", "Adapters in memory.", labels=["bundle"])
-        events = CounterMetricFamily("rmlora_adapter_cache", "What happened in the bank.", labels=["bundle", "event"])
-        for name, graph in self._models.graphs.items():
-            waiting.add_metric([name], graph.batcher.waiting)
-            if (cache := graph.cache) is not None:
-                known.add_metric([name], len(cache.names))
-                resident.add_metric([name], len(cache.resident))
+        waiting = GaugeMetricFamily("rmlora_queue_rows", "Rows in the queue.", labels=["bundle"])
+        adapters = GaugeMetricFamily("rmlora_adapters", "Adapters registered.", labels=["bundle"])
+        cached = GaugeMetricFamily("rmlora_cached_adapters", "Adapters in the cache.", labels=["bundle"])
+        events = CounterMetricFamily("rmlora_adapter_cache", "Adapter cache events.", labels=["bundle", "event"])
+        for name, runner in self._models.runners.items():
+            waiting.add_metric([name], runner.queue.waiting)
+            if (cache := runner.cache) is not None:
+                adapters.add_metric([name], len(cache.names))
+                cached.add_metric([name], len(cache.cached))
                 for event in ("hits", "misses", "evictions"):
                     events.add_metric([name, event], getattr(cache, event))
-        yield from (waiting, known, resident, events)
+        yield from (waiting, adapters, cached, events)

@@ -1,4 +1,4 @@
-"""An opened bundle: its queue and the batches it computes."""
+"""An opened bundle with its request queue: turns inputs into rows, and computes rows in batches."""
 
 from __future__ import annotations
 
@@ -19,19 +19,26 @@ from rmlora_deploy.runtime.adapters.cache import AdapterCache
 from rmlora_deploy.runtime.providers import run_error
 from rmlora_deploy.serving.errors import UnknownModelError
 from rmlora_deploy.serving.models import ServedModel
-from rmlora_deploy.serving.queue import Batcher, Row
+from rmlora_deploy.serving.queue import RequestQueue, Row
 from rmlora_deploy.serving.serve_settings import ServeSettings
 
 __all__ = ["ModelRunner"]
 
-_ENDLESS = 1_000_000
+_UNLIMITED = 1_000_000
 """Tokenizers without a limit report a number far above this."""
 
 Answer = npt.NDArray[Any]
 
 
 class ModelRunner:
-    """An opened bundle, its queue and the batches it computes."""
+    """Runs one bundle.
+
+    Args:
+        name: the bundle's name.
+        bundle: what to run.
+        settings: of the server.
+        observe: called with the name, the rows and the seconds of every batch.
+    """
 
     def __init__(
         self,
@@ -42,8 +49,9 @@ class ModelRunner:
     ) -> None:
         self.name, self.bundle = name, bundle
         self._preprocessor: Preprocessor = bundle.preprocessor()
-        self._tokenizing = threading.Lock()  # a tokenizer keeps its settings in itself
+        self._tokenizing = threading.Lock()  # a tokenizer keeps its truncation settings in itself
         self.session: AdapterSession | None = None
+        """None if the bundle is merged."""
         if bundle.mode == "branches":
             self.session = bundle.adapter_session(
                 settings.provider,
@@ -52,12 +60,12 @@ class ModelRunner:
                 rows=settings.max_batch,
                 max_concurrent_runs=settings.workers,
             )
-            self._run = self._run_adapters
+            run = self._run_adapters
         else:
             self._merged = bundle.session(settings.provider, threads=settings.threads)
-            self._run = self._run_merged
-        self.batcher = Batcher(
-            self._run,
+            run = self._run_merged
+        self.queue = RequestQueue(
+            run,
             max_batch=settings.max_batch,
             max_wait=settings.max_wait_ms / 1000,
             max_queue=settings.max_queue,
@@ -68,29 +76,29 @@ class ModelRunner:
     @property
     def modality(self) -> str:
         """``text`` or ``image``."""
-        return self._preprocessor.task.modality
+        return self._preprocessor.task.inputs.modality
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of the longest text that the model can read."""
+        """Length of the longest text that the model can read."""
         limits = (
             getattr(self._preprocessor.processor, "model_max_length", None),
-            self.bundle.manifest.get("max_length"),
+            self.bundle.manifest.max_length,
         )
-        return max((int(limit) for limit in limits if limit and limit < _ENDLESS), default=512)
+        return max((int(limit) for limit in limits if limit and limit < _UNLIMITED), default=512)
 
     @property
     def cache(self) -> AdapterCache | None:
-        """Which adapters are in memory; None where one is merged."""
+        """The adapter cache; None if the bundle is merged."""
         return self.session.cache if self.session is not None else None
 
     def rows(self, inputs: Sequence[Any], model: ServedModel) -> list[Row]:
-        """Return texts or encoded pictures as rows for ``model``; errors as those of the preprocessor."""
+        """Return a row for ``model`` from each text or image; errors as those of the preprocessor."""
         with self._tokenizing:
             return self._rows(inputs, model)
 
-    def rows_at_once(self, inputs: Sequence[Any], model: ServedModel) -> list[Row] | None:
-        """Return the same unless another thread is at it, for which an event loop must not wait: then None."""
+    def rows_without_waiting(self, inputs: Sequence[Any], model: ServedModel) -> list[Row] | None:
+        """Return the same rows, or None if another thread is using the tokenizer: the event loop must not wait for it."""
         if not self._tokenizing.acquire(blocking=False):
             return None
         try:
@@ -99,19 +107,21 @@ class ModelRunner:
             self._tokenizing.release()
 
     def _rows(self, inputs: Sequence[Any], model: ServedModel) -> list[Row]:
-        made = self._preprocessor.rows(inputs, lengths=[model.max_length] * len(inputs))
         batch_key = self.modality
-        return [Row(arrays, model.adapter, batch_key, len(next(iter(arrays.values())))) for arrays in made]
+        return [
+            Row(arrays, model.adapter, batch_key, len(next(iter(arrays.values()))))
+            for arrays in self._preprocessor.rows(inputs, lengths=[model.max_length] * len(inputs))
+        ]
 
     def submit(self, rows: Sequence[Row]) -> Future[list[Answer]]:
-        """Queue rows, and have their adapters read while they wait; errors as those of :meth:`Batcher.submit`."""
-        answers = self.batcher.submit(rows)
+        """Queue rows, and load their adapters while they wait; errors as those of :meth:`RequestQueue.submit`."""
+        answers = self.queue.submit(rows)
         if self.session is not None:
             self.session.prefetch([row.adapter for row in rows])
         return answers
 
     def _run_adapters(self, rows: Sequence[Row]) -> Sequence[Answer]:
-        assert self.session is not None  # noqa: S101 - chosen for bundles that have one
+        assert self.session is not None  # noqa: S101 - only used for bundles with branches
         try:
             return self.session.run(
                 self._preprocessor.collate([row.arrays for row in rows]), [row.adapter for row in rows]

@@ -1,4 +1,4 @@
-"""A model that clients can name."""
+"""A model as clients know it: a name, and what runs under it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from rmlora.tasks import Task
+from rmlora_deploy.runtime.adapters.adapter_ref import AdapterName
 
 if TYPE_CHECKING:
     from rmlora_deploy.serving.model_runner import ModelRunner
@@ -15,22 +18,27 @@ __all__ = ["ServedModel"]
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that clients can name."""
+    """A model that clients can name: a bundle, or one of its adapters."""
 
     id: str
-    graph: ModelRunner
-    adapter: str | None
-    """Which adapter of the graph: its own name, and for one loaded at run time ``@`` and what tells it from others that
-    had the name; None for the base, or for what is merged."""
+    """The name."""
+    runner: ModelRunner
+    """Computes its rows."""
+    adapter: AdapterName | None
+    """What the adapter is registered under in the runner's session: a string if it belongs to the bundle, an
+    :class:`AdapterKey` if it was loaded at run time. None for the bundle itself: the base, or what was merged into it."""
     labels: tuple[str, ...]
     max_length: int | None
+    """Tokens that texts are truncated to."""
     rank: int | None = None
     nbytes: int = 0
+    """Size of an adapter's file."""
     created: int = field(default_factory=lambda: int(time.time()))
+    """Seconds since 1970."""
     file: Path | None = None
-    """What the server wrote for it; None for what belongs to a bundle."""
+    """The file that the server wrote for it; None if it belongs to a bundle."""
 
     @property
-    def task(self) -> str:
+    def task(self) -> Task:
         """Task of the model."""
-        return self.graph.bundle.task
+        return self.runner.bundle.task

@@ -1,8 +1,8 @@
-"""Dynamic batching: rows of any requests and any adapters are computed together with others of about their length.
+"""The request queue: batches rows of different requests and different adapters, if they are of similar length.
 
-The row that has waited longest is in the next batch, so none starves, and with it are those of about its length, so that
-little of the batch is padding. The batch is computed at once if it is full, and else when that row has waited long enough;
-while the model is busy, batches fill by themselves.
+The row that has waited longest is always in the next batch, so no row starves. Rows of similar length join it, so that
+little of the batch is padding. A batch starts when it is full or when its first row has waited long enough; while the
+model is busy, batches fill up on their own.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from typing import Any, TypeAlias
 
 import numpy.typing as npt
 
+from rmlora_deploy.runtime.adapters.adapter_ref import AdapterName
 from rmlora_deploy.runtime.outputs import Arrays
 from rmlora_deploy.serving.batch_selection import select_batch
 from rmlora_deploy.serving.errors import BusyError, StoppingError
 
-__all__ = ["Batcher", "Row"]
+__all__ = ["RequestQueue", "Row"]
 
 _NICENESS = 5
-"""By how much the priority of threads that compute is lower than that of the others."""
+"""How much lower the priority of computing threads is than that of the others."""
 
 Answer: TypeAlias = npt.NDArray[Any]
 Run: TypeAlias = "Callable[[Sequence[Row]], Sequence[Answer]]"
@@ -41,16 +42,17 @@ class Row:
 
     arrays: Arrays
     """Inputs without the batch axis."""
-    adapter: str | None
+    adapter: AdapterName | None
+    """None for the base, or for a merged bundle."""
     batch_key: Hashable
-    """Only rows of one lane are computed together."""
+    """Only rows with the same key are computed together."""
     length: int = 1
-    """Tokens, where rows of a lane are padded to the longest of a batch."""
+    """Tokens; rows of a batch are padded to the longest."""
     arrived: float = field(default_factory=time.monotonic)
 
 
 class _Request:
-    """The rows of one request on their way; workers may answer several of them at the same time."""
+    """The rows of one request; several workers may answer them at the same time."""
 
     def __init__(self, rows: int) -> None:
         self.future: Future[list[Answer]] = Future()
@@ -59,13 +61,13 @@ class _Request:
         self._lock = threading.Lock()
 
     def answer(self, number: int, answer: Answer) -> None:
-        """Keep the answer to one row, and hand over all with the last."""
+        """Store the answer to one row; the last one completes the request."""
         with self._lock:
             self._answers[number] = answer
             complete = len(self._answers) == self._rows
         if complete:
             with suppress(InvalidStateError):  # it was cancelled, or another of its rows has failed
-                self.future.set_result([self._answers[place] for place in range(self._rows)])
+                self.future.set_result([self._answers[index] for index in range(self._rows)])
 
     def fail(self, error: Exception) -> None:
         """End the request with ``error``, unless it has ended."""
@@ -74,21 +76,22 @@ class _Request:
 
 
 @dataclass(frozen=True)
-class _Waiting:
-    """A row in its lane, and whom it belongs to."""
+class _WaitingRow:
+    """A row in the queue, and the request it belongs to."""
 
     row: Row
     request: _Request
     number: int
+    """Index of the row in its request."""
 
 
-class Batcher:
-    """A queue before one model; safe to use from any thread.
+class RequestQueue:
+    """Queues the rows of one model and computes them in batches; safe to use from any thread.
 
     Args:
         run: computes a batch, one answer for each row.
         max_batch: rows of a batch.
-        max_wait: seconds that a row waits for company.
+        max_wait: maximum time in seconds that a row waits for others to batch with.
         max_queue: rows that may wait.
         workers: batches computed at the same time.
         observe: called after every batch with its rows and the seconds it took.
@@ -106,53 +109,57 @@ class Batcher:
     ) -> None:
         self._run, self._observe = run, observe
         self._max_batch, self._max_wait, self._max_queue = max_batch, max_wait, max_queue
-        self._batches_by_key: dict[Hashable, deque[_Waiting]] = {}
+        self._waiting_by_key: dict[Hashable, deque[_WaitingRow]] = {}
+        """Batch key → its waiting rows, the oldest first; a key without rows is removed."""
         self._count = 0
         self._changed = threading.Condition()
         self._stopping = False
         self._seconds_per_row = 0.0
-        self._workers = [threading.Thread(target=self._work, name="batcher", daemon=True) for _ in range(workers)]
+        self._workers = [threading.Thread(target=self._work, name="batch", daemon=True) for _ in range(workers)]
         for worker in self._workers:
             worker.start()
 
     def check(self, rows: int) -> None:
-        """Raise as :meth:`submit` would for so many rows now."""
+        """Raise what :meth:`submit` would raise for this many rows now."""
         if self._stopping:
-            raise StoppingError("The server is stopping: ask another one.")
+            raise StoppingError("The server is shutting down: send the request to another one.")
         waiting = self._count
         if waiting + rows > self._max_queue:
             wait = max(1, math.ceil(waiting * self._seconds_per_row / len(self._workers)))
-            raise BusyError(f"{waiting} rows wait already, of at most {self._max_queue}: try again in {wait} s.", wait)
+            raise BusyError(
+                f"The queue is full: {waiting} rows are waiting and at most {self._max_queue} may. Try again in {wait} s.",
+                wait,
+            )
 
     def submit(self, rows: Sequence[Row]) -> Future[list[Answer]]:
-        """Queue the rows of one request; canceling the future takes out those that still wait.
+        """Queue the rows of one request. Canceling the future removes those that are still waiting.
 
         Raises:
-            BusyError: the queue has no place for them.
+            BusyError: the queue has no room for them.
             StoppingError: :meth:`close` was called.
         """
         request = _Request(len(rows))
         with self._changed:
             self.check(len(rows))
             for number, row in enumerate(rows):
-                self._batches_by_key.setdefault(row.batch_key, deque()).append(_Waiting(row, request, number))
+                self._waiting_by_key.setdefault(row.batch_key, deque()).append(_WaitingRow(row, request, number))
             self._count += len(rows)
             self._changed.notify()
-        request.future.add_done_callback(partial(self._left, request))
+        request.future.add_done_callback(partial(self._remove_canceled, request))
         return request.future
 
-    def _left(self, request: _Request, future: Future[list[Answer]]) -> None:
-        """Take out the rows of a request that was cancelled: others can have their places."""
+    def _remove_canceled(self, request: _Request, future: Future[list[Answer]]) -> None:
+        """Remove the waiting rows of a canceled request, which makes room for others."""
         if not future.cancelled():
             return
         with self._changed:
-            for key, batch_key in list(self._batches_by_key.items()):
-                kept = deque(item for item in batch_key if item.request is not request)
-                self._count -= len(batch_key) - len(kept)
+            for key, waiting in list(self._waiting_by_key.items()):
+                kept = deque(item for item in waiting if item.request is not request)
+                self._count -= len(waiting) - len(kept)
                 if kept:
-                    self._batches_by_key[key] = kept
+                    self._waiting_by_key[key] = kept
                 else:
-                    del self._batches_by_key[key]
+                    del self._waiting_by_key[key]
 
     @property
     def waiting(self) -> int:
@@ -160,7 +167,7 @@ class Batcher:
         return self._count
 
     def close(self, timeout: float | None = None) -> bool:
-        """Take no more rows, compute those that wait, and return whether all were done within ``timeout`` seconds."""
+        """Accept no more rows, compute those that wait, and return True if that took at most ``timeout`` seconds."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -170,64 +177,64 @@ class Batcher:
         return not any(worker.is_alive() for worker in self._workers)
 
     def _work(self) -> None:
-        _give_way()
-        while batch := self._take():
-            alive = [item for item in batch if not item.request.future.done()]
-            if alive:
-                self._compute(alive)
+        _lower_priority()
+        while batch := self._take_batch():
+            active = [item for item in batch if not item.request.future.done()]
+            if active:
+                self._compute(active)
 
-    def _take(self) -> list[_Waiting]:
-        """Wait for a batch and take it out of its lane; an empty one means that there will be no more."""
+    def _take_batch(self) -> list[_WaitingRow]:
+        """Wait for a batch and remove it from the queue; an empty one means that there will be no more."""
         with self._changed:
             while True:
                 while not self._count and not self._stopping:
                     self._changed.wait()
                 if not self._count:
                     return []
-                key = min(self._batches_by_key, key=lambda name: self._batches_by_key[name][0].row.arrived)
-                batch_key = self._batches_by_key[key]
-                left = batch_key[0].row.arrived + self._max_wait - time.monotonic()
-                places = select_batch([item.row.length for item in batch_key], most=self._max_batch)
-                if len(places) == self._max_batch or left <= 0 or self._stopping:
-                    batch = [batch_key[place] for place in places]
-                    for place in reversed(places):
-                        del batch_key[place]
-                    if not batch_key:
-                        del self._batches_by_key[key]
+                key = min(self._waiting_by_key, key=lambda name: self._waiting_by_key[name][0].row.arrived)
+                waiting = self._waiting_by_key[key]
+                left = waiting[0].row.arrived + self._max_wait - time.monotonic()
+                indices = select_batch([item.row.length for item in waiting], max_rows=self._max_batch)
+                if len(indices) == self._max_batch or left <= 0 or self._stopping:
+                    batch = [waiting[index] for index in indices]
+                    for index in reversed(indices):
+                        del waiting[index]
+                    if not waiting:
+                        del self._waiting_by_key[key]
                     self._count -= len(batch)
                     if self._count:
                         self._changed.notify()  # one call may bring rows for several workers
                     return batch
                 self._changed.wait(left)
 
-    def _compute(self, batch: Sequence[_Waiting]) -> None:
+    def _compute(self, batch: Sequence[_WaitingRow]) -> None:
         started = time.monotonic()
         rows = [item.row for item in batch]
         try:
             answers = self._run(rows)
             if len(answers) != len(batch):
                 raise RuntimeError(f"{len(batch)} rows got {len(answers)} answers")
-        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to a request and not to this thread
+        except Exception as error:  # noqa: BLE001 - any error belongs to a request and must not end this thread
             if len(batch) == 1:
                 batch[0].request.fail(error)
                 return
-            for item in batch:  # one of them is at fault, and the others are to have their answers
+            for item in batch:  # one row is at fault: compute them one by one, so that the others get their answers
                 if not item.request.future.done():
                     self._compute([item])
             return
-        took = time.monotonic() - started
-        self._seconds_per_row = 0.9 * self._seconds_per_row + 0.1 * took / len(batch)
+        seconds = time.monotonic() - started
+        self._seconds_per_row = 0.9 * self._seconds_per_row + 0.1 * seconds / len(batch)
         if self._observe is not None:
-            self._observe(rows, took)
+            self._observe(rows, seconds)
         for item, answer in zip(batch, answers, strict=True):
             item.request.answer(item.number, answer)
 
 
-def _give_way() -> None:
-    """Lower this thread's priority, so that those which read and answer requests get a core at once.
+def _lower_priority() -> None:
+    """Lower this thread's priority, so that threads which read and answer requests get a core at once.
 
-    They need it for moments, but hold the interpreter's lock meanwhile: while they wait for a core, every worker that is
-    ready for its next batch waits for them.
+    Those threads need a core only briefly, but they hold the interpreter's lock while they wait for one, and every
+    worker that is ready for its next batch then waits for them.
     """
     if sys.platform == "linux":  # elsewhere threads have no priority of their own
         with suppress(OSError):

@@ -1,6 +1,6 @@
-"""What a server serves: the graphs it has opened, and the models in them by the names that clients use.
+"""The models of a server by the names that clients use, and the runners that compute them.
 
-A bundle is a model under its own name, and every adapter beside its weights is one under the adapter's.
+A bundle is a model under its own name; each of its adapters is another model under the adapter's name.
 """
 
 from __future__ import annotations
@@ -12,21 +12,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
-
-import numpy.typing as npt
 
 from rmlora.adapter import Adapter
-from rmlora.adapter_task import adapter_labels, drop_unused_modules
 from rmlora.errors import AdapterError, BaseMismatchError, ConfigError, InputError
 from rmlora.package import load_package
-from rmlora.tasks import get_task
-from rmlora_converters.graph.contract.adapter_arrays import adapter_arrays
 from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter, write_onnx_adapter
 from rmlora_deploy.bundles.adapters import check_name
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.bundles.choose_pooling import check_pooling
-from rmlora_deploy.bundles.processor import trained_length
+from rmlora_deploy.bundles.convert_adapter import ConvertedAdapter, TryOut, convert_adapter
+from rmlora_deploy.runtime.adapters.adapter_ref import AdapterKey
 from rmlora_deploy.serving.errors import ForbiddenError, UnknownModelError
 from rmlora_deploy.serving.model_runner import ModelRunner
 from rmlora_deploy.serving.models import ServedModel
@@ -34,9 +28,6 @@ from rmlora_deploy.serving.queue import Row
 from rmlora_deploy.serving.serve_settings import ServeSettings
 
 __all__ = ["Registry"]
-
-
-Answer = npt.NDArray[Any]
 
 
 class Registry:
@@ -53,47 +44,46 @@ class Registry:
         self.settings = settings
         self._observe = observe
         self._lock = threading.Lock()
-        self.graphs: dict[str, ModelRunner] = {}
+        self.runners: dict[str, ModelRunner] = {}
+        """Bundle → what runs it."""
         self._models: dict[str, ServedModel] = {}
         self._scratch = tempfile.TemporaryDirectory(prefix="rmlora-serve-")
-        self._numbers = count()
+        self._generations = count()
 
     def open(self, path: Path, *, name: str | None = None) -> ModelRunner:
-        """Open the bundle at ``path`` and serve it and its adapters.
+        """Open the bundle at ``path``, and serve it and its adapters.
 
         Raises:
-            InputError: not a bundle, or damaged.
-            ConfigError: a name is taken already.
-            ProviderError: the provider is absent or does not start.
+            InputError: it is not a bundle, or damaged.
+            ConfigError: a name is already taken.
+            ProviderError: the provider is missing or does not start.
         """
         bundle = Bundle.open(path)
         name = name or path.resolve().name
-        if name in self.graphs:
-            raise ConfigError(f"Two bundles are called '{name}': serve them as NAME=PATH with names of their own.")
-        graph = ModelRunner(name, bundle, self.settings, self._observe)
-        self.graphs[name] = graph
-        self._add(ServedModel(name, graph, None, tuple(bundle.labels), bundle.manifest.get("max_length")))
+        if name in self.runners:
+            raise ConfigError(f"Two bundles are called '{name}': serve them as NAME=PATH with different names.")
+        runner = ModelRunner(name, bundle, self.settings, self._observe)
+        self.runners[name] = runner
+        self._add(ServedModel(name, runner, None, tuple(bundle.labels), bundle.manifest.max_length))
         for adapter, entry in bundle.adapters.items():
             self._add(
-                ServedModel(
-                    adapter, graph, adapter, tuple(entry["labels"]), entry["max_length"], entry["rank"], entry["bytes"]
-                )
+                ServedModel(adapter, runner, adapter, tuple(entry.labels), entry.max_length, entry.rank, entry.bytes)
             )
-        return graph
+        return runner
 
     def _add(self, model: ServedModel) -> None:
         with self._lock:
             known = self._models.get(model.id)
             if known is not None:
                 raise ConfigError(
-                    f"The name '{model.id}' is in '{known.graph.name}' and in '{model.graph.name}': clients could not tell "
-                    "them apart. Rename the bundle (NAME=PATH), or add the adapter under another name."
+                    f"Both '{known.runner.name}' and '{model.runner.name}' have a model '{model.id}', and clients could not "
+                    "tell them apart: rename the bundle (NAME=PATH), or add the adapter under another name."
                 )
             self._models[model.id] = model
 
     @property
     def models(self) -> list[ServedModel]:
-        """Every model, bundles before their adapters."""
+        """All models; a bundle comes before its adapters."""
         with self._lock:
             return list(self._models.values())
 
@@ -110,100 +100,103 @@ class Registry:
         return found
 
     def load(self, name: str, path: str) -> ServedModel:
-        """Load the adapter package at ``path`` into the bundle that it fits and serve it as ``name``.
+        """Load the adapter package at ``path`` into the bundle that it fits, and serve it as ``name``.
 
         Raises:
             ForbiddenError: the path is not in a directory that the server may load from.
-            ConfigError: the name is taken or cannot be one.
-            AdapterError: the package is damaged, or fits no bundle here.
+            ConfigError: the name is taken or not a valid one.
+            AdapterError: the package is damaged, or fits none of the bundles.
         """
-        number = next(self._numbers)
-        file = Path(self._scratch.name) / f"{number}.onnx_adapter"
+        key = AdapterKey(name, next(self._generations))
+        file = Path(self._scratch.name) / f"{key.generation}.onnx_adapter"
         try:
-            model = self._convert(name, path, file, key=f"{name}@{number}")
-            self._admit(model, file)
+            model = self._convert(key, path, file)
+            self._serve(model, file)
         except BaseException:
             file.unlink(missing_ok=True)
             raise
         return model
 
-    def _convert(self, name: str, path: str, file: Path, *, key: str) -> ServedModel:
-        """Write the package at ``path`` to ``file`` as its graph takes it, and describe it; errors as :meth:`load`.
+    def _convert(self, key: AdapterKey, path: str, file: Path) -> ServedModel:
+        """Convert the package at ``path`` for the graph it fits, write that to ``file`` and describe it; errors as :meth:`load`.
 
         Args:
-            name: what clients will call it.
+            key: its name, and a generation of its own: rows that are waiting while the name is given to another adapter
+                keep theirs.
             path: of the package.
-            file: where it goes.
-            key: what the graph will call it. Rows that wait while the name is given to another adapter keep theirs.
+            file: file to write.
         """
-        check_name(name)
+        check_name(key.name)
         with self._lock:
-            if name in self._models:
-                raise _taken(name)
+            if key.name in self._models:
+                raise _taken(key.name)
         directory = self._allowed(path)
         try:
             adapter = load_package(directory)
-            graph, arrays = self._fitting(adapter)
+            runner, converted = self._fitting(key.name, adapter)
         except BaseMismatchError:
             raise BaseMismatchError(f"'{path}' was made for another base than the one that is served here.") from None
-        except InputError as error:  # clients need not know where the directories lie
+        except InputError as error:  # clients need not know the paths of the directories
             raise type(error)(str(error).replace(str(directory), f"'{path}'")) from None
-        write_onnx_adapter(file, arrays)
+        write_onnx_adapter(file, converted.arrays)
         return ServedModel(
-            name, graph, key, tuple(adapter_labels(adapter, get_task(graph.bundle.task))),
-            trained_length(adapter) or graph.bundle.manifest.get("max_length"),
-            max(module.active_rank for module in adapter.modules.values()), file.stat().st_size, file=file,
+            key.name, runner, key, tuple(converted.labels), converted.max_length, converted.rank, file.stat().st_size,
+            file=file,
         )  # fmt: skip
 
-    def _admit(self, model: ServedModel, file: Path) -> None:
+    def _serve(self, model: ServedModel, file: Path) -> None:
         """Serve an adapter whose arrays are in ``file``.
 
         Raises:
             ConfigError: its name is taken.
         """
-        assert model.graph.session is not None and model.adapter is not None  # noqa: S101 - only such graphs fit
-        model.graph.session.load(model.adapter, partial(read_onnx_adapter, file))
+        assert model.runner.session is not None and model.adapter is not None  # noqa: S101 - adapters fit only such
+        model.runner.session.register(model.adapter, partial(read_onnx_adapter, file))
         try:
             self._add(model)
-        except ConfigError:  # somebody else was faster
-            model.graph.session.unload(model.adapter)
+        except ConfigError:  # another call took the name meanwhile
+            model.runner.session.unload(model.adapter)
             raise _taken(model.id) from None
 
     def unload(self, name: str) -> None:
-        """Serve the adapter ``name`` no longer; requests that use it already end with it.
+        """Stop serving the adapter ``name``; batches that use it already are completed.
 
         Raises:
-            ForbiddenError: the server was not set up for adapters that come and go.
+            ForbiddenError: the server was not set up to load and unload adapters.
             UnknownModelError: there is none of that name.
-            ConfigError: it is a bundle and not an adapter.
+            ConfigError: it is a bundle, not an adapter.
         """
         model = self._adapter(name)
-        self._dismiss(model)
+        self._remove(model)
         if model.file is not None:
             model.file.unlink(missing_ok=True)
 
     def _adapter(self, name: str) -> ServedModel:
         """Return the adapter ``name``; errors as :meth:`unload`."""
-        self._check_changes()
+        self._check_loading_is_on()
         model = self.model(name)
-        if model.adapter is None or model.graph.session is None:
+        if model.adapter is None or model.runner.session is None:
             raise ConfigError(f"'{name}' is a bundle: only adapters can be unloaded.")
         return model
 
-    def _dismiss(self, model: ServedModel) -> None:
-        assert model.graph.session is not None and model.adapter is not None  # noqa: S101 - adapters are of such graphs
+    def _remove(self, model: ServedModel) -> None:
+        assert model.runner.session is not None and model.adapter is not None  # noqa: S101 - it is an adapter
         with self._lock:
-            if self._models.pop(model.id, None) is None:  # somebody else was faster
+            if self._models.pop(model.id, None) is None:  # another call removed it meanwhile
                 raise _unknown()
-        model.graph.session.unload(model.adapter)
+        model.runner.session.unload(model.adapter)
 
-    def _check_changes(self) -> None:
+    def _check_loading_is_on(self) -> None:
         if not self.settings.adapter_dirs:
-            raise ForbiddenError("This server's adapters stay as they are: it was started without --adapter-dir.")
+            raise ForbiddenError("This server loads and unloads no adapters: it was started without --adapter-dir.")
 
     def _allowed(self, path: str) -> Path:
-        """Return the real directory that ``path`` means, which lies in one that adapters may be loaded from."""
-        self._check_changes()
+        """Return the directory that ``path`` means, with links resolved, if it is inside one of ``adapter_dirs``.
+
+        Raises:
+            ForbiddenError: it is not.
+        """
+        self._check_loading_is_on()
         for directory in self.settings.adapter_dirs if path.isprintable() else ():
             root = directory.resolve()
             try:
@@ -212,39 +205,42 @@ class Registry:
                     return real
             except OSError:  # too long, for example
                 continue
-        raise ForbiddenError("There is no adapter at that path in the directories that adapters may be loaded from.")
+        raise ForbiddenError("There is no adapter at that path in the directories this server may load from.")
 
-    def _fitting(self, adapter: Adapter) -> tuple[ModelRunner, dict[str, npt.NDArray[Any]]]:
-        """Return the graph that ``adapter`` was made for, and what it feeds there."""
+    def _fitting(self, name: str, adapter: Adapter) -> tuple[ModelRunner, ConvertedAdapter]:
+        """Return the runner of the bundle that ``adapter`` was made for, and the adapter as its graph takes it."""
         reasons: list[AdapterError] = []
-        for graph in self.graphs.values():
-            if graph.session is None or adapter.task not in (None, graph.bundle.task):
+        for runner in self.runners.values():
+            bundle, session = runner.bundle, runner.session
+            if session is None or adapter.task not in (None, bundle.task.name):
                 continue
             try:
-                check_pooling(adapter, graph.bundle.manifest.get("pooling"))
-                fed = drop_unused_modules(adapter, get_task(graph.bundle.task))
-                return graph, adapter_arrays(fed, graph.session.lora_inputs, graph.session.input_types)
+                return runner, convert_adapter(
+                    adapter, session.lora_inputs, session.input_types, name=name, task=bundle.task,
+                    pooling=bundle.manifest.pooling, max_length=bundle.manifest.max_length,
+                    try_out=TryOut.of(bundle, session),
+                )  # fmt: skip
             except AdapterError as error:
                 reasons.append(error)
         if reasons:
             raise reasons[0]
-        raise AdapterError("No bundle here takes adapters for that task.")
+        raise AdapterError("No bundle here accepts adapters for that task.")
 
     @property
     def waiting(self) -> int:
         """Rows in all queues."""
-        return sum(graph.batcher.waiting for graph in self.graphs.values())
+        return sum(runner.queue.waiting for runner in self.runners.values())
 
     def close(self, timeout: float) -> bool:
-        """Compute what waits, take nothing more, and return whether all was done within ``timeout`` seconds."""
+        """Accept nothing more, compute what waits, and return True if that took at most ``timeout`` seconds."""
         end = time.monotonic() + timeout
-        done = [graph.batcher.close(max(0.0, end - time.monotonic())) for graph in self.graphs.values()]
+        done = [runner.queue.close(max(0.0, end - time.monotonic())) for runner in self.runners.values()]
         self._scratch.cleanup()
         return all(done)
 
 
 def _unknown() -> UnknownModelError:
-    return UnknownModelError("There is no model of that name here: GET /v1/models lists them.")
+    return UnknownModelError("No model has that name: GET /v1/models lists them.")
 
 
 def _taken(name: str) -> ConfigError:

@@ -1,4 +1,4 @@
-"""Errors as each interface writes them, and as the OpenAPI schema declares them."""
+"""Error responses: their body in the format of each interface, and their declaration in the OpenAPI schema."""
 
 from __future__ import annotations
 
@@ -21,67 +21,67 @@ _TYPES = {
     503: "unavailable_error",
     504: "timeout_error",
 }
-_LONGEST = 1000
+_MAX_MESSAGE = 1000
 """Characters of a message."""
-_MEANINGS = {
+_DESCRIPTIONS = {
     400: "Something in the request cannot be used; the message says what.",
-    401: "The server was started with a key, and the request does not bring it.",
-    403: "The server was not started to do this, or the path is outside of its directories.",
-    404: "No model of that name is served.",
+    401: "The server needs a key, and the request does not send it.",
+    403: "The server does not allow this, or the path is outside its directories.",
+    404: "No model has that name.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "The body is not declared as JSON.",
-    429: "Too much waits already.",
-    503: "The server is stopping.",
-    504: "The answer did not come in time.",
+    429: "The server is busy.",
+    503: "The server is shutting down.",
+    504: "There was no answer within the time limit.",
 }
 
 
 class ErrorDetail(BaseModel):
     """What went wrong."""
 
-    message: str = Field(examples=["There is no model of that name here: GET /v1/models lists them."])
+    message: str = Field(examples=["No model has that name: GET /v1/models lists them."])
     type: str = Field(examples=["not_found_error"])
     param: str | None
     code: int = Field(description="The HTTP status.", examples=[404])
 
 
 class Error(BaseModel):
-    """An error as OpenAI's clients read it."""
+    """An error in OpenAI's format."""
 
     error: ErrorDetail
 
 
 class ProtocolError(BaseModel):
-    """An error as the Open Inference Protocol has it."""
+    """An error in the format of the Open Inference Protocol."""
 
-    error: str = Field(examples=["There is no model of that name here: GET /v1/models lists them."])
+    error: str = Field(examples=["No model has that name: GET /v1/models lists them."])
 
 
 def error_body(path: str, status: int, message: str) -> dict[str, Any]:
-    """Return the body of an error: the Open Inference Protocol's under ``/v2``, OpenAI's everywhere else."""
-    message = _writable(message)
+    """Return the body of an error: in the Open Inference Protocol's format under ``/v2``, in OpenAI's everywhere else."""
+    message = _encodable(message)
     if path.startswith("/v2"):
         return {"error": message}
     return {"error": {"message": message, "type": _TYPES.get(status, "server_error"), "param": None, "code": status}}
 
 
-def _writable(message: str) -> str:
-    """Return a message that may repeat a client's words so that it can be encoded, and is short."""
-    return message[:_LONGEST].encode(errors="backslashreplace").decode()
+def _encodable(message: str) -> str:
+    """Return a message, which may repeat a client's words, shortened and without characters that cannot be encoded."""
+    return message[:_MAX_MESSAGE].encode(errors="backslashreplace").decode()
 
 
 def declared(*statuses: int, protocol: bool = False) -> dict[int | str, dict[str, Any]]:
-    """Return what FastAPI's ``responses`` takes for these errors.
+    """Return these errors as FastAPI's ``responses`` takes them.
 
     Args:
         statuses: HTTP statuses.
-        protocol: whether they are those of the Open Inference Protocol.
+        protocol: True for the Open Inference Protocol's format.
     """
-    made: dict[int | str, dict[str, Any]] = {}
+    responses: dict[int | str, dict[str, Any]] = {}
     for status in statuses:
-        made[status] = {"model": ProtocolError if protocol else Error, "description": _MEANINGS[status]}
+        responses[status] = {"model": ProtocolError if protocol else Error, "description": _DESCRIPTIONS[status]}
         if status == 429:
-            seconds = {"description": "Seconds until it is worth asking again.", "schema": {"type": "integer"}}
-            made[status]["headers"] = {"Retry-After": seconds}
-    return made
+            seconds = {"description": "Seconds to wait before trying again.", "schema": {"type": "integer"}}
+            responses[status]["headers"] = {"Retry-After": seconds}
+    return responses

@@ -1,4 +1,4 @@
-"""Running the application with uvicorn until somebody stops it."""
+"""Runs the application with uvicorn until it is stopped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import uvicorn
 
-from rmlora.errors import ConfigError
+from rmlora_deploy.serving.address import http_url, listen
 from rmlora_deploy.serving.app import create_app
 from rmlora_deploy.serving.connection import Connection
 from rmlora_deploy.serving.metrics import Metrics
@@ -22,50 +22,48 @@ from rmlora_deploy.serving.service import Service
 
 __all__ = ["HttpServer", "run_server"]
 
-_BACKLOG = 512
-_IDLE = 30
-"""Seconds that a connection may stay open without a request."""
+_IDLE_SECONDS = 30
+"""How long a connection may stay open without a request."""
 
 
 def run_server(
     bundles: Mapping[str, Path], settings: ServeSettings, *, host: str, port: int, on_progress: Callable[[str], None]
 ) -> None:
-    """Serve ``bundles`` (name → path) on ``host`` and ``port``; returns when it was stopped and all is answered.
+    """Serve ``bundles`` (name → path) on ``host`` and ``port``; returns once it was stopped and has answered everything.
 
     Args:
         bundles: what to serve.
         settings: limits.
         host: address to listen on.
         port: port to listen on; 0 takes a free one.
-        note: called with lines for the person who started it.
+        on_progress: called with lines for the person who started it.
 
     Raises:
-        ConfigError: the address cannot be listened on, or two models have one name.
+        ConfigError: the server cannot listen on the address, or two models have the same name.
         InputError: a bundle is damaged.
-        ProviderError: the provider is absent.
+        ProviderError: the provider is missing.
     """
-    listener = _listen(host, port)
+    listener = listen(host, port)  # before any bundle is loaded, so that a port in use is reported at once
     try:
         metrics = Metrics()
         registry = Registry(settings, metrics.batch)
         for name, path in bundles.items():
             on_progress(f"opening {path}")
             registry.open(path, name=name)
-        shown = f"[{host}]" if ":" in host else host
-        on_progress(f"{len(registry.models)} models on http://{shown}:{listener.getsockname()[1]}  (Ctrl-C stops)")
+        on_progress(f"{len(registry.models)} models on {http_url(host, listener.getsockname()[1])}  (Ctrl-C stops)")
         server = HttpServer(registry, metrics)
         gc.collect()
-        gc.freeze()  # what is here stays; looking through it for garbage again and again costs some per cent
+        gc.freeze()  # objects made so far stay; scanning them for garbage again and again costs a few percent
         with _stopped_by_signals(server):
             server.run(sockets=[listener])
     finally:
         listener.close()
     if server.force_exit:
-        raise KeyboardInterrupt  # somebody did not want to wait
+        raise KeyboardInterrupt  # a second signal: do not wait
 
 
 class HttpServer(uvicorn.Server):
-    """Answers HTTP requests for ``registry`` until it is stopped, and then those that it has accepted."""
+    """Answers HTTP requests for ``registry`` until it is stopped, and then those that it has already accepted."""
 
     def __init__(self, registry: Registry, metrics: Metrics) -> None:
         app = create_app(registry, metrics)
@@ -73,24 +71,24 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app, http=Connection, ws="none", log_config=None, access_log=False, server_header=False,
-                timeout_keep_alive=_IDLE, timeout_graceful_shutdown=math.ceil(registry.settings.drain),
+                timeout_keep_alive=_IDLE_SECONDS, timeout_graceful_shutdown=math.ceil(registry.settings.drain),
             )
         )  # fmt: skip
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop; what is under way has the drain time, counted from now."""
+        """Stop; requests in progress have the drain time, counted from now."""
         self._service.stop()
         await super().shutdown(sockets)
-        if self.force_exit:  # then uvicorn leaves the application as it is
+        if self.force_exit:  # in this case uvicorn does not shut the application down
             self._service.stop(at_once=True)
             await self.lifespan.shutdown()
 
 
 @contextmanager
 def _stopped_by_signals(server: uvicorn.Server) -> Iterator[None]:
-    """Stop ``server`` on Ctrl-C and SIGTERM, without uvicorn ending the process by the same signal afterwards.
+    """Stop ``server`` on Ctrl-C and SIGTERM, and keep uvicorn from ending the process by the same signal afterwards.
 
-    While it runs it has handlers of its own; these count before and after.
+    While it runs, uvicorn installs its own handlers; these apply before and after.
     """
 
     def stop(*_: object) -> None:
@@ -102,18 +100,3 @@ def _stopped_by_signals(server: uvicorn.Server) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Open the socket before anything is loaded: a port in use shows at once."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        raise ConfigError(
-            f"Cannot listen on {host}:{port} ({error.strerror or error}): choose another --port."
-        ) from None
-    return listener

@@ -1,1 +1,1 @@
-"""Proving that a bundle computes what PyTorch and PEFT compute."""
+"""Comparing a bundle's outputs with those of PyTorch and PEFT."""

@@ -1,8 +1,8 @@
-"""The metric itself on labeled data, for every model that is compared."""
+"""Measuring a metric on labeled data, with every model that is compared."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,35 +10,42 @@ from typing import Any
 import numpy as np
 
 from rmlora.errors import ConfigError, InputError
-from rmlora.tasks import get_task
+from rmlora.tasks import Task
 from rmlora.training.data import Columns, load_split
 from rmlora_deploy.bundles.preprocess import Preprocessor
+from rmlora_deploy.bundles.report import Evaluation, Tolerance
 from rmlora_deploy.runtime.outputs import Arrays
 
-__all__ = ["EvaluationData", "lost_metric", "measure", "read_evaluation"]
+__all__ = ["EvaluationData", "keeps_metric", "lost_metric", "measure", "read_evaluation"]
 
 _BATCH = 32
 
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """Labeled examples to measure the metric on; labels are indices into the model's."""
+    """Labeled examples to measure the metric on; ``labels`` are indices into the model's labels."""
 
     source: str
     inputs: list[Any]
     labels: list[int]
 
 
-def read_evaluation(source: str, columns: Columns, *, task: str, labels: Sequence[str]) -> EvaluationData:
-    """Read labeled data for a model of ``task`` with ``labels``.
+def read_evaluation(source: str, columns: Columns, *, task: Task, labels: Sequence[str]) -> EvaluationData:
+    """Read labeled data for a model.
+
+    Args:
+        source: csv, tsv, jsonl or parquet file, folder of images, or hub data set.
+        columns: names of its columns.
+        task: of the model.
+        labels: of the model, in the order of its scores.
 
     Raises:
         ConfigError: the task has no labels.
-        InputError: it cannot be read, or has a label the model does not know.
+        InputError: the data cannot be read, or has a label that the model does not know.
     """
-    if get_task(task).answer == "vector":
-        raise ConfigError(f"--data measures a metric on labels, and {task} has none: leave it out.")
-    data = load_split(get_task(task), source, columns)
+    if not task.outputs.has_labels:
+        raise ConfigError(f"--data measures a metric on labels, and {task.name} has none: leave it out.")
+    data = load_split(task, source, columns)
     index = {label: number for number, label in enumerate(labels)}
     unknown = sorted(set(data.labels) - set(index))
     if unknown:
@@ -47,26 +54,39 @@ def read_evaluation(source: str, columns: Columns, *, task: str, labels: Sequenc
 
 
 def measure(
-    data: EvaluationData, preprocessor: Preprocessor, models: Mapping[str, Callable[[Arrays], np.ndarray]]
-) -> dict[str, Any]:
-    """Return the accuracy of every model in ``models`` (name → logits of a batch), batch by batch.
+    data: EvaluationData,
+    preprocessor: Preprocessor,
+    *,
+    onnx: Callable[[Arrays], np.ndarray],
+    pytorch: Callable[[Arrays], np.ndarray] | None,
+) -> Evaluation:
+    """Return the accuracy of every model.
 
-    Returns:
-        ``{"data", "examples", "metric", <name>: accuracy, …}``.
+    Args:
+        data: labeled examples.
+        preprocessor: of the bundle.
+        onnx: from a batch to the graph's scores ``[rows, labels]``.
+        pytorch: the same of PyTorch's model; None if there is none to compare with.
     """
+    models = {"onnx": onnx} if pytorch is None else {"onnx": onnx, "pytorch": pytorch}
     correct = dict.fromkeys(models, 0)
     for start in range(0, len(data.labels), _BATCH):
         batch = preprocessor(data.inputs[start : start + _BATCH])
         labels = np.array(data.labels[start : start + _BATCH])
-        for name, logits in models.items():
-            correct[name] += int((logits(batch).argmax(-1) == labels).sum())
-    scores = {name: count / len(data.labels) for name, count in correct.items()}
-    return {"data": Path(data.source).name, "examples": len(data.labels), "metric": "accuracy", **scores}
+        for name, scores in models.items():
+            correct[name] += int((scores(batch).argmax(-1) == labels).sum())
+    accuracy = {name: count / len(data.labels) for name, count in correct.items()}
+    return Evaluation(data=Path(data.source).name, examples=len(data.labels), metric="accuracy", **accuracy)
 
 
-def lost_metric(scores: Mapping[str, Any], precision: str, tolerance: Mapping[str, float]) -> str:
-    """Say that a graph of ``precision`` lost more of the metric than is allowed."""
+def keeps_metric(scores: Evaluation, tolerance: Tolerance) -> bool:
+    """Return False if the graph lost more of PyTorch's metric than is allowed."""
+    return scores.pytorch is None or tolerance.accepts_metric(scores.pytorch, scores.onnx, scores.examples)
+
+
+def lost_metric(scores: Evaluation, precision: str, tolerance: Tolerance) -> str:
+    """Return the error sentence for a graph of ``precision`` that lost more of the metric than is allowed."""
     return (
-        f"The {precision} graph has {scores['metric']} {scores['onnx']:.4f} on {scores['data']} where PyTorch has "
-        f"{scores['pytorch']:.4f} (a loss of {tolerance['metric_loss']:.2g} is allowed): choose a higher --precision."
+        f"The {precision} graph has {scores.metric} {scores.onnx:.4f} on {scores.data} where PyTorch has "
+        f"{scores.pytorch:.4f} (a loss of {tolerance.metric_loss:.2g} is allowed): choose a higher --precision."
     )

@@ -1,4 +1,4 @@
-"""Naming the first layer at which a graph departs from PyTorch."""
+"""Finding the first layer at which a graph differs from PyTorch."""
 
 from __future__ import annotations
 
@@ -7,34 +7,38 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rmlora_deploy.bundles.manifest import Layer
+from rmlora_deploy.bundles.report import LayerMismatch
 from rmlora_deploy.runtime.outputs import Arrays
-from rmlora_deploy.verification.layers import Layer, layer_errors, opened_layers, torch_layers
+from rmlora_deploy.verification.layers import layer_errors, opened_layers, torch_layers
 
 __all__ = ["first_mismatch"]
 
 
 def first_mismatch(
     graph: Path, layers: Sequence[Layer], torch_model: Any, batch: Arrays, *, tolerance: float, provider: str = "cpu"
-) -> dict[str, Any] | None:
+) -> LayerMismatch | None:
     """Return the first of ``layers`` whose tensor differs from the module's output by more than ``tolerance``.
 
-    Layers whose tensor a lower precision has removed from the graph are passed over.
+    Layers whose tensor a lower precision has removed from the graph are skipped.
 
     Args:
         graph: ONNX file.
         layers: module and tensor pairs in the order of execution.
         torch_model: the merged PyTorch model.
-        case: one batch of inputs.
+        batch: one batch of inputs.
         tolerance: relative difference that is still accepted.
         provider: execution provider to run on.
 
     Returns:
-        ``{"module", "tensor", "relative_error"}``, the error None where it is not finite; None if no layer departs.
+        the layer, with error None if it is not finite; None if no layer differs.
     """
     with opened_layers(graph, layers, provider) as run:
         got = run(batch)
-    there = [layer for layer in layers if layer["tensor"] in got]
-    for layer, error in zip(there, layer_errors(there, got, torch_layers(torch_model, batch)), strict=True):
+    present = [layer for layer in layers if layer.tensor in got]
+    for layer, error in zip(present, layer_errors(present, got, torch_layers(torch_model, batch)), strict=True):
         if error > tolerance:
-            return {**layer, "relative_error": error if math.isfinite(error) else None}
+            return LayerMismatch(
+                module=layer.module, tensor=layer.tensor, relative_error=error if math.isfinite(error) else None
+            )
     return None

@@ -1,7 +1,7 @@
-"""Which tensor of a graph is the output of which module, so that a departure can be named.
+"""Which tensor of a graph is the output of which module, so that a mismatch can be located.
 
-torch's exporter writes the module path of every node into its metadata, and fusions keep it on the node they
-make. That is a claim; :func:`confirmed_layers` keeps the pairs whose values agree with PyTorch.
+torch's exporter writes the module path of every node into its metadata, and fusions keep it on the nodes they create. These
+paths may be wrong, so :func:`confirmed_layers` keeps only the pairs whose values agree with PyTorch.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 import onnx_ir as ir
 
 from rmlora_converters.graph.files.model_file import save_model
+from rmlora_deploy.bundles.manifest import Layer
 from rmlora_deploy.runtime.outputs import Arrays
 from rmlora_deploy.runtime.providers import create_session
 
 __all__ = [
-    "Layer",
     "claimed_layers",
     "confirmed_layers",
     "layer_errors",
@@ -29,16 +29,13 @@ __all__ = [
     "torch_layers",
 ]
 
-Layer = dict[str, str]
-"""``{"module": path, "tensor": name}``."""
-
 _SCOPES = "pkg.torch.onnx.name_scopes"
 AGREEMENT = 1e-4
 """Relative difference up to which a float32 tensor counts as a module's output."""
 
 
 def claimed_layers(model: ir.Model) -> list[Layer]:
-    """Return the last tensor of every module scope, in the order of execution."""
+    """Return every module with the last tensor of its scope, in the order of execution."""
     last: dict[str, str] = {}
     for node in model.graph:
         if not node.outputs or not node.outputs[0].name:
@@ -46,13 +43,13 @@ def claimed_layers(model: ir.Model) -> list[Layer]:
         for module in reversed(_scopes(node)):  # the innermost comes first
             last.pop(module, None)  # reinsert: a dict keeps the order of the last write
             last[module] = node.outputs[0].name
-    return [{"module": module, "tensor": tensor} for module, tensor in last.items()]
+    return [Layer(module=module, tensor=tensor) for module, tensor in last.items()]
 
 
 def _scopes(node: ir.Node) -> list[str]:
-    """Return the module paths around a node, the outermost first.
+    """Return the paths of the modules that contain a node, the outermost first.
 
-    torch's exporter records them; the older one that Optimum uses names nodes ``/bert/encoder/layer.0/…/MatMul``.
+    torch's exporter records them; the older exporter that Optimum uses names nodes ``/bert/encoder/layer.0/…/MatMul``.
     """
     recorded = node.metadata_props.get(_SCOPES)
     if recorded:
@@ -62,12 +59,12 @@ def _scopes(node: ir.Node) -> list[str]:
 
 
 def confirmed_layers(model: ir.Model, torch_model: Any, batches: Sequence[Arrays], scratch: Path) -> list[Layer]:
-    """Return the claimed layers whose tensor equals the module's output in PyTorch on every case.
+    """Return the claimed layers whose tensor equals the module's output in PyTorch on every batch.
 
     Args:
         model: float32 graph.
-        torch_model: the PyTorch model it was made of.
-        cases: batches of inputs.
+        torch_model: the PyTorch model that the graph was exported from.
+        batches: sample batches of inputs.
         scratch: directory for a temporary model.
     """
     layers = claimed_layers(model)
@@ -84,34 +81,34 @@ def confirmed_layers(model: ir.Model, torch_model: Any, batches: Sequence[Arrays
 def opened_layers(
     model: Path, layers: Sequence[Layer], provider: str = "cpu"
 ) -> Iterator[Callable[[Arrays], dict[str, np.ndarray]]]:
-    """Yield a function from a batch of inputs to those tensors of ``layers`` that exist in the graph at ``model``."""
+    """Yield a function from a batch of inputs to the tensors of ``layers``, without those that the graph at ``model`` lacks."""
     graph = ir.load(model)
     produced = {value.name: value for node in graph.graph for value in node.outputs}
-    there = {value.name for value in graph.graph.outputs}
-    wanted = [name for name in dict.fromkeys(layer["tensor"] for layer in layers) if name in produced]
-    for name in wanted:
-        if name not in there:
+    existing = {value.name for value in graph.graph.outputs}
+    tensors = [name for name in dict.fromkeys(layer.tensor for layer in layers) if name in produced]
+    for name in tensors:
+        if name not in existing:
             value = produced[name]
             value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
             graph.graph.outputs.append(value)
-    opened = model.with_name(f"{model.stem}.layers.onnx")  # beside the original, whose external data it shares
+    opened = model.with_name(f"{model.stem}.layers.onnx")  # in the same directory, since it shares external data
     try:
         ir.save(graph, opened)
         session = create_session(opened, provider)
     finally:
         opened.unlink(missing_ok=True)
-    yield lambda batch: dict(zip(wanted, session.run(wanted, dict(batch)), strict=True))
+    yield lambda batch: dict(zip(tensors, session.run(tensors, dict(batch)), strict=True))
 
 
 def layer_errors(
     layers: Sequence[Layer], got: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
 ) -> list[float]:
-    """Return for every layer ``max |got − expected| / max |expected|``; infinite where it cannot be compared."""
-    return [relative_difference(got.get(layer["tensor"]), expected.get(layer["module"])) for layer in layers]
+    """Return ``max |got − expected| / max |expected|`` of every layer; infinite if it cannot be compared."""
+    return [relative_difference(got.get(layer.tensor), expected.get(layer.module)) for layer in layers]
 
 
 def torch_layers(model: Any, batch: Arrays) -> dict[str, np.ndarray]:
-    """Return the output of every module of a PyTorch model (its first tensor) for one batch of inputs."""
+    """Return module path → output (its first tensor) of every module of a PyTorch model, for one batch of inputs."""
     import torch
 
     outputs: dict[str, np.ndarray] = {}
@@ -137,7 +134,7 @@ def torch_layers(model: Any, batch: Arrays) -> dict[str, np.ndarray]:
 
 
 def relative_difference(got: np.ndarray | None, expected: np.ndarray | None) -> float:
-    """Return ``max |got − expected| / max |expected|``; infinite for NaN, or where shapes or presence differ."""
+    """Return ``max |got − expected| / max |expected|``; infinite for NaN, different shapes, or a missing array."""
     if got is None or expected is None or got.shape != expected.shape or got.size == 0:
         return float("inf")
     scale = float(np.abs(expected).max())

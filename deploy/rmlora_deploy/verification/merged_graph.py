@@ -1,8 +1,7 @@
-"""Verifying a graph that an adapter was merged into, wherever the graph came from: against PyTorch with PEFT's layers."""
+"""Verifying a graph that an adapter was merged into, from any exporter, against PyTorch with PEFT's layers."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,16 @@ import onnx_ir as ir
 from rmlora.adapter import Adapter
 from rmlora.adapter_task import task_of
 from rmlora.errors import ConfigError, ParityError, RMLoRAError, is_installed
-from rmlora.processors import load_processor
+from rmlora.tasks import Task
 from rmlora.torch_models import load_adapted
 from rmlora_converters.graph.files.model_file import load_model
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.processor import max_length
-from rmlora_deploy.runtime.outputs import graph_logits
+from rmlora_deploy.runtime.outputs import Arrays, graph_logits
 from rmlora_deploy.runtime.providers import create_session
 from rmlora_deploy.verification.compare import TOLERANCES, compare, mismatch
-from rmlora_deploy.verification.sample_batches import make_sample_batches, sample_inputs
-from rmlora_deploy.verification.torch_outputs import finite_logits
+from rmlora_deploy.verification.sample_batches import batch_shapes, make_sample_batches, sample_inputs
+from rmlora_deploy.verification.torch_outputs import finite_outputs
 from rmlora_deploy.verification.torch_pair import torch_is_installed
 
 __all__ = ["verify_merged_graph"]
@@ -35,57 +34,61 @@ def verify_merged_graph(
     Args:
         graph: an ONNX file with ``adapter`` in its weights.
         base: checkpoint that the graph was exported from.
-        adapter: what was merged.
-        allow_base_mismatch: compare although the adapter names another base.
+        adapter: the adapter that was merged.
+        allow_base_mismatch: compare although the adapter was made for another base.
 
     Returns:
-        ``passed``, ``precision``, ``tolerance``, ``shapes`` and ``onnx`` (a comparison); or ``passed`` None and the
-        ``reason`` where there is nothing to compare with.
+        ``passed``, ``precision``, ``tolerance``, ``shapes`` and ``onnx`` (a comparison). If there is nothing to compare
+        with, ``passed`` is None and ``reason`` says why.
 
     Raises:
-        ParityError: the graph departs from PyTorch by more than its precision explains.
+        ParityError: the graph differs from PyTorch by more than its precision explains.
     """
     if not torch_is_installed():
-        return _unverified("PyTorch and PEFT are not installed here")
+        return _unverified("PyTorch and PEFT are not installed")
     if not is_installed("onnxruntime"):
-        return _unverified("onnxruntime is not installed here")
+        return _unverified("onnxruntime is not installed")
     try:
         task = task_of(adapter)
-        if task.answer != "scores":
-            return _unverified(
-                f"a graph for {task.name} gives what its exporter chose; export a bundle to have it compared"
-            )
     except ConfigError:
-        return _unverified("the adapter does not say which task it is for")
+        return _unverified("the adapter does not record its task")
+    if not task.outputs.has_labels:
+        return _unverified(f"exporters disagree on the outputs for {task.name}; export a bundle to have it compared")
     try:
-        session = create_session(graph)
-        processor = load_processor(base, task)
-        preprocessor = Preprocessor(
-            task, processor, max_length([adapter], processor, task), tuple(item.name for item in session.get_inputs())
-        )
-        batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None))
-        adapted, _ = load_adapted(base, Path(adapter.source), allow_base_mismatch=allow_base_mismatch)
-        expected = finite_logits(adapted, batches, "the adapter")
-        answers = graph_logits(session)
-        got = [answers(batch) for batch in batches]
+        batches, expected, got = _run_both(graph, base, adapter, task, allow_base_mismatch=allow_base_mismatch)
     except RMLoRAError as error:
         return _unverified(str(error))
     if wrong := next((b.shape for a, b in zip(expected, got, strict=True) if a.shape != b.shape), None):
-        return _unverified(f"the graph's first output has the shape {list(wrong)} and is no classifier's")
+        return _unverified(f"the graph's first output has the shape {list(wrong)}, which is not a classifier's")
     precision = "fp16" if _is_half(graph) else "fp32"
     tolerance = TOLERANCES[precision]
-    report: dict[str, Any] = {
-        "passed": True,
-        "precision": precision,
-        "tolerance": asdict(tolerance),
-        "shapes": [list(next(iter(batch.values())).shape) for batch in batches],
-        "onnx": asdict(compare(expected, [np.asarray(array, np.float32) for array in got])),
-    }
-    if how := mismatch(report["onnx"], report["tolerance"]):
+    result = compare(expected, got, task.outputs)
+    if how := mismatch(result, tolerance):
         raise ParityError(
             f"The merged graph {how}: it was exported from another base, or computes something else; nothing was written."
         )
-    return report
+    return {
+        "passed": True,
+        "precision": precision,
+        "tolerance": tolerance.model_dump(),
+        "shapes": batch_shapes(batches),
+        "onnx": result.model_dump(),
+    }
+
+
+def _run_both(
+    graph: Path, base: Path, adapter: Adapter, task: Task, *, allow_base_mismatch: bool
+) -> tuple[list[Arrays], list[np.ndarray], list[np.ndarray]]:
+    """Return sample batches, and PyTorch's and the graph's output for each."""
+    session = create_session(graph)
+    processor = task.inputs.load_processor(base)
+    names = tuple(item.name for item in session.get_inputs())
+    preprocessor = Preprocessor(task, processor, max_length([adapter], processor, task), names)
+    batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None))
+    adapted, _ = load_adapted(base, Path(adapter.source), allow_base_mismatch=allow_base_mismatch)
+    expected = finite_outputs(adapted, batches, task.outputs, what="the adapter")
+    outputs = graph_logits(session)
+    return batches, expected, [np.asarray(outputs(batch), np.float32) for batch in batches]
 
 
 def _unverified(reason: str) -> dict[str, Any]:

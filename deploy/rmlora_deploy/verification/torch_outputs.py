@@ -1,4 +1,4 @@
-"""What each side of a comparison answers: a graph in ONNX Runtime, a model in PyTorch."""
+"""Outputs of PyTorch models, to compare with."""
 
 from __future__ import annotations
 
@@ -8,39 +8,41 @@ from typing import Any
 import numpy as np
 
 from rmlora.errors import InputError
+from rmlora.outputs import Outputs
 from rmlora.pooling import Pooling
 from rmlora_deploy.runtime.outputs import Arrays
-from rmlora_deploy.verification.torch_pooling import pool
 
-__all__ = ["finite_logits", "torch_logits"]
+__all__ = ["finite_outputs", "torch_output"]
 
 
-def torch_logits(model: Any, batch: Arrays, pooling: Pooling | None = None) -> np.ndarray:
-    """Return a PyTorch model's logits for one batch; with ``pooling``, the vectors it makes of the tokens'."""
+def torch_output(model: Any, batch: Arrays, outputs: Outputs, pooling: Pooling | None = None) -> np.ndarray:
+    """Return the output of a PyTorch model for one batch: ``[rows, labels]`` or ``[rows, width]``."""
     import torch
 
     with torch.inference_mode():
         inputs = {name: torch.from_numpy(np.array(array)) for name, array in batch.items()}
-        output = model(**inputs)
-        if pooling is None:
-            return np.asarray(output.logits.float().numpy())
-        hidden = output.last_hidden_state.float()
-        mask = inputs.get("attention_mask", torch.ones(hidden.shape[:2], dtype=torch.int64))
-        return np.asarray(pool(hidden, mask, pooling).numpy())
+        return np.asarray(outputs.of_model(model(**inputs), inputs, pooling).numpy())
 
 
-def finite_logits(
-    model: Any, batches: Sequence[Arrays], adapter: str, pooling: Pooling | None = None
+def finite_outputs(
+    model: Any, batches: Sequence[Arrays], outputs: Outputs, pooling: Pooling | None = None, *, what: str
 ) -> list[np.ndarray]:
-    """Return what a PyTorch model with an adapter answers to every batch.
+    """Return the outputs of a PyTorch model with an adapter, for every batch.
+
+    Args:
+        model: with PEFT's layers.
+        batches: inputs.
+        outputs: of the task.
+        pooling: how token vectors become one; None for tasks that do not pool.
+        what: the adapter, for the error message.
 
     Raises:
-        InputError: with NaN or infinity, so there is nothing to compare with.
+        InputError: the outputs hold NaN or infinity, so nothing can be compared with them.
     """
-    answers = [torch_logits(model, batch, pooling) for batch in batches]
-    if not all(np.isfinite(logits).all() for logits in answers):
+    found = [torch_output(model, batch, outputs, pooling) for batch in batches]
+    if not all(np.isfinite(array).all() for array in found):
         raise InputError(
-            f"PyTorch itself answers with NaN or infinity with {adapter}: base or adapter is damaged, train or "
-            "fetch it again."
+            f"PyTorch itself gives NaN or infinity with {what}: the base or the adapter is damaged, train or download it "
+            "again."
         )
-    return answers
+    return found

@@ -1,9 +1,8 @@
-"""Verifying a bundle with branches: the base untouched, each adapter alone, and all of them mixed in one batch."""
+"""Verifying a bundle with branches: the base without an adapter, each adapter alone, and all mixed in one batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,16 +11,25 @@ import numpy as np
 from rmlora.errors import InputError, ParityError
 from rmlora_deploy.bundles.bundle import REFERENCE_FILE, Bundle
 from rmlora_deploy.bundles.reference import load_reference
+from rmlora_deploy.bundles.report import (
+    AdapterReport,
+    BaseReport,
+    Comparison,
+    MixedReport,
+    VerificationReport,
+)
 from rmlora_deploy.runtime import AdapterSession
 from rmlora_deploy.runtime.outputs import Arrays, graph_logits
-from rmlora_deploy.verification.compare import TOLERANCES, Comparison, Tolerance, compare, mismatch
-from rmlora_deploy.verification.evaluation import EvaluationData, lost_metric, measure
-from rmlora_deploy.verification.torch_outputs import finite_logits
-from rmlora_deploy.verification.torch_pair import TorchPair
+from rmlora_deploy.verification.compare import TOLERANCES, compare, mismatch, within
+from rmlora_deploy.verification.evaluation import EvaluationData, keeps_metric, lost_metric, measure
+from rmlora_deploy.verification.sample_batches import batch_shapes
+from rmlora_deploy.verification.torch_outputs import finite_outputs
+from rmlora_deploy.verification.torch_pair import TorchPair, source_of_outputs
 
 __all__ = ["raise_on_branch_mismatch", "verify_branches"]
 
-Logits = list[np.ndarray]
+OutputBatches = list[np.ndarray]
+"""An array ``[rows, n]`` for each batch."""
 
 
 def verify_branches(
@@ -30,137 +38,142 @@ def verify_branches(
     *,
     evaluations: Mapping[str, EvaluationData] | None = None,
     provider: str = "cpu",
-) -> tuple[dict[str, Any], dict[str, Logits]]:
-    """Compare on the bundle's reference inputs; a failed comparison is in the report, not raised.
+) -> tuple[VerificationReport, dict[str, OutputBatches]]:
+    """Compare a bundle with branches with PyTorch; a failed comparison is in the report, not raised.
 
     Args:
-        bundle: what to verify.
+        bundle: to verify.
         pair_of: loads PyTorch's models of an adapter; None compares with the outputs stored in the bundle.
         evaluations: adapter → labeled data to measure the metric on.
         provider: execution provider to run on.
 
     Returns:
-        the report (docs/branches.md), and PyTorch's outputs by adapter.
+        the report, and PyTorch's outputs by adapter, batch by batch.
 
     Raises:
-        InputError: PyTorch itself answers with NaN, or there is nothing to compare with.
-        ProviderError: the provider is absent.
+        InputError: PyTorch itself gives NaN, or there are no outputs to compare with.
+        ProviderError: the provider is not available.
     """
-    tolerance, vectors = TOLERANCES[bundle.precision], bundle.embeds
     session = bundle.adapter_session(provider)
-    batches, base = load_reference(bundle.path / REFERENCE_FILE)
-    rows: dict[str, dict[str, Any]] = {}
-    expected: dict[str, Logits] = {}
-    for name, entry in bundle.adapters.items():
+    batches, base_outputs = load_reference(bundle.path / REFERENCE_FILE)
+    reports: dict[str, AdapterReport] = {}
+    expected: dict[str, OutputBatches] = {}
+    for name in bundle.adapters:
         pair = pair_of(name) if pair_of is not None else None
-        if pair is not None:
-            expected[name] = finite_logits(pair.adapted, batches, f"'{name}'", pair.pooling)
-        elif "reference" in entry:
-            expected[name] = load_reference(bundle.path / entry["reference"])[1]
-        else:
-            continue
-        data = (evaluations or {}).get(name)
-        rows[name] = _verify_alone(bundle, session, name, batches, expected[name], pair, data)
-    names = list(bundle.adapters)
-    if not rows and names:
+        known = _expected(bundle, name, batches, pair)
+        if known is not None:
+            expected[name] = known
+            reports[name] = _verify_alone(bundle, session, name, batches, known, pair, (evaluations or {}).get(name))
+    unverified = [name for name in bundle.adapters if name not in reports]
+    if unverified and not reports:
         raise InputError(
-            f"{bundle.path} stores no outputs of PyTorch for '{names[0]}', which was added where torch is absent: verify "
-            "where PyTorch is installed, without --reference-only."
+            f"{bundle.path} stores no outputs of PyTorch for '{unverified[0]}', which was added without PyTorch: verify where "
+            "PyTorch is installed, without --reference-only."
         )
-    logits = graph_logits(bundle.session(provider))
-    plain = [logits(batch) for batch in batches]
-    untouched = {
-        **_judged(compare(base, plain, vectors=vectors), tolerance),
-        "bit_equal": all(np.array_equal(a, b) for a, b in zip(base, plain, strict=True)),
-    }
-    mixed = _judged(_mixed(session, batches, expected, vectors=vectors), tolerance) if expected else None
-    parts = [*rows.values(), untouched, *([mixed] if mixed else [])]
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "provider": provider,
-        "tolerance": asdict(tolerance),
-        "against": "PyTorch and PEFT" if pair_of is not None else "stored outputs of PyTorch and PEFT",
-        "shapes": [list(next(iter(batch.values())).shape) for batch in batches],
-        "base": untouched,
-        "adapters": rows,
-        "mixed": mixed,
-        "unverified": [name for name in names if name not in rows],
-        "passed": all(part["passed"] for part in parts),
-    }, expected
+    base = _verify_base(bundle, batches, base_outputs, provider)
+    mixed = _verify_mixed(bundle, session, batches, expected) if expected else None
+    parts: list[BaseReport | AdapterReport | MixedReport | None] = [base, *reports.values(), mixed]
+    report = VerificationReport(
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        provider=provider,
+        tolerance=TOLERANCES[bundle.precision],
+        against=source_of_outputs(pair_of),
+        shapes=batch_shapes(batches),
+        base=base,
+        adapters=reports,
+        mixed=mixed,
+        unverified=unverified,
+        passed=all(part is None or part.passed for part in parts),
+    )
+    return report, expected
 
 
-def _judged(comparison: Comparison, tolerance: Tolerance) -> dict[str, Any]:
-    return {**asdict(comparison), "passed": comparison.within(tolerance)}
+def _expected(bundle: Bundle, name: str, batches: Sequence[Arrays], pair: TorchPair | None) -> OutputBatches | None:
+    """Return PyTorch's outputs with an adapter: computed by ``pair``, or stored in the bundle; None if neither exists."""
+    if pair is not None:
+        return finite_outputs(pair.adapted, batches, pair.outputs, pair.pooling, what=f"'{name}'")
+    stored = bundle.adapter(name).reference
+    return load_reference(bundle.path / stored)[1] if stored is not None else None
+
+
+def _verify_base(bundle: Bundle, batches: Sequence[Arrays], expected: OutputBatches, provider: str) -> BaseReport:
+    """Compare the graph without an adapter with the base's graph before branches were inserted."""
+    outputs = graph_logits(bundle.session(provider))
+    got = [outputs(batch) for batch in batches]
+    result = compare(expected, got, bundle.task.outputs)
+    return BaseReport(
+        **dict(result),
+        bit_equal=all(np.array_equal(a, b) for a, b in zip(expected, got, strict=True)),
+        passed=within(result, TOLERANCES[bundle.precision]),
+    )
 
 
 def _verify_alone(
-    bundle: Bundle, session: AdapterSession, name: str, batches: Sequence[Arrays], expected: Logits,
+    bundle: Bundle, session: AdapterSession, name: str, batches: Sequence[Arrays], expected: OutputBatches,
     pair: TorchPair | None, data: EvaluationData | None,
-) -> dict[str, Any]:  # fmt: skip
-    """Return the part of the report on one adapter in batches of its own."""
-    tolerance, vectors = TOLERANCES[bundle.precision], bundle.embeds
-    result = compare(expected, [np.stack(session.run(batch, name)) for batch in batches], vectors=vectors)
-    row: dict[str, Any] = {"onnx": asdict(result)}
-    passed = result.within(tolerance)
+) -> AdapterReport:  # fmt: skip
+    """Compare one adapter, alone in every batch, with PyTorch."""
+    tolerance, outputs = TOLERANCES[bundle.precision], bundle.task.outputs
+    result = compare(expected, [np.stack(session.run(batch, name)) for batch in batches], outputs)
+    passed = within(result, tolerance)
+    optional: dict[str, Any] = {}  # fields that the manifest leaves out if they were not measured
     if pair is not None:
-        merged = [pair.merged_answer(batch) for batch in batches]
-        row["pytorch_merged"] = asdict(compare(expected, merged, vectors=vectors))
+        optional["pytorch_merged"] = compare(expected, [pair.merged_output(batch) for batch in batches], outputs)
     if data is not None:
-        row["evaluation"] = scores = _measure(bundle, session, name, data, pair)
-        if "pytorch" in scores:
-            passed &= tolerance.accepts_metric(scores["pytorch"], scores["onnx"], scores["examples"])
-    return {**row, "passed": passed}
+        optional["evaluation"] = scores = measure(
+            data, bundle.preprocessor(name), onnx=lambda batch: np.stack(session.run(batch, name)),
+            pytorch=pair.output if pair is not None else None,
+        )  # fmt: skip
+        passed &= keeps_metric(scores, tolerance)
+    return AdapterReport(onnx=result, passed=passed, **optional)
 
 
-def raise_on_branch_mismatch(report: dict[str, Any], precision: str) -> None:
-    """Raise :class:`ParityError` when the report says that the bundle departs."""
-    if report["passed"]:
+def raise_on_branch_mismatch(report: VerificationReport, precision: str) -> None:
+    """Raise :class:`ParityError` if the report says that the bundle differs from PyTorch."""
+    if report.passed:
         return
-    limit = report["tolerance"]
-    if what := mismatch(report["base"], limit):
-        raise ParityError(f"With no adapter the {precision} graph is not the plain base: it {what}.")
-    for name, row in report["adapters"].items():
-        if what := mismatch(row["onnx"], limit):
+    limit = report.tolerance
+    if report.base is not None and (what := mismatch(report.base, limit)):
+        raise ParityError(f"Without an adapter the {precision} graph does not compute what the base does: it {what}.")
+    for name, row in (report.adapters or {}).items():
+        if what := mismatch(row.onnx, limit):
             raise ParityError(f"With the adapter '{name}' the {precision} graph {what}.")
-        if not row["passed"]:
-            raise ParityError(f"With the adapter '{name}': {lost_metric(row['evaluation'], precision, limit)}")
-    raise ParityError(f"In a batch that mixes the adapters the {precision} graph {mismatch(report['mixed'], limit)}.")
+        if not row.passed and row.evaluation is not None:
+            raise ParityError(f"With the adapter '{name}': {lost_metric(row.evaluation, precision, limit)}")
+    if report.mixed is not None:
+        raise ParityError(f"In a batch that mixes the adapters the {precision} graph {mismatch(report.mixed, limit)}.")
 
 
-def _mixed(
-    session: AdapterSession, batches: Sequence[Arrays], expected: Mapping[str, Logits], *, vectors: bool
-) -> Comparison:
-    """Give the rows to all adapters in turn, until each has had some, and return the worst adapter's comparison."""
-    names, turn = list(expected), 0
-    wanted: dict[str, Logits] = {name: [] for name in names}
-    given: dict[str, Logits] = {name: [] for name in names}
-    while turn < len(names) or not turn:
+def _verify_mixed(
+    bundle: Bundle, session: AdapterSession, batches: Sequence[Arrays], expected: Mapping[str, OutputBatches]
+) -> MixedReport:
+    """Compare batches whose rows use all adapters in turn; repeat until every adapter has had a row."""
+    names, start = list(expected), 0
+    want: dict[str, OutputBatches] = {name: [] for name in names}
+    got: dict[str, OutputBatches] = {name: [] for name in names}
+    while start < len(names) or not start:
         for number, batch in enumerate(batches):
             rows = len(next(iter(batch.values())))
-            chosen = [names[(turn + row) % len(names)] for row in range(rows)]
-            turn += rows
+            chosen = [names[(start + row) % len(names)] for row in range(rows)]
+            start += rows
             for row, (name, output) in enumerate(zip(chosen, session.run(batch, chosen), strict=True)):
-                wanted[name].append(expected[name][number][row][None])
-                given[name].append(np.asarray(output)[None])
-    every = [compare(wanted[name], given[name], vectors=vectors) for name in names]
+                want[name].append(expected[name][number][row][None])
+                got[name].append(np.asarray(output)[None])
+    worst = _worst([compare(want[name], got[name], bundle.task.outputs) for name in names])
+    return MixedReport(**dict(worst), passed=within(worst, TOLERANCES[bundle.precision]))
+
+
+def _worst(every: Sequence[Comparison]) -> Comparison:
+    """Return the largest errors of several comparisons, and their agreement over all rows."""
+    rows = sum(item.rows for item in every)
     agreed = [item.argmax_agreement * item.rows for item in every if item.argmax_agreement is not None]
-    cosines = [item.min_cosine for item in every if item.min_cosine is not None]
     return Comparison(
         max_abs_error=max(item.max_abs_error for item in every),
         mean_abs_error=max(item.mean_abs_error for item in every),
         max_relative_error=max(item.max_relative_error for item in every),
         rms_relative_error=max(item.rms_relative_error for item in every),
-        argmax_agreement=sum(agreed) / sum(item.rows for item in every) if agreed else None,
-        min_cosine=min(cosines, default=None),
+        argmax_agreement=sum(agreed) / rows if agreed else None,
+        min_cosine=min((item.min_cosine for item in every if item.min_cosine is not None), default=None),
         not_finite=sum(item.not_finite for item in every),
-        rows=sum(item.rows for item in every),
+        rows=rows,
     )
-
-
-def _measure(
-    bundle: Bundle, session: AdapterSession, name: str, data: EvaluationData, pair: TorchPair | None
-) -> dict[str, Any]:
-    models: dict[str, Callable[[Arrays], np.ndarray]] = {"onnx": lambda batch: np.stack(session.run(batch, name))}
-    if pair is not None:
-        models["pytorch"] = pair.answer
-    return measure(data, bundle.preprocessor(name), models)

@@ -1,9 +1,8 @@
-"""Verifying a bundle: PyTorch with the adapter applied, PyTorch merged, and ONNX Runtime, on the same inputs."""
+"""Verifying a merged bundle: PyTorch with PEFT's layers, PyTorch merged, and ONNX Runtime on the same inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,12 +12,14 @@ from rmlora.errors import ParityError
 from rmlora_deploy.bundles.bundle import REFERENCE_FILE, Bundle
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.reference import load_reference
+from rmlora_deploy.bundles.report import LayerMismatch, Tolerance, VerificationReport
 from rmlora_deploy.runtime.outputs import Arrays, graph_logits
-from rmlora_deploy.verification.compare import TOLERANCES, Tolerance, compare, mismatch
-from rmlora_deploy.verification.evaluation import EvaluationData, lost_metric, measure
-from rmlora_deploy.verification.sample_batches import make_sample_batches, sample_inputs
-from rmlora_deploy.verification.torch_outputs import finite_logits
-from rmlora_deploy.verification.torch_pair import TorchPair
+from rmlora_deploy.verification.compare import TOLERANCES, compare, mismatch, within
+from rmlora_deploy.verification.evaluation import EvaluationData, keeps_metric, lost_metric, measure
+from rmlora_deploy.verification.first_mismatch import first_mismatch
+from rmlora_deploy.verification.sample_batches import batch_shapes, make_sample_batches, sample_inputs
+from rmlora_deploy.verification.torch_outputs import finite_outputs
+from rmlora_deploy.verification.torch_pair import TorchPair, source_of_outputs
 
 __all__ = ["raise_on_mismatch", "verify_bundle"]
 
@@ -30,94 +31,91 @@ def verify_bundle(
     *,
     evaluation: EvaluationData | None = None,
     provider: str = "cpu",
-) -> dict[str, Any]:
-    """Compare and return the report; a failed comparison is in it, not raised (see :func:`raise_on_mismatch`).
+) -> VerificationReport:
+    """Compare a merged bundle with PyTorch; a failed comparison is in the report, not raised.
 
     Args:
-        bundle: what to verify.
+        bundle: to verify.
         preprocessor: of the bundle.
-        pair: PyTorch's models, or None to compare with the outputs stored in the bundle.
-        evaluation: labeled data; inputs are drawn from it and the metric is measured on all of it.
+        pair: PyTorch's models; None compares with the outputs stored in the bundle.
+        evaluation: labeled data; sample batches are drawn from it and the metric is measured on all of it.
         provider: execution provider to run on.
 
     Raises:
-        InputError: PyTorch itself answers with NaN, so there is nothing to compare with.
-        ProviderError: the provider is absent.
+        InputError: PyTorch itself gives NaN, so nothing can be compared with it.
+        ProviderError: the provider is not available.
     """
-    tolerance = TOLERANCES[bundle.precision]
-    onnx, vectors = graph_logits(bundle.session(provider)), bundle.embeds
-    report: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "provider": provider,
-        "tolerance": asdict(tolerance),
-    }
-    if pair is None:
-        batches, expected = load_reference(bundle.path / REFERENCE_FILE)
-        report["against"] = "stored outputs of PyTorch and PEFT"
-    else:
-        batches = make_sample_batches(
-            preprocessor, sample_inputs(preprocessor, evaluation.inputs if evaluation else None)
-        )
-        expected = finite_logits(pair.adapted, batches, "the adapter", pair.pooling)
-        report["against"] = "PyTorch and PEFT"
-        report["pytorch_merged"] = asdict(
-            compare(expected, [pair.merged_answer(batch) for batch in batches], vectors=vectors)
-        )
+    tolerance, outputs = TOLERANCES[bundle.precision], bundle.task.outputs
+    onnx = graph_logits(bundle.session(provider))
+    batches, expected = _expected(bundle, preprocessor, pair, evaluation)
     got = [onnx(batch) for batch in batches]
-    result = compare(expected, got, vectors=vectors)
-    report["onnx"] = asdict(result)
-    report["shapes"] = [list(next(iter(batch.values())).shape) for batch in batches]
-    passed = result.within(tolerance)
-    if not passed and pair is not None:
-        report["first_departure"] = _first_mismatch(bundle, pair, _worst(batches, expected, got), tolerance, provider)
+    result = compare(expected, got, outputs)
+    passed = within(result, tolerance)
+    optional: dict[str, Any] = {}  # fields that the manifest leaves out if they were not measured
+    if pair is not None:
+        optional["pytorch_merged"] = compare(expected, [pair.merged_output(batch) for batch in batches], outputs)
+        if not passed:
+            worst = _worst(batches, expected, got)
+            optional["first_mismatch"] = _first_mismatch(bundle, pair, worst, tolerance, provider)
     if evaluation is not None:
-        models: dict[str, Callable[[Arrays], np.ndarray]] = {"onnx": onnx}
-        if pair is not None:
-            models["pytorch"] = pair.answer
-        report["evaluation"] = scores = measure(evaluation, preprocessor, models)
-        if "pytorch" in scores:
-            passed &= tolerance.accepts_metric(scores["pytorch"], scores["onnx"], scores["examples"])
-    report["passed"] = passed
-    return report
+        scores = measure(evaluation, preprocessor, onnx=onnx, pytorch=pair.output if pair is not None else None)
+        optional["evaluation"] = scores
+        passed &= keeps_metric(scores, tolerance)
+    return VerificationReport(
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        provider=provider,
+        tolerance=tolerance,
+        against=source_of_outputs(pair),
+        shapes=batch_shapes(batches),
+        onnx=result,
+        passed=passed,
+        **optional,
+    )
 
 
-def raise_on_mismatch(report: dict[str, Any], precision: str) -> None:
-    """Raise :class:`ParityError` when the report says that the bundle departs from PyTorch."""
-    if report["passed"]:
+def _expected(
+    bundle: Bundle, preprocessor: Preprocessor, pair: TorchPair | None, evaluation: EvaluationData | None
+) -> tuple[list[Arrays], list[np.ndarray]]:
+    """Return sample batches and PyTorch's outputs for them: stored in the bundle, or computed by ``pair``."""
+    if pair is None:
+        return load_reference(bundle.path / REFERENCE_FILE)
+    inputs = sample_inputs(preprocessor, evaluation.inputs if evaluation is not None else None)
+    batches = make_sample_batches(preprocessor, inputs)
+    return batches, finite_outputs(pair.adapted, batches, pair.outputs, pair.pooling, what="the adapter")
+
+
+def raise_on_mismatch(report: VerificationReport, precision: str) -> None:
+    """Raise :class:`ParityError` if the report says that the bundle differs from PyTorch."""
+    if report.passed or report.onnx is None:
         return
-    what = mismatch(report["onnx"], report["tolerance"])
-    if what is None:
-        raise ParityError(lost_metric(report["evaluation"], precision, report["tolerance"]))
-    raise ParityError(f"The {precision} graph {what}.{_where(report)}")
+    what = mismatch(report.onnx, report.tolerance)
+    if what is not None:
+        raise ParityError(f"The {precision} graph {what}.{_where(report)}")
+    if report.evaluation is not None:
+        raise ParityError(lost_metric(report.evaluation, precision, report.tolerance))
 
 
-def _where(report: dict[str, Any]) -> str:
-    """Say which layer departs first, or why that is not known."""
-    if "first_departure" not in report:
-        return " Verify where PyTorch is installed, without --reference-only, to learn which layer departs first."
-    layer = report["first_departure"]
+def _where(report: VerificationReport) -> str:
+    """Return a sentence on which layer differs first, or why that is not known."""
+    if "first_mismatch" not in report.model_fields_set:
+        return " Verify where PyTorch is installed, without --reference-only, to learn which layer differs first."
+    layer = report.first_mismatch
     if layer is None:
-        return " No single layer could be named."
-    size = "is not finite" if layer["relative_error"] is None else f"by {layer['relative_error']:.1e}"
-    return f" The first layer that departs is '{layer['module']}' ({size})."
+        return " The first layer that differs could not be identified."
+    size = "is not finite" if layer.relative_error is None else f"by {layer.relative_error:.1e}"
+    return f" The first layer that differs is '{layer.module}' ({size})."
 
 
 def _first_mismatch(
     bundle: Bundle, pair: TorchPair, batch: Arrays, tolerance: Tolerance, provider: str
-) -> dict[str, Any] | None:
-    from rmlora_deploy.verification.first_mismatch import first_mismatch
-
+) -> LayerMismatch | None:
     return first_mismatch(
-        bundle.model_path,
-        bundle.manifest["layers"],
-        pair.merged,
-        batch,
-        tolerance=tolerance.relative_error,
+        bundle.model_path, bundle.manifest.layers, pair.merged, batch, tolerance=tolerance.relative_error,
         provider=provider,
-    )
+    )  # fmt: skip
 
 
 def _worst(batches: Sequence[Arrays], expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> Arrays:
-    """Return the case on which the graph lies furthest from PyTorch."""
+    """Return the batch for which the graph's outputs differ most from PyTorch's."""
     errors = [np.nan_to_num(np.abs(a - b), nan=np.inf).max() for a, b in zip(expected, got, strict=True)]
     return batches[int(np.argmax(errors))]

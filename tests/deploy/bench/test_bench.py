@@ -1,4 +1,4 @@
-"""Measuring bundles: what is measured and what is not, fairness, and mistakes refused before minutes are spent."""
+"""Measuring bundles: what is measured, what is not and why, fairness, and errors raised before minutes are spent."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ import pytest
 from PIL import Image
 
 from rmlora.errors import ConfigError, InputError, ProviderError
-from rmlora_deploy.bench import rounds as bench_run
-from rmlora_deploy.bench.bench_plan import BenchSettings, Contestant, Job, Size, contestants
+from rmlora_deploy.bench import rounds, worker_process
+from rmlora_deploy.bench.bench_inputs import random_inputs
+from rmlora_deploy.bench.bench_plan import BatchShape, BenchSettings, Contestant, list_contestants
 from rmlora_deploy.bench.bench_plot import plot_bench
 from rmlora_deploy.bench.machine import OthersWatch, describe_machine, peak_mb, pin, resident_mb, usable_cores
 from rmlora_deploy.bench.rounds import run_bench
 from rmlora_deploy.bench.summary import summarize
-from rmlora_deploy.bench.worker import random_inputs
+from rmlora_deploy.bench.worker_process import Job, run_job
 from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.bundles.manifest import TensorEntry
 from tests.helpers.bundles import make_bundle
 from tests.helpers.cli import fails, run, run_process
 from tests.helpers.handmade import color_bundle, word_bundle
@@ -36,8 +38,8 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fake_run(
     *milliseconds: float, logits: float = 1.0, others_share: float | None = 0.0, **changes: Any
 ) -> dict[str, Any]:
-    """Return what a worker answers that measured these medians."""
-    sizes = [
+    """Return the result of a worker that measured these medians."""
+    figures = [
         {
             "p50_ms": ms,
             "p90_ms": 2 * ms,
@@ -49,21 +51,21 @@ def fake_run(
         for ms in milliseconds
     ]
     rest = {"how": "fast", "pinned": True, "load_seconds": 1.0, "loaded_mb": 50.0, "peak_mb": 60.0}
-    return {**rest, "sizes": sizes, "logits": [[logits, -2.0]], **changes}
+    return {**rest, "figures": figures, "logits": [[logits, -2.0]], **changes}
 
 
 @pytest.fixture
 def fake_workers(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
-    """Replace the worker processes by fixed answers, on four cores, with PyTorch there; returns the jobs given."""
+    """Replace the worker processes by fixed results, on four cores, with PyTorch installed; return the list of their jobs."""
     jobs: list[Job] = []
 
-    def answer(job: Job) -> dict[str, Any]:
+    def result_of(job: Job) -> dict[str, Any]:
         jobs.append(job)
-        return fake_run(*[2.0 if job.engine == "onnx" else 6.0] * len(job.sizes))
+        return fake_run(*[2.0 if job.engine == "onnx" else 6.0] * len(job.shapes))
 
-    monkeypatch.setattr(bench_run, "_in_process", answer)
-    monkeypatch.setattr(bench_run, "usable_cores", lambda: (3, 5, 7, 9))
-    monkeypatch.setattr(bench_run, "_torch_missing", lambda base, adapter: None)
+    monkeypatch.setattr(rounds, "run_job", result_of)
+    monkeypatch.setattr(rounds, "usable_cores", lambda: (3, 5, 7, 9))
+    monkeypatch.setattr(rounds, "_torch_missing", lambda bundle, base, adapter: None)
     return jobs
 
 
@@ -115,25 +117,25 @@ def test_images_have_no_length(tmp_path: Path) -> None:
 def test_contestants_take_turns_on_the_same_cores(words: Path, fake_workers: list[Job]) -> None:
     settings = BenchSettings(threads=(1, 3), rounds=2, batches=(1,), lengths=(4,))
     steps: list[tuple[int, int]] = []
-    run_bench(Bundle.open(words), settings, progress=lambda name, done, total: steps.append((done, total)))
+    run_bench(Bundle.open(words), settings, on_progress=lambda name, done, total: steps.append((done, total)))
     order = [(job.engine, job.threads) for job in fake_workers]
     first = [("onnx", 1), ("onnx", 3), ("torch", 1), ("torch", 3)]
     assert order == [*first, *reversed(first)]
     assert {(job.threads, job.cores) for job in fake_workers} == {(1, (3,)), (3, (3, 5, 7))}
-    assert len({(job.sizes, job.seed, job.warmup, job.seconds) for job in fake_workers}) == 1
+    assert len({(job.shapes, job.seed, job.warmup, job.seconds) for job in fake_workers}) == 1
     assert steps == [(number, 8) for number in range(8)]
 
 
-def test_a_dying_worker_is_a_row_and_not_asked_again(
+def test_a_worker_that_dies_is_listed_and_not_run_again(
     words: Path, fake_workers: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = bench_run._in_process
+    result_of = rounds.run_job
 
     def die(job: Job) -> dict[str, Any]:
-        result = answer(job)
+        result = result_of(job)
         return {"error": "its process died: signal SIGSEGV"} if job.engine == "torch" else result
 
-    monkeypatch.setattr(bench_run, "_in_process", die)
+    monkeypatch.setattr(rounds, "run_job", die)
     result = run_bench(Bundle.open(words), BenchSettings(threads=(1,), rounds=3))
     assert [job.engine for job in fake_workers].count("torch") == 1
     (torch,) = [item for item in result["contestants"] if item["engine"] == "torch"]
@@ -150,31 +152,31 @@ def test_a_dying_worker_is_a_row_and_not_asked_again(
         ("raise SystemExit(3)", "its process died: exit code 3"),
     ],
 )
-def test_however_a_worker_dies_the_reason_is_told(
+def test_the_reason_is_reported_however_a_worker_dies(
     program: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "python").write_text(f'#!/bin/sh\nexec {bench_run.sys.executable} -c "{program}"\n')
+    (tmp_path / "python").write_text(f'#!/bin/sh\nexec {worker_process.sys.executable} -c "{program}"\n')
     (tmp_path / "python").chmod(0o755)
-    monkeypatch.setattr(bench_run.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(worker_process.sys, "executable", str(tmp_path / "python"))
     job = Job("bundle", "onnx", "cpu", 1, (), ((1, 4),), 0.01, 0, 0, None, None)
-    assert bench_run._in_process(job) == {"error": message}
+    assert run_job(job) == {"error": message}
 
 
 def test_when_onnx_runtime_cannot_run_at_all_it_is_an_error(
     words: Path, fake_workers: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench_run, "_in_process", lambda job: {"error": "its process died: signal SIGILL"})
+    monkeypatch.setattr(rounds, "run_job", lambda job: {"error": "its process died: signal SIGILL"})
     with pytest.raises(InputError, match="ONNX Runtime could not run .*signal SIGILL"):
         run_bench(Bundle.open(words), BenchSettings(threads=(1,)))
 
 
-def test_a_provider_asked_for_by_name_must_start(
+def test_a_provider_named_in_the_settings_must_start(
     words: Path, fake_workers: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    answer = bench_run._in_process
+    result_of = rounds.run_job
     refuse = {"error": "Provider 'cuda' did not start on this machine.", "kind": "ProviderError"}
-    monkeypatch.setattr(bench_run, "_in_process", lambda job: refuse if job.provider == "cuda" else answer(job))
+    monkeypatch.setattr(rounds, "run_job", lambda job: refuse if job.provider == "cuda" else result_of(job))
     with pytest.raises(ProviderError, match="did not start"):
         run_bench(Bundle.open(words), BenchSettings(providers=("cpu", "cuda"), threads=(1,)))
     result = run_bench(Bundle.open(words), BenchSettings(threads=(1, 2)))
@@ -193,7 +195,7 @@ def test_ratios_are_taken_round_by_round_to_the_fastest_pytorch() -> None:
         cuda: [fake_run(1)] * 3,
         other: [fake_run(5, others_share=0.3, logits=1.002)] * 3,
     }
-    result = summarize(list(runs), [Size(1, 4)], runs, {})
+    result = summarize(list(runs), [BatchShape(1, 4)], runs, {})
     rows = {(row["engine"], row["provider"], row["threads"]): row for row in result["rows"]}
     row = rows["onnx", "cpu", 2]
     assert (row["p50_ms"], row["p50_ms_range"], row["samples"]) == (3, [2, 4], 15)
@@ -206,17 +208,19 @@ def test_ratios_are_taken_round_by_round_to_the_fastest_pytorch() -> None:
     assert whole["onnx", "cpu", 1]["relative_error"] == pytest.approx(0.002 / 2)
 
 
-def test_disturbance_is_told(words: Path, fake_workers: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_run, "_in_process", lambda job: fake_run(1, others_share=0.4))
+def test_a_disturbed_measurement_gives_a_warning(
+    words: Path, fake_workers: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "run_job", lambda job: fake_run(1, others_share=0.4))
     done = run("bench", words, "--batch", "1", "--length", "4")
     assert "other programs took up to 40% of the cores" in " ".join(done.stdout.split())
 
 
-def test_systems_that_tell_no_memory_and_cannot_pin(
+def test_systems_that_report_no_memory_and_cannot_pin(
     words: Path, fake_workers: list[Job], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     silent = fake_run(1, loaded_mb=None, peak_mb=None, others_share=None, pinned=False)
-    monkeypatch.setattr(bench_run, "_in_process", lambda job: silent)
+    monkeypatch.setattr(rounds, "run_job", lambda job: silent)
     done = run("bench", words, "--batch", "1", "--length", "4", "--output", tmp_path / "bench.json")
     assert done.code == 0, done.stderr
     assert json.loads((tmp_path / "bench.json").read_text())["contestants"][0]["peak_mb"] is None
@@ -236,7 +240,7 @@ def test_the_machine() -> None:
     assert machine["cores"] == len(usable_cores())
 
 
-def test_inputs_are_the_same_for_everybody_and_full(words: Path, tmp_path: Path) -> None:
+def test_every_engine_gets_the_same_inputs_without_padding(words: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(words)
     one, two = random_inputs(bundle, 3, 8, seed=1), random_inputs(bundle, 3, 8, seed=1)
     assert {name: array.shape for name, array in one.items()} == {"input_ids": (3, 8), "attention_mask": (3, 8)}
@@ -246,20 +250,23 @@ def test_inputs_are_the_same_for_everybody_and_full(words: Path, tmp_path: Path)
     assert pixels.shape == (2, 3, 16, 16)
     with pytest.raises(ConfigError, match="at most 32 tokens, not 33: lower --length"):
         random_inputs(bundle, 1, 33, seed=0)
-    bundle.manifest["model"]["inputs"].append({"name": "bbox", "dtype": "int64", "shape": ["batch", 4]})
+    bundle.manifest.model.inputs.append(TensorEntry(name="bbox", dtype="int64", shape=["batch", 4]))
     with pytest.raises(InputError, match="'bbox', which bench cannot make up"):
         random_inputs(bundle, 1, 4, seed=0)
-    bundle.manifest["model"]["inputs"] = [{"name": "pixel_values", "shape": ["batch", 3, "height", "width"]}]
+    unsized = TensorEntry(name="pixel_values", dtype="float", shape=["batch", 3, "height", "width"])
+    bundle.manifest.model.inputs = [unsized]
     with pytest.raises(InputError, match="images of any size"):
         random_inputs(bundle, 1, None, seed=0)
 
 
-def test_engines_and_providers_asked_for_by_name_only() -> None:
+def test_only_the_named_engines_and_providers_are_measured() -> None:
     settings = BenchSettings(engines=("torch-compile",), providers=("cpu",))
-    assert contestants(settings, (1, 2), None) == [Contestant("torch-compile", "cpu", count) for count in (1, 2)]
+    assert list_contestants(settings, (1, 2), None) == [Contestant("torch-compile", "cpu", count) for count in (1, 2)]
 
 
-def test_pictures_of_images_and_of_one_size(words: Path, fake_workers: list[Job], tmp_path: Path) -> None:
+def test_the_picture_of_an_image_bundle_with_one_batch_shape(
+    words: Path, fake_workers: list[Job], tmp_path: Path
+) -> None:
     result = run_bench(Bundle.open(words), BenchSettings(batches=(8,), lengths=(4,), threads=(1,)))
     for row in result["rows"]:
         row["tokens"] = None
@@ -270,7 +277,7 @@ def test_pictures_of_images_and_of_one_size(words: Path, fake_workers: list[Job]
 def test_mistakes_are_refused_before_anything_is_measured(
     words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench_run, "_in_process", lambda job: pytest.fail("a worker was started"))
+    monkeypatch.setattr(rounds, "run_job", lambda job: pytest.fail("a worker was started"))
     fails(3, "Bundle not found", "bench", tmp_path / "none")
     fails(5, "Provider 'cuda' is not in the installed ONNX Runtime", "bench", words, "--provider", "cuda")
     fails(5, "Provider 'cuda' is not in the installed ONNX Runtime", "bench", words, "--provider", "cpu,cuda")
@@ -287,7 +294,7 @@ def test_mistakes_are_refused_before_anything_is_measured(
     fails(8, "is a directory, but a file", "bench", words, "--output", tmp_path)
     fails(8, "is no directory; create it first", "bench", words, "--output", tmp_path / "none" / "b.json")
     fails(8, "is no directory; create it first", "bench", words, "--plot", tmp_path / "none" / "b.png")
-    fails(2, "names no picture", "bench", words, "--plot", tmp_path / "bench.txt")
+    fails(2, "does not name a picture", "bench", words, "--plot", tmp_path / "bench.txt")
 
 
 def test_texts_longer_than_the_model_reads_are_refused(words: Path) -> None:

@@ -1,4 +1,4 @@
-"""Bundles with branches: exported, verified, extended and asked; a wrong or foreign adapter never gets in."""
+"""Bundles with branches are exported, verified, extended and used; a wrong or foreign adapter is refused."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from rmlora.errors import ConfigError, InputError
+from rmlora.errors import InputError
 from rmlora.package import load_package, save_package
 from rmlora.storage import sha256_file
 from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter
 from rmlora_deploy.bundles.adapters import add_adapter, record_verification, remove_adapter
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.reference import load_reference
-from rmlora_deploy.inference.classifier import AdapterClassifier, Classifier
+from rmlora_deploy.inference.classifier import Classifier
 from rmlora_deploy.verification.verify_branches import verify_branches
 from tests.helpers.branch_graphs import LABELS, make_adapter, make_base
 from tests.helpers.cli import fails, run, run_process, text_data
@@ -49,17 +49,17 @@ def copied(made: Path, tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
-def test_a_bundle_proves_every_adapter_and_all_of_them_at_once(made: Path) -> None:
+def test_every_adapter_is_verified_alone_and_mixed(made: Path) -> None:
     bundle = Bundle.open(made / "bundle")
-    report = bundle.manifest["verification"]
+    report = bundle.manifest.verification.to_dict()
     assert report["passed"] and report["base"]["bit_equal"]
     assert {row["onnx"]["max_relative_error"] < 1e-5 for row in report["adapters"].values()} == {True}
     assert report["mixed"]["max_relative_error"] < 1e-5
     assert report["mixed"]["rows"] == 16
     assert bundle.labels == ["LABEL_0", "LABEL_1", "LABEL_2"]  # the base's own head
-    assert {name: entry["labels"] for name, entry in bundle.adapters.items()} == {k: LABELS[k] for k in ("one", "two")}
-    assert [entry["rank"] for entry in bundle.adapters.values()] == [2, 4]
-    assert [item["name"] for item in bundle.manifest["model"]["inputs"]] == [
+    assert {name: entry.labels for name, entry in bundle.adapters.items()} == {k: LABELS[k] for k in ("one", "two")}
+    assert [entry.rank for entry in bundle.adapters.values()] == [2, 4]
+    assert [item.name for item in bundle.manifest.model.inputs] == [
         "input_ids",
         "attention_mask",
     ]
@@ -79,7 +79,7 @@ def test_lower_precisions_keep_the_branches_in_floating_point(made: Path, tmp_pa
     kind = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.FLOAT
     lora_inputs = [item for item in graph.initializer if ".lora_" in item.name]
     assert len(lora_inputs) == 2 * 8 and {item.data_type for item in lora_inputs} == {kind}
-    # What the adapters add is exact: they are off by no more than the base alone is.
+    # What the adapters add is exact: with them the error is that of the base alone.
     _, lowered = load_reference(tmp_path / "bundle" / "reference.safetensors")
     _, exact = load_reference(made / "bundle" / "reference.safetensors")
     alone = max(np.abs(a - b).max() / np.abs(b).max() for a, b in zip(lowered, exact, strict=True))
@@ -108,10 +108,10 @@ def test_an_adapter_added_during_verification_is_kept(copied: Path) -> None:
     record_verification(opened, report, expected)
     kept = Bundle.open(copied / "bundle")
     assert list(kept.adapters) == ["two", "third"]
-    assert list(kept.manifest["verification"]["adapters"]) == ["two"]
+    assert list(kept.manifest.verification.adapters) == ["two"]
 
 
-def test_adapters_come_and_go_without_torch(copied: Path) -> None:
+def test_adapters_are_added_and_removed_without_torch(copied: Path) -> None:
     bundle = copied / "bundle"
     done = run_process("adapter", "add", bundle, f"third={copied / 'three'}", "--json", without=WITHOUT_TORCH)
     assert done.code == 0, done.stderr
@@ -124,7 +124,7 @@ def test_adapters_come_and_go_without_torch(copied: Path) -> None:
     assert answers.code == 0, answers.stderr
     (row,) = json.loads(answers.stdout)
     assert row["answers"]["third"][0]["label"] in LABELS["three"]
-    # without torch it cannot be compared, and that is said; with torch it is, and from then on anywhere
+    # Without torch it cannot be verified, and the report says so; once verified with torch, it can be anywhere.
     alone = run_process("verify", bundle, "--json", without=WITHOUT_TORCH)
     assert alone.code == 0, alone.stderr
     assert json.loads(alone.stdout)["unverified"] == ["third"]
@@ -138,10 +138,10 @@ def test_adapters_come_and_go_without_torch(copied: Path) -> None:
     assert run("verify", bundle).code == 0
 
 
-def test_what_cannot_be_added_changes_nothing(copied: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_cannot_be_added_changes_no_file(copied: Path, tmp_path: Path) -> None:
     bundle = copied / "bundle"
     before = {path: sha256_file(path) for path in bundle.rglob("*") if path.is_file()}
-    fails(2, "has an adapter 'one' already", "adapter", "add", bundle, f"one={copied / 'three'}")
+    fails(2, "already has an adapter 'one'", "adapter", "add", bundle, f"one={copied / 'three'}")
     fails(2, "cannot name an adapter", "adapter", "add", bundle, f"a b={copied / 'three'}")
     fails(3, "Adapter not found", "adapter", "add", bundle, f"x={tmp_path / 'no'}")
     fails(3, "no adapter 'x': it has one, two", "adapter", "remove", bundle, "x")
@@ -164,9 +164,22 @@ def test_what_cannot_be_added_changes_nothing(copied: Path, tmp_path: Path) -> N
         "classifier.bias": bias.ravel(),
     }
     save_package(replace(base, modules={**nothing}, modules_to_save=modules_to_save, metadata={}), tmp_path / "nothing")
-    fails(3, "changes nothing in the answers", "adapter", "add", bundle, tmp_path / "nothing")
-    fails(2, "only bundles of --mode branches", "adapter", "list", word_bundle(tmp_path / "words"))
-    fails(2, "export one with --mode branches", "adapter", "add", tmp_path / "words", f"x={copied / 'three'}")
+    fails(3, "changes nothing in the outputs", "adapter", "add", bundle, tmp_path / "nothing")
+    fails(
+        2,
+        "only a bundle exported with --mode branches has a list of adapters",
+        "adapter",
+        "list",
+        word_bundle(tmp_path / "words"),
+    )
+    fails(
+        2,
+        "only a bundle exported with --mode branches takes adapters",
+        "adapter",
+        "add",
+        tmp_path / "words",
+        f"x={copied / 'three'}",
+    )
     assert {path: sha256_file(path) for path in bundle.rglob("*") if path.is_file()} == before
 
 
@@ -180,12 +193,12 @@ def test_an_adapter_of_another_base_is_refused(copied: Path, tmp_path: Path) -> 
     assert not (tmp_path / "b").exists()
 
 
-def test_a_wrong_adapter_file_is_caught(copied: Path) -> None:
+def test_a_wrong_adapter_file_is_refused(copied: Path) -> None:
     bundle = Bundle.open(copied / "bundle")
-    one, two = (bundle.path / bundle.adapter(name)["file"] for name in ("one", "two"))
+    one, two = (bundle.path / bundle.adapter(name).file for name in ("one", "two"))
     shutil.copyfile(two, one)
     fails(3, "differs from the manifest (SHA-256)", "verify", bundle.path)
-    bundle.manifest["adapters"]["one"]["files"][bundle.adapter("one")["file"]] = sha256_file(one)
+    bundle.manifest.adapters["one"].files[bundle.adapter("one").file] = sha256_file(one)
     bundle.save_manifest()
     done = run("predict", bundle.path, "w1", "-a", "one")
     assert done.code == 3 and "3 scores for 2 labels" in done.stderr
@@ -193,8 +206,8 @@ def test_a_wrong_adapter_file_is_caught(copied: Path) -> None:
     fails(3, "differs from the manifest", "predict", bundle.path, "w1")
 
 
-def test_each_row_has_its_own_adapter_labels_and_length(made: Path) -> None:
-    classifier = AdapterClassifier.open(made / "bundle", threads=1)
+def test_every_row_uses_the_labels_and_length_of_its_adapter(made: Path) -> None:
+    classifier = Classifier.open(made / "bundle", threads=1)
     texts = ["w1 w2", "w3", "w4 w5 w6"]
     mixed = classifier.predict(texts, ["one", "two", None])
     assert [len(answer.ranking) for answer in mixed] == [2, 3, 3]
@@ -204,15 +217,13 @@ def test_each_row_has_its_own_adapter_labels_and_length(made: Path) -> None:
         assert alone.probability == pytest.approx(answer.probability, rel=1e-5)
     with pytest.raises(InputError, match="no adapter 'nobody': it has one, two"):
         classifier.predict(texts, "nobody")
-    with pytest.raises(ConfigError, match="open it with AdapterClassifier"):
-        Classifier.open(made / "bundle")
-    entries = classifier.bundle.manifest["adapters"]
-    entries["one"]["max_length"] = 4
+    entries = classifier.bundle.manifest.adapters
+    entries["one"].max_length = 4
     cut, whole = classifier.predict(["w1 w2 w3 w4 w5 w6"] * 2, ["one", {"one": 0.5}])
     assert cut.ranking != whole.ranking
 
 
-def test_a_dedicated_graph_answers_as_the_branches_do(made: Path) -> None:
+def test_a_specialized_graph_gives_the_outputs_of_the_branches(made: Path) -> None:
     bundle = Bundle.open(made / "bundle")
     session = bundle.adapter_session(threads=1)
     batches, base = load_reference(bundle.path / "reference.safetensors")
@@ -227,11 +238,13 @@ def test_a_dedicated_graph_answers_as_the_branches_do(made: Path) -> None:
     session.unload("one")
     with pytest.raises(InputError, match="no adapter 'one'"):
         session.run(batches[2], "one")
-    session.load("one", lambda: {})
-    assert np.abs(np.stack(session.run(batches[2], "one")) - before["one"][:, :2].mean()).shape[1] == 3  # the new one
+    session.register("one", lambda: {})
+    assert (
+        np.abs(np.stack(session.run(batches[2], "one")) - before["one"][:, :2].mean()).shape[1] == 3
+    )  # of the new adapter, which has no arrays
 
 
-def test_a_graph_from_elsewhere_is_taken_without_torch(made: Path, tmp_path: Path) -> None:
+def test_a_graph_from_another_exporter_needs_no_torch(made: Path, tmp_path: Path) -> None:
     (tmp_path / "onnx").mkdir()
     graph = anonymous(export("bert", tmp_path / "onnx" / "model.onnx", optimized=False))
     words = ["export", made / "base", "--mode", "branches", "--onnx", graph, "-a", made / "one", "-a", made / "two"]
@@ -244,7 +257,7 @@ def test_a_graph_from_elsewhere_is_taken_without_torch(made: Path, tmp_path: Pat
     assert verified["mixed"]["max_relative_error"] < 1e-5
 
 
-def test_a_quantized_graph_from_elsewhere_is_taken_by_its_names(made: Path, tmp_path: Path) -> None:
+def test_weights_of_a_quantized_graph_are_found_by_name(made: Path, tmp_path: Path) -> None:
     from onnxruntime.quantization import quantize_dynamic
 
     (tmp_path / "onnx").mkdir()
@@ -269,10 +282,10 @@ def test_a_quantized_graph_from_elsewhere_is_taken_by_its_names(made: Path, tmp_
 
     bundle = Bundle.open(tmp_path / "bundle")
     session = bundle.adapter_session()
-    arrays = read_onnx_adapter(bundle.path / bundle.adapter("one")["file"])
+    arrays = read_onnx_adapter(bundle.path / bundle.adapter("one").file)
     heads = [name for head in session.lora_inputs.heads for name in (head.weight, head.bias)]
-    assert heads, "whose own weights are quantized and cannot be fed"
-    session.load("headless", lambda: {name: array for name, array in arrays.items() if name not in heads})
+    assert heads, "the head's own weights are quantized, so its LoRA inputs must be there"
+    session.register("headless", lambda: {name: array for name, array in arrays.items() if name not in heads})
     inputs = bundle.preprocessor()(["w1 w2", "w3", "w4 w5", "w6"])
     alone = {name: session.run(inputs, name) for name in (None, "one", "headless")}
     assert len(alone[None][0]) == len(alone["headless"][0]) == len(bundle.labels)
@@ -282,7 +295,7 @@ def test_a_quantized_graph_from_elsewhere_is_taken_by_its_names(made: Path, tmp_
         np.testing.assert_allclose(answer, alone[name][row], rtol=1e-5, atol=0.02)  # int8 rounds by the batch's range
 
 
-def test_a_base_without_a_head_answers_only_with_an_adapter(tmp_path: Path) -> None:
+def test_a_base_without_a_head_needs_an_adapter(tmp_path: Path) -> None:
     base = make_base("bert", tmp_path)
     one = make_adapter("bert", tmp_path, "one")
     bare = save_base(with_bias("bert").bert, tmp_path / "bare")
@@ -290,7 +303,7 @@ def test_a_base_without_a_head_answers_only_with_an_adapter(tmp_path: Path) -> N
         shutil.copyfile(base / name, bare / name)
     done = run("export", bare, "--mode", "branches", "-a", one, "-o", tmp_path / "bundle")
     assert done.code == 0, done.stderr
-    classifier = AdapterClassifier.open(tmp_path / "bundle")
+    classifier = Classifier.open(tmp_path / "bundle")
     assert classifier.bundle.labels == []
     with pytest.raises(InputError, match="no trained 'classifier' of its own: name an adapter"):
         classifier.predict(["w1"], None)
@@ -304,7 +317,7 @@ def test_a_base_without_a_head_answers_only_with_an_adapter(tmp_path: Path) -> N
     )
 
 
-def test_evaluation_data_goes_with_an_adapter(made: Path, tmp_path: Path) -> None:
+def test_evaluation_data_is_given_by_adapter(made: Path, tmp_path: Path) -> None:
     data = text_data(tmp_path / "test.jsonl", rows=20)
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     data.write_text("".join(json.dumps({**row, "label": "yes"}) + "\n" for row in rows))
@@ -315,7 +328,7 @@ def test_evaluation_data_goes_with_an_adapter(made: Path, tmp_path: Path) -> Non
     fails(3, "has no adapter 'nobody'", "verify", made / "bundle", "--data", f"nobody={data}")
 
 
-def test_hurried_users_are_told(made: Path, tmp_path: Path) -> None:
+def test_wrong_flags_are_explained(made: Path, tmp_path: Path) -> None:
     one, two = made / "one", made / "two"
     words = ["export", made / "base", "-o", tmp_path / "b"]
     fails(2, "--mode merged takes one --adapter, not 2", *words, "-a", one, "-a", two)
@@ -332,7 +345,7 @@ def test_hurried_users_are_told(made: Path, tmp_path: Path) -> None:
     )
 
 
-def test_every_use_of_the_branches_is_measured(made: Path) -> None:
+def test_bench_measures_every_use_of_the_branches(made: Path) -> None:
     words = ["--rounds", "1", "--seconds", "0.01", "--warmup", "1", "--threads", "1", "--batch", "2", "--length", "4"]
     done = run("bench", made / "bundle", *words, "--provider", "cpu", "--json")
     assert done.code == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Bundles for embeddings: merged and with branches, every pooling, graphs from elsewhere; and the commands that use them."""
+"""Bundles for embeddings: merged and with branches, every pooling, graphs from other exporters, and every command."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ import pytest
 from transformers import AutoModel
 
 from rmlora.errors import ConfigError, InputError
-from rmlora.processors import load_processor
 from rmlora.tasks import get_task
 from rmlora_converters.graph.files.model_file import save_model
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.exporter.torch_export import export_torch
 from rmlora_deploy.exporter.trace_inputs import trace_inputs
-from rmlora_deploy.inference.classifier import AdapterClassifier
+from rmlora_deploy.inference.classifier import Classifier
 from rmlora_deploy.inference.embedder import Embedder
 from tests.helpers.branch_graphs import make_adapter
 from tests.helpers.cli import fails, run, run_process
@@ -34,12 +33,12 @@ def copied(embedded: Path, tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
-def test_every_adapter_embeds_as_peft_does_alone_and_in_a_mixture(embedded: Path) -> None:
+def test_every_adapter_embeds_as_peft_does_alone_and_mixed(embedded: Path) -> None:
     bundle = Bundle.open(embedded / "vectors")
-    assert bundle.task == "feature-extraction" and bundle.labels == []
-    assert bundle.manifest["pooling"] == {"mode": "mean", "normalize": True, "source": "default"}
-    assert not any("pooler" in slot.module for slot in bundle.lora_inputs().modules)
-    report = bundle.manifest["verification"]
+    assert bundle.task.name == "feature-extraction" and bundle.labels == []
+    assert bundle.manifest.pooling.to_dict() == {"mode": "mean", "normalize": True, "source": "default"}
+    assert not any("pooler" in branch.module for branch in bundle.lora_inputs().modules)
+    report = bundle.manifest.verification.to_dict()
     assert report["passed"] and report["base"]["bit_equal"]
     assert report["mixed"]["argmax_agreement"] is None and report["mixed"]["min_cosine"] > 0.999999
     expected = {name: peft_vectors(embedded / "base", embedded / name, TEXTS) for name in RANKS}
@@ -54,7 +53,7 @@ def test_every_adapter_embeds_as_peft_does_alone_and_in_a_mixture(embedded: Path
     np.testing.assert_allclose(mixed, np.stack(rows), **CLOSE)
 
 
-def test_any_onnxruntime_gives_ready_vectors(embedded: Path) -> None:
+def test_onnxruntime_alone_gives_finished_vectors(embedded: Path) -> None:
     session = ort.InferenceSession(embedded / "vectors" / "model.onnx", providers=["CPUExecutionProvider"])
     arrays = Bundle.open(embedded / "vectors").preprocessor()(TEXTS)
     adapter, options = ort.LoraAdapter(), ort.RunOptions()
@@ -64,10 +63,10 @@ def test_any_onnxruntime_gives_ready_vectors(embedded: Path) -> None:
     np.testing.assert_allclose(got, peft_vectors(embedded / "base", embedded / "far", TEXTS), **CLOSE)
 
 
-def test_the_files_beside_an_adapter_say_how_to_pool(tmp_path: Path) -> None:
+def test_an_adapters_own_files_choose_the_pooling(tmp_path: Path) -> None:
     base = make_encoder("llama", tmp_path, ranks={"only": 3})
     write_modules(tmp_path / "only", {"pooling_mode_mean_tokens": False, "pooling_mode_lasttoken": True})
-    write_modules(base, {"pooling_mode": "mean"}, more=["Normalize"])  # counts less than the adapter's own
+    write_modules(base, {"pooling_mode": "mean"}, more=["Normalize"])  # the adapter's own files win
     done = run("export", base, "-a", tmp_path / "only", "-o", tmp_path / "bundle", "--json")
     assert done.code == 0, done.stderr
     manifest = json.loads(done.stdout)
@@ -78,11 +77,11 @@ def test_the_files_beside_an_adapter_say_how_to_pool(tmp_path: Path) -> None:
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-def test_a_graph_from_elsewhere_is_pooled_without_torch(embedded: Path, copied: Path) -> None:
+def test_a_graph_from_another_exporter_is_pooled_without_torch(embedded: Path, copied: Path) -> None:
     task = get_task("feature-extraction")
     model = AutoModel.from_pretrained(embedded / "base").eval()
-    inputs = trace_inputs(task, model.config, load_processor(embedded / "base", task))
-    graph = export_torch(model, inputs, output="last_hidden_state")  # and the pooler's output beside it, as Optimum
+    inputs = trace_inputs(task, model.config, task.inputs.load_processor(embedded / "base"))
+    graph = export_torch(model, inputs, output="last_hidden_state")  # and the pooler's output, as from Optimum
     assert len(graph.graph.outputs) == 2
     save_model(graph, copied / "foreign.onnx")
     words = ("export", copied / "base", "--mode", "branches", "-a", copied / "near", "--onnx", copied / "foreign.onnx")
@@ -90,7 +89,11 @@ def test_a_graph_from_elsewhere_is_pooled_without_torch(embedded: Path, copied: 
     flags = ("--pooling", "cls", "--no-normalize", "--precision", "fp16", "--task", "feature-extraction")
     done = run_process(*words, *flags, "-o", copied / "other", without=("torch", "peft", "onnxscript", "accelerate"))
     assert done.code == 0, done.stderr
-    assert Bundle.open(copied / "other").manifest["pooling"] == {"mode": "cls", "normalize": False, "source": "chosen"}
+    assert Bundle.open(copied / "other").manifest.pooling.to_dict() == {
+        "mode": "cls",
+        "normalize": False,
+        "source": "chosen",
+    }
     expected = peft_vectors(embedded / "base", embedded / "near", TEXTS, mode="cls", normalize=False)
     got = Embedder.open(copied / "other").embed(TEXTS, "near")
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-2 * np.abs(expected).max())
@@ -99,7 +102,7 @@ def test_a_graph_from_elsewhere_is_pooled_without_torch(embedded: Path, copied: 
     assert json.loads(checked.stdout)["adapters"]["near"]["onnx"]["min_cosine"] > 0.9999
 
 
-def test_predict_shows_how_alike_texts_are_and_gives_their_vectors(embedded: Path, tmp_path: Path) -> None:
+def test_predict_shows_cosines_and_gives_vectors_as_json(embedded: Path, tmp_path: Path) -> None:
     shown = run("predict", embedded / "vectors", *TEXTS[:3], "-a", "far")
     assert shown.code == 0, shown.stderr
     assert "far: cosines" in shown.stdout and "the first of 16 numbers" in shown.stdout
@@ -113,16 +116,16 @@ def test_predict_shows_how_alike_texts_are_and_gives_their_vectors(embedded: Pat
     np.testing.assert_allclose([row["answers"]["far"] for row in rows], expected, **CLOSE)
     fails(3, "has no adapter 'nobody'", "predict", embedded / "vectors", "w1", "-a", "nobody")
     words = ("predict", embedded / "vectors", "w1", "--with", word_bundle(tmp_path / "words"))
-    fails(2, "'words' is for text-classification and others embed: ask them in two commands", *words)
-    with pytest.raises(
-        ConfigError, match=r"answers with vectors and classifies nothing: open it with rmlora_deploy.inference.embedder"
-    ):
-        AdapterClassifier.open(embedded / "vectors")
+    fails(
+        2, "'vectors' is for feature-extraction and 'words' for text-classification: ask them in two commands", *words
+    )
+    with pytest.raises(ConfigError, match="gives vectors and classifies nothing: open it with Embedder"):
+        Classifier.open(embedded / "vectors")
     with pytest.raises(InputError, match="Text 2 is empty"):
         Embedder.open(embedded / "vectors").embed(["w1", " "])
 
 
-def test_inspect_verify_and_bench_know_vectors(copied: Path) -> None:
+def test_inspect_verify_and_bench_work_with_vectors(copied: Path) -> None:
     shown = run("inspect", copied / "vectors")
     assert shown.code == 0, shown.stderr
     assert "mean, normalized" in shown.stdout and "sentence_embedding" in shown.stdout
@@ -136,7 +139,7 @@ def test_inspect_verify_and_bench_know_vectors(copied: Path) -> None:
     assert errors["ONNX Runtime cpu, one adapter"] < 1e-5
 
 
-def test_adapters_come_and_go_and_others_are_refused(copied: Path, tmp_path: Path) -> None:
+def test_adapters_are_added_and_removed_and_unfit_ones_refused(copied: Path, tmp_path: Path) -> None:
     bundle, far = copied / "vectors", copied / "far"
     assert run("adapter", "remove", bundle, "far").code == 0
     done = run("adapter", "add", bundle, f"again={far}")
@@ -160,17 +163,17 @@ def test_adapters_come_and_go_and_others_are_refused(copied: Path, tmp_path: Pat
     )
     words = (*words, "-a", copied / "near", "--task", "feature-extraction")
     write_modules(copied / "near", {"pooling_mode": "mean"})
-    fails(3, "export them into bundles of their own, or choose with --pooling", *words)
+    fails(3, "export them into separate bundles, or choose one with --pooling", *words)
     fails(2, "--data measures a metric on labels", *words, "--data", f"near={tmp_path / 'none.jsonl'}")
 
 
 def _forget_task(adapter: Path) -> None:
-    """Make it an adapter that does not say what it is for."""
+    """Remove the task from an adapter's configuration."""
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "task_type": None}))
 
 
-def test_training_embeddings_is_left_to_others_in_one_sentence(tmp_path: Path) -> None:
+def test_training_embeddings_is_refused_with_an_alternative(tmp_path: Path) -> None:
     words = (
         "train",
         "--base",
@@ -199,9 +202,9 @@ def test_training_embeddings_is_left_to_others_in_one_sentence(tmp_path: Path) -
     )
 
 
-def test_padding_before_a_text_and_the_first_token_do_not_go_together(tmp_path: Path) -> None:
+def test_pooling_by_the_first_token_needs_padding_on_the_right(tmp_path: Path) -> None:
     base = make_encoder("llama", tmp_path, ranks={"only": 2})
     config = json.loads((base / "tokenizer_config.json").read_text())
     (base / "tokenizer_config.json").write_text(json.dumps({**config, "padding_side": "left"}))
     words = ("export", base, "-a", tmp_path / "only", "-o", tmp_path / "b")
-    fails(2, "cannot go with a tokenizer that puts padding before a text", *words, "--pooling", "cls")
+    fails(2, "does not work with a tokenizer that pads on the left", *words, "--pooling", "cls")

@@ -123,7 +123,7 @@ def test_ctrl_c_ends_with_130_and_one_line(tmp_path: Path) -> None:
     assert not stdout
 
 
-def test_a_reader_that_goes_away_ends_it_quietly(tmp_path: Path) -> None:
+def test_a_closed_pipe_ends_the_command_quietly(tmp_path: Path) -> None:
     bundle = word_bundle(tmp_path / "words")
     (tmp_path / "texts").write_text("w0 w1\n" * 5000)
     process = subprocess.Popen(
@@ -140,7 +140,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(tmp_path: Path) -> None:
     assert not stderr
 
 
-def test_json_is_all_there_is_on_stdout(tmp_path: Path) -> None:
+def test_json_is_the_only_output_on_stdout(tmp_path: Path) -> None:
     done = run_process("inspect", word_bundle(tmp_path / "words"), "--json")
     assert json.loads(done.stdout)["kind"] == "bundle"
 

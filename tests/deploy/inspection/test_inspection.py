@@ -31,7 +31,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def adapter(base: Path) -> Path:
-    """A package of ours: metadata, and a mask that rests two directions of one module."""
+    """A package written by this toolkit, with metadata and a mask over two directions of one module."""
     adapt(build("bert"), lora_config("bert", use_rslora=True)).save_pretrained(base.parent / "plain")
     plain = load_package(base.parent / "plain")
     path, module = next(iter(plain.modules.items()))
@@ -68,16 +68,16 @@ def test_figures_of_an_adapter(adapter: Path) -> None:
     np.testing.assert_allclose(second["singular_values"], dense, rtol=1e-4)
 
 
-def test_what_is_shown_of_an_adapter(adapter: Path) -> None:
+def test_the_tables_of_an_adapter(adapter: Path) -> None:
     shown = run("inspect", adapter).stdout
     for text in ("RM-LoRA: rank 4, 2 active in a step", "accuracy 0.7500", "2 of 4", "red, green, blue"):
         assert text in shown
     assert len(run("inspect", adapter, "--all").stdout) >= len(shown)
 
 
-def test_an_adapter_from_elsewhere_shows_what_is_known(base: Path, adapter: Path) -> None:
+def test_an_adapter_without_metadata_shows_what_is_known(base: Path, adapter: Path) -> None:
     shown = run("inspect", base.parent / "plain").stdout
-    assert "a PEFT adapter from elsewhere" in shown
+    assert "a PEFT adapter from another program" in shown
     assert "not recorded" in shown
 
 
@@ -102,7 +102,14 @@ def test_the_same_shapes_with_other_weights(adapter: Path, tmp_path: Path) -> No
 
 def test_another_architecture(adapter: Path, tmp_path: Path) -> None:
     other = save_base(build("gpt2"), tmp_path / "gpt2")
-    fails(3, "8 of 8 modules have no place there, the first is 'bert.encoder", "inspect", adapter, "--base", other)
+    fails(
+        3,
+        "8 of 8 modules are missing or have another shape there, the first is 'bert.encoder",
+        "inspect",
+        adapter,
+        "--base",
+        other,
+    )
     assert "not in the base" in run("inspect", adapter, "--base", other).stdout
 
 
@@ -135,7 +142,7 @@ def test_a_tied_output_layer_fits_through_the_embedding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
-def test_pictures_of_one_or_several_adapters(adapter: Path, tmp_path: Path, suffix: str) -> None:
+def test_plots_of_one_or_several_adapters(adapter: Path, tmp_path: Path, suffix: str) -> None:
     picture = tmp_path / f"spectrum{suffix}"
     done = run("inspect", adapter, "--compare", adapter.parent / "plain", "--plot", picture)
     assert done.code == 0, done.stderr
@@ -145,7 +152,7 @@ def test_pictures_of_one_or_several_adapters(adapter: Path, tmp_path: Path, suff
         assert np.asarray(Image.open(picture)).std() > 10  # something is drawn
 
 
-def test_an_untrained_adapter_can_be_drawn(base: Path, tmp_path: Path) -> None:
+def test_an_untrained_adapter_can_be_plotted(base: Path, tmp_path: Path) -> None:
     package = load_package(base.parent / "plain")
     still = {path: replace(item, lora_B=np.zeros_like(item.lora_B)) for path, item in package.modules.items()}
     plot_spectra({"still": adapter_spectrum(replace(package, modules=still))}, tmp_path / "still.png")
@@ -168,13 +175,13 @@ def test_figures_of_a_bundle(tmp_path: Path) -> None:
         assert text in shown
 
 
-def test_mistakes_end_with_one_line_and_the_code_of_their_kind(adapter: Path, base: Path, tmp_path: Path) -> None:
+def test_mistakes_end_with_one_line_and_their_exit_code(adapter: Path, base: Path, tmp_path: Path) -> None:
     fails(3, "Nothing to inspect", "inspect", tmp_path / "none")
     fails(3, "is a file: give the directory", "inspect", adapter / "adapter_model.safetensors")
     fails(3, "holds neither adapter_config.json nor manifest.json", "inspect", base)
     fails(3, "Base model not found", "inspect", adapter, "--base", tmp_path / "none")
     fails(3, "Adapter not found", "inspect", adapter, "--compare", tmp_path / "none")
-    fails(2, "names no picture", "inspect", adapter, "--plot", tmp_path / "spectrum.txt")
+    fails(2, "does not name a picture", "inspect", adapter, "--plot", tmp_path / "spectrum.txt")
     fails(8, "is no directory; create it first", "inspect", adapter, "--plot", tmp_path / "none" / "s.png")
     bundle = word_bundle(tmp_path / "words")
     for words in (["--base", base], ["--compare", adapter], ["--plot", tmp_path / "s.png"]):

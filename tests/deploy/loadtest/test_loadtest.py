@@ -1,4 +1,4 @@
-"""The load test: what it sends, what it counts, and that it finds wrong answers."""
+"""The load test: what it sends and counts, and that it finds wrong answers."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def test_popularity_follows_zipf() -> None:
     plan = LoadPlan(url="", models=("a", "b", "c"), texts=("x", "y"), zipf=1.0, rows=3)
     drawn = list(islice(draw_requests(plan), 6000))
     counts = Counter(model for model, _ in drawn)
-    for place, model in enumerate("abc"):
-        assert counts[model] / 6000 == pytest.approx(shares_of(3, 1.0)[place], abs=0.03)
+    for rank, model in enumerate("abc"):
+        assert counts[model] / 6000 == pytest.approx(shares_of(3, 1.0)[rank], abs=0.03)
     assert all(len(texts) == 3 and set(texts) <= {0, 1} for _, texts in drawn)
     assert drawn == list(islice(draw_requests(plan), 6000))
     assert drawn != list(islice(draw_requests(plan, 1), 6000))
@@ -117,7 +117,7 @@ def test_errors_are_counted_by_status(server: Server) -> None:
 
 
 class Odd(http.server.BaseHTTPRequestHandler):
-    """Answers what the test says."""
+    """Answers whatever the test tells it to."""
 
     replies: dict[str, list[tuple[int, Any]]]
 
@@ -205,14 +205,14 @@ def test_percentiles_are_of_what_was_answered() -> None:
     [
         (("--clients", "0"), "--clients and --rows must be at least 1"),
         (("--rows", "0"), "--clients and --rows must be at least 1"),
-        (("--retries", "-1"), "--retries not negative"),
+        (("--retries", "-1"), "--retries must not be negative"),
         (("--seconds", "-1"), "--seconds, --timeout and --rate must be more than 0"),
         (("--seconds", "nan"), "--seconds, --timeout and --rate must be more than 0"),
-        (("--seconds", "inf"), "none is infinite"),
+        (("--seconds", "inf"), "all must be finite"),
         (("--rate", "0"), "--seconds, --timeout and --rate must be more than 0"),
-        (("--rate", "inf"), "none is infinite"),
+        (("--rate", "inf"), "all must be finite"),
         (("--timeout", "0"), "--seconds, --timeout and --rate must be more than 0"),
-        (("--warmup", "-1"), "--warmup not negative"),
+        (("--warmup", "-1"), "--warmup must not be negative"),
         (("--zipf", "nan"), "--zipf must not be negative"),
         (("--seed", "-1"), "--seed must not be negative"),
         (("--plot", "latency.txt"), ".png"),
@@ -227,8 +227,8 @@ def test_files_that_cannot_be_used(server: Server, reference: Path, tmp_path: Pa
         (tmp_path / "bad.json").write_text(content)
         fails(3, "bad.json", "loadtest", server.url, "--reference", tmp_path / "bad.json")
     (tmp_path / "bad.json").write_text('{"texts": ["a"], "answers": {"m": []}, "tolerance": 1}')
-    fails(3, "not one answer for each text", "loadtest", server.url, "--reference", tmp_path / "bad.json")
-    fails(2, "no answers of 'nobody'", "loadtest", server.url, "--reference", reference, "--model", "nobody")
+    fails(3, "answers are not as many as the texts", "loadtest", server.url, "--reference", tmp_path / "bad.json")
+    fails(2, "no answers for 'nobody'", "loadtest", server.url, "--reference", reference, "--model", "nobody")
     (tmp_path / "texts.txt").write_text("\n \n")
     fails(3, "has no texts", "loadtest", server.url, "--texts", tmp_path / "texts.txt")
     fails(3, "cannot be read as UTF-8", "loadtest", server.url, "--texts", tmp_path / "nothing.txt")
@@ -245,12 +245,12 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
 
 def test_a_key_is_sent(tmp_path: Path) -> None:
     with serving({"words": word_bundle(tmp_path / "words")}, api_key="secret") as running:
-        fails(3, "answers 401: is the key right", "loadtest", running.url, *SHORT)
+        fails(3, "answers 401: check --api-key", "loadtest", running.url, *SHORT)
         assert load(running, "--api-key", "secret")["errors"] == {}
 
 
 def test_so_short_that_nothing_is_answered_says_so(server: Server) -> None:
-    fails(3, "give more --seconds", "loadtest", server.url, "--seconds", "0.000001", "--warmup", "0")
+    fails(3, "increase --seconds", "loadtest", server.url, "--seconds", "0.000001", "--warmup", "0")
 
 
 def test_ctrl_c_ends_it_with_a_word(server: Server) -> None:
@@ -261,8 +261,8 @@ def test_ctrl_c_ends_it_with_a_word(server: Server) -> None:
     )  # fmt: skip
     assert server.registry is not None
     begun = threading.Event()
-    for graph in server.registry.graphs.values():
-        graph.batcher._observe = lambda *_: begun.set()
+    for runner in server.registry.runners.values():
+        runner.queue._observe = lambda *_: begun.set()
     try:
         assert begun.wait(60)
         process.send_signal(signal.SIGINT)

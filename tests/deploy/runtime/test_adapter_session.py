@@ -12,9 +12,9 @@ import pytest
 
 from rmlora.errors import ConfigError, InputError
 from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter, write_onnx_adapter
-from rmlora_deploy.runtime.adapters.adapter_ref import AdapterRef, resolve_choices
+from rmlora_deploy.runtime.adapters.adapter_ref import AdapterKey, AdapterName, AdapterRef, resolve_choices
 from rmlora_deploy.runtime.adapters.cache import AdapterCache
-from rmlora_deploy.runtime.adapters.rank_buckets import BASE, BucketShape, RankBucket, RankBuckets
+from rmlora_deploy.runtime.adapters.rank_buckets import BASE_INDEX, BucketShape, RankBucket, RankBuckets
 from rmlora_deploy.runtime.binding import BoundInputs, DeviceArrays
 from tests.helpers.branch_graphs import Branched, make_adapters, make_branched
 from tests.helpers.exports import export
@@ -42,11 +42,11 @@ def head(labels: int, value: float = 1.0) -> dict[str, np.ndarray]:
     return {"h.weight": np.full((1, 3, labels), value, np.float32), "h.bias": np.full((1, labels), value, np.float32)}
 
 
-def make_cache(lora_inputs: int, places: int = 8) -> AdapterCache:
-    return AdapterCache(lora_inputs, RankBuckets({**arrays(0), **head(2, 0.5)}, places))
+def make_cache(capacity: int, bucket_capacity: int = 8) -> AdapterCache:
+    return AdapterCache(capacity, RankBuckets({**arrays(0), **head(2, 0.5)}, bucket_capacity))
 
 
-def use(cache: AdapterCache, *names: str) -> None:
+def use(cache: AdapterCache, *names: AdapterName) -> None:
     with cache.held(AdapterRef(name) for name in names):
         pass
 
@@ -58,37 +58,37 @@ def test_the_bank_evicts_the_one_used_longest_ago_and_never_a_pinned_one() -> No
     cache.pin("a")
     for name in "abab":
         use(cache, name)
-    assert (cache.resident, cache.hits, cache.misses) == (["a", "b"], 2, 2)
+    assert (cache.cached, cache.hits, cache.misses) == (["a", "b"], 2, 2)
     use(cache, "c", "c")
     assert (
-        cache.resident,
+        cache.cached,
         cache.evictions,
         cache.hits,
         cache.misses,
     ) == (["a", "c"], 1, 3, 3)
     cache.unregister("a")
-    assert (cache.names, cache.resident) == (["b", "c"], ["c"])
+    assert (cache.names, cache.cached) == (["b", "c"], ["c"])
 
 
 def test_the_banks_errors_say_what_is_known() -> None:
     cache = make_cache(2)
-    with pytest.raises(InputError, match="no adapter 'x': none is loaded"):
+    with pytest.raises(InputError, match="no adapter 'x': none is registered"):
         use(cache, "x")
     cache.register("a", arrays)
     with pytest.raises(InputError, match="no adapter 'x': known are a"):
         cache.unregister("x")
     with pytest.raises(ConfigError, match="an adapter 'a' already: unload it first"):
         cache.register("a", arrays)
-    with pytest.raises(ConfigError, match="at least one slot, not 0"):
+    with pytest.raises(ConfigError, match="at least one adapter, not 0"):
         make_cache(0)
     cache.register("b", arrays)
     cache.pin("a")
-    with pytest.raises(ConfigError, match="All 2 slots of the bank would be pinned"):
+    with pytest.raises(ConfigError, match="All 2 adapters that the cache holds would be pinned"):
         cache.pin("b")
 
 
 def test_a_place_in_use_is_not_written_whatever_is_evicted_or_unloaded() -> None:
-    cache = make_cache(1, places=3)
+    cache = make_cache(1, bucket_capacity=3)
     for name, value in (("a", 1.0), ("b", 2.0), ("c", 3.0)):
         cache.register(name, lambda value=value: arrays(value=value))  # type: ignore[misc]
     with cache.held([AdapterRef("a")]) as first:
@@ -98,14 +98,14 @@ def test_a_place_in_use_is_not_written_whatever_is_evicted_or_unloaded() -> None
             cache.unregister("b")
             use(cache, "c")
             use(cache, "a")
-            assert a.shelf is not None and b.shelf is not None
-            held = [a.shelf.arrays["m.lora_A"][item.place].max() for item in (a, b)]
+            assert a.bucket is not None and b.bucket is not None
+            held = [a.bucket.arrays["m.lora_A"][item.index].max() for item in (a, b)]
             assert held == [1.0, 2.0]
-    assert len(a.shelf.free) == 2, "all but one are free again"
+    assert len(a.bucket.free) == 2, "all but one are free again"
 
 
 def test_who_finds_no_free_place_waits_for_one() -> None:
-    cache = make_cache(1, places=1)
+    cache = make_cache(1, bucket_capacity=1)
     cache.register("a", arrays)
     cache.register("b", arrays)
     with ThreadPoolExecutor(1) as other:
@@ -114,11 +114,11 @@ def test_who_finds_no_free_place_waits_for_one() -> None:
             with pytest.raises(futures.TimeoutError):
                 waiting.result(0.2)
         waiting.result(60)
-    assert cache.resident == ["b"]
+    assert cache.cached == ["b"]
 
 
 def test_what_cannot_be_read_leaves_nothing_behind_and_everybody_is_told() -> None:
-    cache = make_cache(2, places=2)
+    cache = make_cache(2, bucket_capacity=2)
     gate, calls = threading.Barrier(2, timeout=60), []
 
     def broken() -> dict[str, np.ndarray]:
@@ -134,10 +134,10 @@ def test_what_cannot_be_read_leaves_nothing_behind_and_everybody_is_told() -> No
         for future in asked:
             with pytest.raises(InputError, match="gone"):
                 future.result(60)
-    assert (cache.resident, len(calls)) == ([], 2)
+    assert (cache.cached, len(calls)) == ([], 2)
     cache.register("b", arrays)
     use(cache, "b")
-    assert cache.resident == ["b"]
+    assert cache.cached == ["b"]
 
 
 def test_what_is_read_ahead_counts_once_and_fills_at_most_half_of_the_slots() -> None:
@@ -153,7 +153,7 @@ def test_what_is_read_ahead_counts_once_and_fills_at_most_half_of_the_slots() ->
         cache.prefetch(AdapterRef(name))
     assert read.acquire(timeout=60) and read.acquire(timeout=60)
     cache.prefetch(AdapterRef("nobody"))
-    assert (sorted(cache.resident), cache.misses, cache.hits) == (
+    assert (sorted(cache.cached), cache.misses, cache.hits) == (
         ["a", "b"],
         2,
         0,
@@ -183,9 +183,9 @@ def test_an_error_while_reading_ahead_is_told_to_the_batch_that_needs_it() -> No
     cache.prefetch(AdapterRef("a"))
     cache._reader.submit(tried.set)
     assert tried.wait(60)
-    assert cache.resident == []
+    assert cache.cached == []
     use(cache, "a")
-    assert cache.resident == ["a"]
+    assert cache.cached == ["a"]
 
 
 def test_a_batch_does_not_wait_for_what_is_read_before_its_own_adapter() -> None:
@@ -201,8 +201,8 @@ def test_a_batch_does_not_wait_for_what_is_read_before_its_own_adapter() -> None
     assert (cache.misses, cache.hits) == (2, 1)
 
 
-def test_who_waits_for_a_place_on_another_shelf_does_not_take_the_news_from_the_one_it_is_for() -> None:
-    cache = make_cache(1, places=1)
+def test_who_waits_for_a_place_on_another_bucket_does_not_take_the_news_from_the_one_it_is_for() -> None:
+    cache = make_cache(1, bucket_capacity=1)
     for name, rank in (("s1", 8), ("s2", 8), ("b1", 16), ("b2", 16)):
         cache.register(name, lambda rank=rank: arrays(rank))  # type: ignore[misc]
     with ThreadPoolExecutor(2) as others:
@@ -225,9 +225,9 @@ def test_without_a_thread_to_read_ahead_the_batch_reads(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(cache._reader, "submit", refuse)
     cache.prefetch(AdapterRef("a"))
-    assert cache.resident == []
+    assert cache.cached == []
     use(cache, "a")
-    assert cache.resident == ["a"]
+    assert cache.cached == ["a"]
 
 
 @pytest.mark.parametrize("from_file", [False, True])
@@ -238,26 +238,29 @@ def test_a_place_holds_the_adapter_and_nothing_of_who_had_it_before(from_file: b
         write_onnx_adapter(tmp_path / "a.onnx_adapter", arrays)
         return read_onnx_adapter(tmp_path / "a.onnx_adapter")  # type: ignore[return-value]
 
-    shelf = RankBucket({**arrays(0), **head(2, 0.5)}, BucketShape(8, (4,)), 2)
-    shelf.write(1, given(arrays(8, 3.0, **head(4, 3.0))))
-    assert all((array[1] == 3.0).all() for array in shelf.arrays.values())
-    shelf.write(1, given(arrays(2, 2.0)), 0.5)
-    A, B = (shelf.arrays[f"m.lora_{part}"][1] for part in "AB")
+    bucket = RankBucket({**arrays(0), **head(2, 0.5)}, BucketShape(8, (4,)), 2)
+    bucket.write(1, given(arrays(8, 3.0, **head(4, 3.0))))
+    assert all((array[1] == 3.0).all() for array in bucket.arrays.values())
+    bucket.write(1, given(arrays(2, 2.0)), 0.5)
+    A, B = (bucket.arrays[f"m.lora_{part}"][1] for part in "AB")
     product = A @ B
     np.testing.assert_array_equal(product, np.full((4, 3), 2 * 2.0 * 1.0, np.float32))
-    np.testing.assert_array_equal(shelf.arrays["h.bias"][1], [0.5, 0.5, 0, 0])
-    shelf.write(1, given(head(4)))
-    assert not shelf.arrays["m.lora_A"][1].any() and not shelf.arrays["m.lora_B"][1].any()
-    assert (shelf.arrays["h.weight"][1] == 1).all()
-    assert not shelf.arrays["m.lora_B"][BASE].any() and (shelf.arrays["h.bias"][BASE] == [0.5, 0.5, 0, 0]).all()
+    np.testing.assert_array_equal(bucket.arrays["h.bias"][1], [0.5, 0.5, 0, 0])
+    bucket.write(1, given(head(4)))
+    assert not bucket.arrays["m.lora_A"][1].any() and not bucket.arrays["m.lora_B"][1].any()
+    assert (bucket.arrays["h.weight"][1] == 1).all()
+    assert (
+        not bucket.arrays["m.lora_B"][BASE_INDEX].any()
+        and (bucket.arrays["h.bias"][BASE_INDEX] == [0.5, 0.5, 0, 0]).all()
+    )
 
 
-def test_adapters_of_about_one_size_share_a_shelf() -> None:
-    shelves = RankBuckets({**arrays(0), **head(2)}, 4)
-    small = shelves.fitting(arrays(3, **head(5)))
-    assert shelves.fitting(arrays(8)) is small
-    assert shelves.fitting(arrays(9)) is not small
-    assert shelves.fitting(arrays(8, **head(17))).arrays["h.bias"].shape == (5, 32)
+def test_adapters_of_about_one_size_share_a_bucket() -> None:
+    buckets = RankBuckets({**arrays(0), **head(2)}, 4)
+    small = buckets.bucket_for(arrays(3, **head(5)))
+    assert buckets.bucket_for(arrays(8)) is small
+    assert buckets.bucket_for(arrays(9)) is not small
+    assert buckets.bucket_for(arrays(8, **head(17))).arrays["h.bias"].shape == (5, 32)
 
 
 def test_bindings_on_a_device_are_kept_for_as_many_rows_as_agreed() -> None:
@@ -280,17 +283,33 @@ def test_what_is_picked_on_the_host_answers_as_what_the_graph_picks(
     session, inputs = made.session(), made.inputs(batch=4)
     expected = session.run(inputs, names)
     alone = session.run(inputs, "a3")
-    session._in_place = False
-    monkeypatch.setattr(
-        session, "_bind", lambda arrays: BoundInputs(session._session, arrays, output=session._outputs[0])
-    )
+    session._zero_copy = False
+    monkeypatch.setattr(session, "_bind", lambda arrays: BoundInputs(session._session, arrays, output=session._output))
     for _ in range(2):
         for row, answer in zip(session.run(inputs, names), expected, strict=True):
             np.testing.assert_array_equal(row, answer)
         np.testing.assert_array_equal(np.stack(session.run(inputs, "a3")), np.stack(alone))
 
 
+def test_two_generations_of_a_name_are_two_adapters() -> None:
+    cache = make_cache(4)
+    old, new = AdapterKey("spam", 1), AdapterKey("spam", 2)
+    cache.register(old, lambda: arrays(value=1.0))
+    cache.register(new, lambda: arrays(value=2.0))
+    cache.register("spam", lambda: arrays(value=3.0))
+    with cache.held([AdapterRef(old), AdapterRef(new), AdapterRef("spam")]) as held:
+        values = [item.bucket.arrays["m.lora_A"][item.index].max() for item in held.values() if item.bucket is not None]
+        assert values == [1.0, 2.0, 3.0]
+    cache.unregister(old)
+    assert cache.names == [new, "spam"]
+    assert cache.cached == [new, "spam"]
+    with pytest.raises(InputError, match="no adapter 'spam': known are spam"):
+        use(cache, old)
+
+
 def test_choices_fit_the_rows() -> None:
+    assert resolve_choices(AdapterKey("a", 1), 2) == [AdapterRef(AdapterKey("a", 1))] * 2
+    assert resolve_choices(["a", AdapterRef("b", 0.5)], 2) == [AdapterRef("a"), AdapterRef("b", 0.5)]
     assert resolve_choices("a", 2) == [AdapterRef("a")] * 2
     assert resolve_choices([None, {"a": 0.5}], 2) == [None, AdapterRef("a", 0.5)]
     with pytest.raises(ConfigError, match="3 rows need 3 adapters, not 1"):
@@ -306,7 +325,7 @@ def test_strength_scales_the_update(made: Branched) -> None:
     inputs = made.inputs()
     full = {**made.arrays("a3")}
     half = {name: array * np.float32(0.5) if name.endswith("lora_B") else array for name, array in full.items()}
-    session.load("half", lambda: half)
+    session.register("half", lambda: half)
     expected = session.run(inputs, "half")
     np.testing.assert_allclose(np.stack(session.run(inputs, {"a3": 0.5})), np.stack(expected), rtol=1e-6)
     mixed = session.run(inputs, [{"a3": 0.5}, "a8", None])
@@ -320,18 +339,18 @@ def test_wrong_inputs_and_adapters_of_another_graph_are_refused(made: Branched) 
         session.run({name: value for name, value in inputs.items() if name != "attention_mask"})
     with pytest.raises(InputError, match="no adapter 'nobody': known are a1"):
         session.run(inputs, "nobody")
-    session.load("other", arrays)
-    with pytest.raises(InputError, match="no slot: it is of another graph"):
+    session.register("other", arrays)
+    with pytest.raises(InputError, match="no LoRA input: it was made for another graph"):
         session.run(inputs, "other")
     some = made.arrays("a3")
     first = next(iter(some))
-    session.load("half", lambda: {slot: array for slot, array in some.items() if slot != first})
-    session.load("two rows", lambda: {**some, first: np.repeat(some[first], 2, axis=0)})
+    session.register("half", lambda: {name: array for name, array in some.items() if name != first})
+    session.register("two rows", lambda: {**some, first: np.repeat(some[first], 2, axis=0)})
     with pytest.raises(InputError, match="do not belong together, or only one of them"):
         session.run(inputs, "half")
-    with pytest.raises(InputError, match="it is of another graph"):
+    with pytest.raises(InputError, match="it was made for another graph"):
         session.run(inputs, [None, "two rows", None])
-    assert session.cache.resident == []
+    assert session.cache.cached == []
 
 
 def test_threads_that_run_load_and_unload_never_get_a_wrong_row(made: Branched) -> None:
@@ -346,7 +365,7 @@ def test_threads_that_run_load_and_unload_never_get_a_wrong_row(made: Branched) 
         for turn in range(60):
             chosen = [names[i] for i in rng.integers(0, len(names), 4)]
             extra = f"t{seed}-{turn}"
-            session.load(extra, lambda: made.arrays("a1"))
+            session.register(extra, lambda: made.arrays("a1"))
             for row, (got, name) in enumerate(zip(session.run(inputs, chosen), chosen, strict=True)):
                 if not np.allclose(got, expected[name][row], rtol=1e-5, atol=1e-6):
                     failures.append(f"{seed}/{turn}/{row}: {name}")

@@ -53,7 +53,7 @@ def test_a_session_runs_on_the_provider_with_the_threads_asked_for(model: Path) 
 
 def test_an_absent_provider_is_an_error_that_names_the_extra(model: Path) -> None:
     absent = next(name for name, there in available().items() if not there and name != "cpu")
-    with pytest.raises(ProviderError, match=f"Provider '{absent}' .*pip install 'rmlora-deploy\\[gpu\\]'"):
+    with pytest.raises(ProviderError, match=f"Provider '{absent}' .*pip install 'onnxruntime-gpu"):
         create_session(model, absent)
 
 

@@ -18,7 +18,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from rmlora_deploy.cli.serve import command
-from rmlora_deploy.serving.middleware.guards import _OPEN
+from rmlora_deploy.serving.middleware.auth import OPEN_PATHS
 from rmlora_deploy.serving.scaling.application import Application
 from tests.helpers.cli import ROOT, SEARCH_PATH, run
 
@@ -43,7 +43,7 @@ def pods(value: Any) -> list[dict[str, Any]]:
 
 
 def instructions(name: str) -> list[str]:
-    """Return what follows an instruction of the Dockerfile, wherever it stands."""
+    """Return the arguments of every such instruction in the Dockerfile."""
     joined = DOCKERFILE.replace("\\\n", " ")
     return [line.removeprefix(name).strip() for line in joined.splitlines() if line.startswith(f"{name} ")]
 
@@ -96,7 +96,7 @@ def test_the_containers_commands_are_ours_and_ask_for_a_key() -> None:
         assert len(users) == 2
     for line in instructions("HEALTHCHECK"):
         probe = re.search(r"http://127\.0\.0\.1:(\d+)([\w/]+)", line)
-        assert probe is not None and probe.group(2) in _OPEN and f"EXPOSE {probe.group(1)}" in DOCKERFILE
+        assert probe is not None and probe.group(2) in OPEN_PATHS and f"EXPOSE {probe.group(1)}" in DOCKERFILE
 
 
 def test_the_manifests_are_kubernetes() -> None:
@@ -128,7 +128,7 @@ def test_pods_have_no_root_no_key_in_sight_and_only_volumes_that_are_there(name:
             assert set(key["valueFrom"]) == {"secretKeyRef"}
             for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
                 if kind in container:
-                    assert container[kind]["httpGet"]["path"] in _OPEN
+                    assert container[kind]["httpGet"]["path"] in OPEN_PATHS
                     assert container[kind]["httpGet"]["port"] in [port["name"] for port in container["ports"]]
 
 

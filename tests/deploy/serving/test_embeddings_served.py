@@ -1,4 +1,4 @@
-"""``/v1/embeddings`` as people use it: the official client gets PEFT's vectors, and errors that say what to do."""
+"""``/v1/embeddings`` with the official client: it gets PEFT's vectors, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_base64_is_little_endian_float32_and_the_models_own_dimensions_are_accep
 
 
 def test_what_is_not_offered_is_refused_clearly(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="has 16 dimensions, and they cannot be cut to 8"):
+    with pytest.raises(openai.BadRequestError, match="has 16 dimensions and cannot return 8"):
         client.embeddings.create(model="near", input="w1", dimensions=8)
     for ids in ([5, 6, 7], [[5, 6], [7]]):
         with pytest.raises(openai.BadRequestError, match=r"token ids.*send texts \(in LangChain, check_embedding_ctx"):
@@ -69,7 +69,7 @@ def test_what_is_not_offered_is_refused_clearly(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="Text 2 is empty"):
         client.embeddings.create(model="near", input=["w1", ""])
     with pytest.raises(
-        openai.BadRequestError, match="for feature-extraction and classifies nothing: POST /v1/embeddings"
+        openai.BadRequestError, match="for feature-extraction and has no labels: use POST /v1/embeddings"
     ):
         client.post("/../classify", body={"model": "near", "input": "w1"}, cast_to=object)
 

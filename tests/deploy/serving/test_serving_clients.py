@@ -1,4 +1,4 @@
-"""Clients as people have them (openai, tritonclient, curl) get PyTorch's and PEFT's numbers, and errors they understand."""
+"""Real clients (openai, tritonclient, curl) get PyTorch's and PEFT's numbers, and errors they understand."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_openai_gets_its_own_errors(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(model="nobody", input="w1")
     with pytest.raises(
-        openai.BadRequestError, match="for text-classification and embeds nothing: POST /classify"
+        openai.BadRequestError, match="for text-classification and has no embeddings: use POST /classify"
     ) as no:
         client.embeddings.create(model="one", input="w1")
     assert no.value.type == "invalid_request_error"
@@ -142,9 +142,9 @@ def inputs(served: dict[str, Path], *texts: str) -> list[triton.InferInput]:
     home = served["many"].parent
     encoded = AutoTokenizer.from_pretrained(home / "base")(list(texts), return_tensors="np", padding=True)
     made = []
-    for item in Bundle.open(served["many"], check_files=False).manifest["model"]["inputs"]:
-        array = np.asarray(encoded[item["name"]], np.int64)
-        value = triton.InferInput(item["name"], list(array.shape), "INT64")
+    for item in Bundle.open(served["many"], check_files=False).manifest.model.inputs:
+        array = np.asarray(encoded[item.name], np.int64)
+        value = triton.InferInput(item.name, list(array.shape), "INT64")
         value.set_data_from_numpy(array, binary_data=False)
         made.append(value)
     return made
@@ -165,7 +165,7 @@ def test_kserve_describes_server_and_models(kserve: triton.InferenceServerClient
         ("attention_mask", "INT64", (-1, -1)),
     }
     assert [item["name"] for item in described["outputs"]] == ["logits"]
-    with pytest.raises(InferenceServerException, match="no model of that name"):
+    with pytest.raises(InferenceServerException, match="No model has that name"):
         kserve.get_model_metadata("nobody")
 
 
@@ -199,7 +199,7 @@ def test_kserve_names_an_adapter_for_each_row(
         assert ask(server.url, "/v1/unload_lora_adapter", {"lora_name": "again"}).status == 200
     np.testing.assert_allclose(softmax(result.as_numpy("logits")), expected["two"], **CLOSE)
     for adapters, message in (
-        (["two", "nobody", "two", "two"], "no model of that name"),
+        (["two", "nobody", "two", "two"], "No model has that name"),
         (["two"], "must name a model for each of the 4 rows"),
         ("two", "must name a model for each of the 4 rows"),
         (["one", "two", "one", "two"], "different numbers of labels"),
@@ -238,8 +238,8 @@ def tensor(name: str, data: Any, *, datatype: str = "INT64", shape: list[int] | 
         ({"data": [[3], [4, 5]], "shape": [1, 2]}, "not INT64"),
         ({"data": [3, 4, 5], "shape": [1, 2]}, "not INT64"),
         ({"datatype": "FP32", "data": [["3", "nan"]]}, "not FP32"),
-        ({"datatype": "FP32", "data": [[3, 4]]}, "is float32, and the model takes int64"),
-        ({"datatype": "BYTES"}, "datatype that is not known"),
+        ({"datatype": "FP32", "data": [[3, 4]]}, "is float32, but the model takes int64"),
+        ({"datatype": "BYTES"}, "unknown datatype"),
         ({"shape": [1, 0], "data": []}, "positive sizes"),
         ({"shape": [-1, 2]}, "positive sizes"),
         ({"shape": [2]}, "has the shape \\[2\\]"),

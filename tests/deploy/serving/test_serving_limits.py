@@ -1,4 +1,4 @@
-"""What a server refuses, and how: too much, too slow, malformed and hostile requests leave it as it was."""
+"""Refusals: oversized, slow, malformed and hostile requests are refused in the right format and do no harm."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import base64
 import io
 import json
 import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rmlora_deploy.serving.queue import Row
-from tests.helpers.servers import Answer, Server, ask, classify, serving
+from tests.helpers.servers import Answer, Server, ask, classify, held_back, serving, until
 
 TEXT = {"model": "words", "input": "w1 w2"}
 
@@ -33,7 +29,7 @@ def server(served: dict[str, Path]) -> Iterator[Server]:
 
 
 def refused(answer: Answer, status: int, message: str) -> None:
-    """Assert that a request was refused in the interface's form, with a sentence and without anything internal."""
+    """Assert that a request was refused in the interface's format, with a message that shows nothing internal."""
     assert answer.status == status, answer.text
     assert message in answer.message, answer.message
     assert answer.headers["content-type"] == "application/json"
@@ -64,11 +60,11 @@ def test_tokens_of_raw_tensors_are_limited(server: Server) -> None:
         return {"inputs": [{"name": name, **data} for name in ("input_ids", "attention_mask")]}
 
     assert ask(server.url, "/v2/models/words/infer", tensors(32)).status == 200
-    refused(ask(server.url, "/v2/models/words/infer", tensors(33)), 400, "has 33 tokens, of at most 32")
+    refused(ask(server.url, "/v2/models/words/infer", tensors(33)), 400, "has 33 tokens; the limit is 32")
 
 
 def raw(server: Server, *parts: bytes, wait: float = 30.0) -> bytes:
-    """Send bytes as they are and return all that comes back until the server closes, or after a whole answer."""
+    """Send bytes as they are, and return everything received until the server closes the connection."""
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=wait) as connection:
         for part in parts:
             connection.sendall(part)
@@ -119,41 +115,45 @@ def test_requests_in_one_packet_are_answered_in_order(server: Server) -> None:
     assert -1 < labels[0] < labels[1] < labels[2] < answer.find(b'{"live":true}')
 
 
-# -- pictures --------------------------------------------------------------------------------------------------------
+# -- images ----------------------------------------------------------------------------------------------------------
 
 
-def picture(size: tuple[int, int] = (20, 20), form: str = "PNG", color: tuple[int, int, int] = (255, 0, 0)) -> str:
+def image(size: tuple[int, int] = (20, 20), form: str = "PNG", color: tuple[int, int, int] = (255, 0, 0)) -> str:
     buffer = io.BytesIO()
     Image.new("RGB", size, color).save(buffer, form)
     return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def test_pictures_come_as_data_urls_and_nothing_is_fetched(server: Server) -> None:
+def test_images_come_as_data_urls_and_nothing_is_fetched(server: Server) -> None:
     for number, form in enumerate(("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")):
         color = [0, 0, 0]
         color[number % 3] = 255
-        (shares,) = classify(server.url, "colors", picture(form=form, color=tuple(color)))  # type: ignore[arg-type]
+        (shares,) = classify(server.url, "colors", image(form=form, color=tuple(color)))  # type: ignore[arg-type]
         assert int(np.argmax(shares)) == number % 3, form
     for url in ("http://127.0.0.1:1/a.png", "file:///etc/passwd", "/etc/passwd", "w1 w2", "data:text/plain,hello"):
         refused(
             ask(server.url, "/classify", {"model": "colors", "input": url}),
             400,
-            "must be a picture as  data:image/png",
+            "must be an image as  data:image/png",
         )
 
 
-def test_damaged_pictures_and_bombs_are_refused(server: Server) -> None:
-    whole = picture()
+def test_damaged_images_and_bombs_are_refused(server: Server) -> None:
+    whole = image()
     program = base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n").decode()
     for url in (
         whole[: len(whole) // 2 // 4 * 4], "data:image/png;base64,", "data:image/png;base64,%%%",
-        "data:image/png;base64," + base64.b64encode(b"no picture").decode(), f"data:image/png;base64,{program}",
+        "data:image/png;base64," + base64.b64encode(b"no image").decode(), f"data:image/png;base64,{program}",
     ):  # fmt: skip
-        refused(ask(server.url, "/classify", {"model": "colors", "input": [whole, url]}), 400, "Input 2 is no picture")
-    bomb = picture((1500, 1500))
+        refused(
+            ask(server.url, "/classify", {"model": "colors", "input": [whole, url]}),
+            400,
+            "Input 2 cannot be decoded as an image",
+        )
+    bomb = image((1500, 1500))
     assert len(bomb) < 20_000
     refused(
-        ask(server.url, "/classify", {"model": "colors", "input": bomb}), 400, "1500 × 1500 pixels, of at most 10000"
+        ask(server.url, "/classify", {"model": "colors", "input": bomb}), 400, "1500 × 1500 pixels; the limit is 10000"
     )
 
 
@@ -197,7 +197,7 @@ def test_a_body_must_say_that_it_is_json(server: Server, path: str) -> None:
 
 
 def test_what_is_odd_but_means_something_is_answered(server: Server) -> None:
-    refused(ask(server.url, "/classify", b'{"model": "\\ud800", "input": "w1"}'), 404, "no model of that name")
+    refused(ask(server.url, "/classify", b'{"model": "\\ud800", "input": "w1"}'), 404, "No model has that name")
     twice = b'{"model": "colors", "model": "words", "input": "w9", "input": "w1 w1", "more": [1, {}]}'
     assert ask(server.url, "/classify", twice).body["data"][0]["label"] == "green"
     assert classify(server.url, "words", "w0 \x00 \u202e 😀 \x1b[31m")[0][0] > 0.9
@@ -270,6 +270,10 @@ def test_a_key_opens_everything_but_health_and_the_page(served: dict[str, Path])
             assert ask(running.url, path, body, authorization=key).status == (404 if path == "/nowhere" else 200)
             assert ask(running.url, path, body, authorization=key.replace("B", "b", 1)).status != 401
         refused(ask(running.url, "/v2/models/words"), 401, "Authorization")
+        large = head("/classify", JSON, "content-length: 999999999")
+        assert raw(running, large).startswith(b"HTTP/1.1 401")  # the key comes first, and the connection is closed
+        keyed = head("/classify", JSON, "content-length: 999999999", f"authorization: {key}")
+        assert raw(running, keyed).startswith(b"HTTP/1.1 413")
 
 
 def test_a_clients_request_id_is_kept_where_it_is_harmless(server: Server) -> None:
@@ -282,34 +286,6 @@ def test_a_clients_request_id_is_kept_where_it_is_harmless(server: Server) -> No
 # -- waiting ---------------------------------------------------------------------------------------------------------
 
 
-def until(true: Callable[[], bool]) -> None:
-    """Wait for something that another thread is about to do."""
-    end = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
-@contextmanager
-def held_back(running: Server, bundle: str) -> Iterator[threading.Semaphore]:
-    """Hold back every batch of ``bundle`` until the block ends; the semaphore is released as each one begins."""
-    assert running.registry is not None
-    batcher = running.registry.graphs[bundle].batcher
-    going, begun, run = threading.Event(), threading.Semaphore(0), batcher._run
-
-    def wait(rows: list[Row]) -> Any:
-        begun.release()
-        assert going.wait(60)
-        return run(rows)
-
-    batcher._run = wait
-    try:
-        yield begun
-    finally:
-        going.set()
-        batcher._run = run
-
-
 def test_a_full_queue_is_a_429_that_says_when_to_come_back(served: dict[str, Path]) -> None:
     with serving({"words": served["words"]}, max_queue=3, max_inputs=3, max_batch=2) as running:
         assert running.registry is not None
@@ -320,7 +296,7 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back(served: dict[str, Pat
             until(lambda: running.registry.waiting == 2)
             for path, body in (("/classify", {"model": "words", "input": ["w1", "w2"]}),):
                 answer = ask(running.url, path, body)
-                refused(answer, 429, "2 rows wait already, of at most 3: try again in")
+                refused(answer, 429, "2 rows are waiting and at most 3 may. Try again in")
                 assert int(answer.headers["retry-after"]) >= 1
                 assert answer.body["error"]["type"] == "rate_limit_error"
             assert ask(running.url, "/healthz").status == 200
@@ -336,7 +312,7 @@ def test_an_answer_that_is_late_is_a_504_and_its_rows_leave(served: dict[str, Pa
             assert begun.acquire(timeout=30)
             late = list(callers.map(lambda _: ask(running.url, "/classify", TEXT), range(2)))
             for answer in (first.result(), *late):
-                refused(answer, 504, "did not come within 0.3 s")
+                refused(answer, 504, "was no answer within 0.3 s")
             assert running.registry.waiting == 0
         assert np.argmax(classify(running.url, "words", "w2")[0]) == 2
 
@@ -357,7 +333,7 @@ def test_clients_that_go_away_leave_nothing_behind(served: dict[str, Path]) -> N
 
 
 def test_bodies_together_are_limited(served: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmlora_deploy.serving.middleware.guards._HELD", 2)
+    monkeypatch.setattr("rmlora_deploy.serving.middleware.limits._HELD_BODIES", 2)
     with serving({"words": served["words"]}, max_body=1000, max_batch=1) as running:
         assert running.registry is not None
         with ThreadPoolExecutor(2) as callers, held_back(running, "words") as begun:

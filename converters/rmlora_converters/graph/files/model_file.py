@@ -44,7 +44,7 @@ def load_model(path: Path) -> ir.Model:
     return model
 
 
-def save_model(model: ir.Model, path: Path, progress: Callable[[int, int], None] | None = None) -> int:
+def save_model(model: ir.Model, path: Path, on_progress: Callable[[int, int], None] | None = None) -> int:
     """Write ``model`` to ``path``, and its weights to ``<path>.data`` if they exceed :data:`INLINE_LIMIT`.
 
     The graph names the data file relative to itself, so the two can be moved together. Lazy weights are computed one at
@@ -53,7 +53,7 @@ def save_model(model: ir.Model, path: Path, progress: Callable[[int, int], None]
     Args:
         model: the graph.
         path: file to write.
-        progress: called with (bytes written, total bytes).
+        on_progress: called with (bytes written, total bytes).
 
     Returns:
         The size of all weights in bytes.
@@ -64,8 +64,8 @@ def save_model(model: ir.Model, path: Path, progress: Callable[[int, int], None]
     def written(tensor: ir.TensorProtocol, _info: Any) -> None:
         nonlocal done
         done += tensor.nbytes
-        if progress is not None:
-            progress(done, total)
+        if on_progress is not None:
+            on_progress(done, total)
 
     try:
         if total > INLINE_LIMIT:

@@ -54,7 +54,7 @@ def merge_graph(
     overwrite: bool = False,
     allow_base_mismatch: bool = False,
     check: Callable[[Path], Mapping[str, Any]] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> OnnxMergeReport:
     """Merge ``adapter`` into the weights of the ONNX model ``graph``, and write the result to the directory ``output``.
 
@@ -71,7 +71,7 @@ def merge_graph(
         allow_base_mismatch: merge even if the adapter was made for another base.
         check: called with the merged file before ``output`` appears. What it returns is recorded; if it raises, nothing is
             written.
-        progress: called with (bytes written, total bytes).
+        on_progress: called with (bytes written, total bytes).
 
     Raises:
         InputError: the graph cannot be read.
@@ -88,7 +88,7 @@ def merge_graph(
     with atomic_directory(output, overwrite=overwrite) as directory:
         copy_side_files(graph.parent, directory, but=_STALE_FILES)
         _set_labels(directory / "config.json", adapter)
-        nbytes = save_model(model, directory / graph.name, progress)
+        nbytes = save_model(model, directory / graph.name, on_progress)
         report = OnnxMergeReport(
             modules=collect_roundings(adapter, meters.values()),
             replaced=tuple(sorted(adapter.modules_to_save)),

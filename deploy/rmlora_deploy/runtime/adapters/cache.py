@@ -1,7 +1,7 @@
-"""Which adapters are known, and which of them are in memory: any number registered, the last N used resident.
+"""The adapter cache: any number of adapters registered, the most recently used of them in memory.
 
-An adapter in memory has a place that is not written again while a run uses it, even where the adapter was evicted or
-unloaded meanwhile: so a run ends with the numbers that it began with.
+A cached adapter has an index in a rank bucket. The index is not written again while a run uses it, even if the adapter was
+evicted or unloaded in the meantime, so a run ends with the same weights it started with.
 """
 
 from __future__ import annotations
@@ -18,268 +18,270 @@ from typing import Any
 import numpy.typing as npt
 
 from rmlora.errors import ConfigError, InputError, some_of
-from rmlora_deploy.runtime.adapters.adapter_ref import AdapterRef
+from rmlora_deploy.runtime.adapters.adapter_ref import AdapterName, AdapterRef
 from rmlora_deploy.runtime.adapters.prefetch import Prefetcher
 from rmlora_deploy.runtime.adapters.rank_buckets import RankBucket, RankBuckets
 
-__all__ = ["AdapterCache", "CachedAdapter"]
+__all__ = ["AdapterCache", "CachedAdapter", "Loader"]
 
 AnyArray = npt.NDArray[Any]
 Loader = Callable[[], Mapping[str, AnyArray]]
+"""Reads an adapter: returns LoRA input → array ``[1, …]``."""
 
-_numbers = itertools.count(1)
+_serials = itertools.count(1)
 
 
 @dataclass(eq=False)
 class CachedAdapter:
-    """An adapter in memory, at one strength."""
+    """An adapter in memory at one strength, or on its way there."""
 
-    chosen: AdapterRef
+    ref: AdapterRef
     loader: Loader
-    """Reads its arrays."""
-    shelf: RankBucket | None = None
-    place: int = 0
-    """Where they lie, or are being written."""
+    bucket: RankBucket | None = None
+    """Where its arrays are, or are being written; None until they were read."""
+    index: int = 0
+    """Its index in the bucket."""
     labels: dict[str, int] = field(default_factory=dict)
-    """Head that it brings → outputs."""
-    number: int = field(default_factory=lambda: next(_numbers))
-    """Tells it from another one that had the same name before."""
+    """Module path of each head it has → number of outputs."""
+    serial: int = field(default_factory=lambda: next(_serials))
+    """Distinguishes it from every other adapter ever cached, including earlier ones of the same name."""
     users: int = 0
-    """Batches that use it at the moment."""
-    leaving: bool = False
-    """Its place is free once nobody uses it."""
-    ahead: bool = False
-    """It was read before a batch needed it, and none has used it yet."""
-    started: bool = False
-    """Somebody reads it, or has read it."""
-    usable: bool = False
-    """Its arrays are in their place."""
-    tried: threading.Event = field(default_factory=threading.Event)
-    """Set when they are there, or could not be read."""
+    """Batches that use it now."""
+    dropped: bool = False
+    """It left the cache; its index is freed once no batch uses it."""
+    prefetched: bool = False
+    """It was read ahead of time and no batch has used it yet."""
+    read_started: bool = False
+    """A thread reads it or has read it."""
+    ready: bool = False
+    """Its arrays are in the bucket."""
+    read_done: threading.Event = field(default_factory=threading.Event)
+    """Set once it is ready, or reading it failed."""
 
 
 class AdapterCache:
-    """Adapters by name; safe to use from any number of threads.
+    """Adapters by name, the most recently used of them in memory. Safe to use from any number of threads.
 
     Args:
-        slots: adapters that stay in memory.
-        shelves: where they lie; they need places for those and for what runs use beyond them.
+        capacity: adapters kept in memory. One that is used at two strengths counts twice.
+        buckets: memory for them; needs room for ``capacity`` adapters and those that running batches use beyond it.
+
+    Raises:
+        ConfigError: the capacity is less than one.
     """
 
-    def __init__(self, lora_inputs: int, shelves: RankBuckets) -> None:
-        if lora_inputs < 1:
-            raise ConfigError(f"A bank needs at least one slot, not {lora_inputs}: change --max-active-adapters.")
-        self._slots, self._shelves = lora_inputs, shelves
+    def __init__(self, capacity: int, buckets: RankBuckets) -> None:
+        if capacity < 1:
+            raise ConfigError(
+                f"The adapter cache must hold at least one adapter, not {capacity}: raise --max-active-adapters."
+            )
+        self._capacity, self._buckets = capacity, buckets
         self._lock = threading.Lock()
-        self._freed = threading.Condition(self._lock)
-        self._loaders: dict[str, Loader] = {}
-        self._resident: OrderedDict[AdapterRef, CachedAdapter] = OrderedDict()
-        """The one used last comes last."""
+        self._index_freed = threading.Condition(self._lock)
+        self._loaders: dict[AdapterName, Loader] = {}
+        self._cached: OrderedDict[AdapterRef, CachedAdapter] = OrderedDict()
+        """The most recently used is last."""
         self._pinned: set[AdapterRef] = set()
-        self._ahead = 0
-        """How many are in memory ahead of their use."""
+        self._prefetched = 0
+        """Cached adapters that were prefetched and not used yet."""
         self._reader = Prefetcher()
         self.hits = self.misses = self.evictions = 0
 
-    def register(self, name: str, loader: Loader) -> None:
-        """Make ``name`` known; ``loader`` reads its arrays when they are needed.
+    def register(self, name: AdapterName, loader: Loader) -> None:
+        """Make an adapter known as ``name``; ``loader`` is called whenever it is needed and not in memory.
 
         Raises:
             ConfigError: the name is taken or empty.
         """
-        if not name:
+        if not str(name):
             raise ConfigError("An adapter needs a name.")
         with self._lock:
             if name in self._loaders:
                 raise ConfigError(f"There is an adapter '{name}' already: unload it first, or choose another name.")
             self._loaders[name] = loader
 
-    def unregister(self, name: str) -> CachedAdapter | None:
-        """Forget ``name`` and return it if it was in memory at full strength; runs that use it go on.
+    def unregister(self, name: AdapterName) -> CachedAdapter | None:
+        """Forget ``name`` and return it if it was cached at full strength. Runs that use it are not disturbed.
 
         Raises:
-            InputError: it is not known.
+            InputError: it is not registered.
         """
         with self._lock:
             if self._loaders.pop(name, None) is None:
                 raise InputError(self._unknown(name))
             self._pinned.discard(AdapterRef(name))
-            found = self._resident.get(AdapterRef(name))
-            for chosen in [chosen for chosen in self._resident if chosen.name == name]:
-                self._drop(chosen)
-            return found
+            at_full_strength = self._cached.get(AdapterRef(name))
+            for ref in [ref for ref in self._cached if ref.key == name]:
+                self._drop(ref)
+            return at_full_strength
 
-    def pin(self, name: str, *, pinned: bool = True) -> CachedAdapter | None:
-        """Keep ``name`` in memory whatever else is used, or no longer; return it if it is there.
+    def pin(self, name: AdapterName, *, pinned: bool = True) -> CachedAdapter | None:
+        """Protect ``name`` from eviction, or stop protecting it; return it if it is cached.
 
         Raises:
-            InputError: it is not known.
-            ConfigError: every slot would be pinned.
+            InputError: it is not registered.
+            ConfigError: no capacity would be left for other adapters.
         """
         with self._lock:
             if name not in self._loaders:
                 raise InputError(self._unknown(name))
-            chosen = AdapterRef(name)
-            if pinned and len(self._pinned | {chosen}) >= self._slots:
+            ref = AdapterRef(name)
+            if pinned and len(self._pinned | {ref}) >= self._capacity:
                 raise ConfigError(
-                    f"All {self._slots} slots of the bank would be pinned: make it larger (--max-active-adapters)."
+                    f"All {self._capacity} adapters that the cache holds would be pinned: raise --max-active-adapters."
                 )
-            (self._pinned.add if pinned else self._pinned.discard)(chosen)
-            return self._resident.get(chosen)
+            (self._pinned.add if pinned else self._pinned.discard)(ref)
+            return self._cached.get(ref)
 
-    def prefetch(self, chosen: AdapterRef) -> None:
-        """Start to read an adapter that a batch will soon use, unless it is in memory; return at once.
+    def prefetch(self, ref: AdapterRef) -> None:
+        """Start reading an adapter that a batch will use soon, unless it is cached or unknown; return at once.
 
-        It takes the place of one that was used longer ago. At most half of the slots are filled ahead: where more were, some
-        would be gone before they were used.
+        The least recently used adapter makes room for it. Prefetched adapters fill at most half of the capacity: with more,
+        some would be evicted before they are used.
         """
         with self._lock:
-            loader = self._loaders.get(chosen.name)
-            if loader is None or chosen in self._resident or self._ahead >= self._slots // 2:
+            loader = self._loaders.get(ref.key)
+            if loader is None or ref in self._cached or self._prefetched >= self._capacity // 2:
                 return
-            with suppress(RuntimeError):  # no thread to be had: then the batch reads it
-                made = CachedAdapter(chosen, loader, ahead=True)
-                self._reader.submit(partial(self._read_ahead, made))
-                self._add(made)
-                self._ahead += 1
+            with suppress(RuntimeError):  # no thread could be started: the batch will read it
+                adapter = CachedAdapter(ref, loader, prefetched=True)
+                self._reader.submit(partial(self._read_ahead, adapter))
+                self._insert(adapter)
+                self._prefetched += 1
 
-    def _read_ahead(self, resident: CachedAdapter) -> None:
+    def _read_ahead(self, adapter: CachedAdapter) -> None:
         with self._lock:
-            if resident.started or resident.leaving:
+            if adapter.read_started or adapter.dropped:
                 return
-            resident.started = True
-            resident.users += 1
-        with suppress(Exception):  # the batch that needs it tries again, and its caller is told
-            self._read(resident)
+            adapter.read_started = True
+            adapter.users += 1
+        with suppress(Exception):  # the batch that needs it reads it again, and its caller gets the error
+            self._read(adapter)
             with self._lock:
-                self._leave(resident)
+                self._release(adapter)
 
     @contextmanager
-    def held(self, wanted: Iterable[AdapterRef]) -> Iterator[dict[AdapterRef, CachedAdapter]]:
-        """Have all that is ``wanted`` in memory, read if it is not there, until the block ends.
+    def held(self, refs: Iterable[AdapterRef]) -> Iterator[dict[AdapterRef, CachedAdapter]]:
+        """Hold adapters in memory until the block ends; those that are not cached are read first.
 
         Args:
-            wanted: the adapter of every row; each counts as found or missed.
+            refs: the adapter of every row; each row counts as a hit or a miss.
 
         Raises:
-            InputError: one is not known, or cannot be read.
+            InputError: an adapter is not registered, or cannot be read.
         """
         held: dict[AdapterRef, CachedAdapter] = {}
-        again = 0
+        repeats = 0
         try:
-            for chosen in wanted:
-                if chosen in held:
-                    again += 1
+            for ref in refs:
+                if ref in held:
+                    repeats += 1
                 else:
-                    held[chosen] = self._take(chosen)
+                    held[ref] = self._acquire(ref)
             yield held
         finally:
             with self._lock:
-                self.hits += again
-                for resident in held.values():
-                    self._leave(resident)
+                self.hits += repeats
+                for adapter in held.values():
+                    self._release(adapter)
 
-    def _take(self, chosen: AdapterRef) -> CachedAdapter:
-        """Return an adapter, for as long as :meth:`_leave` is not called; errors as :meth:`held`."""
+    def _acquire(self, ref: AdapterRef) -> CachedAdapter:
+        """Return an adapter that stays in memory until :meth:`_release`; errors as :meth:`held`."""
         while True:
             with self._lock:
-                found = self._resident.get(chosen)
-                if found is None:
-                    loader = self._loaders.get(chosen.name)
+                adapter = self._cached.get(ref)
+                if adapter is None:
+                    loader = self._loaders.get(ref.key)
                     if loader is None:
-                        raise InputError(self._unknown(chosen.name))
-                    found = CachedAdapter(chosen, loader)
-                    self._add(found)
+                        raise InputError(self._unknown(ref.key))
+                    adapter = CachedAdapter(ref, loader)
+                    self._insert(adapter)
                 else:
-                    self.hits += not found.ahead  # reading it ahead counted as a miss
-                    self._no_longer_ahead(found)
-                    self._resident.move_to_end(chosen)
-                found.users += 1
-                ours, found.started = not found.started, True
-            if ours:
-                self._read(found)  # without the lock: others go on meanwhile
-                return found
+                    self.hits += not adapter.prefetched  # prefetching it counted as a miss
+                    self._clear_prefetched(adapter)
+                    self._cached.move_to_end(ref)
+                adapter.users += 1
+                read_here, adapter.read_started = not adapter.read_started, True
+            if read_here:
+                self._read(adapter)  # without the lock, so that other threads can go on
+                return adapter
             try:
-                found.tried.wait()
-                if found.usable:
-                    return found
+                adapter.read_done.wait()
+                if adapter.ready:
+                    return adapter
             except BaseException:
                 with self._lock:
-                    self._leave(found)
+                    self._release(adapter)
                 raise
-            with self._lock:  # who was to read it could not: learn the reason by trying it ourselves
-                self._leave(found)
+            with self._lock:  # another thread failed to read it: try it here, to raise the reason
+                self._release(adapter)
 
-    def _add(self, resident: CachedAdapter) -> None:
-        """Make room for an adapter that is about to be read."""
+    def _insert(self, adapter: CachedAdapter) -> None:
+        """Add an adapter that is about to be read, and evict the least recently used ones beyond the capacity."""
         self.misses += 1
-        self._resident[resident.chosen] = resident
-        self._evict()
-
-    def _read(self, resident: CachedAdapter) -> None:
-        """Bring an adapter to a place; where that fails, nothing is left of it."""
-        try:
-            arrays = resident.loader()
-            with self._lock:
-                shelf = self._shelves.fitting(arrays)
-                while not shelf.free:
-                    self._freed.wait()
-                resident.shelf, resident.place = shelf, shelf.free.pop()
-            shelf.write(resident.place, arrays, resident.chosen.strength)
-            resident.labels = {
-                head: arrays[f"{head}.bias"].shape[-1] for head in self._shelves.heads if f"{head}.bias" in arrays
-            }
-            resident.usable = True
-        except BaseException:
-            with self._lock:
-                if self._resident.get(resident.chosen) is resident:
-                    self._drop(resident.chosen)
-                self._leave(resident)
-            raise
-        finally:
-            resident.tried.set()
-
-    def _evict(self) -> None:
-        """Let go of the adapters used longest ago."""
-        more = len(self._resident) - self._slots
-        if more > 0:
-            evictable = (chosen for chosen in self._resident if chosen not in self._pinned)
-            for chosen in list(itertools.islice(evictable, more)):
-                self._drop(chosen)
+        self._cached[adapter.ref] = adapter
+        excess = len(self._cached) - self._capacity
+        if excess > 0:
+            evictable = (ref for ref in self._cached if ref not in self._pinned)
+            for ref in list(itertools.islice(evictable, excess)):
+                self._drop(ref)
                 self.evictions += 1
 
-    def _drop(self, chosen: AdapterRef) -> None:
-        resident = self._resident.pop(chosen)
-        resident.leaving = True
-        self._no_longer_ahead(resident)
-        self._free(resident)
+    def _read(self, adapter: CachedAdapter) -> None:
+        """Read an adapter into a bucket; if that fails, remove every trace of it."""
+        try:
+            arrays = adapter.loader()
+            with self._lock:
+                bucket = self._buckets.bucket_for(arrays)
+                while not bucket.free:
+                    self._index_freed.wait()
+                adapter.bucket, adapter.index = bucket, bucket.free.pop()
+            bucket.write(adapter.index, arrays, adapter.ref.strength)
+            adapter.labels = {
+                head: arrays[f"{head}.bias"].shape[-1] for head in self._buckets.heads if f"{head}.bias" in arrays
+            }
+            adapter.ready = True
+        except BaseException:
+            with self._lock:
+                if self._cached.get(adapter.ref) is adapter:
+                    self._drop(adapter.ref)
+                self._release(adapter)
+            raise
+        finally:
+            adapter.read_done.set()
 
-    def _no_longer_ahead(self, resident: CachedAdapter) -> None:
-        self._ahead -= resident.ahead
-        resident.ahead = False
+    def _drop(self, ref: AdapterRef) -> None:
+        adapter = self._cached.pop(ref)
+        adapter.dropped = True
+        self._clear_prefetched(adapter)
+        self._free_index(adapter)
 
-    def _leave(self, resident: CachedAdapter) -> None:
-        resident.users -= 1
-        self._free(resident)
+    def _clear_prefetched(self, adapter: CachedAdapter) -> None:
+        self._prefetched -= adapter.prefetched
+        adapter.prefetched = False
 
-    def _free(self, resident: CachedAdapter) -> None:
-        """Free the place of an adapter that has left and that nobody uses."""
-        if resident.leaving and not resident.users and resident.shelf is not None:
-            resident.shelf.free.append(resident.place)
-            self._freed.notify_all()  # they may wait for different shelves
+    def _release(self, adapter: CachedAdapter) -> None:
+        adapter.users -= 1
+        self._free_index(adapter)
 
-    def _unknown(self, name: str) -> str:
-        known = sorted(self._loaders)
-        return f"There is no adapter '{name}': " + (f"known are {some_of(known)}." if known else "none is loaded.")
+    def _free_index(self, adapter: CachedAdapter) -> None:
+        """Free the index of an adapter that was dropped and that no batch uses."""
+        if adapter.dropped and not adapter.users and adapter.bucket is not None:
+            adapter.bucket.free.append(adapter.index)
+            self._index_freed.notify_all()  # waiting threads may need different buckets
+
+    def _unknown(self, name: AdapterName) -> str:
+        known = sorted({str(name) for name in self._loaders})
+        return f"There is no adapter '{name}': " + (f"known are {some_of(known)}." if known else "none is registered.")
 
     @property
-    def names(self) -> list[str]:
-        """Every name known, sorted."""
+    def names(self) -> list[AdapterName]:
+        """Every registered name, sorted."""
         with self._lock:
-            return sorted(self._loaders)
+            return sorted(self._loaders, key=str)
 
     @property
-    def resident(self) -> list[str]:
-        """The names in memory, the one used last at the end."""
+    def cached(self) -> list[AdapterName]:
+        """The names in memory, the most recently used last; one cached at two strengths appears twice."""
         with self._lock:
-            return [chosen.name for chosen in self._resident]
+            return [ref.key for ref in self._cached]

@@ -1,4 +1,4 @@
-"""A thread that does what it is told one after the other, and does not keep the program from ending."""
+"""A background thread that runs jobs one after another and does not keep the program from exiting."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Job = Callable[[], None]
 
 
 class Prefetcher:
-    """Starts its thread with the first job and ends it when nobody refers to this object any more.
+    """Starts its thread with the first job and ends it once the object is garbage-collected.
 
-    An executor of the standard library would be waited for when the program ends, however long a file system does not answer.
+    The standard library's executors are joined when the program exits, however long a file system takes to respond.
     """
 
     def __init__(self) -> None:
@@ -25,10 +25,10 @@ class Prefetcher:
         weakref.finalize(self, self._jobs.put, None)
 
     def submit(self, job: Job) -> None:
-        """Queue a job, which raises nothing.
+        """Queue a job, which must not raise.
 
         Raises:
-            RuntimeError: the system gives no thread.
+            RuntimeError: the system cannot start another thread.
         """
         with self._lock:
             if not self._started:
@@ -40,4 +40,4 @@ class Prefetcher:
 def _work(jobs: SimpleQueue[Job | None]) -> None:
     while (job := jobs.get()) is not None:
         job()
-        del job  # it may hold the last reference to what submitted it
+        del job  # it may hold the last reference to the Prefetcher that queued it

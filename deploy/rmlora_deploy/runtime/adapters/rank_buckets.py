@@ -1,6 +1,7 @@
-"""Where adapters lie in memory: every slot of the graph has one array, with a place for each of many adapters.
+"""Memory for adapters: one array per LoRA input of the graph, with an index for each of many adapters.
 
-A run is handed these arrays as they are, and which places its rows use. A place is written while no run uses it.
+A run is handed these arrays as they are, together with the index of each row's adapter. An index is written only while no run
+uses it.
 """
 
 from __future__ import annotations
@@ -17,73 +18,75 @@ from rmlora.errors import ConfigError
 from rmlora_converters.graph.files.onnx_adapter import AdapterArrays, Layout
 from rmlora_deploy.runtime.binding import BoundInputs
 
-__all__ = ["BASE", "BucketShape", "RankBucket", "RankBuckets"]
+__all__ = ["BASE_INDEX", "BucketShape", "RankBucket", "RankBuckets"]
 
 AnyArray = npt.NDArray[Any]
 
-BASE = 0
-"""The place whose rows answer as the base."""
-_RANK, _LABELS = 8, 16
-"""The smallest places; larger ones are twice as large each, so that adapters of about one size share a shelf."""
+BASE_INDEX = 0
+"""The index that holds no adapter: its rows give the base model's output."""
+_MIN_RANK, _MIN_LABELS = 8, 16
+"""The smallest sizes. Larger ones are these doubled, so that adapters of similar size share a bucket."""
 
 
 class BucketShape(NamedTuple):
-    """What a place holds."""
+    """The size of every adapter in a bucket; smaller adapters are padded with zeros."""
 
     rank: int
     labels: tuple[int, ...]
-    """Outputs of every head; 0 where the base's own answers."""
+    """Outputs of each head; 0 where the base model's own head is used."""
 
 
 class RankBucket:
-    """Places of one size.
+    """Arrays for adapters that are padded to one shape.
 
     Args:
-        defaults: slot → what the base has there, ``rows`` = 1.
-        size: of a place.
-        places: how many, besides the base's. Memory is taken when a place is first written.
+        defaults: LoRA input → the base model's values, ``[1, …]``.
+        shape: size of every adapter.
+        capacity: adapters that fit, in addition to the base. The operating system provides the memory as indices are first
+            written.
     """
 
-    def __init__(self, defaults: Mapping[str, AnyArray], size: BucketShape, places: int) -> None:
+    def __init__(self, defaults: Mapping[str, AnyArray], shape: BucketShape, capacity: int) -> None:
         self._defaults = defaults
-        labels = dict(zip(_heads(defaults), size.labels, strict=True))
+        labels = dict(zip(_heads(defaults), shape.labels, strict=True))
         self.arrays = {
-            name: np.zeros(_shape(name, default, places + 1, size.rank, labels), default.dtype)
+            name: np.zeros(_array_shape(name, default, capacity + 1, shape.rank, labels), default.dtype)
             for name, default in defaults.items()
         }
-        self.free = list(range(places, BASE, -1))
-        """Places that nothing uses, the one to be taken next at the end."""
-        self.bound: list[BoundInputs] = []
-        """Bindings of the arrays that no run uses at the moment."""
+        """LoRA input → ``[capacity + 1, …]``."""
+        self.free = list(range(capacity, BASE_INDEX, -1))
+        """Unused indices; the next one to be taken is the last."""
+        self.idle_bindings: list[BoundInputs] = []
+        """Bindings of the arrays that no run is using."""
         self._bytes = [array.reshape(-1).view(np.uint8).data for array in self.arrays.values()]
-        """Every slot's array as bytes. Written through these, an array is copied without the interpreter's lock being let go
-        of: numpy does that for each of a hundred small arrays, and to get it back can take longer than the copy."""
-        self._plans: WeakKeyDictionary[Layout, _Plan] = WeakKeyDictionary()
-        self.write(BASE, {})
+        """Every array as bytes. Writing through these memory views keeps the interpreter lock; numpy would release it for
+        each of a hundred small arrays, and getting it back can take longer than the copy."""
+        self._copy_plans: WeakKeyDictionary[Layout, _CopyPlan] = WeakKeyDictionary()
+        self.write(BASE_INDEX, {})
 
-    def write(self, place: int, given: Mapping[str, AnyArray], strength: float = 1.0) -> None:
-        """Write an adapter to a place that no run uses.
+    def write(self, index: int, adapter: Mapping[str, AnyArray], strength: float = 1.0) -> None:
+        """Write an adapter to an index that no run uses.
 
         Args:
-            place: where.
-            given: slot → array with ``rows`` = 1; what is not in it becomes the base's.
-            strength: factor of the update.
+            index: where to write it.
+            adapter: LoRA input → ``[1, …]``; inputs it lacks get the base model's values.
+            strength: factor on the low-rank update.
         """
-        if not isinstance(given, AdapterArrays) or strength != 1.0:
-            self._write_parts(place, self.arrays, given, strength)
+        if not isinstance(adapter, AdapterArrays) or strength != 1.0:
+            self._write_padded(index, self.arrays, adapter, strength)
             return
-        if given.layout not in self._plans:
-            self._plans[given.layout] = _Plan.of(given.layout, self.arrays)
-        plan = self._plans[given.layout]
-        for slot, span in plan.whole:
+        if adapter.layout not in self._copy_plans:
+            self._copy_plans[adapter.layout] = _CopyPlan.of(adapter.layout, self.arrays)
+        plan = self._copy_plans[adapter.layout]
+        for number, span in plan.whole:
             size = span.stop - span.start
-            self._bytes[slot][place * size : (place + 1) * size] = given.data[span]
-        self._write_parts(place, plan.partial, given, strength)
+            self._bytes[number][index * size : (index + 1) * size] = adapter.data[span]
+        self._write_padded(index, plan.padded, adapter, strength)
 
-    def _write_parts(self, place: int, names: Iterable[str], given: Mapping[str, AnyArray], strength: float) -> None:
-        """Write the slots ``names``, with zeros where an array does not fill its part of the place."""
+    def _write_padded(self, index: int, names: Iterable[str], adapter: Mapping[str, AnyArray], strength: float) -> None:
+        """Write the LoRA inputs ``names`` and fill the rest of their arrays at this index with zeros."""
         for name in names:
-            kind, target, source = name.rpartition(".")[2], self.arrays[name][place], given.get(name)
+            kind, target, source = name.rpartition(".")[2], self.arrays[name][index], adapter.get(name)
             if kind == "lora_A":
                 rank = source.shape[2] if source is not None else 0
                 if source is not None:
@@ -102,86 +105,89 @@ class RankBucket:
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """How files of one layout are written."""
+class _CopyPlan:
+    """How adapter files of one layout are copied into a bucket."""
 
     whole: Sequence[tuple[int, slice]]
-    """Arrays that fill their part of a place: number of the slot, and where in the file it lies."""
-    partial: Sequence[str]
-    """Slots whose part is not filled, or that have no array in the file."""
+    """Arrays that need no padding: position of the LoRA input, and the array's bytes in the file."""
+    padded: Sequence[str]
+    """LoRA inputs that need padding, or for which the file has no array."""
 
     @classmethod
-    def of(cls, layout: Layout, arrays: Mapping[str, AnyArray]) -> _Plan:
-        """Make one for the arrays of a shelf."""
-        whole, partial = [], []
+    def of(cls, layout: Layout, arrays: Mapping[str, AnyArray]) -> _CopyPlan:
+        """Make the plan for copying files of ``layout`` into a bucket's ``arrays``."""
+        whole, padded = [], []
         for number, (name, array) in enumerate(arrays.items()):
             entry = layout.entries.get(name)
             if entry is not None and entry.shape == (1, *array.shape[1:]):
                 whole.append((number, slice(entry.start, entry.stop)))
             else:
-                partial.append(name)
-        return cls(whole, partial)
+                padded.append(name)
+        return cls(whole, padded)
 
 
 class RankBuckets:
-    """A shelf for every size that was needed.
+    """The buckets of a session, each created when the first adapter of its shape is loaded.
 
     Args:
-        defaults: slot → what the base has there, ``rows`` = 1.
-        places: of each shelf.
+        defaults: LoRA input → the base model's values, ``[1, …]``.
+        capacity: adapters that fit in each bucket.
     """
 
-    def __init__(self, defaults: Mapping[str, AnyArray], places: int) -> None:
-        self._defaults, self._places = defaults, places
+    def __init__(self, defaults: Mapping[str, AnyArray], capacity: int) -> None:
+        self._defaults, self._capacity = defaults, capacity
         self.heads = _heads(defaults)
         """Module paths of the heads, in the order of execution."""
-        self._shelves: dict[BucketShape, RankBucket] = {}
-        self._known: WeakKeyDictionary[Layout, RankBucket] = WeakKeyDictionary()
+        self._buckets: dict[BucketShape, RankBucket] = {}
+        self._by_layout: WeakKeyDictionary[Layout, RankBucket] = WeakKeyDictionary()
 
-    def fitting(self, arrays: Mapping[str, AnyArray]) -> RankBucket:
-        """Return the shelf for an adapter, with places as large as its largest rank and its heads need; one thread at a time.
+    def bucket_for(self, adapter: Mapping[str, AnyArray]) -> RankBucket:
+        """Return the bucket for an adapter: its largest rank and its heads fit. Not thread-safe.
 
         Raises:
-            ConfigError: there is no memory for them.
+            ConfigError: memory for a new bucket cannot be allocated.
         """
-        layout = arrays.layout if isinstance(arrays, AdapterArrays) else None
-        found = self._known.get(layout) if layout is not None else None
-        if found is None:
-            size = self._size(arrays)
-            if size not in self._shelves:
+        layout = adapter.layout if isinstance(adapter, AdapterArrays) else None
+        bucket = self._by_layout.get(layout) if layout is not None else None
+        if bucket is None:
+            shape = self._shape_for(adapter)
+            if shape not in self._buckets:
                 try:
-                    self._shelves[size] = RankBucket(self._defaults, size, self._places)
+                    self._buckets[shape] = RankBucket(self._defaults, shape, self._capacity)
                 except MemoryError:
                     raise ConfigError(
-                        f"There is no memory for {self._places} adapters of rank {size.rank}: keep fewer (--max-active-adapters)."
+                        f"There is not enough memory for {self._capacity} adapters of rank {shape.rank}: keep fewer in memory "
+                        "(--max-active-adapters)."
                     ) from None
-            found = self._shelves[size]
+            bucket = self._buckets[shape]
             if layout is not None:
-                self._known[layout] = found
-        return found
+                self._by_layout[layout] = bucket
+        return bucket
 
-    def _size(self, arrays: Mapping[str, AnyArray]) -> BucketShape:
-        rank = max((array.shape[2] for name, array in arrays.items() if name.endswith(".lora_A")), default=0)
+    def _shape_for(self, adapter: Mapping[str, AnyArray]) -> BucketShape:
+        rank = max((array.shape[2] for name, array in adapter.items() if name.endswith(".lora_A")), default=0)
         widths = (
-            max(item[f"{head}.bias"].shape[-1] for item in (self._defaults, arrays) if f"{head}.bias" in item)
+            max(item[f"{head}.bias"].shape[-1] for item in (self._defaults, adapter) if f"{head}.bias" in item)
             for head in self.heads
         )
-        return BucketShape(_doubled(_RANK, rank), tuple(_doubled(_LABELS, width) if width else 0 for width in widths))
+        return BucketShape(
+            _round_up(_MIN_RANK, rank), tuple(_round_up(_MIN_LABELS, width) if width else 0 for width in widths)
+        )
 
 
 def _heads(defaults: Mapping[str, AnyArray]) -> list[str]:
     return [name.removesuffix(".bias") for name in defaults if name.endswith(".bias")]
 
 
-def _doubled(start: int, least: int) -> int:
-    """Return ``start``, doubled until it is at least ``least``."""
-    while start < least:
-        start *= 2
-    return start
+def _round_up(size: int, least: int) -> int:
+    """Return ``size``, doubled until it is at least ``least``."""
+    while size < least:
+        size *= 2
+    return size
 
 
-def _shape(name: str, default: AnyArray, places: int, rank: int, labels: Mapping[str, int]) -> list[int]:
-    shape = [places, *default.shape[1:]]
+def _array_shape(name: str, default: AnyArray, indices: int, rank: int, labels: Mapping[str, int]) -> list[int]:
+    shape = [indices, *default.shape[1:]]
     if name.endswith(".lora_A"):
         shape[2] = rank
     elif name.endswith(".lora_B"):

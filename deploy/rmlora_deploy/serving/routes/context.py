@@ -1,4 +1,4 @@
-"""What routes get from the application."""
+"""Dependencies of the routes: the service, and the state of the request."""
 
 from __future__ import annotations
 

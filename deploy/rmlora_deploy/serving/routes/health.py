@@ -1,4 +1,4 @@
-"""What load balancers, Prometheus and the page ask."""
+"""Routes for load balancers, Prometheus and the page."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ router = APIRouter(tags=["Operation"], responses=declared(401))
 @router.get("/healthz")
 @router.get("/v2/health/live")
 async def live() -> dict[str, bool]:
-    """Say that the process works."""
+    """Say that the process is alive."""
     return {"live": True}
 
 
 @router.get("/readyz", responses=declared(503))
 @router.get("/v2/health/ready", responses=declared(503, protocol=True))
 async def ready(service: ServiceOf) -> dict[str, bool]:
-    """Say that requests are taken."""
+    """Say that the server accepts requests."""
     if service.stopping:
-        raise StoppingError("The server is stopping: ask another one.")
+        raise StoppingError("The server is shutting down: send the request to another one.")
     return {"ready": True}
 
 
@@ -40,5 +40,5 @@ async def metrics(service: ServiceOf) -> Response:
 
 @router.get("/stats")
 async def stats(service: ServiceOf) -> dict[str, Any]:
-    """Return what the page shows: the last minute's latency and batch sizes, the rows of every model, what is allowed."""
+    """Return what the page shows: the last minute's latency and batch sizes, each model's rows, and what is allowed."""
     return service.stats()

@@ -1,4 +1,4 @@
-"""Lists in requests of which the first wrong item is enough to refuse them: a large one would bring an error for each."""
+"""List types for requests that stop at the first invalid item; a long list would otherwise make an error for each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["FIRST_ERROR", "Ids", "ManyIds", "Texts"]
 
 
 class _FirstError(FailFast):
-    """As pydantic's, but it can stand in a union, whose members are hashed."""
+    """Pydantic's ``FailFast`` made hashable, which members of a union must be."""
 
     def __hash__(self) -> int:
         return hash(self.fail_fast)

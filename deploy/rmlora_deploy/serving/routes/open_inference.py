@@ -1,6 +1,6 @@
 """The Open Inference Protocol, version 2: raw tensors in, raw tensors out (KServe's and Triton's REST interface).
 
-``parameters.adapters`` names an adapter for each row; without it all rows use the model in the path.
+``parameters.adapters`` names a model for each row; without it, all rows use the model in the path.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pydantic import BaseModel, Field
 
 from rmlora._version import __version__
 from rmlora.errors import InputError
+from rmlora_deploy.bundles.manifest import TensorEntry
+from rmlora_deploy.runtime.adapters.adapter_ref import AdapterName
 from rmlora_deploy.serving.models import ServedModel
 from rmlora_deploy.serving.routes.context import ServiceOf, StateOf
 from rmlora_deploy.serving.routes.lists import FIRST_ERROR, Ids
@@ -26,9 +28,9 @@ router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=dec
 _TYPES = {"INT64": "int64", "INT32": "int32", "FP32": "float32", "FP16": "float16", "BOOL": "bool"}
 _NAMES = {"float": "FP32", "float16": "FP16", "int64": "INT64", "int32": "INT32", "bool": "BOOL"}
 BINARY_HEADER = "inference-header-content-length"
-NO_BINARY = "Tensors must come as JSON: this server does not take the binary extension (binary_data=False)."
+NO_BINARY = "Send tensors as JSON (binary_data=False): this server does not support the binary extension."
 _KINDS = {"i": "i", "f": "fi", "b": "b"}
-"""Kind of array → kinds that JSON may bring for it."""
+"""Kind of a numpy type → kinds of JSON values accepted for it."""
 _VERSION = "1"
 
 
@@ -41,8 +43,8 @@ class Tensor(BaseModel):
     data: list[Any] = Field(examples=[[[101, 2023, 102]]])
 
 
-class Wanted(BaseModel):
-    """An output that is asked for."""
+class RequestedOutput(BaseModel):
+    """An output to return."""
 
     name: str = Field(examples=["logits"])
 
@@ -50,18 +52,18 @@ class Wanted(BaseModel):
 class InferRequest(BaseModel):
     """What to compute."""
 
-    id: str | None = Field(None, description="Repeated in the answer.")
+    id: str | None = Field(None, description="Repeated in the response.")
     inputs: Annotated[list[Tensor], FIRST_ERROR] = Field(min_length=1, max_length=64)
-    outputs: Annotated[list[Wanted], FIRST_ERROR] | None = Field(None, max_length=64)
+    outputs: Annotated[list[RequestedOutput], FIRST_ERROR] | None = Field(None, max_length=64)
     parameters: dict[str, Any] = Field(
         default_factory=dict,
-        description="`adapters` names a model for each row; without it all are for the one in the path.",
+        description="`adapters` names a model for each row; without it, all rows use the one in the path.",
         examples=[{"adapters": ["spam"]}],
     )
 
 
 class OutputTensor(BaseModel):
-    """An output, flat."""
+    """An output; ``data`` is flat."""
 
     name: str
     datatype: Literal["FP32"]
@@ -70,7 +72,7 @@ class OutputTensor(BaseModel):
 
 
 class InferResponse(BaseModel):
-    """What was computed."""
+    """The outputs."""
 
     model_name: str
     model_version: str
@@ -95,31 +97,31 @@ async def server() -> dict[str, Any]:
 async def metadata(name: str, service: ServiceOf) -> dict[str, Any]:
     """Describe a model's tensors."""
     model = service.registry.model(name)
-    described = model.graph.bundle.manifest["model"]
+    graph = model.runner.bundle.manifest.model
     return {
         "name": name,
         "versions": [_VERSION],
         "platform": "onnxruntime_onnx",
-        "inputs": [_described(item) for item in described["inputs"]],
-        "outputs": [_described(item) for item in described["outputs"][:1]],
+        "inputs": [_described(item) for item in graph.inputs],
+        "outputs": [_described(item) for item in graph.outputs[:1]],
     }
 
 
 @router.get("/models/{name}/ready", responses=declared(404, protocol=True))
 @router.get("/models/{name}/versions/1/ready", responses=declared(404, protocol=True))
 async def ready(name: str, service: ServiceOf) -> dict[str, Any]:
-    """Say that a model can be asked."""
+    """Say that a model is ready."""
     return {"name": service.registry.model(name).id, "ready": True}
 
 
 @router.post("/models/{name}/infer", response_model=None, responses=_INFER)
 @router.post("/models/{name}/versions/1/infer", response_model=None, responses=_INFER)
 async def infer(name: str, body: InferRequest, request: Request, service: ServiceOf, state: StateOf) -> JSONResponse:
-    """Compute."""
+    """Run a model on raw tensors."""
     model = service.registry.model(name)
     if BINARY_HEADER in request.headers:
         raise InputError(NO_BINARY)
-    output = model.graph.bundle.manifest["model"]["outputs"][0]["name"]
+    output = model.runner.bundle.manifest.model.outputs[0].name
     if body.outputs and [item.name for item in body.outputs] != [output]:
         raise InputError(f"The model has one output: {output}.")
     if len({tensor.name for tensor in body.inputs}) < len(body.inputs):
@@ -127,39 +129,39 @@ async def infer(name: str, body: InferRequest, request: Request, service: Servic
     tensors = {tensor.name: _array(tensor) for tensor in body.inputs}
     count = len(next(iter(tensors.values())))
     adapters = _adapters(body.parameters.get("adapters"), model, count, service)
-    rows = service.tensor_rows(model.graph, tensors, adapters)
-    answers = await service.compute(model.graph, rows, model.id, state)
+    rows = service.tensor_rows(model.runner, tensors, adapters)
+    answers = await service.compute(model.runner, rows, model.id, state)
     if len({answer.shape for answer in answers}) > 1:
-        raise InputError("These adapters have different numbers of labels: ask them in requests of their own.")
+        raise InputError("These adapters have different numbers of labels: send a separate request for each.")
     result = np.stack(answers).astype(np.float32)
     if not np.isfinite(result).all():
         raise InputError("The model answers these tensors with NaN or infinity.")
-    made = {"name": output, "datatype": "FP32", "shape": list(result.shape), "data": result.ravel().tolist()}
+    tensor = {"name": output, "datatype": "FP32", "shape": list(result.shape), "data": result.ravel().tolist()}
     return JSONResponse(
-        {"model_name": name, "model_version": _VERSION, "id": body.id or state["request_id"], "outputs": [made]}
+        {"model_name": name, "model_version": _VERSION, "id": body.id or state["request_id"], "outputs": [tensor]}
     )
 
 
-def _adapters(value: Any, model: ServedModel, rows: int, service: ServiceOf) -> list[str | None]:
+def _adapters(value: Any, model: ServedModel, rows: int, service: ServiceOf) -> list[AdapterName | None]:
     if value is None:
         return [model.adapter] * rows
     if not isinstance(value, list) or len(value) != rows or not all(isinstance(item, str) for item in value):
         raise InputError(f"parameters.adapters must name a model for each of the {rows} rows.")
     named = [service.registry.model(item) for item in value]
-    if any(item.graph is not model.graph for item in named):
-        raise InputError("The rows of a request must be for models of one bundle.")
+    if any(item.runner is not model.runner for item in named):
+        raise InputError("All rows of a request must be for models of one bundle.")
     return [item.adapter for item in named]
 
 
 def _array(tensor: Tensor) -> np.ndarray:
     dtype = _TYPES.get(tensor.datatype)
     if dtype is None:
-        raise InputError(f"'{tensor.name}' has a datatype that is not known: use one of {', '.join(_TYPES)}.")
+        raise InputError(f"'{tensor.name}' has an unknown datatype: use one of {', '.join(_TYPES)}.")
     if any(size < 1 for size in tensor.shape):
         raise InputError(f"'{tensor.name}' needs a shape of positive sizes.")
     try:
         given = np.array(tensor.data)
-        if given.dtype.kind not in _KINDS[np.dtype(dtype).kind]:  # 4.5 is no integer, and "4" no number
+        if given.dtype.kind not in _KINDS[np.dtype(dtype).kind]:  # 4.5 is not an integer, and "4" is not a number
             raise ValueError
         with np.errstate(over="ignore"):
             values = given.astype(dtype).ravel()
@@ -167,11 +169,9 @@ def _array(tensor: Tensor) -> np.ndarray:
             raise ValueError
         return values.reshape(tensor.shape)
     except (ValueError, TypeError, OverflowError):
-        raise InputError(
-            f"The data of '{tensor.name}' are not {tensor.datatype} of the shape {tensor.shape}."
-        ) from None
+        raise InputError(f"The data of '{tensor.name}' is not {tensor.datatype} of the shape {tensor.shape}.") from None
 
 
-def _described(item: dict[str, Any]) -> dict[str, Any]:
-    shape = [size if isinstance(size, int) else -1 for size in item["shape"]]
-    return {"name": item["name"], "datatype": _NAMES.get(item["dtype"], item["dtype"].upper()), "shape": shape}
+def _described(item: TensorEntry) -> dict[str, Any]:
+    shape = [size if isinstance(size, int) else -1 for size in item.shape]
+    return {"name": item.name, "datatype": _NAMES.get(str(item.dtype), str(item.dtype).upper()), "shape": shape}

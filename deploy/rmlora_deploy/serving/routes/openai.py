@@ -1,4 +1,4 @@
-"""OpenAI's interface: ``/v1/models`` and ``/v1/embeddings``; ``model`` picks the adapter."""
+"""OpenAI's interface: ``/v1/models`` and ``/v1/embeddings``; ``model`` selects the adapter."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class EmbeddingsRequest(BaseModel):
 
     model: str = Field(description="A model for feature extraction.", examples=["sentences"])
     input: str | Texts | Ids | ManyIds = Field(
-        description="A text, or several; token ids are refused.", examples=[["Call now to win", "See you at eight"]]
+        description="One text or several; token ids are refused.", examples=[["Call now to win", "See you at eight"]]
     )
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, description="Only the model's own number is accepted.")
+    dimensions: int | None = Field(None, description="If given, it must be the model's own number.")
 
 
 @router.get("/models")
@@ -47,12 +47,12 @@ async def model(name: str, service: ServiceOf) -> dict[str, Any]:
 async def embeddings(body: EmbeddingsRequest, service: ServiceOf, state: StateOf) -> dict[str, Any]:
     """Embed texts."""
     model = service.registry.model(body.model)
-    if model.task != "feature-extraction":
-        raise ConfigError(f"'{model.id}' is for {model.task} and embeds nothing: POST /classify.")
+    if model.task.outputs.kind != "vector":
+        raise ConfigError(f"'{model.id}' is for {model.task.name} and has no embeddings: use POST /classify.")
     vectors, tokens = await service.ask(model, _texts(body.input), state)
     if body.dimensions not in (None, len(vectors[0])):
         raise ConfigError(
-            f"'{model.id}' has {len(vectors[0])} dimensions, and they cannot be cut to {body.dimensions}."
+            f"'{model.id}' has {len(vectors[0])} dimensions and cannot return {body.dimensions}: leave 'dimensions' out."
         )
     return {
         "object": "list",
@@ -69,12 +69,12 @@ def _texts(given: str | list[str] | list[int] | list[list[int]]) -> list[str]:
     """Return the texts of a request.
 
     Raises:
-        InputError: it has token ids. Clients send those of OpenAI's tokenizer, which mean other words to this model.
+        InputError: it has token ids. Clients send those of OpenAI's tokenizer, which stand for other words in this model.
     """
     texts = [given] if isinstance(given, str) else [item for item in given if isinstance(item, str)]
     if len(texts) < (1 if isinstance(given, str) else len(given)):
         raise InputError(
-            "The input has token ids, and other models' ids mean other words here: send texts (in LangChain, "
+            "The input has token ids, which stand for other words in this model: send texts (in LangChain, "
             "check_embedding_ctx_length=False)."
         )
     return texts
@@ -88,17 +88,17 @@ def _written(vector: np.ndarray, form: str) -> list[float] | str:
 
 
 def _card(model: ServedModel) -> dict[str, Any]:
-    """Describe a model as vLLM does, with what is known of it besides."""
+    """Describe a model as vLLM does, with more fields."""
     return {
         "id": model.id,
         "object": "model",
         "created": model.created,
         "owned_by": "rmlora-deploy",
-        "root": model.graph.name,
-        "parent": model.graph.name if model.adapter else None,
-        "task": model.task,
+        "root": model.runner.name,
+        "parent": model.runner.name if model.adapter is not None else None,
+        "task": model.task.name,
         "labels": list(model.labels),
         "rank": model.rank,
-        "bytes": model.nbytes if model.adapter else model.graph.bundle.manifest["model"]["bytes"],
-        "precision": model.graph.bundle.precision,
+        "bytes": model.nbytes if model.adapter is not None else model.runner.bundle.manifest.model.bytes,
+        "precision": model.runner.bundle.precision,
     }

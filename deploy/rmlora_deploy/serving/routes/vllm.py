@@ -1,4 +1,4 @@
-"""vLLM's interface: ``/classify``, and adapters that come and go."""
+"""vLLM's interface: ``/classify``, and loading and unloading adapters."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _UNLOADED = {"text/plain": {"example": "Success: LoRA adapter 'spam' removed suc
 
 
 class ClassifyRequest(BaseModel):
-    """Texts, or pictures as data URLs, to classify."""
+    """Texts, or images as data URLs, to classify."""
 
     model: str = Field(description="A bundle or one of its adapters.", examples=["spam"])
     input: str | Texts = Field(
-        description="A text, or several; for models of images, pictures as `data:image/png;base64,…`.",
+        description="One text or several; for image models, images as `data:image/png;base64,…`.",
         examples=["Call now to win", ["Call now to win", "See you at eight"]],
     )
 
@@ -38,13 +38,13 @@ class Classified(BaseModel):
     """The answer to one input."""
 
     index: int
-    label: str = Field(description="The likeliest.", examples=["spam"])
-    probs: list[float] = Field(description="Of every label, in the model's order.", examples=[[0.1, 0.9]])
+    label: str = Field(description="The most likely one.", examples=["spam"])
+    probs: list[float] = Field(description="Probability of each label, in the model's order.", examples=[[0.1, 0.9]])
     num_classes: int = Field(examples=[2])
 
 
 class Usage(BaseModel):
-    """What was read."""
+    """Tokens read."""
 
     prompt_tokens: int
     total_tokens: int
@@ -65,9 +65,9 @@ class Classification(BaseModel):
 class LoadRequest(BaseModel):
     """An adapter to load."""
 
-    lora_name: str = Field(description="Its name from now on.", examples=["spam"])
+    lora_name: str = Field(description="The name to give it.", examples=["spam"])
     lora_path: str = Field(
-        description="Directory of the adapter package, in one of the server's --adapter-dir.", examples=["spam-v2"]
+        description="Directory of the adapter package, inside one of the server's --adapter-dir.", examples=["spam-v2"]
     )
 
 
@@ -79,15 +79,15 @@ class UnloadRequest(BaseModel):
 
 @router.post("/classify", response_model=None, responses={200: {"model": Classification}, **declared(504)})
 async def classify(body: ClassifyRequest, service: ServiceOf, state: StateOf) -> JSONResponse:
-    """Classify texts or pictures; ``model`` picks the adapter."""
+    """Classify texts or images; ``model`` selects the adapter."""
     model = service.registry.model(body.model)
-    if not model.task.endswith("classification"):
-        raise ConfigError(f"'{model.id}' is for {model.task} and classifies nothing: POST /v1/embeddings.")
+    if model.task.outputs.kind != "scores":
+        raise ConfigError(f"'{model.id}' is for {model.task.name} and has no labels: use POST /v1/embeddings.")
     inputs = [body.input] if isinstance(body.input, str) else body.input
     answers, tokens = await service.ask(model, inputs, state)
     data = []
     for number, logits in enumerate(answers):
-        prediction = to_prediction(logits, model.labels, model.graph.bundle)
+        prediction = to_prediction(logits, model.labels, model.runner.bundle)
         shares = dict(prediction.ranking)
         data.append(
             {
@@ -97,7 +97,7 @@ async def classify(body: ClassifyRequest, service: ServiceOf, state: StateOf) ->
                 "num_classes": len(model.labels),
             }
         )
-    made = {
+    content = {
         "id": f"classify-{uuid.uuid4().hex}",
         "object": "list",
         "created": int(time.time()),
@@ -105,13 +105,13 @@ async def classify(body: ClassifyRequest, service: ServiceOf, state: StateOf) ->
         "data": data,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0},
     }
-    return JSONResponse(made)
+    return JSONResponse(content)
 
 
 @router.post(
     "/v1/load_lora_adapter",
     response_class=PlainTextResponse,
-    responses={200: {"description": "It can be asked.", "content": _LOADED}, **declared(403)},
+    responses={200: {"description": "The adapter is loaded.", "content": _LOADED}, **declared(403)},
 )
 async def load_lora_adapter(body: LoadRequest, service: ServiceOf) -> str:
     """Load an adapter package from one of the server's directories."""
@@ -122,9 +122,9 @@ async def load_lora_adapter(body: LoadRequest, service: ServiceOf) -> str:
 @router.post(
     "/v1/unload_lora_adapter",
     response_class=PlainTextResponse,
-    responses={200: {"description": "It is served no longer.", "content": _UNLOADED}},
+    responses={200: {"description": "The adapter is unloaded.", "content": _UNLOADED}},
 )
 async def unload_lora_adapter(body: UnloadRequest, service: ServiceOf) -> str:
-    """Serve an adapter no longer; what is under way ends with it."""
+    """Unload an adapter; batches that use it already are completed."""
     await run_in_threadpool(service.registry.unload, body.lora_name)
     return f"Success: LoRA adapter '{body.lora_name}' removed successfully."

@@ -1,4 +1,4 @@
-"""What an application on Ray is made of, and how large it is."""
+"""What is served on Ray, and at which scale, as plain values."""
 
 from __future__ import annotations
 
@@ -11,29 +11,32 @@ from typing import Any
 from rmlora.errors import ConfigError
 from rmlora_deploy.serving.serve_settings import ServeSettings
 
-__all__ = ["INGRESS", "REPLICA", "Application", "Scale"]
+__all__ = ["APPLICATION", "INGRESS", "REPLICA", "Application", "Scale"]
 
+APPLICATION = "rmlora"
+"""Name of the application in Ray Serve."""
 REPLICA, INGRESS = "Replica", "Ingress"
-"""Names of the two deployments."""
+"""Names of its two deployments."""
 
-_KEY = "RMLORA_API_KEY"
+_KEY_VARIABLE = "RMLORA_API_KEY"
 _DEVICES = ("cuda", "tensorrt")
 
 
 @dataclass(frozen=True)
 class Application:
-    """What is served; as plain values it is ``args`` in a config file."""
+    """What is served. As plain values, it is ``args`` in a config file."""
 
     bundles: Mapping[str, str]
-    """Name → directory, readable on every node."""
+    """Name → directory, which every node must be able to read."""
     shared_dir: str
-    """Where loaded adapters lie, one directory for all nodes."""
+    """Directory for adapters loaded at run time, the same one on all nodes."""
     settings: ServeSettings
-    """Without the key, which every process takes from its environment: what Ray stores can be read by many."""
+    """Without the key, because what Ray stores can be read by many; every process takes it from its environment."""
     key_required: bool = False
+    """True if a process without a key in its environment must not start."""
 
     def to_args(self) -> dict[str, Any]:
-        """Return it as plain values, settings only where they differ from the defaults."""
+        """Return it as plain values, with the settings that differ from the defaults."""
         settings = {
             item.name: getattr(self.settings, item.name)
             for item in fields(ServeSettings)
@@ -50,20 +53,22 @@ class Application:
 
     @classmethod
     def from_args(cls, args: Mapping[str, Any]) -> Application:
-        """Return what :meth:`to_args` gave.
+        """Return the application that :meth:`to_args` described.
 
         Raises:
-            ConfigError: a key is missing or unknown, or a setting cannot work.
+            ConfigError: a key is missing or unknown, or a setting is invalid.
         """
         known = {item.name for item in fields(cls)}
         settings = dict(args.get("settings") or {})
         unknown = sorted(set(args) - known) + sorted(set(settings) - {item.name for item in fields(ServeSettings)})
         if unknown or "api_key" in settings:
             raise ConfigError(
-                f"'{(unknown or ['api_key'])[0]}' does not belong into the args: the key is read from {_KEY}."
+                f"'{unknown[0]}' is not a known argument: remove it from 'args'."
+                if unknown
+                else f"'api_key' does not belong in 'args': set {_KEY_VARIABLE} in the environment of every node."
             )
         if not args.get("bundles") or not args.get("shared_dir"):
-            raise ConfigError("The args need 'bundles' (name: directory) and 'shared_dir'.")
+            raise ConfigError("'args' needs 'bundles' (name: directory) and 'shared_dir'.")
         settings["adapter_dirs"] = tuple(Path(path) for path in settings.get("adapter_dirs", ()))
         settings.setdefault("threads", 1)
         return cls(
@@ -75,20 +80,22 @@ class Application:
         """Return the settings with the key from this process's environment.
 
         Raises:
-            ConfigError: there must be one and there is none.
+            ConfigError: the application needs a key and there is none.
         """
-        key = os.environ.get(_KEY) or None
+        key = os.environ.get(_KEY_VARIABLE) or None
         if key is None and self.key_required:
-            raise ConfigError(f"{_KEY} is not set in the environment of this node, and the application needs a key.")
+            raise ConfigError(
+                f"{_KEY_VARIABLE} is not set in the environment of this node, and the application needs a key."
+            )
         return replace(self.settings, api_key=key)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How many processes, and how Ray treats them."""
+    """How many processes run, and what each may use."""
 
     replicas: int | None = None
-    """A fixed number; None lets it follow the load."""
+    """A fixed number; None scales with the load."""
     min_replicas: int = 1
     max_replicas: int = 2
     ingress_replicas: int = 2
@@ -98,13 +105,15 @@ class Scale:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}.")
         if self.min_replicas > self.max_replicas:
-            raise ConfigError(f"--min-replicas {self.min_replicas} is more than --max-replicas {self.max_replicas}.")
+            raise ConfigError(
+                f"--min-replicas {self.min_replicas} is more than --max-replicas {self.max_replicas}: lower it."
+            )
 
     def options(self, settings: ServeSettings) -> dict[str, dict[str, Any]]:
         """Return Ray Serve's options for each deployment.
 
-        A replica is busy with as many requests as its batch has rows; four times that may be under way in it, and the
-        rest waits before it, so that what waits can still go to another replica.
+        A replica is busy once it has as many requests as its batch has rows. Four times that many may be in progress in
+        it; the rest waits outside, from where it can still go to another replica.
         """
         shutdown = {"graceful_shutdown_timeout_s": settings.drain + 5, "graceful_shutdown_wait_loop_s": 0.5}
         health = {"health_check_period_s": 5, "health_check_timeout_s": 15}

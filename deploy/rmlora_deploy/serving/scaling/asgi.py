@@ -1,4 +1,4 @@
-"""An HTTP request as one value, so that it can be sent to another process and answered there by an ASGI application."""
+"""An HTTP request as one value, which can be sent to another process and answered there by an ASGI application."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ async def read_call(scope: Scope, receive: Receive) -> Call:
     return Call(scope["method"], scope["path"], scope.get("query_string", b""), headers, b"".join(parts))
 
 
-_OURS = (b"content-length", b"x-request-id", b"x-content-type-options")
-"""Headers that are set here, or by the guards around whoever sends the response on."""
+_SET_HERE = (b"content-length", b"x-request-id", b"x-content-type-options")
+"""Headers that are set here, or by the middleware around whoever forwards the response."""
 
 
 async def send_reply(reply: Reply, send: Send) -> None:
     """Send a response that came from another process."""
-    headers = [(name, value) for name, value in reply.headers if name.lower() not in _OURS]
+    headers = [(name, value) for name, value in reply.headers if name.lower() not in _SET_HERE]
     headers.append((b"content-length", str(len(reply.body)).encode()))
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": reply.body})
 
 
 async def answer_call(app: ASGIApp, call: Call) -> Reply:
-    """Return the answer of ``app`` in this process."""
+    """Return the response of ``app``, run in this process."""
     scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -77,7 +77,7 @@ async def answer_call(app: ASGIApp, call: Call) -> Reply:
 
     async def receive() -> Message:
         if not body:
-            await asyncio.Event().wait()  # a caller that goes away cancels this task instead
+            await asyncio.Event().wait()  # wait for ever: if the caller goes away, this task is canceled
         return body.pop()
 
     async def send(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""The config file for ``serve deploy``, and for the RayService of a Kubernetes cluster."""
+"""Writes the config file for ``serve deploy`` and for a RayService on Kubernetes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from rmlora.storage import atomic_file
-from rmlora_deploy.serving.scaling.application import Application, Scale
-from rmlora_deploy.serving.scaling.ray_start import APPLICATION
+from rmlora_deploy.serving.scaling.application import APPLICATION, Application, Scale
 
 __all__ = ["describe_application", "write_config"]
 
 _HEAD = """\
 # Written by  rmlora-deploy serve --ray --write-config.  Deploy it on the cluster with  serve deploy {name}
 # Every node needs the bundles and shared_dir under these paths{key}.
-# A new bundle goes into a new directory: change its path here and deploy again, and replicas are replaced one by one.
+# To release a new bundle, put it into a new directory, change its path here and deploy again: Ray replaces the replicas
+# one by one.
 """
 _KEY = ", and RMLORA_API_KEY in its environment"
 
@@ -23,7 +23,7 @@ _KEY = ", and RMLORA_API_KEY in its environment"
 def describe_application(
     application: Application, scale: Scale, adapter_dirs: Sequence[Path], *, host: str, port: int
 ) -> dict[str, Any]:
-    """Return the config as plain values; numbers and resources are where Ray's documents look for them."""
+    """Return the config as plain values, with replica counts and resources where Ray's documentation has them."""
     args = application.to_args()
     if adapter_dirs:
         args["settings"]["adapter_dirs"] = [str(path) for path in adapter_dirs]
@@ -35,7 +35,7 @@ def describe_application(
             {
                 "name": APPLICATION,
                 "route_prefix": "/",
-                "import_path": "rmlora_deploy.serving.scaling.ray_app:build",
+                "import_path": "rmlora_deploy.serving.scaling.deployments:build",
                 "args": args,
                 "deployments": deployments,
             }
@@ -46,7 +46,7 @@ def describe_application(
 def write_config(
     path: Path, application: Application, scale: Scale, adapter_dirs: Sequence[Path], *, host: str, port: int
 ) -> None:
-    """Write the config file; ``adapter_dirs`` are the cluster's, of which there need be none here."""
+    """Write the config file; ``adapter_dirs`` are paths on the cluster and need not exist on this machine."""
     import yaml
 
     head = _HEAD.format(name=path.name, key=_KEY if application.key_required else "")

@@ -1,8 +1,8 @@
-"""The actor that keeps the table of loaded adapters, and knows which replicas have taken over its latest version.
+"""The actor that holds the adapter state and knows which replicas have taken over its latest version.
 
-A change is finished only when every replica has it. A replica that cannot be asked is waited for as long as it may still
-answer from what it knew: its *lease*, which ends :data:`LEASE` seconds after it last began to ask for changes. So once a
-load or unload has returned, no replica answers by the table before it.
+A change is complete only when every replica has it. If a replica does not answer, the coordinator waits until its *lease*
+has ended, :data:`LEASE` seconds after the replica last began to ask for changes; from then on the replica refuses requests.
+So once a load or unload has returned, no replica answers by an older state.
 """
 
 from __future__ import annotations
@@ -16,29 +16,33 @@ from pathlib import Path
 from typing import Any
 
 from rmlora.errors import ConfigError
+from rmlora_deploy.runtime.adapters.adapter_ref import AdapterKey
 from rmlora_deploy.serving.scaling.adapter_state import AdapterState, LoadedAdapter
 
 __all__ = ["LEASE", "Coordinator", "open_coordinator"]
 
 LEASE = 10.0
-"""Seconds for which a replica may trust what it was told."""
+"""Seconds for which a replica may rely on the state it was given."""
 _POLLS = 5
-"""Questions in a lease, if there are no changes: so long each is held back."""
+"""Polls per lease while nothing changes: each is held back for that part of it."""
 _FILE = "adapters.json"
 _NAMESPACE = "rmlora"
 
 
 @dataclass(frozen=True)
-class _Follower:
-    """What is known of a replica."""
+class _KnownReplica:
+    """What a replica said when it last asked for changes."""
 
     version: int
-    heard: float
+    """The state it has."""
+    asked: float
+    """When (``time.monotonic()``)."""
     report: Any
+    """Its figures."""
 
 
 class Coordinator:
-    """The table, in memory and in the shared directory; runs as an actor (one event loop, no threads).
+    """Holds the adapter state, in memory and in the shared directory; runs as an actor (one event loop, no threads).
 
     Args:
         directory: shared directory.
@@ -47,60 +51,67 @@ class Coordinator:
 
     def __init__(self, directory: str, lease: float = LEASE) -> None:
         self._file, self._lease, self._poll = Path(directory) / _FILE, lease, lease / _POLLS
-        self._watchers: dict[str, _Follower] = {}
+        self._replicas: dict[str, _KnownReplica] = {}
         self._changed = asyncio.Condition()
         self._settled_from = 0.0
+        """Before this time, replicas that this coordinator does not know of may exist."""
         if self._file.is_file():
-            self._table = AdapterState.read(self._file)
-            self._settled_from = time.monotonic() + lease  # replicas may trust what another keeper told them
+            self._state = AdapterState.read(self._file)
+            self._settled_from = time.monotonic() + lease  # leases given by an earlier coordinator
         else:
-            self._table = AdapterState()
-            self._table.write(self._file)
+            self._state = AdapterState()
+            self._state.write(self._file)
 
-    async def follow(self, replica: str, version: int, report: Any) -> AdapterState | None:
-        """Return the table once it is newer than ``version``, which ``replica`` has; None if it is not for a while."""
-        self._watchers[replica] = _Follower(version, time.monotonic(), report)
+    async def watch(self, replica: str, version: int, report: Any) -> AdapterState | None:
+        """Wait for a change, and return the new state or None if there was none for a while.
+
+        Args:
+            replica: who asks; this renews its lease.
+            version: the state it has.
+            report: its figures, for :meth:`reports`.
+        """
+        self._replicas[replica] = _KnownReplica(version, time.monotonic(), report)
         async with self._changed:
             self._changed.notify_all()
-            if self._table.version <= version:
+            if self._state.version <= version:
                 try:
-                    await asyncio.wait_for(self._changed.wait_for(lambda: self._table.version > version), self._poll)
+                    await asyncio.wait_for(self._changed.wait_for(lambda: self._state.version > version), self._poll)
                 except TimeoutError:
                     return None
-            return self._table
+            return self._state
 
     async def leave(self, replica: str) -> None:
-        """Wait for ``replica`` no longer: it answers nothing more."""
-        self._watchers.pop(replica, None)
+        """Stop waiting for ``replica``, which answers no more requests."""
+        self._replicas.pop(replica, None)
 
     async def load(self, entry: LoadedAdapter) -> str | None:
-        """Add an adapter; returns when every replica has it, or why it cannot be."""
-        return await self._change(lambda table: table.load(entry))
+        """Add an adapter. Returns None once every replica has it, or the reason it cannot be added."""
+        return await self._change(lambda state: state.load(entry))
 
-    async def unload(self, name: str, generation: str) -> str | None:
-        """Take a loaded adapter away, of that generation only; returns when no replica has it."""
-        return await self._change(lambda table: table.unload(name, generation))
+    async def unload(self, key: AdapterKey) -> str | None:
+        """Remove a loaded adapter of exactly this generation. Returns None once no replica has it."""
+        return await self._change(lambda state: state.unload(key))
 
     async def remove(self, name: str, digest: str) -> str | None:
-        """Take an adapter of a bundle away; returns when no replica has it."""
-        return await self._change(lambda table: table.remove(name, digest))
+        """Remove an adapter of a bundle. Returns None once no replica has it."""
+        return await self._change(lambda state: state.remove(name, digest))
 
     async def reports(self) -> dict[str, Any]:
-        """Return what every replica last told of itself."""
-        self._forget()
-        return {replica: watcher.report for replica, watcher in self._watchers.items()}
+        """Return the latest figures of every replica."""
+        self._drop_expired()
+        return {name: replica.report for name, replica in self._replicas.items()}
 
     async def _change(self, change: Callable[[AdapterState], AdapterState]) -> str | None:
         try:
-            table = change(self._table)
+            state = change(self._state)
         except ConfigError as error:
             return str(error)
-        if table.version != self._table.version:
-            table.write(self._file)
-            self._table = table
+        if state.version != self._state.version:
+            state.write(self._file)
+            self._state = state
         async with self._changed:
             self._changed.notify_all()
-            while not self._settled(table.version):
+            while not self._settled(state.version):
                 try:
                     await asyncio.wait_for(self._changed.wait(), 0.2)
                 except TimeoutError:
@@ -108,22 +119,23 @@ class Coordinator:
         return None
 
     def _settled(self, version: int) -> bool:
-        self._forget()
-        everybody = all(watcher.version >= version for watcher in self._watchers.values())
-        return everybody and time.monotonic() >= self._settled_from
+        """Return True if no replica can answer by a state older than ``version``."""
+        self._drop_expired()
+        up_to_date = all(replica.version >= version for replica in self._replicas.values())
+        return up_to_date and time.monotonic() >= self._settled_from
 
-    def _forget(self) -> None:
-        """Drop replicas that may answer nothing any more."""
+    def _drop_expired(self) -> None:
+        """Drop the replicas whose lease has ended."""
         end = time.monotonic() - self._lease
-        for replica in [name for name, watcher in self._watchers.items() if watcher.heard < end]:
-            del self._watchers[replica]
+        for name in [name for name, replica in self._replicas.items() if replica.asked < end]:
+            del self._replicas[name]
 
 
 def open_coordinator(directory: str) -> Any:
-    """Return a handle on the keeper of ``directory``, which is started if there is none."""
+    """Return a handle on the coordinator of ``directory``, which is started if there is none."""
     import ray
 
-    name = "keeper-" + hashlib.sha256(str(Path(directory).resolve()).encode()).hexdigest()[:16]
+    name = "coordinator-" + hashlib.sha256(str(Path(directory).resolve()).encode()).hexdigest()[:16]
     actor = ray.remote(Coordinator).options(
         name=name, namespace=_NAMESPACE, lifetime="detached", get_if_exists=True, num_cpus=0,
         max_restarts=-1, max_concurrency=10_000,

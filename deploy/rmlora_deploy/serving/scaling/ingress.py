@@ -1,4 +1,4 @@
-"""The ingress: finds out which adapter a request is for, and has a replica answer it that has used it lately."""
+"""The ingress: reads which adapter a request is for and forwards it to a replica that has used this adapter lately."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from collections.abc import Collection
 from typing import Any
 from urllib.parse import unquote
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rmlora_deploy.serving.metrics import Metrics
-from rmlora_deploy.serving.middleware.guards import Middleware
+from rmlora_deploy.serving.middleware.stack import wrap
 from rmlora_deploy.serving.scaling.application import REPLICA, Application
 from rmlora_deploy.serving.scaling.asgi import Call, Reply, read_call, send_reply
 from rmlora_deploy.serving.scaling.coordinator import open_coordinator
 from rmlora_deploy.serving.scaling.metrics_aggregation import merge_metrics, merge_stats
 from rmlora_deploy.serving.schemas import error_body
 
-__all__ = ["Ingress", "named_adapter"]
+__all__ = ["Forward", "Ingress", "named_adapter"]
 
 _ATTEMPTS = 3
-"""How often a request is given to a replica; those that change something only once."""
+"""How many replicas are tried; a request that changes something is sent only once."""
 _PAUSE = 0.1
-"""Seconds before the second attempt; doubled for the next."""
-_REPORTS = 5.0
-"""Seconds in which the keeper must tell what it knows."""
-_LONGEST = 100
-"""Characters of a name that can be an adapter's."""
+"""Seconds before the second attempt; doubled before the third."""
+_REPORTS_TIMEOUT = 5.0
+"""Seconds within which the coordinator must return the replicas' figures."""
+_MAX_NAME = 100
+"""Characters of an adapter's name."""
 _log = logging.getLogger("rmlora.serve")
 
 
 class Ingress:
-    """ASGI application; Ray Serve copies it into every ingress replica, where it is set up by the first message."""
+    """ASGI application; Ray Serve copies it into every ingress process, where the first message sets it up."""
 
     def __init__(self, application: Application) -> None:
         self._application = application
@@ -43,35 +44,42 @@ class Ingress:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._app is None:
             settings = self._application.with_key()
-            self._app = Middleware(_Forward(self._application, settings.timeout), settings, Metrics())
+            self._app = wrap(Forward(_replicas(), self._application, settings.timeout), settings, Metrics())
         if scope["type"] == "lifespan":
-            await _live(receive, send)
+            await _answer_lifespan(receive, send)
         else:
             await self._app(scope, receive, send)
 
 
-class _Forward:
-    """What stands behind the guards."""
+class Forward:
+    """Forwards requests to the replicas; runs behind the middleware.
 
-    def __init__(self, application: Application, timeout: float) -> None:
-        from ray import serve
+    Args:
+        replicas: Ray Serve's handle on them.
+        application: what they serve.
+        timeout: seconds for an answer.
+    """
 
-        self._handle: Any = serve.get_deployment_handle(REPLICA, serve.get_replica_context().app_name)
-        self._answer = self._handle.answer
+    def __init__(self, replicas: Any, application: Application, timeout: float) -> None:
+        self._answer = replicas.answer
         self._application, self._timeout = application, timeout
-        self._keeper: Any = None
+        self._coordinator: Any = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call = await read_call(scope, receive)
+        try:
+            call = await read_call(scope, receive)
+        except HTTPException as error:  # the body is too large or too slow
+            await send_reply(_refuse(scope["path"], error.status_code, str(error.detail)), send)
+            return
         call.headers.append((b"x-request-id", scope["state"]["request_id"].encode()))
         if call.method == "GET" and call.path in ("/metrics", "/stats"):
-            reply = await self._observed(call.path)
+            reply = await self._aggregate(call.path)
         else:
             reply = await self._ask(call)
         await send_reply(reply, send)
 
     async def _ask(self, call: Call) -> Reply:
-        """Have a replica answer, another one if it dies or stops; what is left then is a 503."""
+        """Return a replica's reply; if a replica dies or is stopping, another one is asked, and in the end it is a 503."""
         from ray.exceptions import RayError, RayTaskError, TaskCancelledError
         from ray.serve.exceptions import BackPressureError, RayServeException
 
@@ -85,9 +93,9 @@ class _Forward:
             try:
                 reply: Reply = await asyncio.wait_for(method.remote(call), max(0.0, end - time.monotonic()))
             except TimeoutError:
-                return _refuse(call.path, 504, f"The answer did not come within {self._timeout:g} s: try again later.")
+                return _refuse(call.path, 504, f"There was no answer within {self._timeout:g} s: try again later.")
             except BackPressureError:
-                return _refuse(call.path, 429, "Too many requests wait already: try again in 1 s.")
+                return _refuse(call.path, 429, "Too many requests are waiting: try again in 1 s.")
             except (RayTaskError, TaskCancelledError) as error:
                 _log.error("a replica failed on a request to %s: %s", call.path, error)
                 return _refuse(call.path, 500, "The server failed on this request; the replica's log says why.")
@@ -98,19 +106,19 @@ class _Forward:
                 return reply
         return _refuse(call.path, 503, "No replica could answer: try again in 1 s.")
 
-    async def _observed(self, path: str) -> Reply:
-        """Return what all replicas tell of themselves."""
+    async def _aggregate(self, path: str) -> Reply:
+        """Return the metrics or stats of all replicas together."""
         from ray.exceptions import RayError
 
         try:
-            if self._keeper is None:
-                self._keeper = await asyncio.to_thread(open_coordinator, self._application.shared_dir)
-            reports = await asyncio.wait_for(self._keeper.reports.remote(), _REPORTS)
+            if self._coordinator is None:
+                self._coordinator = await asyncio.to_thread(open_coordinator, self._application.shared_dir)
+            reports = await asyncio.wait_for(self._coordinator.reports.remote(), _REPORTS_TIMEOUT)
         except (TimeoutError, RayError):
-            self._keeper = None
-            return _refuse(path, 503, "The replicas' figures cannot be had at the moment.")
+            self._coordinator = None
+            return _refuse(path, 503, "The replicas' figures are not available at the moment: try again in 1 s.")
         if not reports:
-            return _refuse(path, 503, "No replica has told its figures yet: try again in 1 s.")
+            return _refuse(path, 503, "No replica has reported its figures yet: try again in 1 s.")
         if path == "/metrics":
             texts = {replica: report["metrics"].decode() for replica, report in reports.items()}
             content = await asyncio.to_thread(merge_metrics, texts)
@@ -120,7 +128,7 @@ class _Forward:
 
 
 def named_adapter(call: Call, bundles: Collection[str]) -> str | None:
-    """Return the adapter that a request is for; None where any replica is as good as another."""
+    """Return the adapter that a request is for; None if any replica may answer it."""
     if call.method != "POST":
         return None
     parts = call.path.split("/")
@@ -133,11 +141,17 @@ def named_adapter(call: Call, bundles: Collection[str]) -> str | None:
         name = unquote(parts[3])
     else:
         return None
-    return name if isinstance(name, str) and 0 < len(name) <= _LONGEST and name not in bundles else None
+    return name if isinstance(name, str) and 0 < len(name) <= _MAX_NAME and name not in bundles else None
 
 
-async def _live(receive: Receive, send: Send) -> None:
-    """Answer the protocol of start and stop; there is nothing to do."""
+def _replicas() -> Any:
+    from ray import serve
+
+    return serve.get_deployment_handle(REPLICA, serve.get_replica_context().app_name)
+
+
+async def _answer_lifespan(receive: Receive, send: Send) -> None:
+    """Acknowledge startup and shutdown, which need no work."""
     message: Message = {"type": ""}
     while message["type"] != "lifespan.shutdown":
         message = await receive()

@@ -1,4 +1,4 @@
-"""From every replica's figures to those of the application (pure)."""
+"""Aggregates the figures of all replicas into those of the application (pure)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["merge_metrics", "merge_stats"]
 
 
 def merge_metrics(texts: Mapping[str, str]) -> bytes:
-    """Return replicas' metrics as one text in Prometheus' format, every sample with the label ``replica``."""
+    """Return the replicas' metrics as one text in Prometheus' format; every sample gets the label ``replica``."""
     families: dict[str, Metric] = {}
     for replica, text in sorted(texts.items()):
         for family in text_string_to_metric_families(text):
@@ -27,7 +27,7 @@ def merge_metrics(texts: Mapping[str, str]) -> bytes:
 
 
 class _Families(Collector):
-    """Hands over what was collected elsewhere."""
+    """Returns metrics that were collected elsewhere."""
 
     def __init__(self, families: Sequence[Metric]) -> None:
         self._families = families
@@ -37,9 +37,9 @@ class _Families(Collector):
 
 
 def merge_stats(stats: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what replicas show as one (there is at least one): numbers added up, of latencies the highest.
+    """Return the stats of one or more replicas as one: counts are added up, of latencies the highest is taken.
 
-    Percentiles cannot be added; the slowest replica's are what somebody who looks for trouble wants to see.
+    Percentiles cannot be added. The slowest replica's are those that matter to somebody who looks for a problem.
     """
     batches, rows = Counter[str](), Counter[str]()
     for item in stats:

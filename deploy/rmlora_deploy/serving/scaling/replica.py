@@ -1,4 +1,4 @@
-"""A replica: the single-machine server, asked through Ray instead of a socket."""
+"""A replica: the single-machine server, called through Ray instead of over a socket."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = ["Replica"]
 
 
 class Replica:
-    """Everything that computes; runs as a deployment of Ray Serve."""
+    """Answers requests; runs as a deployment of Ray Serve."""
 
     def __init__(self, application: Application) -> None:
-        """Open the bundles and take over the table.
+        """Open the bundles and apply the adapter state.
 
         Raises:
-            ConfigError: two models have one name, or there is no key in the environment.
+            ConfigError: two models have the same name, or the key is missing in the environment.
             InputError: a bundle is damaged.
-            ProviderError: the provider is absent.
+            ProviderError: the provider is missing.
         """
         from ray import serve
 
@@ -49,7 +49,7 @@ class Replica:
         self._closed = False
 
     async def answer(self, call: Call) -> Reply:
-        """Answer a request; Ray is told which adapter this replica has used now."""
+        """Answer a request, and tell Ray which adapter this replica used."""
         from ray import serve
 
         adapter = serve.get_multiplexed_model_id()
@@ -60,15 +60,15 @@ class Replica:
     def _serves(self, adapter: str) -> bool:
         try:
             return self._registry.model(adapter).adapter is not None
-        except ServingError:  # the application says so, in the words of the interface that was used
+        except ServingError:  # the application answers with this error
             return False
 
     def _report(self) -> dict[str, Any]:
-        """Return what ``/metrics`` and ``/stats`` of all replicas are made of."""
+        """Return this replica's part of ``/metrics`` and ``/stats``."""
         return {"metrics": self._metrics.text(), "stats": json.dumps(self._service.stats())}
 
     def __del__(self) -> None:
-        """End: Ray calls this once the requests under way are answered."""
+        """Shut down; Ray calls this once the requests in progress are answered."""
         if not getattr(self, "_closed", True):
             self._closed = True
             self._watcher.stop()
@@ -76,5 +76,5 @@ class Replica:
 
 
 async def _mark(adapter: str) -> str:
-    """Stand for an adapter in Ray's list of those that a replica has used last; the bank holds the adapter itself."""
+    """Stand for an adapter in Ray's list of those a replica used last; the adapter itself is in the adapter cache."""
     return adapter

@@ -1,4 +1,4 @@
-"""A registry whose run-time adapters stand in the table that all replicas share."""
+"""A registry that takes the adapters loaded at run time from the adapter state, which all replicas share."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from rmlora.errors import ConfigError
 from rmlora_deploy.bundles.bundle import MODEL_FILE
+from rmlora_deploy.runtime.adapters.adapter_ref import AdapterKey
 from rmlora_deploy.serving.errors import UnreachableError
 from rmlora_deploy.serving.model_runner import ModelRunner
 from rmlora_deploy.serving.models import ServedModel
 from rmlora_deploy.serving.registry import Registry
-from rmlora_deploy.serving.scaling.adapter_state import AdapterState, LoadedAdapter
+from rmlora_deploy.serving.scaling.adapter_state import AdapterState, LoadedAdapter, adapter_file
 from rmlora_deploy.serving.serve_settings import ServeSettings
 
 __all__ = ["Changes", "SharedRegistry", "graph_digest"]
@@ -25,15 +25,15 @@ _log = logging.getLogger("rmlora.serve")
 
 
 class Changes(Protocol):
-    """Who makes changes known to all replicas, this one included; every method returns once all have them.
+    """Makes changes in all replicas, this one included; every method returns once all have them.
 
     Raises:
         ConfigError: the change is not possible.
-        UnreachableError: nobody can tell whether it was made.
+        UnreachableError: it is unknown whether the change was made.
     """
 
     def load(self, entry: LoadedAdapter) -> None: ...
-    def unload(self, name: str, generation: str) -> None: ...
+    def unload(self, key: AdapterKey) -> None: ...
     def remove(self, name: str, digest: str) -> None: ...
 
 
@@ -43,8 +43,8 @@ class SharedRegistry(Registry):
     Args:
         settings: of the server.
         observe: as for :class:`Registry`.
-        directory: where loaded adapters lie, for all replicas.
-        changes: asked to load and unload.
+        directory: shared directory, which holds the files of loaded adapters.
+        changes: called to load and unload.
     """
 
     def __init__(
@@ -53,32 +53,34 @@ class SharedRegistry(Registry):
         super().__init__(settings, observe)
         self._directory, self._changes = directory, changes
         self._trusted_until = 0.0
-        self.table = AdapterState(version=-1)
-        """What was last taken over."""
+        self.state = AdapterState(version=-1)
+        """The state that was last applied."""
 
-    def trust(self, until: float) -> None:
-        """Answer by the table until then (``time.monotonic()``)."""
-        self._trusted_until = until
+    def trust_until(self, end: float) -> None:
+        """Answer by the current state until then (``time.monotonic()``)."""
+        self._trusted_until = end
 
     def model(self, name: str) -> ServedModel:
         """Return the model called ``name``.
 
         Raises:
             UnknownModelError: there is none.
-            UnreachableError: the table may have changed meanwhile.
+            UnreachableError: the state may have changed without this replica knowing.
         """
         if time.monotonic() > self._trusted_until:
-            raise UnreachableError("This replica has lost touch with the others and does not know what they serve.")
+            raise UnreachableError(
+                "This replica lost contact with the coordinator and does not know what is served now."
+            )
         return super().model(name)
 
     def load(self, name: str, path: str) -> ServedModel:
         """Load an adapter into all replicas; errors as those of :meth:`Registry.load` and :class:`Changes`."""
-        generation = uuid.uuid4().hex
-        file = self._directory / f"{generation}.onnx_adapter"
-        model = self._convert(name, path, file, key=f"{name}@{generation}")
+        key = AdapterKey(name, uuid.uuid4().int)
+        file = self._directory / adapter_file(key)
+        model = self._convert(key, path, file)
         entry = LoadedAdapter(
-            name, generation, model.graph.name, graph_digest(model.graph), model.labels, model.max_length, model.rank,
-            model.nbytes, model.created,
+            key, model.runner.name, graph_digest(model.runner), model.labels, model.max_length, model.rank, model.nbytes,
+            model.created,
         )  # fmt: skip
         try:
             self._changes.load(entry)
@@ -90,45 +92,44 @@ class SharedRegistry(Registry):
     def unload(self, name: str) -> None:
         """Unload an adapter from all replicas; errors as those of :meth:`Registry.unload` and :class:`Changes`."""
         model = self._adapter(name)
-        assert model.adapter is not None  # noqa: S101 - checked there
-        _, at, generation = model.adapter.partition("@")
-        if at:
-            self._changes.unload(name, generation)
-            (self._directory / f"{generation}.onnx_adapter").unlink(missing_ok=True)
+        if isinstance(model.adapter, AdapterKey):
+            self._changes.unload(model.adapter)
+            (self._directory / adapter_file(model.adapter)).unlink(missing_ok=True)
         else:
-            self._changes.remove(name, str(model.graph.bundle.adapter(name)["sha256"]))
+            self._changes.remove(name, model.runner.bundle.adapter(name).sha256)
 
-    def apply(self, table: AdapterState) -> None:
-        """Serve what ``table`` says."""
+    def apply(self, state: AdapterState) -> None:
+        """Serve what ``state`` says."""
         for model in self.models:
-            if model.adapter is not None and not _stays(model, table):
-                self._dismiss(model)
+            if model.adapter is not None and not _is_served(model, state):
+                self._remove(model)
         served = {model.adapter for model in self.models}
-        for entry in table.loaded.values():
-            graph = self.graphs.get(entry.bundle)
-            key = f"{entry.name}@{entry.generation}"
-            if key in served or graph is None or graph.session is None or graph_digest(graph) != entry.graph:
+        for entry in state.loaded.values():
+            runner = self.runners.get(entry.bundle)
+            if entry.key in served or runner is None or runner.session is None:
+                continue
+            if graph_digest(runner) != entry.graph_digest:
                 continue
             model = ServedModel(
-                entry.name, graph, key, entry.labels, entry.max_length, entry.rank, entry.nbytes, entry.created
+                entry.name, runner, entry.key, entry.labels, entry.max_length, entry.rank, entry.nbytes, entry.created
             )
             try:
-                self._admit(model, self._directory / entry.file)
-            except ConfigError as error:  # a new release of the bundle brought one of that name, which is served
+                self._serve(model, self._directory / adapter_file(entry.key))
+            except (
+                ConfigError
+            ) as error:  # a new release of the bundle has its own adapter of that name, which is served
                 _log.warning("%s", error)
-        self.table = replace(table)
+        self.state = state
 
 
-def graph_digest(graph: ModelRunner) -> str:
-    """Return the SHA-256 of the graph's file."""
-    files: dict[str, Any] = graph.bundle.manifest["model"]["files"]
-    return str(files[MODEL_FILE])
+def graph_digest(runner: ModelRunner) -> str:
+    """Return the SHA-256 of the runner's graph file."""
+    return runner.bundle.manifest.model.files[MODEL_FILE]
 
 
-def _stays(model: ServedModel, table: AdapterState) -> bool:
-    assert model.adapter is not None  # noqa: S101 - asked for adapters only
-    _, at, generation = model.adapter.partition("@")
-    if at:
-        entry = table.loaded.get(model.id)
-        return entry is not None and entry.generation == generation
-    return bool(table.removed.get(model.id) != model.graph.bundle.adapter(model.id)["sha256"])
+def _is_served(model: ServedModel, state: AdapterState) -> bool:
+    """Return True if ``state`` still has an adapter: the generation that was loaded, or the bundle's file."""
+    if isinstance(model.adapter, AdapterKey):
+        entry = state.loaded.get(model.id)
+        return entry is not None and entry.key == model.adapter
+    return state.removed.get(model.id) != model.runner.bundle.adapter(model.id).sha256

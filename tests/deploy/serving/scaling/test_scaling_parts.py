@@ -1,4 +1,4 @@
-"""The parts of scaling out that need no Ray: the table, who waits for whom, which adapter a request is for, figures of many."""
+"""The parts of scaling out that need no Ray: state, leases, routing by adapter, aggregated figures and settings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,113 +14,118 @@ from fastapi import FastAPI, Request
 from prometheus_client.parser import text_string_to_metric_families
 
 from rmlora.errors import ConfigError, InputError
+from rmlora_deploy.runtime.adapters.adapter_ref import AdapterKey
 from rmlora_deploy.serving.metrics import Metrics
+from rmlora_deploy.serving.middleware.stack import wrap
 from rmlora_deploy.serving.registry import Registry
-from rmlora_deploy.serving.scaling.adapter_state import AdapterState, LoadedAdapter
+from rmlora_deploy.serving.scaling.adapter_state import AdapterState, LoadedAdapter, adapter_file
 from rmlora_deploy.serving.scaling.application import REPLICA, Application, Scale
 from rmlora_deploy.serving.scaling.asgi import Call, answer_call
 from rmlora_deploy.serving.scaling.coordinator import Coordinator
-from rmlora_deploy.serving.scaling.ingress import named_adapter
+from rmlora_deploy.serving.scaling.ingress import Forward, named_adapter
 from rmlora_deploy.serving.scaling.metrics_aggregation import merge_metrics, merge_stats
 from rmlora_deploy.serving.scaling.shared_registry import SharedRegistry, graph_digest
 from rmlora_deploy.serving.serve_settings import ServeSettings
 from rmlora_deploy.serving.service import Service
 from tests.helpers.cli import fails, run_process
 
-ENTRY = LoadedAdapter("spam", "g1", "both", "digest", ("no", "yes"), 32, 8, 100, 0)
+KEY = AdapterKey("spam", 1)
+OTHER_KEY = AdapterKey("spam", 2)
+ENTRY = LoadedAdapter(KEY, "both", "digest", ("no", "yes"), 32, 8, 100, 0)
 
 
-def test_the_table_knows_names_generations_and_its_own_past(tmp_path: Path) -> None:
-    table = AdapterState().load(ENTRY).remove("old", "sha")
+def test_the_state_keeps_names_generations_and_versions(tmp_path: Path) -> None:
+    state = AdapterState().load(ENTRY).remove("old", "sha")
     with pytest.raises(ConfigError, match="a model 'spam' already"):
-        table.load(replace(ENTRY, generation="g2"))
-    assert table.load(replace(ENTRY, generation="g2", graph="other")).loaded["spam"].generation == "g2"
-    assert table.unload("spam", "g0") is table
-    assert table.unload("spam", "g1").loaded == {}
-    table.write(tmp_path / "table.json")
-    assert AdapterState.read(tmp_path / "table.json") == table
-    assert table.version == 2
-    (tmp_path / "table.json").write_text("{}")
-    with pytest.raises(InputError, match="no table of loaded adapters"):
-        AdapterState.read(tmp_path / "table.json")
+        state.load(replace(ENTRY, key=OTHER_KEY))
+    assert state.load(replace(ENTRY, key=OTHER_KEY, graph_digest="other")).loaded["spam"].key == OTHER_KEY
+    assert state.unload(AdapterKey("spam", 0)) is state
+    assert state.unload(KEY).loaded == {}
+    state.write(tmp_path / "state.json")
+    assert AdapterState.read(tmp_path / "state.json") == state
+    assert state.version == 2
+    for damaged in ("{}", "[]", '{"version": 1, "removed": {}, "loaded": [{"key": 5, "labels": []}]}'):
+        (tmp_path / "state.json").write_text(damaged)
+        with pytest.raises(InputError, match="does not list loaded adapters"):
+            AdapterState.read(tmp_path / "state.json")
 
 
-async def follow(coordinator: Coordinator, replica: str, version: int) -> None:
+async def keep_watching(coordinator: Coordinator, replica: str, version: int) -> None:
     while True:
-        assert await coordinator.follow(replica, version, "told") is None
+        assert await coordinator.watch(replica, version, "told") is None
 
 
 def test_a_change_waits_for_every_replica_and_for_the_silent_until_their_lease_ends(tmp_path: Path) -> None:
     async def scene() -> None:
         coordinator = Coordinator(str(tmp_path), lease=0.6)
-        assert (await coordinator.follow("a", -1, None)) == AdapterState()
-        assert await coordinator.follow("silent", -1, None) is not None
+        assert (await coordinator.watch("a", -1, None)) == AdapterState()
+        assert await coordinator.watch("silent", -1, None) is not None
         loading = asyncio.create_task(coordinator.load(ENTRY))
-        table = await coordinator.follow("a", 0, None)
-        assert table is not None and table.version == 1
-        following = asyncio.create_task(follow(coordinator, "a", 1))
+        state = await coordinator.watch("a", 0, None)
+        assert state is not None and state.version == 1
+        watching = asyncio.create_task(keep_watching(coordinator, "a", 1))
         await asyncio.sleep(0.2)
-        assert not loading.done()  # the silent one may still answer by the old table
+        assert not loading.done()  # the silent one may still answer by the old state
         assert await loading is None
         assert await coordinator.reports() == {"a": "told"}
-        following.cancel()
+        watching.cancel()
         assert await coordinator.load(ENTRY) is not None  # taken
         again = Coordinator(str(tmp_path), lease=0.3)
-        unloading = asyncio.create_task(again.unload("spam", "g1"))
+        unloading = asyncio.create_task(again.unload(KEY))
         await asyncio.sleep(0.1)
-        assert not unloading.done()  # replicas it has never heard of may trust the keeper before it
+        assert not unloading.done()  # replicas it has never heard of may rely on the coordinator before it
         assert await unloading is None
         assert AdapterState.read(tmp_path / "adapters.json").loaded == {}
 
     asyncio.run(scene())
 
 
-class Alone:
-    """A keeper whose only follower is asked at once."""
+class OneReplica:
+    """A coordinator with one replica, which takes over every change at once."""
 
     def __init__(self) -> None:
-        self.table, self.registry = AdapterState(), None
+        self.state, self.registry = AdapterState(), None
 
     def load(self, entry: LoadedAdapter) -> None:
-        self._take(self.table.load(entry))
+        self._take(self.state.load(entry))
 
-    def unload(self, name: str, generation: str) -> None:
-        self._take(self.table.unload(name, generation))
+    def unload(self, key: AdapterKey) -> None:
+        self._take(self.state.unload(key))
 
     def remove(self, name: str, digest: str) -> None:
-        self._take(self.table.remove(name, digest))
+        self._take(self.state.remove(name, digest))
 
-    def _take(self, table: AdapterState) -> None:
-        self.table = table
-        self.registry.apply(table)  # type: ignore[attr-defined]
+    def _take(self, state: AdapterState) -> None:
+        self.state = state
+        self.registry.apply(state)  # type: ignore[attr-defined]
 
 
-def test_a_registry_serves_what_the_table_says(served: dict[str, Path], tmp_path: Path) -> None:
-    changes = Alone()
+def test_a_registry_serves_what_the_state_says(served: dict[str, Path], tmp_path: Path) -> None:
+    changes = OneReplica()
     settings = ServeSettings(threads=1, adapter_dirs=(served["many"].parent,))
     registry = SharedRegistry(settings, None, directory=tmp_path, changes=changes)
     changes.registry = registry  # type: ignore[assignment]
-    graph = registry.open(served["many"], name="many")
-    with pytest.raises(Exception, match="lost touch"):
+    runner = registry.open(served["many"], name="many")
+    with pytest.raises(Exception, match="lost contact"):
         registry.model("one")
-    registry.trust(float("inf"))
+    registry.trust_until(float("inf"))
     registry.load("fresh", "two")
     assert registry.model("fresh").labels == registry.model("two").labels
-    assert [file.name for file in tmp_path.iterdir()] == [changes.table.loaded["fresh"].file]
+    assert [file.name for file in tmp_path.iterdir()] == [adapter_file(changes.state.loaded["fresh"].key)]
     with pytest.raises(ConfigError, match="already"):
         registry.load("fresh", "one")
     registry.unload("one")
     assert {model.id for model in registry.models} == {"many", "two", "three", "fresh"}
     registry.unload("fresh")
     assert not list(tmp_path.iterdir())
-    digest = graph_digest(graph)
+    digest = graph_digest(runner)
     foreign = replace(ENTRY, bundle="many")
-    known = replace(ENTRY, name="two", bundle="many", graph=digest)
+    known = replace(ENTRY, key=AdapterKey("two", 1), bundle="many", graph_digest=digest)
     registry.apply(
         AdapterState(9, {"spam": foreign, "two": known})
     )  # of another graph, and of a name that the bundle has
     assert {model.id for model in registry.models} == {"many", "two", "three"}
-    assert registry.table.version == 9
+    assert registry.state.version == 9
     registry.close(5)
 
 
@@ -159,7 +165,28 @@ def test_a_request_is_answered_from_another_process_as_it_would_be_here() -> Non
     assert asyncio.run(answer_call(app, Call("GET", "/nowhere", b"", [], b""))).status == 404
 
 
-def test_figures_of_all_replicas_are_one() -> None:
+@pytest.mark.parametrize(("part", "status"), [(b"x" * 2000, 413), (None, 408)])
+def test_the_ingress_refuses_bodies_as_a_server_does(tmp_path: Path, part: bytes | None, status: int) -> None:
+    settings = ServeSettings(max_body=1000, body_timeout=0.05)
+    replicas = SimpleNamespace(answer=None)  # which are not asked
+    forward = Forward(replicas, Application({}, str(tmp_path), settings), timeout=1)
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        if part is None:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": part, "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/classify", "headers": [(b"transfer-encoding", b"chunked")]}
+    asyncio.run(wrap(forward, settings, Metrics())(scope, receive, send))  # type: ignore[arg-type]
+    assert sent[0]["status"] == status and (b"connection", b"close") in sent[0]["headers"]
+    assert json.loads(sent[1]["body"])["error"]["code"] == status
+
+
+def test_figures_of_all_replicas_are_aggregated() -> None:
     made = []
     for requests in (2, 3):
         metrics = Metrics()
@@ -204,13 +231,13 @@ def test_args_are_plain_say_all_and_hold_no_key(tmp_path: Path, monkeypatch: pyt
 
 def test_options_that_do_not_go_together_are_refused(served: dict[str, Path], tmp_path: Path) -> None:
     many = served["many"]
-    fails(2, "--replicas goes with --ray", "serve", many, "--replicas", "2")
-    fails(2, "--write-config goes with --ray", "serve", many, "--write-config", tmp_path / "x.yaml")
+    fails(2, "--replicas needs --ray", "serve", many, "--replicas", "2")
+    fails(2, "--write-config needs --ray", "serve", many, "--write-config", tmp_path / "x.yaml")
     fails(2, "--replicas must be at least 1", "serve", many, "--ray", "--replicas", "0")
     fails(2, "--replicas is a fixed number", "serve", many, "--ray", "--replicas", "2", "--max-replicas", "3")
     fails(2, "--min-replicas needs --max-replicas", "serve", many, "--ray", "--min-replicas", "2")
     fails(2, "is more than --max-replicas", "serve", many, "--ray", "--min-replicas", "3", "--max-replicas", "2")
-    fails(2, "--shared-dir is needed", "serve", many, "--ray", "--ray-address", "auto")
+    fails(2, "--shared-dir is required", "serve", many, "--ray", "--ray-address", "auto")
     fails(2, "is not a directory", "serve", many, "--ray", "--shared-dir", tmp_path / "absent")
     fails(3, "Bundle not found", "serve", tmp_path / "absent", "--ray")
 
@@ -218,4 +245,4 @@ def test_options_that_do_not_go_together_are_refused(served: dict[str, Path], tm
 def test_without_ray_the_extra_is_named(served: dict[str, Path]) -> None:
     done = run_process("serve", served["many"], "--ray", without=("ray",))
     assert done.code == 4
-    assert "pip install 'rmlora-deploy[ray]'" in done.stderr
+    assert "(extra 'ray')" in done.stderr and "pip install 'ray[serve]" in done.stderr

@@ -1,4 +1,4 @@
-"""The application that Ray Serve runs: ``import_path: rmlora_deploy.serving.scaling.ray_app:build`` in a config file."""
+"""The application as Ray Serve runs it; a config file names ``rmlora_deploy.serving.scaling.deployments:build``."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ __all__ = ["build", "build_application"]
 
 
 def build(args: Mapping[str, Any]) -> ServeApplication:
-    """Return the application for ``args`` of a config file; its ``deployments`` set numbers and resources.
+    """Return the application for the ``args`` of a config file, whose ``deployments`` set replica counts and resources.
 
     Raises:
-        ConfigError: the args cannot work.
+        ConfigError: the args are invalid.
     """
     return build_application(Application.from_args(args), Scale(replicas=2))
 
 
 def build_application(application: Application, scale: Scale) -> ServeApplication:
-    """Return the application in that size."""
+    """Return the application at that scale."""
     from ray import serve
     from ray.serve.schema import LoggingConfig
 
     options = scale.options(application.settings)
-    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)  # a request is logged once, by the replica
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)  # the replica logs every request
     replica = serve.deployment(name=REPLICA, logging_config=quiet, **options[REPLICA])(Replica)
     front = serve.ingress(Ingress(application))(_Front)
     ingress = serve.deployment(name=INGRESS, logging_config=quiet, **options[INGRESS])(front)
@@ -39,7 +39,7 @@ def build_application(application: Application, scale: Scale) -> ServeApplicatio
 
 
 class _Front:
-    """Ties the ingress to the replicas, so that Ray Serve starts and stops them together."""
+    """Connects the ingress to the replicas, so that Ray Serve starts and stops them together."""
 
     def __init__(self, replicas: Any) -> None:
         self.replicas = replicas

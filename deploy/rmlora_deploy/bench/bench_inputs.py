@@ -1,0 +1,51 @@
+"""Random inputs for a bundle's graph."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rmlora.errors import ConfigError, InputError
+from rmlora.storage import read_json
+from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.runtime.outputs import Arrays
+
+__all__ = ["random_inputs"]
+
+
+def random_inputs(bundle: Bundle, rows: int, tokens: int | None, seed: int) -> Arrays:
+    """Return a batch without padding, with the graph's names and types; every engine gets the same one.
+
+    Args:
+        bundle: its manifest lists the inputs.
+        rows: batch size.
+        tokens: length of each text; None for images.
+        seed: seed of the token ids or pixels.
+
+    Raises:
+        ConfigError: the model has fewer positions than ``tokens``.
+        InputError: the graph takes an input that is neither text nor image, or images of no fixed size.
+    """
+    config = read_json(bundle.path / "config.json", what="Model configuration")
+    positions = config.get("max_position_embeddings")
+    if tokens and positions and tokens > positions:
+        raise ConfigError(f"The model reads at most {positions} tokens, not {tokens}: lower --length.")
+    rng = np.random.default_rng(seed)
+    arrays: Arrays = {}
+    for item in bundle.manifest.model.inputs:
+        name, shape = item.name, (rows, tokens or 1)
+        if name == "pixel_values":
+            arrays[name] = rng.standard_normal((rows, *_image_shape(item.shape)), dtype=np.float32)
+        elif name == "input_ids":
+            arrays[name] = rng.integers(0, int(config["vocab_size"]), shape, dtype=np.int64)
+        elif name in ("attention_mask", "token_type_ids"):
+            arrays[name] = np.full(shape, int(name == "attention_mask"), dtype=np.int64)
+        else:
+            raise InputError(f"The graph takes '{name}', which bench cannot make up: only text and image inputs.")
+    return arrays
+
+
+def _image_shape(shape: list[int | str]) -> tuple[int, ...]:
+    sides = tuple(side for side in shape[1:] if isinstance(side, int))
+    if len(sides) != len(shape) - 1:
+        raise InputError("The graph takes images of any size: export it with a fixed size to measure it.")
+    return sides

@@ -1,0 +1,139 @@
+"""From an adapter to the arrays of a graph's LoRA inputs, with every check: used by export, ``adapter add`` and the server."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rmlora.adapter import Adapter
+from rmlora.adapter_task import drop_unused_modules, task_of
+from rmlora.errors import AdapterError
+from rmlora.tasks import Task
+from rmlora_converters.graph.contract.adapter_arrays import adapter_arrays
+from rmlora_converters.graph.contract.lora_inputs import LoraInputs
+from rmlora_deploy.bundles.bundle import REFERENCE_FILE, Bundle
+from rmlora_deploy.bundles.choose_pooling import check_pooling
+from rmlora_deploy.bundles.manifest import PoolingEntry
+from rmlora_deploy.bundles.processor import trained_length
+from rmlora_deploy.bundles.reference import load_reference
+from rmlora_deploy.runtime import AdapterKey, AdapterSession
+from rmlora_deploy.runtime.outputs import Arrays
+
+__all__ = ["ConvertedAdapter", "TryOut", "convert_adapter"]
+
+AnyArray = npt.NDArray[Any]
+
+_ROUNDING = 1e-6
+"""Largest difference from the base's outputs, relative to the largest output, that rounding alone explains."""
+
+_attempts = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class ConvertedAdapter:
+    """An adapter converted for one graph."""
+
+    adapter: Adapter
+    """Without the modules that no output depends on."""
+    arrays: Mapping[str, AnyArray]
+    """LoRA input → array with ``rows`` = 1, the scale folded into B."""
+    labels: list[str]
+    """In the order of the scores; empty for vectors."""
+    max_length: int | None
+    """Tokens that texts are cut to; None for images."""
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of its modules."""
+        return max(module.active_rank for module in self.adapter.modules.values())
+
+
+@dataclass(frozen=True)
+class TryOut:
+    """An open graph with a batch to try adapters on, and the base's output for it."""
+
+    session: AdapterSession
+    batch: Arrays
+    base: AnyArray
+    """The base's output, ``[rows, n]``."""
+    precision: str
+    """Precision of the graph, for error messages."""
+
+    @classmethod
+    def of(cls, bundle: Bundle, session: AdapterSession | None = None) -> TryOut:
+        """Return one that uses the first reference batch of ``bundle``; None opens a session on its graph.
+
+        Raises:
+            InputError: the reference batches or the graph cannot be read.
+        """
+        batches, base = load_reference(bundle.path / REFERENCE_FILE)
+        return cls(session or bundle.adapter_session(), batches[0], base[0], bundle.precision)
+
+    def check(self, name: str, arrays: Mapping[str, AnyArray]) -> None:
+        """Run the batch with an adapter.
+
+        Raises:
+            AdapterError: with the adapter the outputs are NaN or infinite, or equal the base's.
+        """
+        key = AdapterKey(name, -next(_attempts))  # unique, so an adapter of the same name keeps serving its rows
+        self.session.register(key, lambda: arrays)
+        try:
+            got = np.stack(self.session.run(self.batch, key))
+        finally:
+            self.session.unload(key)
+        if not np.isfinite(got).all():
+            raise AdapterError(
+                f"With the adapter '{name}' the graph gives NaN or infinity: the adapter is broken, or its update is too "
+                f"large for {self.precision}."
+            )
+        if got.shape == self.base.shape and np.abs(got - self.base).max() <= _ROUNDING * np.abs(self.base).max():
+            raise AdapterError(
+                f"The adapter '{name}' changes nothing in the outputs: its update has no effect and its head is the base's."
+            )
+
+
+def convert_adapter(
+    adapter: Adapter,
+    lora_inputs: LoraInputs,
+    dtypes: Mapping[str, np.dtype[Any]],
+    *,
+    name: str,
+    task: Task,
+    pooling: PoolingEntry | None,
+    max_length: int | None,
+    try_out: TryOut,
+    allow_base_mismatch: bool = False,
+) -> ConvertedAdapter:
+    """Return the arrays a graph takes for ``adapter``, after every check that needs no PyTorch.
+
+    Args:
+        adapter: as it was read.
+        lora_inputs: of the graph.
+        dtypes: LoRA input → element type in the graph.
+        name: what the adapter is or will be called, for error messages.
+        task: of the bundle.
+        pooling: of the bundle; None for tasks that do not pool.
+        max_length: tokens that the bundle cuts texts to; used where the adapter records no length of its own.
+        try_out: runs the graph with the adapter once.
+        allow_base_mismatch: accept an adapter that was made for another base.
+
+    Raises:
+        BaseMismatchError: the adapter was made for another base.
+        AdapterError: the adapter is for another task or was trained with another pooling, the graph lacks a branch or a
+            head that it needs, or with it the outputs are not finite or equal the base's.
+    """
+    if adapter.task not in (None, task.name):
+        raise AdapterError(
+            f"{adapter.source} is for {adapter.task}, the bundle for {task.name}: export it into a separate bundle."
+        )
+    task_of(adapter, task.name)
+    labels, used = task.outputs.labels_of(adapter), drop_unused_modules(adapter, task)
+    check_pooling(adapter, pooling)
+    arrays = adapter_arrays(used, lora_inputs, dtypes, allow_base_mismatch=allow_base_mismatch)
+    try_out.check(name, arrays)
+    return ConvertedAdapter(used, arrays, labels, trained_length(adapter) or max_length)

@@ -1,0 +1,224 @@
+"""``manifest.json`` as typed values, read, checked and migrated in one place.
+
+=========== ==================================================================================================
+version     what changed
+=========== ==================================================================================================
+2           no absolute paths; keys in American spelling
+1           the first: keys ``optimisation``, ``normalise``, ``first_departure``; sources as absolute paths
+=========== ==================================================================================================
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rmlora.errors import InputError
+from rmlora.pooling import Pooling, PoolingMode
+from rmlora.storage import read_json
+from rmlora_deploy.bundles.report import VerificationReport
+
+__all__ = [
+    "FORMAT_VERSION",
+    "PRECISIONS",
+    "AdapterEntry",
+    "AdapterSource",
+    "BaseEntry",
+    "Layer",
+    "Manifest",
+    "Mode",
+    "ModelEntry",
+    "Optimization",
+    "PoolingEntry",
+    "Precision",
+    "TensorEntry",
+    "parse_manifest",
+    "read_manifest",
+]
+
+FORMAT_VERSION = 2
+
+Mode = Literal["merged", "branches"]
+Precision = Literal["fp32", "fp16", "int8", "int4"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values; fields that were never set are left out."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class TensorEntry(_Entry):
+    """An input or output of the graph."""
+
+    name: str
+    dtype: str | None
+    """ONNX's name of the element type."""
+    shape: list[int | str]
+    """Size of each axis, or the name of one that varies."""
+
+
+class ModelEntry(_Entry):
+    """The graph."""
+
+    files: dict[str, str]
+    """File → SHA-256."""
+    bytes: int
+    opset: int
+    operators: dict[str, int]
+    """Operator → number of nodes, the most frequent first."""
+    inputs: list[TensorEntry]
+    """The required inputs; LoRA inputs are optional and not listed."""
+    outputs: list[TensorEntry]
+
+
+class Optimization(_Entry):
+    """How far the graph was optimized."""
+
+    level: str
+    """``ort-fusions``, ``folded``, or ``as given``."""
+    reason: str | None = None
+    """Why it was not optimized further; None if it was."""
+
+
+class PoolingEntry(_Entry):
+    """How a text's token vectors are pooled into one."""
+
+    mode: PoolingMode
+    normalize: bool
+    source: Literal["chosen", "adapter", "base", "default"]
+    """Where the choice came from: the user, files of the adapters, files of the base, or no one."""
+
+    @property
+    def pooling(self) -> Pooling:
+        """The pooling itself."""
+        return Pooling(self.mode, self.normalize)
+
+
+class Layer(_Entry):
+    """A module and the graph's tensor that holds its output."""
+
+    module: str
+    tensor: str
+
+
+class BaseEntry(_Entry):
+    """The base model."""
+
+    source: str
+    """Name on the hub, or the last part of the directory's path."""
+    revision: str | None = None
+    fingerprint: str
+    hub: bool = False
+    """True if ``source`` can be fetched from the hub."""
+
+
+class AdapterSource(_Entry):
+    """An adapter package that the bundle was made from."""
+
+    source: str
+    """The last part of the directory's path."""
+    sha256: str
+    """SHA-256 of the package's tensor file."""
+    modules: int
+    parameters: int
+    rmlora: dict[str, Any] | None = None
+    """RM-LoRA settings; None for an adapter that was not trained with this toolkit."""
+    metrics: dict[str, Any] | None = None
+
+
+class AdapterEntry(AdapterSource):
+    """An adapter of a bundle with branches."""
+
+    file: str
+    """Arrays for the graph's LoRA inputs, in onnxruntime's adapter format."""
+    files: dict[str, str]
+    """File → SHA-256 of every file of this adapter."""
+    bytes: int
+    rank: int
+    """The largest rank of its modules."""
+    labels: list[str]
+    max_length: int | None = None
+    """Tokens that texts are cut to."""
+    reference: str | None = None
+    """File with PyTorch's outputs with this adapter, on the bundle's reference inputs."""
+
+
+class Manifest(_Entry):
+    """What a bundle is, what it was made from, and what verification measured."""
+
+    format_version: Literal[2] = 2
+    created_by: str = ""
+    tools: dict[str, str | None] = Field(default_factory=dict)
+    """Package → version, for every package that takes part in an export."""
+    mode: Mode = "merged"
+    task: str
+    labels: list[str]
+    """In the order of the scores; with branches, the labels of the base's own head."""
+    pooling: PoolingEntry | None = None
+    max_length: int | None = None
+    precision: Precision
+    exporter: str | None = None
+    optimization: Optimization | None = None
+    base: BaseEntry | None = None
+    adapter: AdapterSource | None = None
+    """The adapter merged into the weights; None with branches."""
+    layers: list[Layer] = Field(default_factory=list)
+    """Modules and their tensors, in the order of execution."""
+    adapters: dict[str, AdapterEntry] = Field(default_factory=dict)
+    """Name → adapter of a bundle with branches."""
+    model: ModelEntry
+    files: dict[str, str] = Field(default_factory=dict)
+    """Every other file → SHA-256."""
+    seconds: float | None = None
+    """Time the export took."""
+    verification: VerificationReport | None = None
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and check a manifest, of this format version or an older one.
+
+    Raises:
+        InputError: the file is missing, is not JSON, has an unknown version, or has a wrong or missing key.
+    """
+    return parse_manifest(read_json(path, what="Bundle manifest"), where=str(path))
+
+
+def parse_manifest(value: Any, *, where: str) -> Manifest:
+    """Return the manifest in ``value``, migrated to this format version; errors as those of :func:`read_manifest`."""
+    version = value.get("format_version") if isinstance(value, dict) else None
+    if version == 1:
+        value = _from_version_1(value)
+    elif version != FORMAT_VERSION:
+        raise InputError(f"{where} has format version {version}, this program reads {FORMAT_VERSION}: export again.")
+    try:
+        return Manifest.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        what = f"lacks '{key}'" if first["type"] == "missing" else f"has a wrong '{key}' ({first['msg']})"
+        raise InputError(f"{where} {what}: the manifest is damaged, export again.") from None
+
+
+def _from_version_1(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest of version 1 with the keys of version 2.
+
+    Absolute paths in it are kept, so that a base or adapter that is still at its path is found
+    (:mod:`rmlora_deploy.bundles.sources`).
+    """
+    new = {_SPELLING.get(key, key): item for key, item in value.items()} | {"format_version": FORMAT_VERSION}
+    if isinstance(pooling := new.get("pooling"), dict):
+        new["pooling"] = {_SPELLING.get(key, key): item for key, item in pooling.items()}
+    if isinstance(report := new.get("verification"), dict):
+        new["verification"] = {_SPELLING.get(key, key): item for key, item in report.items()}
+    if isinstance(base := new.get("base"), dict) and "source" in base:
+        new["base"] = {**base, "hub": not Path(str(base["source"])).is_absolute()}
+    return new
+
+
+_SPELLING = {"optimisation": "optimization", "normalise": "normalize", "first_departure": "first_mismatch"}

@@ -1,0 +1,130 @@
+"""What a verification found: the typed report in a manifest, one for every kind of bundle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat
+
+__all__ = [
+    "AdapterReport",
+    "BaseReport",
+    "Comparison",
+    "Evaluation",
+    "LayerMismatch",
+    "MixedReport",
+    "Tolerance",
+    "VerificationReport",
+]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Tolerance(_Part):
+    """How far outputs may differ and still count as the same model's."""
+
+    relative_error: float
+    """Largest difference of an output, relative to the largest output."""
+    rms_error: float
+    """Root mean square of the differences, relative to that of the outputs."""
+    agreement: float
+    """Share of rows whose first choice must be the same; the rows that may differ are rounded up to a whole number."""
+    cosine: float
+    """Least cosine of a row's two vectors; for vectors it replaces ``rms_error`` and ``agreement``."""
+    metric_loss: float
+    """How much of the metric may be lost on evaluation data; one example more or less never counts as a loss."""
+
+    def accepts_metric(self, expected: float, got: float, examples: int) -> bool:
+        """Return True if a metric that fell from ``expected`` to ``got`` over ``examples`` is acceptable."""
+        return (expected - got) * examples <= max(1.0, self.metric_loss * examples) + 1e-9
+
+
+class Comparison(_Part):
+    """How far one set of outputs is from another, over all rows; errors are over the finite numbers."""
+
+    max_abs_error: FiniteFloat
+    mean_abs_error: FiniteFloat
+    max_relative_error: FiniteFloat
+    """``max_abs_error`` over the largest expected output."""
+    rms_relative_error: FiniteFloat
+    """Root mean square of the differences over that of the expected outputs."""
+    argmax_agreement: float | None = None
+    """Share of rows with the same first choice; a row with NaN or infinity counts as different. None for vectors."""
+    not_finite: int
+    """Count of numbers that are NaN or infinite."""
+    rows: int
+    min_cosine: float | None = None
+    """The least cosine of a row's two vectors; None for scores."""
+
+
+class Evaluation(_Part):
+    """A metric measured on labeled data."""
+
+    data: str
+    """Name of the file."""
+    examples: int
+    metric: str
+    onnx: float
+    pytorch: float | None = None
+    """The metric of PyTorch with PEFT; None if PyTorch was not installed."""
+
+
+class LayerMismatch(_Part):
+    """The first layer whose tensor differs from PyTorch's."""
+
+    module: str
+    tensor: str
+    relative_error: float | None
+    """None if it is not finite."""
+
+
+class AdapterReport(_Part):
+    """One adapter of a bundle with branches, alone in every batch."""
+
+    onnx: Comparison
+    pytorch_merged: Comparison | None = None
+    """How far PyTorch's merged model is from PyTorch with PEFT's layers: the error of merging itself."""
+    evaluation: Evaluation | None = None
+    passed: bool
+
+
+class BaseReport(Comparison):
+    """The graph with branches and no adapter, against the graph before branches were inserted."""
+
+    bit_equal: bool
+    passed: bool
+
+
+class MixedReport(Comparison):
+    """Batches whose rows use all adapters in turn; the errors of the worst adapter."""
+
+    passed: bool
+
+
+class VerificationReport(_Part):
+    """What was compared and whether it passed; merged bundles fill ``onnx``, bundles with branches ``adapters``."""
+
+    date: str
+    provider: str
+    tolerance: Tolerance
+    against: str
+    """``PyTorch and PEFT``, or ``stored outputs of PyTorch and PEFT``."""
+    shapes: list[list[int]]
+    """Shapes of the batches that were compared."""
+    passed: bool
+    onnx: Comparison | None = None
+    pytorch_merged: Comparison | None = None
+    first_mismatch: LayerMismatch | None = None
+    """None if layers were compared and none could be named; never set if they were not compared."""
+    evaluation: Evaluation | None = None
+    base: BaseReport | None = None
+    adapters: dict[str, AdapterReport] | None = None
+    mixed: MixedReport | None = None
+    unverified: list[str] | None = None
+    """Adapters without stored outputs, when PyTorch was not installed."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values; fields that were never set are left out."""
+        return self.model_dump(mode="json", exclude_unset=True)

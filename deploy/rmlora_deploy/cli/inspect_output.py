@@ -1,0 +1,176 @@
+"""What ``rmlora-deploy inspect`` prints: tables of an adapter, its spectra, its fit to a base, or a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import takewhile
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rmlora.adapter import Adapter
+from rmlora.spectrum import AdapterSpectrum
+from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.cli.adapter_table import show_adapters
+from rmlora_deploy.cli.report_table import show_report
+from rmlora_deploy.inspection.base_fit import Fit
+from rmlora_deploy.inspection.bundle_report import describe_bundle
+
+__all__ = ["SHOWN", "show_adapter", "show_bundle", "show_fit", "show_spectra"]
+
+SHOWN = 12
+"""Modules, labels or operators listed before the rest is left out."""
+_MEASURES = ("numerical", "stable", "effective")
+
+
+def show_adapter(console: Console, adapter: Adapter, facts: Mapping[str, Any], *, show_all: bool) -> None:
+    """Print the figures of an adapter (:func:`rmlora_deploy.inspection.adapter_report.describe_adapter`) and its modules."""
+    grid = _facts(
+        {
+            "task": facts["task"] or "not recorded",
+            "labels": _list(facts["labels"]),
+            "base": facts["base"]["model"] or "not recorded",
+            "size": f"{facts['bytes'] / 1e6:.2f} MB: {facts['parameters']['factors']:,} parameters in "
+            f"{len(facts['modules'])} modules, {facts['parameters']['modules_to_save']:,} in modules_to_save",
+            "modules_to_save": _list(sorted(facts["modules_to_save"])),
+            "settings": _settings(facts["settings"]),
+            **{f"{split} metrics": _metrics(scores) for split, scores in _scores(facts["metrics"])},
+        }
+    )
+    console.print(f"[bold]Adapter {adapter.source}[/]")
+    console.print(grid)
+    _show_modules(console, facts, show_all=show_all)
+
+
+def _show_modules(console: Console, facts: Mapping[str, Any], *, show_all: bool) -> None:
+    shown = facts["modules"] if show_all else facts["modules"][:SHOWN]
+    prefix = _common_prefix([item["module"] for item in facts["modules"]])
+    table = Table(f"module of {prefix}" if prefix else "module", "in → out", "rank", "alpha", "scale", *_MEASURES)
+    table.columns[0].overflow = "fold"
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for item in shown:
+        rank = item["rank"] if item["active_rank"] == item["rank"] else f"{item['active_rank']} of {item['rank']}"
+        table.add_row(
+            item["module"].removeprefix(f"{prefix}."), f"{item['in']} → {item['out']}", str(rank), f"{item['alpha']:g}",
+            f"{item['scale']:g}", f"{item['numerical_rank']}", f"{item['stable_rank']:.2f}", f"{item['effective_rank']:.2f}",
+        )  # fmt: skip
+    console.print(table)
+    if len(shown) < len(facts["modules"]):
+        console.print(f"[dim]… and {len(facts['modules']) - len(shown)} more modules: --all lists them.[/]")
+
+
+def _common_prefix(paths: list[str]) -> str:
+    """Return the leading part of the module paths that all share; every path keeps at least its last part."""
+    parts = [path.split(".")[:-1] for path in paths]
+    shared = [step[0] for step in takewhile(lambda step: len(set(step)) == 1, zip(*parts, strict=False))]
+    return ".".join(shared)
+
+
+def show_spectra(console: Console, spectra: Mapping[str, AdapterSpectrum]) -> None:
+    """Print the measures of rank of every adapter, by name."""
+    table = Table("mean over modules", *(f"{name} rank" for name in _MEASURES), "largest σ", "smallest σ")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, spectrum in spectra.items():
+        values = spectrum.joint.singular_values
+        table.add_row(
+            name, f"{spectrum.numerical_rank:.2f}", f"{spectrum.stable_rank:.2f}", f"{spectrum.effective_rank:.2f}",
+            f"{values[0]:.3g}", f"{values[-1]:.3g}",
+        )  # fmt: skip
+    console.print(table)
+
+
+def show_fit(console: Console, fit: Fit) -> None:
+    """Print whether an adapter fits a base, and the first modules that do not."""
+    found = len(fit.modules) - len(fit.misfits)
+    weights = {True: "the weights it was trained on", False: "[red]other weights[/]", None: "base not recorded"}
+    verdict = "modules missing" if fit.fingerprint is None and fit.misfits else weights[fit.same_base]
+    console.print(f"Fit to {fit.base}: {found} of {len(fit.modules)} modules found with the right shape; {verdict}.")
+    for item in fit.misfits[:SHOWN]:
+        console.print(f"  [red]✗[/] {item.module}: {item.problem}")
+
+
+def _merged_adapter(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Return the row about the adapter of a merged bundle; none for a bundle with branches."""
+    if facts["mode"] == "branches":
+        return {}
+    adapter = facts["adapter"]
+    return {"adapter": f"{adapter['source']} ({adapter['modules']} modules, {adapter['parameters']:,} parameters)"}
+
+
+def show_bundle(console: Console, bundle: Bundle) -> None:
+    """Print graph, inputs and outputs, adapters, files and verification of a bundle."""
+    facts = describe_bundle(bundle)
+    model = facts["model"]
+    operators = ", ".join(f"{name} {count}" for name, count in list(model["operators"].items())[:SHOWN])
+    console.print(f"[bold]Bundle {facts['source']}[/]")
+    console.print(
+        _facts(
+            {
+                "task": facts["task"],
+                "labels": _list(facts["labels"]),
+                **({"pooling": str(bundle.pooling)} if bundle.pooling is not None else {}),
+                "precision": f"{facts['precision']}, {facts['mode']}",
+                "graph": f"{facts['nodes']} nodes, opset {model['opset']}, {model['bytes'] / 1e6:.1f} MB",
+                "operators": operators,
+                "base": facts["base"]["source"],
+                **_merged_adapter(facts),
+                "made by": facts["created_by"],
+            }
+        )
+    )
+    values = Table("", "name", "type", "shape")
+    for role in ("inputs", "outputs"):
+        for item in model[role]:
+            shape = " × ".join(str(side) for side in item["shape"])
+            values.add_row(role.removesuffix("s"), item["name"], item["dtype"], shape)
+    console.print(values)
+    if bundle.mode == "branches":
+        show_adapters(console, bundle)
+    console.print(_files(facts["files"]))
+    if bundle.manifest.verification is not None:
+        show_report(console, bundle.manifest.verification)
+    else:
+        console.print("[yellow]Not verified:[/] run  rmlora-deploy verify  before you rely on this bundle.")
+
+
+def _files(sizes: Mapping[str, int]) -> Table:
+    table = Table("file", "MB")
+    table.columns[1].justify = "right"
+    for name, size in sizes.items():
+        table.add_row(name, f"{size / 1e6:.2f}")
+    return table
+
+
+def _facts(facts: Mapping[str, str]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        grid.add_row(f"[dim]{name}[/]", value)
+    return grid
+
+
+def _settings(settings: Mapping[str, Any] | None) -> str:
+    if settings is None:
+        return "not recorded: a PEFT adapter from another program"
+    rank, active = settings["rank"], settings["active_rank"]
+    kind = "plain LoRA" if active == rank and not settings["orth_weight"] else "RM-LoRA"
+    return (
+        f"{kind}: rank {rank}, {active} active in a step, alpha {settings['alpha']:g}, orth_weight "
+        f"{settings['orth_weight']:g}, {settings['mask_sharing']} masks, mode {settings['mask_mode']}"
+    )
+
+
+def _scores(metrics: Mapping[str, Any] | None) -> list[tuple[str, Mapping[str, float]]]:
+    return [(split, metrics[split]) for split in ("validation", "test") if metrics and split in metrics]
+
+
+def _metrics(scores: Mapping[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items())
+
+
+def _list(names: list[str] | None) -> str:
+    if not names:
+        return "none"
+    return ", ".join(names[:SHOWN]) + (f" … ({len(names)} in all)" if len(names) > SHOWN else "")

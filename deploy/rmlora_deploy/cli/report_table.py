@@ -1,0 +1,61 @@
+"""A verification report as a table on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rmlora_deploy.bundles.report import Comparison, VerificationReport
+
+__all__ = ["show_report"]
+
+
+def show_report(console: Console, report: VerificationReport) -> None:
+    """Print a verification report as a table."""
+    shapes = ", ".join("×".join(map(str, shape)) for shape in report.shapes)
+    rows = list(_rows(report))
+    vectors = any(row.min_cosine is not None for _, row in rows)
+    last = "least cosine" if vectors else "same choice"
+    table = Table("compared with " + report.against, "max error", "relative", "rms, relative", last)
+    for name, row in rows:
+        table.add_row(
+            escape(name),
+            f"{row.max_abs_error:.1e}",
+            f"{row.max_relative_error:.1e}",
+            f"{row.rms_relative_error:.1e}",
+            f"{row.min_cosine:.6f}" if vectors else f"{row.argmax_agreement:.1%}",
+        )
+    console.print(table)
+    limit = report.tolerance
+    other = f"least cosine {limit.cosine:g}" if vectors else f"rms {limit.rms_error:.2g}"
+    console.print(f"Inputs of shapes {shapes}; allowed relative error {limit.relative_error:.2g}, {other}.")
+    if report.unverified:
+        console.print(
+            f"[yellow]Not verified:[/] {escape(', '.join(report.unverified))} (the bundle stores no outputs of PyTorch for "
+            "them: verify where PyTorch is installed)."
+        )
+    evaluations = [report.evaluation, *(row.evaluation for row in (report.adapters or {}).values())]
+    for scores in evaluations:
+        if scores is not None:
+            torch_score = f"PyTorch {scores.pytorch:.4f}, " if scores.pytorch is not None else ""
+            console.print(
+                f"{scores.metric.capitalize()} on {scores.examples} examples of {scores.data}: {torch_score}"
+                f"ONNX Runtime {scores.onnx:.4f}."
+            )
+
+
+def _rows(report: VerificationReport) -> Iterator[tuple[str, Comparison]]:
+    """Yield the name and the comparison of each row of the table."""
+    if report.pytorch_merged is not None:
+        yield "PyTorch, merged", report.pytorch_merged
+    if report.onnx is not None:
+        yield f"ONNX Runtime, {report.provider}", report.onnx
+    if report.base is not None:
+        yield f"no adapter{' (bit-equal)' if report.base.bit_equal else ''}", report.base
+    for name, row in (report.adapters or {}).items():
+        yield name, row.onnx
+    if report.mixed is not None:
+        yield "all mixed in one batch", report.mixed

@@ -1,0 +1,144 @@
+"""What an export settles before it makes a graph, and how it completes a bundle: the steps that both modes share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rmlora.adapter import Adapter
+from rmlora.adapter_task import task_of
+from rmlora.checkpoint import Checkpoint
+from rmlora.errors import AdapterError
+from rmlora.pooling import Pooling
+from rmlora.tasks import Task
+from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.bundles.choose_pooling import choose_pooling
+from rmlora_deploy.bundles.describe import describe_base, describe_files, describe_model, describe_tools
+from rmlora_deploy.bundles.manifest import AdapterSource, PoolingEntry
+from rmlora_deploy.bundles.preprocess import Preprocessor
+from rmlora_deploy.bundles.processor import common_processor, max_length
+from rmlora_deploy.bundles.sources import record_adapter_directory, record_base_directory
+from rmlora_deploy.exporter.export_settings import ExportSettings
+from rmlora_deploy.verification.evaluation import EvaluationData, read_evaluation
+
+__all__ = ["ExportPlan", "complete_bundle", "make_plan"]
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """The settings of an export and what follows from them before a graph is made."""
+
+    settings: ExportSettings
+    checkpoint: Checkpoint
+    """The base."""
+    adapters: Mapping[str, Adapter]
+    task: Task
+    processor: Any
+    """Tokenizer or image processor."""
+    max_length: int | None
+    """Tokens that texts are cut to; None for images."""
+    pooling_entry: PoolingEntry | None
+    """How the graph pools and where that choice came from; None for tasks that do not pool."""
+    evaluations: Mapping[str, EvaluationData]
+    """Adapter → labeled data to measure the metric on."""
+    on_progress: Callable[[str], None]
+
+    @property
+    def base(self) -> Path:
+        """Directory of the base."""
+        return self.checkpoint.path
+
+    @property
+    def pooling(self) -> Pooling | None:
+        """How a text's token vectors become one; None for tasks that do not pool."""
+        return self.pooling_entry.pooling if self.pooling_entry is not None else None
+
+    def preprocessor(self, input_names: Iterable[str]) -> Preprocessor:
+        """Return the processor, set up for a graph with these inputs."""
+        return Preprocessor(self.task, self.processor, self.max_length, tuple(input_names))
+
+    def manifest_fields(self, directory: Path, modules: Iterable[str]) -> dict[str, Any]:
+        """Return the manifest's fields that both modes fill in the same way.
+
+        Args:
+            directory: holds the graph and all other files already.
+            modules: paths of the adapted modules.
+        """
+        return {
+            **describe_tools(),
+            "mode": self.settings.mode,
+            "task": self.task.name,
+            "pooling": self.pooling_entry,
+            "max_length": self.max_length,
+            "base": describe_base(self.settings.base, self.settings.revision, self.checkpoint, modules),
+            "model": describe_model(directory),
+            "files": describe_files(directory),
+            "verification": None,
+        }
+
+
+def make_plan(
+    settings: ExportSettings,
+    checkpoint: Checkpoint,
+    adapters: Mapping[str, Adapter],
+    on_progress: Callable[[str], None],
+) -> ExportPlan:
+    """Settle task, evaluation data, processor, text length and pooling of an export.
+
+    Args:
+        settings: of the export.
+        checkpoint: the base.
+        adapters: name → adapter, at least one.
+        on_progress: called with a line before every step.
+
+    Raises:
+        ConfigError: settings that do not go together, or an adapter that does not record its task.
+        AdapterError: the adapters are for different tasks, or were trained with different processors or poolings.
+        InputError: the evaluation data cannot be used.
+    """
+    task = _common_task(settings, adapters)
+    evaluations = {
+        name: read_evaluation(data, settings.columns, task=task, labels=task.outputs.labels_of(adapters[name]))
+        for name, data in settings.data.items()
+    }
+    processor = common_processor(checkpoint.path, list(adapters.values()), task)
+    length = max_length(list(adapters.values()), processor, task, checkpoint.path)
+    pooling = choose_pooling(
+        task, checkpoint.path, adapters, processor, mode=settings.pooling, normalize=settings.normalize
+    )
+    return ExportPlan(settings, checkpoint, adapters, task, processor, length, pooling, evaluations, on_progress)
+
+
+def complete_bundle(bundle: Bundle, plan: ExportPlan, adapters: Mapping[str, AdapterSource], started: float) -> None:
+    """Write the manifest and record where base and adapters are on this machine.
+
+    Args:
+        bundle: with every other file in place.
+        plan: of the export.
+        adapters: name → manifest entry.
+        started: ``time.monotonic()`` when the export started.
+    """
+    bundle.manifest.seconds = round(time.monotonic() - started, 1)
+    bundle.save_manifest()
+    record_base_directory(bundle.manifest, plan.base)
+    for name, entry in adapters.items():
+        record_adapter_directory(bundle.manifest, entry, plan.settings.adapters[name])
+
+
+def _common_task(settings: ExportSettings, adapters: Mapping[str, Adapter]) -> Task:
+    """Return the task of all adapters.
+
+    Raises:
+        ConfigError: an adapter does not record its task.
+        AdapterError: the adapters are for different tasks.
+    """
+    (first, task), *others = ((name, task_of(adapter, settings.task)) for name, adapter in adapters.items())
+    for name, other in others:
+        if other != task:
+            raise AdapterError(
+                f"'{first}' is for {task.name} and '{name}' for {other.name}: export them into separate bundles."
+            )
+    return task

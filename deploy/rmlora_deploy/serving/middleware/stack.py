@@ -1,0 +1,27 @@
+"""The middleware of a server, in order."""
+
+from __future__ import annotations
+
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp
+
+from rmlora_deploy.serving.metrics import Metrics
+from rmlora_deploy.serving.middleware.access_log import AccessLog
+from rmlora_deploy.serving.middleware.auth import KeyCheck
+from rmlora_deploy.serving.middleware.limits import BodyLimits
+from rmlora_deploy.serving.serve_settings import ServeSettings
+
+__all__ = ["middleware_stack", "wrap"]
+
+
+def middleware_stack(settings: ServeSettings, metrics: Metrics) -> list[Middleware]:
+    """Return the middleware, outermost first: refusals are logged, and the key is checked before the body is read."""
+    key = [Middleware(KeyCheck, key=settings.api_key)] if settings.api_key else []
+    return [Middleware(AccessLog, metrics=metrics), *key, Middleware(BodyLimits, settings=settings)]
+
+
+def wrap(app: ASGIApp, settings: ServeSettings, metrics: Metrics) -> ASGIApp:
+    """Return ``app`` behind the middleware."""
+    for middleware in reversed(middleware_stack(settings, metrics)):
+        app = middleware.cls(app, *middleware.args, **middleware.kwargs)
+    return app

@@ -1,0 +1,349 @@
+"""What one row of data is, a text or an image, and how rows become the arrays that a model takes (no torch).
+
+Every task has one of these (:mod:`rmlora.tasks`); reading data, training, export, verification and serving ask it
+instead of asking which kind it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from rmlora.errors import ConfigError, InputError
+from rmlora.images import open_image
+from rmlora.processors import load_image_processor, load_tokenizer
+from rmlora.sample_data import SENTENCES, draw_image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rmlora.training.features import Examples
+
+__all__ = ["Arrays", "ImageInputs", "Inputs", "TextInputs"]
+
+Arrays = dict[str, npt.NDArray[np.generic]]
+"""Input name → array."""
+
+_NO_LIMIT = 100_000
+"""Tokenizers without a limit report a number far above this."""
+_DEFAULT_LENGTH = 512
+"""Tokens of a text where nothing states a limit."""
+
+
+class Inputs(ABC):
+    """One kind of input. Instances hold no data: ``processor`` is the base's tokenizer or image processor."""
+
+    modality: ClassVar[Literal["text", "image"]]
+    column_option: ClassVar[str]
+    """Setting that names the column of the data; its flag is spelled with dashes."""
+    column_names: ClassVar[tuple[str, ...]]
+    """Column names that are recognized without the setting, the most usual first."""
+    varies_in_length: ClassVar[bool]
+    """True if rows have a length (tokens), so that batches are padded."""
+    packs_processor: ClassVar[bool]
+    """True if an adapter package carries the processor it was trained with."""
+    different_processors: ClassVar[str]
+    """What two processors do differently, for an error: "A and B <this> differently"."""
+
+    # -- data -------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def locate(self, value: Any, source: str) -> Any:
+        """Return one cell of the data file ``source`` as an input.
+
+        Raises:
+            InputError: it names a file that does not exist.
+        """
+
+    @abstractmethod
+    def is_empty(self, value: Any) -> bool:
+        """Return True if a cell holds no input."""
+
+    @abstractmethod
+    def sample(self, count: int) -> list[Any]:
+        """Return ``count`` built-in inputs of several sizes, to verify on where no data is given."""
+
+    # -- model inputs -----------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def load_processor(self, directory: Path) -> Any:
+        """Return the tokenizer or image processor in ``directory``; errors as :mod:`rmlora.processors`."""
+
+    @abstractmethod
+    def rows(
+        self, processor: Any, inputs: Sequence[Any], *, lengths: Sequence[int | None], names: Sequence[str]
+    ) -> list[Arrays]:
+        """Return every input as arrays without the batch axis, not padded.
+
+        Args:
+            processor: of the base.
+            inputs: at least one.
+            lengths: for each input the tokens it is cut to; None for no cut.
+            names: inputs of the graph; others that the processor makes are dropped.
+
+        Raises:
+            InputError: an input is empty or unreadable, or the processor does not make what the graph takes.
+        """
+
+    @abstractmethod
+    def collate(self, processor: Any, rows: Sequence[Arrays]) -> Arrays:
+        """Return rows as one batch, padded where they differ in length."""
+
+    @abstractmethod
+    def tokens(self, row: Arrays) -> int:
+        """Return the tokens in a row; 0 for inputs that have none."""
+
+    @abstractmethod
+    def length_limit(self, processor: Any) -> int | None:
+        """Return the tokens that the processor cuts a text to by itself; None for inputs without a length."""
+
+    @abstractmethod
+    def essence(self, processor: Any) -> Mapping[str, Any]:
+        """Return what decides the arrays a processor makes: two processors with the same essence are interchangeable."""
+
+    # -- training and tracing ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def examples(self, inputs: Sequence[Any], labels: Sequence[int], processor: Any, max_length: int) -> Examples:
+        """Return a torch dataset of ``inputs`` with a collator (needs torch)."""
+
+    @abstractmethod
+    def resize(self, processor: Any, size: int | None) -> None:
+        """Make the processor give images of ``size`` pixels on a side; None keeps the base's size."""
+
+    @abstractmethod
+    def explain(self, error: ValueError) -> str | None:
+        """Return a sentence for what a model raised because of its inputs; None if it is about something else."""
+
+    @abstractmethod
+    def prepare_model(self, model: Any) -> None:
+        """Set what a freshly loaded model needs to take batches."""
+
+    @abstractmethod
+    def trace_tensors(
+        self, task: str, config: Any, processor: Any, *, rows: int, tokens: int
+    ) -> tuple[dict[str, Tensor], dict[int, str]]:
+        """Return example tensors to trace a model with, and axis → name of the axes that vary (needs torch, optimum)."""
+
+
+class TextInputs(Inputs):
+    """Texts, tokenized and padded to the longest of a batch."""
+
+    modality = "text"
+    column_option = "text_column"
+    column_names = ("text", "sentence", "question", "content", "message", "review", "input")
+    varies_in_length = True
+    packs_processor = False
+    different_processors = "split texts"
+
+    def locate(self, value: Any, source: str) -> Any:
+        """Return ``value``: a text stands in the cell itself."""
+        return value
+
+    def is_empty(self, value: Any) -> bool:
+        """Return True for anything but a text with at least one visible character."""
+        return not (isinstance(value, str) and value.strip())
+
+    def sample(self, count: int) -> list[Any]:
+        """Return sentences of one to twenty words."""
+        return [SENTENCES[number % len(SENTENCES)] for number in range(count)]
+
+    def load_processor(self, directory: Path) -> Any:
+        """Return the tokenizer in ``directory``."""
+        return load_tokenizer(directory)
+
+    def rows(
+        self, processor: Any, inputs: Sequence[Any], *, lengths: Sequence[int | None], names: Sequence[str]
+    ) -> list[Arrays]:
+        """Return ``[tokens]`` int64 arrays for every text."""
+        for number, text in enumerate(inputs):
+            if self.is_empty(text):
+                raise InputError(f"Text {number + 1} is empty: every input needs at least one word.")
+        return list(_tokenize(processor, inputs, lengths, names))
+
+    def collate(self, processor: Any, rows: Sequence[Arrays]) -> Arrays:
+        """Return ``[rows, tokens]`` int64, padded on the side where the tokenizer pads."""
+        longest = max(self.tokens(row) for row in rows)
+        left = getattr(processor, "padding_side", "right") == "left"
+        batch: Arrays = {}
+        for name in rows[0]:
+            batch[name] = np.full((len(rows), longest), _padding(processor, name), np.int64)
+            for number, row in enumerate(rows):
+                part = slice(longest - len(row[name]), None) if left else slice(len(row[name]))
+                batch[name][number, part] = row[name]
+        return batch
+
+    def tokens(self, row: Arrays) -> int:
+        """Return the length of the row's arrays."""
+        return len(next(iter(row.values())))
+
+    def length_limit(self, processor: Any) -> int | None:
+        """Return the tokenizer's own limit, or 512 where it has none."""
+        limit = getattr(processor, "model_max_length", None)
+        return int(limit) if limit and limit < _NO_LIMIT else _DEFAULT_LENGTH
+
+    def essence(self, processor: Any) -> Mapping[str, Any]:
+        """Return the vocabulary."""
+        return dict(processor.get_vocab())
+
+    def examples(self, inputs: Sequence[Any], labels: Sequence[int], processor: Any, max_length: int) -> Examples:
+        """Return the texts tokenized once."""
+        from rmlora.training.features import TextExamples
+
+        return TextExamples(inputs, labels, processor, max_length)
+
+    def resize(self, processor: Any, size: int | None) -> None:
+        """Do nothing: texts have no size in pixels."""
+
+    def explain(self, error: ValueError) -> str | None:
+        """Return None: nothing about texts is known to fail like this."""
+        return None
+
+    def prepare_model(self, model: Any) -> None:
+        """Let the end of a text be the padding where the base defines none."""
+        if model.config.pad_token_id is None:
+            end = model.config.eos_token_id
+            model.config.pad_token_id = end[0] if isinstance(end, (list, tuple)) else end
+
+    def trace_tensors(
+        self, task: str, config: Any, processor: Any, *, rows: int, tokens: int
+    ) -> tuple[dict[str, Tensor], dict[int, str]]:
+        """Return token ids and masks of full length from Optimum's generator."""
+        from optimum.utils import DummyTextInputGenerator, NormalizedTextConfig
+
+        generator = DummyTextInputGenerator(task, NormalizedTextConfig(config), batch_size=rows, sequence_length=tokens)
+        names = [name for name in processor.model_input_names if name in generator.SUPPORTED_INPUT_NAMES]
+        tensors = {name: generator.generate(name, framework="pt") for name in names}
+        if "attention_mask" in tensors:
+            tensors["attention_mask"] = tensors["attention_mask"].new_ones(tensors["attention_mask"].shape)
+        return tensors, {0: "batch", 1: "sequence"}
+
+
+class ImageInputs(Inputs):
+    """Images of one size, cut and scaled by the base's image processor."""
+
+    modality = "image"
+    column_option = "image_column"
+    column_names = ("image", "img", "picture", "file", "path")
+    varies_in_length = False
+    packs_processor = True
+    different_processors = "cut and scale images"
+
+    def locate(self, value: Any, source: str) -> Any:
+        """Resolve an image path against the data file's directory; leave decoded images alone."""
+        if not isinstance(value, str):
+            return value
+        path = Path(source).parent / value
+        if not path.is_file():
+            raise InputError(f"{source} names the image {value}, which does not exist in the same folder.")
+        return str(path)
+
+    def is_empty(self, value: Any) -> bool:
+        """Return True if there is no image."""
+        return value is None
+
+    def sample(self, count: int) -> list[Any]:
+        """Return drawn images of several widths."""
+        return [draw_image(number) for number in range(count)]
+
+    def load_processor(self, directory: Path) -> Any:
+        """Return the image processor in ``directory``."""
+        return load_image_processor(directory)
+
+    def rows(
+        self, processor: Any, inputs: Sequence[Any], *, lengths: Sequence[int | None], names: Sequence[str]
+    ) -> list[Arrays]:
+        """Return ``[channels, height, width]`` float32 for every image."""
+        made = processor([open_image(value) for value in inputs], return_tensors="np")
+        return [{"pixel_values": pixels} for pixels in np.asarray(made["pixel_values"], dtype=np.float32)]
+
+    def collate(self, processor: Any, rows: Sequence[Arrays]) -> Arrays:
+        """Return ``[rows, channels, height, width]``."""
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def tokens(self, row: Arrays) -> int:
+        """Return 0: images are not counted in tokens."""
+        return 0
+
+    def length_limit(self, processor: Any) -> int | None:
+        """Return None: images have no length."""
+        return None
+
+    def essence(self, processor: Any) -> Mapping[str, Any]:
+        """Return the processor's settings."""
+        settings = processor.to_dict()
+        return {key: item for key, item in settings.items() if key[0] != "_" and key != "image_processor_type"}
+
+    def examples(self, inputs: Sequence[Any], labels: Sequence[int], processor: Any, max_length: int) -> Examples:
+        """Return the images, decoded when asked for."""
+        from rmlora.training.features import ImageExamples
+
+        return ImageExamples(inputs, labels, processor)
+
+    def resize(self, processor: Any, size: int | None) -> None:
+        """Make the processor scale, and where it crops, crop to ``size`` × ``size``."""
+        if size:
+            processor.size = {"height": size, "width": size}
+            if getattr(processor, "crop_size", None):
+                processor.crop_size = processor.size
+
+    def explain(self, error: ValueError) -> str | None:
+        """Recognize a base that takes images of its own size only."""
+        if "size" not in str(error):
+            return None
+        return f"The base does not take images of this size ({str(error).rstrip('.')}): leave --image-size out."
+
+    def prepare_model(self, model: Any) -> None:
+        """Do nothing: images need no padding."""
+
+    def trace_tensors(
+        self, task: str, config: Any, processor: Any, *, rows: int, tokens: int
+    ) -> tuple[dict[str, Tensor], dict[int, str]]:
+        """Return images of the processor's size from Optimum's generator."""
+        from optimum.utils import DummyVisionInputGenerator, NormalizedVisionConfig
+
+        sized = copy.deepcopy(config)
+        sized.image_size = _image_size(processor)  # Optimum would take the base's, which the adapter may not share
+        generator = DummyVisionInputGenerator(task, NormalizedVisionConfig(sized), batch_size=rows, num_channels=3)
+        return {"pixel_values": generator.generate("pixel_values", framework="pt")}, {0: "batch"}
+
+
+def _tokenize(
+    tokenizer: Any, texts: Sequence[str], lengths: Sequence[int | None], names: Sequence[str]
+) -> Iterator[Arrays]:
+    """Yield each text's arrays; neighbors that are cut to the same length are tokenized together."""
+    start = 0
+    while start < len(texts):
+        end = next((i for i in range(start, len(texts)) if lengths[i] != lengths[start]), len(texts))
+        made = tokenizer(list(texts[start:end]), truncation=True, max_length=lengths[start])
+        missing = [name for name in names if name not in made]
+        if missing:
+            raise InputError(
+                f"The tokenizer does not make '{missing[0]}', which the graph takes: the bundle is inconsistent."
+            )
+        for row in zip(*(made[name] for name in names), strict=True):
+            yield {name: np.asarray(ids, np.int64) for name, ids in zip(names, row, strict=True)}
+        start = end
+
+
+def _padding(tokenizer: Any, name: str) -> int:
+    known = {"input_ids": "pad_token_id", "token_type_ids": "pad_token_type_id"}
+    return int(getattr(tokenizer, known[name]) or 0) if name in known else 0
+
+
+def _image_size(processor: Any) -> tuple[int, int]:
+    """Return (height, width) of the images that the processor gives."""
+    size = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None
+    size = size or processor.size
+    edge = size.get("shortest_edge") if hasattr(size, "get") else None
+    height = (size.get("height") if hasattr(size, "get") else None) or edge
+    width = (size.get("width") if hasattr(size, "get") else None) or edge
+    if not height or not width:
+        raise ConfigError(f"The image processor names no fixed size ({dict(size)}): train with --image-size.")
+    return int(height), int(width)
