@@ -1,4 +1,4 @@
-"""Merging an adapter into a safetensors checkpoint of any size, with memory of a few blocks (DESIGN 5)."""
+"""Merges an adapter into a safetensors checkpoint of any size, using memory for a few blocks only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rmlora.adapter import Adapter
+from rmlora.adapter import Adapter, LoraModule
 from rmlora.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint
 from rmlora.errors import OutputError
 from rmlora.fingerprint import check_base
@@ -18,14 +18,14 @@ from rmlora.storage import atomic_directory, refuse_existing, write_json
 from rmlora.tensors import DTYPES, TensorInfo
 from rmlora_converters.delta import delta_rows
 from rmlora_converters.merge_plan import MergePlan, PlannedTensor, make_plan
-from rmlora_converters.rounding import LOSS_WARNING, RoundingMeter, RoundingReport, checked_cast, complete
+from rmlora_converters.rounding import LOSS_WARNING, RoundingMeter, RoundingReport, checked_cast, collect_roundings
 from rmlora_converters.shards import write_shard
 from rmlora_converters.side_files import copy_side_files, write_provenance
 
 __all__ = ["MergeReport", "merge_checkpoint"]
 
 BLOCK_BYTES = 16 << 20
-"""Bytes of a tensor handled at once; a float32 block and its update are the memory a merge needs."""
+"""Bytes of a tensor handled at once. A merge needs memory for one such block in float32 and its update."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class MergeReport(RoundingReport):
     """What a merge into a checkpoint did."""
 
     added: tuple[str, ...]
-    """Tensors the base did not have, such as a new head."""
+    """Names of tensors that the base does not have, such as a new head."""
     untied: str | None
-    """Output layer that had to be separated from the embedding, if any."""
+    """Output layer that no longer shares the embedding's weight, if the update forced them apart."""
     shards: int
     base_fingerprint: str
 
@@ -49,22 +49,22 @@ def merge_checkpoint(
     allow_base_mismatch: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> MergeReport:
-    """Write ``base`` with ``adapter`` merged in to the directory ``output``: same sharding, same types.
+    """Merge ``adapter`` into ``base`` and write the result to the directory ``output``, with the base's shards and types.
 
-    Sums are made in float32. A process killed on the way leaves ``output`` as it was.
+    Sums are computed in float32. If the process is killed, ``output`` stays as it was.
 
     Args:
         base: checkpoint directory.
-        adapter: the update.
+        adapter: the update to merge.
         output: directory to create.
         overwrite: replace an existing directory.
-        allow_base_mismatch: merge although the adapter's fingerprint names another base.
-        on_progress: called with (bytes written, bytes in all).
+        allow_base_mismatch: merge even if the adapter's fingerprint names another base.
+        on_progress: called with (bytes written, total bytes).
 
     Raises:
         CheckpointError: the base cannot be read.
         AdapterError: the adapter does not fit, or the merged weight overflows the base's type.
-        OutputError: the target exists, cannot be written, or the disk is too small.
+        OutputError: the output exists, cannot be written, or does not fit on the disk.
 
     Warns:
         UserWarning: more than 5 % of a module's update was lost in the cast.
@@ -83,7 +83,7 @@ def merge_checkpoint(
             content = (writer.blocks(item) for item in items)
             write_shard(directory / file_name, [item.entry for item in items], content, metadata)
         report = MergeReport(
-            modules=complete(adapter, writer.meters),
+            modules=collect_roundings(adapter, writer.meters),
             replaced=plan.replaced,
             added=plan.added,
             untied=plan.untied,
@@ -97,42 +97,38 @@ def merge_checkpoint(
     if report.worst_loss > LOSS_WARNING:
         warnings.warn(
             f"{report.worst_loss:.1%} of the update of '{report.modules[0].module}' was rounded away: the base's type is "
-            "too coarse for so small an update; merge into a float32 base or keep the adapter as a side branch.",
+            "too coarse for such a small update; merge into a float32 base or keep the adapter as a branch.",
             stacklevel=2,
         )
     return report
 
 
 class _Writer:
-    """Produces the bytes of planned tensors and keeps the survival meters."""
+    """Produces the bytes of planned tensors and measures the rounding loss of the merged ones."""
 
     def __init__(self, plan: MergePlan, on_progress: Callable[[int, int], None] | None) -> None:
         self.meters: list[RoundingMeter] = []
-        self._progress = on_progress
+        self._on_progress = on_progress
         self._total = plan.nbytes
         self._done = 0
 
     def blocks(self, item: PlannedTensor) -> Iterator[bytes]:
         """Yield the content of one tensor."""
-        for block in self._merged(item) if item.update else self._plain(item):
+        for block in self._copied(item) if item.update is None else self._merged(item, item.update):
             yield block
             self._done += len(block)
-            if self._progress:
-                self._progress(self._done, self._total)
+            if self._on_progress:
+                self._on_progress(self._done, self._total)
 
-    def _plain(self, item: PlannedTensor) -> Iterator[bytes]:
+    def _copied(self, item: PlannedTensor) -> Iterator[bytes]:
         if isinstance(item.source, TensorInfo) and item.source.dtype == item.entry.dtype:
             for start in range(0, item.source.nbytes, BLOCK_BYTES):
                 yield item.source.read_bytes(start, min(BLOCK_BYTES, item.source.nbytes - start))
             return
-        whole = item.source.read()
-        cast = checked_cast(whole, DTYPES[item.entry.dtype], item.entry.name)
+        cast = checked_cast(item.source.read(), DTYPES[item.entry.dtype], item.entry.name)
         yield np.ascontiguousarray(cast).tobytes()
 
-    def _merged(self, item: PlannedTensor) -> Iterator[bytes]:
-        update = item.update
-        if update is None:
-            return
+    def _merged(self, item: PlannedTensor, update: LoraModule) -> Iterator[bytes]:
         meter = RoundingMeter(update.path)
         self.meters.append(meter)
         exact_type = np.float64 if item.entry.dtype == "F64" else np.float32
@@ -150,7 +146,7 @@ def _check_space(directory: Path, plan: MergePlan) -> None:
     if free < plan.nbytes:
         raise OutputError(
             f"The merged model needs {plan.nbytes / 1e9:.2f} GB and the disk of {directory.parent} has "
-            f"{free / 1e9:.2f} GB free: free some space or choose another place; nothing was written."
+            f"{free / 1e9:.2f} GB free: free some space or choose another directory; nothing was written."
         )
 
 

@@ -1,8 +1,8 @@
-"""Fewer directions for an adapter: the best ones of its own spectrum, chosen by budget, energy or rank.
+"""Reduces an adapter to its strongest directions, chosen by parameter budget, energy or rank.
 
 Every update is rotated into its singular basis (``s B A = U Σ Vᵀ`` through QR of the factors, never the dense
-product), so that keeping the first k directions is the best approximation of that rank (Eckart & Young, 1936).
-The directions left out are masked, or dropped from the file.
+product), so the first k directions are the best approximation of rank k (Eckart & Young, 1936). The other directions
+are masked, or dropped from the file.
 """
 
 from __future__ import annotations
@@ -19,32 +19,34 @@ from rmlora.errors import ConfigError
 from rmlora.spectrum import spectrum_of
 from rmlora_converters.rebuild import with_factors, with_modules
 
-__all__ = ["CompressReport", "Kept", "compress_adapter"]
+__all__ = ["CompressReport", "ModuleCompression", "compress_adapter"]
 
 FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What is left of one module's update."""
+class ModuleCompression:
+    """What compression left of the update of one module."""
 
     module: str
     before: int
-    """Directions that contributed."""
+    """Directions that contributed before."""
     after: int
+    """Directions that contribute now."""
     loss: float
     """``‖lost‖ / ‖Δ‖`` in the Frobenius norm."""
 
 
 @dataclass(frozen=True)
 class CompressReport:
-    """What compression left and what it cost."""
+    """What compression kept, and what it lost."""
 
-    modules: list[Kept]
-    """Largest loss first."""
+    modules: list[ModuleCompression]
+    """One entry per module, largest loss first."""
     parameters_before: int
+    """Parameters of the directions that contributed before."""
     parameters_after: int
-    """Of the directions that contribute."""
+    """Parameters of the directions that contribute now."""
     loss: float
     """``‖lost‖ / ‖Δ‖`` over all modules together."""
 
@@ -60,7 +62,7 @@ class _Rotated:
 
     @property
     def cost(self) -> int:
-        """Parameters of one direction."""
+        """Parameters of one direction: a row of A and a column of B."""
         return int(self.U.shape[0] + self.V.shape[0])
 
     @property
@@ -77,29 +79,31 @@ def compress_adapter(
     energy: float | None = None,
     refactor: bool = False,
 ) -> tuple[Adapter, CompressReport]:
-    """Return ``adapter`` with fewer directions, and what that lost.
+    """Return ``adapter`` with fewer directions, and a report of what that lost.
 
-    At most one of the criteria is given; with none, every direction that is not zero is kept (exact).
+    Pass at most one of ``rank``, ``parameters`` and ``energy``. Without any of them, every direction that is not zero is
+    kept, so the update stays exact.
 
     Args:
-        rank: directions per module.
-        parameters: budget of all factors together, spent where a parameter holds most energy.
+        adapter: the adapter to compress.
+        rank: directions to keep in each module.
+        parameters: budget for all factors together, spent on the directions with the most energy per parameter.
         energy: share of each module's ``Σσ²`` to keep, in (0, 1].
-        refactor: drop the other directions from the file; else they stay, masked, and PEFT, which knows no mask,
-            still applies them.
+        refactor: drop the other directions from the file. Otherwise they stay and are masked, and PEFT, which does not
+            know the mask, still applies them.
 
     Raises:
-        ConfigError: more than one criterion, or one out of range.
-        AdapterError: nothing would be left.
+        ConfigError: more than one criterion is given, or one is out of range.
+        AdapterError: no direction would be left.
     """
     if sum(item is not None for item in (rank, parameters, energy)) > 1:
         raise ConfigError(
-            "Give one of --rank, --parameters and --energy: they are different ways to choose directions."
+            "Pass only one of --rank, --parameters and --energy: they are different ways to choose directions."
         )
     if rank is not None and rank < 1:
         raise ConfigError(f"rank must be at least 1, not {rank}: change --rank.")
     if energy is not None and not 0 < energy <= 1:
-        raise ConfigError(f"energy must lie in (0, 1], not {energy:g}: change --energy.")
+        raise ConfigError(f"energy must be in (0, 1], not {energy:g}: change --energy.")
     rotated = [_rotate(module) for module in adapter.modules.values()]
     if parameters is not None:
         counts = _within_budget(rotated, parameters)
@@ -113,7 +117,7 @@ def compress_adapter(
 
 
 def _rotate(module: LoraModule) -> _Rotated:
-    """Return the singular value decomposition of the update, scale included; ranks above in or out shrink to it."""
+    """Return the singular value decomposition of the update, scale included; a rank above in or out is reduced to it."""
     Q_B, R_B = np.linalg.qr(module.B.astype(np.float64))  # noqa: N806 - the paper's symbols
     Q_A, R_A = np.linalg.qr(module.A.T.astype(np.float64))  # noqa: N806
     U, sigma, Vt = np.linalg.svd(module.scale * R_B @ R_A.T, full_matrices=False)  # noqa: N806
@@ -121,7 +125,7 @@ def _rotate(module: LoraModule) -> _Rotated:
 
 
 def _keep(item: _Rotated, count: int, refactor: bool) -> LoraModule | None:
-    """Return the module with its first ``count`` directions, balanced between the factors; None if none is left."""
+    """Return the module with its first ``count`` directions, √sigma in each factor; None if no direction is left."""
     size = count if refactor else item.sigma.size
     if size == 0:
         return None
@@ -131,7 +135,7 @@ def _keep(item: _Rotated, count: int, refactor: bool) -> LoraModule | None:
 
 
 def _by_energy(item: _Rotated, share: float) -> int:
-    """Return the least directions that hold ``share`` of the energy."""
+    """Return the smallest number of directions that hold ``share`` of the energy (sum of ``sigma²``)."""
     total = float((item.sigma**2).sum())
     if total == 0:
         return 0
@@ -140,14 +144,14 @@ def _by_energy(item: _Rotated, share: float) -> int:
 
 
 def _within_budget(items: Sequence[_Rotated], budget: int) -> list[int]:
-    """Spend ``budget`` parameters on the directions with most energy per parameter."""
+    """Return the directions to keep in each module: those with the most energy per parameter that fit ``budget``."""
     ranked = sorted(
         (-(sigma**2) / item.cost, number, item.cost)
         for number, item in enumerate(items)
         for sigma in item.sigma[: item.numerical_rank]
     )
     counts, spent = [0] * len(items), 0
-    full: set[int] = set()  # a module whose next direction did not fit gets no later one either
+    full: set[int] = set()  # modules whose next direction did not fit; they get no later, weaker one either
     for _, number, cost in ranked:
         if number in full:
             continue
@@ -157,9 +161,10 @@ def _within_budget(items: Sequence[_Rotated], budget: int) -> list[int]:
         counts[number] += 1
         spent += cost
     if not any(counts):
-        least = min(item.cost for item in items)
+        smallest = min(item.cost for item in items)
         raise ConfigError(
-            f"A budget of {budget} parameters holds no direction (the least takes {least}): raise --parameters."
+            f"A budget of {budget} parameters is too small for any direction (the smallest takes {smallest}): raise "
+            "--parameters."
         )
     return counts
 
@@ -169,7 +174,7 @@ def _report(items: Sequence[_Rotated], counts: Sequence[int]) -> CompressReport:
     for item, count in zip(items, counts, strict=True):
         energy, gone = float((item.sigma**2).sum()), float((item.sigma[count:] ** 2).sum())
         loss = math.sqrt(gone / energy) if energy else 0.0
-        kept.append(Kept(item.module.path, item.module.active_rank, count, loss))
+        kept.append(ModuleCompression(item.module.path, item.module.active_rank, count, loss))
         lost, total = lost + gone, total + energy
         before, after = before + item.module.active_rank * item.cost, after + count * item.cost
     kept.sort(key=lambda entry: -entry.loss)

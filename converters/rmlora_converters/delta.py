@@ -1,15 +1,15 @@
-"""The update of one module as the base stores its weight (numpy, float32).
+"""The update of one module in the layout in which the base stores its weight (numpy, float32).
 
 ========== ==================== ============================ =====================
-kind       base weight          update                       rows are
+kind       base weight          update                       one row per
 ========== ==================== ============================ =====================
-linear     ``[out, in]``        ``s · B A``                  outputs
-Conv1D     ``[in, out]``        ``s · (B A)ᵀ``               inputs
-embedding  ``[tokens, width]``  ``s · (B A)ᵀ``               tokens
-conv       ``[out, in, *k]``    ``s · B A``, axes unfolded   output channels
+linear     ``[out, in]``        ``s · B A``                  output
+Conv1D     ``[in, out]``        ``s · (B A)ᵀ``               input
+embedding  ``[tokens, width]``  ``s · (B A)ᵀ``               token
+conv       ``[out, in, *k]``    ``s · B A``, axes unfolded   output channel
 ========== ==================== ============================ =====================
 
-Rows are the slices along the weight's first axis, so an update can be made block by block.
+Rows are slices along the first axis of the weight. Any range of them can be computed alone, so a merge can go block by block.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ FloatArray = npt.NDArray[np.float32]
 
 
 def stores_transposed(module: LoraModule, shape: tuple[int, ...]) -> bool:
-    """Return whether a base weight of ``shape`` is stored ``[in, out]``.
+    """Return True if a base weight of ``shape`` is stored ``[in, out]``.
 
-    The shape decides; only a square weight leaves it open, and then the adapter's ``fan_in_fan_out`` does.
+    The shape decides. A square weight fits both ways, so there the adapter's ``fan_in_fan_out`` decides.
 
     Raises:
-        AdapterError: the update fits the weight in neither orientation.
+        AdapterError: the update does not fit the weight in either orientation.
     """
     fan_in, fan_out = math.prod(module.lora_A.shape[1:]), module.lora_B.shape[0]
     if module.kind == "embedding":
@@ -46,7 +46,7 @@ def stores_transposed(module: LoraModule, shape: tuple[int, ...]) -> bool:
     if not fits:
         raise AdapterError(
             f"The adapter's update of '{module.path}' has {fan_in} inputs and {fan_out} outputs, but the base's weight "
-            f"there has shape {list(shape)}: this is not the base the adapter was made for."
+            f"has shape {list(shape)}: this is not the base the adapter was made for."
         )
     return transposed
 
@@ -54,12 +54,12 @@ def stores_transposed(module: LoraModule, shape: tuple[int, ...]) -> bool:
 def delta_rows(module: LoraModule, shape: tuple[int, ...], start: int = 0, stop: int | None = None) -> FloatArray:
     """Return rows ``start:stop`` of the update in the layout of a base weight of ``shape``, scale included.
 
-    Masked directions contribute nothing.
+    Masked directions contribute nothing. The result may overflow; callers check the sum.
 
     Raises:
         AdapterError: the update does not fit the weight.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # whoever uses the sum refuses what is not finite
+    with np.errstate(over="ignore", invalid="ignore"):  # callers refuse a sum that is not finite
         if stores_transposed(module, shape):
             block = module.A[:, start:stop].T @ module.B.T
         else:

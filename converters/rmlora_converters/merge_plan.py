@@ -1,7 +1,7 @@
-"""Deciding what a merged checkpoint holds, before a byte of it is written.
+"""Plans what a merged checkpoint contains before any byte of it is written.
 
-Every tensor of the base becomes one tensor of the result, in the same shard and of the same type, some with an
-update added, some replaced by a tensor the adapter saved whole; new heads join the last shard.
+Every tensor of the base becomes one tensor of the result, in the same shard and with the same type. Some have an update
+added, some are replaced by a tensor of the adapter's modules_to_save; new heads go to the last shard.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from rmlora.tensors import DTYPES, FLOATING
 from rmlora_converters.delta import stores_transposed
 from rmlora_converters.shards import ShardEntry
 
-__all__ = ["ArraySource", "MergePlan", "PlannedTensor", "Source", "make_plan", "name_labels"]
+__all__ = ["ArraySource", "MergePlan", "PlannedTensor", "Source", "make_plan", "set_labels"]
 
 
 class Source(Protocol):
-    """Where a tensor's rows come from: the base's file or the adapter."""
+    """Where the rows of a tensor come from: a file of the base or the adapter."""
 
     def read(self, start: int = 0, stop: int | None = None) -> Array:
         """Return rows along the first axis."""
@@ -42,7 +42,7 @@ class ArraySource:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One tensor of the result: its header entry, its source, and the update to add."""
+    """One tensor of the result: its header entry, its source, and the update to add, if any."""
 
     entry: ShardEntry
     source: Source
@@ -51,42 +51,59 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class MergePlan:
-    """The tensors of every shard, the new ``config.json``, and what was decided on the way."""
+    """The tensors of every shard, the new ``config.json``, and the decisions behind them."""
 
     shards: Mapping[str, list[PlannedTensor]]
     config: dict[str, Any]
     replaced: tuple[str, ...]
-    """Base tensors replaced by ones the adapter saved whole."""
+    """Tensors of the base that the adapter's modules_to_save replace."""
     added: tuple[str, ...]
-    """Tensors the base did not have."""
+    """Tensors that the base does not have."""
     untied: str | None
-    """The output layer that no longer shares the embedding's weight, if the update forced them apart."""
+    """Output layer that no longer shares the embedding's weight, if the update forced them apart."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Total size of all tensors in bytes."""
         return sum(item.entry.nbytes for items in self.shards.values() for item in items)
 
 
 def make_plan(checkpoint: Checkpoint, adapter: Adapter) -> MergePlan:
-    """Match every tensor of ``adapter`` with the base, and settle names, ties and configuration.
+    """Match every tensor of ``adapter`` with the base, and decide names, tied weights and configuration.
 
     Raises:
-        AdapterError: a module is not in the base, does not fit its weight, or its weight is quantized.
+        AdapterError: the base lacks a module, its weight has another shape, or its weight is quantized.
     """
     names = checkpoint.tensors.keys()
     tie = checkpoint.tied_output if _has_output_layer(checkpoint, adapter) else None
     modules = dict(adapter.modules)
-    shared_output = tie is not None and f"{tie.layer}.weight" not in names
-    output_update = modules.pop(tie.layer, None) if tie and shared_output else None
+    # An output layer whose weight is only stored as the embedding gets its update when the two are untied.
+    output_update = modules.pop(tie.layer, None) if tie and f"{tie.layer}.weight" not in names else None
     targets = find_tensors([f"{path}.weight" for path in modules], names, where=f"the base at {checkpoint.path}")
     updates = {targets[f"{path}.weight"]: module for path, module in modules.items()}
-    saved_at = {parameter: find_tensor(parameter, names) for parameter in adapter.modules_to_save}
-    replacements = {name: adapter.modules_to_save[parameter] for parameter, name in saved_at.items() if name}
-    new = {parameter: adapter.modules_to_save[parameter] for parameter, name in saved_at.items() if not name}
+    base_names = {parameter: find_tensor(parameter, names) for parameter in adapter.modules_to_save}
+    replacements = {name: adapter.modules_to_save[parameter] for parameter, name in base_names.items() if name}
+    new = {parameter: adapter.modules_to_save[parameter] for parameter, name in base_names.items() if not name}
     prefix = infer_prefix(targets) if new else ""
-    dtype = checkpoint.tensors[next(iter(updates))].dtype if updates else "F32"
+    new_dtype = checkpoint.tensors[next(iter(updates))].dtype if updates else "F32"
 
+    shards = _plan_shards(checkpoint, updates, replacements)
+    untied = _untie(tie, shards, {*updates, *replacements}, output_update) if tie else None
+    for items in shards.values():
+        items[:] = [replace(item, entry=replace(item.entry, name=prefix + item.entry.name)) for item in items]
+    shards[next(reversed(shards))] += [
+        PlannedTensor(ShardEntry(name, new_dtype, array.shape), ArraySource(array)) for name, array in new.items()
+    ]
+    for items in shards.values():  # widest element types first, see write_shard
+        items.sort(key=lambda item: -DTYPES[item.entry.dtype].itemsize if item.entry.dtype in DTYPES else 0)
+    config = _new_config(checkpoint, adapter, replacements, untied=untied is not None)
+    return MergePlan(shards, config, tuple(sorted(replacements)), tuple(sorted(new)), untied)
+
+
+def _plan_shards(
+    checkpoint: Checkpoint, updates: Mapping[str, LoraModule], replacements: Mapping[str, Array]
+) -> dict[str, list[PlannedTensor]]:
+    """Return the tensors of every shard of the base, updated or replaced; both mappings go by the base's names."""
     shards: dict[str, list[PlannedTensor]] = {}
     for file_name, shard in checkpoint.shards.items():
         planned = []
@@ -98,16 +115,7 @@ def make_plan(checkpoint: Checkpoint, adapter: Adapter) -> MergePlan:
                 entry = replace(entry, shape=replacements[name].shape)
             planned.append(_checked(PlannedTensor(entry, source, updates.get(name))))
         shards[file_name] = planned
-    untied = _untie(tie, shards, {*updates, *replacements}, output_update) if tie else None
-    for items in shards.values():
-        items[:] = [replace(item, entry=replace(item.entry, name=prefix + item.entry.name)) for item in items]
-    shards[next(reversed(shards))] += [
-        PlannedTensor(ShardEntry(p, dtype, array.shape), ArraySource(array)) for p, array in new.items()
-    ]
-    for items in shards.values():
-        items.sort(key=lambda item: -DTYPES[item.entry.dtype].itemsize if item.entry.dtype in DTYPES else 0)
-    config = _new_config(checkpoint, adapter, replacements, untied=untied is not None)
-    return MergePlan(shards, config, tuple(sorted(replacements)), tuple(sorted(new)), untied)
+    return shards
 
 
 def _untie(
@@ -116,17 +124,17 @@ def _untie(
     changed: Collection[str],
     output_update: LoraModule | None,
 ) -> str | None:
-    """Give a tied output layer a tensor of its own when either side changed; return its module path.
+    """Give a tied output layer its own tensor if either side changed; return its module path, or None if neither did.
 
-    PEFT adds an update to the embedding or to the output layer alone, so a merged checkpoint that computes
-    the same function must store them apart.
+    PEFT adds an update to the embedding or to the output layer alone, so a merged checkpoint that computes the same
+    function must store the two separately.
     """
     name = f"{tie.layer}.weight"
     if output_update is None and not {tie.embedding, name} & set(changed):
         return None
-    everything = {item.entry.name: item for items in shards.values() for item in items}
-    if name not in everything:
-        embedding = everything[tie.embedding]
+    planned = {item.entry.name: item for items in shards.values() for item in items}
+    if name not in planned:
+        embedding = planned[tie.embedding]
         own = replace(embedding, entry=replace(embedding.entry, name=name), update=output_update)
         shards[next(reversed(shards))].append(_checked(own))
     return tie.layer
@@ -145,7 +153,7 @@ def _checked(item: PlannedTensor) -> PlannedTensor:
         if item.entry.dtype not in FLOATING:
             raise AdapterError(
                 f"The base stores '{item.entry.name}' as {item.entry.dtype} (quantized): an update cannot be merged into "
-                "it; merge into the unquantized base and quantize the result."
+                "that; merge into the unquantized base and quantize the result."
             )
         stores_transposed(item.update, item.entry.shape)
     return item
@@ -159,15 +167,15 @@ def _new_config(
         config["tie_word_embeddings"] = False
     if architecture := adapter.metadata.get("architecture"):
         config["architectures"] = [architecture]
-    name_labels(config, adapter)
+    set_labels(config, adapter)
     for name, array in replacements.items():
         if name.endswith(EMBEDDING_NAMES) and "vocab_size" in config:
             config["vocab_size"] = array.shape[0]
     return config
 
 
-def name_labels(config: dict[str, Any], adapter: Adapter) -> None:
-    """Put the labels of ``adapter`` into a model's configuration, where it has any."""
+def set_labels(config: dict[str, Any], adapter: Adapter) -> None:
+    """Write the labels of ``adapter``, if it has any, to a model's configuration."""
     if labels := adapter.labels or _numbered_labels(adapter):
         config["id2label"] = {str(index): label for index, label in enumerate(labels)}
         config["label2id"] = {label: index for index, label in enumerate(labels)}
@@ -175,7 +183,7 @@ def name_labels(config: dict[str, Any], adapter: Adapter) -> None:
 
 
 def _numbered_labels(adapter: Adapter) -> list[str] | None:
-    """Return ``LABEL_i`` for the head of a classification adapter from elsewhere."""
+    """Return ``LABEL_i`` for each output of a classification head without labels, as in adapters not made by rmlora."""
     if adapter.peft_config.get("task_type") != "SEQ_CLS":
         return None
     try:

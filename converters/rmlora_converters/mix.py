@@ -1,6 +1,6 @@
-"""Weighted sum of adapters: ``Σ wᵢ · sᵢ Bᵢ Aᵢ``, exact by concatenating rank directions.
+"""Computes the weighted sum of adapters, ``Σ wᵢ · sᵢ Bᵢ Aᵢ``, exactly, by concatenating their rank directions.
 
-``[w₁s₁B₁ w₂s₂B₂ …] · [A₁; A₂; …]`` is the sum itself, with the sum of the ranks; nothing is approximated.
+``[w₁s₁B₁ w₂s₂B₂ …] · [A₁; A₂; …]`` equals the sum, and its rank is the sum of the ranks; nothing is approximated.
 :mod:`rmlora_converters.compress` finds the smallest rank that holds the result.
 """
 
@@ -26,18 +26,19 @@ def mix_adapters(
     head: int | None = None,
     allow_base_mismatch: bool = False,
 ) -> Adapter:
-    """Return the weighted sum of ``adapters``; masked directions take no part.
+    """Return the weighted sum of ``adapters``; masked directions are left out.
 
     Args:
         adapters: two or more.
-        weights: one per adapter; a zero leaves that adapter's update out.
-        head: index of the adapter whose tensors saved whole (heads), task and labels the result takes; None is
-            allowed where all agree.
-        allow_base_mismatch: mix adapters of different bases all the same.
+        weights: one per adapter; zero leaves out the update of that adapter.
+        head: index of the adapter that supplies modules_to_save (heads), task and labels of the result; may be None if
+            all adapters have the same heads.
+        allow_base_mismatch: mix the adapters even if they were made for different bases.
 
     Raises:
-        ConfigError: weights do not fit, or ``head`` is needed.
-        AdapterError: adapters of different bases, or a module whose shapes differ.
+        ConfigError: there is not one finite weight per adapter, or the heads differ and ``head`` is None.
+        AdapterError: the adapters are for different bases, a module has different shapes in two of them, or no direction
+            is left.
     """
     if len(weights) != len(adapters):
         raise ConfigError(
@@ -51,10 +52,10 @@ def mix_adapters(
         if other and not allow_base_mismatch:
             raise AdapterError(
                 f"{adapter.source} was made for another base than {adapters[0].source} (the weight of '{other}' differs), "
-                "so their sum fits neither: pass --allow-base-mismatch to mix them all the same."
+                "so their sum fits neither base: pass --allow-base-mismatch to mix them anyway."
             )
         base_weights.update(adapter.base_weights)
-    owner = _owner(adapters, head)
+    owner = _head_owner(adapters, head)
     owner = replace(owner, metadata={**owner.metadata, "base_weights": base_weights})
     parts: dict[str, list[tuple[LoraModule, float]]] = {}
     for adapter, weight in zip(adapters, weights, strict=True):
@@ -74,13 +75,15 @@ def _sum(path: str, parts: Sequence[tuple[LoraModule, float]]) -> LoraModule:
                 f"{module.A.shape[1]} and {module.B.shape[0]} in another: they were made for different bases."
             )
         if module.fan_in_fan_out != first.fan_in_fan_out:
-            raise AdapterError(f"'{path}' is fan_in_fan_out in only some of the adapters: they are of different bases.")
+            raise AdapterError(
+                f"'{path}' is fan_in_fan_out in only some of the adapters: they were made for different bases."
+            )
     A = np.concatenate([module.A for module, _ in parts])  # noqa: N806 - the paper's symbol
     B = np.concatenate([np.float32(weight * module.scale) * module.B for module, weight in parts], axis=1)  # noqa: N806
     return with_factors(first, A, B)
 
 
-def _owner(adapters: Sequence[Adapter], head: int | None) -> Adapter:
+def _head_owner(adapters: Sequence[Adapter], head: int | None) -> Adapter:
     if head is not None:
         return adapters[head]
     first = adapters[0]
@@ -90,7 +93,7 @@ def _owner(adapters: Sequence[Adapter], head: int | None) -> Adapter:
         )
         if not same:
             raise ConfigError(
-                f"{first.source} and {other.source} have different heads, and heads do not add: say whose the result "
-                "takes with --head-from."
+                f"{first.source} and {other.source} have different heads, and heads cannot be added: choose the one "
+                "to keep with --head-from."
             )
     return first

@@ -1,4 +1,4 @@
-"""An adapter with new factors: PEFT's configuration is made to say their ranks and scales."""
+"""Rebuilds an adapter with new factors, so that its PEFT configuration states their ranks and scales."""
 
 from __future__ import annotations
 
@@ -17,40 +17,42 @@ from rmlora.fingerprint import fingerprint_of
 
 __all__ = ["with_factors", "with_modules"]
 
-_DROPPED = ("layers_to_transform", "layers_pattern", "exclude_modules", "layer_replication")
-"""Options that choose modules; the result lists its modules one by one instead."""
+_MODULE_SELECTION = ("layers_to_transform", "layers_pattern", "exclude_modules", "layer_replication")
+"""Options that select modules. They are dropped: the result lists its modules one by one."""
 
-_OF_TRAINING = ("rmlora", "metrics", "training", "rank_mask")
-"""Metadata that describe the factors before."""
+_TRAINING_METADATA = ("rmlora", "metrics", "training", "rank_mask")
+"""Metadata that describe the old factors. They are dropped."""
 
-_OF_THE_BASE = ("base_weights", "base_fingerprint")
-"""Metadata that are made again for the modules that are left."""
+_BASE_METADATA = ("base_weights", "base_fingerprint")
+"""Metadata that are computed again for the remaining modules."""
 
 
 def with_modules(adapter: Adapter, modules: Sequence[LoraModule]) -> Adapter:
-    """Return ``adapter`` with ``modules`` in place of its own; heads, task and labels stay.
+    """Return ``adapter`` with ``modules`` instead of its own; heads, task and labels stay.
 
     Raises:
-        AdapterError: no module is left.
+        AdapterError: ``modules`` is empty.
     """
     if not modules:
         raise AdapterError(f"No direction of {adapter.source} is left: an adapter without factors changes nothing.")
     ranks = {module.path: module.rank for module in modules}
-    alphas = {module.path: _plain(module.scale * module.rank) for module in modules}
-    rank, alpha = Counter(ranks.values()).most_common(1)[0][0], Counter(alphas.values()).most_common(1)[0][0]
-    config = {key: value for key, value in adapter.peft_config.items() if key not in _DROPPED}
+    alphas = {module.path: _int_if_whole(module.scale * module.rank) for module in modules}
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    config = {key: value for key, value in adapter.peft_config.items() if key not in _MODULE_SELECTION}
     config.update(
         peft_type="LORA",
         r=rank,
         lora_alpha=alpha,
-        rank_pattern={_exactly(path): value for path, value in ranks.items() if value != rank},
-        alpha_pattern={_exactly(path): value for path, value in alphas.items() if value != alpha},
+        rank_pattern={_exact_pattern(path): value for path, value in ranks.items() if value != rank},
+        alpha_pattern={_exact_pattern(path): value for path, value in alphas.items() if value != alpha},
         use_rslora=False,
         init_lora_weights=True,
         target_modules=sorted(ranks),
         inference_mode=True,
     )
-    metadata = {key: value for key, value in adapter.metadata.items() if key not in (*_OF_TRAINING, *_OF_THE_BASE)}
+    metadata = {
+        key: value for key, value in adapter.metadata.items() if key not in (*_TRAINING_METADATA, *_BASE_METADATA)
+    }
     if weights := {path: digest for path, digest in adapter.base_weights.items() if path in ranks}:
         metadata.update(base_weights=weights, base_fingerprint=fingerprint_of(weights))
     return replace(adapter, modules={m.path: m for m in modules}, peft_config=config, metadata=metadata)
@@ -62,13 +64,13 @@ def with_factors(
     B: npt.NDArray[np.floating],  # noqa: N803
     rank_mask: npt.NDArray[np.bool_] | None = None,
 ) -> LoraModule:
-    """Return ``module`` with the update ``B A`` (scale 1).
+    """Return ``module`` with the update ``B A``; its scale becomes 1.
 
     Args:
-        module: gives path, kind and the shapes of its kind.
+        module: supplies the path, the kind, and the extra axes that its kind has.
         A: ``[rank, in]``.
         B: ``[out, rank]``.
-        rank_mask: ``[rank]``.
+        rank_mask: ``[rank]``, True for the directions that contribute; None if all do.
     """
     rank = A.shape[0]
     return replace(
@@ -80,10 +82,10 @@ def with_factors(
     )
 
 
-def _exactly(path: str) -> str:
-    """Return PEFT's pattern for one module; a bare path would also match the end of a longer one."""
+def _exact_pattern(path: str) -> str:
+    """Return a PEFT pattern that matches one module only; a bare path would also match the end of a longer one."""
     return "^" + re.escape(path)
 
 
-def _plain(value: float) -> Any:
+def _int_if_whole(value: float) -> Any:
     return int(value) if float(value).is_integer() else float(value)

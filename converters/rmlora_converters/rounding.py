@@ -1,9 +1,9 @@
-"""How much of an update is lost when the merged weight is rounded to the checkpoint's type.
+"""The rounding loss of a merge: how much of an update is lost when the merged weight is cast to the base's type.
 
     loss = ‖cast(W + Δ) − (W + Δ)‖_F / ‖Δ‖_F
 
 bfloat16 keeps 8 bits of a weight, so an update much smaller than the weight is partly rounded away
-(1.5 % of ‖Δ‖ at ‖Δ‖/‖W‖ = 0.11). Sums run over blocks, in float64.
+(1.5 % of ‖Δ‖ at ‖Δ‖/‖W‖ = 0.11). The norms are summed over blocks, in float64.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from rmlora.adapter import Adapter
 from rmlora.errors import AdapterError
 from rmlora.tensors import DTYPES, FLOATING
 
-__all__ = ["LOSS_WARNING", "ModuleRounding", "RoundingMeter", "RoundingReport", "checked_cast", "complete"]
+__all__ = ["LOSS_WARNING", "ModuleRounding", "RoundingMeter", "RoundingReport", "checked_cast", "collect_roundings"]
 
 LOSS_WARNING = 0.05
-"""Share of ``‖Δ‖`` lost above which a merge warns."""
+"""A merge warns if more than this share of ``‖Δ‖`` is lost."""
 
 AnyArray = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class ModuleRounding:
-    """What became of one module's update."""
+    """What rounding did to the update of one module."""
 
     module: str
     loss: float
-    """Rounding error over the update's norm; 0 keeps all, 1 is as bad as not merging."""
+    """Norm of the rounding error over that of the update: 0 loses nothing, 1 is as bad as not merging."""
     relative_size: float
     """``‖Δ‖ / ‖W‖``: small updates lose more."""
 
 
 @dataclass(frozen=True)
 class RoundingReport:
-    """What a merge did to the weights; each kind of merge reports more beside it."""
+    """What a merge did to the weights. Each kind of merge extends this with what only it can report."""
 
     modules: tuple[ModuleRounding, ...]
-    """One entry per adapted module, worst loss first."""
+    """One entry per adapted module, largest loss first."""
     replaced: tuple[str, ...]
-    """Parameters of the base replaced by ones the adapter saved whole."""
+    """Parameters of the base that the adapter's modules_to_save replaced."""
     nbytes: int
     """Bytes of all weights written."""
 
@@ -57,14 +57,14 @@ class RoundingReport:
 
 
 class RoundingMeter:
-    """Adds one module's update to its weight, block by block, and adds up the three norms."""
+    """Adds the update of one module to its weight, block by block, and measures the rounding loss."""
 
     def __init__(self, module: str) -> None:
         self.module = module
         self._error = self._delta = self._weight = 0.0
 
     def merge(self, weight: AnyArray, delta: AnyArray, dtype: np.dtype[Any]) -> AnyArray:
-        """Return ``weight + delta``, summed in the type of ``weight`` and rounded to ``dtype``.
+        """Return ``weight + delta``, added in the type of ``weight`` and cast to ``dtype``.
 
         Raises:
             AdapterError: the sum overflows ``dtype``.
@@ -77,7 +77,7 @@ class RoundingMeter:
         return cast
 
     def result(self) -> ModuleRounding:
-        """Return the ratios; an update of zeros loses nothing."""
+        """Return the ratios for all blocks so far; an update of zeros loses nothing."""
         return ModuleRounding(
             module=self.module,
             loss=math.sqrt(self._error / self._delta) if self._delta else 0.0,
@@ -89,7 +89,7 @@ def checked_cast(values: AnyArray, dtype: np.dtype[Any], name: str) -> AnyArray:
     """Return ``values`` as ``dtype``.
 
     Raises:
-        AdapterError: a value is not finite in that type; the message names ``name``.
+        AdapterError: a value is not finite in that type. The message contains ``name``.
     """
     with np.errstate(over="ignore"):
         cast = values.astype(dtype)
@@ -102,11 +102,11 @@ def checked_cast(values: AnyArray, dtype: np.dtype[Any], name: str) -> AnyArray:
     return cast
 
 
-def complete(adapter: Adapter, meters: Iterable[RoundingMeter]) -> tuple[ModuleRounding, ...]:
-    """Return what became of every module, worst loss first.
+def collect_roundings(adapter: Adapter, meters: Iterable[RoundingMeter]) -> tuple[ModuleRounding, ...]:
+    """Return the results of all ``meters``, largest loss first.
 
     Raises:
-        AdapterError: a module of ``adapter`` was not merged.
+        AdapterError: a module of ``adapter`` has no meter, so it was not merged.
     """
     results = sorted((meter.result() for meter in meters), key=lambda item: -item.loss)
     if missing := sorted(set(adapter.modules) - {item.module for item in results}):

@@ -1,4 +1,4 @@
-"""Writing a safetensors file tensor by tensor, block by block, with memory of one block."""
+"""Writes a safetensors file tensor by tensor and block by block, using memory for one block only."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ __all__ = ["ShardEntry", "write_shard"]
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One tensor to be written: what the header says of it."""
+    """The header entry of a tensor to write."""
 
     name: str
     dtype: str
-    """safetensors' name of the element type."""
+    """Element type, as safetensors names it."""
     shape: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
-        """Size of the content."""
+        """Size of the content in bytes."""
         return prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 def write_shard(
     path: Path, entries: Sequence[ShardEntry], content: Iterable[Iterator[bytes]], metadata: Mapping[str, str]
 ) -> None:
-    """Write ``entries`` and the bytes of each to ``path``.
+    """Write a safetensors file to ``path``.
 
     Args:
         path: file to create.
-        entries: in file order; put wider element types first, readers need each tensor aligned to its own.
-        content: for each entry, its bytes in blocks.
-        metadata: the header's ``__metadata__``.
+        entries: tensors in file order. Wider element types come first, because readers need each tensor aligned to its
+            element size.
+        content: the bytes of each entry, in blocks.
+        metadata: the ``__metadata__`` of the header.
 
     Raises:
-        ValueError: a tensor's blocks do not add up to its size.
+        ValueError: the blocks of a tensor do not add up to its size.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0

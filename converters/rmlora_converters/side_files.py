@@ -1,4 +1,4 @@
-"""The small files beside a model's weights: tokenizer, configuration, license."""
+"""The small files that go with a model's weights: tokenizer, configuration, license, and the record of a merge."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from rmlora_converters.rounding import RoundingReport
 __all__ = ["PROVENANCE_FILE", "copy_side_files", "write_provenance"]
 
 PROVENANCE_FILE = "rmlora_merge.json"
-"""What a merge leaves beside its result: from what it was made, and what survived."""
+"""The record of a merge: what was merged, and the rounding loss of every module. Its keys are those of the report."""
 
 _PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "README.md")
-"""What is copied; never pickles and never other copies of the weights."""
+"""Files to copy: no pickles and no other copies of the weights."""
 
 _MODULES = ("[0-9]*_*/*.json", "[0-9]*_*/*.safetensors")
-"""What sentence-transformers puts behind the encoder, such as ``1_Pooling/config.json``."""
+"""Modules that sentence-transformers runs after the encoder, such as ``1_Pooling/config.json``."""
 
 
 def copy_side_files(source: Path, target: Path, *, but: Collection[str] = ()) -> None:
-    """Copy the small files of the directory ``source`` to ``target``, leaving out the names in ``but``.
+    """Copy the small files of the directory ``source`` to ``target``, except those named in ``but``.
 
-    Indexes of shards and records of an earlier merge speak of the old weights, so they stay behind.
+    Shard indexes and the record of an earlier merge describe the old weights, so they are not copied.
     """
     for pattern in (*_PATTERNS, *_MODULES):
         for path in source.glob(pattern):
@@ -43,7 +43,7 @@ def copy_side_files(source: Path, target: Path, *, but: Collection[str] = ()) ->
 
 
 def write_provenance(directory: Path, base: Path, adapter: Adapter, report: RoundingReport) -> None:
-    """Write from what a merge in ``directory`` was made, and what it reports."""
+    """Write the record of a merge to ``directory``: what was merged, and what ``report`` says."""
     write_json(
         directory / PROVENANCE_FILE,
         {

@@ -155,9 +155,9 @@ def test_the_package_offers_what_it_lists() -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_help_on_every_function_is_complete(name: str) -> None:
     text = getattr(rmlora_deploy, name).__doc__
-    for section in ("Args:", "Returns:", "Raises:", "Example:"):
+    for section in ("Args:", "Returns:", "Raises:", "Examples:"):
         assert f"\n    {section}\n" in text, f"{name}: {section} is missing"
-    assert f"{name}(" in text.partition("Example:")[2]
+    assert f"{name}(" in text.partition("Examples:")[2]
 
 
 def test_importing_the_package_imports_neither_torch_nor_onnxruntime() -> None:

@@ -1,4 +1,4 @@
-"""Real servers on loopback: in a thread of the test's own process, or as the command line in one of its own."""
+"""Real servers on loopback: in a thread of the test process, or as the command line in another process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rmlora_deploy.serving import Registry, ServeSettings
 from rmlora_deploy.serving.metrics import Metrics
+from rmlora_deploy.serving.queue import Row
 from rmlora_deploy.serving.server import HttpServer
 from tests.helpers.branch_graphs import make_adapter, make_base
-from tests.helpers.cli import CONSOLE_SCRIPT, environment, run
+from tests.helpers.cli import environment, run
 from tests.helpers.handmade import color_bundle, word_bundle
 
 ADAPTERS = {"one": 2, "two": 4, "three": 6}
@@ -33,11 +34,11 @@ ADAPTERS = {"one": 2, "two": 4, "three": 6}
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answers."""
+    """A running server."""
 
     url: str
     registry: Registry | None = None
-    """Of a server in this process."""
+    """Its registry, if it runs in this process."""
     process: subprocess.Popen[str] | None = None
 
 
@@ -62,7 +63,7 @@ def make_served(directory: Path) -> dict[str, Path]:
 
 
 def reference(adapter: Path | None, texts: Sequence[str], *, base: Path) -> list[list[float]]:
-    """Return the probabilities that PEFT gives for every text alone, without an adapter those of the base."""
+    """Return PEFT's probabilities for every text, each run alone; those of the base if there is no adapter."""
     labels = len(json.loads((adapter / "rmlora.json").read_text())["labels"]) if adapter else 3
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels, ignore_mismatched_sizes=True)
     adapted = (PeftModel.from_pretrained(model, adapter) if adapter else model).eval()
@@ -74,7 +75,7 @@ def reference(adapter: Path | None, texts: Sequence[str], *, base: Path) -> list
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server answered."""
+    """A server's response."""
 
     status: int
     headers: dict[str, str]
@@ -88,7 +89,7 @@ class Answer:
 
     @property
     def message(self) -> str:
-        """What an error says, in either interface's form."""
+        """The message of an error, in either interface's format."""
         error = self.body["error"]
         return error if isinstance(error, str) else error["message"]
 
@@ -113,8 +114,8 @@ def ask(
 
 
 def classify(url: str, model: str, *texts: str, **headers: str) -> list[list[float]]:
-    """Return the probabilities that a server answers."""
-    answer = ask(url, "/classify", {"model": model, "input": list(texts)}, timeout=60, **headers)
+    """Return the server's probabilities for each text."""
+    answer = ask(url, "/classify", {"model": model, "input": list(texts)}, **headers)
     assert answer.status == 200, answer.text
     assert answer.body["model"] == model
     return [item["probs"] for item in answer.body["data"]]
@@ -144,10 +145,10 @@ def serving(bundles: Mapping[str, Path], **settings: Any) -> Iterator[Server]:
 
 
 @contextmanager
-def served_by_command(*words: str | Path, cwd: Path | None = None, **more: str) -> Iterator[Server]:
-    """Run ``rmlora-deploy serve`` in ``cwd`` on a free port; ``more`` goes into its environment. It is stopped with SIGTERM."""
-    command = [str(CONSOLE_SCRIPT), "serve", *map(str, words), "--port", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(**more), cwd=cwd)
+def served_by_command(*words: str | Path, **more: str) -> Iterator[Server]:
+    """Run ``rmlora-deploy serve`` on a free port, and stop it with SIGTERM; ``more`` goes into its environment."""
+    command = [sys.executable, "-m", "rmlora_deploy", "serve", *map(str, words), "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(**more))
     assert process.stderr is not None
     try:
         said = []
@@ -162,3 +163,31 @@ def served_by_command(*words: str | Path, cwd: Path | None = None, **more: str) 
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait until another thread has made ``true`` return True."""
+    end = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@contextmanager
+def held_back(running: Server, bundle: str) -> Iterator[threading.Semaphore]:
+    """Hold back every batch of ``bundle`` until the block ends; the semaphore is released when a batch begins."""
+    assert running.registry is not None
+    queue = running.registry.runners[bundle].queue
+    going, begun, run = threading.Event(), threading.Semaphore(0), queue._run
+
+    def wait(rows: Sequence[Row]) -> Sequence[Any]:
+        begun.release()
+        assert going.wait(60)
+        return run(rows)
+
+    queue._run = wait
+    try:
+        yield begun
+    finally:
+        going.set()
+        queue._run = run

@@ -93,7 +93,7 @@ class TryOut:
             )
         if got.shape == self.base.shape and np.abs(got - self.base).max() <= _ROUNDING * np.abs(self.base).max():
             raise AdapterError(
-                f"The adapter '{name}' changes nothing in the outputs: its update is zero and its head is the base's."
+                f"The adapter '{name}' changes nothing in the outputs: its update has no effect and its head is the base's."
             )
 
 

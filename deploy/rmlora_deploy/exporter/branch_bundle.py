@@ -159,7 +159,7 @@ def _read(plan: ExportPlan, graph: Path) -> _BaseGraph:
     plan.on_progress(f"reading {graph}")
     model = load_model(graph)
     if plan.pooling is not None:
-        insert_pooling(model, plan.pooling.pooling)
+        insert_pooling(model, plan.pooling)
     names = [str(value.name) for value in model.graph.inputs if value.name not in model.graph.initializers]
     preprocessor = plan.preprocessor(names)
     batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None))
@@ -217,6 +217,6 @@ def _verify(plan: ExportPlan, bundle: Bundle) -> None:
 def _torch_pair(plan: ExportPlan, name: str) -> TorchPair:
     from rmlora.torch_models import load_adapted
 
-    path, pooling = plan.settings.adapters[name], plan.pooling
+    path = plan.settings.adapters[name]
     adapted, _ = load_adapted(plan.base, path, task=plan.task.name, allow_base_mismatch=True)
-    return TorchPair.of(adapted, plan.task.outputs, pooling.pooling if pooling is not None else None)
+    return TorchPair.of(adapted, plan.task.outputs, plan.pooling)

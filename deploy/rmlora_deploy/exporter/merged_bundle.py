@@ -70,8 +70,7 @@ def _load(settings: ExportSettings, on_progress: Callable[[str], None]) -> tuple
     base = resolve_base(settings.base, revision=settings.revision)
     adapted, adapter = load_adapted(base, path, task=settings.task, allow_base_mismatch=settings.allow_base_mismatch)
     plan = make_plan(settings, Checkpoint(base), {name: adapter}, on_progress)
-    pooling = plan.pooling.pooling if plan.pooling is not None else None
-    return plan, TorchPair.of(adapted, plan.task.outputs, pooling)
+    return plan, TorchPair.of(adapted, plan.task.outputs, plan.pooling)
 
 
 def _write_graph(plan: ExportPlan, pair: TorchPair, directory: Path) -> dict[str, Any]:

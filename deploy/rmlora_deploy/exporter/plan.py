@@ -12,6 +12,7 @@ from rmlora.adapter import Adapter
 from rmlora.adapter_task import task_of
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError
+from rmlora.pooling import Pooling
 from rmlora.tasks import Task
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.choose_pooling import choose_pooling
@@ -39,8 +40,8 @@ class ExportPlan:
     """Tokenizer or image processor."""
     max_length: int | None
     """Tokens that texts are cut to; None for images."""
-    pooling: PoolingEntry | None
-    """None for tasks that do not pool."""
+    pooling_entry: PoolingEntry | None
+    """How the graph pools and where that choice came from; None for tasks that do not pool."""
     evaluations: Mapping[str, EvaluationData]
     """Adapter → labeled data to measure the metric on."""
     on_progress: Callable[[str], None]
@@ -49,6 +50,11 @@ class ExportPlan:
     def base(self) -> Path:
         """Directory of the base."""
         return self.checkpoint.path
+
+    @property
+    def pooling(self) -> Pooling | None:
+        """How a text's token vectors become one; None for tasks that do not pool."""
+        return self.pooling_entry.pooling if self.pooling_entry is not None else None
 
     def preprocessor(self, input_names: Iterable[str]) -> Preprocessor:
         """Return the processor, set up for a graph with these inputs."""
@@ -65,7 +71,7 @@ class ExportPlan:
             **describe_tools(),
             "mode": self.settings.mode,
             "task": self.task.name,
-            "pooling": self.pooling,
+            "pooling": self.pooling_entry,
             "max_length": self.max_length,
             "base": describe_base(self.settings.base, self.settings.revision, self.checkpoint, modules),
             "model": describe_model(directory),

@@ -37,8 +37,8 @@ def trace_graph(model: Any, plan: ExportPlan, *, scratch: Path) -> TracedGraph:
         InputError: the model cannot be exported.
         DependencyError: the exporter is not installed.
     """
-    settings = plan.settings
-    opset, pooling = settings.opset or DEFAULT_OPSET, plan.pooling.pooling if plan.pooling is not None else None
+    settings, pooling = plan.settings, plan.pooling
+    opset = settings.opset or DEFAULT_OPSET
     inputs = trace_inputs(plan.task, model.config, plan.processor)
     if settings.exporter == "optimum":
         from rmlora_deploy.exporter.optimum_export import export_optimum

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import uvicorn
 
-from rmlora.errors import ConfigError
+from rmlora_deploy.serving.address import http_url, listen
 from rmlora_deploy.serving.app import create_app
 from rmlora_deploy.serving.connection import Connection
 from rmlora_deploy.serving.metrics import Metrics
@@ -22,7 +22,6 @@ from rmlora_deploy.serving.service import Service
 
 __all__ = ["HttpServer", "run_server"]
 
-_BACKLOG = 512
 _IDLE_SECONDS = 30
 """How long a connection may stay open without a request."""
 
@@ -44,15 +43,14 @@ def run_server(
         InputError: a bundle is damaged.
         ProviderError: the provider is missing.
     """
-    listener = _listen(host, port)
+    listener = listen(host, port)  # before any bundle is loaded, so that a port in use is reported at once
     try:
         metrics = Metrics()
         registry = Registry(settings, metrics.batch)
         for name, path in bundles.items():
             on_progress(f"opening {path}")
             registry.open(path, name=name)
-        shown = f"[{host}]" if ":" in host else host
-        on_progress(f"{len(registry.models)} models on http://{shown}:{listener.getsockname()[1]}  (Ctrl-C stops)")
+        on_progress(f"{len(registry.models)} models on {http_url(host, listener.getsockname()[1])}  (Ctrl-C stops)")
         server = HttpServer(registry, metrics)
         gc.collect()
         gc.freeze()  # objects made so far stay; scanning them for garbage again and again costs a few percent
@@ -102,18 +100,3 @@ def _stopped_by_signals(server: uvicorn.Server) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Open the socket before any bundle is loaded, so that a port in use is reported at once."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        raise ConfigError(
-            f"Cannot listen on {host}:{port} ({error.strerror or error}): choose another --port."
-        ) from None
-    return listener

@@ -165,7 +165,13 @@ def test_an_adapter_that_cannot_be_added_changes_no_file(copied: Path, tmp_path:
     }
     save_package(replace(base, modules={**nothing}, modules_to_save=modules_to_save, metadata={}), tmp_path / "nothing")
     fails(3, "changes nothing in the outputs", "adapter", "add", bundle, tmp_path / "nothing")
-    fails(2, "only bundles of --mode branches", "adapter", "list", word_bundle(tmp_path / "words"))
+    fails(
+        2,
+        "only a bundle exported with --mode branches has a list of adapters",
+        "adapter",
+        "list",
+        word_bundle(tmp_path / "words"),
+    )
     fails(
         2,
         "only a bundle exported with --mode branches takes adapters",

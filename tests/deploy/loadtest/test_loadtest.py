@@ -1,4 +1,4 @@
-"""The load test: what it sends, what it counts, and that it finds wrong answers."""
+"""The load test: what it sends and counts, and that it finds wrong answers."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_errors_are_counted_by_status(server: Server) -> None:
 
 
 class Odd(http.server.BaseHTTPRequestHandler):
-    """Answers what the test says."""
+    """Answers whatever the test tells it to."""
 
     replies: dict[str, list[tuple[int, Any]]]
 

@@ -43,7 +43,7 @@ def pods(value: Any) -> list[dict[str, Any]]:
 
 
 def instructions(name: str) -> list[str]:
-    """Return what follows an instruction of the Dockerfile, wherever it stands."""
+    """Return the arguments of every such instruction in the Dockerfile."""
     joined = DOCKERFILE.replace("\\\n", " ")
     return [line.removeprefix(name).strip() for line in joined.splitlines() if line.startswith(f"{name} ")]
 

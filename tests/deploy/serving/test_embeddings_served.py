@@ -1,4 +1,4 @@
-"""``/v1/embeddings`` as people use it: the official client gets PEFT's vectors, and errors that say what to do."""
+"""``/v1/embeddings`` with the official client: it gets PEFT's vectors, and errors that say what to do."""
 
 from __future__ import annotations
 

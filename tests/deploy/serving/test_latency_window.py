@@ -1,4 +1,4 @@
-"""The page's minute: intervals that move and do not change, percentiles of each, and what is no longer known."""
+"""The latency window: intervals move without changing, each has its percentiles, and overwritten ones are unknown."""
 
 from __future__ import annotations
 

@@ -42,7 +42,10 @@ def refused(served: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     ("name", "message"),
     [
         ("nan", "holds NaN or infinity: the training run that made it diverged."),
-        ("silent", "The adapter 'silent' changes nothing in the answers: its update and its head are the base's."),
+        (
+            "silent",
+            "The adapter 'silent' changes nothing in the outputs: its update has no effect and its head is the base's.",
+        ),
         ("huge", "With the adapter 'huge' the graph gives NaN or infinity"),
     ],
 )

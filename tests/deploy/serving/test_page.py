@@ -1,4 +1,4 @@
-"""The page of the server in a real browser: what it lists, asks, draws and says, by mouse, keyboard and phone."""
+"""The server's page in a real browser: lists, playground, charts and messages, by mouse, keyboard and phone."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def server(bundles: dict[str, Path]) -> Iterator[Server]:
 
 @pytest.fixture
 def open_page(browser: Browser, server: Server) -> Iterator[Open]:
-    """Return what opens the page; once the test has ended, the browser must have had nothing to complain about."""
+    """Return a function that opens the page; after the test, the browser's console must hold no errors."""
     complaints: list[str] = []
     contexts = []
 
@@ -96,7 +96,7 @@ def test_models_are_listed_with_rank_size_task_and_traffic(open_page: Open, serv
         assert cells[4] == f"{listed[name]['bytes'] / 1000:.2f} kB"
         assert cells[5].isdigit()
     page.get_by_label("Filter the models").fill("colors")
-    assert _row(page, "colors").locator("small .place").inner_text() == "bundle"
+    assert _row(page, "colors").locator("small .origin").inner_text() == "bundle"
     for column in ("Ask", "Name", "Task", "Rank", "Size", "Traffic", "Unload"):
         expect(page.get_by_role("columnheader", name=column, exact=True)).to_have_count(1)
 
@@ -199,7 +199,7 @@ def test_a_phone_shows_all_without_scrolling_sideways(open_page: Open, scheme: s
         _row(page, name).get_by_role("checkbox").tap()
     expect(_row(page, HOSTILE).get_by_text("text-classification").first).to_be_visible()
     page.get_by_label("Text", exact=True).fill("w0 " * 9)
-    page.get_by_label("Picture", exact=True).set_input_files(_picture((0, 0, 255)))
+    page.get_by_label("Image", exact=True).set_input_files(_image((0, 0, 255)))
     expect(page.locator("#preview")).to_be_visible()
     page.get_by_role("button", name="Ask 4 models").tap()
     expect(page.locator("#answers-status")).to_contain_text("4 answers")
@@ -282,12 +282,12 @@ def test_what_is_missing_is_asked_for(open_page: Open) -> None:
     expect(page.get_by_label("Text", exact=True)).to_be_focused()
 
 
-def test_a_picture_is_classified(open_page: Open) -> None:
+def test_an_image_is_classified(open_page: Open) -> None:
     page = open_page()
     _tick(page, "colors")
     expect(page.get_by_label("Text", exact=True)).to_be_hidden()
-    page.get_by_label("Picture", exact=True).set_input_files(_picture((0, 255, 0)))
-    expect(page.get_by_alt_text("The picture that is asked about")).to_be_visible()
+    page.get_by_label("Image", exact=True).set_input_files(_image((0, 255, 0)))
+    expect(page.get_by_alt_text("The image to classify")).to_be_visible()
     page.get_by_role("button", name="Ask 1 model").click()
     expect(page.locator("#answers .bars li").first).to_contain_text("green")
 
@@ -301,7 +301,7 @@ def test_a_photo_too_large_for_a_request_is_made_smaller(open_page: Open) -> Non
     content = io.BytesIO()
     red.save(content, "PNG", compress_level=0)
     assert len(content.getvalue()) > 3_000_000
-    page.get_by_label("Picture", exact=True).set_input_files(
+    page.get_by_label("Image", exact=True).set_input_files(
         {"name": "photo.png", "mimeType": "image/png", "buffer": content.getvalue()}
     )
     expect(page.locator("#preview")).to_have_attribute("src", re.compile(r"^data:image/jpeg;base64,"))
@@ -407,7 +407,7 @@ def _tab_to(page: Page, wanted: Locator, *, back: bool = False) -> None:
     raise AssertionError("Tab does not lead there")
 
 
-def _picture(color: tuple[int, int, int]) -> Any:
+def _image(color: tuple[int, int, int]) -> Any:
     content = io.BytesIO()
     Image.new("RGB", (40, 30), color).save(content, "PNG")
-    return {"name": "picture.png", "mimeType": "image/png", "buffer": content.getvalue()}
+    return {"name": "image.png", "mimeType": "image/png", "buffer": content.getvalue()}

@@ -21,11 +21,11 @@ from rmlora_deploy.serving.errors import BusyError, StoppingError
 from rmlora_deploy.serving.queue import RequestQueue, Row
 
 LONG = 60.0
-"""Seconds that only a broken test waits."""
+"""A timeout in seconds that only a failing test reaches."""
 
 
 class Model:
-    """Answers a row with ten times its number; keeps the batches it saw, and can be held back."""
+    """Answers a row with ten times its number; records its batches, and can be held back."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -65,7 +65,7 @@ def answers(future: Future[list[np.ndarray]]) -> list[int]:
 
 @contextmanager
 def busy(queue: RequestQueue, model: Model) -> Iterator[None]:
-    """Have the worker compute a row of its own until the block ends, so that what is queued inside waits."""
+    """Keep the worker busy with another row until the block ends, so that rows queued inside it wait."""
     model.going.clear()
     first = queue.submit(rows(0, batch_key="busy"))
     assert model.started.acquire(timeout=LONG)
@@ -188,7 +188,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
     with make_queue(model, max_queue=3) as queue:
         with busy(queue, model):
             waiting = queue.submit(rows(1, 2))
-            with pytest.raises(BusyError, match="2 rows rows are waiting and at most 3 may") as refused:
+            with pytest.raises(BusyError, match="2 rows are waiting and at most 3 may") as refused:
                 queue.submit(rows(3, 4))
             assert refused.value.retry_after >= 1
             third = queue.submit(rows(5))  # a request of the right size still fits
@@ -226,7 +226,7 @@ def test_a_request_canceled_while_it_is_computed_ends_no_worker() -> None:
 
 
 class _Late(Future[Any]):
-    """Canceled by another thread in the moment after somebody asked whether it is done."""
+    """Canceled by another thread right after a call of ``done``."""
 
     def done(self) -> bool:
         before = super().done()

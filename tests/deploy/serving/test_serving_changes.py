@@ -1,4 +1,4 @@
-"""Adapters come and go while requests run: no answer is ever another adapter's, and what cannot be loaded changes nothing."""
+"""Loading and unloading during requests: no answer is another adapter's, and a refused adapter changes nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from rmlora.errors import ConfigError
 from tests.helpers.branch_graphs import make_adapter
-from tests.helpers.servers import ADAPTERS, Answer, Server, ask, classify, reference, serving
+from tests.helpers.servers import ADAPTERS, Answer, Server, ask, classify, held_back, reference, serving, until
 
 TEXTS = ["w1 w5 w3", "w2 w2 w8 w4 w9 w1 w3 w7 w6 w5"]
 PACKAGES = {"p1": ("one", 1), "p2": ("two", 8), "p3": ("three", 3), "p4": ("one", 12), "p5": ("two", 2)}
@@ -25,7 +25,7 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def packages(served: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory of adapter packages of many ranks and numbers of labels, broken ones among them."""
+    """A directory of adapter packages with different ranks and numbers of labels, some of them broken."""
     directory = tmp_path_factory.mktemp("packages")
     for name, (labels, rank) in PACKAGES.items():
         make_adapter("bert", directory, labels, rank=rank).rename(directory / name)
@@ -80,7 +80,7 @@ def server(served: dict[str, Path], packages: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def own(served: dict[str, Path], packages: Path) -> Iterator[Server]:
-    """A server that may be left otherwise than it was."""
+    """A server that a test may leave in another state."""
     with serving({"many": served["many"]}, adapter_dirs=(packages,), max_active_adapters=2) as running:
         yield running
 
@@ -214,7 +214,7 @@ def test_a_bundles_own_adapter_can_go_and_its_name_can_come_back(
 def test_load_unload_and_eviction_under_load_never_mix_adapters(
     served: dict[str, Path], packages: Path, expected: dict[str, list[list[float]]], workers: int
 ) -> None:
-    """Eight adapters share a cache of two, five of them come and go, and one name is given to all of those in turn."""
+    """Eight adapters share a cache of two, five of them are loaded and unloaded, and one name goes to each of those in turn."""
     stop, wrong, answered = threading.Event(), list[str](), dict[str, int]()
     turns = 12
     with serving(
@@ -272,29 +272,16 @@ def test_load_unload_and_eviction_under_load_never_mix_adapters(
 
 def test_rows_that_wait_when_their_adapter_goes_are_404(own: Server, expected: dict[str, list[list[float]]]) -> None:
     assert own.registry is not None
-    queue, going, begun = own.registry.runners["many"].queue, threading.Event(), threading.Semaphore(0)
-    run = queue._run
-
-    def wait(rows: object) -> object:
-        begun.release()
-        assert going.wait(60)
-        return run(rows)  # type: ignore[arg-type]
-
-    queue._run = wait  # type: ignore[assignment]
     assert load(own, "gone", "p1").status == 200
     with ThreadPoolExecutor(3) as callers:
-        first = callers.submit(classify, own.url, "one", TEXTS[0])
-        assert begun.acquire(timeout=30)
-        body = {"model": "gone", "input": TEXTS[0]}
-        waits, neighbor = (
-            callers.submit(ask, own.url, "/classify", body),
-            callers.submit(classify, own.url, "two", TEXTS[0]),
-        )
-        while own.registry.waiting < 2:
-            threading.Event().wait(0.005)
-        assert unload(own, "gone").status == 200
-        assert load(own, "gone", "p3").status == 200
-        going.set()
+        with held_back(own, "many") as begun:
+            first = callers.submit(classify, own.url, "one", TEXTS[0])
+            assert begun.acquire(timeout=30)
+            waits = callers.submit(ask, own.url, "/classify", {"model": "gone", "input": TEXTS[0]})
+            neighbor = callers.submit(classify, own.url, "two", TEXTS[0])
+            until(lambda: own.registry.waiting == 2)
+            assert unload(own, "gone").status == 200
+            assert load(own, "gone", "p3").status == 200
         assert close(first.result(), expected["one"][:1])
         assert close(neighbor.result(), expected["two"][:1])
         answer = waits.result()

@@ -1,4 +1,4 @@
-"""Clients as people have them (openai, tritonclient, curl) get PyTorch's and PEFT's numbers, and errors they understand."""
+"""Real clients (openai, tritonclient, curl) get PyTorch's and PEFT's numbers, and errors they understand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests made up from the server's own OpenAPI schema, valid and not: answers are those that the schema declares."""
+"""Valid and invalid requests generated from the server's OpenAPI schema get the responses that the schema declares."""
 
 from __future__ import annotations
 

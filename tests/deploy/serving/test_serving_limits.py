@@ -1,4 +1,4 @@
-"""What a server refuses, and how: too much, too slow, malformed and hostile requests leave it as it was."""
+"""Refusals: oversized, slow, malformed and hostile requests are refused in the right format and do no harm."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import base64
 import io
 import json
 import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rmlora_deploy.serving.queue import Row
-from tests.helpers.servers import Answer, Server, ask, classify, serving
+from tests.helpers.servers import Answer, Server, ask, classify, held_back, serving, until
 
 TEXT = {"model": "words", "input": "w1 w2"}
 
@@ -33,7 +29,7 @@ def server(served: dict[str, Path]) -> Iterator[Server]:
 
 
 def refused(answer: Answer, status: int, message: str) -> None:
-    """Assert that a request was refused in the interface's form, with a sentence and without anything internal."""
+    """Assert that a request was refused in the interface's format, with a message that shows nothing internal."""
     assert answer.status == status, answer.text
     assert message in answer.message, answer.message
     assert answer.headers["content-type"] == "application/json"
@@ -68,7 +64,7 @@ def test_tokens_of_raw_tensors_are_limited(server: Server) -> None:
 
 
 def raw(server: Server, *parts: bytes, wait: float = 30.0) -> bytes:
-    """Send bytes as they are and return all that comes back until the server closes, or after a whole answer."""
+    """Send bytes as they are, and return everything received until the server closes the connection."""
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=wait) as connection:
         for part in parts:
             connection.sendall(part)
@@ -290,34 +286,6 @@ def test_a_clients_request_id_is_kept_where_it_is_harmless(server: Server) -> No
 # -- waiting ---------------------------------------------------------------------------------------------------------
 
 
-def until(true: Callable[[], bool]) -> None:
-    """Wait for something that another thread is about to do."""
-    end = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
-@contextmanager
-def held_back(running: Server, bundle: str) -> Iterator[threading.Semaphore]:
-    """Hold back every batch of ``bundle`` until the block ends; the semaphore is released as each one begins."""
-    assert running.registry is not None
-    queue = running.registry.runners[bundle].queue
-    going, begun, run = threading.Event(), threading.Semaphore(0), queue._run
-
-    def wait(rows: list[Row]) -> Any:
-        begun.release()
-        assert going.wait(60)
-        return run(rows)
-
-    queue._run = wait
-    try:
-        yield begun
-    finally:
-        going.set()
-        queue._run = run
-
-
 def test_a_full_queue_is_a_429_that_says_when_to_come_back(served: dict[str, Path]) -> None:
     with serving({"words": served["words"]}, max_queue=3, max_inputs=3, max_batch=2) as running:
         assert running.registry is not None
@@ -328,7 +296,7 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back(served: dict[str, Pat
             until(lambda: running.registry.waiting == 2)
             for path, body in (("/classify", {"model": "words", "input": ["w1", "w2"]}),):
                 answer = ask(running.url, path, body)
-                refused(answer, 429, "2 rows rows are waiting and at most 3 may: try again in")
+                refused(answer, 429, "2 rows are waiting and at most 3 may. Try again in")
                 assert int(answer.headers["retry-after"]) >= 1
                 assert answer.body["error"]["type"] == "rate_limit_error"
             assert ask(running.url, "/healthz").status == 200

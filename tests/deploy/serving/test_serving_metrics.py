@@ -1,4 +1,4 @@
-"""What Prometheus reads: every figure is there and right, and no client can make the number of series grow."""
+"""Prometheus metrics: every figure is present and correct, and clients cannot make the number of series grow."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from rmlora_deploy.runtime.adapters.adapter_ref import AdapterKey
 from rmlora_deploy.serving.metrics import Metrics
 from rmlora_deploy.serving.queue import Row
 from tests.helpers.servers import Server, ask, classify, serving
@@ -99,14 +100,24 @@ def test_what_is_unloaded_is_counted_no_longer(server: Server) -> None:
 
 
 def test_counts_stay_few_although_nobody_reads_them(served: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmlora_deploy.serving.metrics._FEW", 10)
+    monkeypatch.setattr("rmlora_deploy.serving.metrics._MIN_NAMES", 10)
     with serving({"words": served["words"]}) as running:
         assert running.registry is not None
         metrics = Metrics()
         metrics.watch(running.registry)
         for number in range(100):
             metrics.batch(
-                "words", [Row({"x": np.zeros(1)}, f"name{number}@{number}", 0), Row({"x": np.zeros(1)}, None, 0)], 0.1
+                "words",
+                [Row({"x": np.zeros(1)}, AdapterKey(f"name{number}", number), 0), Row({"x": np.zeros(1)}, None, 0)],
+                0.1,
             )
             assert len(metrics._traffic) <= 14
         assert value(read(metrics.text().decode()), "rmlora_rows_total", bundle="words", model="words") == 100
+
+
+def test_rows_are_counted_by_name_whatever_the_generation() -> None:
+    metrics = Metrics()
+    for generation in (1, 2):
+        metrics.batch("many", [Row({"x": np.zeros(1)}, AdapterKey("spam", generation), 0)], 0.1)
+    assert value(read(metrics.text().decode()), "rmlora_rows_total", bundle="many", model="spam") == 2
+    assert metrics.recent()["rows"] == {"spam": 2}

@@ -1,4 +1,4 @@
-"""The command as a process: what it says, how it stops, and what it leaves in its log."""
+"""The command as a process: its output, how it stops, and its log."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from rmlora_deploy.cli import main
 main()
 """
 )
-"""The command line without torch, as it is deployed, and with a model that takes its time."""
+"""The command line without torch, as it is deployed, and with a slow model."""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Command:
-    """``rmlora-deploy serve`` in a process of its own."""
+    """``rmlora-deploy serve`` in a separate process."""
 
     def __init__(self, *flags: str | Path, seconds: float = 0.0, **more: str) -> None:
         self.process = subprocess.Popen(
@@ -58,7 +58,7 @@ class Command:
         )  # fmt: skip
         self.lines: list[str] = []
         self.begun = threading.Semaphore(0)
-        """Released whenever the model begins with a batch."""
+        """Released whenever the model starts a batch."""
         self._found = threading.Event()
         self._readers = [threading.Thread(target=read, daemon=True) for read in (self._read, self._read_begun)]
         for reader in self._readers:
@@ -83,7 +83,7 @@ class Command:
             self.begun.release()
 
     def end(self, timeout: float = 60) -> int:
-        """Wait for the end and return the exit code."""
+        """Wait until the process ends and return its exit code."""
         code = self.process.wait(timeout)
         for reader in self._readers:
             reader.join(timeout)
@@ -151,7 +151,7 @@ def test_ctrl_c_stops_it_likewise(words: Path) -> None:
 
 
 def stopped_under_load(running: Command, number: signal.Signals, **headers: str) -> None:
-    """Send a signal while eight requests wait or are computed; all of them are answered, and nobody after them."""
+    """Send a signal while eight requests wait or are computed; all of them are answered, and later ones are not."""
     with ThreadPoolExecutor(8) as callers:
         accepted = [callers.submit(ask_words, running.url, caller, **headers) for caller in range(8)]
         begun = 0
@@ -218,7 +218,7 @@ def test_a_failure_is_logged_once_with_its_place_and_without_its_words(words: Pa
     finally:
         log.removeHandler(handler)
     assert (answer.status, answer.body["error"]["type"]) == (500, "server_error")
-    assert "its log says why under the request's id" in answer.message
+    assert "its log gives the reason under the request id" in answer.message
     assert "private" not in lines.getvalue() + answer.text
     logged = [json.loads(line) for line in lines.getvalue().splitlines()]
     assert all(answer.headers["x-request-id"] in (line.get("id") or line["message"]) for line in logged)
@@ -248,8 +248,8 @@ def test_listening_to_everybody_without_a_key_warns(words: Path) -> None:
         (("--timeout", "nan"), "--timeout must be more than 0"),
         (("--drain", "inf"), "--drain must be more than 0 and at most"),
         (("--body-timeout", "-1"), "--body-timeout must be more than 0"),
-        (("--max-wait-ms", "nan"), "--max-wait-ms must be 0 to"),
-        (("--max-wait-ms", "-1"), "--max-wait-ms must be 0 to"),
+        (("--max-wait-ms", "nan"), "--max-wait-ms must be between 0 and"),
+        (("--max-wait-ms", "-1"), "--max-wait-ms must be between 0 and"),
         (("--max-batch", "0"), "--max-batch must be at least 1"),
         (("--workers", "-2"), "--workers must be at least 1"),
         (("--max-pixels", "0"), "--max-pixels must be at least 1"),

@@ -1,1 +1,5 @@
-"""What a graph with branches takes for its adapters: the contract, and the arrays that fulfill it."""
+"""The contract between a graph with branches and its adapters.
+
+:mod:`~rmlora_converters.graph.contract.lora_inputs` defines the inputs that the graph takes;
+:mod:`~rmlora_converters.graph.contract.adapter_arrays` makes the arrays that an adapter feeds to them.
+"""

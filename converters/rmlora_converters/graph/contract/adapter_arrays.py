@@ -1,4 +1,4 @@
-"""What an adapter feeds to the slots of a graph."""
+"""Makes the arrays that an adapter feeds to the LoRA inputs of a graph."""
 
 from __future__ import annotations
 
@@ -16,82 +16,95 @@ from rmlora_converters.graph.contract.lora_inputs import LoraInputs
 __all__ = ["adapter_arrays"]
 
 AnyArray = npt.NDArray[Any]
+DTypes = Mapping[str, np.dtype[Any]]
 
 
 def adapter_arrays(
-    adapter: Adapter, lora_inputs: LoraInputs, dtypes: Mapping[str, np.dtype[Any]], *, allow_base_mismatch: bool = False
+    adapter: Adapter, lora_inputs: LoraInputs, dtypes: DTypes, *, allow_base_mismatch: bool = False
 ) -> dict[str, AnyArray]:
-    """Return input name → array with ``rows`` = 1, for every slot that ``adapter`` fills; the others keep their defaults.
+    """Return input name → array with ``rows`` = 1, for every LoRA input that ``adapter`` fills; the others keep their defaults.
 
     The scale is folded into B, and masked directions are left out.
 
     Args:
-        adapter: what to feed.
-        slots: what the graph takes.
+        adapter: the adapter to feed.
+        lora_inputs: the inputs that the graph takes.
         dtypes: input name → its type in the graph.
-        allow_base_mismatch: feed it although it was made for another base.
+        allow_base_mismatch: feed the adapter even if it was made for another base.
 
     Raises:
-        BaseMismatchError: the graph was made of another base.
-        AdapterError: the graph has no slot for a module or head, or one of another size.
+        BaseMismatchError: the adapter was made for another base than the graph.
+        AdapterError: the graph has no LoRA input for a module or head, has one of another size, or its type cannot hold a
+            value; or the adapter has no head and the base has none either.
     """
     other = differing_weight(adapter.base_weights, lora_inputs.base_weights)
     if other and not allow_base_mismatch:
         raise BaseMismatchError(
-            f"The adapter {adapter.source} was made for another base than the graph: the weight of '{other}' differs. Give the "
-            "adapter of this base, or pass --allow-base-mismatch if you know better."
+            f"The adapter {adapter.source} was made for another base than the graph: the weight of '{other}' differs. Use an "
+            "adapter of this base, or pass --allow-base-mismatch to use it anyway."
         )
-    known = {slot.module: slot for slot in lora_inputs.modules}
-    feeds: dict[str, AnyArray] = {}
+    return {**_factor_arrays(adapter, lora_inputs, dtypes), **_head_arrays(adapter, lora_inputs, dtypes)}
+
+
+def _factor_arrays(adapter: Adapter, lora_inputs: LoraInputs, dtypes: DTypes) -> dict[str, AnyArray]:
+    branches = {branch.module: branch for branch in lora_inputs.modules}
+    arrays: dict[str, AnyArray] = {}
     for path, module in adapter.modules.items():
-        slot = known.get(path)
-        if slot is None:
+        branch = branches.get(path)
+        if branch is None:
             raise AdapterError(
-                f"The graph has no branch for '{path}', which {adapter.source} changes (it has {_some(known)}): export again with "
-                "this adapter among --adapter."
+                f"The graph has no branch for '{path}', which {adapter.source} changes (it has {_some(branches)}): export again "
+                "with this adapter among --adapter."
             )
         sizes = (module.A.shape[1], module.B.shape[0])
-        if sizes != (slot.fan_in, slot.fan_out) or module.kind != slot.kind:
+        if sizes != (branch.fan_in, branch.fan_out) or module.kind != branch.kind:
             raise AdapterError(
-                f"'{path}' has {sizes[0]} inputs and {sizes[1]} outputs in {adapter.source}, but {slot.fan_in} and "
-                f"{slot.fan_out} in the graph: they are of different bases."
+                f"'{path}' has {sizes[0]} inputs and {sizes[1]} outputs in {adapter.source}, but {branch.fan_in} and "
+                f"{branch.fan_out} in the graph: they were made for different bases."
             )
-        feeds[slot.lora_A] = _fed(module.A.T, dtypes[slot.lora_A], path)
-        feeds[slot.lora_B] = _fed(np.float32(module.scale) * module.B.T, dtypes[slot.lora_B], path)
-    heads = {head.module: head for head in lora_inputs.heads}
-    left = dict(adapter.modules_to_save)
-    for path, head in heads.items():
-        weight, bias = left.pop(head.weight, None), left.pop(head.bias, None)
+        arrays[branch.lora_A] = _one_row(module.A.T, dtypes[branch.lora_A], path)
+        arrays[branch.lora_B] = _one_row(np.float32(module.scale) * module.B.T, dtypes[branch.lora_B], path)
+    return arrays
+
+
+def _head_arrays(adapter: Adapter, lora_inputs: LoraInputs, dtypes: DTypes) -> dict[str, AnyArray]:
+    unused = dict(adapter.modules_to_save)
+    arrays: dict[str, AnyArray] = {}
+    for head in lora_inputs.heads:
+        weight, bias = unused.pop(head.weight, None), unused.pop(head.bias, None)
         if weight is None:
             if not head.in_base:
                 raise AdapterError(
-                    f"{adapter.source} brings no '{head.weight}', and the base has none either: its answers would be noise. "
-                    "Train it with that module in --modules-to-save."
+                    f"{adapter.source} has no '{head.weight}', and neither has the base, so the output would be noise: train it "
+                    "with that module in --modules-to-save."
                 )
             continue
         if weight.ndim != 2 or weight.shape[1] != head.fan_in:
             raise AdapterError(
-                f"The head '{path}' of {adapter.source} has the shape {list(weight.shape)}, and the graph feeds it "
-                f"{head.fan_in} inputs: it is of another base."
+                f"The head '{head.module}' of {adapter.source} has shape {list(weight.shape)}, but in the graph it has "
+                f"{head.fan_in} inputs: they were made for different bases."
             )
-        feeds[head.weight] = _fed(weight.T, dtypes[head.weight], path)
-        feeds[head.bias] = _fed(np.zeros(weight.shape[0]) if bias is None else bias, dtypes[head.bias], path)
-    if left:
+        bias = np.zeros(weight.shape[0]) if bias is None else bias
+        arrays[head.weight] = _one_row(weight.T, dtypes[head.weight], head.module)
+        arrays[head.bias] = _one_row(bias, dtypes[head.bias], head.module)
+    if unused:
+        heads = {head.module: head for head in lora_inputs.heads}
         raise AdapterError(
-            f"The graph has no slot for '{next(iter(left))}', which {adapter.source} saved whole (it has {_some(heads)}): export "
-            "again with this adapter among --adapter."
+            f"The graph has no LoRA input for '{next(iter(unused))}', which {adapter.source} saved in full (it has "
+            f"{_some(heads)}): export again with this adapter among --adapter."
         )
-    return feeds
+    return arrays
 
 
-def _fed(array: npt.NDArray[Any], dtype: np.dtype[Any], path: str) -> AnyArray:
+def _one_row(array: npt.NDArray[Any], dtype: np.dtype[Any], path: str) -> AnyArray:
+    """Return ``array`` as ``dtype`` with a first axis of one row."""
     with np.errstate(over="ignore"):
-        made = np.ascontiguousarray(array, dtype=dtype)[None]
-    if not np.isfinite(made.astype(np.float32)).all():
+        cast = np.ascontiguousarray(array, dtype=dtype)[None]
+    if not np.isfinite(cast.astype(np.float32)).all():
         raise AdapterError(
             f"'{path}' has values that {dtype} cannot hold (infinity or NaN): the adapter is broken, or too large."
         )
-    return made
+    return cast
 
 
 def _some(names: Mapping[str, object]) -> str:

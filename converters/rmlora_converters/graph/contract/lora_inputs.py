@@ -1,4 +1,4 @@
-"""The graph contract, version 1: what a graph with branches takes for its adapters.
+"""The graph contract, version 1: the inputs through which a graph with branches takes its adapters.
 
 For a module ``<path>`` the graph computes ``y' = y + (x · A) · B`` with two optional inputs:
 
@@ -7,14 +7,14 @@ input               shape                  default
 =================== ====================== =====================================
 ``<path>.lora_A``   ``[rows, in, rank]``   ``[1, in, 0]``
 ``<path>.lora_B``   ``[rows, rank, out]``  ``[1, 0, out]``, scale folded in
-``<path>.weight``   ``[rows, in, labels]`` ``[1, in, 0]`` (a head, saved whole)
+``<path>.weight``   ``[rows, in, labels]`` ``[1, in, 0]`` (a head)
 ``<path>.bias``     ``[rows, labels]``     ``[1, 0]``
 =================== ====================== =====================================
 
-``rows`` is 1, one adapter for the whole batch, or the batch, one for every row. While a head is empty the base's own
-answers. All are initializers that an input of
-the same name overrides (ONNX IR 4), so a graph to which nothing is fed is the base, and onnxruntime's own
-``LoraAdapter`` feeds one adapter. The list of slots stands in the model's ``metadata_props``.
+``rows`` is 1 (one adapter for the whole batch) or the batch size (one adapter per row). An empty head means that the
+base's own head computes the output. All inputs are initializers that an input of the same name overrides (ONNX IR 4), so
+without any input the graph computes the base, and onnxruntime's own ``LoraAdapter`` can feed one adapter. The list of LoRA
+inputs is in the model's ``metadata_props``.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from rmlora_converters.graph.locate.weights import WeightLocation
 __all__ = ["CONTRACT_VERSION", "BranchInputs", "HeadInputs", "LoraInputs", "read_lora_inputs"]
 
 CONTRACT_VERSION = 1
-_KEY = "rmlora.slots"
+_KEY = "rmlora.slots"  # part of the file format, so it keeps the name that LoRA inputs had when version 1 was published
 
 
 @dataclass(frozen=True)
 class BranchInputs:
-    """A module with a branch."""
+    """The inputs of one module with a branch."""
 
     module: str
     kind: ModuleKind
     fan_in: int
-    """Rows of ``A``: inputs, for a convolution those of one patch, for an embedding the tokens."""
+    """Rows of ``lora_A``: the module's inputs, those of one patch for a convolution, or the tokens of an embedding."""
     fan_out: int
     weight: str = ""
-    """Initializer that holds the base's weight, unless a quantizer renamed it since."""
+    """Initializer with the base's weight. A quantizer may have renamed it since."""
     transposed: bool = False
-    """It is stored ``[in, out]``."""
+    """True if the weight is stored ``[in, out]``."""
     start: int = 0
-    """First output of the module in it; weights that read the same input may be packed."""
+    """First output of the module in the initializer, which may pack the weights of several modules."""
 
     @property
     def location(self) -> WeightLocation:
-        """Where the base's weight lies."""
+        """Location of the base's weight."""
         outputs = self.fan_in if self.kind == "embedding" else self.fan_out
         return WeightLocation(
             f"{self.module}.weight", self.weight, self.transposed, self.start, self.start + outputs, "name"
@@ -70,12 +70,12 @@ class BranchInputs:
 
 @dataclass(frozen=True)
 class HeadInputs:
-    """A linear module that adapters bring whole, each with as many outputs (labels) as it has."""
+    """The inputs of one head: a linear module that adapters replace, each with its own number of labels."""
 
     module: str
     fan_in: int
     in_base: bool = True
-    """Whether the base has trained weights there; else the default is noise, and every row needs an adapter."""
+    """True if the base has trained weights for it. Otherwise its default output is noise, and every row needs an adapter."""
 
     @property
     def weight(self) -> str:
@@ -90,18 +90,18 @@ class HeadInputs:
 
 @dataclass(frozen=True)
 class LoraInputs:
-    """Everything a graph takes for its adapters, in the order of execution."""
+    """All inputs that a graph takes for its adapters, in the order of execution."""
 
     modules: tuple[BranchInputs, ...]
     heads: tuple[HeadInputs, ...] = ()
     base_weights: Mapping[str, str] = field(default_factory=dict)
-    """Module path → digest of the base's weight there (:mod:`rmlora.fingerprint`); empty when not known."""
+    """Module path → digest of the base's weight (:mod:`rmlora.fingerprint`); empty if unknown."""
 
     @property
     def names(self) -> list[str]:
         """Names of all inputs."""
-        branches = [name for slot in self.modules for name in (slot.lora_A, slot.lora_B)]
-        return branches + [name for head in self.heads for name in (head.weight, head.bias)]
+        factors = [name for branch in self.modules for name in (branch.lora_A, branch.lora_B)]
+        return factors + [name for head in self.heads for name in (head.weight, head.bias)]
 
     def to_props(self) -> dict[str, str]:
         """Return the entries for the model's ``metadata_props``."""
@@ -112,16 +112,16 @@ def read_lora_inputs(props: Mapping[str, str], *, where: str) -> LoraInputs:
     """Read what :meth:`LoraInputs.to_props` wrote.
 
     Raises:
-        InputError: the graph has no slots, or of another version.
+        InputError: the graph has no LoRA inputs, or follows another version of the contract.
     """
     if _KEY not in props:
-        raise InputError(f"{where} has no slots for adapters: make it with  rmlora-deploy export --mode branches.")
+        raise InputError(f"{where} has no LoRA inputs: make it with  rmlora-deploy export --mode branches.")
     try:
         value = json.loads(props[_KEY])
         version = value.pop("version")
         if version != CONTRACT_VERSION:
             raise InputError(
-                f"{where} follows version {version} of the graph contract, this program {CONTRACT_VERSION}."
+                f"{where} follows version {version} of the graph contract, this program {CONTRACT_VERSION}: export it again."
             )
         return LoraInputs(
             tuple(BranchInputs(**item) for item in value["modules"]),
@@ -129,4 +129,4 @@ def read_lora_inputs(props: Mapping[str, str], *, where: str) -> LoraInputs:
             value["base_weights"],
         )
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"The slots recorded in {where} are damaged: export it again.") from None
+        raise InputError(f"The list of LoRA inputs in {where} is damaged: export it again.") from None

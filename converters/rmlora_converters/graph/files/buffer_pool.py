@@ -1,4 +1,4 @@
-"""Memory that is used again: what is read over and over into memory of its own costs page faults, not copying."""
+"""Buffers that are used again: reading into fresh memory over and over costs page faults, more than the copy itself."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ __all__ = ["BufferPool"]
 
 
 class BufferPool:
-    """Blocks of bytes that come back by themselves when nothing refers to them any more; for any number of threads.
+    """Hands out buffers and takes each back when no array refers to it any more. Safe for use from several threads.
 
     Args:
-        kept: free blocks that are kept for later.
+        max_free: how many free buffers to keep for later.
     """
 
-    def __init__(self, kept: int = 8) -> None:
-        self._kept = kept
+    def __init__(self, max_free: int = 8) -> None:
+        self._max_free = max_free
         self._free: list[bytearray] = []
-        # Reentrant: a collection that frees a block may run while this very thread looks for one.
+        # Reentrant: the garbage collector may return a buffer on a thread that is just taking one.
         self._lock = threading.RLock()
 
     def take(self, size: int) -> npt.NDArray[np.uint8]:
-        """Return ``size`` bytes of any content; they are free again once no array refers to them."""
+        """Return ``size`` bytes with arbitrary content; they become free again once no array refers to them."""
         with self._lock:
-            found = next((block for block in reversed(self._free) if len(block) == size), None)  # the warmest
-            self._free = [block for block in self._free if block is not found]  # == would compare their contents
-        block = bytearray(size) if found is None else found
-        array: npt.NDArray[np.uint8] = np.ndarray(
-            size, np.uint8, buffer=block
-        )  # views of it refer to this array, not to the block
-        weakref.finalize(array, self._give_back, block).atexit = False
+            # The buffer freed last comes first: it is most likely still in the processor's cache.
+            found = next((buffer for buffer in reversed(self._free) if len(buffer) == size), None)
+            self._free = [buffer for buffer in self._free if buffer is not found]  # == would compare contents
+        buffer = bytearray(size) if found is None else found
+        # Views of this array keep the array alive, and through it the buffer.
+        array: npt.NDArray[np.uint8] = np.ndarray(size, np.uint8, buffer=buffer)
+        weakref.finalize(array, self._give_back, buffer).atexit = False
         return array
 
-    def _give_back(self, block: bytearray) -> None:
+    def _give_back(self, buffer: bytearray) -> None:
         with self._lock:
-            self._free = [*self._free[-self._kept + 1 :], block]
+            self._free = [*self._free[-self._max_free + 1 :], buffer]

@@ -1,4 +1,4 @@
-"""Changing weights while they are written, so that memory holds one at a time."""
+"""Changes weights while they are written, so that only one of them is in memory at a time."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ __all__ = ["lazy_transform"]
 
 
 def lazy_transform(value: ir.Value, change: Callable[[npt.NDArray[Any]], None]) -> None:
-    """Give the initializer ``value`` a content that is made when it is asked for.
+    """Change the content of the initializer ``value`` whenever it is read, usually once, when the model is saved.
 
     Args:
         value: the initializer.
-        change: is handed a copy of what it holds now, and writes into that.
+        change: called with a copy of the present content, which it changes in place.
 
     Raises:
-        AdapterError: it holds nothing.
+        AdapterError: the initializer has no content.
     """
     source = value.const_value
     if source is None:
         raise AdapterError(f"Initializer '{value.name}' has no content: the graph is incomplete.")
 
     def changed() -> ir.TensorProtocol:
-        whole = np.array(source.numpy())
-        change(whole)
-        return ir.tensor(whole, dtype=source.dtype, name=value.name)
+        content = np.array(source.numpy())
+        change(content)
+        return ir.tensor(content, dtype=source.dtype, name=value.name)
 
     shape = ir.Shape(source.shape.numpy())
     value.const_value = ir.LazyTensor(changed, dtype=source.dtype, shape=shape, name=value.name)

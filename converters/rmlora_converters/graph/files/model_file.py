@@ -1,4 +1,4 @@
-"""Reading and writing ONNX files: weights beside the graph unless they are small, so that models over 2 GB pass."""
+"""Reads and writes ONNX models. Large weights go to a file of their own, so models over 2 GB work too."""
 
 from __future__ import annotations
 
@@ -13,51 +13,50 @@ from rmlora.errors import InputError, RMLoRAError
 __all__ = ["INLINE_LIMIT", "load_model", "save_model", "to_bytes"]
 
 INLINE_LIMIT = 1 << 20
-"""Bytes of weights up to which a model stays one file."""
+"""A model with at most this many bytes of weights is one file."""
 
 
 def load_model(path: Path) -> ir.Model:
-    """Read a graph; its weights are read when they are used.
+    """Read a graph. Its weights are read when they are used.
 
     Raises:
-        InputError: the file, or the one with its weights, is missing or damaged.
+        InputError: the file, or a file with its weights, is missing or damaged.
     """
     if not path.is_file():
         raise InputError(f"ONNX model not found: {path} does not exist.")
     try:
         model = ir.load(path)
-    except Exception as error:  # noqa: BLE001 - protobuf and onnx_ir raise whatever the broken bytes lead to
+    except Exception as error:  # noqa: BLE001 - broken bytes make protobuf and onnx_ir raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path} cannot be read as an ONNX model ({reason}): export or fetch it again.") from None
+        raise InputError(f"{path} cannot be read as an ONNX model ({reason}): export or download it again.") from None
     tensors = [value.const_value for value in model.graph.initializers.values()]
-    for location, tensor in {
-        tensor.path: tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)
-    }.items():
-        if not Path(location).is_file():
-            raise InputError(f"{path} keeps its weights in {location}, which is missing: put it back beside it.")
+    one_per_file = {tensor.path: tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    for file, tensor in one_per_file.items():
+        if not Path(file).is_file():
+            raise InputError(f"{path} keeps its weights in {file}, which is missing: put it next to the model.")
         try:
             tensor.numpy()
             tensor.release()
-        except (ValueError, OSError) as error:  # a link that leads elsewhere, or cut short
+        except (ValueError, OSError) as error:  # a link out of the directory, or a truncated file
             raise InputError(
-                f"{path} keeps its weights in {location}, which cannot be read ({error}): put a copy beside it."
+                f"{path} keeps its weights in {file}, which cannot be read ({error}): put a copy next to the model."
             ) from None
     return model
 
 
-def save_model(model: ir.Model, path: Path, progress: Callable[[int, int], None] | None = None) -> int:
-    """Write ``model`` to ``path``; over :data:`INLINE_LIMIT` its weights go to ``<path>.data``.
+def save_model(model: ir.Model, path: Path, on_progress: Callable[[int, int], None] | None = None) -> int:
+    """Write ``model`` to ``path``, and its weights to ``<path>.data`` if they exceed :data:`INLINE_LIMIT`.
 
-    The graph names the data file relative to itself, so the two can move together. Weights are made one at a time
-    while they are written.
+    The graph names the data file relative to itself, so the two can be moved together. Lazy weights are computed one at
+    a time while they are written.
 
     Args:
         model: the graph.
         path: file to write.
-        progress: called with (bytes written, bytes in all).
+        on_progress: called with (bytes written, total bytes).
 
     Returns:
-        the bytes of all weights.
+        The size of all weights in bytes.
     """
     tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
     total, done = sum(tensor.nbytes for tensor in tensors), 0
@@ -65,27 +64,27 @@ def save_model(model: ir.Model, path: Path, progress: Callable[[int, int], None]
     def written(tensor: ir.TensorProtocol, _info: Any) -> None:
         nonlocal done
         done += tensor.nbytes
-        if progress is not None:
-            progress(done, total)
+        if on_progress is not None:
+            on_progress(done, total)
 
     try:
         if total > INLINE_LIMIT:
             ir.save(model, path, external_data=f"{path.name}.data", callback=written)
         else:
-            ir.external_data.load_to_model(model)  # else it would go on naming the files it was read from
+            ir.external_data.load_to_model(model)  # or it would still name the files it was read from
             ir.save(model, path)
-    except Exception as error:  # noqa: BLE001 - onnx_ir wraps whatever a tensor raises while it is made
+    except Exception as error:  # noqa: BLE001 - onnx_ir wraps whatever a lazy tensor raises
         raise _cause(error) from None
     return total
 
 
 def to_bytes(model: ir.Model) -> bytes:
-    """Return ``model`` serialized; weights that lie in other files stay there, named as they are in the graph."""
+    """Return ``model`` serialized. Weights in other files stay there, and the result names those files."""
     return bytes(ir.to_proto(model).SerializeToString())
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return the error of ours, or of the operating system, that onnx_ir has wrapped in its own."""
+    """Return the error of rmlora or of the operating system that onnx_ir wrapped, or ``error`` if there is none."""
     inner: BaseException | None = error
     while inner is not None and not isinstance(inner, (RMLoRAError, OSError)):
         inner = inner.__cause__ or inner.__context__

@@ -1,6 +1,6 @@
-"""onnxruntime's own adapter files, which its ``LoraAdapter`` feeds from any language (no torch).
+"""Reads and writes ``.onnx_adapter`` files, the format that onnxruntime's ``LoraAdapter`` loads in any language.
 
-The format holds names and tensors only: neither rank nor base nor labels. A bundle's manifest has those.
+The format holds names and tensors only. Rank, base and labels are in the manifest of the bundle.
 """
 
 from __future__ import annotations
@@ -26,24 +26,26 @@ __all__ = ["AdapterArrays", "Entry", "Layout", "read_onnx_adapter", "write_onnx_
 AnyArray = npt.NDArray[Any]
 
 _IDENTIFIER = b"TORT"
-"""Bytes 4 to 8 of such a file."""
+"""Bytes 4 to 8 of an adapter file."""
 
 _DTYPES = {
     1: np.dtype(np.float32),
     10: np.dtype(np.float16),
     11: np.dtype(np.float64),
-    16: np.dtype(ml_dtypes.bfloat16),  # written by onnxruntime's other interfaces
+    16: np.dtype(ml_dtypes.bfloat16),  # written from languages other than Python
 }
-"""ONNX's number of a type → numpy's."""
-_blocks = BufferPool()
+"""ONNX's number of a type → numpy's type."""
+
+_buffers = BufferPool()
 _INT32, _UINT32, _UINT16 = struct.Struct("<i"), struct.Struct("<I"), struct.Struct("<H")
 
 
 def write_onnx_adapter(path: Path, arrays: Mapping[str, AnyArray]) -> None:
-    """Write arrays by input name to ``path``, atomically.
+    """Write ``arrays`` (input name → array) to ``path`` atomically.
 
     Raises:
-        InputError: an array is of a type that onnxruntime's Python interface cannot write.
+        InputError: onnxruntime's Python interface cannot write the type of an array.
+        DependencyError: onnxruntime is not installed.
     """
     require("onnxruntime", "cpu")
     import onnxruntime as ort
@@ -54,29 +56,29 @@ def write_onnx_adapter(path: Path, arrays: Mapping[str, AnyArray]) -> None:
                 f"'{name}' is {array.dtype}, which onnxruntime cannot write to {path}: export the graph with --precision "
                 "fp32 or fp16."
             )
-    made = ort.AdapterFormat()
-    made.set_adapter_version(1)
-    made.set_model_version(1)
-    made.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()})
+    content = ort.AdapterFormat()
+    content.set_adapter_version(1)
+    content.set_model_version(1)
+    content.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()})
     with atomic_file(path) as temporary:
-        made.export_adapter(str(temporary))
+        content.export_adapter(str(temporary))
 
 
 def read_onnx_adapter(path: Path) -> AdapterArrays:
-    """Return what :func:`write_onnx_adapter` wrote to ``path``.
+    """Return the arrays in the adapter file ``path``.
 
-    Read here and not by onnxruntime, whose reader maps the file, and into memory that is used again: a bank that takes and
-    drops adapters all the time would else pay for page faults, several times what reading costs.
+    The file is read into pooled memory. onnxruntime's own reader maps the file, and an adapter cache that loads and evicts
+    all the time would pay for the page faults, several times the cost of reading.
 
     Raises:
-        InputError: the file is missing or is no adapter file.
+        InputError: the file is missing or is not an adapter file.
     """
     content = _read(path)
     try:
         layout = _layouts.get(len(content))
-        if layout is None or not layout.fits(content):
+        if layout is None or not layout.matches(content):
             layout = Layout.of(content)
-            if len(_layouts) >= _KNOWN:
+            if len(_layouts) >= _MAX_LAYOUTS:
                 _layouts.clear()
             _layouts[len(content)] = layout
         return AdapterArrays(content, layout)
@@ -88,12 +90,12 @@ def read_onnx_adapter(path: Path) -> AdapterArrays:
 def _read(path: Path) -> npt.NDArray[np.uint8]:
     try:
         with path.open("rb", buffering=0) as file:
-            content = _blocks.take(os.fstat(file.fileno()).st_size)
+            content = _buffers.take(os.fstat(file.fileno()).st_size)
             done, view = 0, content.data
-            while done < len(content):  # a block's old content must not pass for the file's
+            while done < len(content):  # otherwise old content of the buffer would pass for the file's
                 count = file.readinto(view[done:])
                 if not count:
-                    raise InputError(f"{path} became shorter while it was read: add the adapter again.")
+                    raise InputError(f"{path} was truncated while it was read: add the adapter again.")
                 done += count
             return content
     except FileNotFoundError:
@@ -103,49 +105,56 @@ def _read(path: Path) -> npt.NDArray[np.uint8]:
 
 
 class Entry(NamedTuple):
-    """Where an array lies in a file, and what it is."""
+    """Location, type and shape of an array in a file."""
 
     start: int
-    """Its first byte."""
+    """Offset of its first byte."""
     stop: int
-    """The byte after its last."""
+    """Offset after its last byte."""
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """What lies where in a file; adapters of one graph and rank differ in the arrays' content only, and share it."""
+    """Locations of all arrays in a file.
+
+    Files of adapters for one graph with one rank differ only in the content of the arrays, so they share one layout.
+    """
 
     entries: Mapping[str, Entry]
     gaps: Sequence[slice]
-    """All that is not an array's content."""
+    """The parts of the file that are not content of an array."""
     skeleton: bytes
-    """What lies in the gaps."""
+    """The bytes of all gaps."""
 
     @classmethod
     def of(cls, content: npt.NDArray[np.uint8]) -> Layout:
-        """Find out; errors as those of :func:`_entries`."""
+        """Return the layout of a file.
+
+        Raises:
+            ValueError, struct.error, KeyError: the file is not a valid adapter file.
+        """
         entries = dict(_entries(content))
         starts = sorted(entry.start for entry in entries.values())
         stops = sorted(entry.stop for entry in entries.values())
         if any(start < stop for start, stop in zip(starts[1:], stops, strict=False)):
             raise ValueError("arrays overlap")
         gaps = [slice(begin, end) for begin, end in zip([0, *stops], [*starts, len(content)], strict=True)]
-        return cls(entries, gaps, _within(content, gaps))
+        return cls(entries, gaps, _join(content, gaps))
 
-    def fits(self, content: npt.NDArray[np.uint8]) -> bool:
-        """Whether a file of the same length has this layout."""
-        return _within(content, self.gaps) == self.skeleton
+    def matches(self, content: npt.NDArray[np.uint8]) -> bool:
+        """Return True if a file of the same length has this layout."""
+        return _join(content, self.gaps) == self.skeleton
 
 
 class AdapterArrays(Mapping[str, AnyArray]):
-    """The arrays of a file by name, in one block of memory; a view of it is made whenever one is asked for."""
+    """The arrays of a file by name. All share one buffer, and each access makes a view of it."""
 
     def __init__(self, content: npt.NDArray[np.uint8], layout: Layout) -> None:
         self.layout = layout
         self.data: memoryview = content.data
-        """The whole file. What is copied from here is copied without the interpreter's lock being let go of."""
+        """The whole file. Copying slices of a memoryview does not release the global interpreter lock."""
         self._content = content
 
     def __getitem__(self, name: str) -> AnyArray:
@@ -160,50 +169,50 @@ class AdapterArrays(Mapping[str, AnyArray]):
         return len(self.layout.entries)
 
 
-def _within(content: npt.NDArray[np.uint8], parts: Sequence[slice]) -> bytes:
+def _join(content: npt.NDArray[np.uint8], parts: Sequence[slice]) -> bytes:
     data = content.data
     return b"".join([data[part] for part in parts])
 
 
-_KNOWN = 64
+_MAX_LAYOUTS = 64
 _layouts: dict[int, Layout] = {}
-"""Length of a file → the layout last seen; reading one takes a hundred times as long as recognizing it."""
+"""Length of a file → the layout last seen. Parsing a layout takes a hundred times as long as recognizing it."""
 
 
 def _entries(content: npt.NDArray[np.uint8]) -> Iterator[tuple[str, Entry]]:
-    """Yield what lies where in a flatbuffer of onnxruntime's ``adapter_schema.fbs``.
+    """Yield name and entry of every array in a flatbuffer of onnxruntime's ``adapter_schema.fbs``.
 
-    A table begins with the distance back to its vtable, which holds the place of every field; the root table's fourth
-    field lists the parameters, tables with name, dims, data type (ONNX's number) and bytes.
+    A table begins with the distance back to its vtable, which holds the offset of every field. The fourth field of the
+    root table lists the parameters: tables with name, dims, data type (ONNX's number) and bytes.
     """
     buffer = content.data
     if bytes(buffer[4:8]) != _IDENTIFIER:
-        raise ValueError("it has not the identifier of one")
+        raise ValueError("its identifier is not that of an adapter file")
 
     def field(table: int, number: int) -> int:
-        """Return the place that a field of a table points to; it is an error if it has none."""
+        """Return the offset of a field of a table, which must have it."""
         vtable = table - _INT32.unpack_from(buffer, table)[0]
-        location = table + _UINT16.unpack_from(buffer, vtable + 4 + 2 * number)[0]
-        if location == table:
+        offset = table + _UINT16.unpack_from(buffer, vtable + 4 + 2 * number)[0]
+        if offset == table:
             raise ValueError("a field is missing")
-        return int(location)
+        return int(offset)
 
-    def pointed(location: int) -> tuple[int, int]:
-        """Return start and length of the vector that a place refers to."""
-        start = location + _UINT32.unpack_from(buffer, location)[0]
+    def vector(offset: int) -> tuple[int, int]:
+        """Return start and length of the vector whose reference is at ``offset``."""
+        start = offset + _UINT32.unpack_from(buffer, offset)[0]
         return start + 4, _UINT32.unpack_from(buffer, start)[0]
 
-    start, count = pointed(field(_UINT32.unpack_from(buffer, 0)[0], 3))
-    for location in range(start, start + 4 * count, 4):
-        table = location + _UINT32.unpack_from(buffer, location)[0]
-        first, length = pointed(field(table, 0))
-        name = bytes(buffer[first : first + length]).decode()
-        first, rank = pointed(field(table, 1))
-        shape = struct.unpack_from(f"<{rank}q", buffer, first)
+    parameters, count = vector(field(_UINT32.unpack_from(buffer, 0)[0], 3))
+    for offset in range(parameters, parameters + 4 * count, 4):
+        table = offset + _UINT32.unpack_from(buffer, offset)[0]
+        start, length = vector(field(table, 0))
+        name = bytes(buffer[start : start + length]).decode()
+        start, rank = vector(field(table, 1))
+        shape = struct.unpack_from(f"<{rank}q", buffer, start)
         dtype = _DTYPES[_INT32.unpack_from(buffer, field(table, 2))[0]]
-        first, length = pointed(field(table, 3))
-        if first + length > len(content):
-            raise ValueError("it is cut short")
+        start, length = vector(field(table, 3))
+        if start + length > len(content):
+            raise ValueError("it is truncated")
         if length != math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
-            raise ValueError(f"'{name}' has {length} bytes, which its shape {list(shape)} does not fit")
-        yield name, Entry(first, first + length, dtype, shape)
+            raise ValueError(f"'{name}' has {length} bytes, which does not fit its shape {list(shape)}")
+        yield name, Entry(start, start + length, dtype, shape)

@@ -1,4 +1,4 @@
-"""What a set of adapters changes, and where that lies in a graph."""
+"""Finds everything that a set of adapters changes in a graph."""
 
 from __future__ import annotations
 
@@ -19,34 +19,35 @@ __all__ = ["Targets", "find_targets", "head_shape"]
 
 @dataclass(frozen=True)
 class Targets:
-    """Every module that an adapter updates, every head that one brings, and where their weights lie in the graph."""
+    """The modules and heads that adapters change, and where their weights are in the graph."""
 
     modules: Mapping[str, LoraModule]
-    """Module path → one of its updates, which shows its kind and sizes."""
+    """Module path → the update of one adapter, for kind and sizes."""
     weights: tuple[WeightLocation, ...]
-    """The places of the modules' weights."""
+    """Locations of the weights of ``modules``."""
     heads: tuple[tuple[WeightLocation, bool], ...]
-    """For each head its place, and whether the base has trained weights there."""
+    """Location of the weight of each head, and True if the base has trained weights for it."""
 
 
 def find_targets(model: ir.Model, adapters: Sequence[Adapter], base: Checkpoint | None) -> Targets:
-    """Find what ``adapters`` change in ``model``, whose fused attention has been opened before.
+    """Find what ``adapters`` change in ``model``.
 
     Args:
-        model: an export of the base.
-        adapters: decide modules, shapes and heads; their values do not matter.
-        base: the checkpoint the graph was exported from; without it weights are found by name only.
+        model: an export of the base, with its fused attention already opened.
+        adapters: supply modules, shapes and heads; their values do not matter.
+        base: the checkpoint that the graph was exported from; without it weights are found by name only.
 
     Raises:
-        AdapterError: a module or head has no place in the graph, or is of different sizes in two adapters.
+        AdapterError: a module or head is not in the graph, has different sizes in two adapters, or an adapter replaces
+            something else than a head.
     """
     modules, heads = _modules(adapters), _heads(adapters)
     weights = find_weights(model, [query_of_module(module) for module in modules.values()], base, quantized=True)
-    wanted = [
+    queries = [
         query_of_parameter(f"{path}.weight", head_shape(path, weight.shape, model, base))
         for path, weight in heads.items()
     ]
-    found = find_weights(model, wanted, base, quantized=True) if wanted else {}
+    found = find_weights(model, queries, base, quantized=True) if queries else {}
     in_base = {name: base is None or find_tensor(name, base.tensors) is not None for name in found}
     return Targets(
         modules, tuple(weights.values()), tuple((location, in_base[name]) for name, location in found.items())
@@ -54,23 +55,23 @@ def find_targets(model: ir.Model, adapters: Sequence[Adapter], base: Checkpoint 
 
 
 def _modules(adapters: Sequence[Adapter]) -> dict[str, LoraModule]:
-    """Return every module that an adapter updates, with one that shows its sizes."""
+    """Return module path → the update of the first adapter that has it."""
     union: dict[str, LoraModule] = {}
     for adapter in adapters:
         for path, module in adapter.modules.items():
             known = union.setdefault(path, module)
             if query_of_module(known).shape != query_of_module(module).shape or known.kind != module.kind:
                 raise AdapterError(
-                    f"'{path}' has other sizes in {adapter.source} than in {adapters[0].source}: they are of different bases."
+                    f"'{path}' has other sizes in {adapter.source} than in another adapter: they were made for different bases."
                 )
     return union
 
 
 def _heads(adapters: Sequence[Adapter]) -> dict[str, np.ndarray]:
-    """Return the path of every linear module an adapter saved whole, with one of its weights.
+    """Return module path → weight ``[labels, in]`` for every linear module that an adapter saved in full.
 
     Raises:
-        AdapterError: something else was saved whole.
+        AdapterError: an adapter saved another kind of module in full.
     """
     union: dict[str, np.ndarray] = {}
     for adapter in adapters:
@@ -80,7 +81,8 @@ def _heads(adapters: Sequence[Adapter]) -> dict[str, np.ndarray]:
                 known = union.setdefault(path, value)
                 if known.shape[1] != value.shape[1]:
                     raise AdapterError(
-                        f"'{parameter}' of {adapter.source} has {value.shape[1]} inputs, elsewhere {known.shape[1]}."
+                        f"'{parameter}' has {value.shape[1]} inputs in {adapter.source} and {known.shape[1]} in another adapter: "
+                        "they were made for different bases."
                     )
             elif (
                 leaf != "bias"
@@ -88,14 +90,14 @@ def _heads(adapters: Sequence[Adapter]) -> dict[str, np.ndarray]:
                 or adapter.modules_to_save[f"{path}.weight"].ndim != 2
             ):
                 raise AdapterError(
-                    f"{adapter.source} saved '{parameter}' whole, and only linear modules can be switched: merge this adapter "
-                    "(--mode merged)."
+                    f"{adapter.source} saved '{parameter}' in full (modules_to_save), and only linear modules can be switched: "
+                    "merge this adapter (--mode merged)."
                 )
     return union
 
 
 def head_shape(path: str, shape: tuple[int, ...], model: ir.Model, base: Checkpoint | None) -> tuple[int, ...]:
-    """Return the shape ``[labels, in]`` of the graph's own head, whose labels are not those of an adapter."""
+    """Return the shape ``[labels, in]`` of the head in the graph, which may have other labels than an adapter's ``shape``."""
     parameter = f"{path}.weight"
     stored = {
         name: value.const_value.shape.numpy() for name, value in model.graph.initializers.items() if value.const_value

@@ -1,4 +1,4 @@
-"""What reads a value of a graph, seen through the operators that only pass it on."""
+"""Uses and contents of a value in a graph, seen through the operators that only pass it on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PRODUCTS = {"MatMul", "FusedMatMul", "Attention", "MatMulInteger", "DynamicQuan
 
 
 def uses_of(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
-    """Yield (node, input index) of everything that reads ``value``, through what only passes it on."""
+    """Yield (node, input index) for every use of ``value``, looking through operators that only pass it on."""
     for use in value.uses():
         if use.node.op_type in _PASSED_THROUGH:
             yield from uses_of(use.node.outputs[0])
@@ -26,29 +26,31 @@ def uses_of(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
 
 
 def stored_transposed(value: ir.Value, flipped: bool = False) -> bool | None:
-    """Return whether a linear weight is stored ``[in, out]``, told by what reads it; None if that says nothing."""
+    """Return True if a linear weight is stored ``[in, out]``, judging by its uses; None if they do not tell.
+
+    ``flipped`` means that ``value`` is the transposed weight.
+    """
     for use in value.uses():
         node = use.node
         if node.op_type in _PASSED_THROUGH:
-            answer = stored_transposed(node.outputs[0], flipped != (node.op_type == "Transpose"))
-            if answer is not None:
-                return answer
+            transposed = stored_transposed(node.outputs[0], flipped != (node.op_type == "Transpose"))
+            if transposed is not None:
+                return transposed
         elif node.op_type in _PRODUCTS and use.idx == 1:
             return not flipped
         elif node.op_type == "Gemm" and use.idx == 1:
-            turned = node.attributes.get_int("transB", 0) == 1
-            return turned == flipped
+            return flipped == (node.attributes.get_int("transB", 0) == 1)
     return None
 
 
 def constant_input(node: ir.Node, index: int | None = None) -> npt.NDArray[Any] | None:
-    """Return the content of a node's input that is constant: the one at ``index``, or the first; None if it is not."""
+    """Return the content of a constant input: the one at ``index``, or else the first; None if it is not constant."""
     values = node.inputs if index is None else [node.inputs[index]]
-    return next((found for found in map(_content, values) if found is not None), None)
+    return next((content for content in map(_content, values) if content is not None), None)
 
 
 def _content(value: ir.Value | None) -> npt.NDArray[Any] | None:
-    """Return what a value holds, seen through the operators that only pass it on."""
+    """Return the constant content of a value, looking through operators that only pass it on; None if it has none."""
     if value is None:
         return None
     if value.const_value is not None:

@@ -1,1 +1,8 @@
-"""Changes to a graph: one pass per file, each in place."""
+"""Passes that change a graph in place, one per file.
+
+Read :mod:`~rmlora_converters.graph.passes.tape` and :mod:`~rmlora_converters.graph.passes.rewire` first: every pass makes
+nodes with the one and connects them with the other. Before branches: ``open_attention`` and ``open_layer_norm`` take fused
+operators apart. Branches: ``insert_branches``, with ``branch_nodes`` and ``batch_axis``. On a graph with branches, when it
+is opened: ``gather_adapters``, ``base_head`` and ``specialize``. Without branches: ``merge_weights``, with
+``replace_head``. Embeddings: ``pooling``.
+"""

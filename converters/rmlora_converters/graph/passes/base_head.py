@@ -1,4 +1,4 @@
-"""The base's own head in a graph with a slot for others, found by what stands before the two answers are joined."""
+"""Finds the base's own head in a graph with branches, by the node that concatenates its output with an adapter's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import onnx_ir as ir
 from rmlora.errors import InputError
 from rmlora_converters.graph.contract.lora_inputs import HeadInputs
 from rmlora_converters.graph.locate.uses import constant_input
-from rmlora_converters.graph.passes.branch_nodes import BOTH_ANSWERS
+from rmlora_converters.graph.passes.branch_nodes import JOINED_OUTPUTS
 from rmlora_converters.graph.passes.insert_branches import BRANCH_SCOPE
 
 __all__ = ["base_head"]
@@ -20,14 +20,14 @@ AnyArray = npt.NDArray[Any]
 
 
 def base_head(model: ir.Model, head: HeadInputs) -> dict[str, AnyArray] | None:
-    """Return slot → array that makes a row of a mixed batch answer as the base: weight ``[1, in, labels]``, bias ``[1, labels]``.
+    """Return the arrays that make a row of a mixed batch use the base's head, by input name; None if it is quantized.
 
-    Where the base's head is quantized there are none.
+    The weight is ``[1, in, labels]`` and the bias ``[1, labels]``.
 
     Raises:
         InputError: the graph does not look as the branch pass made it.
     """
-    name = f"{BRANCH_SCOPE}/{head.module}/{BOTH_ANSWERS}"
+    name = f"{BRANCH_SCOPE}/{head.module}/{JOINED_OUTPUTS}"
     joined = next((node for node in model.graph if node.name == name), None)
     node = joined.inputs[0].producer() if joined is not None and joined.inputs[0] is not None else None
     bias: AnyArray | None = None
@@ -40,7 +40,7 @@ def base_head(model: ir.Model, head: HeadInputs) -> dict[str, AnyArray] | None:
         return None
     weight = constant_input(node, 1) if node is not None and node.op_type in ("MatMul", "Gemm") else None
     if node is None or weight is None:
-        raise InputError(f"The graph has no '{name}' with a constant product before it: export it again.")
+        raise InputError(f"The graph has no '{name}' after a product with a constant weight: export it again.")
     if node.op_type == "Gemm":
         weight = weight.T if node.attributes.get_int("transB", 0) else weight
         bias = constant_input(node, 2) if len(node.inputs) > 2 else bias

@@ -1,4 +1,4 @@
-"""The batch axis of a graph: which values it leads, and its size as a tensor."""
+"""The batch axis of a graph: which values have it as their first axis, and its size as a tensor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SCOPE = "rmlora/batch"
 
 
 class BatchAxis:
-    """The first axis of the graph's first input."""
+    """The first axis of the first input of a graph."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
@@ -21,21 +21,21 @@ class BatchAxis:
         self._shapes: dict[int, ir.Value] = {}
 
     def leads(self, value: ir.Value) -> bool:
-        """Whether ``value`` is known to be ``[batch, n, width]``."""
+        """Return True if ``value`` is known to have the shape ``[batch, n, width]``."""
         shape, own = value.shape, self._input.shape
         return shape is not None and own is not None and shape.rank() == 3 and shape[0] == own[0]
 
-    def rows(self, width: int) -> ir.Value:
-        """Return the shape ``[batch, −1, width]`` as a tensor; its nodes stand at the start of the graph."""
+    def shape(self, width: int) -> ir.Value:
+        """Return the shape ``[batch, −1, width]`` as a tensor, computed at the start of the graph."""
         if width not in self._shapes:
             nodes = Tape(self._graph, _SCOPE)
             if self._size is None:
                 self._size = nodes.op("Shape", self._input, attributes={"start": 0, "end": 1}, name="size")
             rest = nodes.constant(f"rest_{width}", [-1, width])
             self._shapes[width] = nodes.op("Concat", self._size, rest, attributes={"axis": 0}, name=f"rows_of_{width}")
-            at = self._size.producer()
-            if at is not None and at.graph is not None:
-                self._graph.insert_after(at, nodes.nodes)
+            size_node = self._size.producer()
+            if size_node is not None and size_node.graph is not None:  # inserted for another width before
+                self._graph.insert_after(size_node, nodes.nodes)
             else:
                 self._graph.insert_before(self._graph[0], nodes.nodes)
         return self._shapes[width]

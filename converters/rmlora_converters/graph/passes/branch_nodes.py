@@ -1,6 +1,6 @@
-"""The nodes of a branch, for each kind of module: ``x`` and two factors in, the update out.
+"""The nodes of a branch for each kind of module. They take the module's input and two factors, and compute the update.
 
-A is ``[rows, in, rank]`` and B ``[rows, rank, out]``; rows is 1 or the batch, and MatMul broadcasts it.
+A is ``[rows, in, rank]`` and B ``[rows, rank, out]``. ``rows`` is 1 or the batch size; MatMul broadcasts it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from rmlora_converters.graph.locate.consumers import Consumer
 from rmlora_converters.graph.passes.batch_axis import BatchAxis
 from rmlora_converters.graph.passes.tape import Tape
 
-__all__ = ["BOTH_ANSWERS", "convolution", "head", "lookup", "product"]
+__all__ = ["JOINED_OUTPUTS", "convolution", "head", "lookup", "product"]
 
-BOTH_ANSWERS = "both"
-"""Name of the node that puts the base's answer and an adapter's own side by side."""
+JOINED_OUTPUTS = "both"
+"""Name of the node that concatenates the output of the base's head and of the adapter's."""
 
 Factors = tuple[ir.Value, ir.Value]
 
@@ -31,31 +31,31 @@ def product(
     fan_in: int,
     batch: BatchAxis,
 ) -> ir.Value:
-    """Return ``[batch, n, width]``: the update of a linear module, or of several whose outputs lie side by side.
+    """Return the update ``[batch, n, width]`` of one linear module, or of several that are packed into one product.
 
     Args:
-        nodes: where the nodes go.
-        x: ``[…, in]``, the batch slowest.
-        parts: for each module its (start, stop) in the outputs, ascending, and its factors.
-        width: outputs of the whole product.
-        fan_in: inputs.
-        batch: the batch axis.
+        nodes: receives the nodes.
+        x: input ``[…, in]``; the batch is the slowest axis.
+        parts: (start, stop) of each module in the outputs, ascending, and its factors.
+        width: number of outputs of the whole product.
+        fan_in: number of inputs.
+        batch: the batch axis of the graph.
     """
-    rows = x if batch.leads(x) else nodes.op("Reshape", x, batch.rows(fan_in))
+    rows = x if batch.leads(x) else nodes.op("Reshape", x, batch.shape(fan_in))
     updates: list[ir.Value] = []
     done = 0
     for (start, stop), (A, B) in parts:  # noqa: N806 - the paper's symbols
         if start > done:
-            updates.append(_nothing(nodes, rows, fan_in, start - done, A.dtype))
+            updates.append(_zeros(nodes, rows, fan_in, start - done, A.dtype))
         updates.append(nodes.op("MatMul", nodes.op("MatMul", rows, A), B))
         done = stop
     if done < width:
-        updates.append(_nothing(nodes, rows, fan_in, width - done, parts[0][1][0].dtype))
+        updates.append(_zeros(nodes, rows, fan_in, width - done, parts[0][1][0].dtype))
     return updates[0] if len(updates) == 1 else nodes.op("Concat", *updates, attributes={"axis": -1})
 
 
-def _nothing(nodes: Tape, x: ir.Value, fan_in: int, width: int, dtype: ir.DataType | None) -> ir.Value:
-    """Return zeros ``[…, width]`` for the outputs of a packed product that no adapter changes: an update of rank 0."""
+def _zeros(nodes: Tape, x: ir.Value, fan_in: int, width: int, dtype: ir.DataType | None) -> ir.Value:
+    """Return zeros ``[…, width]``, as an update of rank 0, for outputs of a packed product that no adapter changes."""
     kind = (dtype or ir.DataType.FLOAT).numpy()
     empty_A = nodes.constant(f"none_{fan_in}", np.zeros((fan_in, 0), kind))  # noqa: N806
     empty_B = nodes.constant(f"none_to_{width}", np.zeros((0, width), kind))  # noqa: N806
@@ -63,27 +63,27 @@ def _nothing(nodes: Tape, x: ir.Value, fan_in: int, width: int, dtype: ir.DataTy
 
 
 def lookup(nodes: Tape, ids: ir.Value, A: ir.Value, B: ir.Value, *, tokens: int) -> ir.Value:  # noqa: N803
-    """Return the update of an embedding: row ``ids`` of every batch row's own table ``A [tokens, rank]``, times B.
+    """Return the update of an embedding: for every batch row, the rows ``ids`` of its own table ``A [tokens, rank]``, times B.
 
-    The tables lie one behind the other, so a row's indices are moved by ``row · tokens``.
+    The tables of all batch rows are concatenated, so the ids of a batch row are shifted by ``row · tokens``.
     """
     shape = nodes.op("Shape", A)
     rows = nodes.op("Gather", shape, nodes.constant("zero", np.int64(0)))
     rank = nodes.op("Slice", shape, nodes.constant("two", [2]), nodes.constant("three", [3]))
-    many = nodes.op("Mul", rows, nodes.constant("tokens", np.int64(tokens)))
+    total = nodes.op("Mul", rows, nodes.constant("tokens", np.int64(tokens)))
     axis = nodes.constant("axis", [0])
-    flat_shape = nodes.op("Concat", nodes.op("Unsqueeze", many, axis), rank, attributes={"axis": 0})
+    flat_shape = nodes.op("Concat", nodes.op("Unsqueeze", total, axis), rank, attributes={"axis": 0})
     flat = nodes.op("Reshape", A, flat_shape, attributes={"allowzero": 1})
-    starts = nodes.op("Range", nodes.constant("zero", np.int64(0)), many, nodes.constant("tokens", np.int64(tokens)))
-    moved = nodes.op("Unsqueeze", starts, nodes.constant("last", [1]))
-    index = nodes.op("Add", nodes.op("Cast", ids, attributes={"to": ir.DataType.INT64}), moved)
+    starts = nodes.op("Range", nodes.constant("zero", np.int64(0)), total, nodes.constant("tokens", np.int64(tokens)))
+    shift = nodes.op("Unsqueeze", starts, nodes.constant("last", [1]))
+    index = nodes.op("Add", nodes.op("Cast", ids, attributes={"to": ir.DataType.INT64}), shift)
     return nodes.op("MatMul", nodes.op("Gather", flat, index, attributes={"axis": 0}), B)
 
 
 def convolution(nodes: Tape, consumer: Consumer, A: ir.Value, B: ir.Value, *, batch: BatchAxis) -> ir.Value:  # noqa: N803
-    """Return the update of a convolution over patches side by side, ``[batch, out, patches]``.
+    """Return the update ``[batch, out, patches]`` of a convolution over patches that do not overlap.
 
-    Such a convolution is a linear map of each patch, so the picture is cut and the patches multiplied.
+    Such a convolution is a linear map of each patch, so the image is cut into patches and these are multiplied.
     """
     weight = consumer.node.inputs[1]
     shape = weight.const_value.shape.numpy() if weight is not None and weight.const_value is not None else ()
@@ -92,45 +92,45 @@ def convolution(nodes: Tape, consumer: Consumer, A: ir.Value, B: ir.Value, *, ba
     counts = nodes.op(
         "Slice", nodes.op("Shape", consumer.y), nodes.constant("from", [2]), nodes.constant("to", [2 + len(axes)])
     )
-    covered = nodes.op("Mul", counts, nodes.constant("kernel", kernel))  # a rim narrower than a patch is left out
+    covered = nodes.op("Mul", counts, nodes.constant("kernel", kernel))  # a border narrower than a patch is left out
     zeros = nodes.constant("zeros", [0] * len(axes))
     x = nodes.op("Slice", consumer.x, zeros, covered, nodes.constant("axes", axes))
     size = nodes.op("Shape", x, attributes={"start": 0, "end": 1})
     split = [size, nodes.constant("channels", [channels])]
     for number, width in enumerate(kernel):
-        first, behind = nodes.constant(f"at_{number}", [number]), nodes.constant(f"at_{number + 1}", [number + 1])
-        split += [nodes.op("Slice", counts, first, behind), nodes.constant(f"kernel_{number}", [width])]
+        start, stop = nodes.constant(f"at_{number}", [number]), nodes.constant(f"at_{number + 1}", [number + 1])
+        split += [nodes.op("Slice", counts, start, stop), nodes.constant(f"kernel_{number}", [width])]
     cut = nodes.op("Reshape", x, nodes.op("Concat", *split, attributes={"axis": 0}))
     outer, inner = list(range(2, 2 + 2 * len(axes), 2)), list(range(3, 3 + 2 * len(axes), 2))
     patches = nodes.op("Transpose", cut, attributes={"perm": [0, *outer, 1, *inner]})
-    rows = nodes.op("Reshape", patches, batch.rows(channels * int(np.prod(kernel))))
+    rows = nodes.op("Reshape", patches, batch.shape(channels * int(np.prod(kernel))))
     update = nodes.op("MatMul", nodes.op("MatMul", rows, A), B)
     return nodes.op("Transpose", update, attributes={"perm": [0, 2, 1]})
 
 
 def head(nodes: Tape, x: ir.Value, base: ir.Value, weight: ir.Value, bias: ir.Value, *, labels: int) -> ir.Value:
-    """Return ``x · weight + bias`` with one weight for all rows or one for each, or ``base`` where the weight is empty.
+    """Return ``x · weight + bias``, or ``base`` if the weight is empty.
 
-    Both answers stand side by side, and the first is cut off where there is a second: no operator that branches, and
-    the base's own nodes stay what they were.
+    Both outputs are concatenated, and the first is sliced off if there is a second. This needs no control flow, and the
+    base's own nodes stay unchanged.
 
     Args:
-        nodes: where the nodes go.
-        x: ``[batch, in]`` or ``[batch, n, in]``.
-        base: the base's answer ``[…, labels]``.
-        weight: ``[rows, in, own labels]``.
+        nodes: receives the nodes.
+        x: input ``[batch, in]`` or ``[batch, n, in]``.
+        base: output ``[…, labels]`` of the base's head.
+        weight: ``[rows, in, own labels]``, the adapter's; ``rows`` is 1 or the batch size.
         bias: ``[rows, own labels]``.
-        labels: of the base.
+        labels: number of labels of the base.
     """
     axis = nodes.constant("axis", [1])
     if x.shape is not None and x.shape.rank() == 3:
         own = nodes.op("Add", nodes.op("MatMul", x, weight), nodes.op("Unsqueeze", bias, axis))
     else:
-        answer = nodes.op("MatMul", nodes.op("Unsqueeze", x, axis), weight)
-        own = nodes.op("Add", nodes.op("Squeeze", answer, axis), bias)
-    both = nodes.op("Concat", base, own, attributes={"axis": -1}, name=BOTH_ANSWERS)
+        product = nodes.op("MatMul", nodes.op("Unsqueeze", x, axis), weight)
+        own = nodes.op("Add", nodes.op("Squeeze", product, axis), bias)
+    both = nodes.op("Concat", base, own, attributes={"axis": -1}, name=JOINED_OUTPUTS)
     widths = nodes.constant("labels", [labels])
     count = nodes.op("Shape", weight, attributes={"start": 2, "end": 3})
-    start = nodes.op("Min", nodes.op("Mul", count, widths), widths)  # 0 or labels
+    start = nodes.op("Min", nodes.op("Mul", count, widths), widths)  # 0 without an own head, else labels
     end = nodes.constant("end", [np.iinfo(np.int64).max])
     return nodes.op("Slice", both, start, end, nodes.constant("last", [-1]))

@@ -1,7 +1,8 @@
-"""A graph whose slots hold a bank: arrays of many adapters, of which every row names its own by its place.
+"""Lets every row of a batch name its adapter by an index into arrays of many adapters.
 
-The file that is exported takes one array a row. For a program that keeps adapters in memory this spares filling such arrays
-for every batch: the graph picks each row's factors just before the product that reads them, while they are in the cache.
+An exported graph takes one array per row. A program that keeps adapters in memory would have to fill such arrays for every
+batch. This pass lets the graph gather the factors of each row instead, just before the product that uses them, so they are
+still in the processor's cache.
 """
 
 from __future__ import annotations
@@ -16,37 +17,41 @@ from rmlora_converters.graph.passes.tape import Tape
 
 __all__ = ["ADAPTER_INDICES", "gather_adapters"]
 
-ADAPTER_INDICES = f"{BRANCH_SCOPE}.places"
-"""Name of the input: the place of every row's adapter, int64 ``[rows]``; of one for all rows ``[1]``."""
+ADAPTER_INDICES = f"{BRANCH_SCOPE}.adapter_indices"
+"""Name of the added input: the adapter index of every row, int64 ``[rows]``, or ``[1]`` for one adapter for all rows."""
 
 
 def gather_adapters(model: ir.Model, lora_inputs: LoraInputs) -> None:
-    """Let slots take ``[places, …]`` instead of ``[rows, …]``, and add the input :data:`ADAPTER_INDICES`, in place.
+    """Make LoRA inputs take ``[adapters, …]`` instead of ``[rows, …]``, and add the input :data:`ADAPTER_INDICES`, in place.
 
-    While no slot is fed, every row at place 0 is the base, as it was.
+    If no LoRA input is fed, index 0 is the base for every row.
 
     Raises:
-        InputError: a slot is not read as the branch pass made it.
+        InputError: a LoRA input is not used as the branch pass made it.
     """
     graph = model.graph
-    locations = ir.Value(name=ADAPTER_INDICES, shape=ir.Shape(["picked"]), type=ir.TensorType(ir.DataType.INT64))
-    graph.inputs.append(locations)
-    tables = {slot.lora_A: _starts(graph, slot.module) for slot in lora_inputs.modules if slot.kind == "embedding"}
+    indices = ir.Value(name=ADAPTER_INDICES, shape=ir.Shape(["picked"]), type=ir.TensorType(ir.DataType.INT64))
+    graph.inputs.append(indices)
+    table_starts = {
+        branch.lora_A: _table_starts(graph, branch.module)
+        for branch in lora_inputs.modules
+        if branch.kind == "embedding"
+    }
     for name in lora_inputs.names:
-        for number, banked in enumerate(tables.get(name, [graph.initializers[name]])):
+        for number, source in enumerate(table_starts.get(name, [graph.initializers[name]])):
             nodes = Tape(graph, f"{BRANCH_SCOPE}/{name}/pick_{number}")
-            uses = list(banked.uses())
+            uses = list(source.uses())
             if not uses:
                 raise _unknown(name)
-            picked = nodes.op("Gather", banked, locations, attributes={"axis": 0})
+            gathered = nodes.op("Gather", source, indices, attributes={"axis": 0})
             graph.insert_before(uses[0].node, nodes.nodes)
-            replace_uses(graph, banked, picked, name=name, uses=uses)
+            replace_uses(graph, source, gathered, name=name, uses=uses)
 
 
-def _starts(graph: ir.Graph, module: str) -> list[ir.Value]:
-    """Return where in an embedding's tables each place's begins, once for each lookup.
+def _table_starts(graph: ir.Graph, module: str) -> list[ir.Value]:
+    """Return the first row of every adapter in the concatenated tables of an embedding, once for each lookup.
 
-    A table is as long as the vocabulary, so it stays where it lies.
+    A table is as long as the vocabulary, so these offsets are gathered and not the tables.
     """
     scope = f"{BRANCH_SCOPE}/{module}/"
     found = [node.outputs[0] for node in graph if node.op_type == "Range" and (node.name or "").startswith(scope)]
@@ -55,5 +60,5 @@ def _starts(graph: ir.Graph, module: str) -> list[ir.Value]:
     return found
 
 
-def _unknown(slot: str) -> InputError:
-    return InputError(f"The graph does not read its slot '{slot}' as the branch pass made it: export it again.")
+def _unknown(name: str) -> InputError:
+    return InputError(f"The graph does not use its LoRA input '{name}' as the branch pass made it: export it again.")

@@ -1,9 +1,8 @@
-"""Opening ONNX Runtime's fused attention, so that the projections inside it can be quantized or adapted.
+"""Opens ONNX Runtime's fused attention, so that the projections inside it can be quantized or adapted.
 
-``Attention`` holds the packed query, key and value weight. Its quantized form, ``QAttention``, has no place for
-the additive mask that exported encoders pass, and onnxruntime's quantizer would drop it; and nothing can be added to
-one projection. With the projections before ``MultiHeadAttention``, or before ONNX's own ``Attention``, it computes the
-same.
+``Attention`` contains the packed query, key and value weight, so nothing can be added to one projection. Its quantized form,
+``QAttention``, has no input for the additive mask that exported encoders pass, and onnxruntime's quantizer would drop that
+mask. Projections followed by ``MultiHeadAttention``, or by ONNX's own ``Attention``, compute the same.
 """
 
 from __future__ import annotations
@@ -20,29 +19,31 @@ from rmlora_converters.graph.passes.tape import Tape
 __all__ = ["open_attention", "open_attention_per_projection"]
 
 _DOMAIN = "com.microsoft"
-_KEPT = ("num_heads", "scale", "mask_filter_value", "unidirectional")
-"""Attributes that mean the same on both operators."""
-_OPSET, _IR_VERSION, _SINCE = 23, 11, 20
-"""The operator set with ``Attention``, the IR version that goes with it, and the oldest set that may become it: of what an
-exporter writes, only ``GroupNormalization`` means something else there."""
+_SHARED_ATTRIBUTES = ("num_heads", "scale", "mask_filter_value", "unidirectional")
+"""Attributes that mean the same on ``Attention`` and ``MultiHeadAttention``."""
+_OPSET, _IR_VERSION = 23, 11
+"""The operator set that introduced ONNX's ``Attention``, and the IR version that goes with it."""
+_OLDEST_OPSET = 20
+"""The oldest operator set that can be raised to :data:`_OPSET`: of what exporters write, only the meaning of
+``GroupNormalization`` differs between the two."""
 
-Opened: TypeAlias = Callable[[Tape, ir.Node, Sequence[int]], ir.Value]
-"""Makes the nodes that take a node's place, given the widths of query, key and value, and returns what they compute."""
+Replacement: TypeAlias = Callable[[Tape, ir.Node, Sequence[int]], ir.Value]
+"""Makes the nodes that replace a node, given the widths of query, key and value, and returns their output."""
 
 
 def open_attention(model: ir.Model) -> int:
-    """Replace every ``Attention`` node that has only an additive mask, in place; return how many.
+    """Replace every ``Attention`` node that has no mask but an additive one, in place; return how many.
 
-    Its projections become one product and one bias, which a quantizer takes like any other. Nodes with an integer
-    mask, a past or a present, or without a bias, stay as they are.
+    Its projections become one product and one bias, which a quantizer handles like any others. Nodes with an integer mask,
+    with past or present, or without a bias stay as they are.
     """
     return _open_all(model.graph, _nodes(model.graph), _one_product)
 
 
 def open_attention_per_projection(model: ir.Model) -> int:
-    """Do as :func:`open_attention`, but with a product and a bias for each projection, to which something can be added.
+    """Do the same as :func:`open_attention`, but with a product per projection, to which branches can be added.
 
-    The graph moves to the operator set 23 if it can: on CPUs that one's ``Attention`` is faster than ``MultiHeadAttention``.
+    The graph is raised to operator set 23 if possible: on CPUs its ``Attention`` is faster than ``MultiHeadAttention``.
     """
     found = _nodes(model.graph)
     if not found or not _can_be_standard(model, found):
@@ -53,23 +54,25 @@ def open_attention_per_projection(model: ir.Model) -> int:
 
 
 def _can_be_standard(model: ir.Model, found: Sequence[ir.Node]) -> bool:
-    """Whether the graph can have the operator set with ``Attention``, and every bias be cut into parts beforehand."""
+    """Return True if the graph can have the operator set with ``Attention``, and every bias is constant and can be split."""
     version = model.graph.opset_imports.get("", 0)
-    moves = version >= _SINCE and not any(node.op_type == "GroupNormalization" for node in model.graph)
+    can_raise = version >= _OLDEST_OPSET and not any(node.op_type == "GroupNormalization" for node in model.graph)
     biases = (_input(node, 2) for node in found)
-    return (moves or version >= _OPSET) and all(bias is not None and bias.const_value is not None for bias in biases)
+    return (can_raise or version >= _OPSET) and all(
+        bias is not None and bias.const_value is not None for bias in biases
+    )
 
 
 def _nodes(graph: ir.Graph) -> list[ir.Node]:
     return [node for node in graph if node.op_type == "Attention" and node.domain == _DOMAIN and _can_open(node)]
 
 
-def _open_all(graph: ir.Graph, found: Sequence[ir.Node], opened: Opened) -> int:
+def _open_all(graph: ir.Graph, found: Sequence[ir.Node], replacement: Replacement) -> int:
     for node in found:
         declared = node.attributes.get("qkv_hidden_sizes")
         sizes = list(declared.as_ints()) if declared else [_constant(node, 1).shape[1] // 3] * 3
         nodes = Tape(graph, node.name or "attention")
-        new = opened(nodes, node, sizes)
+        new = replacement(nodes, node, sizes)
         nodes.nodes[-1].metadata_props.update(node.metadata_props)
         replace_node(graph, node, nodes, new)
     return len(found)
@@ -92,7 +95,7 @@ def _can_open(node: ir.Node) -> bool:
 
 def _constant(node: ir.Node, index: int) -> np.ndarray:
     value = _input(node, index)
-    assert value is not None and value.const_value is not None  # noqa: S101 - looked at before
+    assert value is not None and value.const_value is not None  # noqa: S101 - checked by _can_open
     return value.const_value.numpy()
 
 
@@ -107,8 +110,8 @@ def _three_products(nodes: Tape, node: ir.Node, sizes: Sequence[int]) -> ir.Valu
 
 
 def _standard(nodes: Tape, node: ir.Node, sizes: Sequence[int]) -> ir.Value:
-    """Return what ONNX's ``Attention`` gives, which takes no bias of the projections."""
-    biases = Tape(nodes.graph, _input(node, 2).name or nodes.scope)  # type: ignore[union-attr]  # _can_be_standard has looked
+    """Return the output of ONNX's ``Attention``; it takes no bias for the projections, so that is added before."""
+    biases = Tape(nodes.graph, _input(node, 2).name or nodes.scope)  # type: ignore[union-attr]  # checked by _can_be_standard
     parts = zip(
         ("query", "key", "value"), _parts(_constant(node, 2), sizes), _products(nodes, node, sizes), strict=True
     )
@@ -129,14 +132,14 @@ def _standard(nodes: Tape, node: ir.Node, sizes: Sequence[int]) -> ir.Value:
 
 
 def _multi_head(nodes: Tape, node: ir.Node, projected: Sequence[ir.Value], bias: ir.Value | None) -> ir.Value:
-    kept = {name: node.attributes[name] for name in _KEPT if name in node.attributes}
+    attributes = {name: node.attributes[name] for name in _SHARED_ATTRIBUTES if name in node.attributes}
     inputs = (*projected, bias, None, _input(node, 5))
-    return nodes.op("MultiHeadAttention", *inputs, domain=_DOMAIN, attributes=kept, name="heads")
+    return nodes.op("MultiHeadAttention", *inputs, domain=_DOMAIN, attributes=attributes, name="heads")
 
 
 def _products(nodes: Tape, node: ir.Node, sizes: Sequence[int]) -> list[ir.Value]:
     x, weight = _input(node, 0), _input(node, 1)
-    assert x is not None and weight is not None  # noqa: S101 - _can_open has looked
+    assert x is not None and weight is not None  # noqa: S101 - checked by _can_open
     weights = Tape(nodes.graph, weight.name or nodes.scope)  # layers that share the weight share its parts
     products = []
     for name, part in zip(("query", "key", "value"), _parts(_constant(node, 1), sizes), strict=True):
@@ -149,5 +152,5 @@ def _products(nodes: Tape, node: ir.Node, sizes: Sequence[int]) -> list[ir.Value
 
 
 def _parts(packed: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
-    """Cut the last axis into parts of ``sizes``."""
+    """Split the last axis into parts of ``sizes``."""
     return [np.ascontiguousarray(part) for part in np.split(packed, np.cumsum(sizes)[:-1], axis=-1)]

@@ -1,6 +1,6 @@
-"""Taking ONNX Runtime's fused skip-and-normalize apart: its kernel for CPUs is three times slower than what it replaces.
+"""Splits ONNX Runtime's fused ``SkipLayerNormalization``: its CPU kernel is three times slower than the parts.
 
-On MiniLM the additions and ``LayerNormalization`` together take a third of the time, 7 to 8 % of the whole model
+On MiniLM the additions and ``LayerNormalization`` take a third of its time, which saves 7 to 8 % of the whole model
 (docs/export.md). On other devices onnxruntime fuses them again when it loads the graph.
 """
 
@@ -15,7 +15,7 @@ __all__ = ["open_layer_norms"]
 
 
 def open_layer_norms(model: ir.Model) -> int:
-    """Replace every ``SkipLayerNormalization`` by additions and a ``LayerNormalization``, in place; return how many."""
+    """Replace every ``SkipLayerNormalization`` with additions and a ``LayerNormalization``, in place; return how many."""
     graph = model.graph
     fused = [node for node in graph if node.op_type == "SkipLayerNormalization" and _can_split(node)]
     for node in fused:
@@ -25,8 +25,8 @@ def open_layer_norms(model: ir.Model) -> int:
         total = nodes.op("Add", total, skip, name="sum")
         epsilon = node.attributes.get_float("epsilon", 1e-12)
         new = nodes.op("LayerNormalization", total, scale, shift, attributes={"axis": -1, "epsilon": epsilon})
-        for made in nodes.nodes:
-            made.outputs[0].type, made.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+        for part in nodes.nodes:
+            part.outputs[0].type, part.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
         if len(node.outputs) > 3:
             replace_uses(graph, node.outputs[3], total, name=f"{nodes.scope}/replaced_sum")
         replace_node(graph, node, nodes, new)
@@ -34,6 +34,6 @@ def open_layer_norms(model: ir.Model) -> int:
 
 
 def _can_split(node: ir.Node) -> bool:
-    """Whether only the result, and perhaps the sum, are used."""
+    """Return True if the node has its four required inputs, and of its outputs only the result and the sum are used."""
     given = [value is not None for value in node.inputs[:4]]
     return len(given) == 4 and all(given) and not any(output.uses() for output in node.outputs[1:3])

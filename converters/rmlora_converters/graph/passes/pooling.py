@@ -1,7 +1,7 @@
-"""One vector for every row: pooling and normalization as nodes of the graph, so that any runtime gives ready embeddings.
+"""Adds pooling and normalization to a graph, so that any runtime returns one finished embedding per row.
 
-A pass over the ONNX model, without torch, for our own exports and for others' alike. What it computes is float32 in
-every precision: sums over many tokens are what half precision is worst at.
+The pass works without torch, on graphs from any exporter. The added nodes compute in float32 whatever the precision of the
+graph, because sums over many tokens are where half precision is least accurate.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from rmlora_converters.graph.passes.tape import Tape
 __all__ = ["EMBEDDING_NAME", "POOLING_SCOPE", "TOKENS_NAME", "insert_pooling", "keep_answer"]
 
 TOKENS_NAME = "last_hidden_state"
-"""What transformers calls the vectors of the tokens ``[batch, tokens, width]``."""
+"""Output with the token vectors ``[batch, tokens, width]``, as transformers calls it."""
 
 EMBEDDING_NAME = "sentence_embedding"
-"""The output ``[batch, width]``, as sentence-transformers and Optimum call it."""
+"""Output with the embeddings ``[batch, width]``, as sentence-transformers and Optimum call it."""
 
 POOLING_SCOPE = "pooling"
-"""Names of the nodes that are inserted begin with this and a slash."""
+"""Names of the added nodes begin with this and a slash."""
 
-_TOKENS = (TOKENS_NAME, "token_embeddings")
+_TOKEN_OUTPUTS = (TOKENS_NAME, "token_embeddings")
 _MASK = "attention_mask"
 _OPSET = 13
-"""From which on sums take their axes as an input."""
+"""The first operator set in which sums take their axes as an input."""
 
 
 def insert_pooling(model: ir.Model, pooling: Pooling) -> None:
-    """Let ``model`` answer with one vector for every row, in place; one that does so already keeps it as it is.
+    """Make ``model`` return one vector per row, in place. A model that already does so only loses its other outputs.
 
     Args:
-        model: its answer is the vectors of the tokens ``[batch, tokens, width]``; other outputs are dropped.
-        pooling: which tokens count, and whether the result is normalized.
+        model: a graph with the token vectors ``[batch, tokens, width]`` among its outputs; the others are dropped.
+        pooling: which tokens are pooled, and whether the result is normalized.
 
     Raises:
-        InputError: the graph gives no such vectors, or takes nothing that tells tokens from padding.
+        InputError: the graph has no such output, no attention mask, or too old an operator set.
     """
     tokens = keep_answer(model)
     if tokens.name == EMBEDDING_NAME:
@@ -62,17 +62,17 @@ def insert_pooling(model: ir.Model, pooling: Pooling) -> None:
 
 
 def keep_answer(model: ir.Model) -> ir.Value:
-    """Leave ``model`` the one output that vectors of rows are made of, and return it.
+    """Drop all outputs of ``model`` but the one that embeddings are computed from, and return it.
 
-    That is the one called ``sentence_embedding``, else ``last_hidden_state`` or ``token_embeddings``, else the only one of
-    three axes, else the only one of two, which is a vector already and gets that name.
+    This is the output called ``sentence_embedding``, else ``last_hidden_state`` or ``token_embeddings``, else the only one
+    with three axes, else the only one with two, which is pooled already and gets the name ``sentence_embedding``.
 
     Raises:
-        InputError: no output is one of these.
+        InputError: there is no such output.
     """
     outputs = list(model.graph.outputs)
     named = {value.name: value for value in outputs}
-    found = next((named[name] for name in (EMBEDDING_NAME, *_TOKENS) if name in named), None)
+    found = next((named[name] for name in (EMBEDDING_NAME, *_TOKEN_OUTPUTS) if name in named), None)
     for rank in (3, 2):
         of_rank = [value for value in outputs if value.shape is not None and value.shape.rank() == rank]
         if found is None and len(of_rank) == 1:
@@ -80,8 +80,8 @@ def keep_answer(model: ir.Model) -> ir.Value:
             found.name = EMBEDDING_NAME if rank == 2 else found.name
     if found is None:
         raise InputError(
-            f"The graph's outputs are {', '.join(map(str, named))}, and none is known to hold the tokens' vectors: export it "
-            f"with one called {TOKENS_NAME}."
+            f"The graph's outputs are {', '.join(map(str, named))}, and none is known to hold the token vectors: export it "
+            f"with an output called {TOKENS_NAME}."
         )
     model.graph.outputs[:] = [found]
     RemoveUnusedNodesPass()(model)
@@ -89,7 +89,7 @@ def keep_answer(model: ir.Model) -> ir.Value:
 
 
 def _pooled(nodes: Tape, hidden: ir.Value, graph: ir.Graph, pooling: Pooling) -> ir.Value:
-    """Return ``[batch, width]`` of ``hidden [batch, tokens, width]``, as sentence-transformers defines it."""
+    """Pool ``hidden [batch, tokens, width]`` to ``[batch, width]``, as sentence-transformers defines it."""
     if pooling.mode == "cls":
         return nodes.op("Gather", hidden, nodes.constant("first", 0), attributes={"axis": 1}, name="cls")
     mask = next((value for value in graph.inputs if value.name == _MASK), None)
@@ -111,7 +111,7 @@ def _pooled(nodes: Tape, hidden: ir.Value, graph: ir.Graph, pooling: Pooling) ->
 
 
 def _weighted(nodes: Tape, hidden: ir.Value, weights: ir.Value) -> ir.Value:
-    """Return ``hidden`` with every token times its weight ``[batch, tokens]``, float32."""
+    """Return ``hidden`` with every token vector multiplied by its weight ``[batch, tokens]``, float32."""
     column = nodes.op("Reshape", weights, nodes.constant("column", [0, -1, 1]))
     return nodes.op("Mul", hidden, column)
 

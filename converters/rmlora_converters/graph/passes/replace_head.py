@@ -1,4 +1,4 @@
-"""Putting an adapter's head into a graph in the place of the base's, whatever its number of labels."""
+"""Replaces the base's head in a graph with an adapter's, which may have another number of labels."""
 
 from __future__ import annotations
 
@@ -22,22 +22,30 @@ AnyArray = npt.NDArray[Any]
 
 
 def replace_head(graph: ir.Graph, location: WeightLocation, weight: AnyArray, bias: AnyArray | None) -> None:
-    """Let the head at ``place`` compute with ``weight [labels, in]`` and ``bias [labels]`` from now on, in place.
+    """Replace the head at ``location`` in place.
+
+    Args:
+        graph: the graph.
+        location: the weight of the base's head.
+        weight: ``[labels, in]``.
+        bias: ``[labels]``; None is zero.
 
     Raises:
-        AdapterError: the head is not a single product in the graph, or its weight serves something else too.
+        AdapterError: the head is not a single product in the graph, its weight or bias is shared, or its type cannot hold a
+            value.
     """
     consumer = head_consumer(graph, location)
     value = graph.initializers[location.initializer]
     stored = value.const_value
     if stored is None or location.stop - location.start != stored.shape.numpy()[1 if location.transposed else 0]:
         raise AdapterError(
-            f"The head '{location.parameter}' shares its weight with others in the graph: merge the checkpoint."
+            f"The head '{location.parameter}' shares its weight with other modules in the graph: merge the checkpoint and export "
+            "that."
         )
     dtype = stored.dtype.numpy()
     labels = location.stop - location.start
-    made = checked_cast(weight, dtype, location.parameter)
-    _fill(value, made.T if location.transposed else made)
+    content = checked_cast(weight, dtype, location.parameter)
+    _fill(value, content.T if location.transposed else content)
     if bias is None:
         bias = np.zeros(len(weight), np.float32)
     shift = checked_cast(bias, dtype, location.parameter)
@@ -45,12 +53,12 @@ def replace_head(graph: ir.Graph, location: WeightLocation, weight: AnyArray, bi
         _fill(consumer.bias, shift)
     elif consumer.bias is not None:
         raise AdapterError(
-            f"The bias of the head '{location.parameter}' is not a weight of its own: merge the checkpoint."
+            f"The head '{location.parameter}' does not have its bias for itself in the graph: merge the checkpoint and export that."
         )
-    elif shift.any():  # the exporter has left out one of zeros
-        _add_bias(graph, consumer, shift, location.parameter.removesuffix(".weight"))
+    elif shift.any():  # the exporter left out a bias of zeros
+        _add_bias(graph, consumer, shift, location.module)
     if labels != len(weight):
-        _resize(graph, consumer.y, labels, len(weight))
+        _resize(consumer.y, labels, len(weight))
 
 
 def _fill(value: ir.Value, array: AnyArray) -> None:
@@ -60,23 +68,23 @@ def _fill(value: ir.Value, array: AnyArray) -> None:
 
 def _add_bias(graph: ir.Graph, consumer: Consumer, bias: AnyArray, path: str) -> None:
     uses = list(consumer.y.uses())
-    nodes = Tape(graph, f"{path}.exchanged")
+    nodes = Tape(graph, f"{path}.replaced")
     total = nodes.op("Add", consumer.y, nodes.constant("bias", bias))
     total.type, total.shape = consumer.y.type, consumer.y.shape
     graph.insert_after(producer_of(consumer.y), nodes.nodes)
-    replace_uses(graph, consumer.y, total, name=f"{path}.exchanged/base", uses=uses)
+    replace_uses(graph, consumer.y, total, name=f"{path}.replaced/base", uses=uses)
 
 
-def _resize(graph: ir.Graph, y: ir.Value, before: int, now: int) -> None:
-    """Change the labels' axis of everything that follows from ``y``; shapes that are not told by it are forgotten."""
-    for value in _following(y):
+def _resize(y: ir.Value, before: int, now: int) -> None:
+    """Change the labels axis of ``y`` and of every value computed from it; other shapes are removed, they may be wrong."""
+    for value in _downstream(y):
         if value.shape is not None and value.shape.rank() and value.shape[-1] == before:
             value.shape = ir.Shape([*list(value.shape)[:-1], now])
         elif not value.is_graph_output():
             value.shape = None
 
 
-def _following(value: ir.Value) -> Iterator[ir.Value]:
+def _downstream(value: ir.Value) -> Iterator[ir.Value]:
     queue, seen = [value], set()
     while queue:
         current = queue.pop()

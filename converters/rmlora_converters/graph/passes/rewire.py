@@ -1,4 +1,4 @@
-"""Changing who reads what in a graph; its outputs keep their names."""
+"""Connects uses to other values and replaces nodes; the outputs of the graph keep their names."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ __all__ = ["producer_of", "replace_node", "replace_uses"]
 
 
 def producer_of(value: ir.Value) -> ir.Node:
-    """Return the node that makes ``value``.
+    """Return the node that computes ``value``.
 
     Raises:
-        AdapterError: none does.
+        AdapterError: no node computes it.
     """
     producer = value.producer()
     if producer is None:
-        raise AdapterError(f"'{value.name}' should come from a node, but is an input: the graph is damaged.")
+        raise AdapterError(f"'{value.name}' should be computed by a node, but is an input: the graph is damaged.")
     return producer
 
 
 def replace_uses(
     graph: ir.Graph, old: ir.Value, new: ir.Value, *, name: str, uses: Iterable[ir._core.Usage] | None = None
 ) -> None:
-    """Let what reads ``old`` read ``new``.
+    """Replace all uses of ``old`` with ``new``, the outputs of the graph included.
 
     Args:
-        graph: in which they are.
-        old: read so far.
-        new: read from now on.
-        name: what ``old`` is called from now on if it is an output of the graph, whose name ``new`` then takes.
-        uses: the readers that change, those from before ``new`` was made from ``old``; None takes all.
+        graph: the graph of both values.
+        old: the value to replace.
+        new: the value that replaces it.
+        name: new name of ``old`` if it is an output of the graph, because ``new`` then takes its name.
+        uses: the uses to replace, if not all: those that ``old`` had before ``new`` was computed from it.
     """
     for use in list(old.uses() if uses is None else uses):
         use.node.replace_input_with(use.idx, new)
@@ -46,7 +46,7 @@ def replace_uses(
 
 
 def replace_node(graph: ir.Graph, node: ir.Node, nodes: Tape, new: ir.Value) -> None:
-    """Put ``nodes`` in the place of ``node``, with ``new`` for its first output, under that one's name."""
+    """Replace ``node`` with ``nodes``, and its first output with ``new``, which takes its name, type and shape."""
     old = node.outputs[0]
     name, new.type, new.shape = old.name, old.type, old.shape
     graph.insert_before(node, nodes.nodes)

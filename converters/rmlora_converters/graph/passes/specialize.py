@@ -1,6 +1,6 @@
-"""A graph with branches turned into one for a single adapter, its update in the weights, or for the base alone.
+"""Turns a graph with branches into one for a single adapter, merged into the weights, or for the base alone.
 
-What a server does for an adapter that most requests want: such a graph has no branches left to compute.
+A server does this for an adapter that most requests use, because the resulting graph has no branches to compute.
 """
 
 from __future__ import annotations
@@ -26,26 +26,27 @@ AnyArray = npt.NDArray[Any]
 
 
 def specialize(model: ir.Model, lora_inputs: LoraInputs, arrays: Mapping[str, AnyArray]) -> None:
-    """Remove the branches of ``model`` in place, and add what ``arrays`` feed them to its weights.
+    """Remove the branches of ``model`` in place, and merge the adapter in ``arrays`` into its weights.
 
     Args:
-        model: a graph with branches; its weights are read when it is saved.
-        slots: of the graph.
-        arrays: slot → array with ``rows`` = 1 (:func:`rmlora_converters.graph.contract.adapter_arrays.adapter_arrays`); none for the base.
+        model: a graph with branches. Its weights are merged when it is saved.
+        lora_inputs: the LoRA inputs of the graph.
+        arrays: LoRA input → array with ``rows`` = 1, from
+            :func:`~rmlora_converters.graph.contract.adapter_arrays.adapter_arrays`; empty for the base.
 
     Raises:
         ConfigError: a weight that would change is quantized.
         AdapterError: the merged weight overflows its type.
     """
     graph = model.graph
-    for slot in lora_inputs.modules:
-        if slot.lora_A in arrays:
-            _merge(graph, slot, arrays[slot.lora_A][0], arrays[slot.lora_B][0])
+    for branch in lora_inputs.modules:
+        if branch.lora_A in arrays:
+            _merge(graph, branch, arrays[branch.lora_A][0], arrays[branch.lora_B][0])
     for node in list(graph):
         if (node.name or "").startswith(f"{BRANCH_SCOPE}/") and (node.name or "").endswith(f"/out/{BRANCH_SUM}"):
-            total, own = node.outputs[0], node.inputs[0]
-            assert own is not None  # noqa: S101 - an addition has two
-            replace_uses(graph, total, own, name=f"{total.name}/bypassed")
+            total, output = node.outputs[0], node.inputs[0]
+            assert output is not None  # noqa: S101 - an addition has two inputs
+            replace_uses(graph, total, output, name=f"{total.name}/bypassed")
     for name in lora_inputs.names:
         value = graph.initializers[name]
         graph.inputs.remove(value)
@@ -59,17 +60,18 @@ def specialize(model: ir.Model, lora_inputs: LoraInputs, arrays: Mapping[str, An
         graph.initializers.pop(name)
 
 
-def _merge(graph: ir.Graph, slot: BranchInputs, first: AnyArray, second: AnyArray) -> None:
-    value = graph.initializers.get(slot.weight)
+def _merge(graph: ir.Graph, branch: BranchInputs, A: AnyArray, B: AnyArray) -> None:  # noqa: N803 - the paper's symbols
+    """Merge the update ``A B`` into the weight of a module; A is ``[in, rank]`` and B ``[rank, out]``."""
+    value = graph.initializers.get(branch.weight)
     if value is None or value.const_value is None:
-        raise ConfigError(f"The weight of '{slot.module}' is quantized, so no adapter can be merged into it.")
-    update = first.astype(np.float32) @ second.astype(np.float32)  # [in, out]
-    if slot.kind == "conv" or (slot.kind == "linear" and not slot.transposed):
+        raise ConfigError(f"The weight of '{branch.module}' is quantized, so no adapter can be merged into it.")
+    update = A.astype(np.float32) @ B.astype(np.float32)  # [in, out]
+    if branch.kind == "conv" or (branch.kind == "linear" and not branch.transposed):
         update = update.T
 
-    def merge(whole: AnyArray) -> None:
-        index = slot.location.slices(whole.ndim)
-        part = whole[index].astype(np.float32)
-        whole[index] = checked_cast(part + update.reshape(part.shape), whole.dtype, slot.module)
+    def merge(weight: AnyArray) -> None:
+        index = branch.location.slices(weight.ndim)
+        part = weight[index].astype(np.float32)
+        weight[index] = checked_cast(part + update.reshape(part.shape), weight.dtype, branch.module)
 
     lazy_transform(value, merge)

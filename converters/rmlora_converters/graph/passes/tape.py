@@ -1,4 +1,4 @@
-"""Making nodes: operators written like calls, all named after one scope."""
+"""Makes nodes: operators are written like function calls, and named after one scope."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ __all__ = ["Tape"]
 
 
 class Tape:
-    """New nodes in order, for one place of a graph. They are not inserted; constants are registered at once."""
+    """Records new nodes in order, for the caller to insert into the graph. Constants are registered at once.
+
+    Args:
+        graph: the graph that gets the constants.
+        scope: prefix for the names of all nodes and constants.
+    """
 
     def __init__(self, graph: ir.Graph, scope: str) -> None:
         self.graph, self.scope = graph, scope
@@ -27,7 +32,7 @@ class Tape:
         domain: str = "",
         attributes: Mapping[str, Any] | None = None,
     ) -> ir.Value:
-        """Append a node of one output and return that, named after the node."""
+        """Append a node with one output, and return the output, which has the name of the node."""
         full = f"{self.scope}/{name or f'{op_type}_{len(self.nodes)}'}"
         node = ir.node(op_type, inputs, dict(attributes or {}), domain=domain, name=full)
         node.outputs[0].name = full
@@ -35,7 +40,7 @@ class Tape:
         return node.outputs[0]
 
     def split(self, value: ir.Value, sizes: Sequence[int]) -> list[ir.Value]:
-        """Append a node that cuts the last axis of ``value`` into parts of ``sizes``, and return them."""
+        """Append a node that splits the last axis of ``value`` into parts of ``sizes``, and return the parts."""
         full = f"{self.scope}/Split_{len(self.nodes)}"
         widths = self.constant(f"Split_{len(self.nodes)}.widths", list(sizes))
         node = ir.node("Split", [value, widths], {"axis": -1}, num_outputs=len(sizes), name=full)
@@ -45,13 +50,13 @@ class Tape:
         return list(node.outputs)
 
     def constant(self, name: str, value: npt.ArrayLike) -> ir.Value:
-        """Return an initializer of that value; the same name in the same scope is the same initializer."""
+        """Return an initializer with that value. The same name in the same scope gives the same initializer."""
         full = f"{self.scope}/{name}"
         if full in self.graph.initializers:
             return self.graph.initializers[full]
         tensor = ir.tensor(np.asarray(value), name=full)
-        made = ir.Value(
+        initializer = ir.Value(
             name=full, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
         )
-        self.graph.register_initializer(made)
-        return made
+        self.graph.register_initializer(initializer)
+        return initializer

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from rmlora.errors import ConfigError
+from rmlora_deploy.serving.address import http_url, listen
 from rmlora_deploy.serving.scaling.application import APPLICATION, Application, Scale
 from rmlora_deploy.serving.scaling.coordinator import open_coordinator
 from rmlora_deploy.serving.scaling.deployments import build_application
@@ -60,7 +60,9 @@ def run_on_ray(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    port = port if address is not None else _free_port(host, port)
+    if address is None:
+        with listen(host, port) as listener:  # Ray's own error says little if the port is taken
+            port = listener.getsockname()[1]
     on_progress("starting Ray" if address is None else f"joining the cluster at {address}")
     _connect(address)
     try:
@@ -72,8 +74,7 @@ def run_on_ray(
             serve.run(build_application(application, scale), name=APPLICATION, route_prefix="/")
         except RuntimeError as error:
             raise ConfigError(_reason(error)) from None
-        shown = f"[{host}]" if ":" in host else host
-        on_progress(f"{len(application.bundles)} bundles on http://{shown}:{port}  (Ctrl-C stops)")
+        on_progress(f"{len(application.bundles)} bundles on {http_url(host, port)}  (Ctrl-C stops)")
         while not stop.wait(1):
             pass
     finally:
@@ -104,17 +105,6 @@ def _check_size(scale: Scale, threads: int) -> None:
             f"{needed // threads} replicas of {threads} threads need {needed} CPUs, and this machine has {available:g}: "
             "reduce --replicas (--max-replicas) or --threads."
         )
-
-
-def _free_port(host: str, port: int) -> int:
-    """Return a port that is free: Ray's own error says little if it is not."""
-    try:
-        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
-            return int(listener.getsockname()[1])
-    except OSError as error:
-        raise ConfigError(
-            f"Cannot listen on {host}:{port} ({error.strerror or error}): choose another --port."
-        ) from None
 
 
 def _stop(application: Application) -> None:

@@ -1,4 +1,4 @@
-/** What an answer looks like: labels with their probabilities, a vector, or the sentence why there is none. */
+/** Renders an answer: labels with their probabilities, a vector, or an error message. */
 
 import { drawSpark } from "./charts.js";
 import { drawn, element } from "./dom.js";
@@ -8,7 +8,7 @@ const LABELS = 5;
 const NUMBERS = 6;
 const SPARK = 40;
 
-/** Returns the parts of a card: `answer` or `error` stand in the item once they are known, `took` in milliseconds. */
+/** Returns the parts of a card. The item has `answer` or `error` once it is known, and `took` in milliseconds. */
 export function answerCard(item) {
   const { model, answer, error, took } = item;
   const head = element(
@@ -22,7 +22,7 @@ export function answerCard(item) {
   return [head, ...(model.task === "feature-extraction" ? vectorParts(answer) : labelParts(model, answer.data[0]))];
 }
 
-/** Adds to each vector's card how near it is to the first one's, where both have as many numbers. */
+/** Adds to each vector's card its cosine with the first vector, if both have the same number of dimensions. */
 export function compareVectors(asked) {
   const made = asked.filter(({ model, answer }) => answer && model.task === "feature-extraction");
   const [first, ...others] = made;
@@ -33,7 +33,7 @@ export function compareVectors(asked) {
   }
 }
 
-/** Returns a line that says how it went, as it is read aloud. */
+/** Returns a one-line summary, which screen readers read aloud. */
 export function summary(asked) {
   const answered = asked.filter(({ answer }) => answer);
   const failed = asked.length - answered.length;

@@ -1,7 +1,7 @@
-/** Asking the server: its key, its errors, and whether it can be reached at all. */
+/** Calls the server: handles its key, its errors, and that it may be unreachable. */
 
 const STORED = "rmlora-key";
-const PATIENCE = 60_000;
+const TIMEOUT = 60_000;
 
 /** The server answered with an error; the message is its own sentence. */
 export class Refused extends Error {
@@ -14,26 +14,26 @@ export class Refused extends Error {
 /** No answer came. */
 export class Unreachable extends Error {}
 
-/** Returns whether a key is kept in this tab. */
+/** Returns true if a key is stored in this tab. */
 export const hasKey = () => sessionStorage.getItem(STORED) !== null;
 
-/** Keeps a key for this tab; null forgets it. */
+/** Stores a key for this tab; null deletes it. */
 export function keepKey(key) {
   if (key === null) sessionStorage.removeItem(STORED);
   else sessionStorage.setItem(STORED, key.trim());
 }
 
 /**
- * Returns what the server answers to a GET, or to a POST of `body` as JSON.
+ * Returns the server's answer to a GET, or to a POST of `body` as JSON.
  *
- * Throws Refused for an error of the server, Unreachable for none at all, and AbortError once `signal` says so. A 401
- * also sends the event "keyneeded" to the document.
+ * Throws Refused if the server answers with an error, Unreachable if it does not answer, and AbortError once `signal`
+ * aborts. A 401 also dispatches the event "keyneeded" on the document.
  */
-export async function call(path, { body, signal, patience = PATIENCE } = {}) {
-  const limit = AbortSignal.timeout(patience);
+export async function call(path, { body, signal, timeout = TIMEOUT } = {}) {
+  const limit = AbortSignal.timeout(timeout);
   const headers = {};
   const key = sessionStorage.getItem(STORED);
-  // A header takes bytes: the key's in UTF-8, as the server compares them.
+  // Header values are bytes; the server compares the key in UTF-8.
   if (key !== null) headers.Authorization = `Bearer ${String.fromCharCode(...new TextEncoder().encode(key))}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   try {
@@ -56,12 +56,12 @@ export async function call(path, { body, signal, patience = PATIENCE } = {}) {
   }
 }
 
-/** Returns the reason in an error's body: OpenAI's form, the Open Inference Protocol's, or neither. */
+/** Returns the message of an error: in OpenAI's format, the Open Inference Protocol's, or neither. */
 function sentence(text, response) {
   try {
     const { error, detail } = JSON.parse(text);
-    const said = error?.message ?? error ?? detail;
-    if (typeof said === "string" && said) return said;
+    const message = error?.message ?? error ?? detail;
+    if (typeof message === "string" && message) return message;
   } catch {
     // Not JSON: something between the page and the server answered.
   }

@@ -1,4 +1,4 @@
-/** The page: asks the server how it is every two seconds, and hands what it says to the parts. */
+/** The page: polls the server every two seconds and passes the figures to the parts. */
 
 import { call, hasKey, keepKey, Refused } from "./api.js";
 import { find, say } from "./dom.js";
@@ -8,13 +8,13 @@ import { allowLoading, setUpLoading, unload } from "./loading.js";
 import { Models } from "./models.js";
 import { Playground } from "./playground.js";
 
-const EVERY = 2000;
-const AGAIN = 4000; // after a failure
-const PATIENCE = 10_000;
+const POLL_INTERVAL = 2000;
+const RETRY_INTERVAL = 4000; // after a failure
+const TIMEOUT = 10_000;
 
 let timer = null;
 let models = 0;
-let listed = ""; // tells which list of models the table shows
+let listed = ""; // identifies the list of models that the table shows
 let polling = false;
 
 const playground = new Playground({ onUntick: (id) => table.untick(id) });
@@ -23,14 +23,14 @@ const table = new Models({
   onUnload: (model) => unload(model.id, refresh),
 });
 
-/** Asks the server for its figures, and for its models where they have changed. */
+/** Asks the server for its figures, and for its models if they have changed. */
 async function poll() {
   clearTimeout(timer);
   if (document.hidden || polling) return;
   polling = true;
-  let wait = EVERY;
+  let wait = POLL_INTERVAL;
   try {
-    const stats = await call("stats", { patience: PATIENCE });
+    const stats = await call("stats", { timeout: TIMEOUT });
     show("main");
     const current = `${stats.models} ${stats.newest_model}`;
     if (current !== listed) await refresh();
@@ -42,16 +42,16 @@ async function poll() {
     state("ready", `Serving ${plural(models, "model")}`);
     say(find("notice"), "");
   } catch (error) {
-    wait = AGAIN;
+    wait = RETRY_INTERVAL;
     failed(error);
   }
   polling = false;
   if (find("gate").hidden) timer = setTimeout(poll, wait);
 }
 
-/** Lists the models again. */
+/** Loads the list of models. */
 async function refresh() {
-  const { data } = await call("v1/models", { patience: PATIENCE });
+  const { data } = await call("v1/models", { timeout: TIMEOUT });
   models = data.length;
   table.take(data);
 }
@@ -64,10 +64,10 @@ function failed(error) {
   say(find("notice"), error instanceof Refused ? error.message : `${error.message} This page tries again every few seconds.`);
 }
 
-function state(name, words) {
-  const place = find("state");
-  place.dataset.state = name;
-  if (place.textContent !== words) place.textContent = words;
+function state(name, text) {
+  const status = find("state");
+  status.dataset.state = name;
+  if (status.textContent !== text) status.textContent = text;
 }
 
 /** Shows the page's content, or the form that asks for the key. */

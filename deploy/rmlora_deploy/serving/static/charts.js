@@ -1,44 +1,44 @@
-/** Small charts in SVG, drawn anew each time; colors and fonts are the style sheet's. */
+/** Small SVG charts, redrawn each time; colors and fonts come from the style sheet. */
 
 import { drawn } from "./dom.js";
 
 const HEIGHT = 132;
 const EDGE = { right: 6, top: 8, bottom: 20 };
 
-/** Draws lines over time: `lines` are arrays of numbers, null where there is none; the last is drawn on top. */
+/** Draws lines over time: `lines` are arrays of numbers or null; the last is drawn on top. */
 export function drawLines(svg, lines, { label, tick, span }) {
   const frame = prepare(svg, label, Math.max(...lines.flat().map((value) => value ?? 0)), tick);
   timeAxis(frame, span);
   lines.forEach((values, number) => {
-    const place = (value, index) => [frame.x(index / (values.length - 1)), frame.y(value)];
-    svg.append(drawn("path", { class: `line line-${number}`, d: path(values, place) }));
-    for (const index of alone(values)) {
-      const [cx, cy] = place(values[index], index);
+    const point = (value, index) => [frame.x(index / (values.length - 1)), frame.y(value)];
+    svg.append(drawn("path", { class: `line line-${number}`, d: path(values, point) }));
+    for (const index of isolated(values)) {
+      const [cx, cy] = point(values[index], index);
       svg.append(drawn("circle", { class: `dot line-${number}`, cx, cy, r: 2.5 }));
     }
   });
 }
 
-/** Draws one column for each number; null leaves its place empty. */
+/** Draws one column for each number; null leaves a gap. */
 export function drawColumns(svg, values, { label, tick, span, names }) {
   const frame = prepare(svg, label, Math.max(...values.map((value) => value ?? 0)), tick);
   if (span) timeAxis(frame, span);
-  const slot = frame.width / values.length;
-  const gap = Math.min(3, slot * 0.25);
-  const every = Math.ceil((8 + 7 * Math.max(...(names ?? []).map((name) => name.length))) / slot); // there is room for these
+  const pitch = frame.width / values.length;
+  const gap = Math.min(3, pitch * 0.25);
+  const every = Math.ceil((8 + 7 * Math.max(...(names ?? []).map((name) => name.length))) / pitch); // label only as many columns as there is room for
   values.forEach((value, index) => {
-    const x = frame.left + index * slot;
+    const x = frame.left + index * pitch;
     if (value) {
       const y = Math.min(frame.y(value), frame.y(0) - 1.5);
-      const column = drawn("rect", { class: "column", x: x + gap / 2, y, width: slot - gap, height: frame.y(0) - y, rx: 1 });
+      const column = drawn("rect", { class: "column", x: x + gap / 2, y, width: pitch - gap, height: frame.y(0) - y, rx: 1 });
       if (names) column.append(drawn("title", {}, `${names[index]}: ${tick(value)}`));
       svg.append(column);
     }
-    if (names && (index + 1) % every === 0) text(svg, names[index], x + slot / 2, HEIGHT - 4, "middle");
+    if (names && (index + 1) % every === 0) text(svg, names[index], x + pitch / 2, HEIGHT - 4, "middle");
   });
 }
 
-/** Draws a row of numbers around zero, to see at a glance that two differ. */
+/** Draws a row of numbers around zero, so that one sees at a glance if two vectors differ. */
 export function drawSpark(svg, values) {
   const [width, height] = [values.length * 6, 28];
   const largest = Math.max(...values.map(Math.abs)) || 1;
@@ -84,25 +84,25 @@ function text(svg, content, x, y, anchor) {
   svg.append(drawn("text", { x, y, "text-anchor": anchor }, content));
 }
 
-/** Returns the smallest of 1, 2, 4, 6, 8 × 10ⁿ that is not below `value`: half of it is a plain number too. */
+/** Returns the smallest of 1, 2, 4, 6, 8 × 10ⁿ that is not below `value`, so that half of it is a round number too. */
 function ceiling(value) {
   if (!value) return 1;
   const ten = 10 ** Math.floor(Math.log10(value));
   return [1, 2, 4, 6, 8, 10].map((factor) => factor * ten).find((candidate) => candidate >= value) ?? value;
 }
 
-/** Returns the places of numbers without a neighbor, of which no line can be drawn. */
-function alone(values) {
+/** Returns the indices of numbers without a neighbor, which a line cannot show. */
+function isolated(values) {
   const missing = (index) => (values[index] ?? null) === null;
   return [...values.keys()].filter((index) => !missing(index) && missing(index - 1) && missing(index + 1));
 }
 
-/** Returns a path that breaks where a number is missing. */
-function path(values, place) {
+/** Returns a path with a gap where a number is missing. */
+function path(values, point) {
   return values
     .map((value, index) => {
       if (value === null) return "";
-      const [x, y] = place(value, index).map((part) => part.toFixed(1));
+      const [x, y] = point(value, index).map((part) => part.toFixed(1));
       return `${(values[index - 1] ?? null) === null ? "M" : "L"}${x} ${y}`;
     })
     .join("");

@@ -1,24 +1,24 @@
-/** Making elements. Text goes in as text only, so nothing that a server says is ever read as HTML. */
+/** Creates elements. Text is only ever inserted as text, so nothing from a server is parsed as HTML. */
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** Returns the element of the page with that id. */
+/** Returns the element with that id. */
 export const find = (id) => document.getElementById(id);
 
-/** Returns a new element: attributes (true and false switch one on and off, functions listen), then children. */
+/** Returns a new element: attributes (a boolean turns one on or off, a function is an event listener), then children. */
 export function element(tag, attributes = {}, ...children) {
   return filled(document.createElement(tag), attributes, children);
 }
 
-/** Returns a new element of a drawing. */
+/** Returns a new SVG element. */
 export function drawn(tag, attributes = {}, ...children) {
   return filled(document.createElementNS(SVG, tag), attributes, children);
 }
 
-/** Shows one sentence, or hides the place where it would stand. */
-export function say(place, sentence) {
-  if (place.textContent !== sentence) place.textContent = sentence;
-  place.hidden = !sentence;
+/** Shows a sentence in an element, or hides the element if the sentence is empty. */
+export function say(target, sentence) {
+  if (target.textContent !== sentence) target.textContent = sentence;
+  target.hidden = !sentence;
 }
 
 function filled(made, attributes, children) {

@@ -1,4 +1,4 @@
-/** Numbers as people read them. */
+/** Formats numbers for people. */
 
 const whole = new Intl.NumberFormat("en");
 const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
@@ -6,10 +6,10 @@ const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFracti
 /** 1234 → "1,234". */
 export const count = (number) => whole.format(number);
 
-/** 1234567 → "1.2M", and small numbers as they are. */
+/** 1234567 → "1.2M"; small numbers stay as they are. */
 export const short = (number) => (number < 10_000 ? whole.format(number) : compact.format(number));
 
-/** Three figures: 1340000 → "1.34 MB". */
+/** Three digits: 1340000 → "1.34 MB". */
 export function bytes(number) {
   const units = ["B", "kB", "MB", "GB", "TB"];
   let unit = 0;
@@ -28,7 +28,7 @@ export function milliseconds(number) {
   return `${number >= 100 ? Math.round(number) : number.toFixed(number >= 10 ? 0 : 1)} ms`;
 }
 
-/** 0.9184 → "91.8%"; what is not quite all or nothing never reads as if it were. */
+/** 0.9184 → "91.8%"; a share that is not exactly 0 or 1 never looks like it. */
 export function percent(share) {
   if (share > 0 && share < 0.001) return "<0.1%";
   if (share < 1 && share > 0.999) return ">99.9%";

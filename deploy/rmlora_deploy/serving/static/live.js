@@ -1,4 +1,4 @@
-/** The last minute: latency, requests and batch sizes, from what /stats says. */
+/** The last minute: latency, requests and batch sizes, from /stats. */
 
 import { drawColumns, drawLines } from "./charts.js";
 import { element, find } from "./dom.js";
@@ -9,7 +9,7 @@ const COLUMNS = 16;
 
 let latest = null;
 
-/** Draws what a server said, or once more what it said last (the page has another width). */
+/** Draws new figures, or the latest again (when the page's width changed). */
 export function showLive(stats = latest) {
   latest = stats;
   if (stats === null) return;
@@ -21,9 +21,9 @@ export function showLive(stats = latest) {
 function showLatency({ latency_ms: whole, series }) {
   const words = [...POINTS].reverse().map((point) => [point, whole[point] === null ? "–" : milliseconds(whole[point])]);
   legend("latency-legend", words, (point) => `line-${POINTS.indexOf(point)}`);
-  const said = words.map(([point, value]) => `${point} ${value}`).join(", ");
+  const summary = words.map(([point, value]) => `${point} ${value}`).join(", ");
   drawLines(find("latency-chart"), POINTS.map((point) => series[point]), {
-    label: whole.p50 === null ? "Latency: no requests in the last minute" : `Latency over the last minute: ${said}`,
+    label: whole.p50 === null ? "Latency: no requests in the last minute" : `Latency over the last minute: ${summary}`,
     tick: (value) => (value ? milliseconds(value) : "0"),
     span: "1 min ago",
   });

@@ -1,9 +1,9 @@
-/** Adapters that come and go while the server runs. */
+/** Loads and unloads adapters. */
 
 import { call } from "./api.js";
 import { find, say } from "./dom.js";
 
-/** Wires the form; `onChange` is awaited after every change. */
+/** Sets up the form; `onChange` is awaited after every change. */
 export function setUpLoading(onChange) {
   find("load").addEventListener("submit", async (event) => {
     event.preventDefault();
@@ -15,7 +15,7 @@ export function setUpLoading(onChange) {
   });
 }
 
-/** Shows the form, or why there is none. */
+/** Shows the form, or the reason why there is none. */
 export function allowLoading(allowed) {
   find("load").hidden = !allowed;
   find("no-loading").hidden = allowed;

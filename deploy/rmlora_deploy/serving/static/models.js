@@ -1,4 +1,4 @@
-/** The table of models: filtered, sorted, ticked. Thousands of them cost no more than those that are shown. */
+/** The table of models, with filter, sorting and checkboxes. Only the rows that are shown are built, so thousands of models are no problem. */
 
 import { drawn, element, find } from "./dom.js";
 import { bytes, count, plural, short } from "./format.js";
@@ -12,7 +12,7 @@ const phone = matchMedia("(max-width: 720px)");
  * Runs the table.
  *
  * onChoice: called with the ticked models whenever they change.
- * onUnload: called with a model that is to be unloaded.
+ * onUnload: called with a model to unload.
  */
 export class Models {
   #all = [];
@@ -35,7 +35,7 @@ export class Models {
     }
   }
 
-  /** Takes the list of models; those that are gone are no longer ticked. */
+  /** Takes a new list of models; models that are gone are no longer ticked. */
   take(models) {
     const traffic = new Map(this.#all.map((model) => [model.id, model.traffic]));
     this.#all = models.map((model) => ({ ...model, traffic: traffic.get(model.id) ?? 0, words: words(model) }));
@@ -49,7 +49,7 @@ export class Models {
     this.#tell();
   }
 
-  /** Takes the rows that each model has computed; the order follows only while nobody is at work in the table. */
+  /** Takes the rows that each model has computed; the table is not reordered while somebody uses it. */
   takeTraffic(rows) {
     let changed = false;
     for (const model of this.#all) {
@@ -76,7 +76,7 @@ export class Models {
     this.#tell();
   }
 
-  /** Shows the buttons that unload, or none where the server does not allow it or there is nothing to unload. */
+  /** Shows the unload buttons, if the server allows unloading and there is an adapter. */
   allowUnloading(allowed) {
     allowed &&= this.#all.some((model) => model.parent !== null);
     if (allowed === this.unloads) return;
@@ -113,7 +113,7 @@ export class Models {
     const before = this.#body.rows.length;
     this.#limit += MORE;
     this.#show();
-    this.#body.rows[before]?.querySelector("input").focus(); // where the reader was, not on a button that may be gone
+    this.#body.rows[before]?.querySelector("input").focus(); // the first new row: the button may be gone
   }
 
   #matching() {
@@ -143,8 +143,8 @@ export class Models {
     find("more").textContent = left > MORE ? `Show ${MORE} more of ${count(left)}` : `Show ${left} more`;
     find("none").hidden = matching.length > 0;
     const all = plural(this.#all.length, "model");
-    const told = matching.length === this.#all.length ? all : `${count(matching.length)} of ${all}`;
-    if (find("models-count").textContent !== told) find("models-count").textContent = told;
+    const text = matching.length === this.#all.length ? all : `${count(matching.length)} of ${all}`;
+    if (find("models-count").textContent !== text) find("models-count").textContent = text;
   }
 
   #fillTraffic() {
@@ -175,8 +175,8 @@ export class Models {
           {},
           element("span", { class: "narrow" }, model.task),
           base
-            ? element("span", { class: "place" }, "bundle")
-            : element("span", { class: "place parent" }, "in ", element("bdi", {}, model.parent)),
+            ? element("span", { class: "origin" }, "bundle")
+            : element("span", { class: "origin parent" }, "in ", element("bdi", {}, model.parent)),
         ),
       ),
       element("td", { class: "wide" }, model.task),
@@ -191,7 +191,7 @@ export class Models {
     return row;
   }
 
-  /** Unloading takes two presses: the second within the time that the button keeps the focus. */
+  /** Unloading takes two presses; the button must keep the focus in between. */
   #unloadButton(model) {
     const icon = drawn("svg", { viewBox: "0 0 16 16", "aria-hidden": "true" }, drawn("path", { d: "M8 3 14 10H2ZM2 12h12v1.5H2Z" }));
     const button = element("button", {
@@ -225,12 +225,12 @@ function mark(row, on) {
   row.querySelector("input").checked = on;
 }
 
-/** Returns what the filter looks through. */
+/** Returns the text that the filter searches. */
 function words(model) {
   return [model.id, model.parent ?? "", model.task, ...model.labels].join("\n").toLowerCase();
 }
 
-/** Compares two values; what is not known comes last whichever way. */
+/** Compares two values; null comes last in both directions. */
 function compare(one, other, sign) {
   if (one === null || other === null) return Number(one === null) - Number(other === null);
   return sign * (typeof one === "string" ? byName.compare(one, other) : one - other);

@@ -1,22 +1,22 @@
-/** The playground: one text or picture, several models, an answer beside each other's. */
+/** The playground: one text or image, several models, their answers side by side. */
 
 import { answerCard, compareVectors, summary } from "./answers.js";
 import { call } from "./api.js";
 import { element, find, say } from "./dom.js";
 import { plural } from "./format.js";
-import { readPicture } from "./picture.js";
+import { readImage } from "./image.js";
 
-const AT_ONCE = 4; // a browser opens six connections to a server, and the charts need one
+const PARALLEL = 4; // a browser opens six connections to a server, and the charts need one
 
 const readsImages = (model) => model.task.startsWith("image");
 const embeds = (model) => model.task === "feature-extraction";
 
 export class Playground {
   #models = [];
-  #picture = null;
+  #image = null;
   #run = null;
 
-  /** onUntick: called with the id of a model that is taken out, or without one for all. */
+  /** onUntick: called with the id of a model to untick, or without one to untick all. */
   constructor({ onUntick }) {
     this.onUntick = onUntick;
     find("ask").addEventListener("submit", (event) => {
@@ -27,32 +27,32 @@ export class Playground {
       onUntick();
       find("text").focus();
     });
-    find("picture").addEventListener("change", () => this.#pick());
+    find("image").addEventListener("change", () => this.#pick());
     document.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !find("main").hidden) {
         event.preventDefault();
         this.send();
       }
     });
-    // The way to it, on a phone: in sight while the playground is not.
+    // On a phone, a link to the playground is shown while the playground is out of sight.
     new IntersectionObserver(([seen]) => find("jump").classList.toggle("there", seen.isIntersecting)).observe(find("playground"));
     if (/Mac|iP(hone|ad)/.test(navigator.platform)) document.querySelector(".keys kbd").textContent = "⌘";
   }
 
-  /** Takes the models to ask, and offers the fields that they read. */
+  /** Takes the models to ask, and shows the fields that they need. */
   choose(models) {
     this.#models = models;
     find("hint").hidden = models.length > 0;
     find("chosen").hidden = find("clear").hidden = models.length === 0;
     find("chosen").replaceChildren(...models.map((model) => this.#chip(model)));
-    find("picture-field").hidden = !models.some(readsImages);
+    find("image-field").hidden = !models.some(readsImages);
     find("text-field").hidden = models.length > 0 && models.every(readsImages);
     find("second-field").hidden = !models.some(embeds);
     find("send").textContent = models.length ? `Ask ${plural(models.length, "model")}` : "Ask";
     say(find("jump"), models.length ? `${plural(models.length, "model")} ticked: to the playground` : "");
   }
 
-  /** Asks every chosen model; an earlier question that still waits is given up. */
+  /** Asks every chosen model, and aborts an earlier question that is still waiting. */
   async send() {
     const missing = this.#missing();
     if (missing) {
@@ -71,7 +71,7 @@ export class Playground {
     const worker = async () => {
       for (let item = queue.shift(); item; item = queue.shift()) await this.#ask(item, run.signal);
     };
-    await Promise.all(Array.from({ length: AT_ONCE }, worker));
+    await Promise.all(Array.from({ length: PARALLEL }, worker));
     if (run.signal.aborted) return;
     compareVectors(asked);
     asked[0].card.scrollIntoView({ block: "nearest" });
@@ -95,31 +95,31 @@ export class Playground {
 
   #question(model) {
     const text = find("text").value;
-    if (readsImages(model)) return { path: "classify", body: { model: model.id, input: this.#picture } };
+    if (readsImages(model)) return { path: "classify", body: { model: model.id, input: this.#image } };
     if (!embeds(model)) return { path: "classify", body: { model: model.id, input: text } };
     const second = find("second").value;
     return { path: "v1/embeddings", body: { model: model.id, input: second.trim() ? [text, second] : [text] } };
   }
 
-  /** Returns the field that still has to be filled and a sentence that asks for it. */
+  /** Returns a field that is still empty and a sentence that asks for it; null if there is none. */
   #missing() {
     if (!this.#models.length) return ["filter", "Tick a model in the list first."];
     if (this.#models.some((model) => !readsImages(model)) && !find("text").value.trim()) return ["text", "Type a text first."];
-    if (this.#models.some(readsImages) && !this.#picture) return ["picture", "Choose a picture first."];
+    if (this.#models.some(readsImages) && !this.#image) return ["image", "Choose an image first."];
     return null;
   }
 
   async #pick() {
-    const [file] = find("picture").files;
-    this.#picture = null;
+    const [file] = find("image").files;
+    this.#image = null;
     try {
-      if (file) this.#picture = await readPicture(file);
+      if (file) this.#image = await readImage(file);
       say(find("answers-status"), "");
     } catch (error) {
       say(find("answers-status"), error.message);
     }
-    find("preview").hidden = !this.#picture;
-    if (this.#picture) find("preview").src = this.#picture;
+    find("preview").hidden = !this.#image;
+    if (this.#image) find("preview").src = this.#image;
   }
 
   #chip(model) {
@@ -132,9 +132,9 @@ export class Playground {
   }
 
   #drop(model) {
-    const place = this.#models.indexOf(model);
+    const index = this.#models.indexOf(model);
     this.onUntick(model.id);
     const left = find("chosen").querySelectorAll("button");
-    (left[Math.min(place, left.length - 1)] ?? find("text")).focus();
+    (left[Math.min(index, left.length - 1)] ?? find("text")).focus();
   }
 }

@@ -1,4 +1,4 @@
-"""The server on Ray Serve: two replicas answer as one server does, whatever is loaded, unloaded, evicted, killed or replaced."""
+"""The server on Ray Serve: two replicas answer like one server while adapters and replicas come and go."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KEY = "a key for tests"
 
 @dataclass
 class Cluster:
-    """Two replicas that serve ``bundles``, and what one server answers."""
+    """Two replicas that serve ``bundles``, and the answers of a single server."""
 
     url: str
     bundles: dict[str, Path]
@@ -51,13 +51,13 @@ class Cluster:
         return status, [item["probs"] for item in answer["data"]] if status == 200 else []
 
     def replicas(self) -> list[int]:
-        """Return the processes that compute."""
+        """Return the process ids of the replicas."""
         name = "ray::ServeReplica:rmlora:Replica"  # with what it does after a dot, while it does something
         return [pid for pid in descendants(self.pid) if title(pid).partition(".")[0] == name]
 
 
 def ask(url: str, body: Any = None, *, key: str | None = None) -> tuple[int, Any]:
-    """Return status and answer; what is no JSON as text."""
+    """Return the status and the answer, parsed if it is JSON."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
     try:
@@ -144,12 +144,12 @@ def close(given: list[list[float]], expected: list[list[float]]) -> bool:
 
 @dataclass
 class Load:
-    """What callers got that asked all the time."""
+    """The answers to continuous requests."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     wrong: int = 0
     after: Counter[int] = field(default_factory=Counter)
-    """Statuses of what was asked after :meth:`mark`."""
+    """Statuses of requests sent after :meth:`mark`."""
     marked: bool = False
 
     def mark(self) -> None:
@@ -158,7 +158,7 @@ class Load:
 
 @contextmanager
 def load(cluster: Cluster, *models: str) -> Iterator[Load]:
-    """Have eight callers ask ``models`` while the block runs, and check every answer."""
+    """Ask ``models`` from eight threads while the block runs, and check every answer."""
     done, stop = Load(), threading.Event()
 
     def work(number: int) -> None:
@@ -184,7 +184,7 @@ def load(cluster: Cluster, *models: str) -> Iterator[Load]:
 
 
 def until(condition: Any, seconds: float = 300) -> Any:
-    """Wait for something that takes seconds on an idle machine; a busy one is to end the test for no other reason."""
+    """Wait for something that takes seconds on an idle machine; the limit is long, so that a busy machine fails no test."""
     end = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < end, "it did not come about"
@@ -231,7 +231,7 @@ def test_requests_for_an_adapter_go_where_it_is_in_memory(cluster: Cluster) -> N
         return found
 
     def all_go_where_the_first_went() -> bool:
-        """Try it with a name of its own: routers hear a while after a request who has what, and on a busy machine late."""
+        """Try it with a new name: routers learn with a delay which replica has what, and on a busy machine too late."""
         name = f"alone-{next(numbers)}"
         assert cluster.ask("/v1/load_lora_adapter", {"lora_name": name, "lora_path": "three"})[0] == 200
         asked = {"model": name, "input": TEXTS[0]}
@@ -306,7 +306,7 @@ def test_a_killed_replica_costs_no_right_answer(cluster: Cluster) -> None:
 
 
 def test_a_new_release_takes_over_under_load_and_drops_nothing(cluster: Cluster) -> None:
-    """``serve --ray --ray-address`` deploys over what runs; the bundle ``words`` is not in the new release."""
+    """``serve --ray --ray-address`` replaces the running release; the new one lacks the bundle ``words``."""
     assert cluster.ask("/v1/load_lora_adapter", {"lora_name": "kept", "lora_path": "two"})[0] == 200
     old = set(cluster.replicas())
     options = ("--ray", "--ray-address", "auto", "--max-active-adapters", "2", "--shared-dir", cluster.shared)

@@ -1,12 +1,12 @@
-/** From a picture's file to the data: URL that the server reads. */
+/** Turns an image file into the data: URL that the server reads. */
 
-const LARGEST = 3_000_000;
-const SIDE = 1600;
+const MAX_BYTES = 3_000_000;
+const MAX_SIDE = 1600;
 
-/** Returns `file` as a data: URL; a photo too large for one request is made smaller first. */
-export async function readPicture(file) {
-  if (!file.type.startsWith("image/")) throw new Error("This file is not a picture.");
-  return file.size <= LARGEST ? asUrl(file) : asUrl(await smaller(file));
+/** Returns `file` as a data: URL; a photo too large for one request is scaled down first. */
+export async function readImage(file) {
+  if (!file.type.startsWith("image/")) throw new Error("This file is not an image.");
+  return file.size <= MAX_BYTES ? asUrl(file) : asUrl(await scaledDown(file));
 }
 
 function asUrl(blob) {
@@ -18,11 +18,11 @@ function asUrl(blob) {
   });
 }
 
-async function smaller(file) {
+async function scaledDown(file) {
   const image = await createImageBitmap(file).catch(() => {
-    throw new Error("This picture cannot be decoded.");
+    throw new Error("This image cannot be decoded.");
   });
-  const scale = Math.min(1, SIDE / Math.max(image.width, image.height));
+  const scale = Math.min(1, MAX_SIDE / Math.max(image.width, image.height));
   const canvas = document.createElement("canvas");
   canvas.width = Math.max(1, Math.round(image.width * scale));
   canvas.height = Math.max(1, Math.round(image.height * scale));
