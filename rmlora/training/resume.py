@@ -71,8 +71,8 @@ def _is_whole(checkpoint: Path) -> bool:
         TensorFile(checkpoint / "adapter_model.safetensors")
     except (OSError, ValueError, InputError):
         return False
-    modules_to_save = [checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *checkpoint.glob("rng_state*.pth")]
-    return len(modules_to_save) > 2 and all(zipfile.is_zipfile(path) for path in modules_to_save)
+    files = [checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *checkpoint.glob("rng_state*.pth")]
+    return len(files) > 2 and all(zipfile.is_zipfile(path) for path in files)
 
 
 def _brief(value: Any) -> str:
