@@ -1,4 +1,4 @@
-"""Reading labeled data through ``datasets`` and settling the labels."""
+"""Loading labeled data with ``datasets``, choosing the columns, numbering the labels and splitting off validation data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LABEL_NAMES = ("label", "labels", "class", "category", "target", "intent", "top
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns the user chose; None lets the usual names decide."""
+    """Column names that the user chose; None looks for the usual names."""
 
     inputs: str | None = None
     label: str | None = None
@@ -31,23 +31,28 @@ class Columns:
 
 @dataclass(frozen=True)
 class LabeledData:
-    """One split: raw inputs and the name of each one's label."""
+    """One split: inputs and label names, row by row."""
 
     inputs: list[Any]
     """Texts, or images as PIL images, paths or encoded bytes."""
     labels: list[str]
     label_order: tuple[str, ...] | None = None
-    """The dataset's own order of labels, where it declares one."""
+    """Labels in the order that the dataset declares; None if it declares none."""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The data of a run; labels are indices into ``labels``."""
+    """The data of a run: for each split its inputs and, row by row, indices into ``labels``."""
 
     labels: tuple[str, ...]
     train: tuple[list[Any], list[int]]
     validation: tuple[list[Any], list[int]]
     test: tuple[list[Any], list[int]] | None
+
+    def by_name(self) -> dict[str, tuple[list[Any], list[int]]]:
+        """Return ``train``, ``validation`` and, if there is test data, ``test``."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: split for name, split in splits.items() if split is not None}
 
 
 def load_splits(
@@ -60,12 +65,12 @@ def load_splits(
     validation_fraction: float,
     seed: int,
 ) -> Splits:
-    """Read all splits, name the labels, and split off validation data where none is given.
+    """Load all splits, number the labels, and split off validation data if none is given.
 
-    The split is drawn from ``seed``, keeps each label's share, and never puts copies of one text on both sides.
+    The split depends on ``seed`` only, keeps each label's share, and puts all copies of a text on the same side.
 
     Raises:
-        InputError: data that is missing, unreadable, empty or inconsistent.
+        InputError: data is missing, unreadable, empty or inconsistent.
     """
     training = load_split(task, train, columns)
     labels = training.label_order or tuple(_sorted_labels(training.labels))
@@ -87,7 +92,7 @@ def load_splits(
 
 
 def load_split(task: Task, source: str, columns: Columns) -> LabeledData:
-    """Read one file, image folder or hub dataset (``name`` or ``name:split``).
+    """Load one file, image folder or hub dataset (``name`` or ``name:split``).
 
     Raises:
         InputError: it does not exist, cannot be parsed, is empty, or lacks the columns.
@@ -98,7 +103,7 @@ def load_split(task: Task, source: str, columns: Columns) -> LabeledData:
     input_column = _column(table, columns.inputs, task.inputs.column_names, flag, source)
     label_column = _column(table, columns.label, _LABEL_NAMES, "--label-column", source)
     if len(table) == 0:
-        raise InputError(f"{source} holds no rows: nothing can be learned from it.")
+        raise InputError(f"{source} holds no rows: there is nothing to train on.")
     inputs, raw = [task.inputs.locate(value, source) for value in table[input_column][:]], table[label_column][:]
     for row, (value, label) in enumerate(zip(inputs, raw, strict=True)):
         if label is None or label == "" or label != label:
@@ -121,9 +126,11 @@ def _open(source: str) -> Dataset:
             return datasets.load_dataset("imagefolder", data_dir=str(path), split="train")
         if path.is_file():
             if path.suffix.lower() not in _FORMATS:
-                raise InputError(f"{source} is no csv, tsv, json, jsonl or parquet file: convert it to one of these.")
+                raise InputError(
+                    f"{source} is not a csv, tsv, json, jsonl or parquet file: convert it to one of these."
+                )
             if path.stat().st_size == 0:
-                raise InputError(f"{source} is empty: nothing can be learned from it.")
+                raise InputError(f"{source} is empty: there is nothing to train on.")
             options = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
             kind = _FORMATS[path.suffix.lower()]
             return datasets.load_dataset(kind, data_files=str(path), split="train", **options)
@@ -139,17 +146,17 @@ def _open(source: str) -> Dataset:
         raise InputError(f"{source} cannot be read as a dataset ({reason}): check its format.") from None
 
 
-def _column(table: Dataset, wanted: str | None, usual: Sequence[str], flag: str, source: str) -> str:
-    there = [str(name) for name in table.column_names]
-    if wanted is not None:
-        if wanted not in there:
-            raise InputError(f"{source} has no column '{wanted}' (it has {', '.join(there)}): change {flag}.")
-        return wanted
-    lower = {name.lower(): name for name in there}
+def _column(table: Dataset, chosen: str | None, usual: Sequence[str], flag: str, source: str) -> str:
+    present = [str(name) for name in table.column_names]
+    if chosen is not None:
+        if chosen not in present:
+            raise InputError(f"{source} has no column '{chosen}' (it has {', '.join(present)}): change {flag}.")
+        return chosen
+    lower = {name.lower(): name for name in present}
     for name in usual:
         if name in lower:
             return lower[name]
-    raise InputError(f"{source} has none of the columns {', '.join(usual)} (it has {', '.join(there)}): pass {flag}.")
+    raise InputError(f"{source} has none of the columns {', '.join(usual)} (it has {', '.join(present)}): pass {flag}.")
 
 
 def _sorted_labels(labels: Sequence[str]) -> list[str]:
@@ -170,13 +177,13 @@ def _encode(data: LabeledData, index: dict[str, int], source: str) -> tuple[list
 
 
 def _stratified(inputs: list[Any], labels: list[int], fraction: float, rng: np.random.Generator) -> list[int]:
-    """Return indices of a validation share of every label; rows with equal texts go together."""
+    """Return the rows of a validation split that takes ``fraction`` of every label; equal texts stay together."""
     groups: dict[tuple[int, Any], list[int]] = {}
     for number, (value, label) in enumerate(zip(inputs, labels, strict=True)):
         groups.setdefault((label, value if isinstance(value, str) else number), []).append(number)
     chosen: list[int] = []
     for label in sorted(set(labels)):
-        rows = [members for (owner, _), members in groups.items() if owner == label]
+        rows = [members for (group_label, _), members in groups.items() if group_label == label]
         if len(rows) < 2:
             raise InputError(f"A label has only {len(rows)} distinct example: add some or give --validation.")
         count = max(1, round(fraction * len(rows)))

@@ -1,4 +1,4 @@
-"""From raw inputs to what the model takes: one torch dataset and one collator per modality."""
+"""Torch datasets of model inputs, each with its collator: one for texts, one for images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 class TextExamples(Dataset[Row]):
-    """Tokenized once; padded batch by batch to the longest row."""
+    """Texts, tokenized once; the collator pads each batch to its longest row."""
 
     def __init__(self, texts: Sequence[str], labels: Sequence[int], tokenizer: Any, max_length: int) -> None:
         from transformers import DataCollatorWithPadding
@@ -33,12 +33,12 @@ class TextExamples(Dataset[Row]):
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of every row."""
+        """Number of tokens in every row."""
         return [len(row["input_ids"]) for row in self._rows]
 
 
 class ImageExamples(Dataset[Row]):
-    """Decoded and processed when asked for."""
+    """Images, decoded and processed each time they are accessed."""
 
     def __init__(self, images: Sequence[Any], labels: Sequence[int], processor: Any) -> None:
         self._images, self._labels, self._processor = list(images), list(labels), processor

@@ -1,4 +1,4 @@
-"""What the transformers ``Trainer`` is given: loss, metrics, and a stop at the first NaN."""
+"""Loss, metrics and a NaN check for the transformers ``Trainer``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["StopOnNaN", "classification_metrics", "cross_entropy"]
 
 
 class StopOnNaN(TrainerCallback):
-    """Ends a diverged run at its first NaN, which the trainer's own filter would hide in an average."""
+    """Stop a diverged run at its first NaN; the trainer's own filter would hide it in an average."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Raise :class:`TrainingError` when a trainable parameter has turned NaN or infinite."""
@@ -31,21 +31,21 @@ class StopOnNaN(TrainerCallback):
 
 
 def cross_entropy(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-    """Mean loss over all examples of an optimizer step, however it is accumulated or distributed.
+    """Return the mean loss over all examples of an optimizer step, under accumulation and data parallelism too.
 
-    The classifiers of transformers divide by the examples of one forward pass only, which under accumulation
-    N multiplies the gradient by N.
+    The classifiers of transformers divide by the examples of a single forward pass, which multiplies the gradient by N
+    under accumulation N.
     """
     total = torch.nn.functional.cross_entropy(outputs.logits.float(), labels, reduction="sum")
     return total / (num_items_in_batch if num_items_in_batch is not None else labels.numel())
 
 
 def classification_metrics(prediction: Any) -> dict[str, float]:
-    """Return accuracy and macro-averaged F1 of an evaluation."""
+    """Return the accuracy and macro-averaged F1 of an evaluation."""
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    guessed, labels = np.argmax(logits, axis=-1), prediction.label_ids
+    predicted, labels = np.argmax(logits, axis=-1), prediction.label_ids
     scores = []
     for label in np.unique(labels):
-        hits = float(((guessed == label) & (labels == label)).sum())
-        scores.append(2 * hits / float((guessed == label).sum() + (labels == label).sum()))
-    return {"accuracy": float((guessed == labels).mean()), "macro_f1": float(np.mean(scores))}
+        hits = float(((predicted == label) & (labels == label)).sum())
+        scores.append(2 * hits / float((predicted == label).sum() + (labels == label).sum()))
+    return {"accuracy": float((predicted == labels).mean()), "macro_f1": float(np.mean(scores))}

@@ -12,7 +12,7 @@ __all__ = ["RichProgress"]
 
 
 class RichProgress(TrainerCallback):
-    """Shows steps, loss and penalty while training, and the metrics of every evaluation."""
+    """Show steps, loss and penalty during training, and one line of metrics after every evaluation."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -20,7 +20,7 @@ class RichProgress(TrainerCallback):
             TextColumn("training"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[losses]}"),
             TimeRemainingColumn(),
         )
         self._bar = Progress(*columns, console=console, transient=True)
@@ -29,8 +29,8 @@ class RichProgress(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the bar where a resumed run stands."""
-        self._task = self._bar.add_task("training", total=state.max_steps, completed=state.global_step, note="")
+        """Start the bar, at the current step if the run was resumed."""
+        self._task = self._bar.add_task("training", total=state.max_steps, completed=state.global_step, losses="")
         self._bar.start()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -46,7 +46,7 @@ class RichProgress(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Show the loss beside the bar, or a finished evaluation as a line."""
+        """Show the loss next to the bar, or print a finished evaluation as a line."""
         logs = logs or {}
         if "eval_loss" in logs:
             figures = [
@@ -56,7 +56,7 @@ class RichProgress(TrainerCallback):
             self._console.print(f"  epoch {state.epoch or 0:4.1f}  " + "  ".join(figures))
         elif "loss" in logs and self._task is not None:
             penalty = f"  penalty {float(logs['orth_penalty']):.3f}" if "orth_penalty" in logs else ""
-            self._bar.update(self._task, note=f"loss {float(logs['loss']):.3f}{penalty}")
+            self._bar.update(self._task, losses=f"loss {float(logs['loss']):.3f}{penalty}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -65,5 +65,5 @@ class RichProgress(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Remove the bar; safe to call twice, and needed when training ends in an error."""
+        """Remove the bar. Safe to call twice; call it when training ends in an error."""
         self._bar.stop()

@@ -1,4 +1,4 @@
-"""Continuing a run that was killed: which checkpoint is whole, and whether the settings are the same."""
+"""Resuming a killed run: check that the settings are the same and find the last complete checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rmlora.errors import ConfigError, InputError
 from rmlora.storage import read_json, write_json
 from rmlora.tensors import TensorFile
 
-__all__ = ["SETTINGS_FILE", "claim_run", "last_whole_checkpoint"]
+__all__ = ["SETTINGS_FILE", "claim_run", "last_complete_checkpoint"]
 
 SETTINGS_FILE = "settings.json"
 
@@ -23,8 +23,8 @@ def claim_run(run_dir: Path, identity: dict[str, Any], *, resume: bool) -> Path 
 
     Args:
         run_dir: directory of checkpoints and logs; created.
-        identity: the settings that must not change within a run.
-        resume: False starts over and deletes what is there.
+        identity: settings that must be the same as in the interrupted run.
+        resume: False starts over and deletes the directory's content.
 
     Raises:
         ConfigError: the directory belongs to a run with other settings.
@@ -39,7 +39,7 @@ def claim_run(run_dir: Path, identity: dict[str, Any], *, resume: bool) -> Path 
                 f"({_brief(before.get(changed[0]))}, now {_brief(identity.get(changed[0]))}): repeat its settings to "
                 "continue it, or start over with --no-resume."
             )
-        return last_whole_checkpoint(run_dir)
+        return last_complete_checkpoint(run_dir)
     if run_dir.exists():
         shutil.rmtree(run_dir)
     run_dir.mkdir(parents=True)
@@ -47,11 +47,11 @@ def claim_run(run_dir: Path, identity: dict[str, Any], *, resume: bool) -> Path 
     return None
 
 
-def last_whole_checkpoint(run_dir: Path) -> Path | None:
-    """Return the newest checkpoint that was written to its end, deleting newer ones that were not.
+def last_complete_checkpoint(run_dir: Path) -> Path | None:
+    """Return the newest complete checkpoint and delete incomplete newer ones.
 
-    The trainer writes ``trainer_state.json`` last; the files before it are checked for being whole all the same,
-    because a crash of the machine may lose what had not reached the disk.
+    The trainer writes ``trainer_state.json`` last. The other files are checked too, because a crash of the machine may
+    lose data that had not reached the disk.
     """
     steps = {
         int(match[1]): path
@@ -59,20 +59,20 @@ def last_whole_checkpoint(run_dir: Path) -> Path | None:
         if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
     }
     for _, path in sorted(steps.items(), reverse=True):
-        if _is_whole(path):
+        if _is_complete(path):
             return path
         shutil.rmtree(path)
     return None
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def _is_complete(checkpoint: Path) -> bool:
     try:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         TensorFile(checkpoint / "adapter_model.safetensors")
     except (OSError, ValueError, InputError):
         return False
-    files = [checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *checkpoint.glob("rng_state*.pth")]
-    return len(files) > 2 and all(zipfile.is_zipfile(path) for path in files)
+    states = [checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *checkpoint.glob("rng_state*.pth")]
+    return len(states) > 2 and all(zipfile.is_zipfile(path) for path in states)
 
 
 def _brief(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Batches of texts of about the same length, in an order that a resumed run repeats."""
+"""Batches of texts of similar length, in an order that a resumed run reproduces."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["LengthGroupingTrainer", "LengthGroups"]
 
 
 class LengthGroups(Sampler[int]):
-    """Indices sorted by length within shuffled groups of batches, a function of seed and epoch alone.
+    """Indices sorted by length within shuffled groups of batches; the order depends on seed and epoch only.
 
-    transformers' own sampler draws from torch's global generator, whose state in the middle of an epoch is not what
-    it was at its start, so a run resumed there would go on in another order.
+    transformers' own sampler draws from torch's global generator, whose state changes during an epoch, so a run resumed
+    in the middle of one would continue in another order.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -29,7 +29,7 @@ class LengthGroups(Sampler[int]):
         return len(self._lengths)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order is drawn; the trainer calls it."""
+        """Set the epoch that determines the order; called by the trainer."""
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -38,7 +38,7 @@ class LengthGroups(Sampler[int]):
 
 
 class LengthGroupingTrainer(Trainer):
-    """A trainer that draws its batches by :class:`LengthGroups`."""
+    """A trainer that samples with :class:`LengthGroups`."""
 
     train_dataset: TextExamples
 

@@ -1,4 +1,4 @@
-"""Everything that decides a training run, validated once."""
+"""The settings of a training run, validated once."""
 
 from __future__ import annotations
 
@@ -21,46 +21,64 @@ BestMetric = Literal["accuracy", "macro_f1", "loss"]
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """One training run. Defaults are the published recipe: learning rate 1e-3, 5 epochs, batches of 32."""
+    """One training run. The defaults are the published recipe: learning rate 1e-3, 5 epochs, batches of 32."""
 
     base: str
     """Checkpoint directory, .gguf file or hub name."""
     train: str
-    """Training data: a csv, jsonl or parquet file, a folder of images, or a hub dataset."""
+    """Training data: a csv, tsv, json, jsonl or parquet file, a folder of images, or a hub dataset (``name:split``)."""
     output: Path
     """Directory of the finished adapter package."""
     task: str = "text-classification"
+    """Task name, see :data:`rmlora.tasks.TASKS`."""
     validation: str | None = None
     """Validation data; None splits ``validation_fraction`` off the training data."""
     test: str | None = None
+    """Test data for the final metrics; None measures on validation data only."""
     text_column: str | None = None
+    """Column of the texts; None looks for the usual names (``text``, ``sentence``, …)."""
     label_column: str | None = None
+    """Column of the labels; None looks for the usual names (``label``, ``class``, …)."""
     image_column: str | None = None
+    """Column of the images; None looks for the usual names (``image``, ``path``, …)."""
     validation_fraction: float = 0.1
+    """Share of the training data used for validation if ``validation`` is None."""
     epochs: float = 5.0
+    """Passes over the training data."""
     batch_size: int = 32
+    """Examples per forward pass and process."""
     gradient_accumulation: int = 1
+    """Forward passes per optimizer step."""
     learning_rate: float = 1e-3
+    """Peak learning rate; it then falls linearly to 0."""
     warmup_ratio: float = 0.06
+    """Share of the steps in which the learning rate rises to its peak."""
     weight_decay: float = 0.0
+    """AdamW's weight decay."""
     max_grad_norm: float = 1.0
+    """Norm to which the task's gradient is clipped; 0 turns clipping off."""
     max_length: int = 128
-    """Tokens; longer texts are cut."""
+    """Tokens; longer texts are truncated."""
     group_by_length: bool = False
-    """Make batches of texts of about the same length: less padding, at the price of less random batches."""
+    """Batch texts of similar length: less padding, but less random batches."""
     image_size: int | None = None
-    """Pixels on a side; None keeps the base's."""
+    """Width and height of images in pixels; None keeps the base's."""
     save_steps: int | None = None
     """Optimizer steps between checkpoints; None saves after every epoch."""
     best_metric: BestMetric = "accuracy"
+    """Validation metric that chooses the checkpoint to package."""
     precision: Precision = "fp32"
+    """Arithmetic of training; the parameters stay float32."""
     seed: int = 42
-    """Seed of the head's weights, the order of the data and dropout; the masks' is ``rmlora.seed``."""
+    """Seed of the head's weights, the data order and dropout; the masks use ``rmlora.seed``."""
     run_dir: Path | None = None
-    """Checkpoints and logs; None is ``<output>.run``."""
+    """Directory of checkpoints and logs; None is ``<output>.run``."""
     revision: str | None = None
+    """Branch, tag or commit of a hub base."""
     trust_remote_code: bool = False
+    """Let the base run its own code; only for sources you trust."""
     rmlora: RMLoRAConfig = field(default_factory=RMLoRAConfig)
+    """The method: ranks, scale, penalty and target modules."""
 
     def __post_init__(self) -> None:
         task = get_task(self.task)
@@ -84,7 +102,7 @@ class TrainSettings:
         if not 0 < self.validation_fraction < 1:
             raise ConfigError("validation_fraction must lie between 0 and 1: change --validation-fraction.")
         if self.group_by_length and not task.inputs.varies_in_length:
-            raise ConfigError(f"--group-by-length is for texts, and the task is {self.task}: leave it out.")
+            raise ConfigError(f"--group-by-length is for texts, but the task is {self.task}: leave it out.")
         if self.best_metric not in get_args(BestMetric):
             raise ConfigError(f"best_metric must be one of {', '.join(get_args(BestMetric))}: change --best-metric.")
         if self.precision not in get_args(Precision):
@@ -92,8 +110,8 @@ class TrainSettings:
 
     @property
     def checkpoints(self) -> Path:
-        """Directory of checkpoints and logs."""
-        if self.run_dir is None:  # __post_init__ has filled it; this tells the type checker
+        """``run_dir``, never None."""
+        if self.run_dir is None:  # __post_init__ sets it; this is for the type checker
             raise ConfigError("run_dir is not set.")
         return self.run_dir
 
@@ -105,6 +123,5 @@ class TrainSettings:
         return plain
 
     def identity(self) -> dict[str, Any]:
-        """Return the values that a resumed run must share with the one it continues."""
-        free = {"output", "run_dir"}
-        return {key: value for key, value in self.to_dict().items() if key not in free}
+        """Return the settings that a resumed run must share with the run it continues: all but the directories."""
+        return {key: value for key, value in self.to_dict().items() if key not in ("output", "run_dir")}

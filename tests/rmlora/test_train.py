@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from rmlora.package import load_package
 from rmlora.tasks import get_task
 from rmlora.training.data import Columns, load_splits
-from rmlora.training.resume import last_whole_checkpoint
+from rmlora.training.resume import last_complete_checkpoint
 from rmlora.training.sampler import LengthGroups
 from tests.helpers.cli import environment, fails, run, text_base, text_data
 from tests.helpers.models import build, save_base
@@ -137,11 +137,11 @@ def test_half_written_checkpoints_are_not_resumed_from(base: Path, data: Path, t
     words = words_for(base, data, tmp_path / "adapter")
     assert run(*words).code == 0
     run_dir = tmp_path / "adapter.run"
-    whole = last_whole_checkpoint(run_dir)
+    whole = last_complete_checkpoint(run_dir)
     assert whole is not None
     state = (whole / "trainer_state.json").read_text()
     (whole / "trainer_state.json").write_text(state[: len(state) // 2])
-    earlier = last_whole_checkpoint(run_dir)
+    earlier = last_complete_checkpoint(run_dir)
     assert earlier != whole and not whole.exists()
 
 
@@ -164,10 +164,9 @@ def recording(factors, config, step):
     return result
 callback.mask_gradients = recording
 import rmlora.training.run as run
-package = run._write_package
-original_fit = run._fit
-def fit(settings, arguments, config, model, *rest):
-    result = original_fit(settings, arguments, config, model, *rest)
+original_fit = run.fit
+def fit(settings, arguments, config, model, *rest, **more):
+    result = original_fit(settings, arguments, config, model, *rest, **more)
     values = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         if parameter.requires_grad:
@@ -175,7 +174,7 @@ def fit(settings, arguments, config, model, *rest):
     rank = os.environ["RANK"]
     open(os.path.join(os.environ["PROBE_DIR"], rank), "w").write(drawn.hexdigest() + " " + values.hexdigest())
     return result
-run._fit = fit
+run.fit = fit
 from rmlora_deploy.cli import main
 main()
 """
@@ -257,7 +256,7 @@ def test_yaml_gives_defaults_and_flags_win(base: Path, data: Path, tmp_path: Pat
         ('{"body": "w1", "label": "a"}\n', "has none of the columns text, sentence"),
         ('{"text": "w1", "lab": "a"}\n', "has none of the columns label, labels"),
         ("{not json\n", "cannot be read as a dataset"),
-        ("", "is empty: nothing can be learned from it"),
+        ("", "is empty: there is nothing to train on"),
     ],
 )
 def test_bad_data_is_told_in_one_sentence(base: Path, tmp_path: Path, content: str, message: str) -> None:
@@ -274,7 +273,7 @@ def test_wrong_flags_and_paths(base: Path, data: Path, tmp_path: Path) -> None:
     fails(3, "Data not found: ./none.csv", "train", "--base", base, "--train", "./none.csv", "-o", tmp_path / "adapter")
     fails(
         2,
-        "fits no module of this model: choose --target-modules among",
+        "matches no module of this model: choose --target-modules from",
         *start,
         "--base",
         base,

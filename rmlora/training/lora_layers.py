@@ -1,0 +1,58 @@
+"""Adding LoRA layers to a freshly loaded model."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import TYPE_CHECKING
+
+from rmlora.config import RMLoRAConfig
+from rmlora.errors import ConfigError
+from rmlora.tasks import Task
+from rmlora.torch_models import TaskModel
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch.nn import Module
+
+__all__ = ["add_lora_layers"]
+
+
+def add_lora_layers(loaded: TaskModel, task: Task, config: RMLoRAConfig) -> tuple[PeftModel, RMLoRAConfig]:
+    """Wrap a model with PEFT's LoRA layers.
+
+    Modules that the base has no weights for (the head, perhaps a pooler) join ``modules_to_save``: they are trained
+    and saved in full.
+
+    Returns:
+        the PEFT model, and the configuration with these modules added.
+
+    Raises:
+        ConfigError: ``target_modules`` matches no module.
+    """
+    from peft import get_peft_model
+
+    heads = {name for name in ("classifier", "score") if hasattr(loaded.model, name)}
+    fresh = {name for name in loaded.new_modules if name.partition(".")[0] not in heads}
+    config = dataclasses.replace(
+        config,
+        modules_to_save=tuple(sorted({*config.modules_to_save, *heads, *fresh})),
+        exclude_modules=tuple(sorted({*config.exclude_modules, *fresh})),
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT warns when it sets fan_in_fan_out for Conv1D itself
+            return get_peft_model(loaded.model, config.to_peft(task_type=task.peft_task_type)), config
+    except ValueError as error:
+        if "arget" not in str(error):
+            raise
+        raise ConfigError(
+            f"target_modules {config.target_modules} matches no module of this model: choose --target-modules from "
+            f"{', '.join(_adaptable(loaded.model))}."
+        ) from None
+
+
+def _adaptable(model: Module) -> list[str]:
+    """Return the last name part of every module with a weight matrix."""
+    modules = [(name, getattr(module, "weight", None)) for name, module in model.named_modules()]
+    return sorted({name.rpartition(".")[2] for name, weight in modules if weight is not None and weight.dim() > 1})
