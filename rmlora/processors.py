@@ -21,7 +21,7 @@ def load_tokenizer(directory: Path) -> Any:
     _require_transformers()
     from transformers import AutoTokenizer
 
-    tokenizer = _load(directory, "tokenizer", lambda: AutoTokenizer.from_pretrained(directory))
+    tokenizer = _load(directory, "tokenizer", lambda: AutoTokenizer.from_pretrained(directory, trust_remote_code=False))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -36,7 +36,11 @@ def load_image_processor(directory: Path) -> Any:
     _require_transformers()
     from transformers import AutoImageProcessor
 
-    return _load(directory, "image processor", lambda: AutoImageProcessor.from_pretrained(directory, backend="pil"))
+    return _load(
+        directory,
+        "image processor",
+        lambda: AutoImageProcessor.from_pretrained(directory, backend="pil", trust_remote_code=False),
+    )
 
 
 def _require_transformers() -> None:

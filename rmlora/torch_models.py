@@ -55,6 +55,7 @@ def load_task_model(base: Path, task: Task, labels: Sequence[str], **from_pretra
 
     auto = getattr(transformers, task.auto_class)
     options = {
+        "trust_remote_code": False,  # else transformers asks on the terminal, and runs code of the base on a "y"
         **task.outputs.head_options(labels),
         "dtype": torch.float32,
         "output_loading_info": True,
