@@ -195,5 +195,5 @@ def test_an_adapters_task_is_known_or_an_error() -> None:
     with pytest.raises(AdapterError, match="e is for feature-extraction and cannot be used for text-classification"):
         task_of(embedding, "text-classification")
     headed = Adapter({}, modules_to_save={"classifier.weight": np.zeros((2, 4))}, source="h")
-    with pytest.raises(AdapterError, match=r"h brings 'classifier.weight', as adapters for classification do"):
+    with pytest.raises(AdapterError, match=r"h contains 'classifier.weight', the head of a classification adapter"):
         task_of(headed, "feature-extraction")

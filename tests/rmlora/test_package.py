@@ -115,7 +115,7 @@ def test_missing_and_broken_files(adapter_path: Path, tmp_path: Path) -> None:
         load_package(tmp_path / "empty")
     whole = (adapter_path / "adapter_model.safetensors").read_bytes()
     (adapter_path / "adapter_model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(AdapterError, match="is not a whole safetensors file .* fetch it again"):
+    with pytest.raises(AdapterError, match="is not a complete safetensors file .* fetch it again"):
         load_package(adapter_path)
     (adapter_path / "adapter_model.safetensors").unlink()
     with pytest.raises(AdapterError, match=r"holds no adapter_model\.safetensors: the adapter is incomplete"):

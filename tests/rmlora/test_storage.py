@@ -72,7 +72,7 @@ def test_existing_targets_are_refused(tmp_path: Path) -> None:
     ):
         with atomic_directory(tmp_path / "full"):
             pass
-    with pytest.raises(OutputError, match="is a file, but a directory is to be written"):
+    with pytest.raises(OutputError, match="is a file, but the output is a directory"):
         with atomic_directory(tmp_path / "full" / "file", overwrite=True):
             pass
     (tmp_path / "empty").mkdir()
