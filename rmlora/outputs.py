@@ -34,6 +34,8 @@ class Outputs(ABC):
     """True if outputs are scores for labels, so metrics can be measured on labeled data."""
     pools: ClassVar[bool]
     """True if the token vectors are pooled into one."""
+    route: ClassVar[str]
+    """HTTP path of the server that returns such outputs."""
 
     @abstractmethod
     def head_options(self, labels: Sequence[str]) -> dict[str, Any]:
@@ -89,6 +91,7 @@ class ClassScores(Outputs):
     kind = "scores"
     has_labels = True
     pools = False
+    route = "/classify"
 
     def head_options(self, labels: Sequence[str]) -> dict[str, Any]:
         """Return the number and names of the labels; a head of another size is initialized anew."""
@@ -141,6 +144,7 @@ class SentenceVector(Outputs):
     kind = "vector"
     has_labels = False
     pools = True
+    route = "/v1/embeddings"
 
     def head_options(self, labels: Sequence[str]) -> dict[str, Any]:
         """Return nothing: there is no head."""

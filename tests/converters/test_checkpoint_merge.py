@@ -1,4 +1,4 @@
-"""Merged checkpoint = PEFT's merge = adapter applied, on every architecture; streaming, ties, types, kills."""
+"""A merged checkpoint equals PEFT's merge and the adapted model, on every architecture; shards, ties, types, kills."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def make(
 
 
 def load(name: str, path: Path) -> torch.nn.Module:
-    """Load a checkpoint with the architecture's class; nothing may be missing or left over."""
+    """Load a checkpoint with the class of its architecture; no tensor may be missing or unexpected."""
     model, info = type(build(name)).from_pretrained(path, dtype=torch.float32, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     return model.eval()
@@ -124,7 +124,7 @@ def test_shards_and_blocks_make_no_difference(tmp_path: Path, monkeypatch: pytes
     assert index["metadata"]["total_size"] == report.nbytes
 
 
-def test_a_bare_encoder_gains_a_head_under_the_running_models_names(tmp_path: Path) -> None:
+def test_a_bare_encoder_gains_a_head_under_the_names_of_the_full_model(tmp_path: Path) -> None:
     encoder = save_base(build("bert").bert, tmp_path / "encoder")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=3)
     adapt(model, lora_config("bert")).save_pretrained(tmp_path / "adapter")
@@ -140,7 +140,7 @@ def test_a_bare_encoder_gains_a_head_under_the_running_models_names(tmp_path: Pa
 
 
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
-def test_tied_weights_come_apart_when_only_one_side_is_adapted(target: str, tmp_path: Path) -> None:
+def test_tied_weights_are_untied_when_only_one_side_is_adapted(target: str, tmp_path: Path) -> None:
     config = build("llama").config
     config.tie_word_embeddings = True
     torch.manual_seed(0)
@@ -183,14 +183,14 @@ def test_an_update_that_rounds_away_warns(tmp_path: Path) -> None:
         merge_checkpoint(base, scaled(load_package(adapter), 1e-3), tmp_path / "merged")
 
 
-def test_overflow_of_the_bases_type_is_an_error(tmp_path: Path) -> None:
+def test_overflow_of_the_type_of_the_base_is_an_error(tmp_path: Path) -> None:
     base, adapter = make(tmp_path, "bert", torch.float16)
     with pytest.raises(AdapterError, match="gives values that F16 cannot hold"):
         merge_checkpoint(base, scaled(load_package(adapter), 1e9), tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 
-def test_another_base_is_refused_unless_told(tmp_path: Path) -> None:
+def test_another_base_is_refused_unless_allowed(tmp_path: Path) -> None:
     base, path = make(tmp_path, "bert")
     adapter = load_package(path)
     marked = replace(adapter, metadata={"base_fingerprint": "sha256:" + "0" * 64, "base_model": "some-base"})
@@ -235,7 +235,7 @@ m.merge_checkpoint(sys.argv[1], load_package(sys.argv[2]), sys.argv[3], overwrit
 
 
 @pytest.mark.parametrize("existing", [False, True])
-def test_a_kill_leaves_the_target_absent_or_whole(existing: bool, tmp_path: Path) -> None:
+def test_a_kill_leaves_the_output_absent_or_complete(existing: bool, tmp_path: Path) -> None:
     base, adapter = make(tmp_path, "bert")
     target = tmp_path / "merged"
     merge_checkpoint(base, load_package(adapter), tmp_path / "expected")

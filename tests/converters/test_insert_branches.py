@@ -1,4 +1,4 @@
-"""A graph with branches is the base, any of its adapters, and a batch of all of them, whatever the exporter."""
+"""A graph with branches computes the base, any of its adapters, and a batch that mixes them, whatever the exporter."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from tests.helpers.exports import anonymous, export
 from tests.helpers.models import ARCHITECTURES, lora_config
 
 NAMES = sorted(name for name in ARCHITECTURES if ARCHITECTURES[name].task)
-"""All but the T5 encoder, which torch's exporter cannot trace with free sizes."""
+"""All but the T5 encoder, which torch's exporter cannot trace with dynamic shapes."""
 
 
 def three(name: str, directory: Path) -> dict[str, Path]:
-    """Save adapters of three ranks; one changes only some of the modules, one has rsLoRA's scale."""
+    """Save adapters of three ranks; one changes only some of the modules, one uses rsLoRA scaling."""
     targets = list(ARCHITECTURES[name].targets)
     return make_adapters(
         name,
@@ -51,7 +51,7 @@ def three(name: str, directory: Path) -> dict[str, Path]:
     ids="-".join,
 )
 def branched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Branched, Path]:
-    """A graph with branches, and the export it was made of."""
+    """Return a graph with branches, and the export it was made from."""
     name, form = request.param
     directory = tmp_path_factory.mktemp(name)
     (directory / "onnx").mkdir()
@@ -73,7 +73,7 @@ def relative(got: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(got - expected).max() / np.abs(expected).max())
 
 
-def test_nothing_fed_is_the_base_to_the_bit(branched: tuple[Branched, Path]) -> None:
+def test_without_inputs_the_graph_equals_the_base_bit_by_bit(branched: tuple[Branched, Path]) -> None:
     made, graph = branched
     inputs = made.inputs()
     plain = create_session(graph).run(None, inputs)[0]
@@ -81,14 +81,14 @@ def test_nothing_fed_is_the_base_to_the_bit(branched: tuple[Branched, Path]) -> 
     np.testing.assert_array_equal(np.stack(made.session().run(inputs)), plain)
 
 
-def test_every_adapter_is_pefts(branched: tuple[Branched, Path]) -> None:
+def test_every_adapter_equals_peft(branched: tuple[Branched, Path]) -> None:
     made, _ = branched
     session = made.session()
     for name in made.adapters:
         assert relative(np.stack(session.run(made.inputs(), name)), made.expected(name)) <= 1e-5, name
 
 
-def test_every_row_of_a_mixed_batch_is_its_own_single_run(branched: tuple[Branched, Path]) -> None:
+def test_every_row_of_a_mixed_batch_equals_a_single_run(branched: tuple[Branched, Path]) -> None:
     made, _ = branched
     session = made.session()
     rng = np.random.default_rng(0)
@@ -116,13 +116,13 @@ def test_onnxruntimes_own_adapters_give_the_same(branched: tuple[Branched, Path]
         np.testing.assert_array_equal(got, np.stack(made.session().run(made.inputs(), name)))
 
 
-def test_the_graph_is_valid_and_says_what_it_takes(branched: tuple[Branched, Path]) -> None:
+def test_the_graph_is_valid_and_lists_its_lora_inputs(branched: tuple[Branched, Path]) -> None:
     made, _ = branched
     model = load_model(made.path)
     if all(node.domain == "" for node in model.graph):
         onnx.checker.check_model(made.path)
     assert read_lora_inputs(model.metadata_props, where="graph") == made.lora_inputs
-    assert {slot.module for slot in made.lora_inputs.modules} == set().union(
+    assert {branch.module for branch in made.lora_inputs.modules} == set().union(
         *(load_package(path).modules for path in made.adapters.values())
     )
 
@@ -155,7 +155,7 @@ def test_embeddings_and_patches(name: str, targets: list[str], tmp_path: Path) -
 
 
 def test_some_modules_of_a_packed_product(tmp_path: Path) -> None:
-    """Query and value adapted, the key between them not; the three lie in one weight."""
+    """Query and value are adapted, the key between them is not; one weight packs all three."""
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(3, 8, 8)).astype(np.float32)
     packed = ir.Value(
@@ -186,19 +186,19 @@ def test_some_modules_of_a_packed_product(tmp_path: Path) -> None:
     np.testing.assert_allclose(got, np.concatenate([values @ w.T for w in updated], axis=-1), rtol=1e-4, atol=1e-5)
 
 
-def test_what_has_no_place_is_named(tmp_path: Path) -> None:
+def test_errors_name_what_cannot_be_adapted(tmp_path: Path) -> None:
     (tmp_path / "onnx").mkdir()
     graph = export_of("bert", tmp_path, "plain")
     adapters = make_adapters("bert", tmp_path, {"one": lora_config("bert")})
     loaded = load_package(adapters["one"])
     first = next(iter(loaded.modules.values()))
     elsewhere = replace(loaded, modules={"nowhere.dense": replace(first, path="nowhere.dense")})
-    with pytest.raises(AdapterError, match=r"no weight named like 'nowhere.dense.weight'.*Of its shape are"):
+    with pytest.raises(AdapterError, match=r"no weight named like 'nowhere.dense.weight'.*Weights of that size are"):
         branch(ir.load(graph), elsewhere)
     norm = replace(loaded, modules_to_save={"bert.embeddings.LayerNorm.weight": np.ones(16, np.float32)})
     with pytest.raises(AdapterError, match="only linear modules can be switched: merge this adapter"):
         branch(ir.load(graph), norm)
-    with pytest.raises(InputError, match="has no slots for adapters: make it with"):
+    with pytest.raises(InputError, match="has no LoRA inputs: make it with"):
         read_lora_inputs(ir.load(graph).metadata_props, where="model.onnx")
 
 
@@ -213,7 +213,7 @@ def test_an_adapter_of_other_modules_is_refused(tmp_path: Path) -> None:
         adapter_arrays(load_package(adapters["two"]), made.lora_inputs, dtypes)
 
 
-def test_a_module_called_twice_has_one_slot_and_two_branches(tmp_path: Path) -> None:
+def test_a_module_called_twice_has_one_pair_of_inputs_and_two_branches(tmp_path: Path) -> None:
     """As in ALBERT, whose layers share their weights."""
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(8, 8)).astype(np.float32)

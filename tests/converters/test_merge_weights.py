@@ -1,4 +1,4 @@
-"""An adapter merged into an ONNX graph gives PEFT's outputs, whatever the exporter did to names and layouts."""
+"""A graph with a merged adapter computes what PEFT computes, whatever the exporter did to names and layouts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ import onnx_ir as ir
 import pytest
 
 from rmlora.checkpoint import Checkpoint
-from rmlora.errors import AdapterError, InputError
+from rmlora.errors import AdapterError
 from rmlora.package import load_package
 from rmlora.tasks import get_task
 from rmlora.torch_models import load_adapted
-from rmlora_converters.graph.files.model_file import load_model, save_model
-from rmlora_converters.graph.locate.weights import WeightQuery, find_weights
+from rmlora_converters.graph.files.model_file import save_model
 from rmlora_converters.graph.passes.merge_weights import merge_graph
 from rmlora_converters.side_files import PROVENANCE_FILE
 from rmlora_deploy.exporter.optimize import optimize
@@ -34,7 +33,7 @@ NAMES = ["bert", "gpt2", "llama", "vit"]
 
 
 def sources(name: str, directory: Path) -> tuple[Path, Path]:
-    """Return base and adapter directories, and make place for a graph."""
+    """Save a base and an adapter, create a directory for the graph, and return the first two."""
     base, adapter = make_sources(name, directory)
     save_base(with_bias(name), base)
     (directory / "onnx").mkdir()
@@ -75,28 +74,10 @@ def test_the_merged_graph_is_pefts_model(name: str, form: str, tmp_path: Path) -
         onnx.checker.check_model(tmp_path / "merged" / "model.onnx")
 
 
-def test_weights_are_found_in_packed_and_transposed_ones() -> None:
-    rng = np.random.default_rng(0)
-    query, key = rng.normal(size=(2, 8, 8)).astype(np.float32)
-    packed = ir.Value(name="packed", const_value=ir.tensor(np.concatenate([query, key]).T.copy(), name="packed"))
-    x = ir.Value(name="x", shape=ir.Shape([1, 8]), type=ir.TensorType(ir.DataType.FLOAT))
-    node = ir.node("MatMul", [x, packed])
-    graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[packed], opset_imports={"": 20})
-    base = type("Base", (), {"tensors": {}, "config": {}})()
-    for name, weight in (("q.weight", query), ("k.weight", key)):
-        base.tensors[name] = type("Info", (), {"read": lambda self, weight=weight: weight})()
-    wanted = [WeightQuery("q.weight", "linear", (8, 8)), WeightQuery("k.weight", "linear", (8, 8))]
-    places = find_weights(ir.Model(graph, ir_version=10), wanted, base)
-    assert {(p.parameter, p.transposed, p.start, p.stop) for p in places.values()} == {
-        ("q.weight", True, 0, 8),
-        ("k.weight", True, 8, 16),
-    }
-
-
-def test_what_has_no_place_is_an_error_that_lists_candidates(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_weight_lists_candidates(tmp_path: Path) -> None:
     base, adapter = sources("bert", tmp_path)
     graph = anonymous(export("bert", tmp_path / "onnx" / "model.onnx", optimized=False))
-    with pytest.raises(AdapterError, match=r"pass --base .* Of its shape are weight_"):
+    with pytest.raises(AdapterError, match=r"pass --base .* Weights of that size are weight_"):
         merge_graph(graph, load_package(adapter), tmp_path / "merged")
     model = ir.load(graph)
     for value in model.graph.initializers.values():
@@ -111,33 +92,9 @@ def test_what_has_no_place_is_an_error_that_lists_candidates(tmp_path: Path) -> 
     assert not (tmp_path / "merged").exists()
 
 
-@pytest.mark.parametrize("reason", ["multiple hard links", "outside the base directory", "missing", "cannot be read"])
-def test_weights_that_cannot_be_used_are_told_in_a_sentence(
-    reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_large_graph_keeps_its_weights_in_a_file_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rmlora_converters.graph.files.model_file.INLINE_LIMIT", 0)
-    weight = ir.Value(name="w", const_value=ir.tensor(np.ones((64, 64), np.float32), name="w"))
-    x = ir.Value(name="x", shape=ir.Shape([1, 64]), type=ir.TensorType(ir.DataType.FLOAT))
-    node = ir.node("MatMul", [x, weight])
-    node.outputs[0].name = "y"
-    graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[weight], opset_imports={"": 21}, name="g")
-    (tmp_path / "model").mkdir()
-    path, other = tmp_path / "model" / "m.onnx", tmp_path / "weights"
-    save_model(ir.Model(graph, ir_version=10), path)
-    data = path.with_name("m.onnx.data")
-    assert load_model(path).graph.initializers["w"].const_value.numpy().sum() == 64 * 64
-    data.rename(other)
-    if reason == "multiple hard links":
-        data.hardlink_to(other)
-    elif reason == "outside the base directory":
-        data.symlink_to(other)
-    elif reason == "cannot be read":
-        data.write_bytes(other.read_bytes()[:8])
-    with pytest.raises(InputError, match=reason):
-        load_model(path)
-
-
-def test_a_large_graph_keeps_its_weights_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rmlora_converters.graph.files.model_file.INLINE_LIMIT", 0)
     base, adapter = sources("bert", tmp_path)
     graph = export("bert", tmp_path / "onnx" / "model.onnx", optimized=True)
@@ -156,7 +113,7 @@ def test_a_large_graph_keeps_its_weights_beside_it(tmp_path: Path, monkeypatch: 
     assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
     (tmp_path / "merged" / "model.onnx.data").unlink()
     words = ["merge", base, adapter, "--onnx", tmp_path / "merged" / "model.onnx", "-o", tmp_path / "again"]
-    fails(3, "which is missing: put it back beside it", *words)
+    fails(3, "which is missing: put it next to the model", *words)
 
 
 def test_values_that_overflow_are_refused(tmp_path: Path) -> None:
@@ -175,7 +132,7 @@ def test_values_that_overflow_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["plain", "anonymous"])
 @pytest.mark.parametrize("name", ["bert", "gpt2", "vit"])
-def test_a_head_of_another_size_takes_the_place_of_the_graphs(name: str, form: str, tmp_path: Path) -> None:
+def test_a_head_of_another_size_replaces_that_of_the_graph(name: str, form: str, tmp_path: Path) -> None:
     base = make_base(name, tmp_path)
     adapter = make_adapter(name, tmp_path, "three")
     (tmp_path / "onnx").mkdir()
@@ -194,7 +151,7 @@ def test_a_head_of_another_size_takes_the_place_of_the_graphs(name: str, form: s
     assert list(config["label2id"]) == LABELS["three"]
 
 
-def test_a_bias_that_the_exporter_left_out_comes_back(tmp_path: Path) -> None:
+def test_a_bias_that_the_exporter_left_out_is_added(tmp_path: Path) -> None:
     base, adapter = make_sources("bert", tmp_path)  # the bias of this head is zero
     (tmp_path / "onnx").mkdir()
     model = build("bert")
@@ -219,8 +176,8 @@ def test_a_merge_is_compared_with_pytorch_before_it_is_written(tmp_path: Path) -
     record = json.loads((tmp_path / "merged" / PROVENANCE_FILE).read_text())["verification"]
     assert record["passed"] and record["onnx"]["max_relative_error"] < 1e-5 and record["onnx"]["rows"] == 16
     assert json.loads(done.stdout)["verification"] == record
-    told = run("merge", base, adapter, "--onnx", graph, "-o", tmp_path / "unverified", "--no-verify")
-    assert told.code == 0 and "Not compared with PyTorch" in told.stderr + told.stdout
+    unverified = run("merge", base, adapter, "--onnx", graph, "-o", tmp_path / "unverified", "--no-verify")
+    assert unverified.code == 0 and "Not compared with PyTorch" in unverified.stderr + unverified.stdout
 
 
 def test_a_graph_that_computes_something_else_is_not_written(tmp_path: Path) -> None:

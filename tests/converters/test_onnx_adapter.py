@@ -1,8 +1,7 @@
-"""Reading .onnx_adapter files: the numbers that were written, a damaged file by its name, memory that is never mixed up."""
+"""Adapter files are read as written, errors name damaged files, and buffers never mix the content of two files."""
 
 from __future__ import annotations
 
-import gc
 import threading
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rmlora.errors import InputError
-from rmlora_converters.graph.files.buffer_pool import BufferPool
 from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter, write_onnx_adapter
 
 
@@ -49,14 +47,14 @@ def test_what_onnxruntime_writes_is_what_is_read(
         np.testing.assert_array_equal(read[name], array)
 
 
-def test_a_type_that_onnxruntime_cannot_write_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_type_that_onnxruntime_cannot_write(tmp_path: Path) -> None:
     array = np.ones((1, 2, 3), ml_dtypes.bfloat16)
     with pytest.raises(InputError, match="'x' is bfloat16"):
         write_onnx_adapter(tmp_path / "b.onnx_adapter", {"x": array})
     assert not list(tmp_path.iterdir())
 
 
-def test_every_cut_and_many_flips_are_told_in_a_sentence_or_harmless(
+def test_truncated_and_flipped_files_are_harmless_or_an_error_with_the_path(
     written: tuple[Path, dict[str, np.ndarray]],
 ) -> None:
     path, _ = written
@@ -67,17 +65,17 @@ def test_every_cut_and_many_flips_are_told_in_a_sentence_or_harmless(
         copy = bytearray(whole)
         copy[rng.integers(len(copy))] ^= 1 << int(rng.integers(8))
         damaged.append(bytes(copy))
-    said = []
+    messages = []
     for content in damaged:
         path.write_bytes(content)
         try:
             read_onnx_adapter(path)
         except InputError as error:
-            said.append(str(error))
-    assert said and all(str(path) in line for line in said)
+            messages.append(str(error))
+    assert messages and all(str(path) in message for message in messages)
 
 
-def test_a_file_that_changed_is_read_anew(written: tuple[Path, dict[str, np.ndarray]]) -> None:
+def test_a_changed_file_is_read_again(written: tuple[Path, dict[str, np.ndarray]]) -> None:
     path, arrays = written
     assert sorted(read_onnx_adapter(path)) == sorted(arrays)
     write_onnx_adapter(path, {"other": np.ones((1, 2, 3), np.float32)})
@@ -87,22 +85,7 @@ def test_a_file_that_changed_is_read_anew(written: tuple[Path, dict[str, np.ndar
         read_onnx_adapter(path)
 
 
-def test_a_block_is_used_again_only_when_nobody_refers_to_it() -> None:
-    blocks = BufferPool()
-    first = blocks.take(16)
-    view = first[4:8].view(np.float32).reshape(1)
-    view[0] = 7.0
-    address = first.ctypes.data
-    del first
-    gc.collect()
-    assert blocks.take(16).ctypes.data != address, "a view still refers to it"
-    assert view[0] == 7.0
-    del view
-    gc.collect()
-    assert blocks.take(16).ctypes.data == address
-
-
-def test_threads_that_read_and_let_go_never_see_anothers_numbers(tmp_path: Path) -> None:
+def test_threads_never_see_the_content_of_each_others_files(tmp_path: Path) -> None:
     files = []
     for number in range(6):
         path = tmp_path / f"{number}.onnx_adapter"

@@ -1,4 +1,4 @@
-"""Pooling as nodes of a graph, as PyTorch computes it, and as sentence-transformers' files describe it."""
+"""The pooling in a graph computes what PyTorch computes, and what the files of sentence-transformers describe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from rmlora.errors import AdapterError, CheckpointError, ConfigError, InputError
 from rmlora.pooling import POOLING_MODES, Pooling, PoolingMode, pool, read_pooling, read_text_length
 from rmlora.tasks import get_task
 from rmlora_converters.graph.passes.pooling import EMBEDDING_NAME, insert_pooling, keep_answer
-from rmlora_converters.side_files import copy_side_files
 from rmlora_deploy.bundles.report import Tolerance
 from rmlora_deploy.inference.embedder import cosines
 from rmlora_deploy.verification.compare import TOLERANCES, compare, mismatch, within
@@ -36,11 +35,11 @@ def graph(
     mask: bool = True,
     kind: int = TensorProto.FLOAT,
 ) -> ir.Model:
-    """A graph that looks up a vector for every token; every output is a copy of it, whatever shape it claims."""
+    """Return a graph that looks up a vector per token. Every output holds these, whatever shape it declares."""
     outputs = outputs or {"last_hidden_state": ["rows", "tokens", WIDTH]}
     names = ("input_ids", "attention_mask") if mask else ("input_ids",)
     nodes = [helper.make_node("Gather", ["table", "input_ids"], [name]) for name in outputs]
-    made = helper.make_graph(
+    lookup = helper.make_graph(
         nodes,
         "lookup",
         [helper.make_tensor_value_info(name, TensorProto.INT64, ["rows", "tokens"]) for name in names],
@@ -48,11 +47,11 @@ def graph(
         [numpy_helper.from_array(TABLE.astype(helper.tensor_dtype_to_np_dtype(kind)), "table")],
     )
     return ir.serde.deserialize_model(
-        helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+        helper.make_model(lookup, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
     )
 
 
-def answers(model: ir.Model, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def embeddings(model: ir.Model, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
     proto = ir.serde.serialize_model(model)
     onnx.checker.check_model(proto, full_check=True)
     session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -78,7 +77,7 @@ def test_the_graph_pools_as_pytorch_does(
     pooling = Pooling(mode, normalize)
     model = graph(opset=opset)
     insert_pooling(model, pooling)
-    got = answers(model, ids, mask)
+    got = embeddings(model, ids, mask)
     expected = pool(torch.from_numpy(TABLE[ids]), torch.from_numpy(mask), pooling).numpy()
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
     for row, length in enumerate(lengths):  # by the definition, on the row's own tokens
@@ -89,7 +88,7 @@ def test_the_graph_pools_as_pytorch_does(
         np.testing.assert_allclose(got[row], alone, rtol=1e-4, atol=1e-6)
 
 
-def test_the_answer_is_found_among_outputs_of_any_exporter() -> None:
+def test_the_embedding_output_is_found_in_graphs_of_any_exporter() -> None:
     tokens: list[str | int] = ["rows", "tokens", WIDTH]
     pooler: list[str | int] = ["rows", WIDTH]
     assert keep_answer(graph({"pooler_output": pooler, "last_hidden_state": tokens})).name == "last_hidden_state"
@@ -99,7 +98,7 @@ def test_the_answer_is_found_among_outputs_of_any_exporter() -> None:
     assert [node.op_type for node in ready.graph] == ["Gather"]  # pooled by its exporter already
     alone = graph({"pooled": pooler})
     assert keep_answer(alone).name == EMBEDDING_NAME
-    with pytest.raises(InputError, match="outputs are one, two, and none is known to hold the tokens' vectors"):
+    with pytest.raises(InputError, match="outputs are one, two, and none is known to hold the token vectors"):
         keep_answer(graph({"one": tokens, "two": tokens}))
 
 
@@ -112,7 +111,7 @@ def test_what_cannot_be_pooled_is_refused_and_half_precision_is_summed_in_float3
     half = graph(kind=TensorProto.FLOAT16)
     insert_pooling(half, Pooling())
     ids, mask = np.array([[1, 2, 3]]), np.ones((1, 3), np.int64)
-    assert answers(half, ids, mask).dtype == np.float32
+    assert embeddings(half, ids, mask).dtype == np.float32
 
 
 FORMS: list[tuple[dict[str, object], PoolingMode]] = [
@@ -134,20 +133,9 @@ def test_sentence_transformers_files_are_read(config: dict[str, object], mode: P
     assert read_text_length(tmp_path) == 256
 
 
-def test_a_merged_checkpoint_keeps_its_pooling(tmp_path: Path) -> None:
-    source = write_modules(tmp_path / "base", {"pooling_mode": "lasttoken"}, more=["Normalize"])
-    (source / "config.json").write_text("{}")
-    (source / "1_Pooling" / "old.bin").write_bytes(b"pickle")
-    (tmp_path / "merged").mkdir()
-    copy_side_files(source, tmp_path / "merged", but=("config.json",))
-    assert read_pooling(tmp_path / "merged") == Pooling("last", normalize=True)
-    kept = {path.relative_to(tmp_path / "merged").as_posix() for path in (tmp_path / "merged").rglob("*.*")}
-    assert kept == {"modules.json", "1_Pooling/config.json"}
-
-
-def test_what_such_files_ask_for_beyond_that_is_refused(tmp_path: Path) -> None:
+def test_other_kinds_of_pooling_are_refused(tmp_path: Path) -> None:
     both: dict[str, object] = {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}
-    with pytest.raises(CheckpointError, match="pooling_mode_mean_tokens and pooling_mode_max_tokens, and this program"):
+    with pytest.raises(CheckpointError, match="pooling_mode_mean_tokens and pooling_mode_max_tokens, but this program"):
         read_pooling(write_modules(tmp_path, both))
     with pytest.raises(CheckpointError, match="asks for weightedmean"):
         read_pooling(write_modules(tmp_path, {"pooling_mode": "weightedmean"}))
@@ -172,8 +160,8 @@ def test_vectors_are_compared_by_cosine_and_never_by_choice() -> None:
     assert turned.min_cosine == pytest.approx(0.8)
     assert not within(turned, TOLERANCES["int8"])
     limit = Tolerance(relative_error=9.0, rms_error=9.0, agreement=0.9, cosine=0.97, metric_loss=0.0)
-    said = mismatch(turned, limit)
-    assert said is not None and "least cosine of a text's two vectors is 0.800000 (at least 0.97)" in said
+    message = mismatch(turned, limit)
+    assert message is not None and "least cosine of a text's two vectors is 0.800000 (at least 0.97)" in message
     assert mismatch(same, limit) is None
     assert not within(compare(expected, [np.full((2, 2), np.nan)], vectors), TOLERANCES["int4"])
     np.testing.assert_allclose(cosines(np.array([[3, 4], [4, 3], [0, 0]], np.float32))[0], [1.0, 0.96, 0.0])

@@ -25,7 +25,7 @@ from rmlora_deploy.serving.metrics import Metrics
 from rmlora_deploy.serving.queue import Row
 from rmlora_deploy.serving.server import HttpServer
 from tests.helpers.branch_graphs import make_adapter, make_base
-from tests.helpers.cli import environment, run
+from tests.helpers.cli import CONSOLE_SCRIPT, environment, run
 from tests.helpers.handmade import color_bundle, word_bundle
 
 ADAPTERS = {"one": 2, "two": 4, "three": 6}
@@ -115,7 +115,7 @@ def ask(
 
 def classify(url: str, model: str, *texts: str, **headers: str) -> list[list[float]]:
     """Return the server's probabilities for each text."""
-    answer = ask(url, "/classify", {"model": model, "input": list(texts)}, **headers)
+    answer = ask(url, "/classify", {"model": model, "input": list(texts)}, timeout=60, **headers)
     assert answer.status == 200, answer.text
     assert answer.body["model"] == model
     return [item["probs"] for item in answer.body["data"]]
@@ -145,10 +145,10 @@ def serving(bundles: Mapping[str, Path], **settings: Any) -> Iterator[Server]:
 
 
 @contextmanager
-def served_by_command(*words: str | Path, **more: str) -> Iterator[Server]:
-    """Run ``rmlora-deploy serve`` on a free port, and stop it with SIGTERM; ``more`` goes into its environment."""
-    command = [sys.executable, "-m", "rmlora_deploy", "serve", *map(str, words), "--port", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(**more))
+def served_by_command(*words: str | Path, cwd: Path | None = None, **more: str) -> Iterator[Server]:
+    """Run ``rmlora-deploy serve`` in ``cwd`` on a free port, and stop it with SIGTERM; ``more`` goes into its environment."""
+    command = [str(CONSOLE_SCRIPT), "serve", *map(str, words), "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(**more), cwd=cwd)
     assert process.stderr is not None
     try:
         said = []

@@ -17,6 +17,7 @@ from rich.table import Table
 from rmlora.errors import InputError, ParityError, require
 from rmlora.sample_data import SENTENCES
 from rmlora.storage import check_writable, write_json
+from rmlora.tasks import TASKS
 from rmlora_deploy.cli.console import json_option, make_console, print_json
 from rmlora_deploy.plots import check_plot_path
 
@@ -96,7 +97,8 @@ def command(
     )  # reports an invalid flag before the server is asked
     known = asyncio.run(list_models(url, api_key, adapters_only=not models))
     asked = models or tuple(known)
-    embedders = frozenset(name for name in asked if known.get(name) == "feature-extraction")
+    tasks = {name: TASKS.get(str(known.get(name))) for name in asked}
+    embedders = frozenset(name for name, task in tasks.items() if task is not None and not task.outputs.has_labels)
     plan = replace(settings, models=asked, embedders=embedders, reference=expected)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:

@@ -35,7 +35,7 @@ class Provider:
 
 PROVIDERS: tuple[Provider, ...] = (
     Provider("cpu", "CPUExecutionProvider", needs="cpu"),
-    # TF32 is on by default and keeps 10 of float32's 23 mantissa bits: who wants that speed exports in fp16.
+    # TF32 is on by default and keeps 10 of float32's 23 mantissa bits; for speed, export in fp16 instead.
     Provider("cuda", "CUDAExecutionProvider", {"arena_extend_strategy": "kSameAsRequested", "use_tf32": 0}),
     Provider("tensorrt", "TensorrtExecutionProvider", {"trt_engine_cache_enable": False}),
     Provider("rocm", "ROCMExecutionProvider"),

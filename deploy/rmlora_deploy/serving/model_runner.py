@@ -27,6 +27,9 @@ __all__ = ["ModelRunner"]
 _UNLIMITED = 1_000_000
 """Tokenizers without a limit report a number far above this."""
 
+_FROM_INPUTS = "inputs"
+"""Batch key of rows that the preprocessor made: all can be batched together, raw tensors only by shape."""
+
 Answer = npt.NDArray[Any]
 
 
@@ -74,11 +77,6 @@ class ModelRunner:
         )
 
     @property
-    def modality(self) -> str:
-        """``text`` or ``image``."""
-        return self._preprocessor.task.inputs.modality
-
-    @property
     def max_tokens(self) -> int:
         """Length of the longest text that the model can read."""
         limits = (
@@ -107,9 +105,9 @@ class ModelRunner:
             self._tokenizing.release()
 
     def _rows(self, inputs: Sequence[Any], model: ServedModel) -> list[Row]:
-        batch_key = self.modality
+        kind = self.bundle.task.inputs
         return [
-            Row(arrays, model.adapter, batch_key, len(next(iter(arrays.values()))))
+            Row(arrays, model.adapter, _FROM_INPUTS, kind.tokens(arrays))
             for arrays in self._preprocessor.rows(inputs, lengths=[model.max_length] * len(inputs))
         ]
 

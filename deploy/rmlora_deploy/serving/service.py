@@ -36,6 +36,8 @@ class Service:
     def __init__(self, registry: Registry, metrics: Metrics) -> None:
         self.registry, self.metrics = registry, metrics
         self.settings: ServeSettings = registry.settings
+        self._read = {"text": self._read_texts, "image": self._read_images}
+        """Kind of input → what makes rows of a client's inputs."""
         self._drained_at: float | None = None
         """When the server stops waiting for requests in progress; None while it accepts new ones."""
 
@@ -81,17 +83,8 @@ class Service:
         state["model"], state["rows"] = model.id, len(inputs)
         runner = model.runner
         runner.queue.check(len(inputs))  # before any work is done for them
-        if runner.modality == "image":
-            rows = await self._within(asyncio.to_thread(self._image_rows, inputs, model, deadline), deadline)
-            tokens = 0
-        else:
-            self._check_texts(inputs)
-            short = sum(map(len, inputs)) <= _INLINE_CHARACTERS
-            made = runner.rows_without_waiting(inputs, model) if short else None
-            if made is None:
-                made = await self._within(asyncio.to_thread(runner.rows, inputs, model), deadline)
-            rows = made
-            tokens = sum(row.length for row in rows)
+        rows = await self._read[model.task.inputs.modality](inputs, model, deadline)
+        tokens = sum(model.task.inputs.tokens(row.arrays) for row in rows)
         state["tokens"] = tokens
         return await self._within(asyncio.wrap_future(runner.submit(rows)), deadline), tokens
 
@@ -128,6 +121,19 @@ class Service:
                 text.encode()
             except UnicodeEncodeError:
                 raise InputError(f"Input {number} is not valid Unicode: it has half of a surrogate pair.") from None
+
+    async def _read_texts(self, inputs: Sequence[str], model: ServedModel, deadline: float) -> list[Row]:
+        """Return a row for every text; short ones are tokenized without leaving the event loop."""
+        self._check_texts(inputs)
+        short = sum(map(len, inputs)) <= _INLINE_CHARACTERS
+        made = model.runner.rows_without_waiting(inputs, model) if short else None
+        if made is not None:
+            return made
+        return await self._within(asyncio.to_thread(model.runner.rows, inputs, model), deadline)
+
+    async def _read_images(self, inputs: Sequence[str], model: ServedModel, deadline: float) -> list[Row]:
+        """Return a row for every image, decoded in another thread."""
+        return await self._within(asyncio.to_thread(self._image_rows, inputs, model, deadline), deadline)
 
     def _image_rows(self, inputs: Sequence[str], model: ServedModel, deadline: float) -> list[Row]:
         """Return a row for every image. They are decoded one at a time, since a small file can hold a large image."""

@@ -313,7 +313,7 @@ def test_a_base_without_a_head_needs_an_adapter(tmp_path: Path) -> None:
         tmp_path / "h",
     )
     fails(
-        3, "brings no 'classifier.weight', and the base has none", "adapter", "add", tmp_path / "bundle", tmp_path / "h"
+        3, "has no 'classifier.weight', and neither has the base", "adapter", "add", tmp_path / "bundle", tmp_path / "h"
     )
 
 

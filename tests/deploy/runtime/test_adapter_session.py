@@ -1,4 +1,4 @@
-"""The bank forgets what was used longest ago, a place in use is never written, and no row ever gets another's adapter."""
+"""The cache evicts the least recently used, an index in use is never written, and no row ever gets another row's adapter."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def use(cache: AdapterCache, *names: AdapterName) -> None:
         pass
 
 
-def test_the_bank_evicts_the_one_used_longest_ago_and_never_a_pinned_one() -> None:
+def test_the_least_recently_used_is_evicted_and_never_a_pinned_one() -> None:
     cache = make_cache(2)
     for name in "abc":
         cache.register(name, arrays)
@@ -70,7 +70,7 @@ def test_the_bank_evicts_the_one_used_longest_ago_and_never_a_pinned_one() -> No
     assert (cache.names, cache.cached) == (["b", "c"], ["c"])
 
 
-def test_the_banks_errors_say_what_is_known() -> None:
+def test_the_caches_errors_name_what_is_registered() -> None:
     cache = make_cache(2)
     with pytest.raises(InputError, match="no adapter 'x': none is registered"):
         use(cache, "x")
@@ -87,7 +87,7 @@ def test_the_banks_errors_say_what_is_known() -> None:
         cache.pin("b")
 
 
-def test_a_place_in_use_is_not_written_whatever_is_evicted_or_unloaded() -> None:
+def test_an_index_in_use_is_not_written_whatever_is_evicted_or_unloaded() -> None:
     cache = make_cache(1, bucket_capacity=3)
     for name, value in (("a", 1.0), ("b", 2.0), ("c", 3.0)):
         cache.register(name, lambda value=value: arrays(value=value))  # type: ignore[misc]
@@ -101,10 +101,10 @@ def test_a_place_in_use_is_not_written_whatever_is_evicted_or_unloaded() -> None
             assert a.bucket is not None and b.bucket is not None
             held = [a.bucket.arrays["m.lora_A"][item.index].max() for item in (a, b)]
             assert held == [1.0, 2.0]
-    assert len(a.bucket.free) == 2, "all but one are free again"
+    assert len(a.bucket.free) == 2, "every other index is free again"
 
 
-def test_who_finds_no_free_place_waits_for_one() -> None:
+def test_a_batch_waits_until_an_index_is_free() -> None:
     cache = make_cache(1, bucket_capacity=1)
     cache.register("a", arrays)
     cache.register("b", arrays)
@@ -117,7 +117,7 @@ def test_who_finds_no_free_place_waits_for_one() -> None:
     assert cache.cached == ["b"]
 
 
-def test_what_cannot_be_read_leaves_nothing_behind_and_everybody_is_told() -> None:
+def test_a_failed_read_leaves_nothing_behind_and_every_caller_gets_the_error() -> None:
     cache = make_cache(2, bucket_capacity=2)
     gate, calls = threading.Barrier(2, timeout=60), []
 
@@ -140,7 +140,7 @@ def test_what_cannot_be_read_leaves_nothing_behind_and_everybody_is_told() -> No
     assert cache.cached == ["b"]
 
 
-def test_what_is_read_ahead_counts_once_and_fills_at_most_half_of_the_slots() -> None:
+def test_prefetched_adapters_count_once_and_fill_at_most_half_of_the_capacity() -> None:
     cache = make_cache(4)
     read = threading.Semaphore(0)
 
@@ -168,7 +168,7 @@ def test_what_is_read_ahead_counts_once_and_fills_at_most_half_of_the_slots() ->
     assert (cache.misses, cache.hits) == (4, 1)
 
 
-def test_an_error_while_reading_ahead_is_told_to_the_batch_that_needs_it() -> None:
+def test_a_failed_prefetch_is_tried_again_by_the_batch_that_needs_it() -> None:
     cache = make_cache(4)
     answers = iter([InputError("not yet"), arrays()])
 
@@ -188,7 +188,7 @@ def test_an_error_while_reading_ahead_is_told_to_the_batch_that_needs_it() -> No
     assert cache.cached == ["a"]
 
 
-def test_a_batch_does_not_wait_for_what_is_read_before_its_own_adapter() -> None:
+def test_a_batch_does_not_wait_for_prefetches_queued_before_its_own() -> None:
     cache, gate = make_cache(4), threading.Event()
     cache.register("slow", lambda: arrays() if gate.wait(60) else {})
     cache.register("a", arrays)
@@ -201,7 +201,7 @@ def test_a_batch_does_not_wait_for_what_is_read_before_its_own_adapter() -> None
     assert (cache.misses, cache.hits) == (2, 1)
 
 
-def test_who_waits_for_a_place_on_another_bucket_does_not_take_the_news_from_the_one_it_is_for() -> None:
+def test_a_freed_index_wakes_the_batch_that_waits_for_that_bucket() -> None:
     cache = make_cache(1, bucket_capacity=1)
     for name, rank in (("s1", 8), ("s2", 8), ("b1", 16), ("b2", 16)):
         cache.register(name, lambda rank=rank: arrays(rank))  # type: ignore[misc]
@@ -216,7 +216,7 @@ def test_who_waits_for_a_place_on_another_bucket_does_not_take_the_news_from_the
         small.result(60)
 
 
-def test_without_a_thread_to_read_ahead_the_batch_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_prefetch_thread_the_batch_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = make_cache(4)
     cache.register("a", arrays)
 
@@ -231,7 +231,7 @@ def test_without_a_thread_to_read_ahead_the_batch_reads(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("from_file", [False, True])
-def test_a_place_holds_the_adapter_and_nothing_of_who_had_it_before(from_file: bool, tmp_path: Path) -> None:
+def test_an_index_keeps_nothing_of_the_adapter_written_there_before(from_file: bool, tmp_path: Path) -> None:
     def given(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if not from_file:
             return arrays
@@ -255,7 +255,7 @@ def test_a_place_holds_the_adapter_and_nothing_of_who_had_it_before(from_file: b
     )
 
 
-def test_adapters_of_about_one_size_share_a_bucket() -> None:
+def test_adapters_of_similar_size_share_a_bucket() -> None:
     buckets = RankBuckets({**arrays(0), **head(2)}, 4)
     small = buckets.bucket_for(arrays(3, **head(5)))
     assert buckets.bucket_for(arrays(8)) is small
@@ -263,22 +263,22 @@ def test_adapters_of_about_one_size_share_a_bucket() -> None:
     assert buckets.bucket_for(arrays(8, **head(17))).arrays["h.bias"].shape == (5, 32)
 
 
-def test_bindings_on_a_device_are_kept_for_as_many_rows_as_agreed() -> None:
-    sent = DeviceArrays(4)
+def test_device_bindings_are_kept_up_to_a_number_of_rows() -> None:
+    device = DeviceArrays(4)
     bindings = [object() for _ in range(3)]
     for number, bound in enumerate(bindings):
-        sent.put((number, number), bound)  # type: ignore[arg-type]
-    assert sent.take((0, 0)) is None
-    assert sent.take((2, 2)) is bindings[2]
-    assert sent.take((2, 2)) is None, "one run at a time"
-    sent.put((1, 2, 3, 4, 5), bindings[0])  # type: ignore[arg-type]
-    assert sent.take((1, 2, 3, 4, 5)) is bindings[0], "the last is kept even if it is larger"
+        device.put((number, number), bound)  # type: ignore[arg-type]
+    assert device.take((0, 0)) is None
+    assert device.take((2, 2)) is bindings[2]
+    assert device.take((2, 2)) is None, "one run at a time"
+    device.put((1, 2, 3, 4, 5), bindings[0])  # type: ignore[arg-type]
+    assert device.take((1, 2, 3, 4, 5)) is bindings[0], "the last is kept even if it is larger"
 
 
-def test_what_is_picked_on_the_host_answers_as_what_the_graph_picks(
+def test_arrays_sent_to_a_device_give_the_output_of_arrays_gathered_in_the_graph(
     made: Branched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a device, whose memory is played by the host's."""
+    """The host's memory stands in for the device's."""
     names = ["a3", None, "a8", "a3"]
     session, inputs = made.session(), made.inputs(batch=4)
     expected = session.run(inputs, names)
@@ -307,7 +307,7 @@ def test_two_generations_of_a_name_are_two_adapters() -> None:
         use(cache, old)
 
 
-def test_choices_fit_the_rows() -> None:
+def test_every_row_gets_one_choice() -> None:
     assert resolve_choices(AdapterKey("a", 1), 2) == [AdapterRef(AdapterKey("a", 1))] * 2
     assert resolve_choices(["a", AdapterRef("b", 0.5)], 2) == [AdapterRef("a"), AdapterRef("b", 0.5)]
     assert resolve_choices("a", 2) == [AdapterRef("a")] * 2
@@ -353,7 +353,7 @@ def test_wrong_inputs_and_adapters_of_another_graph_are_refused(made: Branched) 
     assert session.cache.cached == []
 
 
-def test_threads_that_run_load_and_unload_never_get_a_wrong_row(made: Branched) -> None:
+def test_threads_that_run_register_and_unload_never_get_a_wrong_row(made: Branched) -> None:
     session = made.session(max_active_adapters=2, max_concurrent_runs=2)
     names = list(made.adapters)
     inputs = made.inputs(batch=4)

@@ -1,4 +1,4 @@
-"""One table of execution providers; a provider that was asked for is never replaced by another in silence."""
+"""One table of execution providers; a requested provider is never silently replaced by another."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ def pretend_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
 
 
-def test_names_are_ours_or_onnx_runtimes() -> None:
+def test_a_provider_has_our_name_and_onnx_runtimes() -> None:
     assert get_provider("cuda") is get_provider("CUDAExecutionProvider") is get_provider("CUDA")
     assert len({item.name for item in PROVIDERS}) == len({item.ort_name for item in PROVIDERS}) == len(PROVIDERS)
     with pytest.raises(ConfigError, match="Unknown provider 'gpu': choose one of cpu, cuda"):
         get_provider("gpu")
 
 
-def test_every_name_of_the_table_is_one_onnx_runtime_knows() -> None:
+def test_onnx_runtime_knows_every_provider_of_the_table() -> None:
     # ROCm's left ONNX Runtime with 1.23; older builds still have it.
     assert {item.ort_name for item in PROVIDERS} - {"ROCMExecutionProvider"} <= set(ort.get_all_providers())
 
 
-def test_available_tells_what_the_build_has() -> None:
+def test_available_lists_what_the_build_has() -> None:
     found = available()
     assert found["cpu"] is True
     assert list(found) == [item.name for item in PROVIDERS]
 
 
-def test_a_session_runs_on_the_provider_with_the_threads_asked_for(model: Path) -> None:
+def test_a_session_has_the_requested_provider_and_threads(model: Path) -> None:
     session = create_session(model, "cpu", threads=1)
     assert session.get_providers() == ["CPUExecutionProvider"]
     assert session.get_session_options().intra_op_num_threads == 1

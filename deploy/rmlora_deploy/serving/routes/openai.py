@@ -47,8 +47,10 @@ async def model(name: str, service: ServiceOf) -> dict[str, Any]:
 async def embeddings(body: EmbeddingsRequest, service: ServiceOf, state: StateOf) -> dict[str, Any]:
     """Embed texts."""
     model = service.registry.model(body.model)
-    if model.task.outputs.kind != "vector":
-        raise ConfigError(f"'{model.id}' is for {model.task.name} and has no embeddings: use POST /classify.")
+    if model.task.outputs.route != "/v1/embeddings":
+        raise ConfigError(
+            f"'{model.id}' is for {model.task.name} and has no embeddings: use POST {model.task.outputs.route}."
+        )
     vectors, tokens = await service.ask(model, _texts(body.input), state)
     if body.dimensions not in (None, len(vectors[0])):
         raise ConfigError(

@@ -81,8 +81,10 @@ class UnloadRequest(BaseModel):
 async def classify(body: ClassifyRequest, service: ServiceOf, state: StateOf) -> JSONResponse:
     """Classify texts or images; ``model`` selects the adapter."""
     model = service.registry.model(body.model)
-    if model.task.outputs.kind != "scores":
-        raise ConfigError(f"'{model.id}' is for {model.task.name} and has no labels: use POST /v1/embeddings.")
+    if model.task.outputs.route != "/classify":
+        raise ConfigError(
+            f"'{model.id}' is for {model.task.name} and has no labels: use POST {model.task.outputs.route}."
+        )
     inputs = [body.input] if isinstance(body.input, str) else body.input
     answers, tokens = await service.ask(model, inputs, state)
     data = []

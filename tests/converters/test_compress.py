@@ -1,4 +1,4 @@
-"""A mix is the weighted sum; compression loses what it says and no more; PEFT agrees on both."""
+"""Compression loses what it reports and no more, and PEFT runs the result."""
 
 from __future__ import annotations
 
@@ -14,74 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
 
-from rmlora.adapter import Adapter, LoraModule
 from rmlora.errors import AdapterError, ConfigError
 from rmlora.package import load_package, save_package
 from rmlora.spectrum import module_spectrum
 from rmlora_converters.compress import compress_adapter
-from rmlora_converters.delta import delta_rows
 from rmlora_converters.mix import mix_adapters
+from tests.converters.small_adapters import adapter, dense, module
 from tests.helpers.cli import fails, run
 from tests.helpers.models import ARCHITECTURES, adapt, build, lora_config, output, relative_error
-
-
-def module(path: str, rank: int, seed: int, mask: list[bool] | None = None) -> LoraModule:
-    rng = np.random.default_rng(seed)
-    return LoraModule(
-        path=path,
-        kind="linear",
-        lora_A=rng.normal(size=(rank, 12)).astype(np.float32),
-        lora_B=rng.normal(size=(9, rank)).astype(np.float32),
-        scale=0.5,
-        rank_mask=None if mask is None else np.array(mask),
-    )
-
-
-def adapter(*modules: LoraModule) -> Adapter:
-    return Adapter(modules={item.path: item for item in modules})
-
-
-def dense(item: LoraModule) -> np.ndarray:
-    return delta_rows(item, (9, 12))
-
-
-@settings(max_examples=30)
-@given(ranks=st.lists(st.integers(1, 5), min_size=2, max_size=4), data=st.data())
-def test_a_mix_is_the_weighted_sum(ranks: list[int], data: st.DataObject) -> None:
-    weights = data.draw(st.lists(st.floats(-2, 2), min_size=len(ranks), max_size=len(ranks)).filter(any))
-    modules = [module("layer", rank, seed) for seed, rank in enumerate(ranks)]
-    mixed = mix_adapters([adapter(item) for item in modules], weights).modules["layer"]
-    expected = sum(weight * dense(item) for weight, item in zip(weights, modules, strict=True))
-    scale = max(abs(weight) for weight in weights) * 30
-    np.testing.assert_allclose(dense(mixed), expected, atol=1e-6 * scale)
-    assert mixed.rank == sum(rank for rank, weight in zip(ranks, weights, strict=True) if weight)
-
-
-def test_a_mix_keeps_masks_and_modules_of_one_side() -> None:
-    left = adapter(module("both", 3, 0, mask=[True, False, True]), module("left", 2, 1))
-    mixed = mix_adapters([left, adapter(module("both", 4, 2))], [1.0, -0.5])
-    assert set(mixed.modules) == {"both", "left"}
-    assert mixed.modules["both"].rank == 2 + 4
-    expected = dense(left.modules["both"]) - 0.5 * dense(module("both", 4, 2))
-    np.testing.assert_allclose(dense(mixed.modules["both"]), expected, atol=1e-5)
-
-
-def test_what_cannot_be_mixed_is_refused() -> None:
-    one = adapter(module("layer", 2, 0))
-    wide = adapter(replace(module("layer", 2, 0), lora_A=np.ones((2, 13), np.float32)))
-    with pytest.raises(AdapterError, match="made for different bases"):
-        mix_adapters([one, wide], [1, 1])
-    with pytest.raises(ConfigError, match="2 adapters need 2 weights, not 1"):
-        mix_adapters([one, one], [1])
-    with pytest.raises(ConfigError, match="not a finite number"):
-        mix_adapters([one, one], [1, math.nan])
-    with pytest.raises(AdapterError, match="No direction"):
-        mix_adapters([one, one], [0, 0])
-    with pytest.raises(ConfigError, match="different heads"):
-        mix_adapters([one, replace(one, modules_to_save={"classifier.weight": np.ones(2)})], [1, 1])
-    here, there = ({"base_weights": {"layer": digit * 32}} for digit in "ab")
-    with pytest.raises(AdapterError, match="the weight of 'layer' differs"):
-        mix_adapters([replace(one, metadata=here), replace(one, metadata=there)], [1, 1])
 
 
 @settings(max_examples=30)
@@ -109,7 +49,7 @@ def test_the_loss_is_the_one_reported_and_the_best_possible(criterion: dict[str,
     smaller, report = compress_adapter(adapter(*items), **criterion)  # type: ignore[arg-type]
     lost = total = 0.0
     for item in items:
-        entry = next(kept for kept in report.modules if kept.module == item.path)
+        entry = next(entry for entry in report.modules if entry.module == item.path)
         gone = dense(item) - dense(smaller.modules[item.path])
         norm = np.linalg.norm(dense(item))
         assert entry.loss == pytest.approx(np.linalg.norm(gone) / norm, abs=1e-5)
@@ -137,8 +77,8 @@ def test_criteria_out_of_range_say_what_to_change() -> None:
     for criterion, message in (
         ({"rank": 0}, "change --rank"),
         ({"energy": 1.5}, "change --energy"),
-        ({"parameters": 3}, "the least takes 21"),
-        ({"rank": 1, "energy": 0.5}, "Give one of --rank"),
+        ({"parameters": 3}, "the smallest takes 21"),
+        ({"rank": 1, "energy": 0.5}, "Pass only one of --rank"),
     ):
         with pytest.raises(ConfigError, match=message):
             compress_adapter(one, **criterion)  # type: ignore[arg-type]
@@ -150,7 +90,7 @@ def test_criteria_out_of_range_say_what_to_change() -> None:
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_peft_runs_what_was_mixed_and_compressed(name: str, tmp_path: Path) -> None:
-    """Half of an adapter plus half of it again, back at its own rank, is the adapter itself."""
+    """Half of an adapter plus the other half, compressed to its rank, is the adapter itself."""
     model = adapt(build(name), lora_config(name))
     model.save_pretrained(tmp_path / "adapter")
     words = ["mix", tmp_path / "adapter", tmp_path / "adapter", "-o", tmp_path / "mixed"]
@@ -159,10 +99,10 @@ def test_peft_runs_what_was_mixed_and_compressed(name: str, tmp_path: Path) -> N
     assert done.code == 0, done.stderr
     assert json.loads(done.stdout)["loss"] < 1e-5
     expected = output(model, ARCHITECTURES[name].inputs())
-    for made in ("mixed", "small"):
-        again = PeftModel.from_pretrained(build(name), tmp_path / made).eval()
+    for result in ("mixed", "small"):
+        loaded = PeftModel.from_pretrained(build(name), tmp_path / result).eval()
         with torch.no_grad():
-            assert relative_error(output(again, ARCHITECTURES[name].inputs()), expected) <= 1e-5
+            assert relative_error(output(loaded, ARCHITECTURES[name].inputs()), expected) <= 1e-5
 
 
 def test_masked_packages_are_read_back(tmp_path: Path) -> None:
@@ -175,16 +115,11 @@ def test_masked_packages_are_read_back(tmp_path: Path) -> None:
         assert read.modules[path].active_rank < item.rank
 
 
-def test_the_commands_tell_their_mistakes(tmp_path: Path) -> None:
+def test_the_compress_command_names_mistakes(tmp_path: Path) -> None:
     adapt(build("bert"), lora_config("bert")).save_pretrained(tmp_path / "a")
     out = ["-o", tmp_path / "out"]
-    fails(2, "--weights x is not a list of numbers", "mix", tmp_path / "a", "--weights", "x", *out)
-    fails(2, "1 adapters need 1 weights, not 2", "mix", tmp_path / "a", "--weights", "1,2", *out)
-    fails(2, "is not one of the adapters", "mix", tmp_path / "a", "--head-from", tmp_path / "b", *out)
-    fails(3, "Adapter not found", "mix", tmp_path / "nowhere", *out)
     fails(3, "Adapter not found", "compress", tmp_path / "nowhere", *out)
     fails(2, "raise --parameters", "compress", tmp_path / "a", "--parameters", "1", *out)
     assert not (tmp_path / "out").exists()
     assert run("compress", tmp_path / "a", "--rank", "1", *out).stdout.count("of the update as a whole") == 1
     fails(8, "already exists", "compress", tmp_path / "a", *out)
-    fails(8, "already exists", "mix", tmp_path / "a", *out)

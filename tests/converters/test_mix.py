@@ -1,0 +1,70 @@
+"""A mix is the weighted sum of its adapters."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rmlora.errors import AdapterError, ConfigError
+from rmlora_converters.mix import mix_adapters
+from tests.converters.small_adapters import adapter, dense, module
+from tests.helpers.cli import fails
+from tests.helpers.models import adapt, build, lora_config
+
+
+@settings(max_examples=30)
+@given(ranks=st.lists(st.integers(1, 5), min_size=2, max_size=4), data=st.data())
+def test_a_mix_is_the_weighted_sum(ranks: list[int], data: st.DataObject) -> None:
+    weights = data.draw(st.lists(st.floats(-2, 2), min_size=len(ranks), max_size=len(ranks)).filter(any))
+    modules = [module("layer", rank, seed) for seed, rank in enumerate(ranks)]
+    mixed = mix_adapters([adapter(item) for item in modules], weights).modules["layer"]
+    expected = sum(weight * dense(item) for weight, item in zip(weights, modules, strict=True))
+    scale = max(abs(weight) for weight in weights) * 30
+    np.testing.assert_allclose(dense(mixed), expected, atol=1e-6 * scale)
+    assert mixed.rank == sum(rank for rank, weight in zip(ranks, weights, strict=True) if weight)
+
+
+def test_a_mix_keeps_masks_and_modules_of_one_side() -> None:
+    left = adapter(module("both", 3, 0, mask=[True, False, True]), module("left", 2, 1))
+    mixed = mix_adapters([left, adapter(module("both", 4, 2))], [1.0, -0.5])
+    assert set(mixed.modules) == {"both", "left"}
+    assert mixed.modules["both"].rank == 2 + 4
+    expected = dense(left.modules["both"]) - 0.5 * dense(module("both", 4, 2))
+    np.testing.assert_allclose(dense(mixed.modules["both"]), expected, atol=1e-5)
+
+
+def test_what_cannot_be_mixed_is_refused() -> None:
+    one = adapter(module("layer", 2, 0))
+    wide = adapter(replace(module("layer", 2, 0), lora_A=np.ones((2, 13), np.float32)))
+    with pytest.raises(AdapterError, match="made for different bases"):
+        mix_adapters([one, wide], [1, 1])
+    with pytest.raises(ConfigError, match="2 adapters need 2 weights, not 1"):
+        mix_adapters([one, one], [1])
+    with pytest.raises(ConfigError, match="not a finite number"):
+        mix_adapters([one, one], [1, math.nan])
+    with pytest.raises(AdapterError, match="No direction"):
+        mix_adapters([one, one], [0, 0])
+    with pytest.raises(ConfigError, match="different heads"):
+        mix_adapters([one, replace(one, modules_to_save={"classifier.weight": np.ones(2)})], [1, 1])
+    here, there = ({"base_weights": {"layer": digit * 32}} for digit in "ab")
+    with pytest.raises(AdapterError, match="the weight of 'layer' differs"):
+        mix_adapters([replace(one, metadata=here), replace(one, metadata=there)], [1, 1])
+
+
+def test_the_mix_command_names_mistakes(tmp_path: Path) -> None:
+    adapt(build("bert"), lora_config("bert")).save_pretrained(tmp_path / "a")
+    out = ["-o", tmp_path / "out"]
+    fails(2, "--weights x is not a list of numbers", "mix", tmp_path / "a", "--weights", "x", *out)
+    fails(2, "1 adapters need 1 weights, not 2", "mix", tmp_path / "a", "--weights", "1,2", *out)
+    fails(2, "is not one of the adapters", "mix", tmp_path / "a", "--head-from", tmp_path / "b", *out)
+    fails(3, "Adapter not found", "mix", tmp_path / "nowhere", *out)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").touch()
+    fails(8, "already exists", "mix", tmp_path / "a", *out)

@@ -1,0 +1,20 @@
+"""The small files of a base go with the merged model, pooling included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rmlora.pooling import Pooling, read_pooling
+from rmlora_converters.side_files import copy_side_files
+from tests.helpers.encoders import write_modules
+
+
+def test_a_merged_checkpoint_keeps_its_pooling(tmp_path: Path) -> None:
+    source = write_modules(tmp_path / "base", {"pooling_mode": "lasttoken"}, more=["Normalize"])
+    (source / "config.json").write_text("{}")
+    (source / "1_Pooling" / "old.bin").write_bytes(b"pickle")
+    (tmp_path / "merged").mkdir()
+    copy_side_files(source, tmp_path / "merged", but=("config.json",))
+    assert read_pooling(tmp_path / "merged") == Pooling("last", normalize=True)
+    kept = {path.relative_to(tmp_path / "merged").as_posix() for path in (tmp_path / "merged").rglob("*.*")}
+    assert kept == {"modules.json", "1_Pooling/config.json"}
