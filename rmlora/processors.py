@@ -1,4 +1,4 @@
-"""Tokenizers and image processors, loaded from a model's directory without torch."""
+"""Loading tokenizers and image processors from a model's directory, without torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def load_tokenizer(directory: Path) -> Any:
 
 
 def load_image_processor(directory: Path) -> Any:
-    """Return the image processor in ``directory``, the one that needs no torchvision.
+    """Return the image processor in ``directory``, in the variant that does not need torchvision.
 
     Raises:
         CheckpointError: there is no usable one.
@@ -45,7 +45,7 @@ def load_image_processor(directory: Path) -> Any:
 
 def _require_transformers() -> None:
     require("transformers", "serve")
-    if not is_installed("torch"):  # transformers would advise to install it
+    if not is_installed("torch"):  # transformers would recommend installing it
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
