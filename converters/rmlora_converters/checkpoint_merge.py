@@ -1,4 +1,4 @@
-"""Merges an adapter into a safetensors checkpoint of any size, using memory for a few blocks only."""
+"""Merges an adapter into a safetensors checkpoint of any size, with only a few blocks in memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rmlora_converters.side_files import copy_side_files, write_provenance
 __all__ = ["MergeReport", "merge_checkpoint"]
 
 BLOCK_BYTES = 16 << 20
-"""Bytes of a tensor handled at once. A merge needs memory for one such block in float32 and its update."""
+"""Bytes of a tensor processed at a time. A merge needs memory for one such block in float32 and its update."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def merge_checkpoint(
         adapter: the update to merge.
         output: directory to create.
         overwrite: replace an existing directory.
-        allow_base_mismatch: merge even if the adapter's fingerprint names another base.
+        allow_base_mismatch: merge even if the adapter was made for another base.
         on_progress: called with (bytes written, total bytes).
 
     Raises:

@@ -151,7 +151,7 @@ def _within_budget(items: Sequence[_Rotated], budget: int) -> list[int]:
         for sigma in item.sigma[: item.numerical_rank]
     )
     counts, spent = [0] * len(items), 0
-    full: set[int] = set()  # modules whose next direction did not fit; they get no later, weaker one either
+    full: set[int] = set()  # modules whose next direction did not fit; their weaker directions are skipped too
     for _, number, cost in ranked:
         if number in full:
             continue

@@ -30,7 +30,7 @@ FloatArray = npt.NDArray[np.float32]
 def stores_transposed(module: LoraModule, shape: tuple[int, ...]) -> bool:
     """Return True if a base weight of ``shape`` is stored ``[in, out]``.
 
-    The shape decides. A square weight fits both ways, so there the adapter's ``fan_in_fan_out`` decides.
+    The shape decides. A square weight fits both ways, and then the adapter's ``fan_in_fan_out`` decides.
 
     Raises:
         AdapterError: the update does not fit the weight in either orientation.

@@ -18,7 +18,7 @@ from rmlora.fingerprint import fingerprint_of
 __all__ = ["with_factors", "with_modules"]
 
 _MODULE_SELECTION = ("layers_to_transform", "layers_pattern", "exclude_modules", "layer_replication")
-"""Options that select modules. They are dropped: the result lists its modules one by one."""
+"""Options that select modules. They are dropped, because the result lists its modules one by one."""
 
 _TRAINING_METADATA = ("rmlora", "metrics", "training", "rank_mask")
 """Metadata that describe the old factors. They are dropped."""

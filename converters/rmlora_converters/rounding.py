@@ -41,7 +41,7 @@ class ModuleRounding:
 
 @dataclass(frozen=True)
 class RoundingReport:
-    """What a merge did to the weights. Each kind of merge extends this with what only it can report."""
+    """What a merge did to the weights. Each kind of merge adds fields of its own."""
 
     modules: tuple[ModuleRounding, ...]
     """One entry per adapted module, largest loss first."""

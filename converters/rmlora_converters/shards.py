@@ -1,4 +1,4 @@
-"""Writes a safetensors file tensor by tensor and block by block, using memory for one block only."""
+"""Writes a safetensors file tensor by tensor and block by block, with only one block in memory."""
 
 from __future__ import annotations
 
@@ -61,4 +61,4 @@ def write_shard(
         for entry, blocks in zip(entries, content, strict=True):
             written = sum(file.write(block) for block in blocks)
             if written != entry.nbytes:
-                raise ValueError(f"Tensor '{entry.name}' has {written} bytes where its shape says {entry.nbytes}.")
+                raise ValueError(f"Tensor '{entry.name}' has {written} bytes, but its shape needs {entry.nbytes}.")

@@ -15,7 +15,7 @@ from rmlora_converters.rounding import RoundingReport
 __all__ = ["PROVENANCE_FILE", "copy_side_files", "write_provenance"]
 
 PROVENANCE_FILE = "rmlora_merge.json"
-"""The record of a merge: what was merged, and the rounding loss of every module. Its keys are those of the report."""
+"""The record of a merge: what was merged, and all fields of the report, such as the rounding loss of every module."""
 
 _PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "README.md")
 """Files to copy: no pickles and no other copies of the weights."""

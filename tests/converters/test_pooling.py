@@ -106,7 +106,7 @@ def test_what_cannot_be_pooled_is_refused_and_half_precision_is_summed_in_float3
     with pytest.raises(InputError, match="takes no 'attention_mask', so padding would count as text"):
         insert_pooling(graph(mask=False), Pooling("mean"))
     insert_pooling(graph(mask=False), Pooling("cls"))
-    with pytest.raises(InputError, match="of opset 11: export it with 13 or later"):
+    with pytest.raises(InputError, match="has opset 11: export it with opset 13 or later"):
         insert_pooling(graph(opset=11), Pooling())
     half = graph(kind=TensorProto.FLOAT16)
     insert_pooling(half, Pooling())

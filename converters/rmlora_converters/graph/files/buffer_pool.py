@@ -1,4 +1,4 @@
-"""Buffers that are used again: reading into fresh memory over and over costs page faults, more than the copy itself."""
+"""Reusable buffers: reading into fresh memory each time causes page faults, which cost more than the copy itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class BufferPool:
     """Hands out buffers and takes each back when no array refers to it any more. Safe for use from several threads.
 
     Args:
-        max_free: how many free buffers to keep for later.
+        max_free: how many free buffers to keep.
     """
 
     def __init__(self, max_free: int = 8) -> None:

@@ -19,7 +19,7 @@ def lazy_transform(value: ir.Value, change: Callable[[npt.NDArray[Any]], None]) 
 
     Args:
         value: the initializer.
-        change: called with a copy of the present content, which it changes in place.
+        change: called with a copy of the current content, which it changes in place.
 
     Raises:
         AdapterError: the initializer has no content.

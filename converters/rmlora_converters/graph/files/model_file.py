@@ -1,4 +1,4 @@
-"""Reads and writes ONNX models. Large weights go to a file of their own, so models over 2 GB work too."""
+"""Reads and writes ONNX models. Large weights go to a separate file, so models over 2 GB work too."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def save_model(model: ir.Model, path: Path, on_progress: Callable[[int, int], No
         if total > INLINE_LIMIT:
             ir.save(model, path, external_data=f"{path.name}.data", callback=written)
         else:
-            ir.external_data.load_to_model(model)  # or it would still name the files it was read from
+            ir.external_data.load_to_model(model)  # otherwise it would still refer to the files it was read from
             ir.save(model, path)
     except Exception as error:  # noqa: BLE001 - onnx_ir wraps whatever a lazy tensor raises
         raise _cause(error) from None

@@ -34,7 +34,7 @@ _DTYPES = {
     11: np.dtype(np.float64),
     16: np.dtype(ml_dtypes.bfloat16),  # written from languages other than Python
 }
-"""ONNX's number of a type → numpy's type."""
+"""ONNX's number for a type → the numpy type."""
 
 _buffers = BufferPool()
 _INT32, _UINT32, _UINT16 = struct.Struct("<i"), struct.Struct("<I"), struct.Struct("<H")
@@ -67,8 +67,8 @@ def write_onnx_adapter(path: Path, arrays: Mapping[str, AnyArray]) -> None:
 def read_onnx_adapter(path: Path) -> AdapterArrays:
     """Return the arrays in the adapter file ``path``.
 
-    The file is read into pooled memory. onnxruntime's own reader maps the file, and an adapter cache that loads and evicts
-    all the time would pay for the page faults, several times the cost of reading.
+    The file is read into pooled memory. onnxruntime's own reader maps the file, and an adapter cache that keeps loading and
+    evicting would pay for the page faults, several times the cost of reading.
 
     Raises:
         InputError: the file is missing or is not an adapter file.
@@ -92,7 +92,7 @@ def _read(path: Path) -> npt.NDArray[np.uint8]:
         with path.open("rb", buffering=0) as file:
             content = _buffers.take(os.fstat(file.fileno()).st_size)
             done, view = 0, content.data
-            while done < len(content):  # otherwise old content of the buffer would pass for the file's
+            while done < len(content):  # a short read would leave old content in the buffer
                 count = file.readinto(view[done:])
                 if not count:
                     raise InputError(f"{path} was truncated while it was read: add the adapter again.")

@@ -39,7 +39,7 @@ def find_targets(model: ir.Model, adapters: Sequence[Adapter], base: Checkpoint 
 
     Raises:
         AdapterError: a module or head is not in the graph, has different sizes in two adapters, or an adapter replaces
-            something else than a head.
+            something other than a head.
     """
     modules, heads = _modules(adapters), _heads(adapters)
     weights = find_weights(model, [query_of_module(module) for module in modules.values()], base, quantized=True)
@@ -62,7 +62,7 @@ def _modules(adapters: Sequence[Adapter]) -> dict[str, LoraModule]:
             known = union.setdefault(path, module)
             if query_of_module(known).shape != query_of_module(module).shape or known.kind != module.kind:
                 raise AdapterError(
-                    f"'{path}' has other sizes in {adapter.source} than in another adapter: they were made for different bases."
+                    f"'{path}' does not have the same sizes in {adapter.source} as in another adapter: they were made for different bases."
                 )
     return union
 
@@ -97,7 +97,7 @@ def _heads(adapters: Sequence[Adapter]) -> dict[str, np.ndarray]:
 
 
 def head_shape(path: str, shape: tuple[int, ...], model: ir.Model, base: Checkpoint | None) -> tuple[int, ...]:
-    """Return the shape ``[labels, in]`` of the head in the graph, which may have other labels than an adapter's ``shape``."""
+    """Return the shape ``[labels, in]`` of the head in the graph, whose number of labels may differ from ``shape``, the adapter's."""
     parameter = f"{path}.weight"
     stored = {
         name: value.const_value.shape.numpy() for name, value in model.graph.initializers.items() if value.const_value

@@ -41,7 +41,7 @@ def open_attention(model: ir.Model) -> int:
 
 
 def open_attention_per_projection(model: ir.Model) -> int:
-    """Do the same as :func:`open_attention`, but with a product per projection, to which branches can be added.
+    """Like :func:`open_attention`, but make one product per projection, to which branches can be added.
 
     The graph is raised to operator set 23 if possible: on CPUs its ``Attention`` is faster than ``MultiHeadAttention``.
     """

@@ -1,7 +1,7 @@
 """Adds pooling and normalization to a graph, so that any runtime returns one finished embedding per row.
 
-The pass works without torch, on graphs from any exporter. The added nodes compute in float32 whatever the precision of the
-graph, because sums over many tokens are where half precision is least accurate.
+The pass works without torch, on graphs from any exporter. The added nodes always compute in float32,
+because sums over many tokens are where half precision is least accurate.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def insert_pooling(model: ir.Model, pooling: Pooling) -> None:
         pooling: which tokens are pooled, and whether the result is normalized.
 
     Raises:
-        InputError: the graph has no such output, no attention mask, or too old an operator set.
+        InputError: the graph has no such output or no attention mask, or its operator set is too old.
     """
     tokens = keep_answer(model)
     if tokens.name == EMBEDDING_NAME:
         return
     if model.opset_imports.get("", 0) < _OPSET:
-        raise InputError(f"The graph is of opset {model.opset_imports.get('', 0)}: export it with {_OPSET} or later.")
+        raise InputError(f"The graph has opset {model.opset_imports.get('', 0)}: export it with opset {_OPSET} or later.")
     nodes = Tape(model.graph, POOLING_SCOPE)
     hidden = nodes.op("Cast", tokens, attributes={"to": ir.DataType.FLOAT}) if _is_half(tokens) else tokens
     vector = _pooled(nodes, hidden, model.graph, pooling)

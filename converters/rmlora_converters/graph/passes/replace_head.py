@@ -53,7 +53,7 @@ def replace_head(graph: ir.Graph, location: WeightLocation, weight: AnyArray, bi
         _fill(consumer.bias, shift)
     elif consumer.bias is not None:
         raise AdapterError(
-            f"The head '{location.parameter}' does not have its bias for itself in the graph: merge the checkpoint and export that."
+            f"The head '{location.parameter}' shares its bias with other nodes in the graph, or computes it: merge the checkpoint and export that."
         )
     elif shift.any():  # the exporter left out a bias of zeros
         _add_bias(graph, consumer, shift, location.module)

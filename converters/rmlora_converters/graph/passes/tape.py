@@ -13,7 +13,7 @@ __all__ = ["Tape"]
 
 
 class Tape:
-    """Records new nodes in order, for the caller to insert into the graph. Constants are registered at once.
+    """Records new nodes in order, for the caller to insert into the graph. Constants are registered immediately.
 
     Args:
         graph: the graph that gets the constants.
