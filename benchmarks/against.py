@@ -60,12 +60,12 @@ def measure_branches(trees: dict[str, Path], names: Sequence[str], rounds: int, 
         (tree / "work").mkdir()
         _python(tree, "-c", program)
     sizes = json.loads(_python(trees["after"], "-c", "from benchmarks.branches import *; print(SIZES)").replace("(", "[").replace(")", "]"))  # fmt: skip
-    taken: dict[str, dict[str, list[list[float]]]] = {name: {name_of: [] for name_of in trees} for name in names}
+    taken: dict[str, dict[str, list[list[float]]]] = {name: {tree: [] for tree in trees} for name in names}
     for number in range(rounds):
         for name in names:
-            for tree in trees if number % 2 == 0 else reversed(trees):
+            for turn in trees if number % 2 == 0 else reversed(trees):
                 words = ("-m", "benchmarks.branches", "--worker", name, "--work", "work", "--seconds", str(seconds))
-                taken[name][tree].append(json.loads(_python(trees[tree], *words).splitlines()[-1])["ms"])
+                taken[name][turn].append(json.loads(_python(trees[turn], *words).splitlines()[-1])["ms"])
         print(f"branches: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     rows = []
     for name, runs in taken.items():
@@ -82,12 +82,12 @@ def measure_serving(trees: dict[str, Path], options: argparse.Namespace) -> list
     for tree in trees.values():
         (tree / "served").mkdir()
     for number in range(options.serve_rounds):
-        for tree in trees if number % 2 == 0 else reversed(trees):
+        for turn in trees if number % 2 == 0 else reversed(trees):
             words = ["-m", "benchmarks.serving", "--rounds", "1", "--seconds", str(options.serve_seconds)]
-            _python(trees[tree], *words, "--adapters", str(options.adapters), "--work", "served")
-            runs = json.loads((trees[tree] / "benchmarks" / "results" / "serving.json").read_text())["runs"]
+            _python(trees[turn], *words, "--adapters", str(options.adapters), "--work", "served")
+            runs = json.loads((trees[turn] / "benchmarks" / "results" / "serving.json").read_text())["runs"]
             for name, values in rates.items():
-                values[tree] += [run["requests_per_second"] for run in runs[name]]
+                values[turn] += [run["requests_per_second"] for run in runs[name]]
         print(f"serving: round {number + 1} of {options.serve_rounds}", file=sys.stderr, flush=True)
     rows = [
         {"name": name, **_compared(values["before"], values["after"])}
