@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ def main() -> None:
     """Measure, print and write the ratios, this commit over the other one: above 1 is slower, for requests/s faster."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("revision", help="what to compare with, as git names it")
+    parser.add_argument("--only", action="append", choices=CONTESTANTS, help="measure just this contestant; repeatable")
+    parser.add_argument("--name", default="against", help="of the results file (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of every contestant (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=0.5, help="on every size in a turn (default %(default)s)")
     parser.add_argument("--serve-rounds", type=int, default=2, help="turns of the servers (default %(default)s)")
@@ -44,22 +47,22 @@ def main() -> None:
         result = {
             "environment": environment(),
             "revisions": revisions,
-            "branches": measure_branches(trees, options.rounds, options.seconds),
+            "branches": measure_branches(trees, options.only or CONTESTANTS, options.rounds, options.seconds),
             "serving": measure_serving(trees, options),
         }
-    print(write_result("against", result))
+    print(write_result(options.name, result))
 
 
-def measure_branches(trees: dict[str, Path], rounds: int, seconds: float) -> list[dict[str, Any]]:
+def measure_branches(trees: dict[str, Path], names: Sequence[str], rounds: int, seconds: float) -> list[dict[str, Any]]:
     """Return a row for every contestant and size: milliseconds of both, and the ratio within pairs."""
     for tree in trees.values():
         program = "from pathlib import Path; from benchmarks.branches import make_bundles; make_bundles(Path('work'))"
         (tree / "work").mkdir()
         _python(tree, "-c", program)
     sizes = json.loads(_python(trees["after"], "-c", "from benchmarks.branches import *; print(SIZES)").replace("(", "[").replace(")", "]"))  # fmt: skip
-    taken: dict[str, dict[str, list[list[float]]]] = {name: {tree: [] for tree in trees} for name in CONTESTANTS}
+    taken: dict[str, dict[str, list[list[float]]]] = {name: {name_of: [] for name_of in trees} for name in names}
     for number in range(rounds):
-        for name in CONTESTANTS:
+        for name in names:
             for tree in trees if number % 2 == 0 else reversed(trees):
                 words = ("-m", "benchmarks.branches", "--worker", name, "--work", "work", "--seconds", str(seconds))
                 taken[name][tree].append(json.loads(_python(trees[tree], *words).splitlines()[-1])["ms"])
@@ -86,7 +89,11 @@ def measure_serving(trees: dict[str, Path], options: argparse.Namespace) -> list
             for name, values in rates.items():
                 values[tree] += [run["requests_per_second"] for run in runs[name]]
         print(f"serving: round {number + 1} of {options.serve_rounds}", file=sys.stderr, flush=True)
-    rows = [{"name": name, **_compared(values["before"], values["after"])} for name, values in rates.items()]
+    rows = [
+        {"name": name, **_compared(values["before"], values["after"])}
+        for name, values in rates.items()
+        if values["before"]
+    ]
     for row in rows:
         print(f"requests/s, {row['name']:12} {row['ratio']:.3f}", flush=True)
     return rows

@@ -1,7 +1,28 @@
 """RM-LoRA: regularized and masked low-rank adaptation (Mao et al., arXiv 2407.12074).
 
-Everything public is reachable from here; names that need torch or transformers are imported on first use,
-so ``import rmlora`` works without them.
+Training, with any transformers ``Trainer`` or a loop of your own (needs torch and peft):
+
+======================== ========================================================================================
+``RMLoRAConfig``         the settings of the method
+``RMLoRACallback``       makes a ``Trainer`` train a PEFT LoRA model as RM-LoRA
+``find_factors``         the trainable LoRA factors of a PEFT model, for hand-written loops
+``regularize_gradients`` adds the orthogonality penalty's gradient; once per optimizer step
+``mask_gradients``       zeroes the gradients of this step's masked directions; once per optimizer step
+======================== ========================================================================================
+
+Adapters on disk and in memory (numpy only):
+
+======================== ========================================================================================
+``load_package``         reads an adapter directory, ours or PEFT's
+``save_package``         writes one that PEFT loads
+``Adapter``              an adapter in memory: ``LoraModule`` by module path, and tensors saved in full
+``LoraModule``           the update of one module, ``scale · B A``
+``adapter_spectrum``     singular values and intrinsic dimension of all updates, as ``AdapterSpectrum``
+``module_spectrum``      the same for one module, as ``Spectrum``
+``RMLoRAError``          base class of every error raised on purpose, see :mod:`rmlora.errors`
+======================== ========================================================================================
+
+Names that need torch or transformers are imported on first use, so ``import rmlora`` works without them.
 """
 
 from __future__ import annotations

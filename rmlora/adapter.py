@@ -1,6 +1,6 @@
 """A LoRA adapter in memory: factors, scale and rank mask per module, and the tensors saved in full.
 
-Plain numpy, no torch. Reading and writing packages is :mod:`rmlora.package`'s.
+Plain numpy, no torch. :mod:`rmlora.package` reads and writes adapters.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class LoraModule:
     """
 
     path: str
-    """Module path in the base model, as torch names it."""
+    """Path of the torch module in the base model."""
     kind: ModuleKind
     lora_A: Array  # noqa: N815 - PEFT's name
     lora_B: Array  # noqa: N815 - PEFT's name
     scale: float
     fan_in_fan_out: bool = False
-    """The base stores this weight as ``[in, out]``; decides only where the shape leaves it open (square)."""
+    """True if the base stores this weight as ``[in, out]``; used only for square weights, where the shape cannot tell."""
     rank_mask: npt.NDArray[np.bool_] | None = None
-    """``[rank]``, False for a direction that contributes nothing; None keeps all."""
+    """``[rank]``, False for directions that contribute nothing; None keeps all."""
 
     def __post_init__(self) -> None:
         rank = self.lora_A.shape[0]
@@ -63,23 +63,23 @@ class LoraModule:
 
     @property
     def rank(self) -> int:
-        """Directions stored, masked ones included."""
+        """Number of stored directions, masked ones included."""
         return int(self.lora_A.shape[0])
 
     @property
     def active_rank(self) -> int:
-        """Directions that contribute."""
+        """Number of directions that are not masked."""
         return self.rank if self.rank_mask is None else int(self.rank_mask.sum())
 
     @cached_property
     def A(self) -> FloatArray:  # noqa: N802 - the paper's symbol
-        """``[active rank, in]`` float32: kept directions of A, trailing axes flattened."""
+        """``[active rank, in]`` float32: A without masked directions, trailing axes flattened."""
         factor = self.lora_A if self.rank_mask is None else self.lora_A[self.rank_mask]
         return np.ascontiguousarray(factor.reshape(factor.shape[0], math.prod(factor.shape[1:])), dtype=np.float32)
 
     @cached_property
     def B(self) -> FloatArray:  # noqa: N802 - the paper's symbol
-        """``[out, active rank]`` float32: kept directions of B, without the scale."""
+        """``[out, active rank]`` float32: B without masked directions, not scaled."""
         factor = self.lora_B.reshape(self.lora_B.shape[0], self.rank)
         factor = factor if self.rank_mask is None else factor[:, self.rank_mask]
         return np.ascontiguousarray(factor, dtype=np.float32)
@@ -87,43 +87,43 @@ class LoraModule:
 
 @dataclass(frozen=True)
 class Adapter:
-    """One adapter: modules by path, tensors saved in full by parameter path, and where it came from."""
+    """One adapter: updates by module path, tensors saved in full by parameter path, and their origin."""
 
     modules: Mapping[str, LoraModule]
     """Module path → its update."""
     modules_to_save: Mapping[str, Array] = field(default_factory=dict)
-    """Parameter path (``classifier.weight``) → the tensor that replaces or extends the base's."""
+    """Parameter path (``classifier.weight``) → tensor that replaces the base's, or that the base lacks."""
     peft_config: Mapping[str, Any] = field(default_factory=dict)
-    """``adapter_config.json`` as it was read."""
+    """Content of ``adapter_config.json``."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """``rmlora.json`` as it was read; empty for an adapter from elsewhere. See :mod:`rmlora.package`."""
+    """Content of ``rmlora.json``, see :mod:`rmlora.package`; empty for an adapter of another tool."""
     source: str = "adapter"
-    """Where it was read from, for messages."""
+    """Where it was read from, for error messages."""
 
     @property
     def parameters(self) -> int:
-        """Elements of all factors (masked directions included), without the tensors saved in full."""
+        """Number of elements of all factors, masked directions included, modules_to_save not."""
         return sum(module.lora_A.size + module.lora_B.size for module in self.modules.values())
 
     @property
     def fingerprint(self) -> str | None:
-        """Fingerprint of the base it was trained on, when known."""
+        """Fingerprint of the base it was trained on; None if not recorded."""
         value = self.metadata.get("base_fingerprint")
         return str(value) if value else None
 
     @property
     def base_weights(self) -> Mapping[str, str]:
-        """Module path → digest of the base's weight there (:mod:`rmlora.fingerprint`); empty when not recorded."""
+        """Module path → digest of the base's weight (:mod:`rmlora.fingerprint`); empty if not recorded."""
         return dict(self.metadata.get("base_weights") or {})
 
     @property
     def task(self) -> str | None:
-        """Task name (``text-classification`` …) that the package records, or PEFT's task type implies; None if neither."""
+        """Task name (``text-classification``, …) that the package records or PEFT's task type implies; None if neither."""
         value = self.metadata.get("task") or task_of_peft(self.peft_config.get("task_type"))
         return str(value) if value else None
 
     @property
     def labels(self) -> list[str] | None:
-        """Label names in the order of the head's outputs, when known."""
+        """Label names in the order of the head's outputs; None if not recorded."""
         value = self.metadata.get("labels")
         return [str(label) for label in value] if value else None

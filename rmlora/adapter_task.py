@@ -1,4 +1,4 @@
-"""Which task an adapter is for, and which of its modules matter there."""
+"""Determining the task of an adapter, and the modules that the task uses."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["drop_unused_modules", "task_of"]
 
 
 def task_of(adapter: Adapter, name: str | None = None) -> Task:
-    """Return the task of ``adapter``: the one called ``name``, else the one it records.
+    """Return the task called ``name`` or, if that is None, the task that ``adapter`` records.
 
     Raises:
         ConfigError: there is no such task, or none is recorded.
-        AdapterError: the adapter was made for another kind of output.
+        AdapterError: the adapter was made for another kind of outputs.
     """
     chosen = name or adapter.task
     if chosen is None:
@@ -30,12 +30,12 @@ def task_of(adapter: Adapter, name: str | None = None) -> Task:
 
 
 def drop_unused_modules(adapter: Adapter, task: Task) -> Adapter:
-    """Return ``adapter`` without the modules no output depends on: PEFT's ``all-linear`` adapts some of these.
+    """Return ``adapter`` without modules that no output depends on; PEFT's ``all-linear`` adapts some of these too.
 
     Raises:
-        AdapterError: nothing is left.
+        AdapterError: no module is left.
     """
     modules = {path: module for path, module in adapter.modules.items() if task.outputs.depends_on(path)}
     if not modules:
-        raise AdapterError(f"{adapter.source} changes nothing on which an answer for {task.name} depends.")
+        raise AdapterError(f"{adapter.source} changes no module that the outputs of {task.name} depend on.")
     return replace(adapter, modules=modules)

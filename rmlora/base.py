@@ -1,4 +1,4 @@
-"""From what a user calls the base model (a directory, a GGUF file, a hub name) to a safetensors directory."""
+"""Resolving a base model given as directory, GGUF file or hub name to a directory with safetensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
 def cache_directory() -> Path:
-    """Where converted bases are kept: ``RMLORA_CACHE``, else ``~/.cache/rmlora-deploy``."""
+    """Return the directory for converted bases: ``$RMLORA_CACHE``, or ``~/.cache/rmlora-deploy``."""
     return Path(os.environ.get("RMLORA_CACHE") or Path.home() / ".cache" / "rmlora-deploy")
 
 
@@ -23,13 +23,13 @@ def resolve_base(base: str | Path, *, revision: str | None = None) -> Path:
     """Return a local directory with ``config.json`` and safetensors weights for ``base``.
 
     Args:
-        base: a checkpoint directory, a ``.gguf`` file (dequantized once into :func:`cache_directory`, which
-            needs torch and gguf), or a hub name, fetched by huggingface_hub into its own cache.
-        revision: branch, tag or commit for a hub name.
+        base: a checkpoint directory, a ``.gguf`` file (dequantized once into :func:`cache_directory`; needs torch and gguf), or
+            a hub name (downloaded by huggingface_hub into its own cache).
+        revision: branch, tag or commit of a hub name.
 
     Raises:
-        CheckpointError: nothing usable is there.
-        DependencyError: a GGUF file is given and torch or gguf is not installed.
+        CheckpointError: there is no usable checkpoint.
+        DependencyError: ``base`` is a GGUF file, and torch, transformers or gguf is not installed.
     """
     path = Path(base)
     if path.is_dir():
@@ -37,7 +37,9 @@ def resolve_base(base: str | Path, *, revision: str | None = None) -> Path:
         return path
     if path.is_file():
         if path.suffix.lower() != ".gguf":
-            raise CheckpointError(f"{path} is a file, not a model directory; only .gguf files can be given as such.")
+            raise CheckpointError(
+                f"{path} is a file, not a model directory; the only model files accepted are .gguf files."
+            )
         return _from_gguf(path)
     name = str(base)
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or path.suffix.lower() in (".gguf", ".safetensors"):
@@ -56,7 +58,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"Base model '{name}' is no local directory and could not be fetched from the hub ({reason}): check the "
+            f"Base model '{name}' is not a local directory and could not be fetched from the hub ({reason}): check the "
             "name, the network, or give a local path."
         ) from None
     Checkpoint(path)
@@ -64,7 +66,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
 
 
 def _from_gguf(path: Path) -> Path:
-    """Dequantize ``path`` with transformers into a cache directory named by the file's hash."""
+    """Dequantize ``path`` with transformers into a cache directory named after the file's hash."""
     target = cache_directory() / "gguf" / sha256_file(path)[:32]
     if target.is_dir():
         return target
@@ -74,12 +76,14 @@ def _from_gguf(path: Path) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - a broken file leads its reader into any kind of error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path} cannot be read as a GGUF model ({reason}): fetch it again.") from None
-    # The weights are ordinary now: what transformers remembers of their quantization would stop them being saved.
+    # The weights are no longer quantized, but transformers refuses to save while it has these records.
     model.hf_quantizer = None  # type: ignore[assignment]
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

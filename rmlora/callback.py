@@ -1,4 +1,4 @@
-"""One callback that makes any transformers ``Trainer`` (also trl's) train any PEFT LoRA model as RM-LoRA."""
+"""A callback with which any transformers ``Trainer`` (also trl's) trains any PEFT LoRA model as RM-LoRA."""
 
 from __future__ import annotations
 
@@ -21,12 +21,26 @@ __all__ = ["RMLoRACallback"]
 class RMLoRACallback(TrainerCallback):
     """Regularize and mask the LoRA gradients once per optimizer step.
 
-    It acts after accumulation, reduction, unscaling and clipping and before the optimizer, so the loss that
-    is logged and evaluated stays the task's own, and the penalty does not depend on gradient accumulation.
-    ``orth_penalty`` (R, unweighted) is added to the training logs; loggers that come before this callback in
-    the trainer's list see their copy without it.
+        >>> config = RMLoRAConfig(rank=8, active_rank=4, orth_weight=0.1)
+        >>> model = get_peft_model(model, config.to_peft(task_type="SEQ_CLS"))          # doctest: +SKIP
+        >>> trainer = Trainer(model=model, callbacks=[RMLoRACallback(config)], ...)     # doctest: +SKIP
+        >>> trainer.train()                                                             # doctest: +SKIP
 
-        >>> trainer = Trainer(model=get_peft_model(model, config.to_peft()), callbacks=[RMLoRACallback(config)], ...)
+    The callback runs after accumulation, reduction, unscaling and clipping, just before the optimizer. So the logged and
+    evaluated loss is the task's loss alone, and the penalty does not depend on gradient accumulation. Only LoRA factors
+    are changed; a head in ``modules_to_save`` trains as usual.
+
+    ``orth_penalty`` (R, not weighted) is added to the training logs. Loggers that precede this callback in the trainer's
+    list do not see it.
+
+    Use one callback per run. Data parallelism (torchrun, accelerate with DDP) works; FSDP and DeepSpeed do not.
+
+    Args:
+        config: the method; the one whose ``to_peft()`` made the model's LoRA layers.
+
+    Raises:
+        TrainingError: at the start, the model has no trainable LoRA factors or they are sharded; at the end, the trainer
+            never called the callback before an optimizer step.
     """
 
     def __init__(self, config: RMLoRAConfig) -> None:
@@ -39,13 +53,13 @@ class RMLoRACallback(TrainerCallback):
 
     @property
     def last_penalty(self) -> float | None:
-        """R before the last optimizer step, or None before the first one or without a regularizer."""
+        """R before the last optimizer step; None before the first step or if ``orth_weight`` is 0."""
         return None if self._penalty is None else float(self._penalty)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Find the factors; raise :class:`TrainingError` when there are none or they are sharded."""
+        """Find the factors; raise :class:`TrainingError` if there are none or they are sharded."""
         _refuse_sharding(args)
         self._factors = find_factors(_model(kwargs))
         self._steps, self._first_step = 0, state.global_step
@@ -73,7 +87,7 @@ class RMLoRACallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Add ``orth_penalty`` to a training log, for the loggers that follow and for the log history."""
+        """Add ``orth_penalty`` to training logs: to the log history and for the loggers that follow."""
         if logs is None or "loss" not in logs or self.last_penalty is None:
             return
         logs["orth_penalty"] = self.last_penalty
@@ -83,7 +97,7 @@ class RMLoRACallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Raise :class:`TrainingError` when optimizer steps were made without this callback acting on them."""
+        """Raise :class:`TrainingError` if the trainer took optimizer steps without calling this callback before them."""
         if self._steps == 0 and state.global_step > self._first_step:
             raise TrainingError(
                 f"{state.global_step - self._first_step} optimizer steps ran without RM-LoRA: this trainer never calls "
@@ -108,7 +122,7 @@ def _refuse_sharding(args: TrainingArguments) -> None:
 
 
 def _unscale(optimizer: Any) -> None:
-    """Unscale fp16 gradients where clipping has not done it: the penalty's gradient is in true units."""
+    """Unscale fp16 gradients unless clipping has done so, because the penalty's gradient is not scaled."""
     scaler = getattr(optimizer, "scaler", None)
     if scaler is None or not scaler.is_enabled():
         return

@@ -1,4 +1,4 @@
-"""Lazy reader of a transformers checkpoint directory: config.json and one or many safetensors shards."""
+"""Lazy reader of a transformers checkpoint directory: config.json and one or more safetensors shards."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 
 EMBEDDING_NAMES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "shared.weight")
-"""How the names of input embeddings end."""
+"""Endings of the tensor names of input embeddings."""
 
 _OUTPUT_LAYERS = {"gpt_neox": "embed_out"}
-"""Model types whose output layer is not called ``lm_head``."""
+"""Model type → name of its output layer, where it is not ``lm_head``."""
 
 
 @dataclass(frozen=True)
 class TiedOutput:
-    """An output layer without a weight of its own."""
+    """An output layer that shares the input embedding's weight."""
 
     layer: str
     """Module path of the output layer."""
     embedding: str
-    """Name of the embedding's tensor, which it uses."""
+    """Tensor name of the input embedding."""
 
 
 class Checkpoint:
-    """A checkpoint directory whose tensors are read one at a time.
+    """A checkpoint directory, whose tensors are read one at a time.
 
     Attributes:
         path: the directory.
-        shards: file name → the :class:`TensorFile` of that shard, in the index's order.
-        tensors: tensor name → :class:`TensorInfo`, over all shards.
+        shards: file name → :class:`TensorFile`, in the order of the index.
+        tensors: tensor name → :class:`TensorInfo`, of all shards.
     """
 
     def __init__(self, path: Path) -> None:
         """Read the headers of every shard under ``path``.
 
         Raises:
-            CheckpointError: no safetensors there, a shard is missing or corrupt, or index and shards disagree.
+            CheckpointError: there are no safetensors, a shard is missing or corrupt, or index and shards disagree.
         """
         self.path = Path(path)
         if not self.path.is_dir():
@@ -63,13 +63,13 @@ class Checkpoint:
         config = read_json(self.path / CONFIG_NAME, what="Model configuration")
         if not isinstance(config, dict):
             raise CheckpointError(
-                f"{self.path / CONFIG_NAME} does not hold a JSON object: it is no model configuration."
+                f"{self.path / CONFIG_NAME} does not hold a JSON object: it is not a model configuration."
             )
         return config
 
     @cached_property
     def tied_output(self) -> TiedOutput | None:
-        """The output layer that shares the input embedding's weight in this model, if it does."""
+        """The output layer that shares the input embedding's weight; None if the model has none."""
         layer = _OUTPUT_LAYERS.get(str(self.config.get("model_type")), "lm_head")
         stored = f"{layer}.weight" in self.tensors
         embedding = next((name for name in self.tensors if name.endswith(EMBEDDING_NAMES)), None)

@@ -4,7 +4,7 @@ Symbols of the paper (Mao et al., arXiv 2407.12074) and PEFT's names::
 
     W = W0 + s·B A      A [rank, in]   B [out, rank]   s = alpha / rank   (rslora: alpha / √rank)
     loss = task + orth_weight · mean over all A, B of ‖A Aᵀ − I‖_F and ‖Bᵀ B − I‖_F
-    every step moves active_rank of the rank directions of each layer
+    each optimizer step updates active_rank of the rank directions of every layer and masks the others
 """
 
 from __future__ import annotations
@@ -27,42 +27,53 @@ MaskMode = Literal["gradient", "update"]
 
 @dataclass(frozen=True)
 class RMLoRAConfig:
-    """Settings of the method; ``active_rank=rank, orth_weight=0`` is plain LoRA."""
+    """Settings of the method, independent of task, data and trainer.
+
+        >>> config = RMLoRAConfig(rank=8, active_rank=4, target_modules=("query", "value"))
+        >>> model = get_peft_model(model, config.to_peft(task_type="SEQ_CLS"))          # doctest: +SKIP
+        >>> Trainer(model=model, callbacks=[RMLoRACallback(config)], ...).train()       # doctest: +SKIP
+
+    ``RMLoRAConfig(rank=r, active_rank=r, orth_weight=0)`` is plain LoRA. Published settings: rank 4 with 2 active or rank
+    8 with 4, alpha 16 or 32, orth_weight up to 0.1, learning rate 1e-3.
+
+    Raises:
+        ConfigError: a value is invalid; the message names the setting and its flag.
+    """
 
     rank: int = 8
-    """Directions r of each update; the adapter's size."""
+    """Directions r of each update."""
     active_rank: int = 4
-    """Directions k that move in one optimizer step; k/r of the adapter is the paper's parameter budget."""
+    """Directions k updated in one optimizer step; k/r is the paper's parameter budget. The other r − k are masked."""
     alpha: float = 16.0
-    """Numerator of the scale s. The penalty pulls the singular values of B A towards 1, so under it
-    ``alpha / rank`` is the real magnitude of the update and not only a learning-rate factor."""
+    """Numerator of the scale s. The penalty pulls the singular values of B A towards 1, so with it ``alpha / rank`` is the
+    actual magnitude of the update, not just a learning-rate factor."""
     orth_weight: float = 0.1
-    """Weight of the orthogonality regularizer; published values lie in (0, 0.1], 0 turns it off."""
+    """Weight of the orthogonality penalty; published values lie in (0, 0.1]. 0 turns it off."""
     squared: bool = False
-    """Penalize squared Frobenius norms instead of the norms of the paper."""
+    """Penalize squared Frobenius norms; the paper uses the norms themselves."""
     mask_sharing: MaskSharing = "shared"
-    """``shared``: A and B of a layer move the same directions (the paper's v1); ``independent``: each its own (v2)."""
+    """``shared``: A and B of a layer have the same mask (the authors' v1); ``independent``: one each (v2)."""
     mask_mode: MaskMode = "gradient"
-    """``gradient`` zeroes gradients only, so Adam's momentum still moves masked directions (the paper's);
-    ``update`` also restores the masked directions after the step."""
+    """``gradient`` only zeroes gradients, as in the paper: Adam's momentum still moves masked directions. ``update`` also
+    restores the masked directions after the step."""
     target_modules: str | tuple[str, ...] = "all-linear"
-    """Module name endings, one regular expression, or ``all-linear``: as PEFT."""
+    """Module name endings, one regular expression, or ``all-linear``, as in PEFT."""
     exclude_modules: tuple[str, ...] = ()
     """Module name endings to leave out of ``target_modules``."""
     modules_to_save: tuple[str, ...] = ()
-    """Modules trained whole and stored beside the factors, e.g. a new head; never masked or regularized."""
+    """Modules trained and saved in full, such as a new head; never masked or regularized."""
     dropout: float = 0.0
     """Dropout probability on the input of A."""
     rslora: bool = False
     """Scale by alpha / √rank instead of alpha / rank."""
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    """Module name ending or regular expression → rank, for those that differ; ``active_rank`` scales along."""
+    """Module name ending or regular expression → rank, for modules with another rank; their active rank scales with it."""
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-    """The same for alpha."""
+    """Module name ending or regular expression → alpha, for modules with another alpha."""
     fan_in_fan_out: bool = False
-    """Weights are stored ``[in, out]`` (GPT-2's Conv1D)."""
+    """True if the base stores weights as ``[in, out]`` (GPT-2's Conv1D)."""
     seed: int = 42
-    """Seed of the masks: with the step and the module's name it decides which directions move."""
+    """Seed of the masks. Seed, step and module name determine which directions are masked."""
 
     def __post_init__(self) -> None:
         for name in ("exclude_modules", "modules_to_save"):
@@ -101,20 +112,20 @@ class RMLoRAConfig:
 
     @property
     def masks(self) -> bool:
-        """Whether any direction is ever masked."""
+        """True if any direction is ever masked."""
         return self.active_rank < self.rank
 
     def active_rank_of(self, rank: int) -> int:
-        """Directions that move in a module of ``rank``, in the proportion of the whole adapter, at least one."""
+        """Return the active directions of a module with ``rank`` directions: the same share as overall, at least one."""
         if rank == self.rank:
             return self.active_rank
         return max(1, round(rank * self.active_rank / self.rank))
 
     def to_peft(self, *, task_type: str | None = None) -> LoraConfig:
-        """Return PEFT's configuration of the same adapter.
+        """Return the PEFT configuration of this adapter.
 
         Args:
-            task_type: PEFT's task name (``SEQ_CLS``, ``CAUSAL_LM``, …), or None for a plain model.
+            task_type: PEFT's task type (``SEQ_CLS``, ``CAUSAL_LM``, …); None for a model without one.
 
         Raises:
             DependencyError: peft is not installed.
@@ -126,7 +137,7 @@ class RMLoRAConfig:
         return LoraConfig(
             task_type=task_type,
             r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]  # annotated int, used as a number
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT annotates int but accepts any number
             lora_dropout=self.dropout,
             use_rslora=self.rslora,
             target_modules=target,
@@ -138,16 +149,16 @@ class RMLoRAConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON-ready values; :meth:`from_dict` reads them back."""
+        """Return the settings as JSON-ready values; :meth:`from_dict` reads them back."""
         values = dataclasses.asdict(self)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RMLoRAConfig:
-        """Build a config from :meth:`to_dict`'s form.
+        """Build a config from the output of :meth:`to_dict`.
 
         Raises:
-            ConfigError: an unknown key, or a value that cannot work.
+            ConfigError: a key is unknown or a value is invalid.
         """
         known = {item.name for item in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)

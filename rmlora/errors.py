@@ -1,19 +1,19 @@
-"""Every error this project raises on purpose.
+"""All errors that this project raises on purpose.
 
     RMLoRAError                  exit code 1   anything below
-    ├── ConfigError                        2   a setting that cannot work, and the one to change
-    ├── InputError                         3   a file, dataset or model that is missing or broken
-    │   ├── AdapterError                   3   an adapter package that cannot be represented or does not fit
+    ├── ConfigError                        2   an invalid setting; the message names it
+    ├── InputError                         3   a missing or broken file, dataset or model
+    │   ├── AdapterError                   3   an adapter that is damaged, unsupported or does not fit
     │   │   └── BaseMismatchError          3   an adapter made for another base model
     │   └── CheckpointError                3   a base checkpoint that cannot be read as safetensors
     ├── DependencyError                    4   an optional package that is not installed
-    ├── ProviderError                      5   an execution provider that is absent or failed to start
+    ├── ProviderError                      5   an execution provider that is missing or fails to start
     ├── ParityError                        6   outputs that differ from PyTorch by more than the tolerance
-    ├── TrainingError                      7   training that did not do what was asked
+    ├── TrainingError                      7   training that diverged or did not apply RM-LoRA
     └── OutputError                        8   a result that could not be written
 
-The message is one sentence or two that say what, where and what to do: it is shown to the user as it stands.
-The command line turns the class into the exit code; nothing else depends on the numbers.
+A message is one or two sentences that say what is wrong, where, and what to do; users see it unchanged. The command
+line maps the class to its exit code; nothing else depends on the numbers.
 """
 
 from __future__ import annotations
@@ -43,29 +43,29 @@ __all__ = [
 
 _PROJECT = "rmlora-deploy"
 _DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
-"""Module → distribution, where the names differ."""
+"""Import name → distribution name where they differ."""
 
 
 class RMLoRAError(Exception):
-    """Base of every error raised on purpose; ``exit_code`` is what the command line returns for it."""
+    """Base class of all errors raised on purpose; ``exit_code`` is the exit code of the command line."""
 
     exit_code = 1
 
 
 class ConfigError(RMLoRAError):
-    """A setting that cannot work; the message names the setting to change."""
+    """An invalid setting; the message names the setting to change."""
 
     exit_code = 2
 
 
 class InputError(RMLoRAError):
-    """A file, dataset or model that is missing, unreadable or of the wrong form."""
+    """A file, dataset or model that is missing, unreadable or in the wrong format."""
 
     exit_code = 3
 
 
 class AdapterError(InputError):
-    """An adapter that is incomplete, corrupt, not representable, or does not fit the base."""
+    """An adapter that is incomplete, damaged, not supported, or does not fit the base."""
 
 
 class BaseMismatchError(AdapterError):
@@ -77,13 +77,13 @@ class CheckpointError(InputError):
 
 
 class DependencyError(RMLoRAError):
-    """An optional dependency is absent; the message carries the ``pip install`` command."""
+    """An optional package is not installed; the message contains the ``pip install`` command."""
 
     exit_code = 4
 
 
 class ProviderError(RMLoRAError):
-    """An execution provider was asked for that this installation or machine does not have."""
+    """A requested execution provider is missing from this installation or machine, or fails to start."""
 
     exit_code = 5
 
@@ -95,7 +95,7 @@ class ParityError(RMLoRAError):
 
 
 class TrainingError(RMLoRAError):
-    """Training could not do what RM-LoRA requires (no factors, sharded gradients, NaN loss)."""
+    """Training cannot be done or went wrong: no LoRA factors, sharded gradients, a NaN loss."""
 
     exit_code = 7
 
@@ -107,7 +107,7 @@ class OutputError(RMLoRAError):
 
 
 def is_installed(module: str) -> bool:
-    """Whether ``module`` can be imported; it is looked up, not imported."""
+    """Return True if ``module`` can be imported; it is looked up, not imported."""
     try:
         return find_spec(module) is not None
     except (ModuleNotFoundError, ValueError):
@@ -117,7 +117,7 @@ def is_installed(module: str) -> bool:
 def require(module: str, extra: str) -> None:
     """Raise :class:`DependencyError` with the command that installs ``module``, unless it can be imported.
 
-    Looks the module up without importing it, so it costs nothing when the module is present.
+    The module is looked up, not imported.
     """
     if not is_installed(module):
         raise DependencyError(
@@ -127,22 +127,22 @@ def require(module: str, extra: str) -> None:
 
 
 def install_command(extra: str, module: str | None = None) -> str:
-    """Return the pip command that installs what is missing of an extra, and ``module`` in any case.
+    """Return the pip command that installs the missing packages of an extra, ``module``'s always included.
 
-    It names the packages themselves, so it works wherever this project was installed from.
+    It names the packages, not this project, so it works wherever the project was installed from.
     """
     try:
         declared = requires(_PROJECT) or []
     except PackageNotFoundError:
-        return f"pip install '.[{extra}]'"  # run from a checkout that is not installed
-    wanted = [line.partition(";")[0].strip() for line in declared if f'extra == "{extra}"' in line]
-    asked = _DISTRIBUTIONS.get(module or "", (module or "").replace("_", "-"))
-    missing = [item for item in wanted if _name(item) == asked or not _has_distribution(_name(item))]
-    return "pip install " + " ".join(f"'{item}'" for item in missing or wanted)
+        return f"pip install '.[{extra}]'"  # running from a checkout that is not installed
+    packages = [line.partition(";")[0].strip() for line in declared if f'extra == "{extra}"' in line]
+    required = _DISTRIBUTIONS.get(module or "", (module or "").replace("_", "-"))
+    missing = [item for item in packages if _name(item) == required or not _has_distribution(_name(item))]
+    return "pip install " + " ".join(f"'{item}'" for item in missing or packages)
 
 
 def _name(requirement: str) -> str:
-    """Return the distribution of a requirement such as ``uvicorn[standard]<1,>=0.30``."""
+    """Return the distribution name in a requirement such as ``uvicorn[standard]<1,>=0.30``."""
     return re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0].lower()
 
 
@@ -155,6 +155,6 @@ def _has_distribution(name: str) -> bool:
 
 
 def some_of(names: Iterable[str], most: int = 8) -> str:
-    """Return the first ``most`` names for a message, and how many more there are: a thousand of them are no sentence."""
+    """Return the first ``most`` names and the number of the others, to keep a message readable."""
     listed = list(names)
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")

@@ -16,10 +16,10 @@ __all__ = ["Factors", "find_factors"]
 
 @dataclass(frozen=True)
 class Factors:
-    """The two trainable factors of one module; the rank is axis 0 of A and axis 1 of B in every layer type."""
+    """The two trainable factors of one module. The rank is axis 0 of A and axis 1 of B in every layer type."""
 
     module: str
-    """Module path without PEFT's and the launchers' prefixes, plus the adapter's name when it is not the default."""
+    """Module path without the prefixes of PEFT and launchers; ``#name`` is appended if the adapter is not ``default``."""
     A: Parameter
     """``[r, in]``, embeddings ``[r, tokens]``, convolutions ``[r, in, *k]``."""
     B: Parameter
@@ -44,11 +44,11 @@ class Factors:
 def find_factors(model: Module) -> list[Factors]:
     """Return the trainable LoRA factors of ``model``, ordered by module path.
 
-    Works on any model holding PEFT LoRA layers, also wrapped in DistributedDataParallel or torch.compile.
+    The model may be wrapped in DistributedDataParallel or torch.compile.
 
     Raises:
-        TrainingError: there are none, or they are sharded (FSDP, ZeRO-3), where rows of the local part are not
-            rank directions.
+        TrainingError: there are none, or they are sharded (FSDP, ZeRO-3), so that rows of the local part are not rank
+            directions.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -71,7 +71,7 @@ def find_factors(model: Module) -> list[Factors]:
 
 
 def _parameter(factor: Any) -> Parameter:
-    """Return the parameter of a factor: PEFT keeps embeddings' as parameters, the others' as layers."""
+    """Return the parameter of a factor: PEFT stores it directly for embeddings, in a layer otherwise."""
     parameter: Parameter = getattr(factor, "weight", factor)
     return parameter
 
@@ -88,7 +88,7 @@ def _refuse_sharded(path: str, parameter: Parameter) -> None:
 
 
 def _clean(path: str) -> str:
-    """Drop what wrappers put before the base model's own module path."""
+    """Remove the prefixes that wrappers add to the base model's module path."""
     for prefix in ("module.", "_orig_mod.", "base_model.model."):
         path = path.removeprefix(prefix)
     return path

@@ -1,7 +1,7 @@
-"""Recognizing a base model by the weights an adapter changes.
+"""Identifying a base model by the weights that an adapter changes.
 
-Every adapted weight has a digest of its own, and the base's fingerprint is the hash over them. So an adapter of fewer
-or more modules (compressed, mixed) can still be checked against the base, and the first weight that differs named.
+Every adapted weight has its own digest; the base's fingerprint is the hash over them. So an adapter with fewer or more
+modules (compressed, mixed) can still be checked against the base, and the error can name the first weight that differs.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ def base_fingerprint(checkpoint: Checkpoint, modules: Iterable[str]) -> str:
 
 
 def fingerprint_of(digests: Mapping[str, str]) -> str:
-    """Return the fingerprint that goes with :func:`weight_digests`."""
+    """Return the fingerprint for the result of :func:`weight_digests`."""
     lines = (f"{module} {digest}\n" for module, digest in sorted(digests.items()))
     return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def weight_digests(checkpoint: Checkpoint, modules: Iterable[str]) -> dict[str, str]:
-    """Return module path → 32 hex digits over its weight's type, shape and content.
+    """Return module path → 32 hex digits, a hash of its weight's type, shape and content.
 
-    Of the content 16 blocks of 4 KiB are read, spread evenly (all of it when it is smaller): 64 KiB a tensor, so a 7B
-    base costs about a second. The sampled places depend only on the size: the result is the same on every machine.
+    16 evenly spread blocks of 4 KiB are hashed, or everything if the weight is smaller: 64 KiB per tensor, about a second
+    for a 7B base. The offsets depend only on the size, so the result is the same on every machine.
 
     Raises:
         AdapterError: a module has no weight in the checkpoint.
@@ -53,7 +53,7 @@ def weight_digests(checkpoint: Checkpoint, modules: Iterable[str]) -> dict[str, 
 
 
 def _tensors_of(checkpoint: Checkpoint, parameters: list[str]) -> dict[str, str]:
-    """Map parameters to tensors; a tied output layer without a tensor of its own stands for the embedding."""
+    """Map parameters to tensors; a tied output layer without its own tensor maps to the embedding."""
     tie = checkpoint.tied_output
     output = f"{tie.layer}.weight" if tie else ""
     shared = {output: tie.embedding} if tie and output in parameters and output not in checkpoint.tensors else {}
@@ -73,29 +73,29 @@ def _digest(info: TensorInfo) -> str:
 
 
 def check_base(adapter: Adapter, checkpoint: Checkpoint, *, allow_mismatch: bool = False) -> str:
-    """Return the base's fingerprint for the adapter's modules, after comparing it with what the adapter records.
+    """Check that ``adapter`` was made for this base and return the base's fingerprint over the adapter's modules.
 
-    An adapter that records nothing of its base (any from elsewhere) is only required to fit by name.
+    If the adapter does not record its base, as those of other tools, only the module names are checked.
 
     Raises:
-        BaseMismatchError: a weight differs from the one the adapter was made for and ``allow_mismatch`` is not set.
+        BaseMismatchError: a weight differs from the recorded one, and ``allow_mismatch`` is not set.
         AdapterError: a module is not in the base.
     """
     actual = weight_digests(checkpoint, adapter.modules)
     fingerprint = fingerprint_of(actual)
-    other = differing_weight(adapter.base_weights, actual)
-    unlike = other is not None or (not adapter.base_weights and adapter.fingerprint not in (None, fingerprint))
-    if unlike and not allow_mismatch:
+    differing = differing_weight(adapter.base_weights, actual)
+    mismatch = differing is not None or (not adapter.base_weights and adapter.fingerprint not in (None, fingerprint))
+    if mismatch and not allow_mismatch:
         made_for = adapter.metadata.get("base_model") or "another base"
-        place = f" and differs in '{other}'" if other else ""
+        detail = f" and differs in '{differing}'" if differing else ""
         raise BaseMismatchError(
             f"The adapter {adapter.source} was made for {made_for} ({str(adapter.fingerprint)[:19]}…), but the base at "
-            f"{checkpoint.path} is {fingerprint[:19]}…{place}: give the base it was trained on, or pass "
-            "--allow-base-mismatch if you know better."
+            f"{checkpoint.path} is {fingerprint[:19]}…{detail}: give the base it was trained on, or pass "
+            "--allow-base-mismatch to use it anyway."
         )
     return fingerprint
 
 
 def differing_weight(left: Mapping[str, str], right: Mapping[str, str]) -> str | None:
-    """Return the first module whose digest differs between two sets; modules in only one of them say nothing."""
+    """Return the first module whose two digests differ, or None; modules in only one mapping are ignored."""
     return next((name for name in sorted(left.keys() & right.keys()) if left[name] != right[name]), None)

@@ -1,4 +1,4 @@
-"""Opening images from whatever a dataset or a user hands over."""
+"""Opening images given as path, encoded bytes or PIL image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def open_image(value: Any) -> Image.Image:
     """Return an RGB image from a path, encoded bytes or a PIL image.
 
     Raises:
-        InputError: it is missing or cannot be decoded.
+        InputError: the image is missing or cannot be decoded.
     """
     require("PIL", "serve")
     from PIL import Image

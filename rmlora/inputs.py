@@ -1,7 +1,7 @@
-"""What one row of data is, a text or an image, and how rows become the arrays that a model takes (no torch).
+"""Kinds of inputs: how texts or images become the arrays that a model takes (no torch).
 
-Every task has one of these (:mod:`rmlora.tasks`); reading data, training, export, verification and serving ask it
-instead of asking which kind it is.
+Every task has one (:mod:`rmlora.tasks`). Data loading, training, export, verification and serving call its methods, so they
+need not distinguish texts from images.
 """
 
 from __future__ import annotations
@@ -31,81 +31,85 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 """Input name → array."""
 
 _NO_LIMIT = 100_000
-"""Tokenizers without a limit report a number far above this."""
+"""Tokenizers without a length limit report a number far above this."""
 _DEFAULT_LENGTH = 512
-"""Tokens of a text where nothing states a limit."""
+"""Tokens per text if no limit is known."""
 
 
 class Inputs(ABC):
-    """One kind of input. Instances hold no data: ``processor`` is the base's tokenizer or image processor."""
+    """A kind of inputs. Instances have no state; ``processor`` is the base's tokenizer or image processor."""
 
     modality: ClassVar[Literal["text", "image"]]
     column_option: ClassVar[str]
-    """Setting that names the column of the data; its flag is spelled with dashes."""
+    """Setting that names the data column; its flag has dashes."""
     column_names: ClassVar[tuple[str, ...]]
-    """Column names that are recognized without the setting, the most usual first."""
+    """Column names recognized without the setting, the most usual first."""
     varies_in_length: ClassVar[bool]
-    """True if rows have a length (tokens), so that batches are padded."""
+    """True if rows have a length in tokens and batches are padded."""
     packs_processor: ClassVar[bool]
-    """True if an adapter package carries the processor it was trained with."""
+    """True if an adapter package contains the processor used in training."""
     different_processors: ClassVar[str]
-    """What two processors do differently, for an error: "A and B <this> differently"."""
+    """What two processors do differently, for the error "A and B <this> differently"."""
 
     # -- data -------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def locate(self, value: Any, source: str) -> Any:
-        """Return one cell of the data file ``source`` as an input.
+        """Return a cell of the data file ``source`` as an input.
 
         Raises:
-            InputError: it names a file that does not exist.
+            InputError: the cell names a file that does not exist.
         """
 
     @abstractmethod
     def is_empty(self, value: Any) -> bool:
-        """Return True if a cell holds no input."""
+        """Return True if a cell contains no input."""
 
     @abstractmethod
     def sample(self, count: int) -> list[Any]:
-        """Return ``count`` built-in inputs of several sizes, to verify on where no data is given."""
+        """Return ``count`` built-in inputs of several sizes, for verification without data."""
 
     # -- model inputs -----------------------------------------------------------------------------------------------
 
     @abstractmethod
     def load_processor(self, directory: Path) -> Any:
-        """Return the tokenizer or image processor in ``directory``; errors as :mod:`rmlora.processors`."""
+        """Return the tokenizer or image processor in ``directory``.
+
+        Raises:
+            CheckpointError: there is no usable one.
+        """
 
     @abstractmethod
     def rows(
         self, processor: Any, inputs: Sequence[Any], *, lengths: Sequence[int | None], names: Sequence[str]
     ) -> list[Arrays]:
-        """Return every input as arrays without the batch axis, not padded.
+        """Return each input as arrays without batch axis and padding.
 
         Args:
             processor: of the base.
             inputs: at least one.
-            lengths: for each input the tokens it is cut to; None for no cut.
-            names: inputs of the graph; others that the processor makes are dropped.
+            lengths: for each input the number of tokens to truncate it to; None for no limit.
+            names: inputs of the graph; the processor's other outputs are dropped.
 
         Raises:
-            InputError: an input is empty or unreadable, or the processor does not make what the graph takes.
+            InputError: an input is empty or unreadable, or the processor does not make an input of the graph.
         """
 
     @abstractmethod
     def collate(self, processor: Any, rows: Sequence[Arrays]) -> Arrays:
-        """Return rows as one batch, padded where they differ in length."""
+        """Return rows as one batch, padded if they differ in length."""
 
     @abstractmethod
     def tokens(self, row: Arrays) -> int:
-        """Return the tokens in a row; 0 for inputs that have none."""
+        """Return the number of tokens in a row; 0 for inputs without tokens."""
 
     @abstractmethod
     def length_limit(self, processor: Any) -> int | None:
-        """Return the tokens that the processor cuts a text to by itself; None for inputs without a length."""
+        """Return the number of tokens that the processor truncates to by default; None for inputs without tokens."""
 
     @abstractmethod
     def essence(self, processor: Any) -> Mapping[str, Any]:
-        """Return what decides the arrays a processor makes: two processors with the same essence are interchangeable."""
+        """Return what determines a processor's arrays: processors with equal essence are interchangeable."""
 
     # -- training and tracing ---------------------------------------------------------------------------------------
 
@@ -115,25 +119,25 @@ class Inputs(ABC):
 
     @abstractmethod
     def resize(self, processor: Any, size: int | None) -> None:
-        """Make the processor give images of ``size`` pixels on a side; None keeps the base's size."""
+        """Make the processor return images of ``size`` × ``size`` pixels; None keeps the base's size."""
 
     @abstractmethod
     def explain(self, error: ValueError) -> str | None:
-        """Return a sentence for what a model raised because of its inputs; None if it is about something else."""
+        """Return an error sentence if the inputs caused ``error``, raised by a model; None if they did not."""
 
     @abstractmethod
     def prepare_model(self, model: Any) -> None:
-        """Set what a freshly loaded model needs to take batches."""
+        """Set what a freshly loaded model needs to process batches."""
 
     @abstractmethod
     def trace_tensors(
         self, task: str, config: Any, processor: Any, *, rows: int, tokens: int
     ) -> tuple[dict[str, Tensor], dict[int, str]]:
-        """Return example tensors to trace a model with, and axis → name of the axes that vary (needs torch, optimum)."""
+        """Return example tensors for tracing a model, and index → name of the dynamic axes (needs torch and optimum)."""
 
 
 class TextInputs(Inputs):
-    """Texts, tokenized and padded to the longest of a batch."""
+    """Texts, tokenized and padded to the longest row of the batch."""
 
     modality = "text"
     column_option = "text_column"
@@ -143,11 +147,11 @@ class TextInputs(Inputs):
     different_processors = "split texts"
 
     def locate(self, value: Any, source: str) -> Any:
-        """Return ``value``: a text stands in the cell itself."""
+        """Return ``value``: the cell contains the text itself."""
         return value
 
     def is_empty(self, value: Any) -> bool:
-        """Return True for anything but a text with at least one visible character."""
+        """Return True unless ``value`` is a string with a character other than white space."""
         return not (isinstance(value, str) and value.strip())
 
     def sample(self, count: int) -> list[Any]:
@@ -161,14 +165,14 @@ class TextInputs(Inputs):
     def rows(
         self, processor: Any, inputs: Sequence[Any], *, lengths: Sequence[int | None], names: Sequence[str]
     ) -> list[Arrays]:
-        """Return ``[tokens]`` int64 arrays for every text."""
+        """Return int64 arrays ``[tokens]`` for each text."""
         for number, text in enumerate(inputs):
             if self.is_empty(text):
                 raise InputError(f"Text {number + 1} is empty: every input needs at least one word.")
         return list(_tokenize(processor, inputs, lengths, names))
 
     def collate(self, processor: Any, rows: Sequence[Arrays]) -> Arrays:
-        """Return ``[rows, tokens]`` int64, padded on the side where the tokenizer pads."""
+        """Return int64 arrays ``[rows, tokens]``, padded on the tokenizer's padding side."""
         longest = max(self.tokens(row) for row in rows)
         left = getattr(processor, "padding_side", "right") == "left"
         batch: Arrays = {}
@@ -184,7 +188,7 @@ class TextInputs(Inputs):
         return len(next(iter(row.values())))
 
     def length_limit(self, processor: Any) -> int | None:
-        """Return the tokenizer's own limit, or 512 where it has none."""
+        """Return the tokenizer's limit, or 512 if it has none."""
         limit = getattr(processor, "model_max_length", None)
         return int(limit) if limit and limit < _NO_LIMIT else _DEFAULT_LENGTH
 
@@ -193,20 +197,20 @@ class TextInputs(Inputs):
         return dict(processor.get_vocab())
 
     def examples(self, inputs: Sequence[Any], labels: Sequence[int], processor: Any, max_length: int) -> Examples:
-        """Return the texts tokenized once."""
+        """Return the texts, tokenized once."""
         from rmlora.training.features import TextExamples
 
         return TextExamples(inputs, labels, processor, max_length)
 
     def resize(self, processor: Any, size: int | None) -> None:
-        """Do nothing: texts have no size in pixels."""
+        """Do nothing: texts have no size."""
 
     def explain(self, error: ValueError) -> str | None:
-        """Return None: nothing about texts is known to fail like this."""
+        """Return None: no such error is known for texts."""
         return None
 
     def prepare_model(self, model: Any) -> None:
-        """Let the end of a text be the padding where the base defines none."""
+        """Use the end-of-text token for padding if the base defines no padding token."""
         if model.config.pad_token_id is None:
             end = model.config.eos_token_id
             model.config.pad_token_id = end[0] if isinstance(end, (list, tuple)) else end
@@ -214,7 +218,7 @@ class TextInputs(Inputs):
     def trace_tensors(
         self, task: str, config: Any, processor: Any, *, rows: int, tokens: int
     ) -> tuple[dict[str, Tensor], dict[int, str]]:
-        """Return token ids and masks of full length from Optimum's generator."""
+        """Return token ids and masks without padding, from Optimum's generator."""
         from optimum.utils import DummyTextInputGenerator, NormalizedTextConfig
 
         generator = DummyTextInputGenerator(task, NormalizedTextConfig(config), batch_size=rows, sequence_length=tokens)
@@ -226,17 +230,17 @@ class TextInputs(Inputs):
 
 
 class ImageInputs(Inputs):
-    """Images of one size, cut and scaled by the base's image processor."""
+    """Images, cropped and scaled to one size by the base's image processor."""
 
     modality = "image"
     column_option = "image_column"
     column_names = ("image", "img", "picture", "file", "path")
     varies_in_length = False
     packs_processor = True
-    different_processors = "cut and scale images"
+    different_processors = "crop and scale images"
 
     def locate(self, value: Any, source: str) -> Any:
-        """Resolve an image path against the data file's directory; leave decoded images alone."""
+        """Resolve an image path relative to the data file; return decoded images unchanged."""
         if not isinstance(value, str):
             return value
         path = Path(source).parent / value
@@ -249,7 +253,7 @@ class ImageInputs(Inputs):
         return value is None
 
     def sample(self, count: int) -> list[Any]:
-        """Return drawn images of several widths."""
+        """Return generated images of several widths."""
         return [draw_image(number) for number in range(count)]
 
     def load_processor(self, directory: Path) -> Any:
@@ -259,7 +263,7 @@ class ImageInputs(Inputs):
     def rows(
         self, processor: Any, inputs: Sequence[Any], *, lengths: Sequence[int | None], names: Sequence[str]
     ) -> list[Arrays]:
-        """Return ``[channels, height, width]`` float32 for every image."""
+        """Return float32 ``[channels, height, width]`` for each image."""
         made = processor([open_image(value) for value in inputs], return_tensors="np")
         return [{"pixel_values": pixels} for pixels in np.asarray(made["pixel_values"], dtype=np.float32)]
 
@@ -268,11 +272,11 @@ class ImageInputs(Inputs):
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def tokens(self, row: Arrays) -> int:
-        """Return 0: images are not counted in tokens."""
+        """Return 0: images have no tokens."""
         return 0
 
     def length_limit(self, processor: Any) -> int | None:
-        """Return None: images have no length."""
+        """Return None: images have no tokens."""
         return None
 
     def essence(self, processor: Any) -> Mapping[str, Any]:
@@ -281,20 +285,20 @@ class ImageInputs(Inputs):
         return {key: item for key, item in settings.items() if key[0] != "_" and key != "image_processor_type"}
 
     def examples(self, inputs: Sequence[Any], labels: Sequence[int], processor: Any, max_length: int) -> Examples:
-        """Return the images, decoded when asked for."""
+        """Return the images, decoded on access."""
         from rmlora.training.features import ImageExamples
 
         return ImageExamples(inputs, labels, processor)
 
     def resize(self, processor: Any, size: int | None) -> None:
-        """Make the processor scale, and where it crops, crop to ``size`` × ``size``."""
+        """Make the processor scale, and crop if it crops, to ``size`` × ``size``."""
         if size:
             processor.size = {"height": size, "width": size}
             if getattr(processor, "crop_size", None):
                 processor.crop_size = processor.size
 
     def explain(self, error: ValueError) -> str | None:
-        """Recognize a base that takes images of its own size only."""
+        """Recognize the error of a base that takes images of one size only."""
         if "size" not in str(error):
             return None
         return f"The base does not take images of this size ({str(error).rstrip('.')}): leave --image-size out."
@@ -309,7 +313,9 @@ class ImageInputs(Inputs):
         from optimum.utils import DummyVisionInputGenerator, NormalizedVisionConfig
 
         sized = copy.deepcopy(config)
-        sized.image_size = _image_size(processor)  # Optimum would take the base's, which the adapter may not share
+        sized.image_size = _image_size(
+            processor
+        )  # Optimum would use the base's size, which may differ from the adapter's
         generator = DummyVisionInputGenerator(task, NormalizedVisionConfig(sized), batch_size=rows, num_channels=3)
         return {"pixel_values": generator.generate("pixel_values", framework="pt")}, {0: "batch"}
 
@@ -317,7 +323,7 @@ class ImageInputs(Inputs):
 def _tokenize(
     tokenizer: Any, texts: Sequence[str], lengths: Sequence[int | None], names: Sequence[str]
 ) -> Iterator[Arrays]:
-    """Yield each text's arrays; neighbors that are cut to the same length are tokenized together."""
+    """Yield each text's arrays; consecutive texts with the same limit are tokenized together."""
     start = 0
     while start < len(texts):
         end = next((i for i in range(start, len(texts)) if lengths[i] != lengths[start]), len(texts))
@@ -338,12 +344,12 @@ def _padding(tokenizer: Any, name: str) -> int:
 
 
 def _image_size(processor: Any) -> tuple[int, int]:
-    """Return (height, width) of the images that the processor gives."""
+    """Return (height, width) of the images that the processor returns."""
     size = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None
     size = size or processor.size
     edge = size.get("shortest_edge") if hasattr(size, "get") else None
     height = (size.get("height") if hasattr(size, "get") else None) or edge
     width = (size.get("width") if hasattr(size, "get") else None) or edge
     if not height or not width:
-        raise ConfigError(f"The image processor names no fixed size ({dict(size)}): train with --image-size.")
+        raise ConfigError(f"The image processor has no fixed size ({dict(size)}): train with --image-size.")
     return int(height), int(width)

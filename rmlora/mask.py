@@ -1,8 +1,8 @@
 """Which rank directions are masked in a step: a pure function of (seed, step, module name).
 
-No generator and no state: every replica draws the same mask, and a resumed run the same as an
-uninterrupted one. Each (module, side, direction) gets a 64-bit key from a counter-based hash of the seed and
-the step; the directions with the smallest keys move, which is a uniform draw without replacement.
+There is no random generator and no state, so all replicas draw the same masks, and so does a resumed run. Each (module,
+side, direction) gets a 64-bit key from a counter-based hash of seed and step. The ``active_rank`` directions with the
+smallest keys are active and the others masked: a uniform draw without replacement.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy.typing as npt
 __all__ = ["Side", "masked_directions", "masked_directions_of_many"]
 
 Side = Literal["A", "B", "AB"]
-"""The factor a mask is for; ``AB`` where both factors of a module share it."""
+"""The factor that a mask applies to; ``AB`` if both factors of a module share it."""
 
 IntArray = npt.NDArray[np.int64]
 _KeyArray = npt.NDArray[Any]
@@ -26,9 +26,9 @@ _KeyArray = npt.NDArray[Any]
 
 
 def masked_directions(*, seed: int, step: int, module: str, side: Side, rank: int, active_rank: int) -> IntArray:
-    """Return the ``rank - active_rank`` directions of one factor that are masked in ``step``, ascending.
+    """Return the ``rank - active_rank`` masked directions of one factor in ``step``, in ascending order.
 
-    Step 0 has no mask (as in the authors' code).
+    Step 0 has no mask, as in the authors' code: the result is empty.
     """
     names = [(module, side)]
     rows = masked_directions_of_many(seed=seed, step=step, names=names, rank=rank, active_rank=active_rank)
@@ -38,13 +38,13 @@ def masked_directions(*, seed: int, step: int, module: str, side: Side, rank: in
 def masked_directions_of_many(
     *, seed: int, step: int, names: Sequence[tuple[str, Side]], rank: int, active_rank: int
 ) -> IntArray:
-    """Return masked directions for many factors of equal rank at once, ``[factors, rank - active_rank]``.
+    """Return the masked directions of many factors of equal rank, ``[factors, rank - active_rank]``.
 
-    Row ``i`` is exactly what :func:`masked_directions` gives for ``names[i]``.
+    Row ``i`` equals :func:`masked_directions` for ``names[i]``.
     """
     if step == 0:
         return np.empty((len(names), 0), dtype=np.int64)
-    # One word identifies (seed, module, side), one the step, one the direction; two rounds mix them.
+    # Three 64-bit words stand for (seed, module, side), the step and the direction; two rounds mix them.
     base = np.array([_name_key(seed, module, side) for module, side in names], dtype=np.uint64)
     step_key = _mix(np.array([step], dtype=np.uint64))
     keys = _mix(_mix(base ^ step_key)[:, None] + np.arange(rank, dtype=np.uint64))

@@ -1,8 +1,8 @@
-"""From a module path of the running model to the tensor's name in the base checkpoint.
+"""Finding a parameter of the model in memory among the tensor names of the base checkpoint.
 
-A task model wraps the bare encoder under its base-model prefix (``bert.encoder…``) while the checkpoint of
-the encoder has no prefix, and the other way round; so names agree only up to a leading part. On top of that
-transformers 5 renamed the modules of the ViT family in memory and still stores the names of transformers 4.
+A task model puts the encoder under a prefix (``bert.encoder…``) that the encoder's own checkpoint does not have, or the
+checkpoint has one and the model does not; so names may differ in their leading parts. In addition, transformers 5 renamed
+the modules of the ViT family in memory but still stores them under the names of transformers 4.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _STORED_SPELLINGS: tuple[tuple[str, str], ...] = (
     (r"mlp\.fc1\b", "intermediate.dense"),
     (r"mlp\.fc2\b", "output.dense"),
 )
-"""transformers 5's module names → what checkpoints of the ViT family store; DINOv2 uses only some of them."""
+"""Module names of transformers 5 → names stored in checkpoints of the ViT family; DINOv2 uses only some of them."""
 
 
 def find_tensor(parameter: str, names: Collection[str]) -> str | None:
-    """Return the checkpoint name of ``parameter`` (a module path with ``.weight`` or ``.bias``), or None.
+    """Return the checkpoint name of ``parameter`` (a module path plus ``.weight`` or ``.bias``), or None.
 
-    An exact match wins; otherwise the one name that equals ``parameter`` after leading parts are removed
-    from either. Of several, the longest agreement wins.
+    An exact match wins. Otherwise leading parts of ``parameter`` are removed until a name matches, and last, leading parts
+    of the names, where the match must be unique.
     """
     for spelling in _spellings(parameter):
         if name := _find_spelled(spelling, names):
@@ -44,7 +44,7 @@ def _find_spelled(parameter: str, names: Collection[str]) -> str | None:
     if parameter in names:
         return parameter
     parts = parameter.split(".")
-    for drop in range(1, len(parts) - 1):  # the checkpoint lacks the prefix: keep at least module.weight
+    for drop in range(1, len(parts) - 1):  # without the model's prefix; at least module.weight remains
         shorter = ".".join(parts[drop:])
         if shorter in names:
             return shorter
@@ -53,7 +53,7 @@ def _find_spelled(parameter: str, names: Collection[str]) -> str | None:
 
 
 def _spellings(parameter: str) -> Iterator[str]:
-    """Yield ``parameter`` as it stands, then with every combination of stored spellings."""
+    """Yield ``parameter`` unchanged, then with every combination of the stored spellings."""
     rules = [rule for rule in _STORED_SPELLINGS if re.search(rule[0], parameter)]
     for chosen in product((False, True), repeat=len(rules)):
         spelled = parameter
@@ -66,7 +66,7 @@ def find_tensors(parameters: Iterable[str], names: Collection[str], *, where: st
     """Map every parameter to its checkpoint name.
 
     Raises:
-        AdapterError: one is not there; the message names it and the nearest candidates.
+        AdapterError: one is missing, or two share a tensor; the message names it and the nearest candidates.
     """
     found: dict[str, str] = {}
     for parameter in parameters:
@@ -79,13 +79,13 @@ def find_tensors(parameters: Iterable[str], names: Collection[str], *, where: st
                 f"The adapter changes '{parameter}', which {where} does not have{hint}: this is not the base it was made for."
             )
         if name in found.values():
-            raise AdapterError(f"Two modules of the adapter lead to the same tensor '{name}' of {where}.")
+            raise AdapterError(f"Two modules of the adapter match the same tensor '{name}' of {where}.")
         found[parameter] = name
     return found
 
 
 def infer_prefix(found: dict[str, str]) -> str:
-    """Return what the running model puts before the checkpoint's names (``"bert."``), or an empty string."""
+    """Return the prefix of the model in memory that checkpoint names lack (``"bert."``), or an empty string."""
     for parameter, name in found.items():
         for spelling in _spellings(parameter):
             if spelling.endswith("." + name):

@@ -1,7 +1,7 @@
-"""What a model says of a row, a score for each label or one vector, and how two such outputs are compared (numpy).
+"""Kinds of outputs: scores for labels or one vector per row (numpy).
 
-Every task has one of these (:mod:`rmlora.tasks`). What differs between tasks on the way out stands here: the head, the
-labels, which modules matter, and what makes two outputs alike.
+Every task has one (:mod:`rmlora.tasks`). It says what the head is, which labels and modules count, and how two outputs are
+compared.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ AnyArray = npt.NDArray[Any]
 
 
 class Outputs(ABC):
-    """One kind of output."""
+    """A kind of outputs. Instances have no state."""
 
     kind: ClassVar[Literal["scores", "vector"]]
     has_labels: ClassVar[bool]
-    """True if outputs are scores for labels, so that a metric can be measured on labeled data."""
+    """True if outputs are scores for labels, so metrics can be measured on labeled data."""
     pools: ClassVar[bool]
-    """True if the vectors of the tokens are pooled into one."""
+    """True if the token vectors are pooled into one."""
     route: ClassVar[str]
-    """HTTP path by which a server answers with such outputs."""
+    """HTTP path of the server that returns such outputs."""
 
     @abstractmethod
     def head_options(self, labels: Sequence[str]) -> dict[str, Any]:
-        """Return what transformers' ``from_pretrained`` is told about the head."""
+        """Return the arguments of transformers' ``from_pretrained`` that concern the head."""
 
     @abstractmethod
     def labels_of(self, adapter: Adapter) -> list[str]:
-        """Return the label names of ``adapter``, in the order of its outputs; empty where outputs have none.
+        """Return the label names of ``adapter`` in the order of its outputs; empty if outputs have no labels.
 
         Raises:
-            AdapterError: outputs have labels, and the adapter stores neither names nor a head.
+            AdapterError: outputs have labels, but the adapter stores neither label names nor a head.
         """
 
     @abstractmethod
@@ -55,38 +55,38 @@ class Outputs(ABC):
 
     @abstractmethod
     def depends_on(self, module: str) -> bool:
-        """Return True if an output can depend on the module at that path."""
+        """Return True if outputs can depend on the module at this path."""
 
     @abstractmethod
     def check_adapter(self, adapter: Adapter, task: str) -> None:
-        """Raise :class:`AdapterError` if ``adapter`` was evidently made for another kind of output."""
+        """Raise :class:`AdapterError` if ``adapter`` was made for another kind of outputs."""
 
     @abstractmethod
     def check_switchable(self, adapter: Adapter, name: str) -> None:
-        """Raise :class:`AdapterError` if ``adapter`` cannot be one of several on a graph with branches."""
+        """Raise :class:`AdapterError` if a graph with branches cannot switch ``adapter`` at runtime."""
 
     @abstractmethod
     def of_model(self, output: Any, inputs: Mapping[str, Tensor], pooling: Pooling | None) -> Tensor:
-        """Return ``[rows, labels]`` or ``[rows, width]`` float32 from what a PyTorch model returns.
+        """Return float32 ``[rows, labels]`` or ``[rows, width]`` from the output of a PyTorch model.
 
         Args:
             output: of the transformers model.
-            inputs: that it was given.
-            pooling: how token vectors become one; None where nothing is pooled.
+            inputs: of the model.
+            pooling: how token vectors become one; None if nothing is pooled.
         """
 
     @abstractmethod
     def agreement(self, expected: AnyArray, got: AnyArray) -> dict[str, float]:
-        """Return the share of rows with the same first choice, or the least cosine, as field of a comparison → value.
+        """Return how well two outputs agree, as a comparison's field name → value.
 
         Args:
             expected: ``[rows, n]``, finite.
-            got: the same shape; where it is not finite it counts as wrong.
+            got: the same shape; values that are not finite count as wrong.
         """
 
 
 class ClassScores(Outputs):
-    """A score for each label (logits)."""
+    """One score per label (logits)."""
 
     kind = "scores"
     has_labels = True
@@ -94,7 +94,7 @@ class ClassScores(Outputs):
     route = "/classify"
 
     def head_options(self, labels: Sequence[str]) -> dict[str, Any]:
-        """Return the number and names of the labels; a head of another size is made anew."""
+        """Return the number and names of the labels; a head of another size is initialized anew."""
         return {
             "num_labels": len(labels),
             "id2label": dict(enumerate(labels)),
@@ -103,29 +103,29 @@ class ClassScores(Outputs):
         }
 
     def labels_of(self, adapter: Adapter) -> list[str]:
-        """Return the recorded names, or ``LABEL_i`` for as many outputs as the adapter's head has."""
+        """Return the recorded names, or ``LABEL_i`` for each output of the adapter's head."""
         if adapter.labels:
             return adapter.labels
         for name in _head_weights(adapter):
             return [f"LABEL_{index}" for index in range(adapter.modules_to_save[name].shape[0])]
         raise AdapterError(
-            f"{adapter.source} stores neither label names nor a classifier head: it is no classification adapter."
+            f"{adapter.source} stores neither label names nor a classifier head: it is not a classification adapter."
         )
 
     def labels_in(self, config: Mapping[str, Any]) -> list[str]:
-        """Return ``id2label`` in order."""
+        """Return the names in ``id2label``, by index."""
         names = config.get("id2label") or {}
         return [str(names[key]) for key in sorted(names, key=int)]
 
     def depends_on(self, module: str) -> bool:
-        """Return True: a head may read any module."""
+        """Return True: scores can depend on any module."""
         return True
 
     def check_adapter(self, adapter: Adapter, task: str) -> None:
-        """Accept every adapter: one without a head answers with the base's."""
+        """Accept every adapter: one without a head uses the base's."""
 
     def check_switchable(self, adapter: Adapter, name: str) -> None:
-        """Accept every adapter: heads are LoRA inputs of their own size."""
+        """Accept every adapter: heads are LoRA inputs too."""
 
     def of_model(self, output: Any, inputs: Mapping[str, Tensor], pooling: Pooling | None) -> Tensor:
         """Return the logits."""
@@ -133,13 +133,13 @@ class ClassScores(Outputs):
         return logits
 
     def agreement(self, expected: AnyArray, got: AnyArray) -> dict[str, float]:
-        """Return ``argmax_agreement``: the share of rows whose largest score is at the same label."""
+        """Return ``argmax_agreement``: the share of rows with the largest score at the same label."""
         same = (expected.argmax(-1) == got.argmax(-1)) & np.isfinite(got).all(-1)
         return {"argmax_agreement": float(same.mean())}
 
 
 class SentenceVector(Outputs):
-    """One vector for each text, pooled from the vectors of its tokens."""
+    """One vector per text, pooled from its token vectors."""
 
     kind = "vector"
     has_labels = False
@@ -159,22 +159,22 @@ class SentenceVector(Outputs):
         return []
 
     def depends_on(self, module: str) -> bool:
-        """Return False for the model's own pooler: vectors are made from the encoder's tokens."""
+        """Return False for the model's pooler: vectors are pooled from the encoder's token vectors."""
         return module.partition(".")[0] != "pooler"
 
     def check_adapter(self, adapter: Adapter, task: str) -> None:
         """Refuse an adapter with a classifier head."""
         if head := next(_head_weights(adapter), None):
             raise AdapterError(
-                f"{adapter.source} brings '{head}', as adapters for classification do: it cannot be used for {task}."
+                f"{adapter.source} contains '{head}', the head of a classification adapter: it cannot be used for {task}."
             )
 
     def check_switchable(self, adapter: Adapter, name: str) -> None:
-        """Refuse modules saved in full: the width of a vector is the base's, so no head can be switched."""
+        """Refuse modules saved in full: only low-rank updates can be switched, as there is no head."""
         if adapter.modules_to_save:
             raise AdapterError(
-                f"'{name}' saved '{next(iter(adapter.modules_to_save))}' whole, and embeddings can be switched by low-rank "
-                "updates only: export it with --mode merged."
+                f"'{name}' contains '{next(iter(adapter.modules_to_save))}' in full, but a graph for embeddings switches only "
+                "low-rank updates: export it with --mode merged."
             )
 
     def of_model(self, output: Any, inputs: Mapping[str, Tensor], pooling: Pooling | None) -> Tensor:
@@ -186,7 +186,7 @@ class SentenceVector(Outputs):
         return pool(hidden, mask, pooling or Pooling())
 
     def agreement(self, expected: AnyArray, got: AnyArray) -> dict[str, float]:
-        """Return ``min_cosine``: the least cosine of a row's two vectors; 0 where one has no length."""
+        """Return ``min_cosine``: the smallest cosine between a row's two vectors; 0 if one is zero."""
         got = np.where(np.isfinite(got), got, 0.0)
         lengths = np.linalg.norm(expected, axis=-1) * np.linalg.norm(got, axis=-1)
         cosines = (expected * got).sum(-1) / np.where(lengths > 0, lengths, 1.0)
@@ -194,7 +194,7 @@ class SentenceVector(Outputs):
 
 
 def _head_weights(adapter: Adapter) -> Iterator[str]:
-    """Yield the weights of classifier heads that ``adapter`` brings, the last first."""
+    """Yield the names of classifier head weights in ``adapter``, the last first."""
     for name in reversed(list(adapter.modules_to_save)):
         if name.endswith(".weight") and name.rsplit(".", 2)[-2] in ("classifier", "score", "out_proj"):
             yield name

@@ -1,11 +1,11 @@
-"""Adapter packages on disk: PEFT's two files, and ``rmlora.json`` beside them (DESIGN 4).
+"""Adapter packages on disk: PEFT's two files, plus ``rmlora.json``.
 
-    adapter_config.json          PEFT's; keys of ours would break older PEFT, so none are added
-    adapter_model.safetensors    base_model.model.<path>.lora_A.weight …, heads beside them
+    adapter_config.json          PEFT's; no keys are added, because unknown keys break older PEFT
+    adapter_model.safetensors    base_model.model.<path>.lora_A.weight, …, and modules_to_save
     rmlora.json                  format version, settings, task, labels, base fingerprint, rank mask, metrics
 
-A directory without ``rmlora.json`` is an adapter from elsewhere and loads the same; what has no meaning as
-``W + scale · B A`` (DoRA and its kin) is refused by name.
+Adapters of other tools have no ``rmlora.json`` and load too. Variants that cannot be written as ``W + scale · B A`` (such as
+DoRA) are refused by name.
 """
 
 from __future__ import annotations
@@ -56,18 +56,18 @@ _UNSUPPORTED_OPTIONS = {
     "monteclora_config": "MonteCLoRA",
     "kasa_config": "KaSA",
 }
-"""Options of adapter_config.json whose update is not ``scale · B A`` on the base's own weight."""
+"""Options of adapter_config.json with which the update is not ``scale · B A`` added to the base's weight."""
 
 _CHANGES_BASE = {"pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "loftq": "LoftQ", "lora_ga": "LoRA-GA"}
-"""Initializations that also change the base weight, so that the factors alone do not tell the update."""
+"""Initializations that also change the base weight, so the factors alone do not define the update."""
 
 
 def load_package(path: Path | str) -> Adapter:
-    """Read an adapter directory, ours or any of PEFT's LoRA adapters.
+    """Read an adapter directory, written by this project or by PEFT.
 
     Raises:
-        AdapterError: missing or corrupt files, a variant that cannot be represented, NaN, or factors that do
-            not fit each other or the config.
+        AdapterError: files are missing or damaged, the variant is not supported, a tensor holds NaN, or factors do not
+            fit each other or the config.
     """
     path = Path(path)
     if not path.is_dir():
@@ -99,7 +99,10 @@ def parse_adapter(
     """Build an :class:`Adapter` from the content of the three files.
 
     Args:
+        config: of ``adapter_config.json``.
         tensors: PEFT's names (``base_model.model.…``) → arrays.
+        metadata: of ``rmlora.json``; empty if there is none.
+        source: where they were read from, for error messages.
 
     Raises:
         AdapterError: as :func:`load_package`.
@@ -130,7 +133,7 @@ def parse_adapter(
 
 
 def refuse_unsupported(config: Mapping[str, Any], *, source: str) -> None:
-    """Raise :class:`AdapterError` naming the variant when ``config`` is not plain LoRA."""
+    """Raise :class:`AdapterError` naming the variant if ``config`` is not plain LoRA."""
     kind = config.get("peft_type")
     if kind != "LORA":
         raise AdapterError(
@@ -152,10 +155,10 @@ def refuse_unsupported(config: Mapping[str, Any], *, source: str) -> None:
 
 
 def save_package(adapter: Adapter, path: Path | str, *, overwrite: bool = False) -> None:
-    """Write ``adapter`` as a package that PEFT loads unchanged.
+    """Write ``adapter`` as a package that PEFT can load.
 
     Raises:
-        OutputError: the target exists (without ``overwrite``) or cannot be written.
+        OutputError: the target exists and ``overwrite`` is not set, or it cannot be written.
     """
     with atomic_directory(Path(path), overwrite=overwrite) as directory:
         tensors: dict[str, Array] = {}
@@ -172,7 +175,7 @@ def save_package(adapter: Adapter, path: Path | str, *, overwrite: bool = False)
 
 
 def write_metadata(directory: Path, values: Mapping[str, Any]) -> None:
-    """Write ``rmlora.json`` into a directory that already holds the tensors, adding version and hash.
+    """Write ``rmlora.json``, with format version and hash, into a directory that already holds the tensors.
 
     ``values`` may hold: ``rmlora`` (:meth:`RMLoRAConfig.to_dict`), ``task``, ``labels``, ``architecture``,
     ``base_model``, ``base_fingerprint``, ``base_weights``, ``rank_mask``, ``metrics``, ``training``.
@@ -222,7 +225,7 @@ def _sort_tensor(
     modules_to_save: dict[str, Array],
     source: str,
 ) -> None:
-    """File one tensor (its name without PEFT's prefix) under the factors or the tensors saved in full."""
+    """Put one tensor, named without PEFT's prefix, into ``factors`` or ``modules_to_save``."""
     if match := re.fullmatch(r"(.+)\.lora_(A|B)\.weight", name):
         kind: ModuleKind = "linear" if tensor.ndim == 2 else "conv"
         factors.setdefault((match[1], kind), {})[match[2]] = tensor
@@ -231,7 +234,7 @@ def _sort_tensor(
     elif "lora_magnitude_vector" in name:
         raise AdapterError(f"{source} holds DoRA magnitudes ('{name}'), which cannot be written as W + s·B·A.")
     elif re.search(r"\.lora_\w+", name):
-        raise AdapterError(f"{source} holds '{name}', which is no part of plain LoRA: this variant is not supported.")
+        raise AdapterError(f"{source} holds '{name}', which is not part of plain LoRA: this variant is not supported.")
     else:
         modules_to_save[re.sub(r"\.(base_layer|modules_to_save(\.default)?)\.", ".", name)] = tensor
 
@@ -251,7 +254,7 @@ def _module(
     expected = int(_patterned(config.get("rank_pattern"), path, config.get("r", rank)))
     if rank != expected:
         raise AdapterError(
-            f"'{path}' in {source} has rank {rank} but {CONFIG_FILE} says {expected}: file and configuration do not belong together."
+            f"'{path}' in {source} has rank {rank} but {CONFIG_FILE} says {expected}: the two files are not of the same adapter."
         )
     alpha = float(_patterned(config.get("alpha_pattern"), path, config.get("lora_alpha", rank)))
     return LoraModule(
@@ -266,7 +269,7 @@ def _module(
 
 
 def _patterned(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:
-    """PEFT's rule: the first pattern that matches the whole path or its ending decides."""
+    """Return the value for ``path`` by PEFT's rule: the first pattern that matches the whole path or its ending wins."""
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", path):
             return value

@@ -1,8 +1,8 @@
-"""How the vector of a text is made of its tokens' vectors, as sentence-transformers writes it beside a model.
+"""Pooling token vectors into one vector per text, as configured in the files of sentence-transformers.
 
 ================ ====================================================================================
-``modules.json`` the parts of the model in order; ``Pooling`` names its directory, ``Normalize`` stands for itself
-``config.json``  of the pooling's directory: which tokens count
+``modules.json`` the modules of the model in order: ``Pooling`` with its directory, and ``Normalize`` if used
+``config.json``  in the directory of ``Pooling``: which tokens count
 ================ ====================================================================================
 """
 
@@ -29,19 +29,19 @@ _FLAGS: dict[str, PoolingMode] = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_lasttoken": "last",
 }
-"""What sentence-transformers has long written: true for what is meant."""
+"""Flags in older files of sentence-transformers; the chosen one is true."""
 _NAMES: dict[str, PoolingMode] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
-"""What newer versions write under ``pooling_mode``."""
+"""Values of ``pooling_mode`` in newer files."""
 
 
 @dataclass(frozen=True)
 class Pooling:
-    """Which tokens make the vector, and whether it is brought to length 1."""
+    """Which tokens make the vector, and whether it is normalized."""
 
     mode: PoolingMode = "mean"
-    """``mean`` of all tokens that are no padding, the first one (``cls``), or the ``last`` one that is no padding."""
+    """``mean`` of all tokens but padding, the first token (``cls``), or the ``last`` token before padding."""
     normalize: bool = True
-    """Divide by the Euclidean norm, so that a dot product is the cosine."""
+    """True to divide by the Euclidean norm, so that dot products are cosines."""
 
     def __str__(self) -> str:
         return f"{self.mode}, {'normalized' if self.normalize else 'not normalized'}"
@@ -51,7 +51,7 @@ def read_pooling(directory: Path) -> Pooling | None:
     """Return the pooling that the sentence-transformers files in ``directory`` describe; None if there are none.
 
     Raises:
-        InputError: they are damaged, or describe something that :class:`Pooling` cannot.
+        InputError: they are damaged or describe a pooling that :class:`Pooling` cannot represent.
     """
     file = directory / _MODULES_FILE
     if not file.is_file():
@@ -60,18 +60,22 @@ def read_pooling(directory: Path) -> Pooling | None:
     try:
         parts = [(str(item["type"]).rpartition(".")[2], str(item["path"])) for item in modules]
     except (KeyError, TypeError):
-        raise CheckpointError(f"{file} is no list of modules with type and path: it is damaged.") from None
+        raise CheckpointError(f"{file} is not a list of modules with type and path: it is damaged.") from None
     known = ("Transformer", "Pooling", "Normalize")
     other = next((kind for kind, _ in parts if kind not in known), None)
     if other is not None:
         raise CheckpointError(
-            f"{file} has a module '{other}', and only Transformer, Pooling and Normalize can be exported: pass --pooling "
+            f"{file} has a module '{other}', but only Transformer, Pooling and Normalize can be exported: pass --pooling "
             "to leave out what comes after the encoder."
         )
-    places = [path for kind, path in parts if kind == "Pooling"]
-    if len(places) != 1:
-        raise CheckpointError(f"{file} has {len(places)} poolings where one is expected: pass --pooling.")
-    return Pooling(_read_mode(directory / places[0] / "config.json"), any(kind == "Normalize" for kind, _ in parts))
+    directories = [path for kind, path in parts if kind == "Pooling"]
+    if len(directories) != 1:
+        raise CheckpointError(
+            f"{file} has {len(directories)} Pooling modules, but exactly one is supported: pass --pooling."
+        )
+    return Pooling(
+        _read_mode(directory / directories[0] / "config.json"), any(kind == "Normalize" for kind, _ in parts)
+    )
 
 
 def _read_mode(file: Path) -> PoolingMode:
@@ -87,13 +91,13 @@ def _read_mode(file: Path) -> PoolingMode:
     if len(found) != 1 or found[0] is None:
         what = " and ".join(map(str, chosen)) or "nothing"
         raise CheckpointError(
-            f"{file} asks for {what}, and this program pools by one of {', '.join(POOLING_MODES)}: choose with --pooling."
+            f"{file} asks for {what}, but this program supports one of {', '.join(POOLING_MODES)}: choose with --pooling."
         )
     return found[0]
 
 
 def read_text_length(directory: Path) -> int | None:
-    """Return the tokens that sentence-transformers cuts a text to; None where its file does not say."""
+    """Return the number of tokens that sentence-transformers truncates texts to; None if its file does not say."""
     file = directory / "sentence_bert_config.json"
     config = read_json(file, what="Configuration of the sentence encoder") if file.is_file() else {}
     length = config.get("max_seq_length") if isinstance(config, dict) else None
@@ -101,12 +105,12 @@ def read_text_length(directory: Path) -> int | None:
 
 
 def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
-    """Return ``[rows, width]`` of the tokens' vectors, by sentence-transformers' definitions.
+    """Pool token vectors into ``[rows, width]``, as sentence-transformers defines it.
 
     Args:
         hidden: ``[rows, tokens, width]``.
         mask: ``[rows, tokens]``, 1 for text and 0 for padding.
-        pooling: which tokens count, and whether the result is brought to length 1.
+        pooling: which tokens count, and whether the result is normalized.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Tokenizers and image processors, loaded from a model's directory without torch."""
+"""Loading tokenizers and image processors from a model's directory, without torch."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def load_tokenizer(directory: Path) -> Any:
     _require_transformers()
     from transformers import AutoTokenizer
 
-    tokenizer = _load(directory, "tokenizer", lambda: AutoTokenizer.from_pretrained(directory))
+    tokenizer = _load(directory, "tokenizer", lambda: AutoTokenizer.from_pretrained(directory, trust_remote_code=False))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def load_image_processor(directory: Path) -> Any:
-    """Return the image processor in ``directory``, the one that needs no torchvision.
+    """Return the image processor in ``directory``, in the variant that does not need torchvision.
 
     Raises:
         CheckpointError: there is no usable one.
@@ -36,12 +36,16 @@ def load_image_processor(directory: Path) -> Any:
     _require_transformers()
     from transformers import AutoImageProcessor
 
-    return _load(directory, "image processor", lambda: AutoImageProcessor.from_pretrained(directory, backend="pil"))
+    return _load(
+        directory,
+        "image processor",
+        lambda: AutoImageProcessor.from_pretrained(directory, backend="pil", trust_remote_code=False),
+    )
 
 
 def _require_transformers() -> None:
     require("transformers", "serve")
-    if not is_installed("torch"):  # transformers would advise to install it
+    if not is_installed("torch"):  # transformers would recommend installing it
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 

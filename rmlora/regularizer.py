@@ -3,7 +3,7 @@
     R = mean over all LoRA matrices of ‖M Mᵀ − I‖_F,   M = A [r, in]  or  M = Bᵀ [r, out]
     ∂‖G‖_F / ∂M = 2 G M / ‖G‖_F,   G = M Mᵀ − I  (symmetric);   squared: ∂‖G‖²_F / ∂M = 4 G M
 
-All matrices of one shape are computed in one batched product, in float32 whatever the parameters' type.
+Matrices of the same shape share one batched product. Everything is computed in float32, whatever the parameters' type.
 Source: Mao et al., arXiv 2407.12074, section on the regularizer.
 """
 
@@ -20,11 +20,11 @@ __all__ = ["penalty", "penalty_and_gradients"]
 
 
 def penalty(matrices: Sequence[Tensor], *, squared: bool = False) -> Tensor:
-    """Return R as a differentiable scalar, for loops that prefer it in the loss.
+    """Return R as a differentiable scalar, for training loops that add it to the loss.
 
     Args:
         matrices: every A as ``[r, in]`` and every B transposed, ``[r, out]``.
-        squared: mean of squared norms.
+        squared: take the mean of squared norms.
     """
     import torch
 
@@ -37,15 +37,15 @@ def penalty(matrices: Sequence[Tensor], *, squared: bool = False) -> Tensor:
 
 
 def penalty_and_gradients(matrices: Sequence[Tensor], *, squared: bool = False) -> tuple[Tensor, list[Tensor]]:
-    """Return R and ∂R/∂M for every matrix, without building a graph.
+    """Return R and ∂R/∂M for every matrix, without autograd.
 
     Args:
         matrices: every A as ``[r, in]`` and every B transposed, ``[r, out]``.
-        squared: mean of squared norms.
+        squared: take the mean of squared norms.
 
     Returns:
-        the scalar R, and float32 gradients of the shapes of ``matrices``. Where M is orthonormal the norm has
-        no gradient; zero, its subgradient, is returned.
+        the scalar R, and float32 gradients in the shapes of ``matrices``. The norm has no gradient where M is
+        orthonormal; the subgradient zero is returned there.
     """
     import torch
 
@@ -68,7 +68,7 @@ def penalty_and_gradients(matrices: Sequence[Tensor], *, squared: bool = False) 
 
 
 def _gram_minus_identity(stacked: Tensor) -> Tensor:
-    """``[n, r, m]`` → ``M Mᵀ − I`` as ``[n, r, r]``."""
+    """Return ``M Mᵀ − I`` as ``[n, r, r]`` for matrices ``[n, r, m]``."""
     import torch
 
     gram = torch.bmm(stacked, stacked.transpose(1, 2))

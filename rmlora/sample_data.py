@@ -1,4 +1,4 @@
-"""Built-in inputs to verify on where no data is given."""
+"""Built-in inputs for verification without data."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SENTENCES = (
 
 
 def draw_image(number: int) -> Image.Image:
-    """Return an image with the smooth gradients and edges of a photograph, different for every number."""
+    """Return an image with smooth gradients and edges like a photograph, different for every number."""
     require("PIL", "serve")
     from PIL import Image
 

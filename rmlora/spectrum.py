@@ -1,8 +1,8 @@
-"""Intrinsic dimension of an update: the singular values of ``s · B A`` and what they say.
+"""Intrinsic dimension of an update, from the singular values of ``s · B A``.
 
-The dense ``[out, in]`` product is never formed. With thin QR factorizations ``B = Q_B R_B`` and
-``Aᵀ = Q_A R_A``, the singular values of ``s B A`` are those of the ``[r, r]`` matrix ``s R_B R_Aᵀ``.
-Masked directions do not count.
+The dense ``[out, in]`` product is never computed. With thin QR factorizations ``B = Q_B R_B`` and ``Aᵀ = Q_A R_A``, the
+singular values of ``s B A`` are those of the ``[r, r]`` matrix ``s R_B R_Aᵀ``. Directions that the rank mask excludes do not
+count.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ __all__ = ["AdapterSpectrum", "Spectrum", "adapter_spectrum", "module_spectrum",
 FloatArray = npt.NDArray[np.float64]
 
 RELATIVE_TOLERANCE = 1e-5
-"""Singular values below this share of the largest count as zero: float32 factors carry about 1e-7 a product."""
+"""Singular values below this share of the largest count as zero; float32 rounding is about 1e-7 per product."""
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Singular values of an update, largest first, and three measures of its dimension."""
+    """Singular values of an update and three measures of its dimension."""
 
     singular_values: FloatArray
     """``[r]``, descending."""
     numerical_rank: int
-    """Singular values above ``RELATIVE_TOLERANCE`` times the largest."""
+    """Number of singular values above ``RELATIVE_TOLERANCE`` times the largest."""
     stable_rank: float
     """``Σσ² / σ₁²``: dimension weighted by energy (Rudelson & Vershynin, 2007)."""
     effective_rank: float
@@ -39,12 +39,12 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class AdapterSpectrum:
-    """Spectra of every module, their means, and the spectrum of the whole adapter."""
+    """Spectra of all modules, their means, and the spectrum of the adapter as a whole."""
 
     modules: Mapping[str, Spectrum]
     """Module path → its spectrum."""
     joint: Spectrum
-    """Of the direct sum of all updates: every module's singular values together."""
+    """Spectrum of the direct sum of all updates: the singular values of all modules together."""
 
     @property
     def numerical_rank(self) -> float:
@@ -63,7 +63,7 @@ class AdapterSpectrum:
 
 
 def spectrum_of(singular_values: npt.ArrayLike) -> Spectrum:
-    """Measure a set of singular values (any order); all zero gives dimension 0."""
+    """Return the spectrum with these singular values (in any order); if all are zero its dimension is 0."""
     values = np.sort(np.asarray(singular_values, dtype=np.float64))[::-1]
     if values.size == 0 or values[0] <= 0:
         return Spectrum(values, 0, 0.0, 0.0)

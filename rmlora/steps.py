@@ -1,4 +1,4 @@
-"""RM-LoRA around an optimizer step, as plain functions for hand-written training loops (torch).
+"""Regularizing and masking gradients, as plain functions for hand-written training loops (torch).
 
 ::
 
@@ -9,7 +9,7 @@
         regularize_gradients(factors, config)
         masked = mask_gradients(factors, config, step)
         optimizer.step()
-        masked.restore()          # does nothing unless mask_mode="update"
+        masked.restore()          # only has an effect with mask_mode="update"
         optimizer.zero_grad()
 """
 
@@ -34,12 +34,12 @@ __all__ = ["MaskedStep", "mask_gradients", "regularize_gradients"]
 
 @dataclass
 class MaskedStep:
-    """The directions masked in one step, and their values where these are restored afterwards."""
+    """The directions masked in one step; with ``mask_mode="update"`` also their values before it."""
 
     _kept: list[tuple[Parameter, int, Tensor, Tensor]] = field(default_factory=list)
 
     def restore(self) -> None:
-        """Put the masked directions back to their values before the step (``mask_mode="update"``)."""
+        """Restore the masked directions to their values before the step (``mask_mode="update"``)."""
         import torch
 
         with torch.no_grad():
@@ -51,11 +51,11 @@ class MaskedStep:
 def regularize_gradients(factors: Sequence[Factors], config: RMLoRAConfig) -> Tensor | None:
     """Add ``orth_weight · ∂R/∂(A, B)`` to the factors' gradients, in place.
 
-    Call it once per optimizer step, after reduction, unscaling and clipping: the penalty's gradient is then
-    independent of gradient accumulation and of the number of processes.
+    Call this once per optimizer step, after reduction, unscaling and clipping. The penalty's gradient then does not depend
+    on gradient accumulation or the number of processes.
 
     Returns:
-        R before the step as a 0-d tensor (not read back, so no synchronization), or None if ``orth_weight`` is 0.
+        R before the step as a 0-d tensor on the device (no synchronization), or None if ``orth_weight`` is 0.
     """
     import torch
 
@@ -72,12 +72,17 @@ def regularize_gradients(factors: Sequence[Factors], config: RMLoRAConfig) -> Te
 
 
 def mask_gradients(factors: Sequence[Factors], config: RMLoRAConfig, step: int) -> MaskedStep:
-    """Zero the gradients of the directions masked in ``step`` (optimizer steps done so far), in place.
+    """Zero the gradients of the directions masked in ``step``, in place.
 
-    Gradients are overwritten by index, not multiplied, so an infinite gradient leaves no NaN.
+    Gradients are overwritten by index, not multiplied by 0, so infinite gradients do not become NaN.
+
+    Args:
+        factors: from :func:`rmlora.factors.find_factors`.
+        config: the method.
+        step: number of optimizer steps already done; step 0 has no mask.
 
     Returns:
-        what :meth:`MaskedStep.restore` puts back after the step under ``mask_mode="update"``.
+        the masked directions; with ``mask_mode="update"`` call its :meth:`MaskedStep.restore` after the optimizer step.
     """
     import torch
 

@@ -1,8 +1,7 @@
-"""Writing files so that a reader sees the old result or the new one, never half of it.
+"""Atomic writes: a reader sees the old result or the new one, never a partial one.
 
-Everything is written under a temporary name in the target's own directory, flushed to disk and renamed.
-A process killed in between leaves the target untouched; the next writer of the same target removes what
-the dead one left behind.
+Files and directories are written under a temporary name next to the target, flushed to disk and renamed. A process that
+is killed before the rename leaves the target unchanged; the next writer of the same target removes what it left behind.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _MARK = ".partial-"
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``target``; rename it over ``target`` when the block succeeds.
+    """Yield a temporary path; rename it to ``target`` if the block succeeds.
 
     Raises:
         OutputError: the directory is missing or not writable, or the disk is full.
@@ -46,10 +45,10 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary directory beside ``target`` that becomes ``target`` when the block succeeds.
+    """Yield a temporary directory; rename it to ``target`` if the block succeeds.
 
-    With ``overwrite`` an existing directory is set aside just before the rename and deleted after it;
-    without, an existing non-empty target is refused before any work is done.
+    With ``overwrite`` an existing directory is moved aside just before the rename and deleted after it. Without it an
+    existing target that is not empty is refused before the block runs.
 
     Raises:
         OutputError: the target exists, the parent is not writable, or the disk is full.
@@ -72,9 +71,9 @@ def atomic_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Keep other processes that ask for the same out of ``directory`` while the block runs; they wait.
+    """Hold an exclusive lock on ``directory`` while the block runs; other processes that ask for it wait.
 
-    Only where the system has advisory locks (not on Windows). The lock ends with the process that holds it.
+    The lock is advisory and is released if the process dies. On Windows there is no lock.
     """
     try:
         import fcntl
@@ -90,36 +89,34 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def refuse_existing(target: Path, *, overwrite: bool) -> None:
-    """Raise :class:`OutputError` when ``target`` is a file, or a non-empty directory without ``overwrite``."""
+    """Raise :class:`OutputError` if ``target`` is a file, or a directory that is not empty and may not be overwritten."""
     if target.is_dir():
         if not overwrite and any(target.iterdir()):
             raise OutputError(f"{target} already exists and is not empty: choose another --output or pass --overwrite.")
     elif target.exists():
-        raise OutputError(
-            f"{target} exists and is a file, but a directory is to be written there: choose another --output."
-        )
+        raise OutputError(f"{target} exists and is a file, but the output is a directory: choose another --output.")
 
 
 def check_writable(target: Path) -> None:
-    """Raise :class:`OutputError` unless a file can be written at ``target``: to be called before long work."""
+    """Raise :class:`OutputError` unless a file can be written at ``target``; call this before long work."""
     target = Path(target)
     if target.is_dir():
-        raise OutputError(f"{target} is a directory, but a file is to be written there: give a file name.")
+        raise OutputError(f"{target} is a directory, but the output is a file: give a file name.")
     if not target.parent.is_dir():
-        raise OutputError(f"{target} cannot be written: {target.parent} is no directory; create it first.")
+        raise OutputError(f"{target} cannot be written: {target.parent} is not a directory; create it first.")
     if not os.access(target.parent, os.W_OK):
         raise OutputError(f"{target} cannot be written: choose a directory you may write to.")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically, with a final newline."""
+    """Write ``value`` atomically as indented JSON; NaN is refused with ValueError."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path, *, what: str) -> Any:
-    """Read JSON; ``what`` names the file's role in the error.
+    """Return the content of a JSON file; ``what`` describes the file in errors.
 
     Raises:
         InputError: the file is missing or is not JSON.
@@ -162,7 +159,7 @@ def _temporary_name(target: Path) -> Path:
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Delete what a killed writer of ``target`` left, recognized by the process id in its name."""
+    """Delete what killed writers of ``target`` left behind; the process id is part of the temporary name."""
     if not target.parent.is_dir():
         return
     prefix = f".{target.name}{_MARK}"
@@ -173,7 +170,7 @@ def _remove_abandoned(target: Path) -> None:
         if pid == str(os.getpid()) or not pid.isdigit() or _alive(int(pid)):
             continue
         if role == "old" and not target.exists():
-            os.rename(path, target)  # killed between the two renames: the previous result is still the result
+            os.rename(path, target)  # killed between the two renames: restore the previous result
         elif path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -195,7 +192,7 @@ def _flush(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot sync a directory
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot sync directories
             raise
     finally:
         os.close(descriptor)
@@ -208,7 +205,7 @@ def _os_errors(target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(
-                f"The disk holding {target.parent} is full: free some space or choose another place; nothing was written."
+                f"The disk holding {target.parent} is full: free some space or choose another directory; nothing was written."
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise OutputError(

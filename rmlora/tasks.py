@@ -1,7 +1,7 @@
-"""The tasks an adapter can be for: one object for each, made of what goes in and what comes out.
+"""The supported tasks, one object each, made of a kind of inputs and a kind of outputs.
 
-A new task is a new object in :data:`TASKS`; where it needs inputs or outputs of a new kind, those are new classes in
-:mod:`rmlora.inputs` and :mod:`rmlora.outputs`. Nothing else in the toolkit asks which task it has.
+To add a task, add an object to :data:`TASKS`; if it needs a new kind of inputs or outputs, add a class to
+:mod:`rmlora.inputs` or :mod:`rmlora.outputs`. Nothing else in the toolkit distinguishes tasks.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ __all__ = ["TASKS", "Task", "get_task", "task_of_peft"]
 
 @dataclass(frozen=True)
 class Task:
-    """What a model is for."""
+    """What a model takes and returns, and which classes build it."""
 
     name: str
-    """Hugging Face's and Optimum's name of the task."""
+    """Name of the task as in Hugging Face's pipelines and Optimum."""
     inputs: Inputs
-    """What goes in: how rows are read, preprocessed and batched."""
+    """How rows are read, preprocessed and batched."""
     outputs: Outputs
-    """What comes out: head, labels, and how two outputs are compared."""
+    """Head, labels, and how two outputs are compared."""
     auto_class: str
     """Name of the transformers Auto class that builds the model."""
     peft_task_type: str | None
-    """PEFT's task type, which also makes it keep the head; None where PEFT has none."""
+    """PEFT's task type, with which PEFT also saves the head; None if PEFT has none for this task."""
     not_trained: str | None = None
-    """Why ``rmlora-deploy train`` does not train this task, and what does; None where it does."""
+    """Error sentence if ``rmlora-deploy train`` does not train this task; None if it does."""
 
 
 TASKS: dict[str, Task] = {
@@ -61,5 +61,5 @@ def get_task(name: str) -> Task:
 
 
 def task_of_peft(task_type: str | None) -> str | None:
-    """Return the name of the task that is called ``task_type`` in PEFT; None where that is none of ours."""
+    """Return the name of the task with PEFT's task type ``task_type``; None if there is none."""
     return next((task.name for task in TASKS.values() if task_type and task.peft_task_type == task_type), None)

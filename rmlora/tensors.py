@@ -1,8 +1,8 @@
-"""Reading single tensors, or rows of them, out of a safetensors file without mapping it into memory.
+"""Reading single tensors, or some of their rows, from a safetensors file without mapping it into memory.
 
-``safetensors.safe_open`` maps the whole file, so every page that was read stays counted against the
-process. Merging a checkpoint larger than memory needs the opposite: read a block, forget it. The header
-is still validated by the safetensors library; only the reads are ours.
+``safetensors.safe_open`` maps the whole file, so every page read stays counted as the process's memory. To merge a
+checkpoint larger than memory, blocks must be released after they are read. The safetensors library still validates the
+header; only the reads are our own.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ DTYPES: dict[str, np.dtype[np.generic]] = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-"""safetensors' names of the element types and the numpy type of each."""
+"""Element type as safetensors names it → numpy type."""
 
 FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 """Element types that a low-rank update can be added to."""
@@ -48,7 +48,7 @@ FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: its type, shape and byte range in ``path``."""
+    """Type, shape and byte range of one tensor in the file ``path``."""
 
     name: str
     dtype: str
@@ -59,7 +59,7 @@ class TensorInfo:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one slice along the first axis (the whole tensor for a scalar)."""
+        """Bytes of one slice along the first axis; of the whole tensor if it is a scalar."""
         return self.nbytes // self.shape[0] if self.shape and self.shape[0] else self.nbytes
 
     def read(self, start: int = 0, stop: int | None = None) -> Array:
@@ -77,7 +77,11 @@ class TensorInfo:
         return np.frombuffer(data, DTYPES[self.dtype]).reshape(len(rows), *self.shape[1:])
 
     def read_bytes(self, start: int, count: int) -> bytes:
-        """Return ``count`` raw bytes beginning ``start`` bytes into the tensor."""
+        """Return ``count`` raw bytes, starting ``start`` bytes into the tensor.
+
+        Raises:
+            InputError: the file ends early.
+        """
         with open(self.path, "rb") as file:
             file.seek(self.offset + start)
             data = file.read(count)
@@ -87,7 +91,13 @@ class TensorInfo:
 
 
 class TensorFile:
-    """One safetensors file: ``infos`` by name in file order, and the ``metadata`` of its header."""
+    """One safetensors file.
+
+    Attributes:
+        path: the file.
+        infos: tensor name → :class:`TensorInfo`, in file order.
+        metadata: of the header.
+    """
 
     def __init__(self, path: Path) -> None:
         """Read and validate the header of ``path``.
@@ -100,10 +110,10 @@ class TensorFile:
             raise InputError(f"{self.path} does not exist: give the path of a safetensors file.")
         try:
             with safe_open(self.path, framework="numpy"):
-                pass  # the library checks sizes, overlaps and the header's form
+                pass  # opening checks sizes, overlaps and the header's format
         except (SafetensorError, OSError) as error:
             raise InputError(
-                f"{self.path} is not a whole safetensors file ({error}): it is corrupt or was cut short, fetch it again."
+                f"{self.path} is not a complete safetensors file ({error}): it is corrupt or truncated, fetch it again."
             ) from None
         with open(self.path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))

@@ -1,4 +1,4 @@
-"""Building PyTorch models for a task: the bare base, and the base with an adapter (torch, transformers, peft)."""
+"""Loading PyTorch models for a task: the base alone, and the base with an adapter (torch, transformers, peft)."""
 
 from __future__ import annotations
 
@@ -31,19 +31,21 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TaskModel:
-    """A model with its task's head, and the modules the base checkpoint had no weights for."""
+    """A model with its task's head, and the modules for which the base has no weights."""
 
     model: PreTrainedModel
     new_modules: tuple[str, ...]
-    """Paths of freshly initialized modules (head, pooler): they must be trained and saved, or they are noise."""
+    """Paths of randomly initialized modules (head, pooler), which must be trained and saved."""
 
 
 def load_task_model(base: Path, task: Task, labels: Sequence[str], **from_pretrained: Any) -> TaskModel:
-    """Load ``base`` with a head of ``len(labels)`` outputs, or without one where the task has none, in float32.
+    """Load ``base`` in float32, with a head of ``len(labels)`` outputs if the task has one.
 
     Args:
         base: a directory from :func:`rmlora.base.resolve_base`.
-        from_pretrained: passed to transformers (``trust_remote_code=True`` only where the user said so).
+        task: what the model is for.
+        labels: names in the order of the outputs.
+        **from_pretrained: passed to transformers (``trust_remote_code=True`` only if the user asked for it).
 
     Raises:
         CheckpointError: transformers cannot build the model for this task.
@@ -55,13 +57,14 @@ def load_task_model(base: Path, task: Task, labels: Sequence[str], **from_pretra
 
     auto = getattr(transformers, task.auto_class)
     options = {
+        "trust_remote_code": False,  # else transformers asks on the terminal, and runs code of the base on a "y"
         **task.outputs.head_options(labels),
         "dtype": torch.float32,
         "output_loading_info": True,
         **from_pretrained,
     }
     try:
-        with quiet_transformers():  # its report of new heads is told by new_modules instead
+        with quiet_transformers():  # new heads are reported by new_modules instead
             model, info = auto.from_pretrained(base, **options)
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -75,13 +78,16 @@ def load_task_model(base: Path, task: Task, labels: Sequence[str], **from_pretra
 def load_adapted(
     base: Path, adapter_path: Path, *, task: str | None = None, allow_base_mismatch: bool = False
 ) -> tuple[PeftModel, Adapter]:
-    """Load base and adapter through PEFT, in evaluation mode.
+    """Load base and adapter with PEFT, in evaluation mode.
 
     Args:
-        task: task name; needed only for an adapter whose package does not tell it.
+        base: directory of the base.
+        adapter_path: directory of the adapter.
+        task: task name; needed only if the adapter does not record one.
+        allow_base_mismatch: accept an adapter made for another base.
 
     Returns:
-        the PEFT model, and the same adapter as :func:`rmlora.package.load_package` reads it.
+        the PEFT model, and the adapter as :func:`rmlora.package.load_package` reads it.
 
     Raises:
         BaseMismatchError: the adapter was made for another base.
@@ -93,9 +99,9 @@ def load_adapted(
 
     adapter = load_package(adapter_path)
     check_base(adapter, Checkpoint(base), allow_mismatch=allow_base_mismatch)
-    wanted = task_of(adapter, task)
-    loaded = load_task_model(base, wanted, wanted.outputs.labels_of(adapter))
-    needed = [module for module in loaded.new_modules if wanted.outputs.depends_on(module)]
+    chosen = task_of(adapter, task)
+    loaded = load_task_model(base, chosen, chosen.outputs.labels_of(adapter))
+    needed = [module for module in loaded.new_modules if chosen.outputs.depends_on(module)]
     uncovered = [m for m in needed if not any(key.startswith(f"{m}.") for key in adapter.modules_to_save)]
     if uncovered:
         raise AdapterError(
@@ -118,7 +124,7 @@ def load_adapted(
 
 
 def _apply_rank_masks(model: PeftModel, adapter: Adapter) -> None:
-    """Zero the rows of A whose directions the package masks out; PEFT does not know of them."""
+    """Zero the masked directions of A; PEFT does not know the rank mask."""
     import torch
 
     layers = dict(model.get_base_model().named_modules())
@@ -135,7 +141,7 @@ def _apply_rank_masks(model: PeftModel, adapter: Adapter) -> None:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' progress bars and advice; errors still come through."""
+    """Silence transformers' progress bars and warnings; errors are still raised."""
     from transformers import logging
 
     level = logging.get_verbosity()

@@ -135,7 +135,7 @@ def test_sentence_transformers_files_are_read(config: dict[str, object], mode: P
 
 def test_other_kinds_of_pooling_are_refused(tmp_path: Path) -> None:
     both: dict[str, object] = {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}
-    with pytest.raises(CheckpointError, match="pooling_mode_mean_tokens and pooling_mode_max_tokens, and this program"):
+    with pytest.raises(CheckpointError, match="pooling_mode_mean_tokens and pooling_mode_max_tokens, but this program"):
         read_pooling(write_modules(tmp_path, both))
     with pytest.raises(CheckpointError, match="asks for weightedmean"):
         read_pooling(write_modules(tmp_path, {"pooling_mode": "weightedmean"}))
@@ -183,5 +183,5 @@ def test_an_adapters_task_is_known_or_an_error() -> None:
     with pytest.raises(AdapterError, match="e is for feature-extraction and cannot be used for text-classification"):
         task_of(embedding, "text-classification")
     headed = Adapter({}, modules_to_save={"classifier.weight": np.zeros((2, 4))}, source="h")
-    with pytest.raises(AdapterError, match=r"h brings 'classifier.weight', as adapters for classification do"):
+    with pytest.raises(AdapterError, match=r"h contains 'classifier.weight', the head of a classification adapter"):
         task_of(headed, "feature-extraction")

@@ -1,4 +1,4 @@
-"""The callback inside real trainers: transformers', trl's, with accumulation, half precision, and without effect."""
+"""The callback in the trainers of transformers and trl: accumulation, loss scaling, sharding, and no effect at all."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def trainer(directory: Path, callbacks: list[Any], model: Any = None, **settings
 
 
 def cross_entropy(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
-    """Divide by the items of the whole accumulated batch; the classifiers' own loss divides by the part's."""
+    """Divide by the items of the whole accumulated batch; the classifiers' own loss divides by those of one forward pass."""
     total = torch.nn.functional.cross_entropy(outputs.logits, labels, reduction="sum")
     return total / (num_items_in_batch if num_items_in_batch is not None else len(labels))
 

@@ -1,4 +1,4 @@
-"""Settings are validated once, with messages that name what to change."""
+"""Settings are validated once, and messages name the setting to change."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from rmlora.errors import ConfigError
         ({"seed": -1}, "seed must be a whole number of at least 0"),
     ],
 )
-def test_refuses_what_cannot_work(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         RMLoRAConfig(**settings)
 
@@ -44,7 +44,7 @@ def test_unknown_setting_lists_the_known_ones() -> None:
 
 
 @given(rank=st.integers(1, 64), data=st.data())
-def test_survives_json(rank: int, data: st.DataObject) -> None:
+def test_json_round_trip(rank: int, data: st.DataObject) -> None:
     config = RMLoRAConfig(
         rank=rank,
         active_rank=data.draw(st.integers(1, rank)),

@@ -22,13 +22,13 @@ def test_draws_the_right_number_without_replacement(
     seed: int, step: int, module: str, rank: int, data: st.DataObject
 ) -> None:
     active = data.draw(st.integers(1, rank))
-    rest = masked_directions(seed=seed, step=step, module=module, side="A", rank=rank, active_rank=active)
-    assert len(rest) == rank - active == len(set(rest.tolist()))
-    assert ((rest >= 0) & (rest < rank)).all()
+    masked = masked_directions(seed=seed, step=step, module=module, side="A", rank=rank, active_rank=active)
+    assert len(masked) == rank - active == len(set(masked.tolist()))
+    assert ((masked >= 0) & (masked < rank)).all()
 
 
 @given(step=st.integers(0, 1000), modules=st.lists(names, min_size=1, max_size=5))
-def test_a_module_is_masked_alike_whatever_stands_beside_it(step: int, modules: list[str]) -> None:
+def test_a_modules_mask_does_not_depend_on_the_other_modules(step: int, modules: list[str]) -> None:
     pairs = [(module, "B") for module in modules]
     many = masked_directions_of_many(seed=3, step=step, names=pairs, rank=8, active_rank=4)
     for module, row in zip(modules, many, strict=True):
@@ -36,11 +36,11 @@ def test_a_module_is_masked_alike_whatever_stands_beside_it(step: int, modules: 
         np.testing.assert_array_equal(row, alone)
 
 
-def test_nothing_rests_in_step_zero() -> None:
+def test_step_zero_has_no_mask() -> None:
     assert masked_directions(seed=1, step=0, module="m", side="AB", rank=8, active_rank=4).size == 0
 
 
-def test_every_direction_rests_equally_often() -> None:
+def test_every_direction_is_masked_equally_often() -> None:
     counts = np.zeros(8)
     for step in range(1, 2001):
         counts[masked_directions(seed=0, step=step, module="layer", side="AB", rank=8, active_rank=6)] += 1

@@ -1,4 +1,4 @@
-"""Module paths find their tensors across prefixes and across transformers' renamings, and nothing else."""
+"""Module paths match their tensors, and no others, despite prefixes and transformers' renamed modules."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_find_tensor(parameter: str, names: set[str], expected: str | None) -> N
     assert find_tensor(parameter, names) == expected
 
 
-def test_prefix_of_the_running_model() -> None:
+def test_prefix_of_the_model_in_memory() -> None:
     assert infer_prefix({"bert.a.weight": "a.weight"}) == "bert."
     assert infer_prefix({"vit.layers.3.mlp.fc2.weight": "encoder.layer.3.output.dense.weight"}) == "vit."
     assert infer_prefix({"a.weight": "bert.a.weight"}) == ""

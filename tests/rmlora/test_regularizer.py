@@ -1,4 +1,4 @@
-"""The penalty's closed-form gradient is autograd's, for any mix of shapes."""
+"""The penalty's closed-form gradient equals autograd's, for any mix of shapes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ shapes = st.lists(st.sampled_from([(2, 5), (4, 16), (4, 7), (8, 8), (1, 3)]), mi
 
 @settings(max_examples=50)
 @given(shapes=shapes, seed=st.integers(0, 10_000), squared=st.booleans(), scale=st.sampled_from([1e-3, 0.1, 1.0, 3.0]))
-def test_gradient_is_autograds(shapes: list[tuple[int, int]], seed: int, squared: bool, scale: float) -> None:
+def test_gradient_equals_autograds(shapes: list[tuple[int, int]], seed: int, squared: bool, scale: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     matrices = [(scale * torch.randn(s, generator=generator)).requires_grad_() for s in shapes]
     value = penalty(matrices, squared=squared)

@@ -1,4 +1,4 @@
-"""The spectrum through QR is that of the dense update; its measures say what they should on known spectra."""
+"""The spectrum by QR equals that of the dense update; its measures are right on known spectra."""
 
 from __future__ import annotations
 

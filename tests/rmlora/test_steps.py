@@ -1,4 +1,4 @@
-"""What happens around an optimizer step, on every architecture: autograd's gradient, masks on factors only."""
+"""Gradients before an optimizer step, on every architecture: the penalty's equals autograd's, masks hit factors only."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_gradient_is_autograd_of_the_objective(name: str, squared: bool) -> None
 
 @pytest.mark.parametrize("sharing", ["shared", "independent"])
 @pytest.mark.parametrize("name", NAMES)
-def test_only_resting_directions_of_factors_lose_their_gradient(name: str, sharing: str) -> None:
+def test_only_masked_directions_of_factors_lose_their_gradient(name: str, sharing: str) -> None:
     config = RMLoRAConfig(rank=4, active_rank=2, mask_sharing=sharing, seed=5)
     model = adapt(build(name), lora_config(name))
     task_loss(model, name).backward()
@@ -59,10 +59,10 @@ def test_only_resting_directions_of_factors_lose_their_gradient(name: str, shari
     for item in factors:
         sides = ("AB", "AB") if sharing == "shared" else ("A", "B")
         for parameter, axis, side in ((item.A, 0, sides[0]), (item.B, 1, sides[1])):
-            rest = masked_directions(seed=5, step=3, module=item.module, side=side, rank=4, active_rank=2)
-            moved = [d for d in range(4) if d not in rest]
+            masked = masked_directions(seed=5, step=3, module=item.module, side=side, rank=4, active_rank=2)
+            moved = [d for d in range(4) if d not in masked]
             key = next(n for n, p in model.named_parameters() if p is parameter)
-            assert (parameter.grad.index_select(axis, torch.tensor(rest)) == 0).all()
+            assert (parameter.grad.index_select(axis, torch.tensor(masked)) == 0).all()
             torch.testing.assert_close(
                 parameter.grad.index_select(axis, torch.tensor(moved)),
                 before[key].index_select(axis, torch.tensor(moved)),
@@ -86,7 +86,7 @@ def test_infinite_gradients_are_zeroed_not_multiplied() -> None:
 
 
 @pytest.mark.parametrize("mode", ["gradient", "update"])
-def test_adam_moves_resting_directions_unless_the_mode_restores_them(mode: str) -> None:
+def test_adam_moves_masked_directions_unless_the_mode_restores_them(mode: str) -> None:
     config = RMLoRAConfig(rank=4, active_rank=2, orth_weight=0, mask_mode=mode)
     model = adapt(build("bert"), lora_config("bert"))
     factors = find_factors(model)
@@ -98,12 +98,12 @@ def test_adam_moves_resting_directions_unless_the_mode_restores_them(mode: str) 
         masked = mask_gradients(factors, config, step)
         optimizer.step()
         masked.restore()
-    rests = {
+    directions = {
         item.module: masked_directions(seed=42, step=5, module=item.module, side="AB", rank=4, active_rank=2)
         for item in factors
     }
-    still_a = [torch.equal(i.A[rests[i.module]], before[i.module][0][rests[i.module]]) for i in factors]
-    still_b = [torch.equal(i.B[:, rests[i.module]], before[i.module][1][:, rests[i.module]]) for i in factors]
+    still_a = [torch.equal(i.A[directions[i.module]], before[i.module][0][directions[i.module]]) for i in factors]
+    still_b = [torch.equal(i.B[:, directions[i.module]], before[i.module][1][:, directions[i.module]]) for i in factors]
     assert all(still_a + still_b) if mode == "update" else not any(still_a)
 
 

@@ -1,4 +1,4 @@
-"""Writes are seen whole or not at all, whatever goes wrong; what a killed writer left is cleaned up."""
+"""Writes are complete or absent, whatever goes wrong; leftovers of killed writers are removed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def dead_process_id() -> int:
     return process.pid
 
 
-def test_a_file_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
+def test_a_file_appears_complete_and_replaces_the_old_one(tmp_path: Path) -> None:
     target = tmp_path / "value.json"
     write_json(target, {"a": 1})
     write_json(target, {"a": 2})
@@ -72,7 +72,7 @@ def test_existing_targets_are_refused(tmp_path: Path) -> None:
     ):
         with atomic_directory(tmp_path / "full"):
             pass
-    with pytest.raises(OutputError, match="is a file, but a directory is to be written"):
+    with pytest.raises(OutputError, match="is a file, but the output is a directory"):
         with atomic_directory(tmp_path / "full" / "file", overwrite=True):
             pass
     (tmp_path / "empty").mkdir()
@@ -120,7 +120,7 @@ def test_a_real_full_disk(tmp_path: Path) -> None:
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mount)], check=False, capture_output=True
     )
-    if mounted.returncode:  # without the right to mount, /dev/full is the full disk
+    if mounted.returncode:  # not allowed to mount: use /dev/full as the full disk
         with pytest.raises(OutputError, match="is full"), atomic_directory(tmp_path / "result"):
             with open("/dev/full", "wb") as file:
                 file.write(b"x" * 4096)
@@ -133,7 +133,7 @@ def test_a_real_full_disk(tmp_path: Path) -> None:
         subprocess.run(["umount", str(mount)], check=True)
 
 
-def test_unreadable_json_is_told(tmp_path: Path) -> None:
+def test_unreadable_json_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"Manifest not found: .* does not exist"):
         read_json(tmp_path / "none.json", what="Manifest")
     (tmp_path / "bad.json").write_text(json.dumps({"a": 1})[:-1])

@@ -37,12 +37,12 @@ def test_bases_that_cannot_be_read(tmp_path: Path) -> None:
     base, adapter = make_sources("bert", tmp_path)
     words = [adapter, "-o", tmp_path / "merged"]
     fails(3, "Base model not found: ./nowhere does not exist", "merge", "./nowhere", *words)
-    fails(3, "only .gguf files can be given as such", "merge", base / "config.json", *words)
+    fails(3, "the only model files accepted are .gguf files", "merge", base / "config.json", *words)
     broken = tmp_path / "broken"
     shutil.copytree(base, broken)
     whole = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(whole[:-100])
-    fails(3, "is not a whole safetensors file", "merge", broken, *words)
+    fails(3, "is not a complete safetensors file", "merge", broken, *words)
     (broken / "model.safetensors").unlink()
     fails(3, "it is not a model checkpoint", "merge", broken, *words)
     (broken / "pytorch_model.bin").write_bytes(b"pickle")

@@ -182,11 +182,11 @@ def test_mistakes_end_with_one_line_and_their_exit_code(adapter: Path, base: Pat
     fails(3, "Base model not found", "inspect", adapter, "--base", tmp_path / "none")
     fails(3, "Adapter not found", "inspect", adapter, "--compare", tmp_path / "none")
     fails(2, "does not name a picture", "inspect", adapter, "--plot", tmp_path / "spectrum.txt")
-    fails(8, "is no directory; create it first", "inspect", adapter, "--plot", tmp_path / "none" / "s.png")
+    fails(8, "is not a directory; create it first", "inspect", adapter, "--plot", tmp_path / "none" / "s.png")
     bundle = word_bundle(tmp_path / "words")
     for words in (["--base", base], ["--compare", adapter], ["--plot", tmp_path / "s.png"]):
         fails(2, "is a bundle", "inspect", bundle, *words)
     cut = tmp_path / "cut"
     save_package(load_package(adapter), cut)
     (cut / "adapter_model.safetensors").write_bytes((cut / "adapter_model.safetensors").read_bytes()[:-8])
-    fails(3, "is not a whole safetensors file", "inspect", cut)
+    fails(3, "is not a complete safetensors file", "inspect", cut)
