@@ -45,7 +45,9 @@ def insert_pooling(model: ir.Model, pooling: Pooling) -> None:
     if tokens.name == EMBEDDING_NAME:
         return
     if model.opset_imports.get("", 0) < _OPSET:
-        raise InputError(f"The graph has opset {model.opset_imports.get('', 0)}: export it with opset {_OPSET} or later.")
+        raise InputError(
+            f"The graph has opset {model.opset_imports.get('', 0)}: export it with opset {_OPSET} or later."
+        )
     nodes = Tape(model.graph, POOLING_SCOPE)
     hidden = nodes.op("Cast", tokens, attributes={"to": ir.DataType.FLOAT}) if _is_half(tokens) else tokens
     vector = _pooled(nodes, hidden, model.graph, pooling)
