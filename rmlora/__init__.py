@@ -27,13 +27,13 @@ Names that need torch or transformers are imported on first use, so ``import rml
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rmlora._version import __version__
 from rmlora.adapter import Adapter, LoraModule
 from rmlora.config import RMLoRAConfig
 from rmlora.errors import RMLoRAError
+from rmlora.lazy_exports import lazy_exports
 from rmlora.package import load_package, save_package
 from rmlora.spectrum import AdapterSpectrum, Spectrum, adapter_spectrum, module_spectrum
 
@@ -67,8 +67,4 @@ _LAZY = {
     "regularize_gradients": "rmlora.steps",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'rmlora' has no attribute {name!r}")
-    return getattr(import_module(_LAZY[name]), name)
+__getattr__ = lazy_exports(__name__, _LAZY)

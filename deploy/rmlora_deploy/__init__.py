@@ -9,10 +9,10 @@ Everything is imported on first use, so ``import rmlora_deploy`` is fast and wor
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rmlora._version import __version__
+from rmlora.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from rmlora_deploy.api import export, load, merge, train, verify
@@ -48,11 +48,8 @@ _HOMES = {
 }
 """Name → module that it is imported from on first use."""
 
+__getattr__ = lazy_exports(__name__, _HOMES)
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'rmlora_deploy' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Asking a bundle: labels for inputs, or vectors for texts; ``batches`` runs both."""
+"""Asking a bundle: labels for inputs, or vectors for texts; ``opened_bundle`` runs both."""
 
 from pathlib import Path
 from typing import Any

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rmlora.errors import ConfigError, InputError
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.inference.batches import BundleRunner
-from rmlora_deploy.runtime import AdapterChoice, AdapterSession
+from rmlora_deploy.inference.opened_bundle import OpenedBundle
+from rmlora_deploy.runtime import AdapterChoice
 
 __all__ = ["Classifier", "Prediction", "to_prediction"]
 
@@ -28,7 +27,7 @@ class Prediction:
     """Every label with its probability, the likeliest first."""
 
 
-class Classifier:
+class Classifier(OpenedBundle):
     """A bundle opened on one execution provider; with branches every input may use another adapter.
 
     >>> Classifier.open("spam-bundle").predict(["You won! Call now"])[0].label  # doctest: +SKIP
@@ -38,34 +37,12 @@ class Classifier:
     ['spam', 'HUM']
     """
 
-    def __init__(self, bundle: Bundle, provider: str = "cpu", **options: Any) -> None:
-        self.bundle = bundle
-        self._runner = BundleRunner(bundle, provider, **options)
-
-    @classmethod
-    def open(cls, path: Path | str, *, provider: str = "cpu", **options: Any) -> Classifier:
-        """Open a bundle.
-
-        Args:
-            path: bundle directory, merged or with branches.
-            provider: execution provider.
-            options: ``threads``; with branches also ``max_active_adapters``, ``rows`` and ``max_concurrent_runs`` of
-                :class:`rmlora_deploy.runtime.AdapterSession`.
-
-        Raises:
-            InputError: not a bundle, or damaged.
-            ConfigError: the bundle gives vectors.
-            ProviderError: the provider is absent or does not start.
-        """
-        bundle = Bundle.open(path)
+    @staticmethod
+    def _check_task(bundle: Bundle) -> None:
         if not bundle.task.outputs.has_labels:
-            raise ConfigError(f"{path} gives vectors and classifies nothing: open it with Embedder, or with load().")
-        return cls(bundle, provider, **options)
-
-    @property
-    def session(self) -> AdapterSession | None:
-        """The session that switches adapters; None for a merged bundle."""
-        return self._runner.session
+            raise ConfigError(
+                f"{bundle.path} gives vectors and classifies nothing: open it with Embedder, or with load()."
+            )
 
     def predict(
         self,
@@ -88,7 +65,7 @@ class Classifier:
         """
         return [
             to_prediction(scores, entry.labels, self.bundle)
-            for entry, scores in self._runner.run(inputs, adapters, batch_size)
+            for entry, scores in self._run(inputs, adapters, batch_size)
         ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,15 +10,15 @@ import numpy.typing as npt
 
 from rmlora.errors import ConfigError, InputError
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.inference.batches import BundleRunner
-from rmlora_deploy.runtime import AdapterChoice, AdapterSession
+from rmlora_deploy.inference.opened_bundle import OpenedBundle
+from rmlora_deploy.runtime import AdapterChoice
 
 __all__ = ["Embedder", "cosines"]
 
 Vectors = npt.NDArray[np.float32]
 
 
-class Embedder:
+class Embedder(OpenedBundle):
     """A bundle for embeddings opened on one execution provider; with branches every text may use another adapter.
 
     >>> vectors = Embedder.open("faq-bundle").embed(["How do I pay ?", "Where is my order ?"])  # doctest: +SKIP
@@ -27,34 +26,10 @@ class Embedder:
     (2, 384)
     """
 
-    def __init__(self, bundle: Bundle, provider: str = "cpu", **options: Any) -> None:
-        self.bundle = bundle
-        self._runner = BundleRunner(bundle, provider, **options)
-
-    @classmethod
-    def open(cls, path: Path | str, *, provider: str = "cpu", **options: Any) -> Embedder:
-        """Open a bundle.
-
-        Args:
-            path: bundle directory, merged or with branches.
-            provider: execution provider.
-            options: ``threads``; with branches also ``max_active_adapters``, ``rows`` and ``max_concurrent_runs`` of
-                :class:`rmlora_deploy.runtime.AdapterSession`.
-
-        Raises:
-            InputError: not a bundle, or damaged.
-            ConfigError: the bundle classifies.
-            ProviderError: the provider is absent or does not start.
-        """
-        bundle = Bundle.open(path)
+    @staticmethod
+    def _check_task(bundle: Bundle) -> None:
         if not bundle.task.outputs.pools:
-            raise ConfigError(f"{path} is for {bundle.task.name}: open it with Classifier, or with load().")
-        return cls(bundle, provider, **options)
-
-    @property
-    def session(self) -> AdapterSession | None:
-        """The session that switches adapters; None for a merged bundle."""
-        return self._runner.session
+            raise ConfigError(f"{bundle.path} is for {bundle.task.name}: open it with Classifier, or with load().")
 
     def embed(
         self, texts: Sequence[str], adapters: AdapterChoice | Sequence[AdapterChoice] = None, *, batch_size: int = 32
@@ -71,7 +46,7 @@ class Embedder:
             InputError: a text or an adapter cannot be used, or the graph gives no usable numbers.
             ConfigError: the choices do not fit the texts, or the bundle is merged and there is nothing to choose.
         """
-        vectors = np.stack([vector for _, vector in self._runner.run(texts, adapters, batch_size)]).astype(np.float32)
+        vectors = np.stack([vector for _, vector in self._run(texts, adapters, batch_size)]).astype(np.float32)
         if not np.isfinite(vectors).all():
             raise InputError(
                 f"The graph of {self.bundle.path} gives NaN or infinity for these texts: its precision "

@@ -62,7 +62,7 @@ def test_scores_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="gives 3 scores for 2 labels"):
         Classifier.open(word_bundle(tmp_path / "two", labels=("yes", "no"))).predict(["w0"])
     broken = Classifier.open(word_bundle(tmp_path / "nan", precision="fp16"))
-    broken._runner._merged = lambda batch: np.array([[np.nan, 0, 1]])
+    broken._merged = lambda batch: np.array([[np.nan, 0, 1]])
     with pytest.raises(InputError, match="NaN or infinity .* precision \\(fp16\\)"):
         broken.predict(["w0"])
 

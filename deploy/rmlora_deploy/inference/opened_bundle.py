@@ -1,0 +1,81 @@
+"""What every opened bundle does, merged or with branches: it runs inputs through its graph, batch by batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from rmlora.errors import ConfigError
+from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.bundles.manifest import AdapterEntry, Manifest
+from rmlora_deploy.runtime import AdapterChoice, AdapterRef, AdapterSession
+from rmlora_deploy.runtime.adapters.adapter_ref import resolve_choices
+from rmlora_deploy.runtime.outputs import graph_logits
+
+__all__ = ["OpenedBundle"]
+
+AnyArray = npt.NDArray[Any]
+
+
+class OpenedBundle(ABC):
+    """A bundle opened on one execution provider; its subclasses say what the outputs mean."""
+
+    def __init__(self, bundle: Bundle, provider: str = "cpu", **options: Any) -> None:
+        """Open the graph of ``bundle``; arguments and errors as :meth:`open`."""
+        self._check_task(bundle)
+        self.bundle = bundle
+        self._preprocessor = bundle.preprocessor()
+        self.session: AdapterSession | None = None
+        """Switches the adapters of a bundle with branches; None for a merged one."""
+        if bundle.mode == "branches":
+            self.session = bundle.adapter_session(provider, **options)
+        else:
+            self._merged = graph_logits(bundle.session(provider, **options))
+
+    @classmethod
+    def open(cls, path: Path | str, *, provider: str = "cpu", **options: Any) -> Self:
+        """Open a bundle.
+
+        Args:
+            path: bundle directory, merged or with branches.
+            provider: execution provider.
+            options: ``threads``; with branches also ``max_active_adapters``, ``rows`` and ``max_concurrent_runs`` of
+                :class:`rmlora_deploy.runtime.AdapterSession`.
+
+        Raises:
+            InputError: not a bundle, or damaged.
+            ConfigError: the bundle's outputs are of another kind.
+            ProviderError: the provider is not available or does not start.
+        """
+        return cls(Bundle.open(path), provider, **options)
+
+    @staticmethod
+    @abstractmethod
+    def _check_task(bundle: Bundle) -> None:
+        """Raise :class:`ConfigError` if the outputs of ``bundle`` are not of this class's kind."""
+
+    def _run(
+        self, inputs: Sequence[Any], adapters: AdapterChoice | Sequence[AdapterChoice], batch_size: int
+    ) -> Iterator[tuple[AdapterEntry | Manifest, AnyArray]]:
+        """Yield for every input, in order, what it was computed with and its output ``[labels]`` or ``[width]``.
+
+        Raises:
+            InputError: an input or an adapter cannot be used.
+            ConfigError: the choices do not fit the inputs, or the bundle is merged and there is nothing to choose.
+        """
+        refs = resolve_choices(adapters, len(inputs))
+        if self.session is None and any(refs):
+            raise ConfigError(f"{self.bundle.path} has its adapter merged: there is none to choose.")
+        entries = [self.bundle.adapter(ref.name) if ref else self.bundle.manifest for ref in refs]
+        for start in range(0, len(inputs), batch_size):
+            part = slice(start, start + batch_size)
+            batch = self._preprocessor(inputs[part], lengths=[entry.max_length for entry in entries[part]])
+            yield from zip(entries[part], self._outputs(batch, refs[part]), strict=True)
+
+    def _outputs(self, batch: dict[str, AnyArray], refs: Sequence[AdapterRef | None]) -> Sequence[AnyArray]:
+        return list(np.asarray(self._merged(batch))) if self.session is None else self.session.run(batch, refs)
