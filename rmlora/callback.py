@@ -27,8 +27,8 @@ class RMLoRACallback(TrainerCallback):
         >>> trainer.train()                                                             # doctest: +SKIP
 
     The callback runs after accumulation, reduction, unscaling and clipping, just before the optimizer. So the logged and
-    evaluated loss is the task's loss alone, and the penalty does not depend on gradient accumulation. Only LoRA factors
-    are changed; a head in ``modules_to_save`` trains as usual.
+    evaluated loss is the task's loss alone, and the penalty does not depend on gradient accumulation. Only the gradients
+    of LoRA factors are changed; a head in ``modules_to_save`` trains as usual.
 
     ``orth_penalty`` (R, not weighted) is added to the training logs. Loggers that precede this callback in the trainer's
     list do not see it.

@@ -291,7 +291,7 @@ def test_mistakes_are_refused_before_anything_is_measured(
     fails(2, "--rounds must be positive", "bench", words, "--rounds", "0")
     fails(2, "--seconds must be positive", "bench", words, "--seconds", "-1")
     fails(2, "--warmup must be 0 or more", "bench", words, "--warmup", "-1")
-    fails(8, "is a directory, but a file", "bench", words, "--output", tmp_path)
+    fails(8, "is a directory, but the output is a file", "bench", words, "--output", tmp_path)
     fails(8, "is not a directory; create it first", "bench", words, "--output", tmp_path / "none" / "b.json")
     fails(8, "is not a directory; create it first", "bench", words, "--plot", tmp_path / "none" / "b.png")
     fails(2, "does not name a picture", "bench", words, "--plot", tmp_path / "bench.txt")
