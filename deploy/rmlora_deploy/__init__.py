@@ -51,6 +51,5 @@ _HOMES = {
 __getattr__ = lazy_exports(__name__, _HOMES)
 
 
-
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
