@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from tests.helpers.browser import chromium
 from tests.helpers.cli import PACKAGES
 from tests.helpers.handmade import word_bundle
+from tests.helpers.page import row, tab_to, tick
 from tests.helpers.servers import ADAPTERS, Server, make_served, serving
 
 HOSTILE = "<img src=x onerror=hacked()>"
@@ -90,13 +91,13 @@ def test_models_are_listed_with_rank_size_task_and_traffic(open_page: Open, serv
     listed = {card["id"]: card for card in page.request.get(f"{server.url}/v1/models").json()["data"]}
     for name, rank in ADAPTERS.items():
         page.get_by_label("Filter the models").fill(name)
-        cells = _row(page, name).locator("th, td").all_inner_texts()
+        cells = row(page, name).locator("th, td").all_inner_texts()
         assert cells[1].split("\n") == [name, "in many"]
         assert cells[2:4] == ["text-classification", str(rank)]
         assert cells[4] == f"{listed[name]['bytes'] / 1000:.2f} kB"
         assert cells[5].isdigit()
     page.get_by_label("Filter the models").fill("colors")
-    assert _row(page, "colors").locator("small .origin").inner_text() == "bundle"
+    assert row(page, "colors").locator("small .origin").inner_text() == "bundle"
     for column in ("Ask", "Name", "Task", "Rank", "Size", "Traffic", "Unload"):
         expect(page.get_by_role("columnheader", name=column, exact=True)).to_have_count(1)
 
@@ -139,7 +140,7 @@ def test_a_long_list_is_shown_in_parts(open_page: Open) -> None:
 
 def test_one_text_goes_to_several_models_side_by_side(open_page: Open, server: Server) -> None:
     page = open_page()
-    _tick(page, "one", "three", "words")
+    tick(page, "one", "three", "words")
     page.get_by_label("Text", exact=True).fill("w0 w0 w2 w2 w1")
     page.get_by_role("button", name="Ask 3 models").click()
     expect(page.locator("#answers-status")).to_have_text(re.compile(r"3 answers in [\d.]+ m?s\."))
@@ -166,25 +167,25 @@ def test_everything_works_from_the_keyboard(open_page: Open) -> None:
     expect(page.get_by_role("link", name="Skip to the models")).to_be_focused()
     expect(page.get_by_role("link", name="Skip to the models")).to_be_in_viewport()
     page.keyboard.press("Enter")
-    _tab_to(page, page.get_by_label("Filter the models"))
+    tab_to(page, page.get_by_label("Filter the models"))
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid", "the focus is seen"
     page.keyboard.type("w0rds")
     for _ in range(4):
         page.keyboard.press("Backspace")
     page.keyboard.type("ords")
-    _tab_to(page, _row(page, "words").get_by_role("checkbox"))
+    tab_to(page, row(page, "words").get_by_role("checkbox"))
     page.keyboard.press("Space")
-    _tab_to(page, page.get_by_label("Filter the models"), back=True)
+    tab_to(page, page.get_by_label("Filter the models"), back=True)
     page.keyboard.press("ControlOrMeta+a")
     page.keyboard.type("two")
-    _tab_to(page, _row(page, "two").get_by_role("checkbox"))
+    tab_to(page, row(page, "two").get_by_role("checkbox"))
     page.keyboard.press("Space")
-    _tab_to(page, page.get_by_label("Text", exact=True))
+    tab_to(page, page.get_by_label("Text", exact=True))
     page.keyboard.type("w1 w1")
     page.keyboard.press("Control+Enter")
     expect(page.locator("#answers article h3")).to_have_text(["words", "two"])
     expect(page.locator("#answers article").first.locator(".bars li").first).to_contain_text("green")
-    _tab_to(page, page.get_by_role("button", name="Do not ask words"), back=True)
+    tab_to(page, page.get_by_role("button", name="Do not ask words"), back=True)
     page.keyboard.press("Enter")
     expect(page.locator("#chosen li")).to_have_text(re.compile("two"))
     expect(page.get_by_role("button", name="Do not ask two")).to_be_focused()
@@ -196,8 +197,8 @@ def test_a_phone_shows_all_without_scrolling_sideways(open_page: Open, scheme: s
     expect(page.locator("#rows tr")).to_have_count(6)
     for name in ("one", "vectors", "colors", HOSTILE):
         page.get_by_label("Filter the models").fill(name.partition(" ")[0])
-        _row(page, name).get_by_role("checkbox").tap()
-    expect(_row(page, HOSTILE).get_by_text("text-classification").first).to_be_visible()
+        row(page, name).get_by_role("checkbox").tap()
+    expect(row(page, HOSTILE).get_by_text("text-classification").first).to_be_visible()
     page.get_by_label("Text", exact=True).fill("w0 " * 9)
     page.get_by_label("Image", exact=True).set_input_files(_image((0, 0, 255)))
     expect(page.locator("#preview")).to_be_visible()
@@ -216,10 +217,10 @@ def test_charts_follow_the_traffic(open_page: Open, server: Server) -> None:
     page = open_page()
     page.get_by_label("Filter the models").fill("three")
     expect(page.locator("#batches-chart")).to_have_attribute("aria-label", re.compile("."))
-    before = int(_row(page, "three").locator(".traffic").inner_text())
+    before = int(row(page, "three").locator(".traffic").inner_text())
     for _ in range(5):
         page.request.post(f"{server.url}/classify", data={"model": "three", "input": ["w0 w1"] * 16})
-    expect(_row(page, "three").locator(".traffic")).to_have_text(str(before + 80))
+    expect(row(page, "three").locator(".traffic")).to_have_text(str(before + 80))
     expect(page.locator("#latency-chart")).to_have_attribute(
         "aria-label", re.compile(r"Latency over the last minute: p50 [\d.]+ m?s, p90 [\d.]+ m?s, p99 [\d.]+ m?s")
     )
@@ -263,7 +264,7 @@ def test_names_labels_and_errors_are_text_whatever_they_hold(open_page: Open) ->
 
 def test_an_error_is_one_sentence_on_its_models_card(open_page: Open) -> None:
     page = open_page(status=400)
-    _tick(page, "one", "two")
+    tick(page, "one", "two")
     page.get_by_label("Text", exact=True).fill("w" * 100_001)
     page.keyboard.press("Control+Enter")
     expect(page.locator("#answers-status")).to_have_text("2 failed.")
@@ -276,7 +277,7 @@ def test_what_is_missing_is_asked_for(open_page: Open) -> None:
     page.keyboard.press("Control+Enter")
     expect(page.locator("#answers-status")).to_have_text("Tick a model in the list first.")
     expect(page.get_by_label("Filter the models")).to_be_focused()
-    _tick(page, "one")
+    tick(page, "one")
     page.keyboard.press("Control+Enter")
     expect(page.locator("#answers-status")).to_have_text("Type a text first.")
     expect(page.get_by_label("Text", exact=True)).to_be_focused()
@@ -284,7 +285,7 @@ def test_what_is_missing_is_asked_for(open_page: Open) -> None:
 
 def test_an_image_is_classified(open_page: Open) -> None:
     page = open_page()
-    _tick(page, "colors")
+    tick(page, "colors")
     expect(page.get_by_label("Text", exact=True)).to_be_hidden()
     page.get_by_label("Image", exact=True).set_input_files(_image((0, 255, 0)))
     expect(page.get_by_alt_text("The image to classify")).to_be_visible()
@@ -294,7 +295,7 @@ def test_an_image_is_classified(open_page: Open) -> None:
 
 def test_a_photo_too_large_for_a_request_is_made_smaller(open_page: Open) -> None:
     page = open_page()
-    _tick(page, "colors")
+    tick(page, "colors")
     size = (1700, 650)
     noise = Image.frombytes("L", size, random.Random(0).randbytes(size[0] * size[1]))
     red = Image.merge("RGB", (noise.point(lambda value: 128 + value // 2), noise, noise))
@@ -311,7 +312,7 @@ def test_a_photo_too_large_for_a_request_is_made_smaller(open_page: Open) -> Non
 
 def test_vectors_are_compared(open_page: Open) -> None:
     page = open_page()
-    _tick(page, "vectors")
+    tick(page, "vectors")
     page.get_by_label("Text", exact=True).fill("w0 w1")
     page.get_by_label("Second text").fill("w0")
     page.keyboard.press("Control+Enter")
@@ -330,7 +331,7 @@ def test_adapters_come_and_go(open_page: Open, server: Server) -> None:
     expect(page.locator("#load-status")).to_have_text("Loaded fresh.")
     page.get_by_label("Filter the models").fill("fresh")
     expect(page.locator("#rows label")).to_have_text(["fresh"])
-    _tick(page, "fresh")
+    tick(page, "fresh")
     page.get_by_role("button", name="Unload fresh").click()
     page.get_by_role("button", name="Confirm: unload fresh").click()
     expect(page.locator("#load-status")).to_have_text("Unloaded fresh.")
@@ -386,25 +387,6 @@ def test_the_page_runs_nothing_but_its_own_files(open_page: Open, server: Server
     for file in files.iterdir():
         assert not re.search(r"innerHTML|insertAdjacentHTML|document\.write|eval\(", file.read_text()), file.name
         assert not re.search(r"https?://(?!www\.w3\.org/)", file.read_text()), file.name
-
-
-def _row(page: Page, name: str) -> Locator:
-    return page.locator("#rows tr").filter(has=page.get_by_label(name, exact=True))
-
-
-def _tick(page: Page, *names: str) -> None:
-    for name in names:
-        page.get_by_label("Filter the models").fill(name)
-        page.get_by_label(name, exact=True).check()
-
-
-def _tab_to(page: Page, wanted: Locator, *, back: bool = False) -> None:
-    """Press Tab until ``wanted`` has the focus."""
-    for _ in range(60):
-        if wanted.evaluate("(element) => element === document.activeElement"):
-            return
-        page.keyboard.press("Shift+Tab" if back else "Tab")
-    raise AssertionError("Tab does not lead there")
 
 
 def _image(color: tuple[int, int, int]) -> Any:
