@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.assets import minilm
 from benchmarks.results import environment, write_result
+from rmlora.inputs import Arrays
 from rmlora.outputs import Outputs
 from rmlora.tasks import get_task
 from rmlora.torch_models import load_task_model
@@ -32,7 +33,6 @@ from rmlora_deploy.exporter.optimize import optimize
 from rmlora_deploy.exporter.precision import lower_precision
 from rmlora_deploy.exporter.torch_export import export_torch
 from rmlora_deploy.exporter.trace_inputs import trace_inputs
-from rmlora_deploy.runtime.outputs import Arrays
 from rmlora_deploy.runtime.providers import create_session
 from rmlora_deploy.verification.compare import compare
 from rmlora_deploy.verification.sample_batches import make_sample_batches, sample_inputs

@@ -33,7 +33,7 @@ from benchmarks.served import load, make_parser, server, settings_of, take_turns
 from rmlora.storage import sha256_file, write_json
 from rmlora_converters.graph.files.onnx_adapter import write_onnx_adapter
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.inference.classifier import to_prediction
+from rmlora_deploy.inference.prediction import to_prediction
 
 WORKERS = 2
 LABELS, RANK, LENGTH = ("no", "yes"), 8, 128

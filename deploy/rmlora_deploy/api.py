@@ -34,10 +34,10 @@ from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.exporter.pipeline import export_bundle
 from rmlora_deploy.inference import Classifier, Embedder, open_bundle
 from rmlora_deploy.verification.evaluation import read_evaluation
-from rmlora_deploy.verification.merged_graph import verify_merged_graph
 from rmlora_deploy.verification.torch_pair import load_torch_pair, torch_is_installed
 from rmlora_deploy.verification.verify_branches import raise_on_branch_mismatch, verify_branches
-from rmlora_deploy.verification.verify_merged import raise_on_mismatch, verify_bundle
+from rmlora_deploy.verification.verify_merged_bundle import raise_on_mismatch, verify_bundle
+from rmlora_deploy.verification.verify_merged_graph import verify_merged_graph
 
 if TYPE_CHECKING:
     import numpy as np

@@ -170,7 +170,7 @@ def test_importing_the_package_imports_neither_torch_nor_onnxruntime() -> None:
 
 def test_the_rooms_do_not_hide_the_functions() -> None:
     importlib.import_module("rmlora_deploy.exporter.pipeline")
-    importlib.import_module("rmlora_deploy.verification.verify_merged")
+    importlib.import_module("rmlora_deploy.verification.verify_merged_bundle")
     from rmlora_deploy import api
 
     for name in FUNCTIONS:

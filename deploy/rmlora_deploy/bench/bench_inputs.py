@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from rmlora.errors import ConfigError, InputError
+from rmlora.inputs import Arrays
 from rmlora.storage import read_json
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.runtime.outputs import Arrays
 
 __all__ = ["random_inputs"]
 

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rmlora.errors import ProviderError, require
+from rmlora.inputs import Arrays
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.runtime.outputs import Arrays
 
 __all__ = ["BoundModel", "OpenedModel", "open_model"]
 

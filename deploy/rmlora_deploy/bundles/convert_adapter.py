@@ -13,6 +13,7 @@ import numpy.typing as npt
 from rmlora.adapter import Adapter
 from rmlora.adapter_task import drop_unused_modules, task_of
 from rmlora.errors import AdapterError
+from rmlora.inputs import Arrays
 from rmlora.tasks import Task
 from rmlora_converters.graph.contract.adapter_arrays import adapter_arrays
 from rmlora_converters.graph.contract.lora_inputs import LoraInputs
@@ -22,7 +23,6 @@ from rmlora_deploy.bundles.manifest import PoolingEntry
 from rmlora_deploy.bundles.processor import trained_length
 from rmlora_deploy.bundles.reference import load_reference
 from rmlora_deploy.runtime import AdapterKey, AdapterSession
-from rmlora_deploy.runtime.outputs import Arrays
 
 __all__ = ["ConvertedAdapter", "TryOut", "convert_adapter"]
 

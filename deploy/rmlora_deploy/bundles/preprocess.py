@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rmlora.errors import InputError
+from rmlora.inputs import Arrays
 from rmlora.tasks import Task
-from rmlora_deploy.runtime.outputs import Arrays
 
 __all__ = ["Preprocessor"]
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from rmlora.errors import InputError
-from rmlora_deploy.runtime.outputs import Arrays
+from rmlora.inputs import Arrays
 
 __all__ = ["load_reference", "save_reference"]
 

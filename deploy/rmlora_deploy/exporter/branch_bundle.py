@@ -16,6 +16,7 @@ from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError, ConfigError
 from rmlora.fingerprint import check_base, weight_digests
+from rmlora.inputs import Arrays
 from rmlora.package import load_package
 from rmlora.storage import atomic_directory
 from rmlora_converters.graph.contract.lora_inputs import LoraInputs
@@ -33,7 +34,7 @@ from rmlora_deploy.bundles.reference import save_reference
 from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.exporter.plan import ExportPlan, complete_bundle, make_plan
 from rmlora_deploy.exporter.precision import found_precision, save_in_precision
-from rmlora_deploy.runtime.outputs import Arrays, graph_logits
+from rmlora_deploy.runtime.graph_logits import graph_logits
 from rmlora_deploy.runtime.providers import create_session
 from rmlora_deploy.verification.sample_batches import make_sample_batches, sample_inputs
 from rmlora_deploy.verification.torch_pair import TorchPair, torch_is_installed

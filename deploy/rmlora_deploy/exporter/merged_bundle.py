@@ -21,7 +21,7 @@ from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.exporter.plan import ExportPlan, complete_bundle, make_plan
 from rmlora_deploy.exporter.precision import save_in_precision
 from rmlora_deploy.verification.torch_pair import TorchPair
-from rmlora_deploy.verification.verify_merged import raise_on_mismatch, verify_bundle
+from rmlora_deploy.verification.verify_merged_bundle import raise_on_mismatch, verify_bundle
 
 __all__ = ["export_merged"]
 

@@ -16,9 +16,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from rmlora.errors import RMLoRAError
+from rmlora.inputs import Arrays
 from rmlora_converters.graph.files.model_file import save_model
 from rmlora_converters.graph.passes.open_layer_norm import open_layer_norms
-from rmlora_deploy.runtime.outputs import Arrays, graph_logits
+from rmlora_deploy.runtime.graph_logits import graph_logits
 from rmlora_deploy.runtime.providers import create_session
 
 __all__ = ["EXACT", "Optimized", "optimize", "run_model"]

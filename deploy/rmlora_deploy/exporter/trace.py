@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rmlora.inputs import Arrays
 from rmlora_converters.graph.passes.pooling import TOKENS_NAME, insert_pooling, keep_answer
 from rmlora_deploy.exporter.optimize import Optimized, optimize
 from rmlora_deploy.exporter.plan import ExportPlan
 from rmlora_deploy.exporter.torch_export import DEFAULT_OPSET, OUTPUT_NAME, export_torch
 from rmlora_deploy.exporter.trace_inputs import trace_inputs
-from rmlora_deploy.runtime.outputs import Arrays
 from rmlora_deploy.verification.sample_batches import make_sample_batches, sample_inputs
 
 __all__ = ["TracedGraph", "trace_graph"]

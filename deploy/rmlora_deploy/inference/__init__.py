@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.inference.classifier import Classifier, Prediction
+from rmlora_deploy.inference.classifier import Classifier
 from rmlora_deploy.inference.embedder import Embedder
+from rmlora_deploy.inference.prediction import Prediction
 
 __all__ = ["Classifier", "Embedder", "Prediction", "open_bundle"]
 

@@ -15,7 +15,7 @@ from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.manifest import AdapterEntry, Manifest
 from rmlora_deploy.runtime import AdapterChoice, AdapterRef, AdapterSession
 from rmlora_deploy.runtime.adapters.adapter_ref import resolve_choices
-from rmlora_deploy.runtime.outputs import graph_logits
+from rmlora_deploy.runtime.graph_logits import graph_logits
 
 __all__ = ["OpenedBundle"]
 

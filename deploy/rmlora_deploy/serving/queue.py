@@ -22,8 +22,8 @@ from typing import Any, TypeAlias
 
 import numpy.typing as npt
 
+from rmlora.inputs import Arrays
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterName
-from rmlora_deploy.runtime.outputs import Arrays
 from rmlora_deploy.serving.batch_selection import select_batch
 from rmlora_deploy.serving.errors import BusyError, StoppingError
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from rmlora.errors import ConfigError, InputError
+from rmlora.inputs import Arrays
 from rmlora.tasks import Task
 from rmlora.training.data import Columns, load_split
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.report import Evaluation, Tolerance
-from rmlora_deploy.runtime.outputs import Arrays
 
 __all__ = ["EvaluationData", "keeps_metric", "lost_metric", "measure", "read_evaluation"]
 

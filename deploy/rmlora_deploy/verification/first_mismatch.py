@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rmlora.inputs import Arrays
 from rmlora_deploy.bundles.manifest import Layer
 from rmlora_deploy.bundles.report import LayerMismatch
-from rmlora_deploy.runtime.outputs import Arrays
 from rmlora_deploy.verification.layers import layer_errors, opened_layers, torch_layers
 
 __all__ = ["first_mismatch"]

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from rmlora.inputs import Arrays
 from rmlora_converters.graph.files.model_file import save_model
 from rmlora_deploy.bundles.manifest import Layer
-from rmlora_deploy.runtime.outputs import Arrays
 from rmlora_deploy.runtime.providers import create_session
 
 __all__ = [

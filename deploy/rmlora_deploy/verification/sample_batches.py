@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from rmlora.inputs import Arrays
 from rmlora_deploy.bundles.preprocess import Preprocessor
-from rmlora_deploy.runtime.outputs import Arrays
 
 __all__ = ["batch_shapes", "make_sample_batches", "sample_inputs"]
 

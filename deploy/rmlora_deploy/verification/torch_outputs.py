@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from rmlora.errors import InputError
+from rmlora.inputs import Arrays
 from rmlora.outputs import Outputs
 from rmlora.pooling import Pooling
-from rmlora_deploy.runtime.outputs import Arrays
 
 __all__ = ["finite_outputs", "torch_output"]
 

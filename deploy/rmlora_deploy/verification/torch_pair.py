@@ -13,6 +13,7 @@ from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError, BaseMismatchError, InputError, is_installed
 from rmlora.fingerprint import base_fingerprint
+from rmlora.inputs import Arrays
 from rmlora.outputs import Outputs
 from rmlora.package import TENSORS_FILE
 from rmlora.pooling import Pooling
@@ -20,7 +21,6 @@ from rmlora.storage import sha256_file
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.manifest import AdapterSource
 from rmlora_deploy.bundles.sources import find_adapter_directory, find_base_directory
-from rmlora_deploy.runtime.outputs import Arrays
 from rmlora_deploy.verification.torch_outputs import torch_output
 
 if TYPE_CHECKING:

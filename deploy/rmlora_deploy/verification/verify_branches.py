@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rmlora.errors import InputError, ParityError
+from rmlora.inputs import Arrays
 from rmlora_deploy.bundles.bundle import REFERENCE_FILE, Bundle
 from rmlora_deploy.bundles.reference import load_reference
 from rmlora_deploy.bundles.report import (
@@ -19,7 +20,7 @@ from rmlora_deploy.bundles.report import (
     VerificationReport,
 )
 from rmlora_deploy.runtime import AdapterSession
-from rmlora_deploy.runtime.outputs import Arrays, graph_logits
+from rmlora_deploy.runtime.graph_logits import graph_logits
 from rmlora_deploy.verification.compare import TOLERANCES, compare, mismatch, within
 from rmlora_deploy.verification.evaluation import EvaluationData, keeps_metric, lost_metric, measure
 from rmlora_deploy.verification.sample_batches import batch_shapes

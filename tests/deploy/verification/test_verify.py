@@ -26,7 +26,7 @@ from rmlora_deploy.exporter.pipeline import export_bundle
 from rmlora_deploy.runtime.providers import create_session
 from rmlora_deploy.verification.compare import TOLERANCES, compare, within
 from rmlora_deploy.verification.sample_batches import make_sample_batches, sample_inputs
-from rmlora_deploy.verification.verify_merged import raise_on_mismatch
+from rmlora_deploy.verification.verify_merged_bundle import raise_on_mismatch
 from tests.helpers.bundles import make_bundle, make_sources
 from tests.helpers.cli import fails, run, text_data
 

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, Field
 
 from rmlora.errors import ConfigError
-from rmlora_deploy.inference.classifier import to_prediction
+from rmlora_deploy.inference.prediction import to_prediction
 from rmlora_deploy.serving.routes.context import ServiceOf, StateOf
 from rmlora_deploy.serving.routes.lists import Texts
 from rmlora_deploy.serving.schemas import declared

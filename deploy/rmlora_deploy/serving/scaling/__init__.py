@@ -8,7 +8,7 @@ state*: one actor, the *coordinator*, holds it, and the *watcher* in every repli
 ======================= ==================================================================================
 running                 ``replica`` and ``ingress``; ``asgi`` carries a request from one to the other;
                         ``metrics_aggregation`` adds up the figures of all replicas
-loading and unloading   ``adapter_state``, ``coordinator``, ``watcher``, ``shared_registry``
+loading and unloading   ``adapter_state``, ``coordinator``, ``watcher``, ``replica_registry``
 starting                ``launch`` (from command line options), ``application`` (what is served, at which
                         scale), ``deployments`` (the same for Ray Serve), then ``cluster`` (run it) or
                         ``config_file`` (write it for ``serve deploy``)

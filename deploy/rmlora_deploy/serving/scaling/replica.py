@@ -12,7 +12,7 @@ from rmlora_deploy.serving.json_log import start_log
 from rmlora_deploy.serving.metrics import Metrics
 from rmlora_deploy.serving.scaling.application import Application
 from rmlora_deploy.serving.scaling.asgi import Call, Reply, answer_call
-from rmlora_deploy.serving.scaling.shared_registry import SharedRegistry
+from rmlora_deploy.serving.scaling.replica_registry import SharedRegistry
 from rmlora_deploy.serving.scaling.watcher import Watcher
 from rmlora_deploy.serving.service import Service
 

@@ -13,7 +13,7 @@ from rmlora_deploy.runtime.adapters.adapter_ref import AdapterKey
 from rmlora_deploy.serving.errors import UnreachableError
 from rmlora_deploy.serving.scaling.adapter_state import AdapterState, LoadedAdapter
 from rmlora_deploy.serving.scaling.coordinator import LEASE, open_coordinator
-from rmlora_deploy.serving.scaling.shared_registry import SharedRegistry
+from rmlora_deploy.serving.scaling.replica_registry import SharedRegistry
 
 __all__ = ["Watcher"]
 
@@ -23,7 +23,7 @@ _log = logging.getLogger("rmlora.serve")
 
 
 class Watcher:
-    """Watches the coordinator of a directory; implements :class:`rmlora_deploy.serving.scaling.shared_registry.Changes`.
+    """Watches the coordinator of a directory; implements :class:`rmlora_deploy.serving.scaling.replica_registry.Changes`.
 
     Args:
         directory: shared directory.

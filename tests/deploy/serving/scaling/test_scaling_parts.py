@@ -24,7 +24,7 @@ from rmlora_deploy.serving.scaling.asgi import Call, answer_call
 from rmlora_deploy.serving.scaling.coordinator import Coordinator
 from rmlora_deploy.serving.scaling.ingress import Forward, named_adapter
 from rmlora_deploy.serving.scaling.metrics_aggregation import merge_metrics, merge_stats
-from rmlora_deploy.serving.scaling.shared_registry import SharedRegistry, graph_digest
+from rmlora_deploy.serving.scaling.replica_registry import SharedRegistry, graph_digest
 from rmlora_deploy.serving.serve_settings import ServeSettings
 from rmlora_deploy.serving.service import Service
 from tests.helpers.cli import fails, run_process

@@ -6,16 +6,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from rmlora.inputs import Arrays
 from rmlora_deploy.runtime.providers import run_error
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["Arrays", "graph_logits"]
-
-Arrays = dict[str, npt.NDArray[np.generic]]
+__all__ = ["graph_logits"]
 
 
 def graph_logits(session: ort.InferenceSession) -> Callable[[Arrays], np.ndarray]:

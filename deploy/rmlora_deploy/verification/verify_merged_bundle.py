@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from rmlora.errors import ParityError
+from rmlora.inputs import Arrays
 from rmlora_deploy.bundles.bundle import REFERENCE_FILE, Bundle
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.reference import load_reference
 from rmlora_deploy.bundles.report import LayerMismatch, Tolerance, VerificationReport
-from rmlora_deploy.runtime.outputs import Arrays, graph_logits
+from rmlora_deploy.runtime.graph_logits import graph_logits
 from rmlora_deploy.verification.compare import TOLERANCES, compare, mismatch, within
 from rmlora_deploy.verification.evaluation import EvaluationData, keeps_metric, lost_metric, measure
 from rmlora_deploy.verification.first_mismatch import first_mismatch

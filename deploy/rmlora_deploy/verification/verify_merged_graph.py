@@ -11,12 +11,13 @@ import onnx_ir as ir
 from rmlora.adapter import Adapter
 from rmlora.adapter_task import task_of
 from rmlora.errors import ConfigError, ParityError, RMLoRAError, is_installed
+from rmlora.inputs import Arrays
 from rmlora.tasks import Task
 from rmlora.torch_models import load_adapted
 from rmlora_converters.graph.files.model_file import load_model
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.processor import max_length
-from rmlora_deploy.runtime.outputs import Arrays, graph_logits
+from rmlora_deploy.runtime.graph_logits import graph_logits
 from rmlora_deploy.runtime.providers import create_session
 from rmlora_deploy.verification.compare import TOLERANCES, compare, mismatch
 from rmlora_deploy.verification.sample_batches import batch_shapes, make_sample_batches, sample_inputs
