@@ -12,7 +12,7 @@ from rmlora_deploy.serving.json_log import start_log
 from rmlora_deploy.serving.metrics import Metrics
 from rmlora_deploy.serving.scaling.application import Application
 from rmlora_deploy.serving.scaling.asgi import Call, Reply, answer_call
-from rmlora_deploy.serving.scaling.replica_registry import SharedRegistry
+from rmlora_deploy.serving.scaling.replica_registry import ReplicaRegistry
 from rmlora_deploy.serving.scaling.watcher import Watcher
 from rmlora_deploy.serving.service import Service
 
@@ -37,7 +37,7 @@ class Replica:
         name: str = serve.get_replica_context().replica_id.unique_id
         self._metrics = Metrics()
         self._watcher = Watcher(application.shared_dir, name, self._report)
-        self._registry = SharedRegistry(
+        self._registry = ReplicaRegistry(
             settings, self._metrics.batch, directory=Path(application.shared_dir), changes=self._watcher
         )
         for bundle, path in application.bundles.items():

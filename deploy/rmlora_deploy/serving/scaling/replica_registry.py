@@ -19,7 +19,7 @@ from rmlora_deploy.serving.registry import Registry
 from rmlora_deploy.serving.scaling.adapter_state import AdapterState, LoadedAdapter, adapter_file
 from rmlora_deploy.serving.serve_settings import ServeSettings
 
-__all__ = ["Changes", "SharedRegistry", "graph_digest"]
+__all__ = ["Changes", "ReplicaRegistry", "graph_digest"]
 
 _log = logging.getLogger("rmlora.serve")
 
@@ -37,7 +37,7 @@ class Changes(Protocol):
     def remove(self, name: str, digest: str) -> None: ...
 
 
-class SharedRegistry(Registry):
+class ReplicaRegistry(Registry):
     """Models of one replica.
 
     Args:

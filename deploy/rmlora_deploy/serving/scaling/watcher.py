@@ -13,7 +13,7 @@ from rmlora_deploy.runtime.adapters.adapter_ref import AdapterKey
 from rmlora_deploy.serving.errors import UnreachableError
 from rmlora_deploy.serving.scaling.adapter_state import AdapterState, LoadedAdapter
 from rmlora_deploy.serving.scaling.coordinator import LEASE, open_coordinator
-from rmlora_deploy.serving.scaling.replica_registry import SharedRegistry
+from rmlora_deploy.serving.scaling.replica_registry import ReplicaRegistry
 
 __all__ = ["Watcher"]
 
@@ -36,9 +36,9 @@ class Watcher:
         self._coordinator = open_coordinator(directory)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="watcher", daemon=True)
-        self._registry: SharedRegistry | None = None
+        self._registry: ReplicaRegistry | None = None
 
-    def start(self, registry: SharedRegistry) -> None:
+    def start(self, registry: ReplicaRegistry) -> None:
         """Bring ``registry`` up to date, and keep it up to date from a thread."""
         self._registry = registry
         self._poll(registry)
@@ -80,7 +80,7 @@ class Watcher:
         if refusal is not None:
             raise ConfigError(refusal)
 
-    def _poll(self, registry: SharedRegistry) -> None:
+    def _poll(self, registry: ReplicaRegistry) -> None:
         """Ask for changes once and apply them."""
         import ray
 

@@ -24,7 +24,7 @@ from rmlora_deploy.serving.scaling.asgi import Call, answer_call
 from rmlora_deploy.serving.scaling.coordinator import Coordinator
 from rmlora_deploy.serving.scaling.ingress import Forward, named_adapter
 from rmlora_deploy.serving.scaling.metrics_aggregation import merge_metrics, merge_stats
-from rmlora_deploy.serving.scaling.replica_registry import SharedRegistry, graph_digest
+from rmlora_deploy.serving.scaling.replica_registry import ReplicaRegistry, graph_digest
 from rmlora_deploy.serving.serve_settings import ServeSettings
 from rmlora_deploy.serving.service import Service
 from tests.helpers.cli import fails, run_process
@@ -103,7 +103,7 @@ class OneReplica:
 def test_a_registry_serves_what_the_state_says(served: dict[str, Path], tmp_path: Path) -> None:
     changes = OneReplica()
     settings = ServeSettings(threads=1, adapter_dirs=(served["many"].parent,))
-    registry = SharedRegistry(settings, None, directory=tmp_path, changes=changes)
+    registry = ReplicaRegistry(settings, None, directory=tmp_path, changes=changes)
     changes.registry = registry  # type: ignore[assignment]
     runner = registry.open(served["many"], name="many")
     with pytest.raises(Exception, match="lost contact"):
