@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rmlora.storage import write_json
+from rmlora_deploy.bench.machine import processor_name, usable_cores
 
 __all__ = ["RESULTS", "environment", "write_result"]
 
@@ -37,16 +38,8 @@ def environment() -> dict[str, Any]:
     command = f"python -m {module.name}" if module else os.path.basename(sys.argv[0])
     return {
         "command": " ".join([command, *sys.argv[1:]]),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "processor": processor_name(),
+        "cores": len(usable_cores()),
         "python": platform.python_version(),
         "packages": packages,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

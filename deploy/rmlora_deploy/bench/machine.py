@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["OthersWatch", "describe_machine", "peak_mb", "pin", "resident_mb", "usable_cores"]
+__all__ = ["OthersWatch", "describe_machine", "peak_mb", "pin", "processor_name", "resident_mb", "usable_cores"]
 
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "torch", "transformers", "peft", "numpy")
 
@@ -68,7 +68,7 @@ def describe_machine() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": len(usable_cores()),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -76,7 +76,8 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """Return the name of the processor, as the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
