@@ -14,7 +14,7 @@ from rmlora.errors import InputError
 from rmlora.readable import is_readable_file
 from rmlora.storage import locked, read_json, write_json
 from rmlora.workplace import clean_abandoned
-from rmlora_deploy.bundles.bundle import MANIFEST_FILE, Bundle
+from rmlora_deploy.bundles.bundle import MANIFEST_FILE, MODEL_FILE, REFERENCE_FILE, Bundle
 
 __all__ = ["PENDING_FILE", "announce", "changing"]
 
@@ -57,10 +57,10 @@ def _settle(bundle: Bundle) -> None:
     files = read_json(pending, what="List of unfinished changes")
     if not isinstance(files, list):
         raise InputError(f"{pending} is not a list of files: delete it.")
-    listed = Bundle.open(bundle.path, check_files=False).files
+    kept = {MANIFEST_FILE, MODEL_FILE, REFERENCE_FILE, *Bundle.open(bundle.path, check_files=False).files}
     for name in files:
         file = bundle.file(name)
         clean_abandoned(file)
-        if name not in listed and file.is_file():
+        if name not in kept and file.is_file():
             file.unlink()
     pending.unlink()
