@@ -124,10 +124,10 @@ def test_adding_through_a_linked_directory(embedded: Path, tmp_path: Path) -> No
     elsewhere.mkdir()
     link(bundle / "adapters", elsewhere)
     package = tmp_path / "made" / names[0]
-    fails(3, "link that leads out of", "adapter", "add", bundle, package, "--name", "x")
+    fails(3, "link that leads out of", "adapter", "add", bundle, f"x={package}")
     assert not list(elsewhere.iterdir())
     (bundle / "adapters").unlink()
-    assert run("adapter", "add", bundle, package, "--name", "x").code == 0
+    assert run("adapter", "add", bundle, f"x={package}").code == 0
 
 
 @each_trick
