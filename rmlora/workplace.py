@@ -47,6 +47,13 @@ class Workplace:
 
     def settle(self) -> None:
         """Put the old result back if it was not replaced, and delete everything else."""
+        try:
+            self._settle()
+        except KeyboardInterrupt:  # Ctrl-C, while the result of a command is cleaned up
+            self._settle()
+            raise
+
+    def _settle(self) -> None:
         if os.path.lexists(self.previous) and not os.path.lexists(self.target):
             os.rename(self.previous, self.target)
         shutil.rmtree(self.path, ignore_errors=True)
