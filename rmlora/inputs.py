@@ -18,6 +18,7 @@ import numpy.typing as npt
 from rmlora.errors import ConfigError, InputError
 from rmlora.images import open_image
 from rmlora.processors import load_image_processor, load_tokenizer
+from rmlora.readable import is_readable_file
 from rmlora.sample_data import SENTENCES, draw_image
 
 if TYPE_CHECKING:
@@ -244,7 +245,7 @@ class ImageInputs(Inputs):
         if not isinstance(value, str):
             return value
         path = Path(source).parent / value
-        if not path.is_file():
+        if not is_readable_file(path):
             raise InputError(f"{source} names the image {value}, which does not exist in the same folder.")
         return str(path)
 
