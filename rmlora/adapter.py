@@ -47,6 +47,10 @@ class LoraModule:
     """True if the base stores this weight as ``[in, out]``; used only for square weights, where the shape cannot tell."""
     rank_mask: npt.NDArray[np.bool_] | None = None
     """``[rank]``, False for directions that contribute nothing; None keeps all."""
+    leaf: str = "weight"
+    """Name of the parameter that the update changes; ``in_proj_weight`` in ``nn.MultiheadAttention``."""
+    peft_path: str = ""
+    """Path in PEFT's file, if it is another one than ``path``."""
 
     def __post_init__(self) -> None:
         rank = self.lora_A.shape[0]
@@ -60,6 +64,11 @@ class LoraModule:
                 f"The rank mask of '{self.path}' has {self.rank_mask.size} entries for rank {rank}: "
                 "rmlora.json is damaged."
             )
+
+    @property
+    def parameter(self) -> str:
+        """Path of the parameter that the update changes."""
+        return f"{self.path}.{self.leaf}"
 
     @property
     def rank(self) -> int:
