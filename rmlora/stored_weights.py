@@ -11,11 +11,11 @@ tensors that are fused on disk, or fuses split ones, and tied weights are stored
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from rmlora.adapter import Adapter, Array
+from rmlora.adapter import Adapter, Array, LoraModule
 from rmlora.architecture import architecture_candidates
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError
@@ -23,7 +23,14 @@ from rmlora.naming import find_tensor
 from rmlora.transformers_layout import ModelLayout, model_layout, transformers_can_tell
 from rmlora.weight_parts import Part, parts_from_json, parts_to_json, read_parts
 
-__all__ = ["WEIGHT_MAP_VERSION", "StoredWeights", "layout_of", "recorded_weight_map", "stored_weights"]
+__all__ = [
+    "WEIGHT_MAP_VERSION",
+    "StoredWeights",
+    "layout_of",
+    "quantization_method",
+    "recorded_weight_map",
+    "stored_weights",
+]
 
 WEIGHT_MAP_VERSION = 1
 """Version of ``weight_map`` in ``rmlora.json``; other versions are ignored."""
@@ -90,6 +97,44 @@ class StoredWeights:
         parts = self.find_shared(parameter)
         return read_parts(parts, self.checkpoint.tensors) if parts else None
 
+    def ineffective(self, modules: Mapping[str, LoraModule]) -> list[str]:
+        """Return the paths of ``modules`` whose update PEFT computes but no output can depend on.
+
+        ``nn.MultiheadAttention`` reads the weight of its ``out_proj`` without calling it, so an update of that module alone has
+        no effect; one of the attention itself updates both projections.
+        """
+        found = []
+        for path, module in modules.items():
+            parent, _, leaf = path.rpartition(".")
+            if leaf == "out_proj" and not module.peft_path and self._is_attention(parent):
+                found.append(path)
+        return found
+
+    def _is_attention(self, path: str) -> bool:
+        if self.layout is not None:
+            return path in self.layout.attention
+        return bool(self.find(f"{path}.in_proj_weight"))
+
+    @property
+    def prefix(self) -> str:
+        """What a task model puts before the names of this checkpoint, which was saved without it; mostly empty."""
+        return self.layout.prefix if self.layout else ""
+
+    def new_name(self, parameter: str) -> str:
+        """Return the name under which a parameter that the checkpoint lacks is stored."""
+        return self.layout.new_names.get(parameter, parameter) if self.layout else parameter
+
+    def keeps_places(self, prefix: str) -> bool:
+        """Return True if every tensor belongs to the same parameter when ``prefix`` is put before its name."""
+        if self.layout is None:
+            return True
+        shapes = {prefix + name: info.shape for name, info in self.checkpoint.tensors.items()}
+        moved = model_layout(self.checkpoint.config, self.layout.architecture, shapes)
+        return moved is not None and moved.parts == {
+            name: tuple(replace(part, tensor=prefix + part.tensor) for part in parts)
+            for name, parts in self.layout.parts.items()
+        }
+
     def require(self, parameters: Iterable[str]) -> dict[str, tuple[Part, ...]]:
         """Map every parameter to its parts.
 
@@ -133,14 +178,14 @@ class StoredWeights:
         name = next(names, None)
         if name is None:
             return None
-        method = _quantization_method(self.checkpoint.config) or "a method its config.json does not name"
+        method = quantization_method(self.checkpoint.config) or "a method its config.json does not name"
         return (
             f"The base at {self.checkpoint.path} is quantized with {method} ('{name}'): an update cannot be added to such a "
             "weight; give the unquantized base that it was made from, and quantize the result."
         )
 
 
-def _quantization_method(config: Mapping[str, Any]) -> str | None:
+def quantization_method(config: Mapping[str, Any]) -> str | None:
     """Return the name of the method by which the checkpoint says it is quantized."""
     quantization = config.get("quantization_config") or config.get("compression_config")
     if not isinstance(quantization, dict):

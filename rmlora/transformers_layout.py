@@ -36,6 +36,10 @@ class ModelLayout:
     """Parameter → the parameter with which it shares its weight."""
     unused: tuple[str, ...]
     """Stored tensors that belong to no parameter of the class."""
+    prefix: str = ""
+    """What the class puts before the names of the checkpoint, if that was saved from the model inside it."""
+    new_names: Mapping[str, str] = field(default_factory=dict)
+    """Parameter that is not stored → the name under which transformers would save it, where that is another."""
     attention: frozenset[str] = frozenset()
     """Paths of ``nn.MultiheadAttention`` modules."""
     groups: Mapping[str, int] = field(default_factory=dict)
@@ -85,7 +89,8 @@ def model_layout(config: Mapping[str, Any], architecture: str, tensors: Mapping[
         return None
     state = model.state_dict()
     shapes = {name: tuple(value.shape) for name, value in state.items()}
-    parts, unused = _place(model, get_model_conversion_mapping(model), state, tensors)
+    transforms = get_model_conversion_mapping(model)
+    parts, unused, prefix = _place(model, transforms, state, tensors)
     tied = {target: source for target, source in model.all_tied_weights_keys.items() if {target, source} <= set(shapes)}
     return ModelLayout(
         type(model).__name__,
@@ -93,6 +98,8 @@ def model_layout(config: Mapping[str, Any], architecture: str, tensors: Mapping[
         parts,
         tied,
         unused,
+        prefix,
+        _saved_names(model, transforms, state, [name for name in shapes if name not in parts]),
         _attention_modules(model),
         _grouped_convolutions(model),
         tuple(getattr(model, "_keys_to_ignore_on_load_missing", None) or ()),
@@ -138,8 +145,8 @@ def _quiet() -> Iterator[None]:
 
 def _place(
     model: Any, transforms: list[Any], state: Mapping[str, Any], tensors: Mapping[str, Shape]
-) -> tuple[dict[str, tuple[Part, ...]], tuple[str, ...]]:
-    """Return parameter → parts, and the stored tensors that have no place, as transformers' loader decides it."""
+) -> tuple[dict[str, tuple[Part, ...]], tuple[str, ...], str]:
+    """Return parameter → parts, the stored tensors without a place, and the prefix that was added, as transformers' loader does."""
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
     renamings = [item for item in transforms if isinstance(item, WeightRenaming)]
@@ -149,10 +156,14 @@ def _place(
     parts: dict[str, tuple[Part, ...]] = {}
     groups: dict[str, tuple[Any, list[tuple[str, str]]]] = {}
     unused: list[str] = []
+    added = ""
     for stored in sorted(tensors, key=dot_natural_key):
         name, pattern = rename_source_key(stored, renamings, converters, prefix, dict(state))
         if name not in state and stored in state:
             name, pattern = stored, None
+        if name.startswith(f"{prefix}.") and not stored.startswith(f"{prefix}."):
+            bare, _ = rename_source_key(stored, renamings, converters)
+            added = f"{prefix}." if f"{prefix}.{bare}" == name else added
         if name not in state:
             unused.append(stored)
         elif pattern is None:
@@ -161,7 +172,25 @@ def _place(
             groups.setdefault(name, (owner[pattern], []))[1].append((pattern, stored))
     for name, (converter, sources) in groups.items():
         parts.update(_trace(model, name, deepcopy(converter), sources, state, tensors))
-    return parts, tuple(unused)
+    return parts, tuple(unused), added
+
+
+def _saved_names(model: Any, transforms: list[Any], state: Mapping[str, Any], names: list[str]) -> dict[str, str]:
+    """Return parameter → the name under which transformers saves it, where that is another and loads as the parameter."""
+    from transformers.core_model_loading import PrefixChange, WeightConverter, WeightRenaming, rename_source_key
+
+    forward = [item for item in transforms if isinstance(item, WeightRenaming)]
+    converters = [item for item in transforms if isinstance(item, WeightConverter)]
+    legacy = ("LayerNorm.gamma", "LayerNorm.beta", ".weight_g", ".weight_v")
+    usual = [item for item in forward if not isinstance(item, PrefixChange) and item.source_patterns[0] not in legacy]
+    backward: list[Any] = [item.reverse_transform() for item in reversed(usual)]
+    found = {}
+    for name in names:
+        saved, _ = rename_source_key(name, backward, [], reverse=True)
+        loaded, pattern = rename_source_key(saved, forward, converters, model.base_model_prefix, dict(state))
+        if saved != name and loaded == name and pattern is None:
+            found[name] = saved
+    return found
 
 
 def _trace(

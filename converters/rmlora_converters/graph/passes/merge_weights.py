@@ -90,8 +90,9 @@ def merge_graph(
         _set_labels(directory / "config.json", adapter)
         nbytes = save_model(model, directory / graph.name, on_progress)
         report = OnnxMergeReport(
-            modules=collect_roundings(adapter, meters.values()),
+            modules=collect_roundings(adapter.modules, meters.values()),
             replaced=tuple(sorted(adapter.modules_to_save)),
+            dropped=(),
             by_content=by_content,
             nbytes=nbytes,
             verification=check(directory / graph.name) if check is not None else None,
