@@ -54,6 +54,12 @@ class LoraModule:
 
     def __post_init__(self) -> None:
         rank = self.lora_A.shape[0]
+        if self.kind == "conv" and self.lora_B.ndim > 2 and self.lora_B.shape[1] and rank > self.lora_B.shape[1]:
+            groups = rank // self.lora_B.shape[1]
+            raise AdapterError(
+                f"'{self.path}' is a convolution with {groups} groups: PEFT's update of it reads the channels of all groups, so no "
+                "weight of the base can hold it; train without this module."
+            )
         if self.lora_A.ndim < 2 or self.lora_B.ndim < 2 or self.lora_B.shape[1] != rank:
             raise AdapterError(
                 f"The factors of '{self.path}' do not fit together: lora_A is {self.lora_A.shape}, lora_B is "

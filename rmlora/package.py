@@ -124,7 +124,10 @@ def parse_adapter(
     }
     for path in content.attention & set(modules):
         modules[path] = replace(modules[path], leaf="in_proj_weight")
-        modules[f"{path}.out_proj"] = replace(modules[f"{path}.out_proj"], peft_path=f"{path}.base_layer.out_proj")
+        inner = modules[f"{path}.out_proj"]
+        # PEFT adds this update twice, in training too: MultiheadAttention.merge sets out_proj's weight to the sum, and then
+        # calls out_proj.merge, which adds it again.
+        modules[inner.path] = replace(inner, peft_path=f"{path}.base_layer.out_proj", scale=2 * inner.scale)
     return Adapter(
         modules=modules,
         modules_to_save=content.modules_to_save,

@@ -39,6 +39,8 @@ _QUANTIZED_LEAVES = ("qweight", "weight_packed", "weight_scale", "packed_weight"
 """Last parts of tensor names beside or instead of ``weight`` in GPTQ, AWQ, compressed-tensors, bitsandbytes and fp8 checkpoints."""
 
 _layouts: WeakKeyDictionary[Checkpoint, dict[str, ModelLayout | None]] = WeakKeyDictionary()
+_adapters: WeakKeyDictionary[Checkpoint, list[Adapter]] = WeakKeyDictionary()
+"""Adapters that were looked up in a checkpoint before; they say which class the model is when only a path is asked for."""
 
 
 @dataclass(frozen=True)
@@ -198,17 +200,26 @@ def stored_weights(checkpoint: Checkpoint, adapter: Adapter | None = None) -> St
 
     Args:
         checkpoint: the base.
-        adapter: says which class the model is; without it, the class that the checkpoint was saved from.
+        adapter: says which class the model is. Without it, the adapters decide that were given for this checkpoint before, or
+            else the class that the checkpoint was saved from.
 
     Raises:
         AdapterError: the package's own record is damaged.
     """
-    layout = layout_of(checkpoint, adapter)
-    if layout is not None or adapter is None:
+    known = _adapters.setdefault(checkpoint, [])
+    if adapter is not None and not any(adapter is other for other in known):
+        known.append(adapter)
+    asked = [adapter] if adapter is not None else known
+    layout = layout_of(checkpoint, asked[-1] if asked else None)
+    if layout is not None:
         return StoredWeights(checkpoint, layout)
-    parts, ties = _read_record(adapter)
-    if any(part.tensor not in checkpoint.tensors for found in parts.values() for part in found):
-        return StoredWeights(checkpoint, None)  # recorded for a base with other names
+    parts: dict[str, tuple[Part, ...]] = {}
+    ties: dict[str, str] = {}
+    for item in asked:
+        recorded, tied = _read_record(item)
+        if all(part.tensor in checkpoint.tensors for found in recorded.values() for part in found):
+            parts.update(recorded)  # otherwise it was recorded for a base with other names
+            ties.update(tied)
     return StoredWeights(checkpoint, None, parts, ties)
 
 

@@ -90,7 +90,7 @@ def merge_checkpoint(
             content = (writer.blocks(item) for item in items)
             write_shard(directory / file_name, [item.entry for item in items], content, metadata)
         report = MergeReport(
-            modules=collect_roundings(set(adapter.modules) - set(plan.dropped), writer.meters),
+            modules=collect_roundings(plan.modules, writer.meters),
             replaced=plan.replaced,
             dropped=plan.dropped,
             added=plan.added,

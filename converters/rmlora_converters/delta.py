@@ -40,11 +40,6 @@ def stores_transposed(module: LoraModule, shape: tuple[int, ...]) -> bool:
         fits, transposed = shape == (fan_in, fan_out), True
     elif module.kind == "conv":
         fits, transposed = shape == (fan_out, *module.lora_A.shape[1:]), False
-        if not fits and _is_grouped(module, shape):
-            raise AdapterError(
-                f"'{module.path}' is a convolution with {module.lora_A.shape[1] // shape[1]} groups, and its update reads the "
-                "channels of all groups, so no weight can hold it (PEFT cannot merge it either): train without this module."
-            )
     else:
         fits = shape in ((fan_out, fan_in), (fan_in, fan_out))
         transposed = module.fan_in_fan_out if fan_in == fan_out else shape == (fan_in, fan_out)
@@ -54,12 +49,6 @@ def stores_transposed(module: LoraModule, shape: tuple[int, ...]) -> bool:
             f"has shape {list(shape)}: this is not the base the adapter was made for."
         )
     return transposed
-
-
-def _is_grouped(module: LoraModule, shape: tuple[int, ...]) -> bool:
-    """Return True if ``shape`` is that of a grouped convolution, which has fewer input channels than PEFT's factor A."""
-    channels, kernel = module.lora_A.shape[1], module.lora_A.shape[2:]
-    return len(shape) > 2 and shape[2:] == kernel and shape[1] < channels and channels % shape[1] == 0
 
 
 def delta_rows(module: LoraModule, shape: tuple[int, ...], start: int = 0, stop: int | None = None) -> FloatArray:

@@ -16,6 +16,7 @@ from rmlora.adapter import Adapter, Array, LoraModule
 from rmlora.checkpoint import EMBEDDING_NAMES, Checkpoint
 from rmlora.errors import AdapterError
 from rmlora.naming import infer_prefix
+from rmlora.renamed_modules import in_memory_names
 from rmlora.stored_weights import StoredWeights, quantization_method, stored_weights
 from rmlora.tasks import get_task
 from rmlora.tensors import DTYPES
@@ -50,6 +51,8 @@ class MergePlan:
     """Tensors that the base does not have."""
     untied: str | None
     """Output layer that no longer shares the embedding's weight, if the update forced them apart."""
+    modules: tuple[str, ...]
+    """Modules whose update is merged."""
     dropped: tuple[str, ...]
     """Adapted modules on which no output depends, so that their update was left out."""
 
@@ -67,6 +70,7 @@ def make_plan(checkpoint: Checkpoint, adapter: Adapter) -> MergePlan:
             lack something that the model needs.
     """
     weights = stored_weights(checkpoint, adapter)
+    adapter = in_memory_names(adapter, weights)
     dropped = weights.ineffective(adapter.modules)
     modules = {path: module for path, module in adapter.modules.items() if path not in dropped}
     untying = untie(weights, adapter)
@@ -89,7 +93,9 @@ def make_plan(checkpoint: Checkpoint, adapter: Adapter) -> MergePlan:
     config = _new_config(weights, adapter, untying)
     tensors = {item.entry.name: item.entry.shape for items in shards.values() for item in items}
     config = check_complete(weights, adapter, config, tensors, new)
-    return MergePlan(shards, config, tuple(sorted(replaced)), tuple(sorted(new)), untying.layer, tuple(dropped))
+    return MergePlan(
+        shards, config, tuple(sorted(replaced)), tuple(sorted(new)), untying.layer, tuple(modules), tuple(dropped)
+    )
 
 
 @dataclass

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from rmlora.errors import AdapterError
 from rmlora.package import load_package, save_package
 from rmlora_converters.checkpoint_merge import merge_checkpoint
+from rmlora_converters.compress import compress_adapter
 from tests.helpers.merge_cases import TINY, edit, merge_error, save_adapter_for, save_noisy
 
 T: Any = transformers
@@ -259,7 +260,7 @@ def test_a_grouped_convolution_is_refused_as_such(tmp_path: Path) -> None:
     base = save_noisy(T.RegNetForImageClassification(config), tmp_path / "base")
     model = T.RegNetForImageClassification.from_pretrained(base)
     adapter = save_adapter_for(model, tmp_path / "adapter", target_modules=["layer.1.convolution"])
-    with pytest.raises(AdapterError, match=r"is a convolution with \d groups, .* no weight can hold it"):
+    with pytest.raises(AdapterError, match=r"is a convolution with 2 groups: .* no weight of the base can hold it"):
         merge_checkpoint(base, load_package(adapter), tmp_path / "merged")
 
 
@@ -274,6 +275,8 @@ def test_attention_whose_projections_are_one_parameter(tmp_path: Path) -> None:
     assert got <= 5e-6
     save_package(load_package(adapter), tmp_path / "again")
     assert pooled_error(base, tmp_path / "again", tmp_path / "merged-again")[0] <= 5e-6
+    with pytest.raises(AdapterError, match="it can be merged, but not mixed or compressed"):
+        compress_adapter(load_package(adapter), rank=2)
 
 
 def test_the_output_projection_of_such_an_attention_alone_has_no_effect(tmp_path: Path) -> None:
