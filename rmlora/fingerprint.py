@@ -7,16 +7,27 @@ modules (compressed, mixed) can still be checked against the base, and the error
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
-from rmlora.adapter import Adapter
+import numpy as np
+
+from rmlora.adapter import Adapter, Array
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import BaseMismatchError
 from rmlora.stored_weights import StoredWeights, stored_weights
-from rmlora.tensors import TensorInfo
+from rmlora.tensors import DTYPES, TensorInfo
 from rmlora.weight_parts import Part
 
-__all__ = ["base_fingerprint", "check_base", "differing_weight", "fingerprint_of", "weight_digests"]
+__all__ = [
+    "array_digest",
+    "base_fingerprint",
+    "check_base",
+    "differing_weight",
+    "fingerprint_of",
+    "weight_digests",
+    "without_copies",
+]
 
 _BLOCK = 4096
 _BLOCKS_PER_TENSOR = 16
@@ -63,14 +74,42 @@ def _digest_parts(weights: StoredWeights, parts: tuple[Part, ...]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
 
 
+def without_copies(adapter: Adapter, digests: Mapping[str, str]) -> Adapter:
+    """Return ``adapter`` without the weights saved beside an update of the same module that equal the base's.
+
+    PEFT saves whole embeddings beside their update if it cannot see that they are unchanged.
+
+    Args:
+        adapter: as it was read.
+        digests: module path → digest of the base's weight, from :func:`weight_digests`.
+    """
+    saved = {
+        name: value
+        for name, value in adapter.modules_to_save.items()
+        if (path := name.removesuffix(".weight")) not in adapter.modules or digests.get(path) != array_digest(value)
+    }
+    return adapter if len(saved) == len(adapter.modules_to_save) else replace(adapter, modules_to_save=saved)
+
+
+def array_digest(array: Array) -> str:
+    """Return the digest of a weight in memory, the same as of the tensor it was read from."""
+    dtype = next((name for name, numpy_type in DTYPES.items() if numpy_type == array.dtype), str(array.dtype))
+    content = np.ascontiguousarray(array).tobytes()
+    return _digest_of(dtype, array.shape, len(content), lambda start, count: content[start : start + count])
+
+
 def _digest(info: TensorInfo) -> str:
-    digest = hashlib.sha256(f"{info.dtype}|{info.shape}\n".encode())
-    if info.nbytes <= _BLOCK * _BLOCKS_PER_TENSOR:
-        digest.update(info.read_bytes(0, info.nbytes))
+    return _digest_of(info.dtype, info.shape, info.nbytes, info.read_bytes)
+
+
+def _digest_of(dtype: str, shape: tuple[int, ...], nbytes: int, read: Callable[[int, int], bytes]) -> str:
+    digest = hashlib.sha256(f"{dtype}|{shape}\n".encode())
+    if nbytes <= _BLOCK * _BLOCKS_PER_TENSOR:
+        digest.update(read(0, nbytes))
     else:
-        span = info.nbytes - _BLOCK
+        span = nbytes - _BLOCK
         for block in range(_BLOCKS_PER_TENSOR):
-            digest.update(info.read_bytes(span * block // (_BLOCKS_PER_TENSOR - 1), _BLOCK))
+            digest.update(read(span * block // (_BLOCKS_PER_TENSOR - 1), _BLOCK))
     return digest.hexdigest()[:32]
 
 

@@ -15,7 +15,7 @@ from itertools import product
 
 from rmlora.errors import AdapterError
 
-__all__ = ["find_tensor", "find_tensors", "infer_prefix"]
+__all__ = ["find_tensor", "find_tensors", "former_names", "infer_prefix"]
 
 
 def _swin_projection(match: re.Match[str]) -> str:
@@ -51,6 +51,11 @@ def find_tensor(parameter: str, names: Collection[str]) -> str | None:
         if name := _find_spelled(spelling, names):
             return name
     return None
+
+
+def former_names(path: str) -> list[str]:
+    """Return the names that older versions of transformers gave to the module at ``path``; mostly none."""
+    return [name for name in dict.fromkeys(_spellings(path)) if name != path]
 
 
 def _find_spelled(parameter: str, names: Collection[str]) -> str | None:
