@@ -150,7 +150,7 @@ def _trace(plan: ExportPlan, scratch: Path) -> _BaseGraph:
     torch.manual_seed(_SEED)
     own = plan.task.outputs.labels_in(plan.checkpoint.config)
     loaded = load_task_model(plan.base, plan.task, own or ["0", "1"])
-    traced = trace_graph(loaded.model.eval(), plan, scratch=scratch)
+    traced = trace_graph(loaded.model.eval().requires_grad_(False), plan, scratch=scratch)
     return _BaseGraph(
         traced.optimized.model,
         traced.batches,
