@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +15,12 @@ from rmlora.adapter_task import task_of
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError, CheckpointError, require
 from rmlora.fingerprint import check_base
-from rmlora.package import CONFIG_FILE, load_package
+from rmlora.package import CONFIG_FILE, TENSORS_FILE, load_package, peft_tensors, save_package
 from rmlora.patterns import check_selection
+from rmlora.renamed_modules import in_memory_names
+from rmlora.stored_weights import stored_weights
 from rmlora.tasks import Task
+from rmlora.tensors import TensorFile
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -98,8 +102,10 @@ def load_adapted(
     require("peft", "train")
     from peft import PeftModel
 
-    adapter = load_package(adapter_path)
-    check_base(adapter, Checkpoint(base), allow_mismatch=allow_base_mismatch)
+    checkpoint = Checkpoint(base)
+    read = load_package(adapter_path)
+    adapter = in_memory_names(read, stored_weights(checkpoint, read))
+    check_base(adapter, checkpoint, allow_mismatch=allow_base_mismatch)
     chosen = task_of(adapter, task)
     loaded = load_task_model(base, chosen, chosen.outputs.labels_of(adapter))
     needed = [module for module in loaded.new_modules if chosen.outputs.depends_on(module)]
@@ -114,7 +120,8 @@ def load_adapted(
     with quiet_transformers(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            model = PeftModel.from_pretrained(loaded.model, str(adapter_path))
+            with _as_peft_reads_it(adapter, read, adapter_path) as directory:
+                model = PeftModel.from_pretrained(loaded.model, str(directory))
         except (ValueError, RuntimeError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
             raise AdapterError(f"The adapter {adapter_path} does not fit the base at {base}: {reason}") from None
@@ -126,6 +133,18 @@ def load_adapted(
     return model, adapter
 
 
+@contextmanager
+def _as_peft_reads_it(adapter: Adapter, read: Adapter, path: Path) -> Iterator[Path]:
+    """Yield a directory that PEFT reads as ``adapter``: ``path``, or a copy if its file has other names for the same tensors."""
+    names = TensorFile(path / TENSORS_FILE).infos.keys()
+    if adapter is read and peft_tensors(adapter).keys() <= names:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        save_package(adapter, Path(temporary) / "adapter")
+        yield Path(temporary) / "adapter"
+
+
 def _apply_rank_masks(model: PeftModel, adapter: Adapter) -> None:
     """Zero the masked directions of A; PEFT does not know the rank mask."""
     import torch
@@ -134,7 +153,7 @@ def _apply_rank_masks(model: PeftModel, adapter: Adapter) -> None:
     for path, module in adapter.modules.items():
         if module.rank_mask is None:
             continue
-        layer = layers[path]
+        layer = layers[module.peft_path or path]
         side = layer.lora_embedding_A if module.kind == "embedding" else layer.lora_A
         factor = side["default"]
         masked = torch.from_numpy(~module.rank_mask).nonzero().flatten()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from rmlora.fingerprint import fingerprint_of, weight_digests
 from rmlora.package import load_package, write_metadata
 from rmlora.spectrum import adapter_spectrum
 from rmlora.storage import atomic_directory
+from rmlora.stored_weights import recorded_weight_map, stored_weights
 from rmlora.tasks import Task
 from rmlora.training.result import TrainResult
 from rmlora.training.settings import TrainSettings
@@ -59,17 +61,21 @@ def write_trained_package(
             processor.save_pretrained(directory)
         adapter = load_package(directory)
         spectrum = adapter_spectrum(adapter)
-        weights = weight_digests(Checkpoint(base), adapter.modules)
+        architecture = type(model.get_base_model()).__name__
+        adapter = replace(adapter, metadata={"task": task.name, "architecture": architecture})
+        checkpoint = Checkpoint(base)
+        weights = weight_digests(checkpoint, adapter.modules, adapter)
         write_metadata(
             directory,
             {
                 "rmlora": config.to_dict(),
                 "task": task.name,
                 "labels": list(labels),
-                "architecture": type(model.get_base_model()).__name__,
+                "architecture": architecture,
                 "base_model": settings.base,
                 "base_fingerprint": fingerprint_of(weights),
                 "base_weights": weights,
+                "weight_map": recorded_weight_map(stored_weights(checkpoint, adapter), adapter),
                 "metrics": {
                     **result.metrics,
                     "effective_rank": spectrum.effective_rank,

@@ -9,6 +9,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from rmlora.errors import some_of
 from rmlora.pooling import POOLING_MODES
 from rmlora.tasks import TASKS
 from rmlora.training.data import Columns
@@ -147,6 +148,8 @@ def _show(console: Console, bundle: Bundle) -> None:
         console.print(f"Pooling: {bundle.pooling} ({why}).")
     if bundle.mode == "branches":
         show_adapters(console, bundle)
+        if absent := bundle.lora_inputs().absent:
+            console.print(f"Left out {len(absent)} weights on which no output depends: {some_of(absent, 3)}.")
     if optimization is not None and optimization.reason:
         console.print(f"[yellow]Note:[/] {optimization.reason}; the graph without fusions was kept.")
     if manifest.verification is not None:
