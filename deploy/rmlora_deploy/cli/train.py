@@ -14,6 +14,7 @@ from rmlora.errors import ConfigError, require
 from rmlora.tasks import TASKS
 from rmlora_deploy import api
 from rmlora_deploy.cli.console import json_option, make_console, print_json
+from rmlora_deploy.cli.train_output import export_command, show_result
 
 __all__ = ["command"]
 
@@ -155,6 +156,7 @@ def command(resume: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
     """
     console = make_console(as_json=as_json)
     config = _method(flags)
+    words = {name: flags[name] for name in ("base", "revision")}
     result = api.train(
         flags.pop("base"), flags.pop("train_data"), flags.pop("output"), config=config, console=console, resume=resume,
         overwrite=overwrite, **flags,
@@ -164,14 +166,7 @@ def command(resume: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
     if as_json:
         print_json({**dataclasses.asdict(result), "output": str(result.output)})
         return
-    for name in ("validation", "test"):
-        if name in result.metrics:
-            scores = result.metrics[name]
-            console.print(f"{name:>10}: accuracy {scores['accuracy']:.4f}, macro F1 {scores['macro_f1']:.4f}")
-    console.print(
-        f"Adapter written to {result.output}: {result.trainable_parameters:,} trained parameters, {result.steps} steps, "
-        f"{result.seconds:.0f} s."
-    )
+    show_result(console, result, export_command(result.output, words))
 
 
 def _method(flags: dict[str, Any]) -> RMLoRAConfig:

@@ -34,7 +34,9 @@ def test_a_run_leaves_a_complete_package(base: Path, data: Path, tmp_path: Path)
     assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
+        "evaluation.json",
         "rmlora.json",
+        "training.png",
     }
     assert list((tmp_path / "adapter.run" / "tensorboard").glob("events*"))
     assert {name.partition(".")[0] for name in adapter.modules_to_save} == {"classifier"}
