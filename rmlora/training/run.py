@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ from rmlora.training.rehearsal import rehearse_forward, rehearse_package
 from rmlora.training.result import TrainResult, summarize
 from rmlora.training.resume import claim_run, how_to_continue, last_complete_checkpoint
 from rmlora.training.settings import TrainSettings
+from rmlora.training.table import Reading
 from rmlora.training.trained_package import write_trained_package
 
 if TYPE_CHECKING:
@@ -60,9 +62,13 @@ def train(
     console = console or Console(quiet=True)
     refuse_existing(settings.output, overwrite=overwrite)
     started = time.monotonic()
+    first_process = os.environ.get("RANK", "0") == "0"  # the process group does not exist yet
     task = get_task(settings.task)
     base = resolve_base(settings.base, revision=settings.revision)
     splits = _load_data(settings, task)
+    if first_process:
+        for note in splits.notes:
+            console.print(f"Note: {note}", markup=False)
 
     set_seed(settings.seed)
     options = {"trust_remote_code": True} if settings.trust_remote_code else {}
@@ -135,6 +141,8 @@ def _load_data(settings: TrainSettings, task: Task) -> Splits:
         columns=Columns(getattr(settings, task.inputs.column_option), settings.label_column),
         validation_fraction=settings.validation_fraction,
         seed=settings.seed,
+        labels=settings.labels,
+        reading=Reading(skip_empty=settings.skip_empty, encoding=settings.encoding),
     )
 
 
