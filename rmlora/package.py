@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 from rmlora._version import __version__
 from rmlora.adapter import Adapter, Array, LoraModule, ModuleKind
 from rmlora.errors import AdapterError, InputError
+from rmlora.patterns import first_matches
 from rmlora.storage import atomic_directory, read_json, sha256_file, write_json
 from rmlora.tensors import FLOATING, TensorFile
 
@@ -119,8 +120,11 @@ def parse_adapter(
     unknown = sorted(set(masks) - {path for path, _ in factors})
     if unknown:
         raise AdapterError(f"The rank mask in {source}/{METADATA_FILE} names '{unknown[0]}', which the adapter lacks.")
+    paths = sorted(path for path, _ in factors)
+    ranks = _values_by_pattern(config, "rank_pattern", paths, source)
+    alphas = _values_by_pattern(config, "alpha_pattern", paths, source)
     modules = {
-        path: _module(path, kind, pair, config, masks.get(path), source)
+        path: _module(path, kind, pair, config, ranks.get(path), alphas.get(path), masks.get(path), source)
         for (path, kind), pair in sorted(factors.items())
     }
     return Adapter(
@@ -240,8 +244,16 @@ def _sort_tensor(
 
 
 def _module(
-    path: str, kind: ModuleKind, pair: dict[str, Array], config: Mapping[str, Any], mask: Any, source: str
+    path: str,
+    kind: ModuleKind,
+    pair: dict[str, Array],
+    config: Mapping[str, Any],
+    own_rank: Any,
+    own_alpha: Any,
+    mask: Any,
+    source: str,
 ) -> LoraModule:
+    """Build one module; ``own_rank`` and ``own_alpha`` are its values by pattern, None where no pattern names it."""
     if set(pair) != {"A", "B"}:
         missing = "B" if "A" in pair else "A"
         raise AdapterError(f"{source} lacks lora_{missing} of '{path}': the adapter file is incomplete.")
@@ -251,12 +263,12 @@ def _module(
                 f"The factors of '{path}' in {source} are {factor.dtype}, not one of {sorted(FLOATING)}."
             )
     rank = int(pair["A"].shape[0])
-    expected = int(_patterned(config.get("rank_pattern"), path, config.get("r", rank)))
+    expected = int(own_rank if own_rank is not None else config.get("r", rank))
     if rank != expected:
         raise AdapterError(
             f"'{path}' in {source} has rank {rank} but {CONFIG_FILE} says {expected}: the two files are not of the same adapter."
         )
-    alpha = float(_patterned(config.get("alpha_pattern"), path, config.get("lora_alpha", rank)))
+    alpha = float(own_alpha if own_alpha is not None else config.get("lora_alpha", rank))
     return LoraModule(
         path=path,
         kind=kind,
@@ -268,9 +280,8 @@ def _module(
     )
 
 
-def _patterned(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:
-    """Return the value for ``path`` by PEFT's rule: the first pattern that matches the whole path or its ending wins."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
-            return value
-    return default
+def _values_by_pattern(config: Mapping[str, Any], key: str, paths: list[str], source: str) -> dict[str, Any]:
+    """Return the value of each module that ``rank_pattern`` or ``alpha_pattern`` names."""
+    patterns = config.get(key) or {}
+    matched = first_matches(list(patterns), paths, key=key, source=f"{source}/{CONFIG_FILE}")
+    return {path: patterns[pattern] for path, pattern in matched.items()}

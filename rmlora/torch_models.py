@@ -14,7 +14,8 @@ from rmlora.adapter_task import task_of
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError, CheckpointError, require
 from rmlora.fingerprint import check_base
-from rmlora.package import load_package
+from rmlora.package import CONFIG_FILE, load_package
+from rmlora.patterns import check_selection
 from rmlora.tasks import Task
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ def load_adapted(
             f"The base at {base} has no weights for '{uncovered[0]}' and neither has the adapter {adapter_path}: outputs "
             "would be random; train with that module in --modules-to-save."
         )
+    names = [name for name, _ in loaded.model.named_modules()]
+    check_selection(adapter.peft_config, names, source=f"{adapter_path}/{CONFIG_FILE}")
     with quiet_transformers(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:

@@ -8,7 +8,8 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from rmlora.config import RMLoRAConfig
-from rmlora.errors import ConfigError
+from rmlora.errors import AdapterError, ConfigError
+from rmlora.patterns import check_selection
 from rmlora.tasks import Task
 from rmlora.torch_models import TaskModel
 
@@ -29,7 +30,7 @@ def add_lora_layers(loaded: TaskModel, task: Task, config: RMLoRAConfig) -> tupl
         the PEFT model, and the configuration with these modules added.
 
     Raises:
-        ConfigError: ``target_modules`` matches no module.
+        ConfigError: ``target_modules`` matches no module, or a pattern cannot be matched in bounded time.
     """
     from peft import get_peft_model
 
@@ -41,6 +42,11 @@ def add_lora_layers(loaded: TaskModel, task: Task, config: RMLoRAConfig) -> tupl
         modules_to_save=tuple(sorted(saved)),
         exclude_modules=tuple(sorted({*config.exclude_modules, *fresh, *_saved_by_ending(loaded.model, saved)})),
     )
+    names = [name for name, _ in loaded.model.named_modules()]
+    try:
+        check_selection(dataclasses.asdict(config), names, source="the training settings")
+    except AdapterError as error:
+        raise ConfigError(str(error)) from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT warns when it sets fan_in_fan_out for Conv1D itself
