@@ -45,6 +45,8 @@ class Inputs(ABC):
     """Setting that names the data column; its flag has dashes."""
     column_names: ClassVar[tuple[str, ...]]
     """Column names recognized without the setting, the most usual first."""
+    columns_compete: ClassVar[bool]
+    """True if two recognized columns may be halves of one input, as a question and a sentence: one must then be chosen."""
     varies_in_length: ClassVar[bool]
     """True if rows have a length in tokens and batches are padded."""
     packs_processor: ClassVar[bool]
@@ -143,6 +145,7 @@ class TextInputs(Inputs):
     modality = "text"
     column_option = "text_column"
     column_names = ("text", "sentence", "question", "content", "message", "review", "input")
+    columns_compete = True
     varies_in_length = True
     packs_processor = False
     different_processors = "split texts"
@@ -236,6 +239,7 @@ class ImageInputs(Inputs):
     modality = "image"
     column_option = "image_column"
     column_names = ("image", "img", "picture", "file", "path")
+    columns_compete = False
     varies_in_length = False
     packs_processor = True
     different_processors = "crop and scale images"
@@ -251,7 +255,7 @@ class ImageInputs(Inputs):
 
     def is_empty(self, value: Any) -> bool:
         """Return True if there is no image."""
-        return value is None
+        return value is None or value == ""
 
     def sample(self, count: int) -> list[Any]:
         """Return generated images of several widths."""

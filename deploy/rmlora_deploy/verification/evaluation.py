@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from rmlora.errors import ConfigError, InputError
+from rmlora.errors import ConfigError, some_of
 from rmlora.inputs import Arrays
 from rmlora.tasks import Task
 from rmlora.training.data import Columns, load_split
+from rmlora.training.label_values import number_labels
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.report import Evaluation, Tolerance
 
@@ -46,11 +47,8 @@ def read_evaluation(source: str, columns: Columns, *, task: Task, labels: Sequen
     if not task.outputs.has_labels:
         raise ConfigError(f"--data measures a metric on labels, and {task.name} has none: leave it out.")
     data = load_split(task, source, columns)
-    index = {label: number for number, label in enumerate(labels)}
-    unknown = sorted(set(data.labels) - set(index))
-    if unknown:
-        raise InputError(f"{source} has the label '{unknown[0]}', but the model's are {', '.join(index)}.")
-    return EvaluationData(source, data.inputs, [index[label] for label in data.labels])
+    indices = number_labels(data.labels, labels, source=source, unknown=f"but the model's are {some_of(labels)}")
+    return EvaluationData(source, data.inputs, indices)
 
 
 def measure(
