@@ -72,8 +72,12 @@ class Inputs(ABC):
     # -- model inputs -----------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def load_processor(self, directory: Path) -> Any:
+    def load_processor(self, directory: Path, *, trust_remote_code: bool = False) -> Any:
         """Return the tokenizer or image processor in ``directory``.
+
+        Args:
+            directory: of a base, an adapter or a bundle.
+            trust_remote_code: run code that comes with it.
 
         Raises:
             CheckpointError: there is no usable one.
@@ -158,9 +162,9 @@ class TextInputs(Inputs):
         """Return sentences of one to twenty words."""
         return [SENTENCES[number % len(SENTENCES)] for number in range(count)]
 
-    def load_processor(self, directory: Path) -> Any:
+    def load_processor(self, directory: Path, *, trust_remote_code: bool = False) -> Any:
         """Return the tokenizer in ``directory``."""
-        return load_tokenizer(directory)
+        return load_tokenizer(directory, trust_remote_code=trust_remote_code)
 
     def rows(
         self, processor: Any, inputs: Sequence[Any], *, lengths: Sequence[int | None], names: Sequence[str]
@@ -256,9 +260,9 @@ class ImageInputs(Inputs):
         """Return generated images of several widths."""
         return [draw_image(number) for number in range(count)]
 
-    def load_processor(self, directory: Path) -> Any:
+    def load_processor(self, directory: Path, *, trust_remote_code: bool = False) -> Any:
         """Return the image processor in ``directory``."""
-        return load_image_processor(directory)
+        return load_image_processor(directory, trust_remote_code=trust_remote_code)
 
     def rows(
         self, processor: Any, inputs: Sequence[Any], *, lengths: Sequence[int | None], names: Sequence[str]
@@ -333,7 +337,12 @@ def _tokenize(
             raise InputError(
                 f"The tokenizer does not make '{missing[0]}', which the graph takes: the bundle is inconsistent."
             )
-        for row in zip(*(made[name] for name in names), strict=True):
+        for number, row in enumerate(zip(*(made[name] for name in names), strict=True), start + 1):
+            if not len(row[0]):
+                raise InputError(
+                    f"Text {number} has no tokens: the model's tokenizer drops all of its characters, so there is nothing to "
+                    "answer."
+                )
             yield {name: np.asarray(ids, np.int64) for name, ids in zip(names, row, strict=True)}
         start = end
 

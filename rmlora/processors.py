@@ -9,11 +9,15 @@ from typing import Any
 
 from rmlora.errors import CheckpointError, is_installed, require
 
-__all__ = ["load_image_processor", "load_tokenizer"]
+__all__ = ["load_image_processor", "load_tokenizer", "refuse_own_code"]
 
 
-def load_tokenizer(directory: Path) -> Any:
+def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
     """Return the tokenizer in ``directory``, with a padding token.
+
+    Args:
+        directory: of a base, an adapter or a bundle.
+        trust_remote_code: run code that comes with the tokenizer.
 
     Raises:
         CheckpointError: there is no usable one.
@@ -21,14 +25,22 @@ def load_tokenizer(directory: Path) -> Any:
     _require_transformers()
     from transformers import AutoTokenizer
 
-    tokenizer = _load(directory, "tokenizer", lambda: AutoTokenizer.from_pretrained(directory, trust_remote_code=False))
+    tokenizer = _load(
+        directory,
+        "tokenizer",
+        lambda: AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code),
+    )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def load_image_processor(directory: Path) -> Any:
+def load_image_processor(directory: Path, *, trust_remote_code: bool = False) -> Any:
     """Return the image processor in ``directory``, in the variant that does not need torchvision.
+
+    Args:
+        directory: of a base, an adapter or a bundle.
+        trust_remote_code: run code that comes with the processor.
 
     Raises:
         CheckpointError: there is no usable one.
@@ -39,8 +51,17 @@ def load_image_processor(directory: Path) -> Any:
     return _load(
         directory,
         "image processor",
-        lambda: AutoImageProcessor.from_pretrained(directory, backend="pil", trust_remote_code=False),
+        lambda: AutoImageProcessor.from_pretrained(directory, backend="pil", trust_remote_code=trust_remote_code),
     )
+
+
+def refuse_own_code(error: Exception, directory: Path) -> None:
+    """Raise :class:`CheckpointError` naming the flag if transformers refused to run code that comes with a model."""
+    if "trust_remote_code" in str(error):
+        raise CheckpointError(
+            f"{directory} comes with code of its own, which was not run: if you trust its source, pass --trust-remote-code "
+            "to train, export, verify, predict or bench."
+        ) from None
 
 
 def _require_transformers() -> None:
@@ -53,5 +74,6 @@ def _load(directory: Path, kind: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except (ValueError, OSError, KeyError, TypeError) as error:
+        refuse_own_code(error, directory)
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"The base at {directory} has no usable {kind}: {reason}") from None

@@ -14,7 +14,8 @@ from rmlora.adapter import Adapter, Array, LoraModule
 from rmlora.checkpoint import EMBEDDING_NAMES, Checkpoint, TiedOutput
 from rmlora.errors import AdapterError
 from rmlora.naming import find_tensor, find_tensors, infer_prefix
-from rmlora.tasks import get_task
+from rmlora.outputs import problem_type_of
+from rmlora.tasks import TASKS
 from rmlora.tensors import DTYPES, FLOATING
 from rmlora_converters.delta import stores_transposed
 from rmlora_converters.shards import ShardEntry
@@ -175,18 +176,14 @@ def _new_config(
 
 
 def set_labels(config: dict[str, Any], adapter: Adapter) -> None:
-    """Write the labels of ``adapter``, if it has any, to a model's configuration."""
-    if labels := adapter.labels or _numbered_labels(adapter):
+    """Write labels and kind of answer of ``adapter`` to its base's configuration; other adapters leave it as it is."""
+    task = TASKS.get(adapter.task or "")
+    labels = adapter.labels or []
+    if not labels and task is not None and task.outputs.count(adapter, config) is not None:
+        labels = task.outputs.labels_of(adapter, config)
+    if labels:
         config["id2label"] = {str(index): label for index, label in enumerate(labels)}
         config["label2id"] = {label: index for index, label in enumerate(labels)}
         config.pop("num_labels", None)
-
-
-def _numbered_labels(adapter: Adapter) -> list[str] | None:
-    """Return ``LABEL_i`` for each output of a classification head without labels, as in adapters not made by rmlora."""
-    if adapter.peft_config.get("task_type") != "SEQ_CLS":
-        return None
-    try:
-        return get_task("text-classification").outputs.labels_of(adapter)
-    except AdapterError:
-        return None
+    if (kind := problem_type_of(adapter, config)) != config.get("problem_type"):
+        config["problem_type"] = kind

@@ -21,7 +21,7 @@ from rmlora_deploy.bundles.convert_adapter import TryOut, convert_adapter
 from rmlora_deploy.bundles.describe import describe_adapter
 from rmlora_deploy.bundles.manifest import AdapterEntry
 from rmlora_deploy.bundles.reference import save_reference
-from rmlora_deploy.bundles.report import VerificationReport
+from rmlora_deploy.bundles.report import VerificationReport, keep_reports
 from rmlora_deploy.bundles.sources import record_adapter_directory
 
 __all__ = ["add_adapter", "check_name", "record_verification", "remove_adapter", "store_reference", "write_adapter"]
@@ -40,7 +40,13 @@ def check_name(name: str) -> None:
 
 
 def write_adapter(
-    bundle: Bundle, try_out: TryOut, name: str, adapter: Adapter, *, allow_base_mismatch: bool
+    bundle: Bundle,
+    try_out: TryOut,
+    name: str,
+    adapter: Adapter,
+    *,
+    allow_base_mismatch: bool,
+    label_names: Sequence[str] | None = None,
 ) -> AdapterEntry:
     """Convert ``adapter``, write its file into ``bundle`` and return its entry for the manifest.
 
@@ -50,6 +56,7 @@ def write_adapter(
         name: what the adapter is called in the bundle.
         adapter: as it was read.
         allow_base_mismatch: accept an adapter that was made for another base.
+        label_names: names of its labels; None takes those that the adapter or the base records.
 
     Raises:
         AdapterError: see :func:`convert_adapter`.
@@ -57,7 +64,8 @@ def write_adapter(
     session, manifest = try_out.session, bundle.manifest
     converted = convert_adapter(
         adapter, session.lora_inputs, session.input_types, name=name, task=bundle.task, pooling=manifest.pooling,
-        max_length=manifest.max_length, try_out=try_out, allow_base_mismatch=allow_base_mismatch,
+        max_length=manifest.max_length, try_out=try_out, base_config=bundle.base_config, label_names=label_names,
+        allow_base_mismatch=allow_base_mismatch,
     )  # fmt: skip
     file = bundle.path / ADAPTERS / f"{name}.onnx_adapter"
     file.parent.mkdir(exist_ok=True)
@@ -70,12 +78,20 @@ def write_adapter(
         bytes=file.stat().st_size,
         rank=converted.rank,
         labels=converted.labels,
+        function_to_apply=converted.function_to_apply,
         max_length=converted.max_length,
     )
 
 
-def add_adapter(bundle: Bundle, name: str, path: Path, *, allow_base_mismatch: bool = False) -> AdapterEntry:
-    """Add the adapter package at ``path`` to ``bundle`` and return its entry.
+def add_adapter(
+    bundle: Bundle,
+    name: str,
+    path: Path,
+    *,
+    allow_base_mismatch: bool = False,
+    label_names: Sequence[str] | None = None,
+) -> AdapterEntry:
+    """Add the adapter package at ``path`` to ``bundle`` and return its entry; other arguments as :func:`write_adapter`.
 
     The graph is run once with the adapter before the manifest lists it. ``rmlora-deploy verify`` compares its outputs with
     PyTorch, where torch is installed.
@@ -94,7 +110,9 @@ def add_adapter(bundle: Bundle, name: str, path: Path, *, allow_base_mismatch: b
                 f"{bundle.path} already has an adapter '{name}': choose another name, or remove that one first "
                 "(rmlora-deploy adapter remove)."
             )
-        entry = write_adapter(bundle, TryOut.of(bundle), name, adapter, allow_base_mismatch=allow_base_mismatch)
+        entry = write_adapter(
+            bundle, TryOut.of(bundle), name, adapter, allow_base_mismatch=allow_base_mismatch, label_names=label_names
+        )
         bundle.manifest.adapters = {**bundle.adapters, name: entry}
         bundle.save_manifest()
         record_adapter_directory(bundle.manifest, entry, path)
@@ -113,7 +131,7 @@ def remove_adapter(bundle: Bundle, name: str) -> None:
         bundle.reload()
         entry = bundle.adapter(name)
         bundle.manifest.adapters = {key: value for key, value in bundle.adapters.items() if key != name}
-        bundle.manifest.verification = _only(bundle.manifest.verification, bundle.adapters)
+        bundle.manifest.verifications = [_only(report, bundle.adapters) for report in bundle.manifest.verifications]
         bundle.save_manifest()
         for file in entry.files:
             (bundle.path / file).unlink(missing_ok=True)
@@ -122,7 +140,7 @@ def remove_adapter(bundle: Bundle, name: str) -> None:
 def record_verification(
     bundle: Bundle, report: VerificationReport, expected: Mapping[str, Sequence[np.ndarray]] | None = None
 ) -> None:
-    """Write a report into the manifest and PyTorch's outputs into the bundle.
+    """Add a report to those in the manifest, and write PyTorch's outputs into the bundle.
 
     The manifest is read again first: adapters that were added, removed or replaced since ``bundle`` was opened are left
     out of what is written.
@@ -136,7 +154,7 @@ def record_verification(
             if name in verified and entry.sha256 == verified[name].sha256
         }
         store_reference(bundle, {name: outputs for name, outputs in (expected or {}).items() if name in same})
-        bundle.manifest.verification = _only(report, same)
+        bundle.manifest.verifications = keep_reports([_only(report, same), *bundle.manifest.verifications])
         bundle.save_manifest()
 
 
@@ -155,9 +173,9 @@ def store_reference(bundle: Bundle, expected: Mapping[str, Sequence[np.ndarray]]
         bundle.manifest.adapters = adapters
 
 
-def _only(report: VerificationReport | None, names: Mapping[str, object] | set[str]) -> VerificationReport | None:
+def _only(report: VerificationReport, names: Mapping[str, object] | set[str]) -> VerificationReport:
     """Return ``report`` with the adapters in ``names`` only."""
-    if report is None or report.adapters is None:
+    if report.adapters is None:
         return report
     kept = {name: row for name, row in report.adapters.items() if name in names}
     return report.model_copy(update={"adapters": kept})

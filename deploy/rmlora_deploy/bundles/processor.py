@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,25 @@ from rmlora.tasks import Task
 __all__ = ["common_processor", "max_length", "trained_length", "write_side_files"]
 
 
-def common_processor(base: Path, adapters: Sequence[Adapter], task: Task) -> Any:
+def common_processor(base: Path, adapters: Sequence[Adapter], task: Task, *, trust_remote_code: bool = False) -> Any:
     """Return the processor that ``adapters`` were trained with: the one in their packages, else the base's.
+
+    Args:
+        base: directory of the base.
+        adapters: at least one.
+        task: of the adapters.
+        trust_remote_code: run code that comes with a processor.
 
     Raises:
         AdapterError: two adapters were trained with different processors.
     """
-    own = {
-        adapter.source: task.inputs.load_processor(Path(adapter.source)) for adapter in adapters if _has_own(adapter)
-    }
+    load = partial(task.inputs.load_processor, trust_remote_code=trust_remote_code)
+    own = {adapter.source: load(Path(adapter.source)) for adapter in adapters if _has_own(adapter)}
     if not own:
-        return task.inputs.load_processor(base)
+        return load(base)
     (first, processor), *others = own.items()
     if len(own) < len(adapters):
-        others.append((str(base), task.inputs.load_processor(base)))
+        others.append((str(base), load(base)))
     for source, other in others:
         if task.inputs.essence(other) != task.inputs.essence(processor):
             raise AdapterError(
