@@ -337,14 +337,18 @@ def _tokenize(
             raise InputError(
                 f"The tokenizer does not make '{missing[0]}', which the graph takes: the bundle is inconsistent."
             )
-        for number, row in enumerate(zip(*(made[name] for name in names), strict=True), start + 1):
+        for number, row in enumerate(zip(*(made[name] for name in names), strict=True), start):
             if not len(row[0]):
                 raise InputError(
-                    f"Text {number} has no tokens: the model's tokenizer drops all of its characters, so there is nothing to "
-                    "answer."
+                    f"The text {_quoted(texts[number])} has no tokens: the model's tokenizer drops all of its characters, so "
+                    "there is nothing to answer."
                 )
             yield {name: np.asarray(ids, np.int64) for name, ids in zip(names, row, strict=True)}
         start = end
+
+
+def _quoted(text: str, most: int = 40) -> str:
+    return repr(text) if len(text) <= most else f"{text[:most]!r}…"
 
 
 def _padding(tokenizer: Any, name: str) -> int:
