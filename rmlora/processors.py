@@ -13,7 +13,7 @@ __all__ = ["load_image_processor", "load_tokenizer", "refuse_own_code"]
 
 
 def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
-    """Return the tokenizer in ``directory``, with a padding token.
+    """Return the tokenizer in ``directory``, with a padding token: transformers', else :class:`PlainTokenizer`.
 
     Args:
         directory: of a base, an adapter or a bundle.
@@ -22,7 +22,12 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
     Raises:
         CheckpointError: there is no usable one.
     """
-    _require_transformers()
+    if not is_installed("transformers"):
+        require("tokenizers", "predict")
+        from rmlora.plain_tokenizer import PlainTokenizer
+
+        return PlainTokenizer.open(directory)
+    _quiet_advice()
     from transformers import AutoTokenizer
 
     tokenizer = _load(
@@ -36,7 +41,7 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
 
 
 def load_image_processor(directory: Path, *, trust_remote_code: bool = False) -> Any:
-    """Return the image processor in ``directory``, in the variant that does not need torchvision.
+    """Return the image processor in ``directory``: transformers', without torchvision, else :class:`PlainImageProcessor`.
 
     Args:
         directory: of a base, an adapter or a bundle.
@@ -45,7 +50,12 @@ def load_image_processor(directory: Path, *, trust_remote_code: bool = False) ->
     Raises:
         CheckpointError: there is no usable one.
     """
-    _require_transformers()
+    require("PIL", "predict")
+    if not is_installed("transformers"):
+        from rmlora.plain_images import PlainImageProcessor
+
+        return PlainImageProcessor.open(directory)
+    _quiet_advice()
     from transformers import AutoImageProcessor
 
     return _load(
@@ -64,8 +74,7 @@ def refuse_own_code(error: Exception, directory: Path) -> None:
         ) from None
 
 
-def _require_transformers() -> None:
-    require("transformers", "serve")
+def _quiet_advice() -> None:
     if not is_installed("torch"):  # transformers would recommend installing it
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 

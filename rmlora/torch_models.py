@@ -64,7 +64,7 @@ def load_task_model(
         CheckpointError: transformers cannot build the model for this task.
     """
     for module in ("torch", "transformers"):
-        require(module, "train")
+        require(module, "export")
     import torch
     import transformers
 
@@ -117,7 +117,7 @@ def load_adapted(
         AdapterError: the adapter does not fit the base.
         ConfigError: the task is not known.
     """
-    require("peft", "train")
+    require("peft", "export")
     from peft import PeftModel
 
     adapter = load_package(adapter_path)

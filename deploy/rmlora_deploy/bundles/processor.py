@@ -13,7 +13,7 @@ import numpy as np
 from rmlora.adapter import Adapter
 from rmlora.errors import AdapterError
 from rmlora.pooling import read_text_length
-from rmlora.storage import write_json
+from rmlora.storage import read_json, write_json
 from rmlora.tasks import Task
 
 __all__ = ["common_processor", "max_length", "trained_length", "write_side_files"]
@@ -50,10 +50,18 @@ def common_processor(base: Path, adapters: Sequence[Adapter], task: Task, *, tru
 def write_side_files(directory: Path, base: Path, config: Mapping[str, Any], processor: Any) -> None:
     """Write the processor and ``config`` to ``directory``, and copy the license of ``base``."""
     processor.save_pretrained(directory)
+    _record_sides(directory / "tokenizer_config.json", processor)
     write_json(directory / "config.json", _jsonable({k: v for k, v in config.items() if k != "_name_or_path"}))
     for name in ("LICENSE", "LICENSE.txt"):
         if (base / name).is_file():
             shutil.copyfile(base / name, directory / name)
+
+
+def _record_sides(settings: Path, processor: Any) -> None:
+    """Write what transformers leaves to the class of a tokenizer into its settings, for readers without transformers."""
+    if settings.is_file():
+        sides = {name: getattr(processor, name) for name in ("padding_side", "truncation_side")}
+        write_json(settings, {**read_json(settings, what="Tokenizer configuration"), **sides})
 
 
 def max_length(adapters: Sequence[Adapter], processor: Any, task: Task, base: Path | None = None) -> int | None:
