@@ -75,8 +75,12 @@ class Inputs(ABC):
     # -- model inputs -----------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def load_processor(self, directory: Path) -> Any:
+    def load_processor(self, directory: Path, *, trust_remote_code: bool = False) -> Any:
         """Return the tokenizer or image processor in ``directory``.
+
+        Args:
+            directory: of a base, an adapter or a bundle.
+            trust_remote_code: run code that comes with it.
 
         Raises:
             CheckpointError: there is no usable one.
@@ -162,9 +166,9 @@ class TextInputs(Inputs):
         """Return sentences of one to twenty words."""
         return [SENTENCES[number % len(SENTENCES)] for number in range(count)]
 
-    def load_processor(self, directory: Path) -> Any:
+    def load_processor(self, directory: Path, *, trust_remote_code: bool = False) -> Any:
         """Return the tokenizer in ``directory``."""
-        return load_tokenizer(directory)
+        return load_tokenizer(directory, trust_remote_code=trust_remote_code)
 
     def rows(
         self, processor: Any, inputs: Sequence[Any], *, lengths: Sequence[int | None], names: Sequence[str]
@@ -261,9 +265,9 @@ class ImageInputs(Inputs):
         """Return generated images of several widths."""
         return [draw_image(number) for number in range(count)]
 
-    def load_processor(self, directory: Path) -> Any:
+    def load_processor(self, directory: Path, *, trust_remote_code: bool = False) -> Any:
         """Return the image processor in ``directory``."""
-        return load_image_processor(directory)
+        return load_image_processor(directory, trust_remote_code=trust_remote_code)
 
     def rows(
         self, processor: Any, inputs: Sequence[Any], *, lengths: Sequence[int | None], names: Sequence[str]
@@ -340,9 +344,18 @@ def _tokenize(
             raise InputError(
                 f"The tokenizer does not make '{missing[0]}', which the graph takes: the bundle is inconsistent."
             )
-        for row in zip(*(made[name] for name in names), strict=True):
+        for number, row in enumerate(zip(*(made[name] for name in names), strict=True), start):
+            if not len(row[0]):
+                raise InputError(
+                    f"The text {_quoted(texts[number])} has no tokens: the model's tokenizer drops all of its characters, so "
+                    "there is nothing to answer."
+                )
             yield {name: np.asarray(ids, np.int64) for name, ids in zip(names, row, strict=True)}
         start = end
+
+
+def _quoted(text: str, most: int = 40) -> str:
+    return repr(text) if len(text) <= most else f"{text[:most]!r}…"
 
 
 def _padding(tokenizer: Any, name: str) -> int:

@@ -71,10 +71,15 @@ def train(
             console.print(f"Note: {note}", markup=False)
 
     set_seed(settings.seed)
-    options = {"trust_remote_code": True} if settings.trust_remote_code else {}
-    loaded = load_task_model(base, task, splits.labels, **options)
+    loaded = load_task_model(
+        base,
+        task,
+        splits.labels,
+        problem_type="single_label_classification",
+        trust_remote_code=settings.trust_remote_code,
+    )
     model, config = add_lora_layers(loaded, task, settings.rmlora)
-    processor = task.inputs.load_processor(base)
+    processor = task.inputs.load_processor(base, trust_remote_code=settings.trust_remote_code)
     task.inputs.resize(processor, settings.image_size)
 
     examples = {
