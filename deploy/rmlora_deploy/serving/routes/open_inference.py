@@ -129,7 +129,7 @@ async def infer(name: str, body: InferRequest, request: Request, service: Servic
     tensors = {tensor.name: _array(tensor) for tensor in body.inputs}
     count = len(next(iter(tensors.values())))
     adapters = _adapters(body.parameters.get("adapters"), model, count, service)
-    rows = service.tensor_rows(model.runner, tensors, adapters)
+    rows = service.reader.tensor_rows(model.runner, tensors, adapters)
     answers = await service.compute(model.runner, rows, model.id, state)
     if len({answer.shape for answer in answers}) > 1:
         raise InputError("These adapters have different numbers of labels: send a separate request for each.")
