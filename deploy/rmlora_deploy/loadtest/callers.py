@@ -147,7 +147,7 @@ async def _open_loop(wire: Wire, plan: LoadPlan, load: Load, begin: float, end: 
     while (due := due + float(rng.exponential(1 / plan.rate))) < end:
         if (left := due - time.perf_counter()) > 0:
             await asyncio.sleep(left)
-        if len(in_progress) >= _MAX_IN_PROGRESS:
+        if wire.in_progress >= _MAX_IN_PROGRESS:
             load.not_sent += due >= begin
             continue
         task = asyncio.create_task(one(*next(requests), due))

@@ -55,6 +55,11 @@ class Wire:
         for connection in list(self._all):
             connection.close()
 
+    @property
+    def in_progress(self) -> int:
+        """Requests that wait for their response."""
+        return len(self._all) - len(self._idle)
+
     async def request(self, method: str, path: str, body: bytes | None = None, *, timeout: float = 30.0) -> Reply:
         """Send a request and return the response.
 

@@ -25,7 +25,7 @@ _LIGHT_SECONDS = 0.1
 """Work of a request that is not spread over time."""
 _PACE = 0.5
 """Share of the server's time in which the rows of all heavy requests have their turns; they also get what is left over."""
-_RETURNING_ROWS = 1.25
+_RETURNING_ROWS = 1.5
 """Times ``max_queue`` of rows that may wait when a refused client comes back at its time."""
 _KEPT = 0.95
 """Share of the old mean work of a request that remains after each one."""

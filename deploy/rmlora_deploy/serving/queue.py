@@ -45,6 +45,7 @@ class _Batch:
 
     items: list[WaitingRow]
     since: float
+    """When the worker was free for it."""
     seconds: float
     """That it is expected to take."""
     busy: bool
@@ -83,6 +84,8 @@ class RequestQueue:
         """Requests that are not answered yet."""
         self._running: dict[int, _Batch] = {}
         """Thread → what it computes."""
+        self._local = threading.local()
+        """``idle_since``: when this worker ended its last batch, unless it had to wait for work since then."""
         self._light_arrived = -_QUIET_SECONDS
         self._changed = threading.Condition(threading.RLock())
         self._stopping = False
@@ -204,6 +207,7 @@ class RequestQueue:
             active = [item for item in batch.items if not self._has_ended(item.request)]
             if active:
                 self._compute(active, batch)
+            self._local.idle_since = time.monotonic()
             return True
         except BaseException as error:
             for item in self._running[thread].items if thread in self._running else ():
@@ -221,6 +225,7 @@ class RequestQueue:
                     if self._stopping and not self.waiting:
                         return None
                     self._changed.wait(_QUIET_SECONDS if self.waiting else None)
+                    self._local.idle_since = None
                     continue
                 items = rows.select(first, self._max_rows(first))
                 left = first.row.arrived + self._max_wait - time.monotonic()
@@ -229,12 +234,14 @@ class RequestQueue:
                     rows.take(items)
                     busy = full or self.waiting > 0
                     seconds = self.admission.times.of(buckets_of([item.row for item in items]))
-                    batch = _Batch(items, time.monotonic(), seconds, busy)
+                    since = getattr(self._local, "idle_since", None) or time.monotonic()
+                    batch = _Batch(items, since, seconds, busy)
                     self._running[threading.get_ident()] = batch
                     if self.waiting:
                         self._changed.notify()  # one call may bring rows for several workers
                     return batch
                 self._changed.wait(left)
+                self._local.idle_since = None
 
     def _next_row(self) -> tuple[RowList, WaitingRow | None]:
         """Return the row whose turn it is, and the list it is in; no row if there is none for this worker."""
@@ -276,7 +283,8 @@ class RequestQueue:
         self._report(rows, seconds)
         for item, answer in zip(items, answers, strict=True):
             item.request.answer(item.number, answer)
-        self.admission.times.learn([row.length for row in rows], time.monotonic() - started, busy=batch.busy)
+        whole = time.monotonic() - (batch.since if len(items) == len(batch.items) else started)
+        self.admission.times.learn([row.length for row in rows], whole, busy=batch.busy)
 
     def _report(self, rows: Sequence[Row], seconds: float) -> None:
         if self._observe is None:

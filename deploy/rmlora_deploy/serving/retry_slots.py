@@ -15,14 +15,15 @@ from collections.abc import Callable
 
 __all__ = ["MAX_WAIT", "RetrySlots"]
 
-MAX_WAIT = 120
+MAX_WAIT = 300
 """Longest ``Retry-After`` in seconds."""
-_SHARE = 0.8
+_SHARE = 0.7
 """Share of the server's time that is promised to clients that come back."""
 _EARLY, _LATE = 0.5, 10.0
 """Seconds that a client may come before and after its time."""
-_KEPT = 0.99
-"""Share of the old estimate of how many come back that remains after each one that does or does not."""
+_KEPT_BACK, _KEPT_GONE, _LEAST = 0.99, 0.9995, 0.3
+"""Shares of the old estimate of how many come back that remain after one that does, and after one that does not; and the
+least estimate, since most clients may start to come back at any time."""
 _MAX_SLOTS = 100_000
 
 
@@ -74,7 +75,7 @@ class RetrySlots:
             if other == ticket:
                 del self._slots[index]
                 self._use(ticket)
-                self._returning = _KEPT * self._returning + 1 - _KEPT
+                self._returning = _KEPT_BACK * self._returning + 1 - _KEPT_BACK
                 return True
         return False
 
@@ -85,7 +86,7 @@ class RetrySlots:
     def _expire(self, now: float) -> None:
         while self._slots and self._slots[0][1] + _LATE < now:
             self._use(self._slots.popleft()[0])
-            self._returning *= _KEPT
+            self._returning = max(_LEAST, _KEPT_GONE * self._returning)
 
     def _use(self, ticket: int) -> None:
         self._open[ticket] -= 1

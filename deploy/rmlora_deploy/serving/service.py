@@ -9,6 +9,7 @@ from typing import Any
 
 from rmlora_deploy.serving.errors import LateError
 from rmlora_deploy.serving.input_reader import InputReader
+from rmlora_deploy.serving.json_bodies import JsonBodies
 from rmlora_deploy.serving.metrics import Metrics
 from rmlora_deploy.serving.model_runner import ModelRunner
 from rmlora_deploy.serving.models import ServedModel
@@ -25,7 +26,7 @@ class Service:
     def __init__(self, registry: Registry, metrics: Metrics) -> None:
         self.registry, self.metrics = registry, metrics
         self.settings: ServeSettings = registry.settings
-        self.reader = InputReader(registry.settings)
+        self.reader, self.json = InputReader(registry.settings), JsonBodies()
         self._drained_at: float | None = None
         """When the server stops waiting for requests in progress; None while it accepts new ones."""
 
