@@ -256,11 +256,7 @@ def parse_manifest(value: Any, *, where: str, config: Any = None) -> Manifest:
 
 
 def _from_version_1(value: dict[str, Any]) -> dict[str, Any]:
-    """Return a manifest of version 1 with the keys of version 2.
-
-    Absolute paths in it are kept, so that a base or adapter that is still at its path is found
-    (:mod:`rmlora_deploy.bundles.sources`).
-    """
+    """Return a manifest of version 1 with the keys of version 2."""
     new = {_SPELLING.get(key, key): item for key, item in value.items()} | {"format_version": 2}
     if isinstance(pooling := new.get("pooling"), dict):
         new["pooling"] = {_SPELLING.get(key, key): item for key, item in pooling.items()}
