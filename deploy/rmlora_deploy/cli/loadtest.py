@@ -15,11 +15,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from rmlora.errors import InputError, ParityError, require
+from rmlora.plots import check_plot_path
 from rmlora.sample_data import SENTENCES
 from rmlora.storage import check_writable, write_json
 from rmlora.tasks import TASKS
 from rmlora_deploy.cli.console import json_option, make_console, print_json
-from rmlora_deploy.plots import check_plot_path
 
 __all__ = ["command"]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from rmlora.plots import COLORS, clean_axes, save_figure
 from rmlora_deploy.loadtest.callers import Load
 from rmlora_deploy.loadtest.load_plan import LoadPlan
-from rmlora_deploy.plots import COLORS, clean_axes, save_figure
 
 __all__ = ["plot_load", "summarize_load"]
 

@@ -20,7 +20,7 @@ __all__ = ["main"]
 
 _LONG = 1000
 """Items of a list that is long."""
-_CODES = {"b": {bool}, "q": {int}, "d": {int, float}}
+_CODES: dict[str, set[type]] = {"b": {bool}, "q": {int}, "d": {int, float}}
 """Type code of an array → types of the values that it holds."""
 _MEMORY = 1 << 30
 """Bytes of address space that the process may use."""

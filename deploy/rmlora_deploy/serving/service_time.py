@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -81,7 +82,7 @@ class ServiceTimes:
             if not self._known:
                 return 0.0
             nearest = min(self._known, key=lambda other: (abs(other - bucket), -other))
-            return _faded(self._known[nearest], self._clock()) * 2.0 ** ((bucket - nearest) / 2)
+            return _faded(self._known[nearest], self._clock()) * math.pow(2, (bucket - nearest) / 2)
 
     def of(self, rows: Mapping[int, int]) -> float:
         """Return the seconds that rows take one after another; ``rows`` is bucket → number of rows."""
@@ -90,4 +91,4 @@ class ServiceTimes:
 
 def _faded(known: _Estimate, now: float) -> float:
     """Return an estimate as it counts now: a slow spell is not held against the machine for ever."""
-    return known.best + (known.seconds - known.best) * 0.5 ** ((now - known.updated) / _HALF_LIFE)
+    return known.best + (known.seconds - known.best) * math.pow(0.5, (now - known.updated) / _HALF_LIFE)

@@ -101,6 +101,7 @@ def _card(model: ServedModel) -> dict[str, Any]:
         "parent": model.runner.name if model.adapter is not None else None,
         "task": model.task.name,
         "labels": list(model.labels),
+        "function_to_apply": model.function_to_apply,
         "rank": model.rank,
         "bytes": model.nbytes if model.adapter is not None else model.runner.bundle.manifest.model.bytes,
         "precision": model.runner.bundle.precision,
