@@ -67,7 +67,7 @@ class ModelRunner:
                 threads=settings.threads,
                 max_active_adapters=settings.max_active_adapters,
                 rows=settings.max_batch,
-                max_concurrent_runs=settings.workers,
+                max_concurrent_runs=settings.workers + 1,  # one more for heavy requests
             )
             run = self._run_adapters
         else:
