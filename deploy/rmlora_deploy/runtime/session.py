@@ -204,6 +204,11 @@ class AdapterSession:
         return self._cache
 
     @property
+    def untrained_head(self) -> str | None:
+        """Module path of a head that the base has no trained weights for; then every row needs an adapter. None if there is none."""
+        return self._untrained_head
+
+    @property
     def input_types(self) -> dict[str, np.dtype[Any]]:
         """LoRA input → its type in the graph."""
         return {name: default.dtype for name, default in self._defaults.items()}
