@@ -138,11 +138,17 @@ class _RunnerCollector(Collector):
         adapters = GaugeMetricFamily("rmlora_adapters", "Adapters registered.", labels=["bundle"])
         cached = GaugeMetricFamily("rmlora_cached_adapters", "Adapters in the cache.", labels=["bundle"])
         events = CounterMetricFamily("rmlora_adapter_cache", "Adapter cache events.", labels=["bundle", "event"])
+        unavailable = GaugeMetricFamily(
+            "rmlora_unavailable_models", "Models that cannot be used because their files changed.", labels=["bundle"]
+        )
+        self._models.look_again()
+        lost = Counter(model.runner.name for model in self._models.models if not self._models.available(model))
         for name, runner in self._models.runners.items():
+            unavailable.add_metric([name], lost[name])
             waiting.add_metric([name], runner.queue.waiting)
             if (cache := runner.cache) is not None:
                 adapters.add_metric([name], len(cache.names))
                 cached.add_metric([name], len(cache.cached))
                 for event in ("hits", "misses", "evictions"):
                     events.add_metric([name, event], getattr(cache, event))
-        yield from (waiting, adapters, cached, events)
+        yield from (waiting, adapters, cached, events, unavailable)

@@ -37,6 +37,8 @@ class ServedModel:
     """Seconds since 1970."""
     file: Path | None = None
     """The file that the server wrote for it; None if it belongs to a bundle."""
+    sha256: str = ""
+    """SHA-256 of that file."""
 
     @property
     def task(self) -> Task:

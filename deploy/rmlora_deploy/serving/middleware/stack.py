@@ -8,16 +8,20 @@ from starlette.types import ASGIApp
 from rmlora_deploy.serving.metrics import Metrics
 from rmlora_deploy.serving.middleware.access_log import AccessLog
 from rmlora_deploy.serving.middleware.auth import KeyCheck
+from rmlora_deploy.serving.middleware.hosts import HostCheck
 from rmlora_deploy.serving.middleware.limits import BodyLimits
+from rmlora_deploy.serving.middleware.media_type import MediaTypeCheck
 from rmlora_deploy.serving.serve_settings import ServeSettings
 
 __all__ = ["middleware_stack", "wrap"]
 
 
 def middleware_stack(settings: ServeSettings, metrics: Metrics) -> list[Middleware]:
-    """Return the middleware, outermost first: refusals are logged, and the key is checked before the body is read."""
+    """Return the middleware, outermost first: refusals are logged, and only the last one lets the body be read."""
+    hosts = [Middleware(HostCheck, hosts=settings.allowed_hosts)] if settings.allowed_hosts else []
     key = [Middleware(KeyCheck, key=settings.api_key)] if settings.api_key else []
-    return [Middleware(AccessLog, metrics=metrics), *key, Middleware(BodyLimits, settings=settings)]
+    log, media_type = Middleware(AccessLog, metrics=metrics), Middleware(MediaTypeCheck)
+    return [log, *hosts, *key, media_type, Middleware(BodyLimits, settings=settings)]
 
 
 def wrap(app: ASGIApp, settings: ServeSettings, metrics: Metrics) -> ASGIApp:

@@ -32,6 +32,8 @@ class LoadedAdapter:
     rank: int | None
     nbytes: int
     created: int
+    sha256: str = ""
+    """SHA-256 of its file."""
 
     @property
     def name(self) -> str:
