@@ -1,6 +1,6 @@
 """Recognizes a file that is read again and again: its content must stay what it was.
 
-Hashing an adapter file takes twenty times as long as reading it. So the SHA-256 is computed only if the file's status says
+Hashing an adapter file takes many times as long as reading it. So the SHA-256 is computed only if the file's status says
 that somebody may have written to it since it was last computed. The status consists of device, inode, size, and the times of
 the last change of the content and of the inode. The second of these times cannot be set by a program, but its resolution is
 limited: a second change within the same tick of the clock would not show. Hence a status counts only once it is

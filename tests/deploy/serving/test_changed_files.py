@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from playwright.sync_api import expect
 
 from rmlora.errors import InputError
 from rmlora.file_identity import ChangedFileError, FileIdentity, path_status
@@ -21,8 +22,10 @@ from rmlora_deploy.bundles import bundle as bundles
 from rmlora_deploy.bundles.opening import opening
 from rmlora_deploy.serving.json_log import JsonLines
 from tests.helpers.branch_graphs import make_adapter
+from tests.helpers.browser import chromium
 from tests.helpers.cli import run
 from tests.helpers.handmade import word_bundle
+from tests.helpers.page import row, tick
 from tests.helpers.servers import Server, ask, classify, serving, until
 
 TEXT = "w1 w5 w3"
@@ -127,6 +130,20 @@ def test_an_adapter_whose_file_changed_is_unavailable_until_the_right_file_is_ba
         until(lambda: unavailable(server) == (0, 0))
         np.testing.assert_allclose(classify(server.url, "three", TEXT), before["three"], atol=1e-6)
     assert "can be used again" in log.getvalue()
+
+
+def test_the_page_marks_an_adapter_that_is_unavailable(bundle: Path, tmp_path: Path) -> None:
+    with serving({"many": bundle}) as server, chromium() as browser:
+        truncated(bundle, tmp_path)
+        page = browser.new_page()
+        page.goto(server.url)
+        tick(page, "three")
+        page.get_by_label("Text", exact=True).fill("w2")
+        page.keyboard.press("Control+Enter")
+        expect(page.locator("#answers")).to_contain_text("'three' is not available at the moment", timeout=15_000)
+        page.get_by_label("Filter the models").fill("")
+        expect(row(page, "three")).to_contain_text("unavailable", timeout=15_000)
+        expect(row(page, "one")).not_to_contain_text("unavailable")
 
 
 def tensors() -> list[dict[str, object]]:

@@ -150,6 +150,20 @@ def test_a_shared_file_that_changed_is_unavailable_in_every_replica(served: dict
         registry.close(5)
 
 
+@pytest.mark.parametrize(("name", "value"), [(b"host", b"evil.example"), (b"origin", b"http://evil.example")])
+def test_the_ingress_refuses_foreign_pages_as_a_server_does(tmp_path: Path, name: bytes, value: bytes) -> None:
+    settings, sent = ServeSettings(), list[Any]()
+    forward = Forward(SimpleNamespace(answer=None), Application({}, str(tmp_path), settings), timeout=1)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [*({b"host": b"localhost", b"content-type": b"application/json"} | {name: value}).items()]
+    scope = {"type": "http", "method": "POST", "path": "/classify", "headers": headers}
+    asyncio.run(wrap(forward, settings, Metrics())(scope, None, send))  # type: ignore[arg-type]
+    assert sent[0]["status"] == 403 and b"--allowed-host" in sent[1]["body"]
+
+
 class Replicas:
     """Stands for Ray Serve's handle: gives the replies in order, the last one again and again."""
 
