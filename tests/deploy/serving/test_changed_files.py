@@ -248,6 +248,16 @@ def test_a_bundle_that_changes_while_it_is_opened_is_refused(bundle: Path) -> No
         assert isinstance(opened, bundles.Bundle)
 
 
+def test_a_graph_that_changed_is_not_specialized(bundle: Path) -> None:
+    session = bundles.Bundle.open(bundle).adapter_session()
+    session.specialize("one")
+    content = (bundle / "model.onnx").read_bytes()
+    (bundle / "model.onnx").unlink()
+    (bundle / "model.onnx").write_bytes(content)
+    with pytest.raises(ChangedFileError, match="has changed since it was opened"):
+        session.specialize("two")
+
+
 def test_a_file_is_hashed_again_only_if_somebody_may_have_written_to_it(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
