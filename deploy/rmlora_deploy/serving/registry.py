@@ -104,11 +104,15 @@ class Registry:
         Raises:
             UnknownModelError: there is none.
         """
-        with self._lock:
-            found = self._models.get(name)
+        found = self.find(name)
         if found is None:
             raise self._unknown(name)
         return found
+
+    def find(self, name: str) -> ServedModel | None:
+        """Return the model called ``name``, or None if there is none."""
+        with self._lock:
+            return self._models.get(name)
 
     def _unknown(self, name: str) -> UnknownModelError:
         """Return the error for a name that no model has."""

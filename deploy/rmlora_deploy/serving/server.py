@@ -14,7 +14,7 @@ import uvicorn
 
 from rmlora_deploy.serving.address import http_url, listen
 from rmlora_deploy.serving.app import create_app
-from rmlora_deploy.serving.connection import Connection
+from rmlora_deploy.serving.connection import connection_class
 from rmlora_deploy.serving.metrics import Metrics
 from rmlora_deploy.serving.registry import Registry
 from rmlora_deploy.serving.reload import reloaded_by_signal
@@ -51,7 +51,7 @@ def run_server(
         with _ended_by_sigterm(), reloaded_by_signal(registry):
             for name, path in bundles.items():
                 on_progress(f"opening {path}")
-                registry.open(path, name=name)
+                registry.open(path, name=name).warm_up()
             if settings.adapter_dirs and registry.merged_only:
                 on_progress(f"--adapter-dir has no effect. {registry.no_loading}")
             server = HttpServer(registry, metrics)
@@ -75,7 +75,7 @@ class HttpServer(uvicorn.Server):
         self._service: Service = app.state.service
         super().__init__(
             uvicorn.Config(
-                app, http=Connection, ws="none", log_config=None, access_log=False, server_header=False,
+                app, http=connection_class(registry.settings.write_timeout), ws="none", proxy_headers=False, log_config=None, access_log=False, server_header=False,
                 timeout_keep_alive=_IDLE_SECONDS, timeout_graceful_shutdown=math.ceil(registry.settings.drain),
             )
         )  # fmt: skip

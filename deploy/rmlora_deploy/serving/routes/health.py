@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 
-from rmlora_deploy.serving.errors import StoppingError, UnavailableError
+from rmlora_deploy.serving.errors import BrokenError, StoppingError, UnavailableError
 from rmlora_deploy.serving.routes.context import ServiceOf
 from rmlora_deploy.serving.schemas import declared
 
@@ -16,11 +16,13 @@ __all__ = ["router"]
 router = APIRouter(tags=["Operation"], responses=declared(401))
 
 
-@router.get("/health")
-@router.get("/healthz")
-@router.get("/v2/health/live")
-async def live() -> dict[str, bool]:
-    """Say that the process is alive."""
+@router.get("/health", responses=declared(503))
+@router.get("/healthz", responses=declared(503))
+@router.get("/v2/health/live", responses=declared(503, protocol=True))
+async def live(service: ServiceOf) -> dict[str, bool]:
+    """Say that the process is alive and can still compute; 503 means that it should be restarted."""
+    if (problem := service.problem()) is not None:
+        raise BrokenError(problem)
     return {"live": True}
 
 
@@ -30,6 +32,8 @@ async def ready(service: ServiceOf) -> dict[str, Any]:
     """Say that the server accepts requests, and how many of its models are unavailable because their files changed."""
     if service.stopping:
         raise StoppingError("The server is shutting down: send the request to another one.")
+    if (problem := service.problem()) is not None:
+        raise BrokenError(problem)
     service.registry.look_again()
     models = service.registry.models
     unavailable = sum(not service.registry.available(model) for model in models)
