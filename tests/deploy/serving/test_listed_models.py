@@ -58,6 +58,11 @@ def test_a_base_without_a_head_is_not_offered(server: Server) -> None:
     assert (refused.status, "already" in refused.message) == (400, True)
 
 
+def test_the_command_serves_a_base_without_a_head(headless: Path) -> None:
+    with served_by_command(f"bare={headless}") as running:
+        assert classify(running.url, "two", "w1 w2")
+
+
 def test_a_server_of_merged_bundles_does_not_offer_to_load(served: dict[str, Path], headless: Path) -> None:
     loading = {"lora_name": "new", "lora_path": "one"}
     reason = "its bundles have theirs merged, and only one exported with --mode branches takes others"
