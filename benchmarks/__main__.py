@@ -12,6 +12,7 @@ MEASUREMENTS = (
     "merge_memory",
     "branches",
     "soak",
+    "kills",
     "serving",
     "overload",
     "hostile_client",

@@ -14,13 +14,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tests.helpers.cli import environment
 
 __all__ = ["MODES", "Child", "FileEvents", "can_have_pid_1", "start", "start_function"]
 
-MODES = ("forked", "forked, process 1", "whole command", "whole command, process 1")
+MODES = ("forked", "forked, process 1", "forked, no exchange", "whole command", "whole command, process 1")
+"""The third plays a file system on which two directories cannot be exchanged in one step."""
 _CLONE_NEWUSER, _CLONE_NEWPID = 0x10000000, 0x20000000
 _CREATE, _DELETE, _MOVED = 0x100, 0x200, 0x40 | 0x80
 _IS_DIRECTORY = 0x40000000
@@ -52,14 +54,28 @@ class Child:
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal; a kill returns when all is dead."""
-        try:
+        inner = _children(self.pid)  # of unshare, which dies before the process that it started
+        with suppress(ProcessLookupError):
             os.kill(self.pid, number)
-            if number == signal.SIGKILL:
-                os.kill(self.parent, number) if self.parent == self.pid else None
-        except ProcessLookupError:
-            pass
         if number == signal.SIGKILL and not self.wait(60):
             raise RuntimeError(f"process {self.pid} does not die")
+        while number == signal.SIGKILL and any(map(_is_alive, inner)):
+            time.sleep(0.001)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _is_alive(pid: int) -> bool:
+    """Return True if a process exists and has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def start(words: Sequence[str], mode: str, log: Path) -> Child:
@@ -68,8 +84,11 @@ def start(words: Sequence[str], mode: str, log: Path) -> Child:
         return _start_whole(words, log, process_1=mode.endswith("process 1"))
 
     def command() -> int:
+        import rmlora.storage
         from rmlora_deploy.cli import main
 
+        if mode.endswith("no exchange"):
+            rmlora.storage.exchange = lambda first, second: False
         try:
             main(list(words))
         except SystemExit as stop:

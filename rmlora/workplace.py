@@ -89,6 +89,7 @@ def workplace(target: Path) -> Iterator[Workplace]:
         place.settle()
         if lock is not None:
             os.close(lock)
+        clean_abandoned(target)  # again: a writer may have been dying still when this one began
 
 
 def clean_abandoned(target: Path) -> None:
