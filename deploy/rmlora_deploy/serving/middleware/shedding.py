@@ -7,7 +7,7 @@ import re
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rmlora_deploy.serving.errors import BusyError, ServingError, UnknownModelError
+from rmlora_deploy.serving.errors import BusyError, ServingError
 from rmlora_deploy.serving.middleware.messages import read_headers, send_error
 from rmlora_deploy.serving.queue import RequestQueue
 from rmlora_deploy.serving.registry import Registry
@@ -71,10 +71,8 @@ class Shedding:
         named = _INFER.fullmatch(path)
         found = None if named or body is None else _MODEL.search(body)
         name = named[1] if named else found[1].decode(errors="replace") if found else ""
-        try:
-            return self._registry.model(name).runner.queue
-        except UnknownModelError:
-            return None
+        model = self._registry.find(name)
+        return model.runner.queue if model is not None else None
 
 
 async def _read(receive: Receive) -> bytes:

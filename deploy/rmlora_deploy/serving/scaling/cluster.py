@@ -60,6 +60,8 @@ def run_on_ray(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda *_: on_progress("SIGHUP changes nothing on Ray: deploy a new release."))
     if address is None:
         with listen(host, port) as listener:  # Ray's own error says little if the port is taken
             port = listener.getsockname()[1]
