@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from rmlora.pooling import POOLING_MODES
+from rmlora.progress_display import ProgressDisplay
 from rmlora.tasks import TASKS
 from rmlora.training.data import Columns
 from rmlora_deploy import api
@@ -112,10 +113,10 @@ def command(
     console = make_console(as_json=as_json)
     paths = {name: Path(path) for name, path in named(adapters, flag="--adapter").items()}
     columns = Columns(text_column or image_column, label_column)
-    with console.status("starting") as status:
+    with ProgressDisplay(console, "starting") as display:
         bundle = api.export(
             base, paths, output, data=_data(data, list(paths)), columns=columns,
-            on_progress=lambda line: status.update(line), **flags,
+            on_progress=lambda line: display.update(title=line), **flags,
         )  # fmt: skip
     if as_json:
         print_json({"output": str(bundle.path), **bundle.manifest.to_dict()})

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rmlora.errors import InputError
+from rmlora.wording import counted
 from rmlora_deploy.bundles.bundle import Bundle
 
 __all__ = ["Prediction", "to_prediction"]
@@ -33,7 +34,7 @@ def to_prediction(scores: np.ndarray, labels: Sequence[str], bundle: Bundle) -> 
     values = np.asarray(scores, dtype=np.float64)
     if values.shape[-1] != len(labels):
         raise InputError(
-            f"The graph of {bundle.path} gives {values.shape[-1]} scores for {len(labels)} labels: the bundle is "
+            f"The graph of {bundle.path} gives {counted(values.shape[-1], 'score')} for {counted(len(labels), 'label')}: the bundle is "
             "inconsistent, export it again."
         )
     if not np.isfinite(values).all():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import uvicorn
 
+from rmlora.wording import counted
 from rmlora_deploy.serving.address import http_url, listen
 from rmlora_deploy.serving.app import create_app
 from rmlora_deploy.serving.connection import Connection
@@ -50,7 +51,9 @@ def run_server(
         for name, path in bundles.items():
             on_progress(f"opening {path}")
             registry.open(path, name=name)
-        on_progress(f"{len(registry.models)} models on {http_url(host, listener.getsockname()[1])}  (Ctrl-C stops)")
+        on_progress(
+            f"{counted(len(registry.models), 'model')} on {http_url(host, listener.getsockname()[1])}  (Ctrl-C stops)"
+        )
         server = HttpServer(registry, metrics)
         gc.collect()
         gc.freeze()  # objects made so far stay; scanning them for garbage again and again costs a few percent
