@@ -12,6 +12,7 @@ from pathlib import Path
 
 import uvicorn
 
+from rmlora.wording import counted
 from rmlora_deploy.serving.address import http_url, listen
 from rmlora_deploy.serving.app import create_app
 from rmlora_deploy.serving.connection import connection_class
@@ -59,7 +60,7 @@ def run_server(
             gc.freeze()  # objects made so far stay; scanning them for garbage again and again costs a few percent
             with _stopped_by_signals(server):
                 url = http_url(host, listener.getsockname()[1])
-                on_progress(f"{len(registry.models)} models on {url}  (Ctrl-C stops)")
+                on_progress(f"{counted(len(registry.models), 'model')} on {url}  (Ctrl-C stops)")
                 server.run(sockets=[listener])
     finally:
         listener.close()
