@@ -66,6 +66,7 @@ def write_trained_package(
                 "rmlora": config.to_dict(),
                 "task": task.name,
                 "labels": list(labels),
+                "problem_type": "single_label_classification",
                 "architecture": type(model.get_base_model()).__name__,
                 "base_model": settings.base,
                 "base_fingerprint": fingerprint_of(weights),
