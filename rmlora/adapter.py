@@ -47,9 +47,19 @@ class LoraModule:
     """True if the base stores this weight as ``[in, out]``; used only for square weights, where the shape cannot tell."""
     rank_mask: npt.NDArray[np.bool_] | None = None
     """``[rank]``, False for directions that contribute nothing; None keeps all."""
+    leaf: str = "weight"
+    """Name of the parameter that the update changes; ``in_proj_weight`` in ``nn.MultiheadAttention``."""
+    peft_path: str = ""
+    """Path in PEFT's file, if it is another one than ``path``."""
 
     def __post_init__(self) -> None:
         rank = self.lora_A.shape[0]
+        if self.kind == "conv" and self.lora_B.ndim > 2 and self.lora_B.shape[1] and rank > self.lora_B.shape[1]:
+            groups = rank // self.lora_B.shape[1]
+            raise AdapterError(
+                f"'{self.path}' is a convolution with {groups} groups: PEFT's update of it reads the channels of all groups, so no "
+                "weight of the base can hold it; train without this module."
+            )
         if self.lora_A.ndim < 2 or self.lora_B.ndim < 2 or self.lora_B.shape[1] != rank:
             raise AdapterError(
                 f"The factors of '{self.path}' do not fit together: lora_A is {self.lora_A.shape}, lora_B is "
@@ -60,6 +70,11 @@ class LoraModule:
                 f"The rank mask of '{self.path}' has {self.rank_mask.size} entries for rank {rank}: "
                 "rmlora.json is damaged."
             )
+
+    @property
+    def parameter(self) -> str:
+        """Path of the parameter that the update changes."""
+        return f"{self.path}.{self.leaf}"
 
     @property
     def rank(self) -> int:

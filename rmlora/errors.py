@@ -30,6 +30,7 @@ __all__ = [
     "ConfigError",
     "DependencyError",
     "InputError",
+    "Interrupted",
     "OutputError",
     "ParityError",
     "ProviderError",
@@ -104,6 +105,10 @@ class OutputError(RMLoRAError):
     """A result could not be written (target exists, disk full, no permission)."""
 
     exit_code = 8
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user interrupted a run; the message says how to continue it. Not an :class:`RMLoRAError`: nothing is wrong."""
 
 
 def is_installed(module: str) -> bool:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from rmlora.errors import ConfigError, InputError
 from rmlora.images import open_image
 from rmlora.processors import load_image_processor, load_tokenizer
+from rmlora.readable import is_readable_file
 from rmlora.sample_data import SENTENCES, draw_image
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class Inputs(ABC):
     """Setting that names the data column; its flag has dashes."""
     column_names: ClassVar[tuple[str, ...]]
     """Column names recognized without the setting, the most usual first."""
+    columns_compete: ClassVar[bool]
+    """True if two recognized columns may be halves of one input, as a question and a sentence: one must then be chosen."""
     varies_in_length: ClassVar[bool]
     """True if rows have a length in tokens and batches are padded."""
     packs_processor: ClassVar[bool]
@@ -146,6 +149,7 @@ class TextInputs(Inputs):
     modality = "text"
     column_option = "text_column"
     column_names = ("text", "sentence", "question", "content", "message", "review", "input")
+    columns_compete = True
     varies_in_length = True
     packs_processor = False
     different_processors = "split texts"
@@ -239,6 +243,7 @@ class ImageInputs(Inputs):
     modality = "image"
     column_option = "image_column"
     column_names = ("image", "img", "picture", "file", "path")
+    columns_compete = False
     varies_in_length = False
     packs_processor = True
     different_processors = "crop and scale images"
@@ -248,13 +253,13 @@ class ImageInputs(Inputs):
         if not isinstance(value, str):
             return value
         path = Path(source).parent / value
-        if not path.is_file():
+        if not is_readable_file(path):
             raise InputError(f"{source} names the image {value}, which does not exist in the same folder.")
         return str(path)
 
     def is_empty(self, value: Any) -> bool:
         """Return True if there is no image."""
-        return value is None
+        return value is None or value == ""
 
     def sample(self, count: int) -> list[Any]:
         """Return generated images of several widths."""
@@ -332,6 +337,8 @@ def _tokenize(
     while start < len(texts):
         end = next((i for i in range(start, len(texts)) if lengths[i] != lengths[start]), len(texts))
         made = tokenizer(list(texts[start:end]), truncation=True, max_length=lengths[start])
+        if "token_type_ids" in names and "token_type_ids" not in made:  # a single text is all of the first type
+            made["token_type_ids"] = [[0] * len(ids) for ids in made["input_ids"]]
         missing = [name for name in names if name not in made]
         if missing:
             raise InputError(

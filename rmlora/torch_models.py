@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,10 +16,14 @@ from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError, CheckpointError, require
 from rmlora.fingerprint import check_base
 from rmlora.outputs import problem_type_of
-from rmlora.package import load_package
+from rmlora.package import CONFIG_FILE, TENSORS_FILE, load_package, peft_tensors, save_package
+from rmlora.patterns import check_selection
 from rmlora.processors import refuse_own_code
+from rmlora.renamed_modules import in_memory_names
 from rmlora.scoring import ProblemType
+from rmlora.stored_weights import stored_weights
 from rmlora.tasks import Task
+from rmlora.tensors import TensorFile
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -120,8 +125,9 @@ def load_adapted(
     require("peft", "export")
     from peft import PeftModel
 
-    adapter = load_package(adapter_path)
     checkpoint = Checkpoint(base)
+    read = load_package(adapter_path)
+    adapter = in_memory_names(read, stored_weights(checkpoint, read))
     check_base(adapter, checkpoint, allow_mismatch=allow_base_mismatch)
     chosen = task_of(adapter, task)
     adapter = complete_labels(adapter, chosen, checkpoint.config, labels)
@@ -139,10 +145,13 @@ def load_adapted(
             f"The base at {base} has no weights for '{uncovered[0]}' and neither has the adapter {adapter_path}: outputs "
             "would be random; train with that module in --modules-to-save."
         )
+    names = [name for name, _ in loaded.model.named_modules()]
+    check_selection(adapter.peft_config, names, source=f"{adapter_path}/{CONFIG_FILE}")
     with quiet_transformers(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            model = PeftModel.from_pretrained(loaded.model, str(adapter_path))
+            with _as_peft_reads_it(adapter, read, adapter_path) as directory:
+                model = PeftModel.from_pretrained(loaded.model, str(directory))
         except (ValueError, RuntimeError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
             raise AdapterError(f"The adapter {adapter_path} does not fit the base at {base}: {reason}") from None
@@ -154,6 +163,18 @@ def load_adapted(
     return model, adapter
 
 
+@contextmanager
+def _as_peft_reads_it(adapter: Adapter, read: Adapter, path: Path) -> Iterator[Path]:
+    """Yield a directory that PEFT reads as ``adapter``: ``path``, or a copy if its file has other names for the same tensors."""
+    names = TensorFile(path / TENSORS_FILE).infos.keys()
+    if adapter is read and peft_tensors(adapter).keys() <= names:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        save_package(adapter, Path(temporary) / "adapter")
+        yield Path(temporary) / "adapter"
+
+
 def _apply_rank_masks(model: PeftModel, adapter: Adapter) -> None:
     """Zero the masked directions of A; PEFT does not know the rank mask."""
     import torch
@@ -162,7 +183,7 @@ def _apply_rank_masks(model: PeftModel, adapter: Adapter) -> None:
     for path, module in adapter.modules.items():
         if module.rank_mask is None:
             continue
-        layer = layers[path]
+        layer = layers[module.peft_path or path]
         side = layer.lora_embedding_A if module.kind == "embedding" else layer.lora_A
         factor = side["default"]
         masked = torch.from_numpy(~module.rank_mask).nonzero().flatten()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from rmlora.config import RMLoRAConfig
-from rmlora.errors import ConfigError
+from rmlora.errors import AdapterError, ConfigError
+from rmlora.patterns import check_selection
 from rmlora.tasks import Task
 from rmlora.torch_models import TaskModel
 
@@ -28,17 +30,23 @@ def add_lora_layers(loaded: TaskModel, task: Task, config: RMLoRAConfig) -> tupl
         the PEFT model, and the configuration with these modules added.
 
     Raises:
-        ConfigError: ``target_modules`` matches no module.
+        ConfigError: ``target_modules`` matches no module, or a pattern cannot be matched in bounded time.
     """
     from peft import get_peft_model
 
     heads = {name for name in ("classifier", "score") if hasattr(loaded.model, name)}
     fresh = {name for name in loaded.new_modules if name.partition(".")[0] not in heads}
+    saved = {*config.modules_to_save, *heads, *fresh}
     config = dataclasses.replace(
         config,
-        modules_to_save=tuple(sorted({*config.modules_to_save, *heads, *fresh})),
-        exclude_modules=tuple(sorted({*config.exclude_modules, *fresh})),
+        modules_to_save=tuple(sorted(saved)),
+        exclude_modules=tuple(sorted({*config.exclude_modules, *fresh, *_saved_by_ending(loaded.model, saved)})),
     )
+    names = [name for name, _ in loaded.model.named_modules()]
+    try:
+        check_selection(dataclasses.asdict(config), names, source="the training settings")
+    except AdapterError as error:
+        raise ConfigError(str(error)) from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT warns when it sets fan_in_fan_out for Conv1D itself
@@ -50,6 +58,14 @@ def add_lora_layers(loaded: TaskModel, task: Task, config: RMLoRAConfig) -> tupl
             f"target_modules {config.target_modules} matches no module of this model: choose --target-modules from "
             f"{', '.join(_adaptable(loaded.model))}."
         ) from None
+
+
+def _saved_by_ending(model: Module, saved: Collection[str]) -> set[str]:
+    """Return the modules that PEFT saves in full because their name ends like one of ``saved``.
+
+    ``pre_classifier`` ends with ``classifier``; PEFT fails if such a module is also given LoRA factors.
+    """
+    return {name for name, _ in model.named_modules() if name not in saved and name.endswith(tuple(saved))}
 
 
 def _adaptable(model: Module) -> list[str]:

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from rmlora.plots import check_plot_path
 from rmlora.storage import check_writable, write_json
 from rmlora_deploy.bench.bench_plan import DEFAULT_ENGINES, ENGINES, BatchShape, BenchSettings
 from rmlora_deploy.bench.bench_plot import plot_bench
 from rmlora_deploy.bench.rounds import run_bench
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.cli.console import json_option, make_console, print_json, remote_code_option
-from rmlora_deploy.plots import check_plot_path
 
 __all__ = ["command"]
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from rmlora.errors import some_of
 from rmlora.labels import parse_labels
 from rmlora.pooling import POOLING_MODES
 from rmlora.tasks import TASKS
@@ -55,6 +56,10 @@ __all__ = ["command"]
     "--onnx",
     type=click.Path(path_type=Path),
     help="With --mode branches: use this ONNX export of BASE, from any exporter. Needs no torch.",
+)
+@click.option(
+    "--output-name",
+    help="With --onnx: the graph's output to use.  [default: found by name and shape]",
 )
 @click.option(
     "--precision",
@@ -155,6 +160,8 @@ def _show(console: Console, bundle: Bundle) -> None:
         console.print(f"Pooling: {bundle.pooling} ({why}).")
     if bundle.mode == "branches":
         show_adapters(console, bundle)
+        if absent := bundle.lora_inputs().absent:
+            console.print(f"Left out {len(absent)} weights on which no output depends: {some_of(absent, 3)}.")
     if optimization is not None and optimization.reason:
         console.print(f"[yellow]Note:[/] {optimization.reason}; the graph without fusions was kept.")
     if manifest.verification is not None:

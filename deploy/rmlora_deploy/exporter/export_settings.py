@@ -33,6 +33,8 @@ class ExportSettings:
     """Task of adapters that do not record one."""
     graph: Path | None = None
     """An ONNX export of the base from any exporter; mode ``branches`` only."""
+    output_name: str | None = None
+    """Output of ``graph`` with the scores; None finds it by name and shape."""
     labels: tuple[str, ...] | None = None
     """Label names of every adapter, in the order of its outputs; None takes those that adapter or base record."""
     data: Mapping[str, str] = field(default_factory=dict)

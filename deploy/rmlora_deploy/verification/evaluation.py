@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rmlora.errors import ConfigError, InputError
+from rmlora.errors import ConfigError, InputError, some_of
 from rmlora.inputs import Arrays
 from rmlora.scoring import Scoring
 from rmlora.tasks import Task
 from rmlora.training.data import Columns, load_split
+from rmlora.training.label_values import number_labels
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.report import Evaluation, Tolerance
 
@@ -55,9 +56,12 @@ def read_evaluation(
     if scoring is None:
         raise ConfigError(f"--data measures a metric on labels, and {task.name} has none: leave it out.")
     data = load_split(task, source, columns)
-    targets = np.stack(
-        [scoring.target(cell, labels, where=f"Row {number} of {source}") for number, cell in enumerate(data.labels, 1)]
-    )
+    if scoring.function == "softmax":  # every row names one label, in any spelling that training accepts
+        unknown = f"but the model's are {some_of(labels)}"
+        targets = np.eye(len(labels))[number_labels(data.labels, labels, source=source, unknown=unknown)]
+    else:
+        rows = enumerate(data.labels, 1)
+        targets = np.stack([scoring.target(cell, labels, where=f"Row {number} of {source}") for number, cell in rows])
     return EvaluationData(source, data.inputs, targets, scoring)
 
 

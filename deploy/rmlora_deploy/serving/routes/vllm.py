@@ -13,13 +13,14 @@ from pydantic import BaseModel, Field
 
 from rmlora.errors import ConfigError
 from rmlora_deploy.inference.prediction import to_results
+from rmlora_deploy.serving.json_bodies import JsonRoute
 from rmlora_deploy.serving.routes.context import ServiceOf, StateOf
 from rmlora_deploy.serving.routes.lists import Texts
 from rmlora_deploy.serving.schemas import declared
 
 __all__ = ["router"]
 
-router = APIRouter(tags=["vLLM"], responses=declared(400, 401, 404, 408, 413, 415, 429, 503))
+router = APIRouter(route_class=JsonRoute, tags=["vLLM"], responses=declared(400, 401, 404, 408, 413, 415, 429, 503))
 _LOADED = {"text/plain": {"example": "Success: LoRA adapter 'spam' added successfully."}}
 _UNLOADED = {"text/plain": {"example": "Success: LoRA adapter 'spam' removed successfully."}}
 
