@@ -21,7 +21,7 @@ def open_image(value: Any) -> Image.Image:
     Raises:
         InputError: the image is missing or cannot be decoded.
     """
-    require("PIL", "serve")
+    require("PIL", "predict")
     from PIL import Image
 
     name = str(value) if isinstance(value, (str, Path)) else "An image"
