@@ -122,7 +122,8 @@ def check_writable(target: Path) -> None:
     if not target.parent.is_dir():
         raise OutputError(f"{target} cannot be written: {target.parent} is not a directory; create it first.")
     if not os.access(target.parent, os.W_OK):
-        raise OutputError(f"{target} cannot be written: choose a directory you may write to.")
+        cause = PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target.parent))
+        raise OutputError(f"{target} cannot be written: choose a directory you may write to.") from cause
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
