@@ -196,5 +196,6 @@ class SentenceVector(Outputs):
 def _head_weights(adapter: Adapter) -> Iterator[str]:
     """Yield the names of classifier head weights in ``adapter``, the last first."""
     for name in reversed(list(adapter.modules_to_save)):
-        if name.endswith(".weight") and name.rsplit(".", 2)[-2] in ("classifier", "score", "out_proj"):
+        path = name.removesuffix(".weight").rstrip(".0123456789")  # ResNet's is classifier.1, after a Flatten
+        if name.endswith(".weight") and path.rpartition(".")[2] in ("classifier", "score", "out_proj"):
             yield name
