@@ -328,6 +328,8 @@ def _tokenize(
     while start < len(texts):
         end = next((i for i in range(start, len(texts)) if lengths[i] != lengths[start]), len(texts))
         made = tokenizer(list(texts[start:end]), truncation=True, max_length=lengths[start])
+        if "token_type_ids" in names and "token_type_ids" not in made:  # a single text is all of the first type
+            made["token_type_ids"] = [[0] * len(ids) for ids in made["input_ids"]]
         missing = [name for name in names if name not in made]
         if missing:
             raise InputError(
