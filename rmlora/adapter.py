@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rmlora.errors import AdapterError
-from rmlora.tasks import task_of_peft
+from rmlora.tasks import recorded_task
 
 __all__ = ["Adapter", "LoraModule", "ModuleKind"]
 
@@ -133,8 +133,14 @@ class Adapter:
 
     @property
     def task(self) -> str | None:
-        """Task name (``text-classification``, …) that the package records or PEFT's task type implies; None if neither."""
-        value = self.metadata.get("task") or task_of_peft(self.peft_config.get("task_type"))
+        """Task name (``text-classification``, …) that the package or PEFT's configuration records; None if neither does."""
+        value = self.metadata.get("task") or recorded_task(self.peft_config)
+        return str(value) if value else None
+
+    @property
+    def problem_type(self) -> str | None:
+        """What kind of answer it gives, in transformers' words (:mod:`rmlora.scoring`); None if not recorded."""
+        value = self.metadata.get("problem_type")
         return str(value) if value else None
 
     @property

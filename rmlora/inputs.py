@@ -18,6 +18,7 @@ import numpy.typing as npt
 from rmlora.errors import ConfigError, InputError
 from rmlora.images import open_image
 from rmlora.processors import load_image_processor, load_tokenizer
+from rmlora.readable import is_readable_file
 from rmlora.sample_data import SENTENCES, draw_image
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class Inputs(ABC):
     """Setting that names the data column; its flag has dashes."""
     column_names: ClassVar[tuple[str, ...]]
     """Column names recognized without the setting, the most usual first."""
+    columns_compete: ClassVar[bool]
+    """True if two recognized columns may be halves of one input, as a question and a sentence: one must then be chosen."""
     varies_in_length: ClassVar[bool]
     """True if rows have a length in tokens and batches are padded."""
     packs_processor: ClassVar[bool]
@@ -72,8 +75,12 @@ class Inputs(ABC):
     # -- model inputs -----------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def load_processor(self, directory: Path) -> Any:
+    def load_processor(self, directory: Path, *, trust_remote_code: bool = False) -> Any:
         """Return the tokenizer or image processor in ``directory``.
+
+        Args:
+            directory: of a base, an adapter or a bundle.
+            trust_remote_code: run code that comes with it.
 
         Raises:
             CheckpointError: there is no usable one.
@@ -142,6 +149,7 @@ class TextInputs(Inputs):
     modality = "text"
     column_option = "text_column"
     column_names = ("text", "sentence", "question", "content", "message", "review", "input")
+    columns_compete = True
     varies_in_length = True
     packs_processor = False
     different_processors = "split texts"
@@ -158,9 +166,9 @@ class TextInputs(Inputs):
         """Return sentences of one to twenty words."""
         return [SENTENCES[number % len(SENTENCES)] for number in range(count)]
 
-    def load_processor(self, directory: Path) -> Any:
+    def load_processor(self, directory: Path, *, trust_remote_code: bool = False) -> Any:
         """Return the tokenizer in ``directory``."""
-        return load_tokenizer(directory)
+        return load_tokenizer(directory, trust_remote_code=trust_remote_code)
 
     def rows(
         self, processor: Any, inputs: Sequence[Any], *, lengths: Sequence[int | None], names: Sequence[str]
@@ -235,6 +243,7 @@ class ImageInputs(Inputs):
     modality = "image"
     column_option = "image_column"
     column_names = ("image", "img", "picture", "file", "path")
+    columns_compete = False
     varies_in_length = False
     packs_processor = True
     different_processors = "crop and scale images"
@@ -244,21 +253,21 @@ class ImageInputs(Inputs):
         if not isinstance(value, str):
             return value
         path = Path(source).parent / value
-        if not path.is_file():
+        if not is_readable_file(path):
             raise InputError(f"{source} names the image {value}, which does not exist in the same folder.")
         return str(path)
 
     def is_empty(self, value: Any) -> bool:
         """Return True if there is no image."""
-        return value is None
+        return value is None or value == ""
 
     def sample(self, count: int) -> list[Any]:
         """Return generated images of several widths."""
         return [draw_image(number) for number in range(count)]
 
-    def load_processor(self, directory: Path) -> Any:
+    def load_processor(self, directory: Path, *, trust_remote_code: bool = False) -> Any:
         """Return the image processor in ``directory``."""
-        return load_image_processor(directory)
+        return load_image_processor(directory, trust_remote_code=trust_remote_code)
 
     def rows(
         self, processor: Any, inputs: Sequence[Any], *, lengths: Sequence[int | None], names: Sequence[str]
@@ -328,14 +337,25 @@ def _tokenize(
     while start < len(texts):
         end = next((i for i in range(start, len(texts)) if lengths[i] != lengths[start]), len(texts))
         made = tokenizer(list(texts[start:end]), truncation=True, max_length=lengths[start])
+        if "token_type_ids" in names and "token_type_ids" not in made:  # a single text is all of the first type
+            made["token_type_ids"] = [[0] * len(ids) for ids in made["input_ids"]]
         missing = [name for name in names if name not in made]
         if missing:
             raise InputError(
                 f"The tokenizer does not make '{missing[0]}', which the graph takes: the bundle is inconsistent."
             )
-        for row in zip(*(made[name] for name in names), strict=True):
+        for number, row in enumerate(zip(*(made[name] for name in names), strict=True), start):
+            if not len(row[0]):
+                raise InputError(
+                    f"The text {_quoted(texts[number])} has no tokens: the model's tokenizer drops all of its characters, so "
+                    "there is nothing to answer."
+                )
             yield {name: np.asarray(ids, np.int64) for name, ids in zip(names, row, strict=True)}
         start = end
+
+
+def _quoted(text: str, most: int = 40) -> str:
+    return repr(text) if len(text) <= most else f"{text[:most]!r}…"
 
 
 def _padding(tokenizer: Any, name: str) -> int:

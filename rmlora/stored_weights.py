@@ -244,12 +244,13 @@ def recorded_weight_map(weights: StoredWeights, adapter: Adapter) -> dict[str, A
     """Return what a package records, so that a machine without torch can merge ``adapter``; None if nothing is known."""
     if weights.layout is None:
         return None
-    changed = [*(module.parameter for module in adapter.modules.values()), *adapter.modules_to_save]
-    group = {name for parameter in changed for name in (parameter, *weights.shares_with(parameter))}
+    changed = {module.parameter for module in adapter.modules.values()} | set(adapter.modules_to_save)
+    shared = {name for pair in weights.tied.items() for name in pair}
+    needed = changed | shared if changed & shared else changed  # to untie one pair is to untie all
     return {
         "version": WEIGHT_MAP_VERSION,
-        "parameters": {name: parts_to_json(parts) for name in sorted(group) if (parts := weights.find(name))},
-        "tied": {target: source for target, source in sorted(weights.tied.items()) if {target, source} & group},
+        "parameters": {name: parts_to_json(parts) for name in sorted(needed) if (parts := weights.find(name))},
+        "tied": dict(sorted(weights.tied.items())) if changed & shared else {},
     }
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from rmlora.adapter import Adapter, Array, LoraModule
 from rmlora.checkpoint import EMBEDDING_NAMES, Checkpoint
-from rmlora.errors import AdapterError
 from rmlora.naming import infer_prefix
+from rmlora.outputs import problem_type_of
 from rmlora.renamed_modules import in_memory_names
 from rmlora.stored_weights import StoredWeights, quantization_method, stored_weights
-from rmlora.tasks import get_task
+from rmlora.tasks import TASKS
 from rmlora.tensors import DTYPES
 from rmlora.weight_parts import Part
 from rmlora_converters.complete_checkpoint import check_complete
@@ -204,18 +204,14 @@ def _new_config(weights: StoredWeights, adapter: Adapter, untying: Untying) -> d
 
 
 def set_labels(config: dict[str, Any], adapter: Adapter) -> None:
-    """Write the labels of ``adapter``, if it has any, to a model's configuration."""
-    if labels := adapter.labels or _numbered_labels(adapter):
+    """Write labels and kind of answer of ``adapter`` to its base's configuration; other adapters leave it as it is."""
+    task = TASKS.get(adapter.task or "")
+    labels = adapter.labels or []
+    if not labels and task is not None and task.outputs.count(adapter, config) is not None:
+        labels = task.outputs.labels_of(adapter, config)
+    if labels:
         config["id2label"] = {str(index): label for index, label in enumerate(labels)}
         config["label2id"] = {label: index for index, label in enumerate(labels)}
         config.pop("num_labels", None)
-
-
-def _numbered_labels(adapter: Adapter) -> list[str] | None:
-    """Return ``LABEL_i`` for each output of a classification head without labels, as in adapters not made by rmlora."""
-    if adapter.peft_config.get("task_type") != "SEQ_CLS":
-        return None
-    try:
-        return get_task("text-classification").outputs.labels_of(adapter)
-    except AdapterError:
-        return None
+    if (kind := problem_type_of(adapter, config)) != config.get("problem_type"):
+        config["problem_type"] = kind

@@ -20,11 +20,13 @@ from rmlora.fingerprint import check_base, weight_digests, without_copies
 from rmlora.inputs import Arrays
 from rmlora.package import load_package
 from rmlora.renamed_modules import in_memory_names
+from rmlora.scoring import problem_type_in
 from rmlora.storage import atomic_directory
 from rmlora.stored_weights import stored_weights
 from rmlora_converters.graph.contract.lora_inputs import LoraInputs
 from rmlora_converters.graph.files.model_file import load_model
 from rmlora_converters.graph.locate.targets import find_targets
+from rmlora_converters.graph.passes.adopt import adopt_graph, keep_named_output, keep_output
 from rmlora_converters.graph.passes.insert_branches import check_lora_inputs, insert_branches
 from rmlora_converters.graph.passes.open_attention import open_attention_per_projection
 from rmlora_converters.graph.passes.pooling import insert_pooling
@@ -73,13 +75,16 @@ def export_branches(settings: ExportSettings, *, on_progress: Callable[[str], No
     plan = _load(settings, on_progress)
     with atomic_directory(settings.output, overwrite=settings.overwrite) as directory:
         base, modules = _write_graph(plan, directory)
-        bundle = Bundle(directory, _manifest(plan, base, modules, directory))
+        bundle = Bundle(directory, _manifest(plan, base, modules, directory), settings.trust_remote_code)
         on_progress("converting adapters")
         try_out = TryOut.of(bundle)
         bundle.manifest.adapters = {
-            name: write_adapter(bundle, try_out, name, adapter, allow_base_mismatch=settings.allow_base_mismatch)
+            name: write_adapter(
+                bundle, try_out, name, adapter, allow_base_mismatch=settings.allow_base_mismatch,
+                label_names=settings.labels,
+            )
             for name, adapter in plan.adapters.items()
-        }
+        }  # fmt: skip
         if settings.verify and torch_is_installed():
             on_progress("verifying against PyTorch and PEFT")
             _verify(plan, bundle)
@@ -98,7 +103,7 @@ def _load(settings: ExportSettings, on_progress: Callable[[str], None]) -> Expor
             "--mode branches needs at least one --adapter NAME=PATH: the adapters decide which modules get branches."
         )
     plan = make_plan(settings, checkpoint, adapters, on_progress)
-    used = {name: drop_unused_modules(adapter, plan.task) for name, adapter in adapters.items()}
+    used = {name: drop_unused_modules(adapter, plan.task) for name, adapter in plan.adapters.items()}
     for name, adapter in used.items():
         plan.task.outputs.check_switchable(adapter, name)
     return replace(plan, adapters=used)
@@ -114,8 +119,7 @@ def _read_adapter(path: Path, checkpoint: Checkpoint, settings: ExportSettings) 
 
 def _manifest(plan: ExportPlan, base: _BaseGraph, modules: list[str], directory: Path) -> Manifest:
     return Manifest(
-        **plan.manifest_fields(directory, modules),
-        labels=base.labels,
+        **plan.manifest_fields(directory, modules, base.labels, problem_type_in(plan.checkpoint.config)),
         precision=base.precision if base.precision != "fp32" else plan.settings.precision,
         exporter=base.exporter,
         optimization=base.optimization,
@@ -149,8 +153,8 @@ def _trace(plan: ExportPlan, scratch: Path) -> _BaseGraph:
     plan.on_progress("loading the base")
     torch.manual_seed(_SEED)
     own = plan.task.outputs.labels_in(plan.checkpoint.config)
-    loaded = load_task_model(plan.base, plan.task, own or ["0", "1"])
-    traced = trace_graph(loaded.model.eval(), plan, scratch=scratch)
+    loaded = load_task_model(plan.base, plan.task, own or ["0", "1"], trust_remote_code=plan.settings.trust_remote_code)
+    traced = trace_graph(loaded.model.eval().requires_grad_(False), plan, scratch=scratch)
     return _BaseGraph(
         traced.optimized.model,
         traced.batches,
@@ -168,15 +172,21 @@ def _read_graph(plan: ExportPlan, graph: Path) -> _BaseGraph:
     """
     plan.on_progress(f"reading {graph}")
     model = load_model(graph)
+    labels = plan.task.outputs.labels_in(plan.checkpoint.config)
+    adopt_graph(model, source=str(graph))
+    name = plan.settings.output_name
     if plan.pooling is not None:
+        if name is not None:
+            keep_named_output(model, name, source=str(graph))
         insert_pooling(model, plan.pooling)
+    else:
+        keep_output(model, name=name, labels=len(labels), source=str(graph))
     names = [str(value.name) for value in model.graph.inputs if value.name not in model.graph.initializers]
     preprocessor = plan.preprocessor(names)
     batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None))
     precision = found_precision(model)
     if precision != "fp32" and plan.settings.precision not in ("fp32", precision):
         raise ConfigError(f"{graph} is {precision} already: give the float32 graph, or leave --precision out.")
-    labels = plan.task.outputs.labels_in(plan.checkpoint.config)
     return _BaseGraph(model, batches, labels, "given", Optimization(level="as given"), precision)
 
 
@@ -230,5 +240,8 @@ def _torch_pair(plan: ExportPlan, name: str) -> TorchPair:
     from rmlora.torch_models import load_adapted
 
     path = plan.settings.adapters[name]
-    adapted, _ = load_adapted(plan.base, path, task=plan.task.name, allow_base_mismatch=True)
+    adapted, _ = load_adapted(
+        plan.base, path, task=plan.task.name, labels=plan.adapters[name].labels, allow_base_mismatch=True,
+        trust_remote_code=plan.settings.trust_remote_code,
+    )  # fmt: skip
     return TorchPair.of(adapted, plan.task.outputs, plan.pooling)

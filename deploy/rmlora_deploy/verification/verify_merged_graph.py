@@ -10,11 +10,12 @@ import onnx_ir as ir
 
 from rmlora.adapter import Adapter
 from rmlora.adapter_task import task_of
-from rmlora.errors import ConfigError, ParityError, RMLoRAError, is_installed
+from rmlora.errors import AdapterError, ConfigError, ParityError, RMLoRAError, is_installed
 from rmlora.inputs import Arrays
 from rmlora.tasks import Task
 from rmlora.torch_models import load_adapted
 from rmlora_converters.graph.files.model_file import load_model
+from rmlora_converters.graph.passes.adopt import score_output
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.processor import max_length
 from rmlora_deploy.runtime.graph_logits import graph_logits
@@ -53,6 +54,8 @@ def verify_merged_graph(
         task = task_of(adapter)
     except ConfigError:
         return _unverified("the adapter does not record its task")
+    except AdapterError as error:
+        return _unverified(str(error))
     if not task.outputs.has_labels:
         return _unverified(f"exporters disagree on the outputs for {task.name}; export a bundle to have it compared")
     try:
@@ -60,7 +63,7 @@ def verify_merged_graph(
     except RMLoRAError as error:
         return _unverified(str(error))
     if wrong := next((b.shape for a, b in zip(expected, got, strict=True) if a.shape != b.shape), None):
-        return _unverified(f"the graph's first output has the shape {list(wrong)}, which is not a classifier's")
+        return _unverified(f"the graph's output has the shape {list(wrong)}, which is not a classifier's")
     precision = "fp16" if _is_half(graph) else "fp32"
     tolerance = TOLERANCES[precision]
     result = compare(expected, got, task.outputs)
@@ -88,7 +91,8 @@ def _run_both(
     batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None))
     adapted, _ = load_adapted(base, Path(adapter.source), allow_base_mismatch=allow_base_mismatch)
     expected = finite_outputs(adapted, batches, task.outputs, what="the adapter")
-    outputs = graph_logits(session)
+    output = score_output(load_model(graph), expected[0].shape[-1])
+    outputs = graph_logits(session, None if output is None else output.name)
     return batches, expected, [np.asarray(outputs(batch), np.float32) for batch in batches]
 
 

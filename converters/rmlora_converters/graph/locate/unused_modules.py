@@ -6,6 +6,7 @@ alike, whether a weight that was not found may be left out: only if every initia
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -64,7 +65,7 @@ def _may_hold(value: ir.Value, shape: tuple[int, ...]) -> bool:
         return (
             len(stored) > 1
             and tensor.dtype not in (ir.DataType.INT64, ir.DataType.BOOL)
-            and 2 * tensor.size >= np.prod(shape)
+            and 2 * math.prod(stored) >= math.prod(shape)
         )
     return len(stored) == 2 and any(view[0] >= shape[0] and view[1] == shape[1] for view in (stored, stored[::-1]))
 
