@@ -49,9 +49,7 @@ def make_sources(case: BranchCase, directory: Path, *, seed: int = 0) -> tuple[P
     torch.manual_seed(seed)
     base = save_noisy(case.build(), directory / "base")
     if case.task == "image-classification":
-        (base / "preprocessor_config.json").write_text(
-            json.dumps({**PROCESSOR, "size": {"height": 32, "width": 32}})
-        )
+        (base / "preprocessor_config.json").write_text(json.dumps({**PROCESSOR, "size": {"height": 32, "width": 32}}))
     else:
         tokenizer().save_pretrained(base)
     task, adapters = TASKS[case.task], {}
