@@ -42,6 +42,8 @@ class BranchCase:
     task: str = "text-classification"
     labels: Sequence[int] = (3, 4)
     """Labels of each adapter; the base has three, if it has a head."""
+    model_class: Any = None
+    """Class that PyTorch loads; None takes the Auto class of the task."""
 
 
 def make_sources(case: BranchCase, directory: Path, *, seed: int = 0) -> tuple[Path, dict[str, Path]]:
@@ -67,7 +69,7 @@ def load(case: BranchCase, base: Path, labels: int) -> Any:
     """Return the model of the task, with a head of ``labels`` outputs if it has one; a new head is always the same."""
     torch.manual_seed(0)
     head = {"num_labels": labels, "ignore_mismatched_sizes": True} if TASKS[case.task].outputs.has_labels else {}
-    model = getattr(T, TASKS[case.task].auto_class).from_pretrained(base, **head)
+    model = (case.model_class or getattr(T, TASKS[case.task].auto_class)).from_pretrained(base, **head)
     TASKS[case.task].inputs.prepare_model(model)
     return model.eval()
 
@@ -166,7 +168,7 @@ TEXTS = [
     _causal("qwen2-causal", "Qwen2ForCausalLM", T.Qwen2Config(**_GQA), ["q_proj", "v_proj", "down_proj"]),
     _causal("gemma2-causal", "Gemma2ForCausalLM", T.Gemma2Config(**_GQA, head_dim=16), ["q_proj", "o_proj"]),
     _causal("phi-causal", "PhiForCausalLM", T.PhiConfig(**TINY), ["q_proj", "v_proj", "fc1"]),
-    BranchCase("t5-encoder", lambda: T.T5EncoderModel(T.T5Config(vocab_size=VOCABULARY, d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2)), {"target_modules": ["q", "v", "wo"]}, "feature-extraction"),
+    BranchCase("t5-encoder", lambda: T.T5EncoderModel(T.T5Config(vocab_size=VOCABULARY, d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2)), {"target_modules": ["q", "v", "wo"]}, "feature-extraction", model_class=T.T5EncoderModel),
     BranchCase("bert-vectors", lambda: T.BertModel(T.BertConfig(**TINY)), task="feature-extraction"),
     BranchCase("deberta-v3-vectors", lambda: T.DebertaV2Model(T.DebertaV2Config(**_V3)), task="feature-extraction"),
 ]  # fmt: skip
