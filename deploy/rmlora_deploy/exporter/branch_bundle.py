@@ -42,6 +42,7 @@ from rmlora_deploy.exporter.plan import ExportPlan, complete_bundle, make_plan
 from rmlora_deploy.exporter.precision import found_precision, save_in_precision
 from rmlora_deploy.runtime.graph_logits import graph_logits
 from rmlora_deploy.runtime.providers import create_session
+from rmlora_deploy.verification.check_rows import check_rows
 from rmlora_deploy.verification.sample_batches import make_sample_batches, sample_inputs
 from rmlora_deploy.verification.torch_pair import TorchPair, torch_is_installed
 from rmlora_deploy.verification.verify_branches import raise_on_branch_mismatch, verify_branches
@@ -88,7 +89,10 @@ def export_branches(settings: ExportSettings, *, on_progress: Callable[[str], No
             )
             for name, adapter in plan.adapters.items()
         }  # fmt: skip
-        if settings.verify and torch_is_installed():
+        compared = settings.verify and torch_is_installed()
+        on_progress("trying rows of several adapters")
+        check_rows(bundle, compare_merged=not compared)
+        if compared:
             on_progress("verifying against PyTorch and PEFT")
             _verify(plan, bundle)
         complete_bundle(bundle, plan, bundle.adapters, started)

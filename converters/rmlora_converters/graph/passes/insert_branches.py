@@ -163,10 +163,7 @@ def _add_same_for_all(
         update = joined(before, consumer.x, parts, width=width, fan_in=branch.fan_in)
     uses = list(consumer.y.uses())
     after = Tape(graph, f"{before.scope}/out")
-    y = after.unsqueeze(consumer.y, 0)  # so that what is left without the sum has rows too
-    y.type = consumer.y.type
-    rows.start(y, consumer.y.shape.rank(), module)
-    rows.leave(after.nodes)
+    y = rows.lift(after, consumer.y, consumer.y.shape.rank(), module)  # without the sum this is left, and has rows too
     total = after.op("Add", y, update, name=BRANCH_SUM)
     total.type, total.shape = consumer.y.type, consumer.y.shape
     graph.insert_before(consumer.node, before.nodes)

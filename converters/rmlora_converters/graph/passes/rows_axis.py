@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from rmlora.errors import AdapterError
 from rmlora_converters.graph.locate.batch_values import BatchValues
+from rmlora_converters.graph.passes.rewire import replace_uses
 from rmlora_converters.graph.passes.tape import Tape
 
 __all__ = ["RowsAxis"]
@@ -35,6 +36,7 @@ class RowsAxis:
         self._ranks: dict[ir.Value, int] = {}
         self._origins: dict[ir.Value, str] = {}
         self._plain: set[ir.Node] = set()
+        self._lifts: set[ir.Node] = set()
 
     def start(self, value: ir.Value, rank: int, module: str) -> None:
         """Record that ``value`` has the axis ``rows`` before its own ``rank`` axes, because of an adapter of ``module``."""
@@ -43,6 +45,14 @@ class RowsAxis:
     def leave(self, nodes: Iterable[ir.Node]) -> None:
         """Record nodes that are written for the axis ``rows`` already."""
         self._plain.update(nodes)
+
+    def lift(self, nodes: Tape, value: ir.Value, rank: int, module: str) -> ir.Value:
+        """Return ``value``, which has ``rank`` axes, with the axis ``rows`` of size 1; as it is, if it turns out to have rows."""
+        lifted = nodes.unsqueeze(value, 0)
+        lifted.type = value.type
+        self._lifts.add(nodes.nodes[-1])
+        self.start(lifted, rank, module)
+        return lifted
 
     def spread(self) -> None:
         """Rewrite every node that reads a value with the axis ``rows``, in place.
@@ -56,6 +66,9 @@ class RowsAxis:
             return
         for node in list(self.graph):
             if node in self._plain or not any(self.has_rows(value) for value in node.inputs):
+                continue
+            if node in self._lifts:
+                replace_uses(self.graph, node.outputs[0], node.inputs[0], name="")  # type: ignore[arg-type]
                 continue
             rule = RULES.get(node.op_type)
             if rule is None:
