@@ -96,11 +96,9 @@ class RequestQueue:
         self._changed = threading.Condition(self._lock)
         self._stopping = False
         self._has_paced = threading.Condition(self._lock)
-        reactions = {"on_failure": self._after_failure, "on_loss": self._after_loss}
-        self._workers = Supervised(self._compute_next, count=workers, niceness=_NICENESS, **reactions)
-        self._heavy = Supervised(
-            partial(self._compute_next, heavy=True), count=1, niceness=_HEAVY_NICENESS, **reactions
-        )
+        supervised = partial(Supervised, on_failure=self._after_failure, on_loss=self._after_loss)
+        self._workers = supervised(self._compute_next, count=workers, niceness=_NICENESS)
+        self._heavy = supervised(partial(self._compute_next, heavy=True), count=1, niceness=_HEAVY_NICENESS)
         self._workers.start()
         self._heavy.start()
 
