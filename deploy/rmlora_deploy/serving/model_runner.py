@@ -126,10 +126,15 @@ class ModelRunner:
         ]
 
     def submit(
-        self, rows: Sequence[Row], *, deadline: float | None = None, returning: bool = False
+        self,
+        rows: Sequence[Row],
+        *,
+        deadline: float | None = None,
+        checked: bool = False,
+        ticket: int | None = None,
     ) -> Future[list[Answer]]:
         """Queue rows, and load their adapters while they wait; arguments and errors as :meth:`RequestQueue.submit`."""
-        answers = self.queue.submit(rows, deadline=deadline, returning=returning)
+        answers = self.queue.submit(rows, deadline=deadline, checked=checked, ticket=ticket)
         if self.session is not None:
             self.session.prefetch([row.adapter for row in rows])
         return answers
