@@ -155,7 +155,12 @@ class ModelRunner:
             raise UnavailableError("No adapter can be loaded at the moment: the server's log says why.") from None
 
     def submit(
-        self, rows: Sequence[Row], *, deadline: float | None = None, returning: bool = False
+        self,
+        rows: Sequence[Row],
+        *,
+        deadline: float | None = None,
+        checked: bool = False,
+        ticket: int | None = None,
     ) -> Future[list[Answer]]:
         """Queue rows, and load their adapters while they wait; arguments and errors as :meth:`RequestQueue.submit`.
 
@@ -163,7 +168,7 @@ class ModelRunner:
             UnavailableError: an adapter of the rows, or the graph, cannot be used.
         """
         self.availability.check(row.adapter for row in rows)
-        answers = self.queue.submit(rows, deadline=deadline, returning=returning)
+        answers = self.queue.submit(rows, deadline=deadline, checked=checked, ticket=ticket)
         if self.session is not None:
             self.session.prefetch([row.adapter for row in rows])
         return answers

@@ -128,14 +128,20 @@ class RequestQueue:
         return Load(self.waiting, running + times.of(self._light.buckets), times.of(self._paced.buckets))
 
     def submit(
-        self, rows: Sequence[Row], *, deadline: float | None = None, returning: bool = False
+        self,
+        rows: Sequence[Row],
+        *,
+        deadline: float | None = None,
+        checked: bool = False,
+        ticket: int | None = None,
     ) -> Future[list[Answer]]:
         """Queue the rows of one request. Canceling the future removes those that are still waiting.
 
         Args:
             rows: of the request.
             deadline: when the answer is due (``time.monotonic``); rows that still wait then are not computed.
-            returning: True if :meth:`check` said so.
+            checked: True if :meth:`check` has let the request pass.
+            ticket: identifies the request, so that it is recognized when it comes back.
 
         Raises:
             BusyError: the queue has no room for them.
@@ -146,7 +152,7 @@ class RequestQueue:
         request = Request(len(rows), deadline)
         with self._changed:
             self._check_open()
-            turns = self.admission.admit(rows, self._load(), returning=returning)
+            turns = self.admission.admit(rows, self._load(), checked=checked, ticket=ticket)
             self._open.add(request)
             for number, (row, turn) in enumerate(zip(rows, turns, strict=True)):
                 paced = turn > row.arrived

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rmlora_deploy.serving.metrics import Metrics
+from rmlora_deploy.serving.middleware.shedding import model_hint
 from rmlora_deploy.serving.middleware.stack import wrap
 from rmlora_deploy.serving.scaling.application import REPLICA, Application
 from rmlora_deploy.serving.scaling.asgi import Call, Reply, read_call, send_reply
@@ -32,6 +33,8 @@ _PAUSE = 0.1
 """Seconds before the second attempt; doubled before each further one."""
 _REPORTS_TIMEOUT = 5.0
 """Seconds within which the coordinator must return the replicas' figures."""
+_PARSED = 64 * 1024
+"""Bytes of a body that is parsed to find the adapter; in larger ones it is only searched for."""
 _MAX_NAME = 100
 """Characters of an adapter's name."""
 _log = logging.getLogger("rmlora.serve")
@@ -143,7 +146,7 @@ def named_adapter(call: Call, bundles: Collection[str]) -> str | None:
     parts = call.path.split("/")
     if call.path in ("/classify", "/v1/embeddings"):
         try:
-            name = json.loads(call.body)["model"]
+            name = json.loads(call.body)["model"] if len(call.body) <= _PARSED else model_hint(call.body)
         except (ValueError, KeyError, TypeError, RecursionError):
             return None  # the replica says what is wrong
     elif parts[:3] == ["", "v2", "models"] and parts[-1] == "infer":

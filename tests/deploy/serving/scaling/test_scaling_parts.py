@@ -268,6 +268,8 @@ def test_a_registry_serves_what_the_state_says(served: dict[str, Path], tmp_path
         ("POST", "/classify", {"model": "x" * 1000}, None),
         ("POST", "/classify", [], None),
         ("POST", "/classify", None, None),
+        ("POST", "/classify", {"input": '"model": "none"' + "x" * 100_000, "model": "spam"}, "spam"),  # not parsed
+        ("POST", "/classify", {"input": "x" * 100_000}, None),
         ("GET", "/v1/models/spam", None, None),
         ("POST", "/v1/load_lora_adapter", {"lora_name": "spam"}, None),
     ],
