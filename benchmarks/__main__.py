@@ -5,7 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 
-MEASUREMENTS = ("training_step", "accuracy", "graphs", "merge_memory", "branches", "soak", "serving", "serving_ray")
+MEASUREMENTS = (
+    "training_step",
+    "accuracy",
+    "graphs",
+    "merge_memory",
+    "branches",
+    "soak",
+    "kills",
+    "serving",
+    "overload",
+    "hostile_client",
+    "serving_ray",
+)
 """Modules of this package; each writes benchmarks/results/<name>.json."""
 
 for name in MEASUREMENTS:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from rmlora.errors import ConfigError, InputError
 from rmlora.images import open_image
 from rmlora.processors import load_image_processor, load_tokenizer
+from rmlora.readable import is_readable_file
 from rmlora.sample_data import SENTENCES, draw_image
 
 if TYPE_CHECKING:
@@ -74,8 +75,12 @@ class Inputs(ABC):
     # -- model inputs -----------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def load_processor(self, directory: Path) -> Any:
+    def load_processor(self, directory: Path, *, trust_remote_code: bool = False) -> Any:
         """Return the tokenizer or image processor in ``directory``.
+
+        Args:
+            directory: of a base, an adapter or a bundle.
+            trust_remote_code: run code that comes with it.
 
         Raises:
             CheckpointError: there is no usable one.
@@ -161,9 +166,9 @@ class TextInputs(Inputs):
         """Return sentences of one to twenty words."""
         return [SENTENCES[number % len(SENTENCES)] for number in range(count)]
 
-    def load_processor(self, directory: Path) -> Any:
+    def load_processor(self, directory: Path, *, trust_remote_code: bool = False) -> Any:
         """Return the tokenizer in ``directory``."""
-        return load_tokenizer(directory)
+        return load_tokenizer(directory, trust_remote_code=trust_remote_code)
 
     def rows(
         self, processor: Any, inputs: Sequence[Any], *, lengths: Sequence[int | None], names: Sequence[str]
@@ -248,7 +253,7 @@ class ImageInputs(Inputs):
         if not isinstance(value, str):
             return value
         path = Path(source).parent / value
-        if not path.is_file():
+        if not is_readable_file(path):
             raise InputError(f"{source} names the image {value}, which does not exist in the same folder.")
         return str(path)
 
@@ -260,9 +265,9 @@ class ImageInputs(Inputs):
         """Return generated images of several widths."""
         return [draw_image(number) for number in range(count)]
 
-    def load_processor(self, directory: Path) -> Any:
+    def load_processor(self, directory: Path, *, trust_remote_code: bool = False) -> Any:
         """Return the image processor in ``directory``."""
-        return load_image_processor(directory)
+        return load_image_processor(directory, trust_remote_code=trust_remote_code)
 
     def rows(
         self, processor: Any, inputs: Sequence[Any], *, lengths: Sequence[int | None], names: Sequence[str]
@@ -339,9 +344,18 @@ def _tokenize(
             raise InputError(
                 f"The tokenizer does not make '{missing[0]}', which the graph takes: the bundle is inconsistent."
             )
-        for row in zip(*(made[name] for name in names), strict=True):
+        for number, row in enumerate(zip(*(made[name] for name in names), strict=True), start):
+            if not len(row[0]):
+                raise InputError(
+                    f"The text {_quoted(texts[number])} has no tokens: the model's tokenizer drops all of its characters, so "
+                    "there is nothing to answer."
+                )
             yield {name: np.asarray(ids, np.int64) for name, ids in zip(names, row, strict=True)}
         start = end
+
+
+def _quoted(text: str, most: int = 40) -> str:
+    return repr(text) if len(text) <= most else f"{text[:most]!r}…"
 
 
 def _padding(tokenizer: Any, name: str) -> int:

@@ -70,12 +70,13 @@ def fit(
     Raises:
         TrainingError: the run diverged, or RM-LoRA had no effect.
     """
+    from rmlora.training.checkpoint_permissions import CheckpointPermissions
     from rmlora.training.progress import TrainingProgress
 
     trainer = _build_trainer(settings, arguments, config, model, examples)
     progress = TrainingProgress(console)
     if trainer.is_world_process_zero():
-        for callback in (_tensorboard(settings, checkpoint), progress, *callbacks):
+        for callback in (_tensorboard(settings, checkpoint), progress, CheckpointPermissions(), *callbacks):
             trainer.add_callback(callback)
     try:
         with quiet_transformers():

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError, CheckpointError, ConfigError, TrainingError
-from rmlora.fingerprint import weight_digests
+from rmlora.fingerprint import fingerprint_of, weight_digests
 from rmlora.package import load_package
+from rmlora.stored_weights import recorded_weight_map, stored_weights
 from rmlora.tasks import Task
 from rmlora.training.trained_package import save_adapter_files
 from rmlora.wording import counted
@@ -26,7 +28,7 @@ __all__ = ["rehearse_forward", "rehearse_package"]
 
 def rehearse_package(
     model: PeftModel, task: Task, *, base: Path, base_name: str, processor: Any, scratch: Path
-) -> dict[str, str]:
+) -> dict[str, Any]:
     """Write the adapter as it is before training, read it back, and find the base weight of every adapted module.
 
     Args:
@@ -38,7 +40,8 @@ def rehearse_package(
         scratch: directory to write to; deleted at the end.
 
     Returns:
-        module path → digest of its base weight.
+        what the package records about the base: its class, the digests of the adapted weights, and which stored tensors
+        the adapted parameters are made of.
 
     Raises:
         CheckpointError: a module's weight is not found in the base, so the adapter could not be deployed.
@@ -51,7 +54,16 @@ def rehearse_package(
         save_adapter_files(model, task, scratch, base_name=base_name, processor=processor)
         adapter = load_package(scratch)
         _check_complete(model, {*adapter.modules, *adapter.modules_to_save})
-        return weight_digests(Checkpoint(base), adapter.modules)
+        architecture = type(model.get_base_model()).__name__
+        adapter = replace(adapter, metadata={"task": task.name, "architecture": architecture})
+        checkpoint = Checkpoint(base)
+        weights = weight_digests(checkpoint, adapter.modules, adapter)
+        return {
+            "architecture": architecture,
+            "base_fingerprint": fingerprint_of(weights),
+            "base_weights": weights,
+            "weight_map": recorded_weight_map(stored_weights(checkpoint, adapter), adapter),
+        }
     except AdapterError as error:
         raise CheckpointError(
             f"An adapter of this base could not be deployed, so it is not trained: {str(error).partition(': ')[0]}. "

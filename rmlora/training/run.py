@@ -97,7 +97,7 @@ def _train(settings: TrainSettings, console: Console, *, resume: bool, overwrite
     checkpoint = _find_checkpoint(settings, processes, resume=resume)
     if checkpoint is not None:
         console.print(f"Continuing the interrupted run at {checkpoint.name.replace('-', ' ')}.")
-    weights = _rehearse(run, settings, fresh=checkpoint is None) if main_process else {}
+    base_record = _rehearse(run, settings, fresh=checkpoint is None) if main_process else {}
     processes.wait_for_everyone()
 
     parts = RunParts(settings.checkpoints, started)
@@ -111,7 +111,7 @@ def _train(settings: TrainSettings, console: Console, *, resume: bool, overwrite
     )  # fmt: skip
     if main_process:
         write_trained_package(
-            result, settings, run.config, run.model, run.task, run.labels, base_weights=weights,
+            result, settings, run.config, run.model, run.task, run.labels, base_record=base_record,
             log_history=fitted.log_history, processor=run.processor, overwrite=overwrite,
         )  # fmt: skip
         parts.record()
@@ -129,10 +129,15 @@ def _prepare(settings: TrainSettings, console: Console) -> _Prepared:
     for note in splits.notes:
         console.print(f"Note: {note}", markup=False)
     set_seed(settings.seed)
-    options = {"trust_remote_code": True} if settings.trust_remote_code else {}
-    loaded = load_task_model(base, task, splits.labels, **options)
+    loaded = load_task_model(
+        base,
+        task,
+        splits.labels,
+        problem_type="single_label_classification",
+        trust_remote_code=settings.trust_remote_code,
+    )
     model, config = add_lora_layers(loaded, task, settings.rmlora)
-    processor = task.inputs.load_processor(base)
+    processor = task.inputs.load_processor(base, trust_remote_code=settings.trust_remote_code)
     task.inputs.resize(processor, settings.image_size)
     examples = {
         name: task.inputs.examples(*rows, processor, settings.max_length) for name, rows in splits.by_name().items()
@@ -145,7 +150,7 @@ def _trainable(model: PeftModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def _rehearse(run: _Prepared, settings: TrainSettings, *, fresh: bool) -> dict[str, str]:
+def _rehearse(run: _Prepared, settings: TrainSettings, *, fresh: bool) -> dict[str, Any]:
     """Rehearse writing the package; a run that could not end leaves no directory behind."""
     try:
         return rehearse_package(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import InputError, require
+from rmlora.readable import check_readable
 from rmlora.training.delimited import read_delimited
 from rmlora.training.json_rows import read_json_rows
 from rmlora.training.table import Reading, Table
@@ -32,6 +33,7 @@ def open_table(source: str, wanted: Collection[str], reading: Reading | None) ->
     """
     path = Path(source)
     suffix = path.suffix.lower()
+    check_readable([path])
     if path.is_dir():
         return _dataset("imagefolder", source, data_dir=str(path), split="train")
     if path.is_file():

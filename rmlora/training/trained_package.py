@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmlora.config import RMLoRAConfig
-from rmlora.fingerprint import fingerprint_of
 from rmlora.package import load_package, write_metadata
 from rmlora.spectrum import adapter_spectrum
 from rmlora.storage import atomic_directory, write_json
@@ -53,7 +52,7 @@ def write_trained_package(
     task: Task,
     labels: Sequence[str],
     *,
-    base_weights: Mapping[str, str],
+    base_record: Mapping[str, Any],
     log_history: Sequence[Mapping[str, Any]],
     processor: Any,
     overwrite: bool,
@@ -67,7 +66,7 @@ def write_trained_package(
         model: with the trained LoRA layers.
         task: of the adapter.
         labels: names in the order of the head's outputs.
-        base_weights: module path → digest of the base's weight, of :func:`rmlora.training.rehearsal.rehearse_package`.
+        base_record: fields of the metadata about the base, of :func:`rmlora.training.rehearsal.rehearse_package`.
         log_history: of the trainer, to plot.
         processor: of the base; written for tasks whose packages carry one.
         overwrite: replace an existing package.
@@ -85,10 +84,8 @@ def write_trained_package(
                 "rmlora": config.to_dict(),
                 "task": task.name,
                 "labels": list(labels),
-                "architecture": type(model.get_base_model()).__name__,
                 "base_model": settings.base,
-                "base_fingerprint": fingerprint_of(base_weights),
-                "base_weights": dict(base_weights),
+                **base_record,
                 "metrics": {
                     **result.metrics,
                     "effective_rank": spectrum.effective_rank,

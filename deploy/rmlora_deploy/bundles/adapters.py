@@ -1,6 +1,7 @@
 """The adapters of a bundle with branches: add one, remove one, record what verification found (no torch).
 
-Adding writes the manifest last and removing writes it first, so every adapter it lists is complete.
+Adding writes the manifest last and removing writes it first, so every adapter it lists is complete. What a killed command
+leaves is removed by the next one (:mod:`rmlora_deploy.bundles.changes`).
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ import numpy as np
 from rmlora.adapter import Adapter
 from rmlora.errors import ConfigError
 from rmlora.package import load_package
-from rmlora.storage import atomic_file, locked, sha256_file
+from rmlora.storage import atomic_file, sha256_file
 from rmlora_converters.graph.files.onnx_adapter import write_onnx_adapter
 from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.bundles.changes import announce, changing
 from rmlora_deploy.bundles.convert_adapter import TryOut, convert_adapter
 from rmlora_deploy.bundles.describe import describe_adapter
 from rmlora_deploy.bundles.manifest import AdapterEntry
 from rmlora_deploy.bundles.reference import save_reference
-from rmlora_deploy.bundles.report import VerificationReport
+from rmlora_deploy.bundles.report import VerificationReport, keep_reports
 from rmlora_deploy.bundles.sources import record_adapter_directory
 
 __all__ = ["add_adapter", "check_name", "record_verification", "remove_adapter", "store_reference", "write_adapter"]
@@ -40,7 +42,13 @@ def check_name(name: str) -> None:
 
 
 def write_adapter(
-    bundle: Bundle, try_out: TryOut, name: str, adapter: Adapter, *, allow_base_mismatch: bool
+    bundle: Bundle,
+    try_out: TryOut,
+    name: str,
+    adapter: Adapter,
+    *,
+    allow_base_mismatch: bool,
+    label_names: Sequence[str] | None = None,
 ) -> AdapterEntry:
     """Convert ``adapter``, write its file into ``bundle`` and return its entry for the manifest.
 
@@ -50,6 +58,7 @@ def write_adapter(
         name: what the adapter is called in the bundle.
         adapter: as it was read.
         allow_base_mismatch: accept an adapter that was made for another base.
+        label_names: names of its labels; None takes those that the adapter or the base records.
 
     Raises:
         AdapterError: see :func:`convert_adapter`.
@@ -57,12 +66,13 @@ def write_adapter(
     session, manifest = try_out.session, bundle.manifest
     converted = convert_adapter(
         adapter, session.lora_inputs, session.input_types, name=name, task=bundle.task, pooling=manifest.pooling,
-        max_length=manifest.max_length, try_out=try_out, allow_base_mismatch=allow_base_mismatch,
+        max_length=manifest.max_length, try_out=try_out, base_config=bundle.base_config, label_names=label_names,
+        allow_base_mismatch=allow_base_mismatch,
     )  # fmt: skip
-    file = bundle.path / ADAPTERS / f"{name}.onnx_adapter"
+    relative = _adapter_file(name)
+    file = bundle.file(relative)
     file.parent.mkdir(exist_ok=True)
     write_onnx_adapter(file, converted.arrays)
-    relative = f"{ADAPTERS}/{file.name}"
     return AdapterEntry(
         **dict(describe_adapter(converted.adapter)),
         file=relative,
@@ -70,12 +80,20 @@ def write_adapter(
         bytes=file.stat().st_size,
         rank=converted.rank,
         labels=converted.labels,
+        function_to_apply=converted.function_to_apply,
         max_length=converted.max_length,
     )
 
 
-def add_adapter(bundle: Bundle, name: str, path: Path, *, allow_base_mismatch: bool = False) -> AdapterEntry:
-    """Add the adapter package at ``path`` to ``bundle`` and return its entry.
+def add_adapter(
+    bundle: Bundle,
+    name: str,
+    path: Path,
+    *,
+    allow_base_mismatch: bool = False,
+    label_names: Sequence[str] | None = None,
+) -> AdapterEntry:
+    """Add the adapter package at ``path`` to ``bundle`` and return its entry; other arguments as :func:`write_adapter`.
 
     The graph is run once with the adapter before the manifest lists it. ``rmlora-deploy verify`` compares its outputs with
     PyTorch, where torch is installed.
@@ -87,14 +105,16 @@ def add_adapter(bundle: Bundle, name: str, path: Path, *, allow_base_mismatch: b
     bundle.require_branches()
     check_name(name)
     adapter = load_package(path)
-    with locked(bundle.path):
-        bundle.reload()
+    with changing(bundle):
         if name in bundle.adapters:
             raise ConfigError(
                 f"{bundle.path} already has an adapter '{name}': choose another name, or remove that one first "
                 "(rmlora-deploy adapter remove)."
             )
-        entry = write_adapter(bundle, TryOut.of(bundle), name, adapter, allow_base_mismatch=allow_base_mismatch)
+        announce(bundle, [_adapter_file(name)])
+        entry = write_adapter(
+            bundle, TryOut.of(bundle), name, adapter, allow_base_mismatch=allow_base_mismatch, label_names=label_names
+        )
         bundle.manifest.adapters = {**bundle.adapters, name: entry}
         bundle.save_manifest()
         record_adapter_directory(bundle.manifest, entry, path)
@@ -109,34 +129,34 @@ def remove_adapter(bundle: Bundle, name: str) -> None:
         InputError: it has no adapter of that name.
     """
     bundle.require_branches()
-    with locked(bundle.path):
-        bundle.reload()
+    with changing(bundle):
         entry = bundle.adapter(name)
+        announce(bundle, entry.files)
         bundle.manifest.adapters = {key: value for key, value in bundle.adapters.items() if key != name}
-        bundle.manifest.verification = _only(bundle.manifest.verification, bundle.adapters)
+        bundle.manifest.verifications = [_only(report, bundle.adapters) for report in bundle.manifest.verifications]
         bundle.save_manifest()
-        for file in entry.files:
-            (bundle.path / file).unlink(missing_ok=True)
 
 
 def record_verification(
     bundle: Bundle, report: VerificationReport, expected: Mapping[str, Sequence[np.ndarray]] | None = None
 ) -> None:
-    """Write a report into the manifest and PyTorch's outputs into the bundle.
+    """Add a report to those in the manifest, and write PyTorch's outputs into the bundle.
 
     The manifest is read again first: adapters that were added, removed or replaced since ``bundle`` was opened are left
     out of what is written.
     """
     verified = bundle.adapters
-    with locked(bundle.path):
-        bundle.reload()
+    with changing(bundle):
         same = {
             name
             for name, entry in bundle.adapters.items()
             if name in verified and entry.sha256 == verified[name].sha256
         }
-        store_reference(bundle, {name: outputs for name, outputs in (expected or {}).items() if name in same})
-        bundle.manifest.verification = _only(report, same)
+        stored = {name: outputs for name, outputs in (expected or {}).items() if name in same}
+        if stored:
+            announce(bundle, map(_reference_file, stored))
+            store_reference(bundle, stored)
+        bundle.manifest.verifications = keep_reports([_only(report, same), *bundle.manifest.verifications])
         bundle.save_manifest()
 
 
@@ -144,20 +164,29 @@ def store_reference(bundle: Bundle, expected: Mapping[str, Sequence[np.ndarray]]
     """Write PyTorch's outputs on the reference inputs, by adapter, and list the files in the manifest."""
     adapters = bundle.adapters
     for name, outputs in expected.items():
-        relative = f"{ADAPTERS}/{name}.reference.safetensors"
+        relative = _reference_file(name)
         if relative in adapters[name].files:
             continue
-        with atomic_file(bundle.path / relative) as temporary:
+        file = bundle.file(relative)
+        with atomic_file(file) as temporary:
             save_reference(temporary, [{}] * len(outputs), outputs)
-        files = {**adapters[name].files, relative: sha256_file(bundle.path / relative)}
+        files = {**adapters[name].files, relative: sha256_file(file)}
         adapters[name] = adapters[name].model_copy(update={"files": files, "reference": relative})
     if expected:
         bundle.manifest.adapters = adapters
 
 
-def _only(report: VerificationReport | None, names: Mapping[str, object] | set[str]) -> VerificationReport | None:
+def _adapter_file(name: str) -> str:
+    return f"{ADAPTERS}/{name}.onnx_adapter"
+
+
+def _reference_file(name: str) -> str:
+    return f"{ADAPTERS}/{name}.reference.safetensors"
+
+
+def _only(report: VerificationReport, names: Mapping[str, object] | set[str]) -> VerificationReport:
     """Return ``report`` with the adapters in ``names`` only."""
-    if report is None or report.adapters is None:
+    if report.adapters is None:
         return report
     kept = {name: row for name, row in report.adapters.items() if name in names}
     return report.model_copy(update={"adapters": kept})

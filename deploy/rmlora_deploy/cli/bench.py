@@ -21,7 +21,7 @@ from rmlora_deploy.bench.bench_plot import plot_bench
 from rmlora_deploy.bench.bench_warnings import bench_warnings
 from rmlora_deploy.bench.rounds import run_bench
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.cli.console import json_option, make_console, print_json
+from rmlora_deploy.cli.console import json_option, make_console, print_json, remote_code_option
 
 __all__ = ["command"]
 
@@ -74,6 +74,7 @@ def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
 )
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="JSON file to write.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Picture to write: .png, .svg or .pdf.")
+@remote_code_option
 @json_option
 def command(
     bundle: Path, batch: tuple[int, ...], length: tuple[int, ...], base: str | None, adapter: Path | None,

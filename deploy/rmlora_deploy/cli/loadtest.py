@@ -56,7 +56,7 @@ __all__ = ["command"]
     type=int,
     default=0,
     show_default=True,
-    help="How often to send a request again after a 429, a 5xx or no answer.",
+    help="How often to send a request again after a 429, a 5xx or no answer; Retry-After is obeyed.",
 )
 @click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds to wait for an answer.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random choices.")
@@ -80,7 +80,7 @@ def command(
       rmlora-deploy loadtest --rate 100 --zipf 0 --plot latency.png
       rmlora-deploy loadtest --model spam --model trec --rows 8 --json
     """
-    require("aiohttp", "serve")
+    require("httptools", "serve")
     from rmlora_deploy.loadtest.callers import list_models, run_load
     from rmlora_deploy.loadtest.load_plan import LoadPlan, Reference, read_texts
     from rmlora_deploy.loadtest.load_report import plot_load, summarize_load

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rmlora.errors import some_of
 from rmlora.progress_display import ProgressDisplay
 from rmlora.wording import counted
 from rmlora_converters.checkpoint_merge import MergeReport
@@ -97,6 +98,10 @@ def _show(console: Console, report: MergeReport | OnnxMergeReport, output: Path)
             console.print(
                 f"The output layer {report.untied} no longer shares the embedding's weight, since the update changes only one."
             )
+    if report.dropped:
+        console.print(
+            f"Left out {len(report.dropped)} modules on which no output depends: {some_of(report.dropped, 3)}."
+        )
     _show_rounding(console, report)
 
 

@@ -46,6 +46,7 @@ def summarize_load(plan: LoadPlan, load: Load) -> dict[str, Any]:
         "errors": dict(errors),
         "not_sent": load.not_sent,
         "retried": sum(item.retries > 0 for item in load.outcomes),
+        "retried_answered": sum(item.retries > 0 and item.status == 200 for item in load.outcomes),
         "checked": plan.reference is not None,
         "wrong": sum(item.wrong for item in load.outcomes) if plan.reference is not None else None,
     }
