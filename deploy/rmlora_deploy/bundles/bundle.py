@@ -35,7 +35,7 @@ from rmlora.scoring import Scoring
 from rmlora.storage import read_json, sha256_file, write_json
 from rmlora.tasks import Task, get_task
 from rmlora_converters.graph.contract.lora_inputs import LoraInputs, read_lora_inputs
-from rmlora_converters.graph.files.model_file import load_model
+from rmlora_converters.graph.files.model_file import external_files, load_model
 from rmlora_deploy.bundles.manifest import AdapterEntry, AdapterSource, BaseEntry, Manifest, read_manifest
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.runtime.providers import create_session
@@ -86,13 +86,19 @@ class Bundle:
         return bundle
 
     def check_files(self) -> None:
-        """Raise :class:`InputError` naming the first file that is missing or differs from the manifest."""
+        """Raise :class:`InputError` naming the first file that is missing or differs from the manifest, or is not listed."""
         for name, expected in self.files.items():
             file = self.file(name)
             if not is_readable_file(file):
                 raise InputError(f"{file} is missing: the bundle is incomplete, copy it again or export again.")
             if sha256_file(file) != expected:
                 raise InputError(f"{file} differs from the manifest (SHA-256): the bundle was altered or cut short.")
+        for name in external_files(self.model_path):
+            if name not in self.manifest.model.files:
+                raise InputError(
+                    f"{self.model_path} keeps its weights in {name}, which {MANIFEST_FILE} does not list: the bundle was "
+                    "altered, export again."
+                )
 
     @property
     def files(self) -> dict[str, str]:

@@ -15,7 +15,7 @@ import re
 from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rmlora.errors import InputError
 from rmlora.pooling import Pooling, PoolingMode
@@ -24,6 +24,7 @@ from rmlora.storage import read_json
 from rmlora_deploy.bundles.report import VerificationReport
 
 __all__ = [
+    "ADAPTER_NAME",
     "FORMAT_VERSION",
     "PRECISIONS",
     "AdapterEntry",
@@ -56,6 +57,8 @@ class _Entry(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""What names an adapter: part of paths, URLs and lines of a log."""
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -204,6 +207,13 @@ class Manifest(_Entry):
     """The latest report."""
     earlier_verifications: list[VerificationReport] = Field(default_factory=list)
     """Reports before the latest, newest first: a few of each kind (:func:`rmlora_deploy.bundles.report.keep_reports`)."""
+
+    @field_validator("adapters")
+    @classmethod
+    def _can_be_named(cls, adapters: dict[str, AdapterEntry]) -> dict[str, AdapterEntry]:
+        if (wrong := next((name for name in adapters if not ADAPTER_NAME.fullmatch(name)), None)) is not None:
+            raise ValueError(f"{wrong!r} cannot name an adapter")
+        return adapters
 
     @property
     def verifications(self) -> list[VerificationReport]:

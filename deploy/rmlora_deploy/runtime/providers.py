@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import ConfigError, InputError, ProviderError, install_command, require
-from rmlora.readable import is_readable_file
+from rmlora_converters.graph.files.model_file import external_files
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -89,7 +89,7 @@ def create_session(
 
     Raises:
         ProviderError: the provider is not in this build, or could not start (no device, no driver).
-        InputError: the file is missing or is not a model ONNX Runtime can load.
+        InputError: the file is missing, is not a model ONNX Runtime can load, or names a file outside its directory.
     """
     chosen = get_provider(name=provider)
     if not available()[chosen.name]:
@@ -106,8 +106,8 @@ def create_session(
     if threads is not None:
         options.intra_op_num_threads = threads
     options.enable_mem_pattern = options.enable_mem_pattern and memory_pattern
-    if isinstance(model, Path) and not is_readable_file(model):
-        raise InputError(f"ONNX model not found: {model} does not exist.")
+    if isinstance(model, Path):
+        external_files(model)  # so that they are next to it, which not every ONNX Runtime checks
     if made_from is not None:
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(made_from.parent))
     chain = [(chosen.ort_name, dict(chosen.options))]

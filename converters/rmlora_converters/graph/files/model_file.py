@@ -12,7 +12,7 @@ from rmlora.confine import confine
 from rmlora.errors import InputError, RMLoRAError
 from rmlora.readable import is_readable_file
 
-__all__ = ["INLINE_LIMIT", "external_tensors", "load_model", "save_model", "to_bytes"]
+__all__ = ["INLINE_LIMIT", "external_files", "external_tensors", "load_model", "save_model", "to_bytes"]
 
 INLINE_LIMIT = 1 << 20
 """A model with at most this many bytes of weights is one file."""
@@ -25,18 +25,8 @@ def load_model(path: Path) -> ir.Model:
         InputError: the file, or a file with its weights, is missing, damaged, or may not be read, or it names one outside its
             directory.
     """
-    if not is_readable_file(path):
-        raise InputError(f"ONNX model not found: {path} does not exist.")
-    try:
-        model = ir.load(path)
-    except Exception as error:  # noqa: BLE001 - broken bytes make protobuf and onnx_ir raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path} cannot be read as an ONNX model ({reason}): export or download it again.") from None
-    one_per_file = {str(tensor.location): tensor for tensor in external_tensors(model)}
-    for name, tensor in one_per_file.items():
-        file = confine(path.parent, name, where=path)
-        if not is_readable_file(file):
-            raise InputError(f"{path} keeps its weights in {file}, which is missing: put it next to the model.")
+    model, files = _read(path)
+    for tensor, file in files.values():
         try:
             tensor.numpy()
             tensor.release()
@@ -45,6 +35,42 @@ def load_model(path: Path) -> ir.Model:
                 f"{path} keeps its weights in {file}, which cannot be read ({error}): put a copy next to the model."
             ) from None
     return model
+
+
+def external_files(path: Path) -> list[str]:
+    """Return the files, relative to its directory, in which the graph at ``path`` keeps its weights.
+
+    Check a graph with this before other libraries open it: some versions of them read any file that it names.
+
+    Raises:
+        InputError: as :func:`load_model`.
+    """
+    return sorted({file.relative_to(path.parent).as_posix() for _, file in _read(path)[1].values()})
+
+
+def _read(path: Path) -> tuple[ir.Model, dict[str, tuple[ir.ExternalTensor, Path]]]:
+    """Return the graph, and for each name of a file with its weights one tensor in it and its path.
+
+    Raises:
+        InputError: as :func:`load_model`, but for truncated files.
+    """
+    if not is_readable_file(path):
+        raise InputError(f"ONNX model not found: {path} does not exist.")
+    try:
+        model = ir.load(path)
+    except Exception as error:  # noqa: BLE001 - broken bytes make protobuf and onnx_ir raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path} cannot be read as an ONNX model ({reason}): export or download it again.") from None
+    found: dict[str, tuple[ir.ExternalTensor, Path]] = {}
+    for tensor in external_tensors(model):
+        name = str(tensor.location)
+        if name in found:
+            continue
+        file = confine(path.parent, name, where=path)
+        if not is_readable_file(file):
+            raise InputError(f"{path} keeps its weights in {file}, which is missing: put it next to the model.")
+        found[name] = tensor, file
+    return model, found
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
