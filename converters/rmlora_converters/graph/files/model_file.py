@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import onnx_ir as ir
@@ -25,8 +25,18 @@ def load_model(path: Path) -> ir.Model:
         InputError: the file, or a file with its weights, is missing, damaged, or may not be read, or it names one outside its
             directory.
     """
-    model, files = _read(path)
-    for tensor, file in files.values():
+    if not is_readable_file(path):
+        raise InputError(f"ONNX model not found: {path} does not exist.")
+    try:
+        model = ir.load(path)
+    except Exception as error:  # noqa: BLE001 - broken bytes make protobuf and onnx_ir raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path} cannot be read as an ONNX model ({reason}): export or download it again.") from None
+    one_per_file = {str(tensor.location): tensor for tensor in external_tensors(model)}
+    for name, tensor in one_per_file.items():
+        file = confine(path.parent, name, where=path)
+        if not is_readable_file(file):
+            raise InputError(f"{path} keeps its weights in {file}, which is missing: put it next to the model.")
         try:
             tensor.numpy()
             tensor.release()
@@ -45,32 +55,8 @@ def external_files(path: Path) -> list[str]:
     Raises:
         InputError: as :func:`load_model`.
     """
-    return sorted({file.relative_to(path.parent).as_posix() for _, file in _read(path)[1].values()})
-
-
-def _read(path: Path) -> tuple[ir.Model, dict[str, tuple[ir.ExternalTensor, Path]]]:
-    """Return the graph, and for each name of a file with its weights one tensor in it and its path.
-
-    Raises:
-        InputError: as :func:`load_model`, but for truncated files.
-    """
-    if not is_readable_file(path):
-        raise InputError(f"ONNX model not found: {path} does not exist.")
-    try:
-        model = ir.load(path)
-    except Exception as error:  # noqa: BLE001 - broken bytes make protobuf and onnx_ir raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path} cannot be read as an ONNX model ({reason}): export or download it again.") from None
-    found: dict[str, tuple[ir.ExternalTensor, Path]] = {}
-    for tensor in external_tensors(model):
-        name = str(tensor.location)
-        if name in found:
-            continue
-        file = confine(path.parent, name, where=path)
-        if not is_readable_file(file):
-            raise InputError(f"{path} keeps its weights in {file}, which is missing: put it next to the model.")
-        found[name] = tensor, file
-    return model, found
+    names = {str(tensor.location) for tensor in external_tensors(load_model(path))}
+    return sorted({PurePath(name).as_posix() for name in names})
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
