@@ -28,6 +28,7 @@ from rmlora.workplace import Workplace, apply_umask, workplace
 __all__ = [
     "atomic_directory",
     "atomic_file",
+    "check_changeable",
     "check_writable",
     "locked",
     "read_json",
@@ -121,8 +122,20 @@ def check_writable(target: Path) -> None:
         raise OutputError(f"{target} is a device or pipe, but the output is a file: give a file name.")
     if not target.parent.is_dir():
         raise OutputError(f"{target} cannot be written: {target.parent} is not a directory; create it first.")
-    if not os.access(target.parent, os.W_OK):
+    if not _may_change(target.parent):
         raise ReadOnlyError(f"{target} cannot be written: choose a directory you may write to.")
+
+
+def check_changeable(directory: Path) -> None:
+    """Raise :class:`ReadOnlyError` if this process may not write and delete files in ``directory``, which need not exist."""
+    if directory.is_dir() and not _may_change(directory):
+        raise ReadOnlyError(
+            f"{directory} cannot be changed (Permission denied): change its owner or permissions, or run as its owner."
+        )
+
+
+def _may_change(directory: Path) -> bool:
+    return os.access(directory, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
