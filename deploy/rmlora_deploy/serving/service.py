@@ -53,9 +53,10 @@ class Service:
             **self.metrics.recent(),
             "waiting": self.registry.waiting,
             "models": len(models),
+            "unavailable": sum(not self.registry.available(model) for model in models),
             "newest_model": max((model.created for model in models), default=0),
             "max_batch": self.settings.max_batch,
-            "loads_adapters": bool(self.settings.adapter_dirs),
+            "no_loading": self.registry.no_loading,
         }
 
     async def ask(

@@ -7,7 +7,7 @@ import re
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rmlora_deploy.serving.errors import BusyError, ServingError, UnknownModelError
+from rmlora_deploy.serving.errors import BusyError, ServingError
 from rmlora_deploy.serving.middleware.messages import read_headers, send_error
 from rmlora_deploy.serving.queue import RequestQueue
 from rmlora_deploy.serving.registry import Registry
@@ -72,10 +72,8 @@ class Shedding:
             return next(iter(runners.values())).queue
         named = _INFER.fullmatch(path)
         name = named[1] if named else model_hint(body or b"") or ""
-        try:
-            return self._registry.model(name).runner.queue
-        except UnknownModelError:
-            return None
+        model = self._registry.find(name)
+        return model.runner.queue if model is not None else None
 
 
 def model_hint(body: bytes) -> str | None:
