@@ -12,7 +12,7 @@ from rmlora.errors import CheckpointError, is_installed, require
 from rmlora.readable import check_readable, is_readable_file
 from rmlora.storage import read_json
 
-__all__ = ["load_image_processor", "load_tokenizer", "refuse_own_code"]
+__all__ = ["load_image_processor", "load_tokenizer", "plain_image_processor", "refuse_own_code"]
 
 _FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 _CONFIG = "tokenizer_config.json"
@@ -71,6 +71,17 @@ def load_image_processor(directory: Path, *, trust_remote_code: bool = False) ->
         "image processor",
         lambda: AutoImageProcessor.from_pretrained(directory, backend="pil", trust_remote_code=trust_remote_code),
     )
+
+
+def plain_image_processor(directory: Path) -> Any:
+    """Return the :class:`PlainImageProcessor` for the image processor in ``directory``; None if transformers is needed."""
+    require("PIL", "predict")
+    from rmlora.plain_images import PlainImageProcessor
+
+    try:
+        return PlainImageProcessor.open(directory)
+    except CheckpointError:
+        return None
 
 
 def refuse_own_code(error: Exception, directory: Path) -> None:

@@ -31,8 +31,8 @@ _MEDIUM, _VALUES = 1 << 20, 10_000
 """Bytes and values of a body that does not take longer, because most of it is text."""
 _SECONDS = 10.0
 """Time after which parsing is given up."""
-_NICENESS = 10
-"""How much lower the priority of the process is."""
+_NICENESS = 15
+"""How much lower the priority of the process is: it reads and writes a lot of memory, which slows other work down."""
 _log = logging.getLogger("rmlora.serve")
 
 
