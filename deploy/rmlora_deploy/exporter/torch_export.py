@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import InputError, require
+from rmlora_deploy.exporter.quiet import quiet_libraries
 from rmlora_deploy.exporter.trace_inputs import TraceInputs
 
 if TYPE_CHECKING:
@@ -49,7 +46,7 @@ def export_torch(
         for name, axes in inputs.axes.items()
     }
     try:
-        with _quiet_exporter():
+        with quiet_libraries():
             program = torch.onnx.export(
                 model,
                 kwargs=inputs.tensors,
@@ -82,17 +79,3 @@ def _forget_machine(model: ir.Model) -> None:
         for node in graph:
             for key in ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node"):
                 node.metadata_props.pop(key, None)
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Hide the exporter's warnings about packages that this export does not use."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
