@@ -229,7 +229,7 @@ class Campaign:
         try:
             self.restore(prepared)
             used = shutil.disk_usage(self.work).used
-            self._mount(used + int(self.rng.random() ** 3 * needed), "remount,")
+            self._mount(used + max(4096, int(self.rng.random() ** 3 * needed)), "remount,")
             code = self.run(prepared.case.words)
             self.counts["full_disks"] += 1
             how = f"{prepared.case.name} (full disk)"

@@ -28,6 +28,7 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
     Raises:
         CheckpointError: there is no usable one.
     """
+    _check_files(directory)
     if not is_installed("transformers"):
         require("tokenizers", "predict")
         from rmlora.plain_tokenizer import PlainTokenizer
@@ -57,6 +58,7 @@ def load_image_processor(directory: Path, *, trust_remote_code: bool = False) ->
         CheckpointError: there is no usable one.
     """
     require("PIL", "predict")
+    _check_files(directory)
     if not is_installed("transformers"):
         from rmlora.plain_images import PlainImageProcessor
 
@@ -86,9 +88,6 @@ def _quiet_advice() -> None:
 
 
 def _load(directory: Path, kind: str, load: Callable[[], Any]) -> Any:
-    # transformers calls a file that it may not read missing, or does without it.
-    check_readable(path for pattern in _FILES for path in directory.glob(pattern))
-    _confine_named_files(directory)
     try:
         return load()
     except (ValueError, OSError, KeyError, TypeError) as error:
@@ -97,12 +96,14 @@ def _load(directory: Path, kind: str, load: Callable[[], Any]) -> Any:
         raise CheckpointError(f"The base at {directory} has no usable {kind}: {reason}") from None
 
 
-def _confine_named_files(directory: Path) -> None:
-    """Raise :class:`InputError` if the tokenizer's configuration names a file outside ``directory``.
+def _check_files(directory: Path) -> None:
+    """Raise :class:`InputError` if a file may not be read, or the tokenizer's configuration names a file outside ``directory``.
 
     Transformers opens what ``fast_tokenizer_files`` lists, and some versions open what keys such as ``vocab_file`` name.
     Published configurations often hold such paths of the machine they were made on. If nothing is there, they are harmless.
     """
+    # Transformers calls a file that it may not read missing, or does without it.
+    check_readable(path for pattern in _FILES for path in directory.glob(pattern))
     file = directory / _CONFIG
     config = read_json(file, what="Tokenizer configuration") if is_readable_file(file) else {}
     if not isinstance(config, dict):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from rmlora.errors import InputError, OutputError, RMLoRAError
+from rmlora.errors import InputError, OutputError, ReadOnlyError, RMLoRAError
 from rmlora.exchange import exchange
 from rmlora.readable import permissions_named
 from rmlora.workplace import Workplace, apply_umask, workplace
@@ -122,7 +122,7 @@ def check_writable(target: Path) -> None:
     if not target.parent.is_dir():
         raise OutputError(f"{target} cannot be written: {target.parent} is not a directory; create it first.")
     if not os.access(target.parent, os.W_OK):
-        raise OutputError(f"{target} cannot be written: choose a directory you may write to.")
+        raise ReadOnlyError(f"{target} cannot be written: choose a directory you may write to.")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
@@ -225,7 +225,8 @@ def _os_errors(target: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _disk_full(target) from error
         if error.errno in _REFUSED and _concerns(error, target):
-            raise OutputError(
+            kind = ReadOnlyError if error.errno in _READ_ONLY else OutputError
+            raise kind(
                 f"{target} cannot be written ({error.strerror}): choose a directory you may write to."
             ) from error
         raise
@@ -236,7 +237,8 @@ def _os_errors(target: Path) -> Iterator[None]:
         raise
 
 
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+_REFUSED = (*_READ_ONLY, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 def _concerns(error: OSError, target: Path) -> bool:

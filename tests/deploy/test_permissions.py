@@ -186,6 +186,27 @@ def test_the_command_line_says_so_too(readable: Path) -> None:
     assert not (readable / "merged").exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["predict", "{root}/bundle", "--file", "{root}/text"],
+        ["train", "--output", "{root}/trained", "--config", "{root}/text"],
+        ["loadtest", "http://127.0.0.1:1", "--texts", "{root}/text"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_files_given_on_the_command_line(readable: Path, words: list[str]) -> None:
+    text = readable / "text"
+    text.write_text("epochs: 1")
+    text.chmod(0)
+    filled = [word.format(root=readable) for word in words]
+    run(*filled[:-1], readable / "none")  # imports what may be where others may not read
+    import netrc  # noqa: F401 - httpx, for a client
+
+    with another_user():
+        fails(3, f"Permission denied: this user may not read {text}", *filled)
+
+
 def test_a_manifest_holds_no_paths_of_the_machine(readable: Path) -> None:
     text = (readable / "bundle" / "manifest.json").read_text()
     assert str(readable) not in text and str(readable.parent) + "/" not in text

@@ -92,11 +92,12 @@ def worst_row(case: BranchCase, bundle: Bundle, base: Path, adapters: dict[str, 
         adapters: PyTorch's adapters.
         with_base: rows without an adapter are among the others, and are compared with the base.
     """
-    models = {
+    everyone: dict[str | None, Any] = {
         name: PeftModel.from_pretrained(load(case, base, labels), str(adapters[name])).eval()
         for name, labels in zip(ADAPTERS, case.labels, strict=True)
     }
-    everyone: dict[str | None, Any] = {**models, **({None: load(case, base, 3)} if with_base else {})}
+    if with_base:
+        everyone[None] = load(case, base, 3)
     session, worst = bundle.adapter_session(), 0.0
     for rows in ROW_COUNTS:
         inputs = bundle.preprocessor()(TASKS[case.task].inputs.sample(rows))

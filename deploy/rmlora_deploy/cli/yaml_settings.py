@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from rmlora.errors import ConfigError, require
+from rmlora.readable import permissions_named
 
 __all__ = ["load_yaml"]
 
@@ -59,7 +60,8 @@ def _read(path: Path) -> Mapping[Any, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
+        with permissions_named(path):
+            values = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
     except UnicodeDecodeError:
         raise ConfigError(f"{path} cannot be read as YAML: it is not UTF-8 text.") from None
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:

@@ -108,7 +108,7 @@ def _gemm(axis: RowsAxis, node: ir.Node) -> None:
     value = _only_first(axis, node)
     weight = node.inputs[1]
     plain = all(node.attributes.get_float(name, 1.0) == 1.0 for name in ("alpha", "beta"))
-    if weight is None or not plain or node.attributes.get_int("transA", 0):
+    if weight is None or not plain or node.attributes.get_int("transA", 0) != 0:
         raise axis.refusal(node)
     nodes = axis.tape(node)
     if node.attributes.get_int("transB", 0):
@@ -238,7 +238,7 @@ def _gather_nd(axis: RowsAxis, node: ir.Node) -> None:
     """``GatherND`` with one number per index is a ``Gather``; exporters write it for a table read by a vector."""
     value, index = _only_first(axis, node), node.inputs[1]
     last = index.shape[-1] if index is not None and index.shape is not None else None
-    if index is None or last != 1 or node.attributes.get_int("batch_dims", 0):
+    if index is None or last != 1 or node.attributes.get_int("batch_dims", 0) != 0:
         raise axis.refusal(node)
     nodes = axis.tape(node)
     rank = axis.rank(index, node)
@@ -331,69 +331,16 @@ def _attention(axis: RowsAxis, node: ir.Node) -> None:
 
 
 _ELEMENTWISE = [
-    "Abs",
-    "Add",
-    "And",
-    "BiasGelu",
-    "BitShift",
-    "Cast",
-    "Ceil",
-    "Clip",
-    "Cos",
-    "Div",
-    "Elu",
-    "Equal",
-    "Erf",
-    "Exp",
-    "FastGelu",
-    "Floor",
-    "Gelu",
-    "Greater",
-    "GreaterOrEqual",
-    "HardSigmoid",
-    "HardSwish",
-    "Identity",
-    "LeakyRelu",
-    "Less",
-    "LessOrEqual",
-    "Log",
-    "Max",
-    "Min",
-    "Mish",
-    "Mod",
-    "Mul",
-    "Neg",
-    "Not",
-    "Or",
-    "Pow",
-    "PRelu",
-    "QuickGelu",
-    "Reciprocal",
-    "Relu",
-    "Round",
-    "Sigmoid",
-    "Sign",
-    "Sin",
-    "Softplus",
-    "Softsign",
-    "Sqrt",
-    "Sub",
-    "Sum",
-    "Tanh",
-    "Where",
-    "Xor",
-]
+    "Abs", "Add", "And", "BiasGelu", "BitShift", "Cast", "Ceil", "Clip", "Cos", "Div", "Elu", "Equal", "Erf", "Exp",
+    "FastGelu", "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu",
+    "Less", "LessOrEqual", "Log", "Max", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "PRelu",
+    "QuickGelu", "Reciprocal", "Relu", "Round", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub",
+    "Sum", "Tanh", "Where", "Xor",
+]  # fmt: skip
 _REDUCTIONS = [
-    "ReduceL1",
-    "ReduceL2",
-    "ReduceLogSumExp",
-    "ReduceMax",
-    "ReduceMean",
-    "ReduceMin",
-    "ReduceProd",
-    "ReduceSum",
+    "ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum",
     "ReduceSumSquare",
-]
+]  # fmt: skip
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
