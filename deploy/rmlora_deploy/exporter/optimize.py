@@ -107,8 +107,10 @@ def _constant_products_kept(model: ir.Model) -> Iterator[None]:
 
 
 def _reads_matrix(node: ir.Node) -> bool:
-    """Return True if ``node`` computes in floating point with a matrix."""
+    """Return True if ``node`` computes in floating point with a matrix, or with the transpose of one."""
     value = node.inputs[0 if node.op_type == "Gather" else 1]
+    while value is not None and (producer := value.producer()) is not None and producer.op_type == "Transpose":
+        value = producer.inputs[0]  # the exporter gives the transpose of a parameter neither type nor shape
     return (
         value is not None and value.dtype == ir.DataType.FLOAT and value.shape is not None and value.shape.rank() == 2
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rmlora.errors import InputError, require
 from rmlora_deploy.exporter.quiet import quiet_libraries
 from rmlora_deploy.exporter.trace_inputs import TraceInputs
+from rmlora_deploy.exporter.translations import translations
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -56,6 +57,7 @@ def export_torch(
                 opset_version=opset,
                 optimize=False,
                 verbose=False,
+                custom_translation_table=translations(),
             )
     except Exception as error:
         raise InputError(f"torch.onnx cannot export {type(model).__name__}: {_reason(error)}") from error
