@@ -98,7 +98,8 @@ def load_task_model(
 def _auto_class(base: Path, task: Task) -> str:
     """Return the Auto class that builds the model: of a model with encoder and decoder, only the encoder makes vectors."""
     config = Checkpoint(base).config
-    if task.auto_class == "AutoModel" and config.get("is_encoder_decoder"):
+    encoder_alone = any(str(name).endswith("EncoderModel") for name in config.get("architectures") or ())
+    if task.auto_class == "AutoModel" and (encoder_alone or config.get("is_encoder_decoder")):
         from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
 
         if config.get("model_type") in MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES:

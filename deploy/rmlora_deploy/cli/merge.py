@@ -100,7 +100,7 @@ def _show(console: Console, report: MergeReport | OnnxMergeReport, output: Path)
             )
     if report.dropped:
         console.print(
-            f"Left out {len(report.dropped)} modules on which no output depends: {some_of(report.dropped, 3)}."
+            f"Left out {len(report.dropped)} modules that nothing computes with: {some_of(report.dropped, 3)}."
         )
     _show_rounding(console, report)
 

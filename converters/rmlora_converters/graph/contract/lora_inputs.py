@@ -97,7 +97,7 @@ class LoraInputs:
     base_weights: Mapping[str, str] = field(default_factory=dict)
     """Module path → digest of the base's weight (:mod:`rmlora.fingerprint`); empty if unknown."""
     absent: tuple[str, ...] = ()
-    """Parameters that adapters may change and the graph does not have, because no output depends on them."""
+    """Parameters that adapters may change and the graph does not have; mostly because no output depends on them."""
 
     @property
     def names(self) -> list[str]:
