@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from rmlora.readable import is_readable_directory, is_readable_file
 from rmlora.storage import read_json
 from rmlora.tensors import TensorFile, TensorInfo
 
-__all__ = ["CONFIG_NAME", "EMBEDDING_NAMES", "INDEX_NAME", "SINGLE_NAME", "Checkpoint", "TiedOutput"]
+__all__ = ["CONFIG_NAME", "EMBEDDING_NAMES", "INDEX_NAME", "SINGLE_NAME", "Checkpoint", "TiedOutput", "values_of"]
 
 CONFIG_NAME = "config.json"
 SINGLE_NAME = "model.safetensors"
@@ -117,3 +118,12 @@ class Checkpoint:
             if name not in shards[file_name].infos:
                 raise CheckpointError(f"{index} places tensor '{name}' in {file_name}, which does not hold it.")
         return shards
+
+
+def values_of(key: str, config: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield the values of ``key`` in a configuration and in the configurations inside it."""
+    for name, value in config.items():
+        if name == key and value is not None:
+            yield value
+        elif isinstance(value, dict):
+            yield from values_of(key, value)

@@ -208,7 +208,7 @@ def quiet_transformers() -> Iterator[None]:
     """Silence transformers' progress bars and warnings; errors are still raised."""
     from transformers import logging
 
-    level = logging.get_verbosity()
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -217,4 +217,5 @@ def quiet_transformers() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(level)
-        logging.enable_progress_bar()
+        if bars:
+            logging.enable_progress_bar()

@@ -93,6 +93,11 @@ def merge_graph(
     meters: dict[str, RoundingMeter] = {}
     by_content, absent = _merge_weights(model, adapter, base, meters)
     dropped = tuple(path for path, module in adapter.modules.items() if module.parameter in absent)
+    if len(dropped) == len(adapter.modules):
+        raise AdapterError(
+            f"{graph} has no weight of any module that {adapter.source} changes: it is not an export of the model that the "
+            "adapter was made for."
+        )
     with atomic_directory(output, overwrite=overwrite) as directory:
         copy_side_files(graph.parent, directory, but=_STALE_FILES)
         _set_labels(directory / "config.json", adapter)
