@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rmlora.errors import InputError, OutputError
+from rmlora.errors import OutputError
+from rmlora.reading import read_json
 
 __all__ = ["atomic_directory", "atomic_file", "check_writable", "locked", "read_json", "sha256_file", "write_json"]
 
@@ -108,25 +109,18 @@ def check_writable(target: Path) -> None:
         raise OutputError(f"{target} cannot be written: choose a directory you may write to.")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` atomically as indented JSON; NaN is refused with ValueError."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+def write_json(path: Path, value: Any, *, allow_nan: bool = False) -> None:
+    """Write ``value`` atomically as indented JSON.
+
+    Args:
+        path: file to write.
+        value: what to write.
+        allow_nan: write NaN and Infinity too, which are no JSON, as transformers does in its configurations; otherwise they
+            are refused with ValueError.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=allow_nan) + "\n"
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def read_json(path: Path, *, what: str) -> Any:
-    """Return the content of a JSON file; ``what`` describes the file in errors.
-
-    Raises:
-        InputError: the file is missing or is not JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{what} not found: {path} does not exist.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{what} {path} cannot be read as JSON ({error}): restore or re-create it.") from None
 
 
 def sha256_file(path: Path) -> str:

@@ -1,0 +1,102 @@
+"""Every reader of data from outside: which seeds it reads, how they are changed, and the call that must not fail unheard.
+
+A reader is good if it returns or raises :class:`rmlora.errors.RMLoRAError`, whose text is the sentence that users see.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.fuzz import reading, served
+from benchmarks.fuzz.formats import change_image, change_onnx, change_safetensors, replace_file
+from benchmarks.fuzz.mutations import Mutation, any_of, change_bytes, change_json, change_text, numbers_in_bytes
+from benchmarks.fuzz.yaml_texts import change_yaml
+
+__all__ = ["READERS", "FuzzedReader", "change"]
+
+_REPLACED = 0.01
+"""Share of inputs in which something else stands where a file is expected."""
+
+_JSON = any_of((8, change_json), (2, change_text))
+_ADAPTER = any_of((5, numbers_in_bytes), (5, change_bytes))
+
+
+@dataclass(frozen=True)
+class FuzzedReader:
+    """One reader."""
+
+    name: str
+    folders: tuple[str, ...]
+    """Folders of the seeds that it needs."""
+    files: tuple[str, ...]
+    """The files to change, one of them for every input."""
+    mutate: Mutation
+    read: Callable[[Path, str, random.Random], None]
+    """Reads the changed file in a directory like that of the seeds."""
+    weight: int = 10
+    """Its share of the inputs."""
+
+    def prepare(self, seeds: Path, directory: Path) -> None:
+        """Copy the seeds that the reader needs."""
+        for folder in self.folders:
+            shutil.copytree(seeds / folder, directory / folder)
+
+
+def change(reader: FuzzedReader, directory: Path, seeds: Path, rng: random.Random) -> tuple[str, str]:
+    """Change one of the reader's files in ``directory``; return its name and what was done."""
+    file = rng.choice(reader.files)
+    if rng.random() < _REPLACED:
+        return file, replace_file(rng, directory / file)
+    (directory / file).write_bytes(reader.mutate(rng, (seeds / file).read_bytes()))
+    return file, "changed"
+
+
+def _reader(
+    name: str, files: Sequence[str], mutate: Mutation, read: Callable[[Path, str, random.Random], None], *,
+    weight: int = 10, needs: Sequence[str] = (),
+) -> FuzzedReader:  # fmt: skip
+    folders = dict.fromkeys([*(file.partition("/")[0] for file in files), *needs])
+    return FuzzedReader(name, tuple(folders), tuple(files), mutate, read, weight)
+
+
+_SHARDS = ("base/model-00001-of-00002.safetensors", "base/model-00002-of-00002.safetensors")
+_TOKENIZER = ("base/tokenizer.json", "base/tokenizer_config.json")
+_POOLING = ("base/modules.json", "base/1_Pooling/config.json", "base/sentence_bert_config.json")
+_IMAGES = tuple(f"images/{name}" for name in (
+    "image.png", "image.jpg", "image.gif", "image.bmp", "image.tiff", "image.webp", "palette.png", "cmyk.tiff", "deep.png",
+))  # fmt: skip
+_DATA = ("data/data.csv", "data/data.tsv", "data/data.json", "data/data.jsonl")
+
+READERS: dict[str, FuzzedReader] = {
+    reader.name: reader
+    for reader in (
+        _reader("adapter-tensors", ["adapter/adapter_model.safetensors"], change_safetensors, reading.adapter, needs=["base", "bundle"]),
+        _reader("adapter-config", ["adapter/adapter_config.json"], _JSON, reading.adapter, weight=14, needs=["base", "bundle"]),
+        _reader("adapter-metadata", ["adapter/rmlora.json"], _JSON, reading.adapter, weight=14, needs=["base", "bundle"]),
+        _reader("base-config", ["base/config.json"], _JSON, reading.base_config, needs=["adapter"]),
+        _reader("base-index", ["base/model.safetensors.index.json"], _JSON, reading.base, needs=["adapter"]),
+        _reader("base-tensors", _SHARDS, change_safetensors, reading.base, needs=["adapter"]),
+        _reader("pooling", _POOLING, _JSON, reading.pooling, weight=4, needs=["adapter"]),
+        _reader("onnx-model", ["graph/model.onnx"], change_onnx, reading.graph, weight=14, needs=["adapter", "base"]),
+        _reader("onnx-branches", ["bundle/model.onnx"], change_onnx, reading.branches, weight=10),
+        _reader("onnx-weights", ["graph/external.onnx", "graph/model.onnx.data"], reading.change_external, reading.external,
+                needs=["adapter", "base"]),
+        _reader("onnx-adapter", ["bundle/adapters/one.onnx_adapter"], _ADAPTER, reading.onnx_adapter),
+        _reader("manifest", ["bundle/manifest.json"], _JSON, reading.bundle, weight=14),
+        _reader("reference", ["bundle/reference.safetensors"], change_safetensors, reading.reference),
+        _reader("tokenizer", _TOKENIZER, _JSON, reading.tokenizer, weight=14),
+        _reader("image-processor", ["images/preprocessor_config.json"], _JSON, reading.image_processor),
+        _reader("images", _IMAGES, change_image, reading.image, weight=14),
+        _reader("train-settings", ["settings/run.yaml"], change_yaml, reading.train_settings, weight=10),
+        _reader("data", _DATA, any_of((1, change_text), (1, change_bytes)), reading.data, weight=4),
+        _reader("small-files", ["others/texts.txt", "others/answers.json", "others/state.json", "others/run/settings.json"],
+                change_text, reading.small_file, weight=6),
+        _reader("requests", [f"requests/{route}.json" for route in served.ROUTES], served.change_request, served.send, weight=20,
+                needs=["bundle", "vectors", "adapter"]),
+    )
+}  # fmt: skip
+"""Name → reader."""
