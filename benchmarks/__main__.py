@@ -5,7 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 
-MEASUREMENTS = ("training_step", "accuracy", "graphs", "merge_memory", "branches", "soak", "serving", "serving_ray")
+MEASUREMENTS = (
+    "training_step",
+    "accuracy",
+    "graphs",
+    "merge_memory",
+    "branches",
+    "soak",
+    "kills",
+    "serving",
+    "serving_ray",
+)
 """Modules of this package; each writes benchmarks/results/<name>.json."""
 
 for name in MEASUREMENTS:

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from rmlora.checkpoint import Checkpoint
-from rmlora.errors import CheckpointError, require
+from rmlora.errors import CheckpointError, OutputError, require
+from rmlora.readable import check_readable
 from rmlora.storage import atomic_directory, sha256_file
 
 __all__ = ["cache_directory", "resolve_base"]
@@ -29,9 +30,11 @@ def resolve_base(base: str | Path, *, revision: str | None = None) -> Path:
 
     Raises:
         CheckpointError: there is no usable checkpoint.
+        InputError: it may not be read.
         DependencyError: ``base`` is a GGUF file, and torch, transformers or gguf is not installed.
     """
     path = Path(base)
+    check_readable([path])
     if path.is_dir():
         Checkpoint(path)
         return path
@@ -87,7 +90,11 @@ def _from_gguf(path: Path) -> Path:
     model.hf_quantizer = None  # type: ignore[assignment]
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    with atomic_directory(target) as directory:
-        model.save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
+    try:
+        with atomic_directory(target) as directory:
+            model.save_pretrained(directory)
+            tokenizer.save_pretrained(directory)
+    except OutputError:
+        if not target.is_dir():  # else another process has converted the same file meanwhile
+            raise
     return target

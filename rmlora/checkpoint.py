@@ -7,7 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rmlora.confine import confine
 from rmlora.errors import CheckpointError, InputError
+from rmlora.readable import is_readable_directory, is_readable_file
 from rmlora.storage import read_json
 from rmlora.tensors import TensorFile, TensorInfo
 
@@ -50,8 +52,6 @@ class Checkpoint:
             CheckpointError: there are no safetensors, a shard is missing or corrupt, or index and shards disagree.
         """
         self.path = Path(path)
-        if not self.path.is_dir():
-            raise CheckpointError(f"Base model not found: {self.path} is not a directory.")
         self.shards = self._open_shards()
         self.tensors: dict[str, TensorInfo] = {
             name: info for shard in self.shards.values() for name, info in shard.infos.items()
@@ -80,9 +80,11 @@ class Checkpoint:
     def _open_shards(self) -> dict[str, TensorFile]:
         index = self.path / INDEX_NAME
         try:
-            if index.is_file():
+            if not is_readable_directory(self.path):
+                raise CheckpointError(f"Base model not found: {self.path} is not a directory.")
+            if is_readable_file(index):
                 return self._open_indexed(index)
-            if (self.path / SINGLE_NAME).is_file():
+            if is_readable_file(self.path / SINGLE_NAME):
                 return {SINGLE_NAME: TensorFile(self.path / SINGLE_NAME)}
         except CheckpointError:
             raise
@@ -103,11 +105,14 @@ class Checkpoint:
             raise CheckpointError(f"{index} has no weight_map: the checkpoint index is broken, fetch it again.")
         shards: dict[str, TensorFile] = {}
         for file_name in dict.fromkeys(weight_map.values()):
-            if Path(str(file_name)).name != file_name:
-                raise CheckpointError(f"{index} points outside its directory ('{file_name}'): the index is broken.")
-            if not (self.path / file_name).is_file():
+            shard = confine(self.path, file_name, where=index)
+            if shard.parent != self.path:
+                raise CheckpointError(
+                    f"{index} names the shard {file_name} in another directory, which is not supported."
+                )
+            if not is_readable_file(shard):
                 raise CheckpointError(f"{index} names the shard {file_name}, which is missing: fetch it again.")
-            shards[file_name] = TensorFile(self.path / file_name)
+            shards[file_name] = TensorFile(shard)
         for name, file_name in weight_map.items():
             if name not in shards[file_name].infos:
                 raise CheckpointError(f"{index} places tensor '{name}' in {file_name}, which does not hold it.")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import InputError, require
+from rmlora.readable import permissions_named
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,7 +27,8 @@ def open_image(value: Any) -> Image.Image:
     name = str(value) if isinstance(value, (str, Path)) else "An image"
     try:
         if isinstance(value, (str, Path)):
-            value = Image.open(value)
+            with permissions_named(Path(value)):
+                value = Image.open(value)
         elif isinstance(value, (bytes, bytearray)):
             value = Image.open(io.BytesIO(value))
         return value.convert("RGB")  # type: ignore[no-any-return]

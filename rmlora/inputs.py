@@ -18,6 +18,7 @@ import numpy.typing as npt
 from rmlora.errors import ConfigError, InputError
 from rmlora.images import open_image
 from rmlora.processors import load_image_processor, load_tokenizer
+from rmlora.readable import is_readable_file
 from rmlora.sample_data import SENTENCES, draw_image
 
 if TYPE_CHECKING:
@@ -244,7 +245,7 @@ class ImageInputs(Inputs):
         if not isinstance(value, str):
             return value
         path = Path(source).parent / value
-        if not path.is_file():
+        if not is_readable_file(path):
             raise InputError(f"{source} names the image {value}, which does not exist in the same folder.")
         return str(path)
 
@@ -328,6 +329,8 @@ def _tokenize(
     while start < len(texts):
         end = next((i for i in range(start, len(texts)) if lengths[i] != lengths[start]), len(texts))
         made = tokenizer(list(texts[start:end]), truncation=True, max_length=lengths[start])
+        if "token_type_ids" in names and "token_type_ids" not in made:  # a single text is all of the first type
+            made["token_type_ids"] = [[0] * len(ids) for ids in made["input_ids"]]
         missing = [name for name in names if name not in made]
         if missing:
             raise InputError(

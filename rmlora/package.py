@@ -11,19 +11,21 @@ DoRA) are refused by name.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from rmlora._version import __version__
 from rmlora.adapter import Adapter, Array, LoraModule, ModuleKind
+from rmlora.confine import confine_files
 from rmlora.errors import AdapterError, InputError
 from rmlora.patterns import first_matches
-from rmlora.storage import atomic_directory, read_json, sha256_file, write_json
+from rmlora.readable import is_readable_directory, is_readable_file
+from rmlora.storage import atomic_directory, read_json, sha256_file, write_json, write_tensors
 from rmlora.tensors import FLOATING, TensorFile
 
 __all__ = [
@@ -67,24 +69,16 @@ def load_package(path: Path | str) -> Adapter:
     """Read an adapter directory, written by this project or by PEFT.
 
     Raises:
-        AdapterError: files are missing or damaged, the variant is not supported, a tensor holds NaN, or factors do not
+        AdapterError: files are missing, damaged or links out of the directory, or may not be read, the variant is not supported, a tensor holds NaN, or factors do not
             fit each other or the config.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise AdapterError(f"Adapter not found: {path} is not a directory; give the one that holds {CONFIG_FILE}.")
-    if not (path / CONFIG_FILE).is_file():
-        raise AdapterError(f"{path} holds no {CONFIG_FILE}: it is not a PEFT adapter.")
-    if not (path / TENSORS_FILE).is_file():
-        pickled = (path / "adapter_model.bin").is_file()
-        raise AdapterError(
-            f"{path} holds only adapter_model.bin, a pickle that can run code when loaded: save it again as safetensors."
-            if pickled
-            else f"{path} holds no {TENSORS_FILE}: the adapter is incomplete."
-        )
     try:
+        _check_files(path)
         config = _read_object(path / CONFIG_FILE, "Adapter configuration")
-        metadata = _read_object(path / METADATA_FILE, "Adapter metadata") if (path / METADATA_FILE).is_file() else {}
+        metadata = (
+            _read_object(path / METADATA_FILE, "Adapter metadata") if is_readable_file(path / METADATA_FILE) else {}
+        )
         tensors = {name: info.read() for name, info in TensorFile(path / TENSORS_FILE).infos.items()}
     except AdapterError:
         raise
@@ -92,6 +86,22 @@ def load_package(path: Path | str) -> Adapter:
         raise AdapterError(str(error)) from None
     _check_metadata(path, metadata)
     return parse_adapter(config, tensors, metadata, source=str(path))
+
+
+def _check_files(path: Path) -> None:
+    """Raise :class:`InputError` unless ``path`` holds an adapter, none of whose files is a link out of the directory."""
+    if not is_readable_directory(path):
+        raise AdapterError(f"Adapter not found: {path} is not a directory; give the one that holds {CONFIG_FILE}.")
+    confine_files(path, os.listdir(path))
+    if not is_readable_file(path / CONFIG_FILE):
+        raise AdapterError(f"{path} holds no {CONFIG_FILE}: it is not a PEFT adapter.")
+    if not is_readable_file(path / TENSORS_FILE):
+        pickled = (path / "adapter_model.bin").is_file()
+        raise AdapterError(
+            f"{path} holds only adapter_model.bin, a pickle that can run code when loaded: save it again as safetensors."
+            if pickled
+            else f"{path} holds no {TENSORS_FILE}: the adapter is incomplete."
+        )
 
 
 def parse_adapter(
@@ -172,7 +182,7 @@ def save_package(adapter: Adapter, path: Path | str, *, overwrite: bool = False)
             tensors[stem + a] = np.ascontiguousarray(module.lora_A)
             tensors[stem + b] = np.ascontiguousarray(module.lora_B)
         tensors.update({_PREFIX + name: np.ascontiguousarray(value) for name, value in adapter.modules_to_save.items()})
-        save_file(tensors, directory / TENSORS_FILE, metadata={"format": "pt"})
+        write_tensors(directory / TENSORS_FILE, tensors, metadata={"format": "pt"})
         write_json(directory / CONFIG_FILE, dict(adapter.peft_config))
         masks = {m.path: m.rank_mask.tolist() for m in adapter.modules.values() if m.rank_mask is not None}
         write_metadata(directory, {**adapter.metadata, "rank_mask": masks})

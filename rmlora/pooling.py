@@ -9,10 +9,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from rmlora.confine import confine
 from rmlora.errors import CheckpointError
+from rmlora.readable import is_readable_file
 from rmlora.storage import read_json
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def read_pooling(directory: Path) -> Pooling | None:
         InputError: they are damaged or describe a pooling that :class:`Pooling` cannot represent.
     """
     file = directory / _MODULES_FILE
-    if not file.is_file():
+    if not is_readable_file(file):
         return None
     modules = read_json(file, what="Modules of the sentence encoder")
     try:
@@ -74,7 +76,8 @@ def read_pooling(directory: Path) -> Pooling | None:
             f"{file} has {len(directories)} Pooling modules, but exactly one is supported: pass --pooling."
         )
     return Pooling(
-        _read_mode(directory / directories[0] / "config.json"), any(kind == "Normalize" for kind, _ in parts)
+        _read_mode(confine(directory, str(PurePosixPath(directories[0]) / "config.json"), where=file)),
+        any(kind == "Normalize" for kind, _ in parts),
     )
 
 
@@ -99,7 +102,7 @@ def _read_mode(file: Path) -> PoolingMode:
 def read_text_length(directory: Path) -> int | None:
     """Return the number of tokens that sentence-transformers truncates texts to; None if its file does not say."""
     file = directory / "sentence_bert_config.json"
-    config = read_json(file, what="Configuration of the sentence encoder") if file.is_file() else {}
+    config = read_json(file, what="Configuration of the sentence encoder") if is_readable_file(file) else {}
     length = config.get("max_seq_length") if isinstance(config, dict) else None
     return int(length) if isinstance(length, int) and length > 0 else None
 

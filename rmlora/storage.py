@@ -1,7 +1,8 @@
 """Atomic writes: a reader sees the old result or the new one, never a partial one.
 
-Files and directories are written under a temporary name next to the target, flushed to disk and renamed. A process that
-is killed before the rename leaves the target unchanged; the next writer of the same target removes what it left behind.
+Files and directories are made in a hidden directory next to the target (:mod:`rmlora.workplace`), flushed to disk, given the
+permissions of the umask, and renamed. A process that is killed before the rename leaves the target unchanged; the next
+writer of the same target deletes what it left behind.
 """
 
 from __future__ import annotations
@@ -10,64 +11,72 @@ import errno
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rmlora.errors import OutputError
-from rmlora.reading import read_json
+import numpy as np
+from safetensors.numpy import save
 
-__all__ = ["atomic_directory", "atomic_file", "check_writable", "locked", "read_json", "sha256_file", "write_json"]
+from rmlora.errors import OutputError, RMLoRAError
+from rmlora.exchange import exchange
+from rmlora.json_files import read_json
+from rmlora.readable import permissions_named
+from rmlora.workplace import Workplace, apply_umask, workplace
 
-_MARK = ".partial-"
+__all__ = [
+    "atomic_directory",
+    "atomic_file",
+    "check_writable",
+    "locked",
+    "read_json",
+    "refuse_existing",
+    "sha256_file",
+    "write_json",
+    "write_tensors",
+]
 
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Yield a temporary path; rename it to ``target`` if the block succeeds.
+    """Yield a temporary path; rename it to ``target`` if the block succeeds. A link at ``target`` is written through.
 
     Raises:
-        OutputError: the directory is missing or not writable, or the disk is full.
+        OutputError: the directory is missing or not writable, ``target`` is not a regular file, or the disk is full.
     """
-    target = Path(target)
-    with _os_errors(target):
-        _remove_abandoned(target)
-        temporary = _temporary_name(target)
-        try:
-            yield temporary
-            _flush(temporary)
-            os.replace(temporary, target)
-            _flush(target.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+    check_writable(target)
+    with _os_errors(target), workplace(_real(target)) as place:
+        yield place.new
+        apply_umask(place.new, place.path)
+        _flush(place.new)
+        os.replace(place.new, place.target)
+        _flush(place.target.parent)
 
 
 @contextmanager
 def atomic_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary directory; rename it to ``target`` if the block succeeds.
+    """Yield a temporary directory; rename it to ``target`` if the block succeeds. A link at ``target`` is followed.
 
-    With ``overwrite`` an existing directory is moved aside just before the rename and deleted after it. Without it an
-    existing target that is not empty is refused before the block runs.
+    With ``overwrite`` an existing directory is exchanged for the new one, and then deleted. Without it a target that is not
+    empty is refused before the block runs, and also if it appears while the block runs.
 
     Raises:
         OutputError: the target exists, the parent is not writable, or the disk is full.
     """
-    target = Path(target)
     refuse_existing(target, overwrite=overwrite)
     with _os_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target)
-        temporary = _temporary_name(target)
-        temporary.mkdir()
-        try:
-            yield temporary
-            for path in sorted(temporary.rglob("*")):
+        real = _real(target)
+        real.parent.mkdir(parents=True, exist_ok=True)
+        with workplace(real) as place:
+            place.new.mkdir()
+            yield place.new
+            apply_umask(place.new, place.path)
+            for path in (*sorted(place.new.rglob("*")), place.new):
                 _flush(path)
-            _swap_in(temporary, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _put_in_place(place, overwrite=overwrite)
+            _flush(real.parent)
 
 
 @contextmanager
@@ -90,7 +99,13 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def refuse_existing(target: Path, *, overwrite: bool) -> None:
-    """Raise :class:`OutputError` if ``target`` is a file, or a directory that is not empty and may not be overwritten."""
+    """Raise :class:`OutputError` if a directory cannot be written at ``target``; call this before long work.
+
+    That is so for a file, for a directory that is not empty and may not be overwritten, and for a mount point.
+    """
+    target = Path(target)
+    if os.path.ismount(target):
+        raise OutputError(f"{target} is a mount point, which cannot be replaced: choose a directory inside it.")
     if target.is_dir():
         if not overwrite and any(target.iterdir()):
             raise OutputError(f"{target} already exists and is not empty: choose another --output or pass --overwrite.")
@@ -103,10 +118,20 @@ def check_writable(target: Path) -> None:
     target = Path(target)
     if target.is_dir():
         raise OutputError(f"{target} is a directory, but the output is a file: give a file name.")
+    if target.exists() and not stat.S_ISREG(target.stat().st_mode):
+        raise OutputError(f"{target} is a device or pipe, but the output is a file: give a file name.")
     if not target.parent.is_dir():
         raise OutputError(f"{target} cannot be written: {target.parent} is not a directory; create it first.")
     if not os.access(target.parent, os.W_OK):
         raise OutputError(f"{target} cannot be written: choose a directory you may write to.")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Write ``tensors``, which must be contiguous, to the safetensors file ``path``.
+
+    The library's own ``save_file`` makes a file that only its owner can read, and reports a full disk in words only.
+    """
+    path.write_bytes(save(dict(tensors), metadata=dict(metadata) if metadata else None))
 
 
 def write_json(path: Path, value: Any, *, allow_nan: bool = False) -> None:
@@ -124,61 +149,51 @@ def write_json(path: Path, value: Any, *, allow_nan: bool = False) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """Return the hex SHA-256 of a file, read in blocks of 1 MiB."""
+    """Return the hex SHA-256 of a file, read in blocks of 1 MiB.
+
+    Raises:
+        InputError: this process may not read it.
+    """
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with permissions_named(path), open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
-def _swap_in(temporary: Path, target: Path) -> None:
-    aside = None
-    if target.exists():
-        aside = target.with_name(f".{target.name}{_MARK}{os.getpid()}-old")
-        os.rename(target, aside)
-    try:
-        os.rename(temporary, target)
-    except OSError:
-        if aside is not None:
-            os.rename(aside, target)
-        raise
-    _flush(target.parent)
-    if aside is not None:
-        shutil.rmtree(aside, ignore_errors=True)
+def _put_in_place(place: Workplace, *, overwrite: bool) -> None:
+    """Rename the finished directory to its target, or exchange the two.
 
-
-def _temporary_name(target: Path) -> Path:
-    return target.with_name(f".{target.name}{_MARK}{os.getpid()}")
-
-
-def _remove_abandoned(target: Path) -> None:
-    """Delete what killed writers of ``target`` left behind; the process id is part of the temporary name."""
-    if not target.parent.is_dir():
-        return
-    prefix = f".{target.name}{_MARK}"
-    for path in target.parent.iterdir():
-        if not path.name.startswith(prefix):
+    Raises:
+        OutputError: the target is not an empty directory, and may not be overwritten.
+    """
+    for _ in range(10):  # others may write or delete the target at the same time
+        try:
+            os.rename(place.new, place.target)  # succeeds only if there is nothing, or an empty directory
+            return
+        except OSError as error:
+            refuse_existing(place.target, overwrite=overwrite)
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        try:
+            if exchange(place.new, place.target):
+                return
+            os.rename(place.target, place.previous)
+        except FileNotFoundError:
             continue
-        pid, _, role = path.name.removeprefix(prefix).partition("-")
-        if pid == str(os.getpid()) or not pid.isdigit() or _alive(int(pid)):
-            continue
-        if role == "old" and not target.exists():
-            os.rename(path, target)  # killed between the two renames: restore the previous result
-        elif path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    raise OutputError(f"{place.target} is being written by other processes: try again when they have ended.")
 
 
-def _alive(pid: int) -> bool:
+def _real(target: Path) -> Path:
+    """Return the path that ``target`` leads to, through links.
+
+    Raises:
+        OutputError: the links form a circle.
+    """
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        return Path(target).resolve()
+    except RuntimeError:
+        raise OutputError(f"{target} is a link that leads to itself: choose another name.") from None
 
 
 def _flush(path: Path) -> None:
@@ -194,15 +209,39 @@ def _flush(path: Path) -> None:
 
 @contextmanager
 def _os_errors(target: Path) -> Iterator[None]:
+    target = Path(target)
     try:
         yield
+    except RMLoRAError:
+        raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OutputError(
-                f"The disk holding {target.parent} is full: free some space or choose another directory; nothing was written."
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise _disk_full(target) from error
+        if error.errno in _REFUSED and _concerns(error, target):
             raise OutputError(
                 f"{target} cannot be written ({error.strerror}): choose a directory you may write to."
             ) from error
         raise
+    except Exception as error:
+        # Libraries report a full disk in errors of their own.
+        if os.strerror(errno.ENOSPC) in str(error):
+            raise _disk_full(target) from error
+        raise
+
+
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
+
+
+def _concerns(error: OSError, target: Path) -> bool:
+    """Return True unless ``error`` is about a file elsewhere, such as one that is read while the target is written."""
+    names = [name for name in (error.filename, error.filename2) if isinstance(name, (str, Path))]
+    near = {target.parent.absolute(), target.parent.resolve()}
+    return not names or any(
+        parent in near for name in names for parent in (Path(name).absolute(), *Path(name).absolute().parents)
+    )
+
+
+def _disk_full(target: Path) -> OutputError:
+    return OutputError(
+        f"The disk holding {target.parent} is full: free some space or choose another directory; nothing was written."
+    )

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from rmlora.errors import InputError
+from rmlora.readable import is_readable_file, permissions_named
 
 __all__ = ["DTYPES", "FLOATING", "TensorFile", "TensorInfo"]
 
@@ -82,7 +83,7 @@ class TensorInfo:
         Raises:
             InputError: the file ends early.
         """
-        with open(self.path, "rb") as file:
+        with permissions_named(self.path), open(self.path, "rb") as file:
             file.seek(self.offset + start)
             data = file.read(count)
         if len(data) != count:
@@ -103,10 +104,10 @@ class TensorFile:
         """Read and validate the header of ``path``.
 
         Raises:
-            InputError: the file is missing, truncated or not safetensors.
+            InputError: the file is missing, may not be read, is truncated or not safetensors.
         """
         self.path = Path(path)
-        if not self.path.is_file():
+        if not is_readable_file(self.path):
             raise InputError(f"{self.path} does not exist: give the path of a safetensors file.")
         try:
             with safe_open(self.path, framework="numpy"):

@@ -76,7 +76,7 @@ def merge_checkpoint(
     plan = make_plan(checkpoint, adapter)
     writer = _Writer(plan, on_progress)
     with atomic_directory(output, overwrite=overwrite) as directory:
-        _check_space(directory, plan)
+        _check_space(directory, output.parent, plan)
         copy_side_files(checkpoint.path, directory, but=(CONFIG_NAME, INDEX_NAME))
         for file_name, items in plan.shards.items():
             metadata = checkpoint.shards[file_name].metadata or {"format": "pt"}
@@ -141,11 +141,11 @@ class _Writer:
             yield meter.merge(weight, delta, DTYPES[item.entry.dtype]).tobytes()
 
 
-def _check_space(directory: Path, plan: MergePlan) -> None:
+def _check_space(directory: Path, parent: Path, plan: MergePlan) -> None:
     free = shutil.disk_usage(directory).free
     if free < plan.nbytes:
         raise OutputError(
-            f"The merged model needs {plan.nbytes / 1e9:.2f} GB and the disk of {directory.parent} has "
+            f"The merged model needs {plan.nbytes / 1e9:.2f} GB and the disk of {parent} has "
             f"{free / 1e9:.2f} GB free: free some space or choose another directory; nothing was written."
         )
 

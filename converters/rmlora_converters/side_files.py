@@ -9,6 +9,8 @@ from pathlib import Path
 
 from rmlora._version import __version__
 from rmlora.adapter import Adapter
+from rmlora.confine import confine_files
+from rmlora.readable import is_readable_file
 from rmlora.storage import write_json
 from rmlora_converters.rounding import RoundingReport
 
@@ -28,6 +30,9 @@ def copy_side_files(source: Path, target: Path, *, but: Collection[str] = ()) ->
     """Copy the small files of the directory ``source`` to ``target``, except those named in ``but``.
 
     Shard indexes and the record of an earlier merge describe the old weights, so they are not copied.
+
+    Raises:
+        InputError: one of them is a link that leads out of ``source``, or may not be read.
     """
     for pattern in (*_PATTERNS, *_MODULES):
         for path in source.glob(pattern):
@@ -36,7 +41,8 @@ def copy_side_files(source: Path, target: Path, *, but: Collection[str] = ()) ->
                 or path.name.endswith(".index.json")
                 or path.name == PROVENANCE_FILE
             )
-            if path.is_file() and not stale:
+            if not stale and is_readable_file(path):
+                confine_files(source, [path.relative_to(source)])
                 copy = target / path.relative_to(source)
                 copy.parent.mkdir(exist_ok=True)
                 shutil.copyfile(path, copy)

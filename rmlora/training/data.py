@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rmlora.errors import InputError, require
+from rmlora.readable import check_readable
 from rmlora.tasks import Task
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def _open(source: str) -> Dataset:
 
     datasets.disable_progress_bars()
     path = Path(source)
+    check_readable([path])
     try:
         if path.is_dir():
             return datasets.load_dataset("imagefolder", data_dir=str(path), split="train")

@@ -51,6 +51,7 @@ def fit(
     """
     from transformers.integrations.integration_utils import TensorBoardCallback
 
+    from rmlora.training.checkpoint_permissions import CheckpointPermissions
     from rmlora.training.progress import RichProgress
 
     trainer = _build_trainer(settings, arguments, config, model, examples)
@@ -58,6 +59,7 @@ def fit(
     if trainer.is_world_process_zero():
         trainer.add_callback(_tensorboard(settings, checkpoint))
         trainer.add_callback(progress)
+        trainer.add_callback(CheckpointPermissions())
     try:
         with quiet_transformers():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

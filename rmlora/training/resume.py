@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from rmlora.errors import ConfigError, InputError
-from rmlora.storage import read_json, write_json
+from rmlora.readable import is_readable_file
+from rmlora.storage import atomic_directory, read_json, write_json
 from rmlora.tensors import TensorFile
+from rmlora.workplace import clean_abandoned
 
 __all__ = ["SETTINGS_FILE", "claim_run", "last_complete_checkpoint"]
 
@@ -24,13 +26,15 @@ def claim_run(run_dir: Path, identity: dict[str, Any], *, resume: bool) -> Path 
     Args:
         run_dir: directory of checkpoints and logs; created.
         identity: settings that must be the same as in the interrupted run.
-        resume: False starts over and deletes the directory's content.
+        resume: False starts over and deletes the interrupted run.
 
     Raises:
-        ConfigError: the directory belongs to a run with other settings.
+        ConfigError: the directory belongs to a run with other settings, or holds files that are not of a run.
+        OutputError: it cannot be written.
     """
     settings = run_dir / SETTINGS_FILE
-    if settings.is_file() and resume:
+    found = is_readable_file(settings)
+    if found and resume:
         before = read_json(settings, what="Settings of the interrupted run")
         changed = sorted(key for key in {*before, *identity} if before.get(key) != identity.get(key))
         if changed:
@@ -40,10 +44,19 @@ def claim_run(run_dir: Path, identity: dict[str, Any], *, resume: bool) -> Path 
                 "continue it, or start over with --no-resume."
             )
         return last_complete_checkpoint(run_dir)
-    if run_dir.exists():
-        shutil.rmtree(run_dir)
-    run_dir.mkdir(parents=True)
-    write_json(settings, identity)
+    if not found and run_dir.is_dir() and any(run_dir.iterdir()):
+        clean_abandoned(settings)  # of a run that was killed before it began
+        if other := next(run_dir.iterdir(), None):
+            raise ConfigError(
+                f"{run_dir} is to hold the checkpoints of this run, but holds other files ({other.name}): choose another "
+                "--run-dir."
+            )
+    if found:
+        with atomic_directory(run_dir, overwrite=True) as directory:
+            write_json(directory / SETTINGS_FILE, identity)
+    else:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_json(settings, identity)
     return None
 
 

@@ -5,20 +5,31 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from rmlora.errors import InputError, OutputError
-from rmlora.storage import atomic_directory, atomic_file, read_json, sha256_file, write_json
-
-
-def dead_process_id() -> int:
-    """Return the id of a process that has ended."""
-    process = subprocess.Popen(["true"])
-    process.wait()
-    return process.pid
+from rmlora.exchange import exchange
+from rmlora.storage import (
+    atomic_directory,
+    atomic_file,
+    read_json,
+    refuse_existing,
+    sha256_file,
+    write_json,
+    write_tensors,
+)
+from tests.helpers.cli import environment
 
 
 def test_a_file_appears_complete_and_replaces_the_old_one(tmp_path: Path) -> None:
@@ -80,24 +91,170 @@ def test_existing_targets_are_refused(tmp_path: Path) -> None:
         (directory / "file").write_text("x")
 
 
+WRITER = """
+import sys, time
+from pathlib import Path
+from rmlora import storage
+storage.exchange = (lambda first, second: False) if sys.argv[3] == "renames" else storage.exchange
+rename = storage.os.rename
+def stop(*paths):
+    if sys.argv[2] == "between":
+        rename(*paths)
+        if storage.Path(paths[0]).name == "result" and "partial" not in str(storage.Path(paths[0]).parent):
+            print("here", flush=True); time.sleep(60)
+    else:
+        rename(*paths)
+storage.os.rename = stop
+with storage.atomic_directory(Path(sys.argv[1]), overwrite=True) as directory:
+    (directory / "file").write_text("new")
+    if sys.argv[2] == "inside":
+        print("here", flush=True); time.sleep(60)
+"""
+"""Writes a directory and stops at a moment that the test chooses, to be killed there."""
+
+
+def killed_writer(target: Path, moment: str, how: str = "exchange") -> None:
+    """Kill a process that writes ``target`` at a moment."""
+    with writer(target, moment, how) as process:
+        process.kill()
+
+
+@contextmanager
+def writer(target: Path, moment: str, how: str = "exchange") -> Iterator[subprocess.Popen[str]]:
+    """Run a process that writes ``target`` and waits at a moment."""
+    command = [sys.executable, "-c", WRITER, str(target), moment, how]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
+    assert process.stdout is not None and process.stdout.readline() == "here\n"
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def write(target: Path, content: str, **options: bool) -> None:
+    """Write a directory with one file."""
+    with atomic_directory(target, **options) as directory:
+        (directory / "file").write_text(content)
+
+
 def test_leftovers_of_dead_writers_go_and_those_of_live_ones_stay(tmp_path: Path) -> None:
-    dead, live = dead_process_id(), os.getppid()
-    for pid in (dead, live):
-        (tmp_path / f".result.partial-{pid}").mkdir()
-    (tmp_path / f".other.partial-{dead}").mkdir()
-    with atomic_directory(tmp_path / "result") as directory:
-        (directory / "file").write_text("x")
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"result", f".result.partial-{live}", f".other.partial-{dead}"}
+    target = tmp_path / "result"
+    killed_writer(target, "inside")
+    killed_writer(tmp_path / "other", "inside")
+    with writer(target, "inside"):
+        assert len(list(tmp_path.glob(".result.partial-*"))) == 1  # the writer itself has removed the other's
+        write(target, "mine")
+        assert (target / "file").read_text() == "mine"
+        assert len(list(tmp_path.glob(".result.partial-*"))) == 1
+    write(target, "again", overwrite=True)
+    assert not list(tmp_path.glob(".result.partial-*")) and list(tmp_path.glob(".other.partial-*"))
 
 
 def test_a_result_set_aside_by_a_killed_writer_comes_back(tmp_path: Path) -> None:
-    aside = tmp_path / f".result.partial-{dead_process_id()}-old"
-    aside.mkdir()
-    (aside / "file").write_text("previous")
-    with pytest.raises(RuntimeError, match="stop"), atomic_directory(tmp_path / "result", overwrite=True):
+    target = tmp_path / "result"
+    write(target, "previous")
+    killed_writer(target, "between", "renames")
+    assert not target.exists()
+    with pytest.raises(RuntimeError, match="stop"), atomic_directory(target, overwrite=True):
+        assert (target / "file").read_text() == "previous"
         raise RuntimeError("stop")
-    assert (tmp_path / "result" / "file").read_text() == "previous"
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
+    assert (target / "file").read_text() == "previous"
+
+
+@pytest.mark.parametrize("exchanged", [True, False])
+def test_overwriting_with_and_without_an_exchange(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanged: bool
+) -> None:
+    if not exchanged:
+        monkeypatch.setattr("rmlora.storage.exchange", lambda first, second: False)
+    write(tmp_path / "result", "old")
+    write(tmp_path / "result", "new", overwrite=True)
+    assert (tmp_path / "result" / "file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+def test_paths_are_exchanged_where_the_system_can(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / name, name)
+    swapped = exchange(tmp_path / "a", tmp_path / "b")
+    assert swapped or sys.platform != "linux"
+    assert (tmp_path / "a" / "file").read_text() == ("b" if swapped else "a")
+    with pytest.raises(FileNotFoundError):
+        assert exchange(tmp_path / "a", tmp_path / "none") or os.rename(tmp_path / "none", tmp_path / "a")
+
+
+def test_a_target_that_appears_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="already exists and is not empty"):
+        with atomic_directory(tmp_path / "result") as directory:
+            (directory / "file").write_text("mine")
+            write(tmp_path / "result", "theirs")
+    with pytest.raises(OutputError, match="exists and is a file"):
+        with atomic_directory(tmp_path / "file"):
+            (tmp_path / "file").write_text("theirs")
+    assert (tmp_path / "result" / "file").read_text() == "theirs"
+    assert (tmp_path / "file").read_text() == "theirs"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "result"]
+
+
+def test_many_writers_of_one_target_at_once(tmp_path: Path) -> None:
+    """Nobody takes another's workplace for abandoned, also in the moment in which it is made."""
+
+    def work(number: int) -> None:
+        for _ in range(20):
+            write(tmp_path / "result", str(number), overwrite=True)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert (tmp_path / "result" / "file").read_text().isdigit()
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+def test_links_given_as_a_target_are_followed(tmp_path: Path) -> None:
+    write(tmp_path / "v1", "old")
+    (tmp_path / "current").symlink_to("v1")
+    write(tmp_path / "current", "new", overwrite=True)
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(OutputError, match="leads to itself"):
+        write(tmp_path / "circle", "x")
+    assert (tmp_path / "current").is_symlink() and (tmp_path / "v1" / "file").read_text() == "new"
+
+
+@pytest.mark.parametrize("target", ["/", "/proc"])
+def test_mount_points_are_refused_before_the_work(target: str) -> None:
+    with pytest.raises(OutputError, match="is a mount point, which cannot be replaced: choose a directory inside it"):
+        refuse_existing(Path(target), overwrite=True)
+
+
+def test_devices_are_not_replaced_by_files() -> None:
+    with pytest.raises(OutputError, match="/dev/null is a device or pipe"):
+        write_json(Path("/dev/null"), {})
+
+
+def test_long_names(tmp_path: Path) -> None:
+    write(tmp_path / ("ä" * 120), "x")
+    write_json(tmp_path / ("b" * 250), {})
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_permissions_follow_the_umask(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        with atomic_directory(tmp_path / "result") as directory:
+            write_tensors(directory / "a.safetensors", {"x": np.zeros(3, np.float32)})
+            save_file({"x": np.zeros(3, np.float32)}, directory / "b.safetensors")
+            Path(tempfile.mkdtemp(dir=directory)).joinpath("c").touch()
+        with atomic_file(tmp_path / "one") as temporary:
+            save_file({"x": np.zeros(3, np.float32)}, temporary)
+    finally:
+        os.umask(before)
+    paths = list(tmp_path.rglob("*"))
+    assert len(paths) == 6
+    for path in paths:
+        assert stat.S_IMODE(path.stat().st_mode) == (0o777 if path.is_dir() else 0o666) & ~mask, path
 
 
 @pytest.mark.parametrize(

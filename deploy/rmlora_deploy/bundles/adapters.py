@@ -1,6 +1,7 @@
 """The adapters of a bundle with branches: add one, remove one, record what verification found (no torch).
 
-Adding writes the manifest last and removing writes it first, so every adapter it lists is complete.
+Adding writes the manifest last and removing writes it first, so every adapter it lists is complete. What a killed command
+leaves is removed by the next one (:mod:`rmlora_deploy.bundles.changes`).
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import numpy as np
 from rmlora.adapter import Adapter
 from rmlora.errors import ConfigError
 from rmlora.package import load_package
-from rmlora.storage import atomic_file, locked, sha256_file
+from rmlora.storage import atomic_file, sha256_file
 from rmlora_converters.graph.files.onnx_adapter import write_onnx_adapter
 from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.bundles.changes import announce, changing
 from rmlora_deploy.bundles.convert_adapter import TryOut, convert_adapter
 from rmlora_deploy.bundles.describe import describe_adapter
 from rmlora_deploy.bundles.manifest import AdapterEntry
@@ -59,10 +61,10 @@ def write_adapter(
         adapter, session.lora_inputs, session.input_types, name=name, task=bundle.task, pooling=manifest.pooling,
         max_length=manifest.max_length, try_out=try_out, allow_base_mismatch=allow_base_mismatch,
     )  # fmt: skip
-    file = bundle.path / ADAPTERS / f"{name}.onnx_adapter"
+    relative = _adapter_file(name)
+    file = bundle.file(relative)
     file.parent.mkdir(exist_ok=True)
     write_onnx_adapter(file, converted.arrays)
-    relative = f"{ADAPTERS}/{file.name}"
     return AdapterEntry(
         **dict(describe_adapter(converted.adapter)),
         file=relative,
@@ -87,13 +89,13 @@ def add_adapter(bundle: Bundle, name: str, path: Path, *, allow_base_mismatch: b
     bundle.require_branches()
     check_name(name)
     adapter = load_package(path)
-    with locked(bundle.path):
-        bundle.reload()
+    with changing(bundle):
         if name in bundle.adapters:
             raise ConfigError(
                 f"{bundle.path} already has an adapter '{name}': choose another name, or remove that one first "
                 "(rmlora-deploy adapter remove)."
             )
+        announce(bundle, [_adapter_file(name)])
         entry = write_adapter(bundle, TryOut.of(bundle), name, adapter, allow_base_mismatch=allow_base_mismatch)
         bundle.manifest.adapters = {**bundle.adapters, name: entry}
         bundle.save_manifest()
@@ -109,14 +111,12 @@ def remove_adapter(bundle: Bundle, name: str) -> None:
         InputError: it has no adapter of that name.
     """
     bundle.require_branches()
-    with locked(bundle.path):
-        bundle.reload()
+    with changing(bundle):
         entry = bundle.adapter(name)
+        announce(bundle, entry.files)
         bundle.manifest.adapters = {key: value for key, value in bundle.adapters.items() if key != name}
         bundle.manifest.verification = _only(bundle.manifest.verification, bundle.adapters)
         bundle.save_manifest()
-        for file in entry.files:
-            (bundle.path / file).unlink(missing_ok=True)
 
 
 def record_verification(
@@ -128,14 +128,16 @@ def record_verification(
     out of what is written.
     """
     verified = bundle.adapters
-    with locked(bundle.path):
-        bundle.reload()
+    with changing(bundle):
         same = {
             name
             for name, entry in bundle.adapters.items()
             if name in verified and entry.sha256 == verified[name].sha256
         }
-        store_reference(bundle, {name: outputs for name, outputs in (expected or {}).items() if name in same})
+        stored = {name: outputs for name, outputs in (expected or {}).items() if name in same}
+        if stored:
+            announce(bundle, map(_reference_file, stored))
+            store_reference(bundle, stored)
         bundle.manifest.verification = _only(report, same)
         bundle.save_manifest()
 
@@ -144,15 +146,24 @@ def store_reference(bundle: Bundle, expected: Mapping[str, Sequence[np.ndarray]]
     """Write PyTorch's outputs on the reference inputs, by adapter, and list the files in the manifest."""
     adapters = bundle.adapters
     for name, outputs in expected.items():
-        relative = f"{ADAPTERS}/{name}.reference.safetensors"
+        relative = _reference_file(name)
         if relative in adapters[name].files:
             continue
-        with atomic_file(bundle.path / relative) as temporary:
+        file = bundle.file(relative)
+        with atomic_file(file) as temporary:
             save_reference(temporary, [{}] * len(outputs), outputs)
-        files = {**adapters[name].files, relative: sha256_file(bundle.path / relative)}
+        files = {**adapters[name].files, relative: sha256_file(file)}
         adapters[name] = adapters[name].model_copy(update={"files": files, "reference": relative})
     if expected:
         bundle.manifest.adapters = adapters
+
+
+def _adapter_file(name: str) -> str:
+    return f"{ADAPTERS}/{name}.onnx_adapter"
+
+
+def _reference_file(name: str) -> str:
+    return f"{ADAPTERS}/{name}.reference.safetensors"
 
 
 def _only(report: VerificationReport | None, names: Mapping[str, object] | set[str]) -> VerificationReport | None:

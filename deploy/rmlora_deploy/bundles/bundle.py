@@ -25,8 +25,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rmlora.confine import confine, confine_files
 from rmlora.errors import ConfigError, InputError, some_of
 from rmlora.pooling import Pooling
+from rmlora.readable import is_readable_directory, is_readable_file
 from rmlora.storage import sha256_file, write_json
 from rmlora.tasks import Task, get_task
 from rmlora_converters.graph.contract.lora_inputs import LoraInputs, read_lora_inputs
@@ -61,30 +63,48 @@ class Bundle:
         """Read the manifest of the bundle at ``path`` and, with ``check_files``, compare every file with its SHA-256.
 
         Raises:
-            InputError: the directory is not a bundle, has another format version, or is incomplete or altered.
+            InputError: the directory is not a bundle, has another format version, is incomplete or altered, may not be
+                read, or lists a file outside itself.
         """
         path = Path(path)
-        if not path.is_dir():
+        if not is_readable_directory(path):
             raise InputError(f"Bundle not found: {path} is not a directory; make one with  rmlora-deploy export.")
-        if not (path / MANIFEST_FILE).is_file():
+        if not is_readable_file(path / MANIFEST_FILE):
             raise InputError(f"{path} holds no {MANIFEST_FILE}: it is not a bundle made by  rmlora-deploy export.")
-        manifest = read_manifest(path / MANIFEST_FILE)
-        bundle = cls(path, manifest)
+        bundle = cls(path, read_manifest(path / MANIFEST_FILE))
+        for name in bundle.files:
+            bundle.file(name)
+        confine_files(path, [MANIFEST_FILE, MODEL_FILE, REFERENCE_FILE])
         if check_files:
             bundle.check_files()
         return bundle
 
     def check_files(self) -> None:
         """Raise :class:`InputError` naming the first file that is missing or differs from the manifest."""
-        files = {**self.manifest.model.files, **self.manifest.files}
-        for entry in self.adapters.values():
-            files.update(entry.files)
-        for name, expected in files.items():
-            file = self.path / name
-            if not file.is_file():
+        for name, expected in self.files.items():
+            file = self.file(name)
+            if not is_readable_file(file):
                 raise InputError(f"{file} is missing: the bundle is incomplete, copy it again or export again.")
             if sha256_file(file) != expected:
                 raise InputError(f"{file} differs from the manifest (SHA-256): the bundle was altered or cut short.")
+
+    @property
+    def files(self) -> dict[str, str]:
+        """File → SHA-256 of every file that the manifest lists."""
+        listed = {**self.manifest.model.files, **self.manifest.files}
+        for entry in self.adapters.values():
+            # Files that an altered manifest names without a hash have none that is right.
+            listed.update({name: "" for name in (entry.file, entry.reference) if name is not None})
+            listed.update(entry.files)
+        return listed
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file by its name in the manifest.
+
+        Raises:
+            InputError: it lies outside the bundle, or is a link that leads out of it.
+        """
+        return confine(self.path, name, where=self.path / MANIFEST_FILE)
 
     @property
     def model_path(self) -> Path:
@@ -189,7 +209,7 @@ class Bundle:
         self.require_branches()
         session = AdapterSession(self.model_path, provider=provider, **options)
         for name, entry in self.adapters.items():
-            session.register(name, partial(read_onnx_adapter, self.path / entry.file))
+            session.register(name, partial(read_onnx_adapter, self.file(entry.file)))
         return session
 
     def preprocessor(self, adapter: str | None = None) -> Preprocessor:

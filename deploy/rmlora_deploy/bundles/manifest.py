@@ -10,10 +10,11 @@ version     what changed
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal, get_args
+import re
+from pathlib import Path, PureWindowsPath
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rmlora.errors import InputError
 from rmlora.pooling import Pooling, PoolingMode
@@ -51,6 +52,14 @@ class _Entry(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; fields that were never set are left out."""
         return self.model_dump(mode="json", exclude_unset=True)
+
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+def _last_part(path: str) -> str:
+    """Return the last part of a path of any system, so that nothing is looked for where a manifest says."""
+    return PureWindowsPath(path).name or path
 
 
 class TensorEntry(_Entry):
@@ -111,18 +120,26 @@ class BaseEntry(_Entry):
     """The base model."""
 
     source: str
-    """Name on the hub, or the last part of the directory's path."""
+    """Name on the hub, or the last part of the directory's path, whatever path a manifest holds."""
     revision: str | None = None
     fingerprint: str
     hub: bool = False
     """True if ``source`` can be fetched from the hub."""
 
+    @model_validator(mode="after")
+    def _no_path(self) -> Self:
+        if self.hub and not _HUB_NAME.fullmatch(self.source):
+            raise ValueError(f"'{self.source}' is not a name on the hub")
+        if not self.hub and (name := _last_part(self.source)) != self.source:
+            self.source = name
+        return self
+
 
 class AdapterSource(_Entry):
     """An adapter package that the bundle was made from."""
 
-    source: str
-    """The last part of the directory's path."""
+    source: Annotated[str, AfterValidator(_last_part)]
+    """The last part of the directory's path, whatever path a manifest holds."""
     sha256: str
     """SHA-256 of the package's tensor file."""
     modules: int
@@ -206,11 +223,7 @@ def parse_manifest(value: Any, *, where: str) -> Manifest:
 
 
 def _from_version_1(value: dict[str, Any]) -> dict[str, Any]:
-    """Return a manifest of version 1 with the keys of version 2.
-
-    Absolute paths in it are kept, so that a base or adapter that is still at its path is found
-    (:mod:`rmlora_deploy.bundles.sources`).
-    """
+    """Return a manifest of version 1 with the keys of version 2."""
     new = {_SPELLING.get(key, key): item for key, item in value.items()} | {"format_version": FORMAT_VERSION}
     if isinstance(pooling := new.get("pooling"), dict):
         new["pooling"] = {_SPELLING.get(key, key): item for key, item in pooling.items()}

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from rmlora.adapter import Adapter
+from rmlora.confine import confine_files
 from rmlora.errors import AdapterError
 from rmlora.pooling import read_text_length
+from rmlora.readable import is_readable_file
 from rmlora.storage import write_json
 from rmlora.tasks import Task
 
@@ -46,7 +48,8 @@ def write_side_files(directory: Path, base: Path, config: Mapping[str, Any], pro
     processor.save_pretrained(directory)
     write_json(directory / "config.json", _jsonable({k: v for k, v in config.items() if k != "_name_or_path"}))
     for name in ("LICENSE", "LICENSE.txt"):
-        if (base / name).is_file():
+        if is_readable_file(base / name):
+            confine_files(base, [name])
             shutil.copyfile(base / name, directory / name)
 
 

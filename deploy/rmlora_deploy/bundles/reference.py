@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from rmlora.errors import InputError
 from rmlora.inputs import Arrays
+from rmlora.readable import is_readable_file
+from rmlora.storage import write_tensors
 
 __all__ = ["load_reference", "save_reference"]
 
@@ -21,7 +23,7 @@ def save_reference(path: Path, batches: Sequence[Arrays], outputs: Sequence[np.n
     for number, (batch, output) in enumerate(zip(batches, outputs, strict=True)):
         tensors.update({f"{number}/{name}": np.ascontiguousarray(array) for name, array in batch.items()})
         tensors[f"{number}/logits"] = np.ascontiguousarray(output)
-    save_file(tensors, path)
+    write_tensors(path, tensors)
 
 
 def load_reference(path: Path) -> tuple[list[Arrays], list[np.ndarray]]:
@@ -30,7 +32,7 @@ def load_reference(path: Path) -> tuple[list[Arrays], list[np.ndarray]]:
     Raises:
         InputError: the file is missing or damaged.
     """
-    if not path.is_file():
+    if not is_readable_file(path):
         raise InputError(
             f"{path} is missing: the bundle cannot be verified without PyTorch; copy it again or export again."
         )

@@ -32,12 +32,12 @@ def record_adapter_directory(manifest: Manifest, adapter: AdapterSource, directo
 
 def find_base_directory(manifest: Manifest) -> Path | None:
     """Return the directory of the base; None if none is recorded on this machine or it no longer exists."""
-    return _find(_base_key(manifest), manifest.base.source if manifest.base is not None else "")
+    return _find(_base_key(manifest))
 
 
 def find_adapter_directory(manifest: Manifest, adapter: AdapterSource) -> Path | None:
     """Return the directory of an adapter; None if none is recorded on this machine or it no longer exists."""
-    return _find(_adapter_key(manifest, adapter), adapter.source)
+    return _find(_adapter_key(manifest, adapter))
 
 
 def _base_key(manifest: Manifest) -> str:
@@ -62,10 +62,9 @@ def _record(key: str, directory: Path) -> None:
             temporary.write_text(str(directory.resolve()), encoding="utf-8")
 
 
-def _find(key: str, source: str) -> Path | None:
+def _find(key: str) -> Path | None:
     with suppress(OSError, UnicodeDecodeError):
         recorded = Path((cache_directory() / "sources" / key).read_text(encoding="utf-8"))
         if recorded.is_dir():
             return recorded
-    path = Path(source)  # an absolute path in manifests of format version 1
-    return path if path.is_absolute() and path.exists() else None
+    return None

@@ -48,6 +48,10 @@ __all__ = ["command"]
     help="With --mode branches: use this ONNX export of BASE, from any exporter. Needs no torch.",
 )
 @click.option(
+    "--output-name",
+    help="With --onnx: the graph's output to use.  [default: found by name and shape]",
+)
+@click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
     default="fp32",

@@ -12,6 +12,7 @@ from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import ConfigError, InputError
 from rmlora.package import CONFIG_FILE, load_package
+from rmlora.readable import check_readable
 from rmlora.spectrum import adapter_spectrum
 from rmlora_deploy.bundles.bundle import MANIFEST_FILE, Bundle
 from rmlora_deploy.cli.console import json_option, make_console, print_json, unique_names
@@ -96,6 +97,7 @@ def _is_bundle(path: Path) -> bool:
     Raises:
         InputError: it is neither.
     """
+    check_readable([path / CONFIG_FILE, path / MANIFEST_FILE])
     if not path.exists():
         raise InputError(f"Nothing to inspect: {path} does not exist.")
     if not path.is_dir():

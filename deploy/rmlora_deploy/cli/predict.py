@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rmlora.errors import ConfigError, InputError
+from rmlora.readable import permissions_named
 from rmlora_deploy.api import load
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.cli.console import json_option, make_console, print_json, unique_names
@@ -190,7 +191,8 @@ def _converse(console: Console, answer: Callable[[Sequence[str]], None], names: 
 def _lines(file: Path) -> list[str]:
     """Return the lines of ``file`` that are not blank."""
     try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+        with permissions_named(file):
+            text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"Input file not found: {file} does not exist.") from None
     except (OSError, UnicodeDecodeError) as error:

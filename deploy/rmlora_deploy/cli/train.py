@@ -11,6 +11,7 @@ import click
 
 from rmlora.config import RMLoRAConfig
 from rmlora.errors import ConfigError, require
+from rmlora.readable import permissions_named
 from rmlora.tasks import TASKS
 from rmlora_deploy import api
 from rmlora_deploy.cli.console import json_option, make_console, print_json
@@ -28,7 +29,8 @@ def _load_yaml(context: click.Context, _: click.Parameter, path: Path | None) ->
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        with permissions_named(path):
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}.") from None
     if not isinstance(values, dict):
@@ -130,7 +132,7 @@ def _run_options(function: _Function) -> _Function:
 
 
 @click.command("train")
-@click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), is_eager=True, expose_value=False,
+@click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False, readable=False), is_eager=True, expose_value=False,
               callback=_load_yaml, help="YAML file of settings named like the flags; flags win.")  # fmt: skip
 @_run_options
 @_method_options

@@ -22,6 +22,7 @@ from rmlora.storage import atomic_directory
 from rmlora_converters.graph.contract.lora_inputs import LoraInputs
 from rmlora_converters.graph.files.model_file import load_model
 from rmlora_converters.graph.locate.targets import find_targets
+from rmlora_converters.graph.passes.adopt import adopt_graph, keep_named_output, keep_output
 from rmlora_converters.graph.passes.insert_branches import check_lora_inputs, insert_branches
 from rmlora_converters.graph.passes.open_attention import open_attention_per_projection
 from rmlora_converters.graph.passes.pooling import insert_pooling
@@ -159,15 +160,21 @@ def _read(plan: ExportPlan, graph: Path) -> _BaseGraph:
     """
     plan.on_progress(f"reading {graph}")
     model = load_model(graph)
+    labels = plan.task.outputs.labels_in(plan.checkpoint.config)
+    adopt_graph(model, source=str(graph))
+    name = plan.settings.output_name
     if plan.pooling is not None:
+        if name is not None:
+            keep_named_output(model, name, source=str(graph))
         insert_pooling(model, plan.pooling)
+    else:
+        keep_output(model, name=name, labels=len(labels), source=str(graph))
     names = [str(value.name) for value in model.graph.inputs if value.name not in model.graph.initializers]
     preprocessor = plan.preprocessor(names)
     batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None))
     precision = found_precision(model)
     if precision != "fp32" and plan.settings.precision not in ("fp32", precision):
         raise ConfigError(f"{graph} is {precision} already: give the float32 graph, or leave --precision out.")
-    labels = plan.task.outputs.labels_in(plan.checkpoint.config)
     return _BaseGraph(model, batches, labels, "given", Optimization(level="as given"), precision)
 
 

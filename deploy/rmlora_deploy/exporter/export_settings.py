@@ -33,6 +33,8 @@ class ExportSettings:
     """Task of adapters that do not record one."""
     graph: Path | None = None
     """An ONNX export of the base from any exporter; mode ``branches`` only."""
+    output_name: str | None = None
+    """Output of ``graph`` with the scores; None finds it by name and shape."""
     data: Mapping[str, str] = field(default_factory=dict)
     """Adapter's name → labeled data to measure the metric on."""
     columns: Columns = field(default_factory=Columns)

@@ -31,6 +31,8 @@ def export_bundle(settings: ExportSettings, *, on_progress: Callable[[str], None
     if settings.graph is None:  # an existing graph needs no torch
         for module in ("torch", "transformers", "peft"):
             require(module, "export")
+    if settings.output_name is not None and settings.graph is None:
+        raise ConfigError("--output-name chooses an output of a graph that you give with --onnx.")
     refuse_existing(settings.output, overwrite=settings.overwrite)
     unknown = sorted(set(settings.data) - set(settings.adapters))
     if unknown:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rmlora_converters.graph.passes.pooling import TOKENS_NAME, insert_pooling, 
 from rmlora_deploy.exporter.optimize import Optimized, optimize
 from rmlora_deploy.exporter.plan import ExportPlan
 from rmlora_deploy.exporter.torch_export import DEFAULT_OPSET, OUTPUT_NAME, export_torch
-from rmlora_deploy.exporter.trace_inputs import trace_inputs
+from rmlora_deploy.exporter.trace_inputs import TraceInputs, trace_inputs
 from rmlora_deploy.verification.sample_batches import make_sample_batches, sample_inputs
 
 __all__ = ["TracedGraph", "trace_graph"]
@@ -40,6 +41,13 @@ def trace_graph(model: Any, plan: ExportPlan, *, scratch: Path) -> TracedGraph:
     settings, pooling = plan.settings, plan.pooling
     opset = settings.opset or DEFAULT_OPSET
     inputs = trace_inputs(plan.task, model.config, plan.processor)
+    taken = signature(
+        model.forward
+    ).parameters  # a tokenizer may make more, such as token types for a model without them
+    inputs = TraceInputs(
+        {name: tensor for name, tensor in inputs.tensors.items() if name in taken},
+        {name: axes for name, axes in inputs.axes.items() if name in taken},
+    )
     if settings.exporter == "optimum":
         from rmlora_deploy.exporter.optimum_export import export_optimum
 

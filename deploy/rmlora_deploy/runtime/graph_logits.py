@@ -1,4 +1,4 @@
-"""Running a plain session on a batch: inputs by name in, the first output out."""
+"""Running a plain session on a batch: inputs by name in, one output out."""
 
 from __future__ import annotations
 
@@ -16,16 +16,23 @@ if TYPE_CHECKING:
 __all__ = ["graph_logits"]
 
 
-def graph_logits(session: ort.InferenceSession) -> Callable[[Arrays], np.ndarray]:
-    """Return a function that maps a batch to the first output of ``session``.
+def graph_logits(session: ort.InferenceSession, output: str | None = None) -> Callable[[Arrays], np.ndarray]:
+    """Return a function that maps a batch to the output of ``session`` with that name, else to its first one.
 
-    The function ignores arrays that the graph does not take, and raises :class:`InputError` if the run fails.
+    The function ignores arrays that the graph does not take, makes ids int32 where it wants them so, and raises
+    :class:`InputError` if the run fails.
     """
-    names = {item.name for item in session.get_inputs()}
+    types = {item.name: item.type for item in session.get_inputs()}
+    asked = [output or session.get_outputs()[0].name]
 
     def logits(batch: Arrays) -> np.ndarray:
+        feeds = {
+            name: array.astype(np.int32) if types[name] == "tensor(int32)" else array
+            for name, array in batch.items()
+            if name in types
+        }
         try:
-            return np.asarray(session.run(None, {name: array for name, array in batch.items() if name in names})[0])
+            return np.asarray(session.run(asked, feeds)[0])
         except Exception as error:  # noqa: BLE001 - see run_error
             raise run_error(error, "The graph does not run on the model's own inputs") from None
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import ConfigError, InputError, ProviderError, install_command, require
+from rmlora.readable import is_readable_file
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -105,7 +106,7 @@ def create_session(
     if threads is not None:
         options.intra_op_num_threads = threads
     options.enable_mem_pattern = options.enable_mem_pattern and memory_pattern
-    if isinstance(model, Path) and not model.is_file():
+    if isinstance(model, Path) and not is_readable_file(model):
         raise InputError(f"ONNX model not found: {model} does not exist.")
     if made_from is not None:
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(made_from.parent))

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rmlora.inputs import Arrays
-from rmlora_converters.graph.files.model_file import save_model
+from rmlora_converters.graph.files.model_file import save_model, to_bytes
 from rmlora_deploy.bundles.manifest import Layer
 from rmlora_deploy.runtime.providers import create_session
 
@@ -91,12 +91,8 @@ def opened_layers(
             value = produced[name]
             value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
             graph.graph.outputs.append(value)
-    opened = model.with_name(f"{model.stem}.layers.onnx")  # in the same directory, since it shares external data
-    try:
-        ir.save(graph, opened)
-        session = create_session(opened, provider)
-    finally:
-        opened.unlink(missing_ok=True)
+    # Not through a file: it would have to be next to the external weights, in a bundle that may be read-only.
+    session = create_session(to_bytes(graph), provider, made_from=model)
     yield lambda batch: dict(zip(tensors, session.run(tensors, dict(batch)), strict=True))
 
 

@@ -17,6 +17,7 @@ from rmlora.inputs import Arrays
 from rmlora.outputs import Outputs
 from rmlora.package import TENSORS_FILE
 from rmlora.pooling import Pooling
+from rmlora.readable import is_readable_file
 from rmlora.storage import sha256_file
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.manifest import AdapterSource
@@ -74,7 +75,7 @@ def load_torch_pair(bundle: Bundle, base: str | None, adapter: Path | None, *, n
 
     recorded = bundle.adapter(name) if name is not None else bundle.merged_adapter
     path = adapter or find_adapter(bundle, recorded)
-    if (path / TENSORS_FILE).is_file() and sha256_file(path / TENSORS_FILE) != recorded.sha256:
+    if is_readable_file(path / TENSORS_FILE) and sha256_file(path / TENSORS_FILE) != recorded.sha256:
         raise AdapterError(
             f"{path} is not the adapter this bundle was made from (SHA-256 differs): pass the right --adapter."
         )

@@ -94,7 +94,7 @@ def _expected(bundle: Bundle, name: str, batches: Sequence[Arrays], pair: TorchP
     if pair is not None:
         return finite_outputs(pair.adapted, batches, pair.outputs, pair.pooling, what=f"'{name}'")
     stored = bundle.adapter(name).reference
-    return load_reference(bundle.path / stored)[1] if stored is not None else None
+    return load_reference(bundle.file(stored))[1] if stored is not None else None
 
 
 def _verify_base(bundle: Bundle, batches: Sequence[Arrays], expected: OutputBatches, provider: str) -> BaseReport:

@@ -15,6 +15,7 @@ from rmlora.inputs import Arrays
 from rmlora.tasks import Task
 from rmlora.torch_models import load_adapted
 from rmlora_converters.graph.files.model_file import load_model
+from rmlora_converters.graph.passes.adopt import score_output
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.processor import max_length
 from rmlora_deploy.runtime.graph_logits import graph_logits
@@ -60,7 +61,7 @@ def verify_merged_graph(
     except RMLoRAError as error:
         return _unverified(str(error))
     if wrong := next((b.shape for a, b in zip(expected, got, strict=True) if a.shape != b.shape), None):
-        return _unverified(f"the graph's first output has the shape {list(wrong)}, which is not a classifier's")
+        return _unverified(f"the graph's output has the shape {list(wrong)}, which is not a classifier's")
     precision = "fp16" if _is_half(graph) else "fp32"
     tolerance = TOLERANCES[precision]
     result = compare(expected, got, task.outputs)
@@ -88,7 +89,8 @@ def _run_both(
     batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None))
     adapted, _ = load_adapted(base, Path(adapter.source), allow_base_mismatch=allow_base_mismatch)
     expected = finite_outputs(adapted, batches, task.outputs, what="the adapter")
-    outputs = graph_logits(session)
+    output = score_output(load_model(graph), expected[0].shape[-1])
+    outputs = graph_logits(session, None if output is None else output.name)
     return batches, expected, [np.asarray(outputs(batch), np.float32) for batch in batches]
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rmlora.training.resume import last_complete_checkpoint
+from rmlora.errors import ConfigError
+from rmlora.training.resume import claim_run, last_complete_checkpoint
 from tests.helpers.cli import environment, fails, run
 from tests.rmlora.training.short_run import assert_equal, words_for
 
@@ -55,3 +56,33 @@ def test_another_runs_directory_is_refused(base: Path, data: Path, tmp_path: Pat
     assert run(*words).code == 0
     fails(2, "holds an interrupted run with another learning rate", *words, "--overwrite", "--learning-rate", "1e-4")
     assert run(*words, "--overwrite", "--learning-rate", "1e-4", "--no-resume").code == 0
+
+
+def test_a_directory_with_other_files_is_never_deleted(base: Path, data: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    words = [*words_for(base, data, tmp_path / "adapter"), "--run-dir", mine]
+    message = "is to hold the checkpoints of this run, but holds other files (thesis.txt): choose another --run-dir"
+    for more in ([], ["--no-resume"]):
+        fails(2, message, *words, *more)
+    assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
+
+
+def test_a_run_that_was_killed_before_it_began_is_no_hindrance(tmp_path: Path) -> None:
+    run_dir, identity = tmp_path / "adapter.run", {"seed": 1}
+    (run_dir / ".settings.json.partial-0123456789ab").mkdir(parents=True)
+    assert claim_run(run_dir, identity, resume=True) is None
+    assert [path.name for path in run_dir.iterdir()] == ["settings.json"]
+
+
+def test_starting_over_deletes_the_interrupted_run_only(tmp_path: Path) -> None:
+    run_dir = tmp_path / "adapter.run"
+    claim_run(run_dir, {"seed": 1}, resume=True)
+    (run_dir / "checkpoint-3").mkdir()
+    with pytest.raises(ConfigError, match="another seed"):
+        claim_run(run_dir, {"seed": 2}, resume=True)
+    assert (run_dir / "checkpoint-3").exists()
+    claim_run(run_dir, {"seed": 2}, resume=False)
+    assert [path.name for path in run_dir.iterdir()] == ["settings.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter.run"]

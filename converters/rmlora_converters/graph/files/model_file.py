@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
+from rmlora.confine import confine
 from rmlora.errors import InputError, RMLoRAError
+from rmlora.readable import is_readable_file
 
-__all__ = ["INLINE_LIMIT", "load_model", "save_model", "to_bytes"]
+__all__ = ["INLINE_LIMIT", "external_tensors", "load_model", "save_model", "to_bytes"]
 
 INLINE_LIMIT = 1 << 20
 """A model with at most this many bytes of weights is one file."""
@@ -20,28 +22,41 @@ def load_model(path: Path) -> ir.Model:
     """Read a graph. Its weights are read when they are used.
 
     Raises:
-        InputError: the file, or a file with its weights, is missing or damaged.
+        InputError: the file, or a file with its weights, is missing, damaged, or may not be read, or it names one outside its
+            directory.
     """
-    if not path.is_file():
+    if not is_readable_file(path):
         raise InputError(f"ONNX model not found: {path} does not exist.")
     try:
         model = ir.load(path)
     except Exception as error:  # noqa: BLE001 - broken bytes make protobuf and onnx_ir raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{path} cannot be read as an ONNX model ({reason}): export or download it again.") from None
-    tensors = [value.const_value for value in model.graph.initializers.values()]
-    one_per_file = {tensor.path: tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
-    for file, tensor in one_per_file.items():
-        if not Path(file).is_file():
+    one_per_file = {str(tensor.location): tensor for tensor in external_tensors(model)}
+    for name, tensor in one_per_file.items():
+        file = confine(path.parent, name, where=path)
+        if not is_readable_file(file):
             raise InputError(f"{path} keeps its weights in {file}, which is missing: put it next to the model.")
         try:
             tensor.numpy()
             tensor.release()
-        except (ValueError, OSError) as error:  # a link out of the directory, or a truncated file
+        except (ValueError, OSError) as error:  # a hard link, which could be to any file, or a truncated file
             raise InputError(
                 f"{path} keeps its weights in {file}, which cannot be read ({error}): put a copy next to the model."
             ) from None
     return model
+
+
+def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """Yield the tensors of ``model`` whose content is in other files: initializers and attributes, in all its graphs."""
+    for graph in (*model.graphs(), *(function.graph for function in model.functions.values())):
+        tensors: list[Any] = [value.const_value for value in graph.initializers.values()]
+        for attribute in (item for node in graph for item in node.attributes.values()):
+            if attribute.type == ir.AttributeType.TENSOR:
+                tensors.append(attribute.value)
+            elif attribute.type == ir.AttributeType.TENSORS:
+                tensors.extend(attribute.value)
+        yield from (tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
 
 
 def save_model(model: ir.Model, path: Path, on_progress: Callable[[int, int], None] | None = None) -> int:

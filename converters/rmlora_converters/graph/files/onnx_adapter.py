@@ -5,8 +5,10 @@ The format holds names and tensors only. Rank, base and labels are in the manife
 
 from __future__ import annotations
 
+import errno
 import math
 import os
+import shutil
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from rmlora.errors import InputError, require
+from rmlora.errors import InputError, OutputError, require
+from rmlora.readable import permissions_named
 from rmlora.storage import atomic_file
 from rmlora_converters.graph.files.buffer_pool import BufferPool
 
@@ -46,6 +49,7 @@ def write_onnx_adapter(path: Path, arrays: Mapping[str, AnyArray]) -> None:
     Raises:
         InputError: onnxruntime's Python interface cannot write the type of an array.
         DependencyError: onnxruntime is not installed.
+        OutputError: the file cannot be written.
     """
     require("onnxruntime", "cpu")
     import onnxruntime as ort
@@ -61,7 +65,13 @@ def write_onnx_adapter(path: Path, arrays: Mapping[str, AnyArray]) -> None:
     content.set_model_version(1)
     content.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()})
     with atomic_file(path) as temporary:
-        content.export_adapter(str(temporary))
+        try:
+            content.export_adapter(str(temporary))
+        except RuntimeError as error:
+            if shutil.disk_usage(temporary.parent).free < sum(array.nbytes for array in arrays.values()):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+            reason = str(error).strip().splitlines()[0]
+            raise OutputError(f"onnxruntime cannot write {path} ({reason}): choose another directory.") from None
 
 
 def read_onnx_adapter(path: Path) -> AdapterArrays:
@@ -89,7 +99,7 @@ def read_onnx_adapter(path: Path) -> AdapterArrays:
 
 def _read(path: Path) -> npt.NDArray[np.uint8]:
     try:
-        with path.open("rb", buffering=0) as file:
+        with permissions_named(path), path.open("rb", buffering=0) as file:
             content = _buffers.take(os.fstat(file.fileno()).st_size)
             done, view = 0, content.data
             while done < len(content):  # a short read would leave old content in the buffer

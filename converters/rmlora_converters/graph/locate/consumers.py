@@ -71,6 +71,11 @@ def _consumer(node: ir.Node, index: int, location: WeightLocation) -> Consumer:
     if node.op_type == "Conv" and index == 1 and first is not None and _is_patch_convolution(node):
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         return Consumer("convolution", node, first, node.outputs[0], bias)
+    if node.op_type == "DequantizeLinear":
+        raise AdapterError(
+            f"'{location.parameter}' is quantized statically ('{node.name}'): insert branches into the floating-point graph "
+            "this one was made from; --precision int8 quantizes the result and leaves the branches in float."
+        )
     raise AdapterError(
         f"'{location.parameter}' is used by the operator {node.op_type} ('{node.name}'), to which no branch can be added: "
         "export the graph without fused operators (such as attention with integer masks or caches), or leave that module "

@@ -8,7 +8,7 @@ initializer, in both orientations and in slices, is compared with the weight in 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,12 @@ from rmlora.adapter import LoraModule
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError
 from rmlora.naming import find_tensor
+from rmlora_converters.graph.locate.contents import (
+    QUANTIZED_SUFFIXES,
+    equals_in_type,
+    holds_quantized,
+    occurrences,
+)
 from rmlora_converters.graph.locate.uses import stored_transposed, uses_of
 
 __all__ = ["WeightLocation", "WeightQuery", "find_weights", "query_of_module", "query_of_parameter"]
@@ -28,10 +34,6 @@ AnyArray = npt.NDArray[Any]
 Kind = Literal["linear", "embedding", "conv", "vector"]
 
 _FLOATING = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
-_QUANTIZED = ("_Transposed_quantized", "_quantized", "_Q4", "_Q8", "_Q4G32")
-"""Suffixes that quantizers append to the name of a weight."""
-_PROBE = 8
-"""How many elements are compared first: enough to rule out nearly every wrong slice."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def find_weights(
         if base is not None and (location is None or not _holds_base_weight(location, query, weights, base)):
             location = _by_content(query, weights, base)
         if location is None and quantized:
-            location = _by_quantized_name(query, weights)
+            location = _by_quantized_name(query, weights) or _by_quantized_content(query, weights, base)
         if location is None:
             raise AdapterError(_explain_missing(query, weights, base))
         other = next((known for known in locations.values() if _overlap(known, location)), None)
@@ -149,7 +151,7 @@ def _torch_spellings(weights: Mapping[str, ir.Value]) -> dict[str, str]:
 
 
 def _by_quantized_name(query: WeightQuery, weights: Mapping[str, ir.Value]) -> WeightLocation | None:
-    for suffix in _QUANTIZED:
+    for suffix in QUANTIZED_SUFFIXES:
         spellings = _torch_spellings(
             {name.removesuffix(suffix): value for name, value in weights.items() if name.endswith(suffix)}
         )
@@ -169,28 +171,23 @@ def _holds_base_weight(
     location: WeightLocation, query: WeightQuery, weights: Mapping[str, ir.Value], base: Checkpoint
 ) -> bool:
     """Return True if a location found by name holds the base's weight, or if the base lacks it, as it may lack a head."""
-    expected = _base_weight(query, base, _tensor(weights[location.initializer]).dtype.numpy())
+    expected = _base_weight(query, base)
     if expected is None:
         return True
     stored = _tensor(weights[location.initializer]).numpy()
-    return bool(np.array_equal(stored.T if location.transposed else stored, expected))
+    return equals_in_type(stored.T if location.transposed else stored, expected)
 
 
 def _by_content(query: WeightQuery, weights: Mapping[str, ir.Value], base: Checkpoint) -> WeightLocation | None:
-    found = []
-    expected: dict[np.dtype[Any], AnyArray | None] = {}
-    for name, value in weights.items():
-        if _tensor(value).dtype not in _FLOATING or not _is_used_as(query.kind, value):
-            continue
-        dtype = _tensor(value).dtype.numpy()
-        if dtype not in expected:
-            expected[dtype] = _base_weight(query, base, dtype)
-        weight = expected[dtype]
-        if weight is not None:
-            for transposed, start in _matches(query.kind, _tensor(value).numpy(), weight):
-                found.append(
-                    WeightLocation(query.parameter, name, transposed, start, start + query.shape[0], "content")
-                )
+    expected = _base_weight(query, base)
+    if expected is None:
+        return None
+    found = [
+        WeightLocation(query.parameter, name, transposed, start, start + query.shape[0], "content")
+        for name, value in weights.items()
+        if _tensor(value).dtype in _FLOATING and _is_used_as(query.kind, value)
+        for transposed, start in occurrences(query.kind, _tensor(value).numpy(), expected)
+    ]
     if len(found) > 1:
         listed = ", ".join(f"'{location.initializer}'" for location in found[:4])
         raise AdapterError(
@@ -200,28 +197,18 @@ def _by_content(query: WeightQuery, weights: Mapping[str, ir.Value], base: Check
     return found[0] if found else None
 
 
-def _matches(kind: Kind, stored: AnyArray, expected: AnyArray) -> Iterator[tuple[bool, int]]:
-    """Yield (transposed, first output) of every occurrence of ``expected`` in ``stored``."""
-    if kind != "linear":
-        if stored.shape == expected.shape and np.array_equal(stored, expected):
-            yield False, 0
-        return
-    if stored.ndim != 2:
-        return
-    fan_out, fan_in = expected.shape
-    for transposed, view in ((False, stored), (True, stored.T)):  # rows are outputs
-        if view.shape[1] != fan_in or view.shape[0] < fan_out:
-            continue
-        starts = np.flatnonzero(view[: view.shape[0] - fan_out + 1, 0] == expected[0, 0])
-        for start in starts:
-            part = view[start : start + fan_out]
-            if np.array_equal(part[0, :_PROBE], expected[0, :_PROBE]) and np.array_equal(part, expected):
-                yield transposed, int(start)
-                if part.size == stored.size:
-                    return  # a symmetric matrix would match in both orientations
+def _by_quantized_content(
+    query: WeightQuery, weights: Mapping[str, ir.Value], base: Checkpoint | None
+) -> WeightLocation | None:
+    """Return the only 8-bit weight that holds the base's within a step; exporters that rename weights leave no other way."""
+    expected = _base_weight(query, base) if base is not None and query.kind == "linear" else None
+    if expected is None:
+        return None
+    found = [name for name in weights if holds_quantized(name, weights, expected)]
+    return WeightLocation(query.parameter, found[0], True, 0, query.shape[0], "content") if len(found) == 1 else None
 
 
-def _base_weight(query: WeightQuery, base: Checkpoint, dtype: np.dtype[Any]) -> AnyArray | None:
+def _base_weight(query: WeightQuery, base: Checkpoint) -> AnyArray | None:
     """Return the parameter of the base, outputs first, or None if the base lacks it."""
     name = find_tensor(query.parameter, base.tensors)
     if name is None:
@@ -229,7 +216,7 @@ def _base_weight(query: WeightQuery, base: Checkpoint, dtype: np.dtype[Any]) -> 
     values = base.tensors[name].read()
     if query.kind == "linear" and (values.shape != query.shape or (_is_square(query) and query.fan_in_fan_out)):
         values = values.T
-    return values.astype(dtype) if values.shape == query.shape else None
+    return values if values.shape == query.shape else None
 
 
 def _is_square(query: WeightQuery) -> bool:
@@ -254,7 +241,9 @@ def _explain_missing(query: WeightQuery, weights: Mapping[str, ir.Value], base: 
         if _tensor(value).dtype in _FLOATING and int(np.prod(_shape(value))) == size
     ]
     path = query.parameter.rpartition(".")[0]
-    quantized = [name for name in weights if name.endswith(_QUANTIZED) and path in name]
+    quantized = [name for name in weights if name.endswith(QUANTIZED_SUFFIXES) and path in name]
+    if (by_content := _by_quantized_content(query, weights, base)) is not None:
+        quantized.append(by_content.initializer)
     if quantized:
         return (
             f"'{query.parameter}' is quantized in the graph ('{quantized[0]}'): use the floating-point graph, and quantize the "
@@ -277,7 +266,7 @@ def _explain_missing(query: WeightQuery, weights: Mapping[str, ir.Value], base: 
 
 
 def _is_zero(query: WeightQuery, base: Checkpoint) -> bool:
-    values = _base_weight(query, base, np.dtype(np.float32))
+    values = _base_weight(query, base)
     return values is not None and not values.any()
 
 

@@ -30,7 +30,7 @@ class BatchAxis:
         if width not in self._shapes:
             nodes = Tape(self._graph, _SCOPE)
             if self._size is None:
-                self._size = nodes.op("Shape", self._input, attributes={"start": 0, "end": 1}, name="size")
+                self._size = nodes.shape(self._input, 0, 1, name="size")
             rest = nodes.constant(f"rest_{width}", [-1, width])
             self._shapes[width] = nodes.op("Concat", self._size, rest, attributes={"axis": 0}, name=f"rows_of_{width}")
             size_node = self._size.producer()

@@ -67,16 +67,14 @@ def lookup(nodes: Tape, ids: ir.Value, A: ir.Value, B: ir.Value, *, tokens: int)
 
     The tables of all batch rows are concatenated, so the ids of a batch row are shifted by ``row · tokens``.
     """
-    shape = nodes.op("Shape", A)
-    rows = nodes.op("Gather", shape, nodes.constant("zero", np.int64(0)))
-    rank = nodes.op("Slice", shape, nodes.constant("two", [2]), nodes.constant("three", [3]))
-    total = nodes.op("Mul", rows, nodes.constant("tokens", np.int64(tokens)))
-    axis = nodes.constant("axis", [0])
-    flat_shape = nodes.op("Concat", nodes.op("Unsqueeze", total, axis), rank, attributes={"axis": 0})
-    flat = nodes.op("Reshape", A, flat_shape, attributes={"allowzero": 1})
+    total = nodes.op(
+        "Mul",
+        nodes.op("Gather", nodes.op("Shape", A), nodes.constant("zero", np.int64(0))),
+        nodes.constant("tokens", np.int64(tokens)),
+    )
+    flat = nodes.op("Flatten", A, attributes={"axis": 2})
     starts = nodes.op("Range", nodes.constant("zero", np.int64(0)), total, nodes.constant("tokens", np.int64(tokens)))
-    shift = nodes.op("Unsqueeze", starts, nodes.constant("last", [1]))
-    index = nodes.op("Add", nodes.op("Cast", ids, attributes={"to": ir.DataType.INT64}), shift)
+    index = nodes.op("Add", nodes.op("Cast", ids, attributes={"to": ir.DataType.INT64}), nodes.unsqueeze(starts, 1))
     return nodes.op("MatMul", nodes.op("Gather", flat, index, attributes={"axis": 0}), B)
 
 
@@ -89,13 +87,11 @@ def convolution(nodes: Tape, consumer: Consumer, A: ir.Value, B: ir.Value, *, ba
     shape = weight.const_value.shape.numpy() if weight is not None and weight.const_value is not None else ()
     channels, kernel = int(shape[1]), [int(size) for size in shape[2:]]
     axes = list(range(2, 2 + len(kernel)))
-    counts = nodes.op(
-        "Slice", nodes.op("Shape", consumer.y), nodes.constant("from", [2]), nodes.constant("to", [2 + len(axes)])
-    )
+    counts = nodes.shape(consumer.y, 2, 2 + len(axes))
     covered = nodes.op("Mul", counts, nodes.constant("kernel", kernel))  # a border narrower than a patch is left out
     zeros = nodes.constant("zeros", [0] * len(axes))
     x = nodes.op("Slice", consumer.x, zeros, covered, nodes.constant("axes", axes))
-    size = nodes.op("Shape", x, attributes={"start": 0, "end": 1})
+    size = nodes.shape(x, 0, 1)
     split = [size, nodes.constant("channels", [channels])]
     for number, width in enumerate(kernel):
         start, stop = nodes.constant(f"at_{number}", [number]), nodes.constant(f"at_{number + 1}", [number + 1])
@@ -122,15 +118,14 @@ def head(nodes: Tape, x: ir.Value, base: ir.Value, weight: ir.Value, bias: ir.Va
         bias: ``[rows, own labels]``.
         labels: number of labels of the base.
     """
-    axis = nodes.constant("axis", [1])
     if x.shape is not None and x.shape.rank() == 3:
-        own = nodes.op("Add", nodes.op("MatMul", x, weight), nodes.op("Unsqueeze", bias, axis))
+        own = nodes.op("Add", nodes.op("MatMul", x, weight), nodes.unsqueeze(bias, 1))
     else:
-        product = nodes.op("MatMul", nodes.op("Unsqueeze", x, axis), weight)
-        own = nodes.op("Add", nodes.op("Squeeze", product, axis), bias)
+        own = nodes.op("Add", nodes.squeeze(nodes.op("MatMul", nodes.unsqueeze(x, 1), weight), 1), bias)
     both = nodes.op("Concat", base, own, attributes={"axis": -1}, name=JOINED_OUTPUTS)
-    widths = nodes.constant("labels", [labels])
-    count = nodes.op("Shape", weight, attributes={"start": 2, "end": 3})
-    start = nodes.op("Min", nodes.op("Mul", count, widths), widths)  # 0 without an own head, else labels
+    given = nodes.op("Cast", nodes.shape(weight, 2, 3), attributes={"to": ir.DataType.BOOL})
+    start = nodes.op(
+        "Mul", nodes.op("Cast", given, attributes={"to": ir.DataType.INT64}), nodes.constant("labels", [labels])
+    )
     end = nodes.constant("end", [np.iinfo(np.int64).max])
     return nodes.op("Slice", both, start, end, nodes.constant("last", [-1]))

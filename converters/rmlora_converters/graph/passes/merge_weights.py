@@ -22,6 +22,7 @@ from rmlora_converters.graph.files.model_file import load_model, save_model
 from rmlora_converters.graph.locate.targets import head_shape
 from rmlora_converters.graph.locate.uses import uses_of
 from rmlora_converters.graph.locate.weights import WeightLocation, find_weights, query_of_module, query_of_parameter
+from rmlora_converters.graph.passes.adopt import weights_to_initializers
 from rmlora_converters.graph.passes.replace_head import replace_head
 from rmlora_converters.merge_plan import set_labels
 from rmlora_converters.rounding import RoundingMeter, RoundingReport, checked_cast, collect_roundings
@@ -81,6 +82,7 @@ def merge_graph(
     graph, output = Path(graph), Path(output)
     refuse_existing(output, overwrite=overwrite)
     model = load_model(graph)
+    weights_to_initializers(model)
     if base is not None:
         check_base(adapter, base, allow_mismatch=allow_base_mismatch)
     meters: dict[str, RoundingMeter] = {}

@@ -27,15 +27,18 @@ _OLDEST_OPSET = 20
 """The oldest operator set that can be raised to :data:`_OPSET`: of what exporters write, only the meaning of
 ``GroupNormalization`` differs between the two."""
 
+_PADDING_MASK = 3
+"""Input of ``Attention`` with 1 for every token that counts and 0 for padding; ``MultiHeadAttention`` takes it, too."""
+
 Replacement: TypeAlias = Callable[[Tape, ir.Node, Sequence[int]], ir.Value]
 """Makes the nodes that replace a node, given the widths of query, key and value, and returns their output."""
 
 
 def open_attention(model: ir.Model) -> int:
-    """Replace every ``Attention`` node that has no mask but an additive one, in place; return how many.
+    """Replace every ``Attention`` node, in place; return how many.
 
-    Its projections become one product and one bias, which a quantizer handles like any others. Nodes with an integer mask,
-    with past or present, or without a bias stay as they are.
+    Its projections become one product and one bias, which a quantizer handles like any others. Nodes with past or present,
+    without a bias, or with a mask that is neither additive nor ``[batch, tokens]`` stay as they are.
     """
     return _open_all(model.graph, _nodes(model.graph), _one_product)
 
@@ -58,8 +61,11 @@ def _can_be_standard(model: ir.Model, found: Sequence[ir.Node]) -> bool:
     version = model.graph.opset_imports.get("", 0)
     can_raise = version >= _OLDEST_OPSET and not any(node.op_type == "GroupNormalization" for node in model.graph)
     biases = (_input(node, 2) for node in found)
-    return (can_raise or version >= _OPSET) and all(
-        bias is not None and bias.const_value is not None for bias in biases
+    additive = all(_input(node, _PADDING_MASK) is None for node in found)
+    return (
+        (can_raise or version >= _OPSET)
+        and additive
+        and all(bias is not None and bias.const_value is not None for bias in biases)
     )
 
 
@@ -88,9 +94,35 @@ def _can_open(node: ir.Node) -> bool:
         weight is not None
         and weight.const_value is not None
         and bias is not None
-        and not any(_input(node, index) for index in (3, 4, 6))
+        and not any(_input(node, index) for index in (4, 6))
         and len(node.outputs) == 1
+        and _mask_can_stay(_input(node, _PADDING_MASK))
     )
+
+
+def _mask_can_stay(mask: ir.Value | None) -> bool:
+    """Return True if ``MultiHeadAttention`` takes the mask, too: there is none, or it is ``[batch, tokens]``."""
+    return mask is None or _token_mask(mask) is not None
+
+
+def _token_mask(mask: ir.Value | None) -> ir.Value | None:
+    """Return the mask ``[batch, tokens]`` that ``mask`` is, or was computed from; None if there is none.
+
+    A fused embedding counts each row's tokens, and ``Attention`` takes the counts; the mask they were counted from is used
+    instead, since only some providers take counts in ``MultiHeadAttention``.
+    """
+    producer = mask.producer() if mask is not None else None
+    if producer is not None and producer.op_type == "EmbedLayerNormalization" and mask is producer.outputs[1]:
+        return _input(producer, 7)
+    return mask if mask is not None and _rank(mask) == 2 else None
+
+
+def _rank(value: ir.Value) -> int | None:
+    """Return the number of axes, also where only the value it was cast from declares them."""
+    producer = value.producer()
+    if value.shape is None and producer is not None and producer.op_type in ("Cast", "Identity"):
+        return _rank(producer.inputs[0]) if producer.inputs[0] is not None else None
+    return value.shape.rank() if value.shape is not None else None
 
 
 def _constant(node: ir.Node, index: int) -> np.ndarray:
@@ -133,7 +165,7 @@ def _standard(nodes: Tape, node: ir.Node, sizes: Sequence[int]) -> ir.Value:
 
 def _multi_head(nodes: Tape, node: ir.Node, projected: Sequence[ir.Value], bias: ir.Value | None) -> ir.Value:
     attributes = {name: node.attributes[name] for name in _SHARED_ATTRIBUTES if name in node.attributes}
-    inputs = (*projected, bias, None, _input(node, 5))
+    inputs = (*projected, bias, _token_mask(_input(node, _PADDING_MASK)), _input(node, 5))
     return nodes.op("MultiHeadAttention", *inputs, domain=_DOMAIN, attributes=attributes, name="heads")
 
 

@@ -27,8 +27,6 @@ POOLING_SCOPE = "pooling"
 
 _TOKEN_OUTPUTS = (TOKENS_NAME, "token_embeddings")
 _MASK = "attention_mask"
-_OPSET = 13
-"""The first operator set in which sums take their axes as an input."""
 
 
 def insert_pooling(model: ir.Model, pooling: Pooling) -> None:
@@ -39,20 +37,16 @@ def insert_pooling(model: ir.Model, pooling: Pooling) -> None:
         pooling: which tokens are pooled, and whether the result is normalized.
 
     Raises:
-        InputError: the graph has no such output or no attention mask, or its operator set is too old.
+        InputError: the graph has no such output or no attention mask.
     """
     tokens = keep_answer(model)
     if tokens.name == EMBEDDING_NAME:
         return
-    if model.opset_imports.get("", 0) < _OPSET:
-        raise InputError(
-            f"The graph has opset {model.opset_imports.get('', 0)}: export it with opset {_OPSET} or later."
-        )
     nodes = Tape(model.graph, POOLING_SCOPE)
     hidden = nodes.op("Cast", tokens, attributes={"to": ir.DataType.FLOAT}) if _is_half(tokens) else tokens
     vector = _pooled(nodes, hidden, model.graph, pooling)
     if pooling.normalize:
-        squares = nodes.op("ReduceSum", nodes.op("Mul", vector, vector), nodes.constant("width_axis", [-1]))
+        squares = nodes.sum(nodes.op("Mul", vector, vector), -1)
         norm = nodes.op("Max", nodes.op("Sqrt", squares), nodes.constant("least_norm", np.float32(1e-12)))
         vector = nodes.op("Div", vector, norm, name="normalized")
     vector.name = EMBEDDING_NAME
@@ -97,18 +91,15 @@ def _pooled(nodes: Tape, hidden: ir.Value, graph: ir.Graph, pooling: Pooling) ->
     mask = next((value for value in graph.inputs if value.name == _MASK), None)
     if mask is None:
         raise InputError(f"The graph takes no '{_MASK}', so padding would count as text: export it with that input.")
-    axis = nodes.constant("token_axis", [1])
     if pooling.mode == "last":
         whole, real = (nodes.op("Cast", mask, attributes={"to": to}) for to in (ir.DataType.INT64, ir.DataType.BOOL))
         left = nodes.op("CumSum", whole, nodes.constant("axis", 1), attributes={"reverse": 1}, name="tokens_left")
         is_last = nodes.op("And", real, nodes.op("Equal", left, nodes.constant("one", 1)))
         chosen = nodes.op("Cast", is_last, attributes={"to": ir.DataType.FLOAT})
-        return nodes.op("ReduceSum", _weighted(nodes, hidden, chosen), axis, attributes={"keepdims": 0}, name="last")
+        return nodes.sum(_weighted(nodes, hidden, chosen), 1, keepdims=False, name="last")
     counted = nodes.op("Cast", mask, attributes={"to": ir.DataType.FLOAT})
-    total = nodes.op("ReduceSum", _weighted(nodes, hidden, counted), axis, attributes={"keepdims": 0}, name="total")
-    count = nodes.op(
-        "Max", nodes.op("ReduceSum", counted, axis, name="count"), nodes.constant("least", np.float32(1e-9))
-    )
+    total = nodes.sum(_weighted(nodes, hidden, counted), 1, keepdims=False, name="total")
+    count = nodes.op("Max", nodes.sum(counted, 1, name="count"), nodes.constant("least", np.float32(1e-9)))
     return nodes.op("Div", total, count, name="mean")
 
 

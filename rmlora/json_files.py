@@ -1,7 +1,8 @@
-"""Reads files that come from outside: bounded in size and depth, without waiting for pipes, and with one sentence per fault.
+"""Reads small files that come from outside: bounded in size and depth, never waiting for a pipe, one sentence per fault.
 
-Every file of another tool passes here or through :func:`library_call`, so no reader meets a directory, a device, bytes that
-are no text, or a value of another type. Keys that are not known stay: they belong to other versions of other tools.
+No reader that gets its values here meets a directory, a device, bytes that are no text, or a value of another type. Keys
+that are not known stay: they belong to other versions of other tools. Files that a library reads pass through
+:func:`rmlora.library_calls.library_call`.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rmlora.errors import InputError, RMLoRAError
+from rmlora.errors import InputError
+from rmlora.library_calls import reason_of
+from rmlora.readable import permissions_named
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
-__all__ = ["check_file", "check_values", "library_call", "parse_json", "read_json", "read_text", "reason_of"]
+__all__ = ["check_file", "check_values", "parse_json", "read_json", "read_text"]
 
 _Model = TypeVar("_Model", bound="BaseModel")
 
@@ -28,8 +30,6 @@ _MAX_BYTES = 256 << 20
 """Largest text that is read into memory; the largest known tokenizer.json has 35 MB."""
 _MAX_DEPTH = 100
 """Deepest nesting of a JSON document. Deeper ones end Python's recursion when they are copied or written."""
-_MAX_REASON = 300
-"""Characters of a library's message that a sentence repeats."""
 
 
 def check_file(path: Path, *, what: str) -> os.stat_result:
@@ -43,7 +43,8 @@ def check_file(path: Path, *, what: str) -> os.stat_result:
         InputError: it is missing, may not be read, or is something else than a file.
     """
     try:
-        status = os.stat(path)
+        with permissions_named(path):
+            status = os.stat(path)
     except FileNotFoundError:
         raise InputError(f"{what} not found: {path} does not exist.") from None
     except (OSError, ValueError) as error:  # ValueError: the path has a null character
@@ -66,7 +67,8 @@ def read_text(path: Path, *, what: str) -> str:
             f"{what} {path} has {size:,} bytes; at most {_MAX_BYTES:,} are read: it is another kind of file."
         )
     try:
-        return Path(path).read_bytes().decode()
+        with permissions_named(path):
+            return Path(path).read_bytes().decode()
     except OSError as error:
         raise InputError(f"{what} {path} cannot be read: {_reason_of_system(error)}.") from None
     except UnicodeDecodeError as error:
@@ -161,50 +163,9 @@ def _short(text: str) -> str:
     return printable if len(printable) <= 60 else printable[:57] + "…"
 
 
-@contextmanager
-def library_call(refuse: Callable[[str], RMLoRAError]) -> Iterator[None]:
-    """Turn whatever a library throws at a file from outside into an error of this project.
-
-    Put nothing but the call into the block: an exception in it is taken for a fault of the file.
-
-    Args:
-        refuse: makes the error from the library's reason, one line.
-
-    Raises:
-        RMLoRAError: what ``refuse`` returned; errors of this project pass as they are.
-    """
-    try:
-        yield
-    except RMLoRAError:
-        raise
-    except Exception as error:  # noqa: BLE001 - parsers of damaged files raise anything
-        raise refuse(reason_of(error)) from None
-    except BaseException as error:
-        if (
-            type(error).__name__ != "PanicException"
-        ):  # of libraries in Rust: it derives from no class that can be imported
-            raise
-        raise refuse(reason_of(error)) from None
-
-
-def reason_of(error: BaseException) -> str:
-    """Return the first line of a library's message, or the name of its class if it has none; both in limited length."""
-    if isinstance(error, MemoryError):
-        return "it asks for more memory than there is"
-    if isinstance(error, RecursionError):
-        return "it is nested too deeply"
-    message = str(error).strip()
-    if isinstance(error, KeyError):
-        message = f"{message} is missing or unknown"
-    lines = (message or type(error).__name__).encode(errors="backslashreplace").decode().splitlines()
-    return lines[0][:_MAX_REASON].rstrip(".: ")
-
-
 def _reason_of_system(error: OSError | ValueError) -> str:
     if not isinstance(error, OSError):
         return "its name holds a null character"
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return "permission denied"
     if error.errno == errno.ELOOP:
         return "it is a link that leads to itself"
     return (error.strerror or type(error).__name__).lower()

@@ -1,0 +1,149 @@
+"""Brings a graph that somebody else exported into the form that the other passes expect.
+
+Weights become initializers, whether the exporter wrote them as such, as ``Constant`` nodes, or listed them among the inputs;
+the inputs take int64; and only the output with the answers is kept. What the graph computes stays the same.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes.common import (
+    LiftConstantsToInitializersPass,
+    RemoveInitializersFromInputsPass,
+    RemoveUnusedNodesPass,
+)
+
+from rmlora.errors import InputError
+from rmlora_converters.graph.passes.rewire import replace_uses
+from rmlora_converters.graph.passes.tape import OLDEST_OPSET, Tape
+
+__all__ = ["adopt_graph", "keep_named_output", "keep_output", "score_output", "weights_to_initializers"]
+
+_SCOPE = "adopted"
+_ANSWER_NAMES = ("logits", "scores", "output")
+"""Names that exporters give to the scores of a classifier, most usual first."""
+_OLDEST_IR = 4
+"""The first IR version in which an initializer need not be an input, so that inputs can have defaults."""
+
+
+def adopt_graph(model: ir.Model, *, source: str) -> None:
+    """Normalize ``model`` in place.
+
+    Args:
+        model: a graph from any exporter.
+        source: the file it was read from, for error messages.
+
+    Raises:
+        InputError: the operator set is older than :data:`~rmlora_converters.graph.passes.tape.OLDEST_OPSET`, the graph has
+            no inputs, or its batch axis is fixed.
+    """
+    version = model.graph.opset_imports.get("", 0)
+    if version < OLDEST_OPSET:
+        raise InputError(
+            f"{source} has opset {version}, and opset {OLDEST_OPSET} is the oldest that can be adapted: export it again, or "
+            "raise it with onnx.version_converter.convert_version."
+        )
+    weights_to_initializers(model)
+    RemoveInitializersFromInputsPass()(model)
+    model.ir_version = max(model.ir_version, _OLDEST_IR)
+    if not model.graph.inputs:
+        raise InputError(f"{source} takes no inputs: it is not the graph of a model.")
+    _check_batch_axis(model.graph, source)
+    for value in list(model.graph.inputs):
+        if value.dtype == ir.DataType.INT32:
+            _widen(model.graph, value)
+
+
+def weights_to_initializers(model: ir.Model) -> None:
+    """Make the content of every ``Constant`` node an initializer, in place."""
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+
+
+def keep_output(model: ir.Model, *, name: str | None, labels: int | None, source: str) -> None:
+    """Drop all outputs of ``model`` but the one with the scores ``[rows, labels]``, in place.
+
+    This is the output called ``name``, else the one that :func:`score_output` finds.
+
+    Args:
+        model: the graph of a classifier.
+        name: of the output; None chooses.
+        labels: number of the base's labels; None or 0 if it is not known.
+        source: the file it was read from, for error messages.
+
+    Raises:
+        InputError: there is no such output, or it is not clear which one it is.
+    """
+    if name is not None:
+        keep_named_output(model, name, source=source)
+    chosen = score_output(model, labels)
+    listed = _listed(model)
+    if chosen is None:
+        raise InputError(
+            f"It is not clear which output of {source} holds the scores: choose one of {listed} with --output-name."
+        )
+    if chosen.shape is not None and chosen.shape.rank() != 2:
+        raise InputError(
+            f"The output {chosen.name} {_shown(chosen)} of {source} does not hold one row of scores per input: choose another "
+            f"of {listed} with --output-name, or export the model with its classification head."
+        )
+    model.graph.outputs[:] = [chosen]
+    RemoveUnusedNodesPass()(model)
+
+
+def keep_named_output(model: ir.Model, name: str, *, source: str) -> None:
+    """Drop all outputs of ``model`` but the one called ``name``, in place.
+
+    Raises:
+        InputError: there is none.
+    """
+    kept = [value for value in model.graph.outputs if value.name == name]
+    if not kept:
+        raise InputError(f"{source} has no output called '{name}': its outputs are {_listed(model)}.")
+    model.graph.outputs[:] = kept
+    RemoveUnusedNodesPass()(model)
+
+
+def score_output(model: ir.Model, labels: int | None) -> ir.Value | None:
+    """Return the output with a classifier's scores, or None if it is not clear which one it is.
+
+    It is the only one there is, else the one called ``logits``, ``scores`` or ``output``, else the only one of the right
+    shape.
+    """
+    outputs = list(model.graph.outputs)
+    if len(outputs) == 1:
+        return outputs[0]
+    for known in _ANSWER_NAMES:
+        found = [value for value in outputs if value.name == known]
+        if found:
+            return found[0]
+    fitting = [value for value in outputs if value.shape is None or value.shape.rank() == 2]
+    exact = [value for value in fitting if value.shape is not None and labels and value.shape[1] == labels]
+    return next((values[0] for values in (exact, fitting) if len(values) == 1), None)
+
+
+def _listed(model: ir.Model) -> str:
+    return ", ".join(f"{value.name} {_shown(value)}" for value in model.graph.outputs)
+
+
+def _shown(value: ir.Value) -> str:
+    return f"[{', '.join(map(str, value.shape))}]" if value.shape is not None else "[?]"
+
+
+def _check_batch_axis(graph: ir.Graph, source: str) -> None:
+    fixed = next((value for value in graph.inputs if value.shape and isinstance(value.shape[0], int)), None)
+    if fixed is not None:
+        raise InputError(
+            f"The input '{fixed.name}' of {source} has the shape {_shown(fixed)}, so it takes {fixed.shape[0]} rows and no other "  # type: ignore[index]
+            "number: export it with a variable batch axis (dynamic_axes, or Optimum without --batch_size)."
+        )
+
+
+def _widen(graph: ir.Graph, value: ir.Value) -> None:
+    """Make an int32 input int64, as everything that feeds a graph makes it, and cast it back in the graph."""
+    uses = list(value.uses())
+    nodes = Tape(graph, f"{_SCOPE}/{value.name}")
+    narrow = nodes.op("Cast", value, attributes={"to": ir.DataType.INT32})
+    narrow.type, narrow.shape = value.type, value.shape
+    value.type = ir.TensorType(ir.DataType.INT64)
+    graph.insert_before(graph[0], nodes.nodes)
+    replace_uses(graph, value, narrow, name=f"{_SCOPE}/{value.name}/int32", uses=uses)
