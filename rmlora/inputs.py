@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from rmlora.errors import ConfigError, InputError
 from rmlora.images import open_image
+from rmlora.library_calls import library_call
 from rmlora.processors import load_image_processor, load_tokenizer
 from rmlora.readable import is_readable_file
 from rmlora.sample_data import SENTENCES, draw_image
@@ -265,7 +266,9 @@ class ImageInputs(Inputs):
         self, processor: Any, inputs: Sequence[Any], *, lengths: Sequence[int | None], names: Sequence[str]
     ) -> list[Arrays]:
         """Return float32 ``[channels, height, width]`` for each image."""
-        made = processor([open_image(value) for value in inputs], return_tensors="np")
+        images = [open_image(value) for value in inputs]
+        with library_call(lambda reason: InputError(f"The image processor cannot process the images ({reason}).")):
+            made = processor(images, return_tensors="np")
         return [{"pixel_values": pixels} for pixels in np.asarray(made["pixel_values"], dtype=np.float32)]
 
     def collate(self, processor: Any, rows: Sequence[Arrays]) -> Arrays:
@@ -328,7 +331,8 @@ def _tokenize(
     start = 0
     while start < len(texts):
         end = next((i for i in range(start, len(texts)) if lengths[i] != lengths[start]), len(texts))
-        made = tokenizer(list(texts[start:end]), truncation=True, max_length=lengths[start])
+        with library_call(lambda reason: InputError(f"The tokenizer cannot split the texts ({reason}).")):
+            made = tokenizer(list(texts[start:end]), truncation=True, max_length=lengths[start])
         if "token_type_ids" in names and "token_type_ids" not in made:  # a single text is all of the first type
             made["token_type_ids"] = [[0] * len(ids) for ids in made["input_ids"]]
         missing = [name for name in names if name not in made]

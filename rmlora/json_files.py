@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import stat
 from collections.abc import Mapping
@@ -77,25 +78,28 @@ def read_text(path: Path, *, what: str) -> str:
         ) from None
 
 
-def read_json(path: Path, *, what: str) -> Any:
-    """Return the content of a JSON file; ``what`` describes the file in errors.
+def read_json(path: Path, *, what: str, finite: bool = True) -> Any:
+    """Return the content of a JSON file.
+
+    Args:
+        path: of the file.
+        what: description of the file for errors.
+        finite: refuse NaN and Infinity; the configurations of transformers may hold them.
 
     Raises:
         InputError: as :func:`read_text`, or it is not JSON.
     """
-    return parse_json(read_text(path, what=what), where=f"{what} {path}")
+    return parse_json(read_text(path, what=what), where=f"{what} {path}", finite=finite)
 
 
-def parse_json(text: str, *, where: str) -> Any:
+def parse_json(text: str, *, where: str, finite: bool = True) -> Any:
     """Return the value of a JSON document; of a key that is there twice, the last counts, as in Python's own reader.
-
-    NaN and Infinity are values, since configurations of transformers hold them.
 
     Raises:
         InputError: it is not JSON, is nested too deeply, or holds characters that no file can.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite) if finite else json.loads(text)
         _check_depth(value, text)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
@@ -108,6 +112,17 @@ def parse_json(text: str, *, where: str) -> Any:
     except ValueError as error:
         raise InputError(f"{where} cannot be read as JSON ({reason_of(error)}): restore or re-create it.") from None
     return value
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"the number {_short(text)} is too large")
+    return number
 
 
 def check_values(

@@ -7,15 +7,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from rmlora.confine import confine
 from rmlora.errors import CheckpointError, is_installed, require
+from rmlora.file_models import ImageProcessorConfig, TokenizerConfig
+from rmlora.json_files import check_values
+from rmlora.library_calls import library_call
 from rmlora.readable import check_readable, is_readable_file
+from rmlora.sample_data import draw_image
 from rmlora.storage import read_json
 
 __all__ = ["load_image_processor", "load_tokenizer"]
 
 _FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
-_CONFIG = "tokenizer_config.json"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_IMAGE_CONFIG = "preprocessor_config.json"
+_ADVICE = "fetch or export the model again"
 
 
 def load_tokenizer(directory: Path) -> Any:
@@ -27,10 +35,15 @@ def load_tokenizer(directory: Path) -> Any:
     _require_transformers()
     from transformers import AutoTokenizer
 
-    tokenizer = _load(directory, "tokenizer", lambda: AutoTokenizer.from_pretrained(directory, trust_remote_code=False))
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    def load() -> Any:
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        _try_tokenizer(tokenizer)
+        return tokenizer
+
+    _check(directory, _TOKENIZER_CONFIG, TokenizerConfig)
+    return _load(directory, "tokenizer", load)
 
 
 def load_image_processor(directory: Path) -> Any:
@@ -42,11 +55,35 @@ def load_image_processor(directory: Path) -> Any:
     _require_transformers()
     from transformers import AutoImageProcessor
 
-    return _load(
-        directory,
-        "image processor",
-        lambda: AutoImageProcessor.from_pretrained(directory, backend="pil", trust_remote_code=False),
-    )
+    def load() -> Any:
+        processor = AutoImageProcessor.from_pretrained(directory, backend="pil", trust_remote_code=False)
+        pixels = processor([draw_image(0)], return_tensors="np")["pixel_values"]
+        if pixels.ndim != 4 or pixels.dtype.kind != "f":
+            raise ValueError("it makes no array of rows, channels, height and width")
+        return processor
+
+    _check(directory, _IMAGE_CONFIG, ImageProcessorConfig)
+    return _load(directory, "image processor", load)
+
+
+def _try_tokenizer(tokenizer: Any) -> None:
+    """Raise an exception of any kind unless the tokenizer does what all tasks need: a damaged one may only fail in use."""
+    rows = tokenizer(["a b", "c"], truncation=True, max_length=8)["input_ids"]
+    if not all(isinstance(number, int) for row in rows for number in row):
+        raise ValueError("its tokens are no numbers")
+    if not all(isinstance(name, str) for name in tokenizer.model_input_names):
+        raise ValueError("its model_input_names are no names")
+    for name in ("pad_token_id", "pad_token_type_id"):
+        int(getattr(tokenizer, name) or 0)
+    tokenizer.get_vocab()
+
+
+def _check(directory: Path, name: str, model: type[BaseModel]) -> None:
+    """Check the types of a configuration's keys, which transformers takes as they are; it may be missing."""
+    file = directory / name
+    if is_readable_file(file):
+        value = read_json(file, what="Configuration", finite=False)
+        check_values(model, value, where=f"Configuration {file}", advice=_ADVICE, error=CheckpointError)
 
 
 def _require_transformers() -> None:
@@ -59,11 +96,8 @@ def _load(directory: Path, kind: str, load: Callable[[], Any]) -> Any:
     # transformers calls a file that it may not read missing, or does without it.
     check_readable(path for pattern in _FILES for path in directory.glob(pattern))
     _confine_named_files(directory)
-    try:
+    with library_call(lambda reason: CheckpointError(f"{directory} has no usable {kind} ({reason}): {_ADVICE}.")):
         return load()
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"The base at {directory} has no usable {kind}: {reason}") from None
 
 
 def _confine_named_files(directory: Path) -> None:
@@ -72,8 +106,8 @@ def _confine_named_files(directory: Path) -> None:
     Transformers opens what ``fast_tokenizer_files`` lists, and some versions open what keys such as ``vocab_file`` name.
     Published configurations often hold such paths of the machine they were made on. If nothing is there, they are harmless.
     """
-    file = directory / _CONFIG
-    config = read_json(file, what="Tokenizer configuration") if is_readable_file(file) else {}
+    file = directory / _TOKENIZER_CONFIG
+    config = read_json(file, what="Tokenizer configuration", finite=False) if is_readable_file(file) else {}
     if not isinstance(config, dict):
         return
     versions = config.get("fast_tokenizer_files")

@@ -25,7 +25,7 @@ _ADDRESS_SPACE = 6 << 30
 
 def draw(seed: int, reader: str, number: int) -> random.Random:
     """Return the generator of one input: what happens to it depends on nothing else."""
-    return random.Random(f"{seed} {reader} {number}")  # noqa: S311
+    return random.Random(f"{seed} {reader} {number}")
 
 
 def run_one(reader: Any, directory: Path, seeds: Path, rng: random.Random) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _read_seed(reader: Any, directory: Path, file: str) -> None:
 
     for number in range(30):  # some readers do more for some inputs
         try:
-            reader.read(directory, file, random.Random(number))  # noqa: S311
+            reader.read(directory, file, random.Random(number))
         except CheckpointError:  # the base of the settings is missing, so that no training begins
             if reader.name != "train-settings":
                 raise

@@ -12,7 +12,6 @@ import numpy as np
 
 from benchmarks.fuzz.formats import change_onnx
 from benchmarks.fuzz.mutations import change_bytes
-from rmlora.adapter_task import task_of
 from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
 from rmlora.config import RMLoRAConfig
@@ -21,7 +20,6 @@ from rmlora.images import open_image
 from rmlora.package import load_package
 from rmlora.pooling import read_pooling, read_text_length
 from rmlora.spectrum import adapter_spectrum
-from rmlora.storage import sha256_file
 from rmlora.tasks import TASKS
 from rmlora.training.data import Columns, load_split
 from rmlora.training.resume import claim_run

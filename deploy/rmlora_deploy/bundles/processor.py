@@ -11,7 +11,8 @@ import numpy as np
 
 from rmlora.adapter import Adapter
 from rmlora.confine import confine_files
-from rmlora.errors import AdapterError
+from rmlora.errors import AdapterError, CheckpointError
+from rmlora.library_calls import library_call
 from rmlora.pooling import read_text_length
 from rmlora.readable import is_readable_file
 from rmlora.storage import write_json
@@ -45,8 +46,12 @@ def common_processor(base: Path, adapters: Sequence[Adapter], task: Task) -> Any
 
 def write_side_files(directory: Path, base: Path, config: Mapping[str, Any], processor: Any) -> None:
     """Write the processor and ``config`` to ``directory``, and copy the license of ``base``."""
-    processor.save_pretrained(directory)
-    write_json(directory / "config.json", _jsonable({k: v for k, v in config.items() if k != "_name_or_path"}))
+    with library_call(
+        lambda reason: CheckpointError(f"The base at {base} has a processor that cannot be written ({reason}).")
+    ):
+        processor.save_pretrained(directory)
+    written = _jsonable({k: v for k, v in config.items() if k != "_name_or_path"})
+    write_json(directory / "config.json", written, allow_nan=True)
     for name in ("LICENSE", "LICENSE.txt"):
         if is_readable_file(base / name):
             confine_files(base, [name])

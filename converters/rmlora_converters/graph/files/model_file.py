@@ -10,10 +10,14 @@ import onnx_ir as ir
 
 from rmlora.confine import confine
 from rmlora.errors import InputError, RMLoRAError
+from rmlora.library_calls import library_call
 from rmlora.readable import is_readable_file
+from rmlora_converters.graph.files.check_graph import check_graph, tensors_of
 
 __all__ = ["INLINE_LIMIT", "external_tensors", "load_model", "save_model", "to_bytes"]
 
+_MAX_PROTOBUF = 1 << 31
+"""Bytes of the largest message that protobuf can hold."""
 INLINE_LIMIT = 1 << 20
 """A model with at most this many bytes of weights is one file."""
 
@@ -27,36 +31,57 @@ def load_model(path: Path) -> ir.Model:
     """
     if not is_readable_file(path):
         raise InputError(f"ONNX model not found: {path} does not exist.")
-    try:
+    if path.stat().st_size > _MAX_PROTOBUF:
+        raise InputError(
+            f"{path} has more than 2 GB, which no ONNX model has: larger ones keep weights in another file."
+        )
+    with library_call(
+        lambda reason: InputError(f"{path} cannot be read as an ONNX model ({reason}): export or download it again.")
+    ):
         model = ir.load(path)
-    except Exception as error:  # noqa: BLE001 - broken bytes make protobuf and onnx_ir raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path} cannot be read as an ONNX model ({reason}): export or download it again.") from None
-    one_per_file = {str(tensor.location): tensor for tensor in external_tensors(model)}
-    for name, tensor in one_per_file.items():
-        file = confine(path.parent, name, where=path)
-        if not is_readable_file(file):
-            raise InputError(f"{path} keeps its weights in {file}, which is missing: put it next to the model.")
-        try:
-            tensor.numpy()
-            tensor.release()
-        except (ValueError, OSError) as error:  # a hard link, which could be to any file, or a truncated file
-            raise InputError(
-                f"{path} keeps its weights in {file}, which cannot be read ({error}): put a copy next to the model."
-            ) from None
+    check_graph(model, path)
+    _check_external(model, path)
     return model
+
+
+def _check_external(model: ir.Model, path: Path) -> None:
+    """Check that the files with the weights of ``model`` are there, inside its directory, and long enough.
+
+    Raises:
+        InputError: one is not.
+    """
+    sizes: dict[str, int] = {}
+    for tensor in external_tensors(model):
+        name = str(tensor.location)
+        if name not in sizes:
+            file = confine(path.parent, name, where=path)
+            if not is_readable_file(file):
+                raise InputError(f"{path} keeps its weights in {file}, which is missing: put it next to the model.")
+            sizes[name] = file.stat().st_size
+            if (tensor.offset or 0) + tensor.nbytes <= sizes[name]:
+                _try_external(tensor, path, file)
+        if (tensor.offset or 0) + tensor.nbytes > sizes[name]:
+            raise InputError(
+                f"{path} keeps the weight '{tensor.name}' beyond the end of {name}: the file is truncated, get it again."
+            )
+
+
+def _try_external(tensor: ir.ExternalTensor, path: Path, file: Path) -> None:
+    """Read one weight of a file, which onnx_ir refuses for a hard link, as that could be to any file."""
+
+    def refuse(reason: str) -> InputError:
+        return InputError(
+            f"{path} keeps its weights in {file}, which cannot be read ({reason}): put a copy next to the model."
+        )
+
+    with library_call(refuse):
+        tensor.numpy()
+        tensor.release()
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
     """Yield the tensors of ``model`` whose content is in other files: initializers and attributes, in all its graphs."""
-    for graph in (*model.graphs(), *(function.graph for function in model.functions.values())):
-        tensors: list[Any] = [value.const_value for value in graph.initializers.values()]
-        for attribute in (item for node in graph for item in node.attributes.values()):
-            if attribute.type == ir.AttributeType.TENSOR:
-                tensors.append(attribute.value)
-            elif attribute.type == ir.AttributeType.TENSORS:
-                tensors.extend(attribute.value)
-        yield from (tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
+    yield from (tensor for tensor in tensors_of(model) if isinstance(tensor, ir.ExternalTensor))
 
 
 def save_model(model: ir.Model, path: Path, on_progress: Callable[[int, int], None] | None = None) -> int:

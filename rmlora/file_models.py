@@ -1,0 +1,158 @@
+"""The files of adapters and bases as typed values: which keys are read, and of which type they must be.
+
+Keys that are not listed are kept and not checked. Numbers and truth values are not made out of texts, as other tools would
+not do so either.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
+
+__all__ = [
+    "AdapterConfig",
+    "BaseConfig",
+    "CheckpointIndex",
+    "ImageProcessorConfig",
+    "PackageMetadata",
+    "SentenceModule",
+    "TokenizerConfig",
+]
+
+_Count = Annotated[int, Field(ge=1, lt=2**31)]
+_Number = Annotated[FiniteFloat, Field(ge=-1e30, le=1e30)]
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
+
+
+class AdapterConfig(_File):
+    """What is read of PEFT's ``adapter_config.json``."""
+
+    peft_type: str | None = None
+    task_type: str | None = None
+    base_model_name_or_path: str | None = None
+    r: _Count | None = None
+    lora_alpha: _Number | None = None
+    use_rslora: bool | None = None
+    fan_in_fan_out: bool | None = None
+    rank_pattern: dict[str, _Count] | None = None
+    alpha_pattern: dict[str, _Number] | None = None
+    target_modules: str | list[str] | None = None
+    exclude_modules: str | list[str] | None = None
+    modules_to_save: list[str] | None = None
+    layers_pattern: str | list[str] | None = None
+    layers_to_transform: int | list[int] | None = None
+    init_lora_weights: bool | str | None = None
+    bias: str | None = None
+
+
+class _TrainingSettings(_File):
+    max_length: _Count | None = None
+
+
+class _Training(_File):
+    settings: _TrainingSettings = _TrainingSettings()
+
+
+def _texts(value: Any) -> Any:
+    """Return labels as texts; packages written by hand name them by numbers too."""
+    return (
+        [str(item) if isinstance(item, (int, float)) else item for item in value] if isinstance(value, list) else value
+    )
+
+
+class PackageMetadata(_File):
+    """What is read of ``rmlora.json``."""
+
+    format_version: int | None = None
+    task: str | None = None
+    labels: Annotated[list[str] | None, BeforeValidator(_texts)] = None
+    architecture: str | None = None
+    base_model: str | None = None
+    base_fingerprint: str | None = None
+    base_weights: dict[str, str] | None = None
+    rank_mask: dict[str, list[bool]] | None = None
+    rmlora: dict[str, Any] | None = None
+    metrics: dict[str, Any] | None = None
+    training: _Training | None = None
+    tensors_sha256: str | None = None
+
+
+def _numbered(value: Any) -> Any:
+    """Check that ``id2label`` numbers its labels; transformers makes whole numbers of the keys and texts of the values."""
+    if isinstance(value, dict):
+        for key, label in value.items():
+            if not key.removeprefix("-").isdecimal() or len(key) > 9:
+                raise ValueError(f"its keys must be whole numbers, '{key[:20]}' is none")
+            if isinstance(label, (dict, list)):
+                raise ValueError("its values must be names")
+    return value
+
+
+class BaseConfig(_File):
+    """What is read of a base's ``config.json`` without transformers."""
+
+    model_type: str | None = None
+    architectures: list[str] | None = None
+    id2label: Annotated[dict[str, Any] | None, BeforeValidator(_numbered)] = None
+    tie_word_embeddings: bool | None = None
+    vocab_size: _Count | None = None
+    max_position_embeddings: int | None = None
+
+
+class CheckpointIndex(_File):
+    """What is read of ``model.safetensors.index.json``."""
+
+    weight_map: Annotated[dict[str, str], Field(min_length=1)]
+
+
+class TokenizerConfig(_File):
+    """What is checked of ``tokenizer_config.json``."""
+
+    tokenizer_class: str | None = None
+    model_max_length: int | FiniteFloat | None = None
+    padding_side: Literal["left", "right"] | None = None
+    truncation_side: Literal["left", "right"] | None = None
+    model_input_names: list[str] | None = None
+    fast_tokenizer_files: list[str] | None = None
+    added_tokens_decoder: dict[str, dict[str, Any]] | None = None
+    pad_token: str | dict[str, Any] | None = None
+    eos_token: str | dict[str, Any] | None = None
+    unk_token: str | dict[str, Any] | None = None
+    auto_map: dict[str, Any] | list[Any] | None = None
+
+
+_Side = Annotated[int, Field(ge=1, le=4096)]
+"""Pixels of one side of the images that a processor makes."""
+
+
+class _Size(_File):
+    height: _Side | None = None
+    width: _Side | None = None
+    shortest_edge: _Side | None = None
+
+
+class ImageProcessorConfig(_File):
+    """What is checked of ``preprocessor_config.json``."""
+
+    image_processor_type: str | None = None
+    size: _Side | _Size | Annotated[list[_Side], Field(min_length=1, max_length=2)] | None = None
+    crop_size: _Side | _Size | Annotated[list[_Side], Field(min_length=1, max_length=2)] | None = None
+    do_resize: bool | None = None
+    do_center_crop: bool | None = None
+    do_rescale: bool | None = None
+    do_normalize: bool | None = None
+    image_mean: float | list[FiniteFloat] | None = None
+    image_std: float | list[FiniteFloat] | None = None
+    rescale_factor: FiniteFloat | None = None
+    resample: int | None = None
+
+
+class SentenceModule(_File):
+    """One entry of sentence-transformers' ``modules.json``."""
+
+    type: str
+    path: str
