@@ -14,6 +14,8 @@ MEASUREMENTS = (
     "soak",
     "kills",
     "serving",
+    "overload",
+    "hostile_client",
     "serving_ray",
 )
 """Modules of this package; each writes benchmarks/results/<name>.json."""

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rmlora.errors import AdapterError
-from rmlora.tasks import task_of_peft
+from rmlora.tasks import recorded_task
 
 __all__ = ["Adapter", "LoraModule", "ModuleKind"]
 
@@ -47,9 +47,19 @@ class LoraModule:
     """True if the base stores this weight as ``[in, out]``; used only for square weights, where the shape cannot tell."""
     rank_mask: npt.NDArray[np.bool_] | None = None
     """``[rank]``, False for directions that contribute nothing; None keeps all."""
+    leaf: str = "weight"
+    """Name of the parameter that the update changes; ``in_proj_weight`` in ``nn.MultiheadAttention``."""
+    peft_path: str = ""
+    """Path in PEFT's file, if it is another one than ``path``."""
 
     def __post_init__(self) -> None:
         rank = self.lora_A.shape[0]
+        if self.kind == "conv" and self.lora_B.ndim > 2 and self.lora_B.shape[1] and rank > self.lora_B.shape[1]:
+            groups = rank // self.lora_B.shape[1]
+            raise AdapterError(
+                f"'{self.path}' is a convolution with {groups} groups: PEFT's update of it reads the channels of all groups, so no "
+                "weight of the base can hold it; train without this module."
+            )
         if self.lora_A.ndim < 2 or self.lora_B.ndim < 2 or self.lora_B.shape[1] != rank:
             raise AdapterError(
                 f"The factors of '{self.path}' do not fit together: lora_A is {self.lora_A.shape}, lora_B is "
@@ -60,6 +70,11 @@ class LoraModule:
                 f"The rank mask of '{self.path}' has {self.rank_mask.size} entries for rank {rank}: "
                 "rmlora.json is damaged."
             )
+
+    @property
+    def parameter(self) -> str:
+        """Path of the parameter that the update changes."""
+        return f"{self.path}.{self.leaf}"
 
     @property
     def rank(self) -> int:
@@ -118,8 +133,14 @@ class Adapter:
 
     @property
     def task(self) -> str | None:
-        """Task name (``text-classification``, …) that the package records or PEFT's task type implies; None if neither."""
-        value = self.metadata.get("task") or task_of_peft(self.peft_config.get("task_type"))
+        """Task name (``text-classification``, …) that the package or PEFT's configuration records; None if neither does."""
+        value = self.metadata.get("task") or recorded_task(self.peft_config)
+        return str(value) if value else None
+
+    @property
+    def problem_type(self) -> str | None:
+        """What kind of answer it gives, in transformers' words (:mod:`rmlora.scoring`); None if not recorded."""
+        value = self.metadata.get("problem_type")
         return str(value) if value else None
 
     @property

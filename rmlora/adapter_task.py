@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from rmlora.adapter import Adapter
 from rmlora.errors import AdapterError, ConfigError
+from rmlora.labels import check_label_count
+from rmlora.outputs import problem_type_of
 from rmlora.tasks import TASKS, Task, get_task
 
-__all__ = ["drop_unused_modules", "task_of"]
+__all__ = ["complete_labels", "drop_unused_modules", "task_of"]
 
 
 def task_of(adapter: Adapter, name: str | None = None) -> Task:
@@ -18,15 +22,47 @@ def task_of(adapter: Adapter, name: str | None = None) -> Task:
         ConfigError: there is no such task, or none is recorded.
         AdapterError: the adapter was made for another kind of outputs.
     """
-    chosen = name or adapter.task
+    recorded = adapter.task
+    if recorded is not None and recorded not in TASKS:
+        raise AdapterError(
+            f"{adapter.source} is an adapter for {recorded}, which is not exported: the tasks are {', '.join(TASKS)}."
+        )
+    chosen = name or recorded
     if chosen is None:
         raise ConfigError(f"{adapter.source} does not say which task it is for: pass --task.")
     task = get_task(chosen)
-    recorded = TASKS.get(adapter.task or "")
-    if recorded is not None and recorded.outputs.kind != task.outputs.kind:
-        raise AdapterError(f"{adapter.source} is for {recorded.name} and cannot be used for {task.name}.")
+    if recorded is not None and TASKS[recorded].outputs.kind != task.outputs.kind:
+        raise AdapterError(f"{adapter.source} is for {recorded} and cannot be used for {task.name}.")
     task.outputs.check_adapter(adapter, task.name)
     return task
+
+
+def complete_labels(
+    adapter: Adapter, task: Task, config: Mapping[str, Any], labels: Sequence[str] | None = None
+) -> Adapter:
+    """Return ``adapter`` with a label name for each of its outputs, and with what kind of answer it gives.
+
+    Args:
+        adapter: as it was read.
+        task: of the adapter.
+        config: of its base (``config.json``).
+        labels: names that the user chose; None takes those that the adapter records, else the base's.
+
+    Raises:
+        ConfigError: there are more or fewer names than outputs, or the task has no labels.
+        AdapterError: nothing says how many labels there are.
+    """
+    if not task.outputs.has_labels:
+        if labels is not None:
+            raise ConfigError(f"--labels names outputs, but {task.name} has none to name: leave it out.")
+        return adapter
+    if labels is None:
+        names = task.outputs.labels_of(adapter, config)
+    else:
+        names, outputs = list(labels), task.outputs.count(adapter, config)
+        check_label_count(names, outputs if outputs is not None else len(names), source=adapter.source)
+    kind = problem_type_of(adapter, config)
+    return replace(adapter, metadata={**adapter.metadata, "labels": names, "problem_type": kind})
 
 
 def drop_unused_modules(adapter: Adapter, task: Task) -> Adapter:

@@ -30,6 +30,7 @@ __all__ = [
     "ConfigError",
     "DependencyError",
     "InputError",
+    "Interrupted",
     "OutputError",
     "ParityError",
     "ProviderError",
@@ -106,6 +107,10 @@ class OutputError(RMLoRAError):
     exit_code = 8
 
 
+class Interrupted(KeyboardInterrupt):
+    """The user interrupted a run; the message says how to continue it. Not an :class:`RMLoRAError`: nothing is wrong."""
+
+
 def is_installed(module: str) -> bool:
     """Return True if ``module`` can be imported; it is looked up, not imported."""
     try:
@@ -126,10 +131,11 @@ def require(module: str, extra: str) -> None:
         )
 
 
-def install_command(extra: str, module: str | None = None) -> str:
+def install_command(extra: str, module: str | None = None, *, alone: bool = False) -> str:
     """Return the pip command that installs the missing packages of an extra, ``module``'s always included.
 
-    It names the packages, not this project, so it works wherever the project was installed from.
+    It names the packages, not this project, so it works wherever the project was installed from. With ``alone`` it names
+    the package of ``module`` only.
     """
     try:
         declared = requires(_PROJECT) or []
@@ -137,6 +143,8 @@ def install_command(extra: str, module: str | None = None) -> str:
         return f"pip install '.[{extra}]'"  # running from a checkout that is not installed
     packages = [line.partition(";")[0].strip() for line in declared if f'extra == "{extra}"' in line]
     required = _DISTRIBUTIONS.get(module or "", (module or "").replace("_", "-"))
+    if alone:
+        packages = [item for item in packages if _name(item) == required]
     missing = [item for item in packages if _name(item) == required or not _has_distribution(_name(item))]
     return "pip install " + " ".join(f"'{item}'" for item in missing or packages)
 

@@ -7,27 +7,39 @@ modules (compressed, mixed) can still be checked against the base, and the error
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
-from rmlora.adapter import Adapter
+import numpy as np
+
+from rmlora.adapter import Adapter, Array
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import BaseMismatchError
-from rmlora.naming import find_tensors
-from rmlora.tensors import TensorInfo
+from rmlora.stored_weights import StoredWeights, stored_weights
+from rmlora.tensors import DTYPES, TensorInfo
+from rmlora.weight_parts import Part
 
-__all__ = ["base_fingerprint", "check_base", "differing_weight", "fingerprint_of", "weight_digests"]
+__all__ = [
+    "array_digest",
+    "base_fingerprint",
+    "check_base",
+    "differing_weight",
+    "fingerprint_of",
+    "weight_digests",
+    "without_copies",
+]
 
 _BLOCK = 4096
 _BLOCKS_PER_TENSOR = 16
 
 
-def base_fingerprint(checkpoint: Checkpoint, modules: Iterable[str]) -> str:
+def base_fingerprint(checkpoint: Checkpoint, modules: Iterable[str], adapter: Adapter | None = None) -> str:
     """Return ``"sha256:…"`` over the weights of ``modules`` (module paths) in ``checkpoint``.
 
     Raises:
         AdapterError: a module has no weight in the checkpoint.
     """
-    return fingerprint_of(weight_digests(checkpoint, modules))
+    return fingerprint_of(weight_digests(checkpoint, modules, adapter))
 
 
 def fingerprint_of(digests: Mapping[str, str]) -> str:
@@ -36,39 +48,68 @@ def fingerprint_of(digests: Mapping[str, str]) -> str:
     return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def weight_digests(checkpoint: Checkpoint, modules: Iterable[str]) -> dict[str, str]:
+def weight_digests(checkpoint: Checkpoint, modules: Iterable[str], adapter: Adapter | None = None) -> dict[str, str]:
     """Return module path → 32 hex digits, a hash of its weight's type, shape and content.
 
     16 evenly spread blocks of 4 KiB are hashed, or everything if the weight is smaller: 64 KiB per tensor, about a second
-    for a 7B base. The offsets depend only on the size, so the result is the same on every machine.
+    for a 7B base. The offsets depend only on the size, so the result is the same on every machine. The digest of a module
+    whose weight is fused with others on disk is that of the fused tensor.
+
+    Args:
+        checkpoint: the base.
+        modules: module paths.
+        adapter: says which class the model is, where the modules' names alone do not lead to their tensors.
 
     Raises:
         AdapterError: a module has no weight in the checkpoint.
     """
-    parameters = sorted(f"{module}.weight" for module in modules)
-    found = _tensors_of(checkpoint, parameters)
-    return {
-        parameter.removesuffix(".weight"): _digest(checkpoint.tensors[found[parameter]]) for parameter in parameters
+    weights = stored_weights(checkpoint, adapter)
+    parameters = {module: weights.weight_of(module) for module in sorted(modules)}
+    found = weights.require(parameters.values())
+    return {module: _digest_parts(weights, found[parameter]) for module, parameter in parameters.items()}
+
+
+def _digest_parts(weights: StoredWeights, parts: tuple[Part, ...]) -> str:
+    digests = [_digest(weights.checkpoint.tensors[part.tensor]) for part in parts]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
+
+
+def without_copies(adapter: Adapter, digests: Mapping[str, str]) -> Adapter:
+    """Return ``adapter`` without the weights saved beside an update of the same module that equal the base's.
+
+    PEFT saves whole embeddings beside their update if it cannot see that they are unchanged.
+
+    Args:
+        adapter: as it was read.
+        digests: module path → digest of the base's weight, from :func:`weight_digests`.
+    """
+    saved = {
+        name: value
+        for name, value in adapter.modules_to_save.items()
+        if (path := name.removesuffix(".weight")) not in adapter.modules or digests.get(path) != array_digest(value)
     }
+    return adapter if len(saved) == len(adapter.modules_to_save) else replace(adapter, modules_to_save=saved)
 
 
-def _tensors_of(checkpoint: Checkpoint, parameters: list[str]) -> dict[str, str]:
-    """Map parameters to tensors; a tied output layer without its own tensor maps to the embedding."""
-    tie = checkpoint.tied_output
-    output = f"{tie.layer}.weight" if tie else ""
-    shared = {output: tie.embedding} if tie and output in parameters and output not in checkpoint.tensors else {}
-    own = [parameter for parameter in parameters if parameter not in shared]
-    return {**find_tensors(own, checkpoint.tensors.keys(), where=f"the base at {checkpoint.path}"), **shared}
+def array_digest(array: Array) -> str:
+    """Return the digest of a weight in memory, the same as of the tensor it was read from."""
+    dtype = next((name for name, numpy_type in DTYPES.items() if numpy_type == array.dtype), str(array.dtype))
+    content = np.ascontiguousarray(array).tobytes()
+    return _digest_of(dtype, array.shape, len(content), lambda start, count: content[start : start + count])
 
 
 def _digest(info: TensorInfo) -> str:
-    digest = hashlib.sha256(f"{info.dtype}|{info.shape}\n".encode())
-    if info.nbytes <= _BLOCK * _BLOCKS_PER_TENSOR:
-        digest.update(info.read_bytes(0, info.nbytes))
+    return _digest_of(info.dtype, info.shape, info.nbytes, info.read_bytes)
+
+
+def _digest_of(dtype: str, shape: tuple[int, ...], nbytes: int, read: Callable[[int, int], bytes]) -> str:
+    digest = hashlib.sha256(f"{dtype}|{shape}\n".encode())
+    if nbytes <= _BLOCK * _BLOCKS_PER_TENSOR:
+        digest.update(read(0, nbytes))
     else:
-        span = info.nbytes - _BLOCK
+        span = nbytes - _BLOCK
         for block in range(_BLOCKS_PER_TENSOR):
-            digest.update(info.read_bytes(span * block // (_BLOCKS_PER_TENSOR - 1), _BLOCK))
+            digest.update(read(span * block // (_BLOCKS_PER_TENSOR - 1), _BLOCK))
     return digest.hexdigest()[:32]
 
 
@@ -81,7 +122,7 @@ def check_base(adapter: Adapter, checkpoint: Checkpoint, *, allow_mismatch: bool
         BaseMismatchError: a weight differs from the recorded one, and ``allow_mismatch`` is not set.
         AdapterError: a module is not in the base.
     """
-    actual = weight_digests(checkpoint, adapter.modules)
+    actual = weight_digests(checkpoint, adapter.modules, adapter)
     fingerprint = fingerprint_of(actual)
     differing = differing_weight(adapter.base_weights, actual)
     mismatch = differing is not None or (not adapter.base_weights and adapter.fingerprint not in (None, fingerprint))

@@ -28,7 +28,7 @@ def open_image(value: Any) -> Image.Image:
     Raises:
         InputError: the image is missing or cannot be decoded.
     """
-    require("PIL", "serve")
+    require("PIL", "predict")
     from PIL import Image
 
     is_path = isinstance(value, (str, Path))

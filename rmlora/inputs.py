@@ -46,6 +46,8 @@ class Inputs(ABC):
     """Setting that names the data column; its flag has dashes."""
     column_names: ClassVar[tuple[str, ...]]
     """Column names recognized without the setting, the most usual first."""
+    columns_compete: ClassVar[bool]
+    """True if two recognized columns may be halves of one input, as a question and a sentence: one must then be chosen."""
     varies_in_length: ClassVar[bool]
     """True if rows have a length in tokens and batches are padded."""
     packs_processor: ClassVar[bool]
@@ -74,8 +76,12 @@ class Inputs(ABC):
     # -- model inputs -----------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def load_processor(self, directory: Path) -> Any:
+    def load_processor(self, directory: Path, *, trust_remote_code: bool = False) -> Any:
         """Return the tokenizer or image processor in ``directory``.
+
+        Args:
+            directory: of a base, an adapter or a bundle.
+            trust_remote_code: run code that comes with it.
 
         Raises:
             CheckpointError: there is no usable one.
@@ -144,6 +150,7 @@ class TextInputs(Inputs):
     modality = "text"
     column_option = "text_column"
     column_names = ("text", "sentence", "question", "content", "message", "review", "input")
+    columns_compete = True
     varies_in_length = True
     packs_processor = False
     different_processors = "split texts"
@@ -160,9 +167,9 @@ class TextInputs(Inputs):
         """Return sentences of one to twenty words."""
         return [SENTENCES[number % len(SENTENCES)] for number in range(count)]
 
-    def load_processor(self, directory: Path) -> Any:
+    def load_processor(self, directory: Path, *, trust_remote_code: bool = False) -> Any:
         """Return the tokenizer in ``directory``."""
-        return load_tokenizer(directory)
+        return load_tokenizer(directory, trust_remote_code=trust_remote_code)
 
     def rows(
         self, processor: Any, inputs: Sequence[Any], *, lengths: Sequence[int | None], names: Sequence[str]
@@ -237,6 +244,7 @@ class ImageInputs(Inputs):
     modality = "image"
     column_option = "image_column"
     column_names = ("image", "img", "picture", "file", "path")
+    columns_compete = False
     varies_in_length = False
     packs_processor = True
     different_processors = "crop and scale images"
@@ -252,15 +260,15 @@ class ImageInputs(Inputs):
 
     def is_empty(self, value: Any) -> bool:
         """Return True if there is no image."""
-        return value is None
+        return value is None or value == ""
 
     def sample(self, count: int) -> list[Any]:
         """Return generated images of several widths."""
         return [draw_image(number) for number in range(count)]
 
-    def load_processor(self, directory: Path) -> Any:
+    def load_processor(self, directory: Path, *, trust_remote_code: bool = False) -> Any:
         """Return the image processor in ``directory``."""
-        return load_image_processor(directory)
+        return load_image_processor(directory, trust_remote_code=trust_remote_code)
 
     def rows(
         self, processor: Any, inputs: Sequence[Any], *, lengths: Sequence[int | None], names: Sequence[str]
@@ -340,9 +348,18 @@ def _tokenize(
             raise InputError(
                 f"The tokenizer does not make '{missing[0]}', which the graph takes: the bundle is inconsistent."
             )
-        for row in zip(*(made[name] for name in names), strict=True):
+        for number, row in enumerate(zip(*(made[name] for name in names), strict=True), start):
+            if not len(row[0]):
+                raise InputError(
+                    f"The text {_quoted(texts[number])} has no tokens: the model's tokenizer drops all of its characters, so "
+                    "there is nothing to answer."
+                )
             yield {name: np.asarray(ids, np.int64) for name, ids in zip(names, row, strict=True)}
         start = end
+
+
+def _quoted(text: str, most: int = 40) -> str:
+    return repr(text) if len(text) <= most else f"{text[:most]!r}…"
 
 
 def _padding(tokenizer: Any, name: str) -> int:

@@ -1,4 +1,6 @@
-"""Finding a parameter of the model in memory among the tensor names of the base checkpoint.
+"""Finding a parameter of the model in memory among the tensor names of the base checkpoint, by the names alone.
+
+:mod:`rmlora.stored_weights` uses this where transformers and the package do not say which name is which.
 
 A task model puts the encoder under a prefix (``bert.encoder…``) that the encoder's own checkpoint does not have, or the
 checkpoint has one and the model does not; so names may differ in their leading parts. In addition, transformers 5 renamed
@@ -8,15 +10,19 @@ the modules of the ViT family in memory but still stores them under the names of
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import product
 
 from rmlora.errors import AdapterError
 
-__all__ = ["find_tensor", "find_tensors", "infer_prefix"]
+__all__ = ["find_tensor", "find_tensors", "former_names", "infer_prefix"]
 
 
-_STORED_SPELLINGS: tuple[tuple[str, str], ...] = (
+def _swin_projection(match: re.Match[str]) -> str:
+    return "attention.self." + {"q": "query", "k": "key", "v": "value"}[match[1]]
+
+
+_STORED_SPELLINGS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"(^|\.)layers\.(?=\d)", r"\1encoder.layer."),
     (r"attention\.q_proj\b", "attention.attention.query"),
     (r"attention\.k_proj\b", "attention.attention.key"),
@@ -24,8 +30,15 @@ _STORED_SPELLINGS: tuple[tuple[str, str], ...] = (
     (r"attention\.o_proj\b", "attention.output.dense"),
     (r"mlp\.fc1\b", "intermediate.dense"),
     (r"mlp\.fc2\b", "output.dense"),
+    (r"LayerNorm\.weight$", "LayerNorm.gamma"),
+    (r"LayerNorm\.bias$", "LayerNorm.beta"),
+    (r"\.parametrizations\.weight\.original0$", ".weight_g"),
+    (r"\.parametrizations\.weight\.original1$", ".weight_v"),
+    (r"attention\.([qkv])_proj\b", _swin_projection),
+    (r"^lm_head\.weight$", "embed_out.weight"),
 )
-"""Module names of transformers 5 → names stored in checkpoints of the ViT family; DINOv2 uses only some of them."""
+"""Names of transformers 5 → names stored by transformers 4 and older: of the ViT family (DINOv2 uses only some of them), Swin,
+GPT-NeoX, and of layers converted from TensorFlow. :mod:`rmlora.transformers_layout` knows all of them, where torch is."""
 
 
 def find_tensor(parameter: str, names: Collection[str]) -> str | None:
@@ -38,6 +51,11 @@ def find_tensor(parameter: str, names: Collection[str]) -> str | None:
         if name := _find_spelled(spelling, names):
             return name
     return None
+
+
+def former_names(path: str) -> list[str]:
+    """Return the names that older versions of transformers gave to the module at ``path``; mostly none."""
+    return [name for name in dict.fromkeys(_spellings(path)) if name != path]
 
 
 def _find_spelled(parameter: str, names: Collection[str]) -> str | None:

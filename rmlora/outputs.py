@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from rmlora.errors import AdapterError
+from rmlora.errors import AdapterError, CheckpointError
 from rmlora.pooling import Pooling, pool
+from rmlora.scoring import ProblemType, Scoring, problem_type_in, scoring_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from rmlora.adapter import Adapter
 
-__all__ = ["ClassScores", "Outputs", "SentenceVector"]
+__all__ = ["ClassScores", "Outputs", "SentenceVector", "problem_type_of"]
 
 AnyArray = npt.NDArray[Any]
 
@@ -38,20 +39,42 @@ class Outputs(ABC):
     """HTTP path of the server that returns such outputs."""
 
     @abstractmethod
-    def head_options(self, labels: Sequence[str]) -> dict[str, Any]:
+    def head_options(self, labels: Sequence[str], problem_type: ProblemType | None = None) -> dict[str, Any]:
         """Return the arguments of transformers' ``from_pretrained`` that concern the head."""
 
     @abstractmethod
-    def labels_of(self, adapter: Adapter) -> list[str]:
+    def labels_of(self, adapter: Adapter, config: Mapping[str, Any]) -> list[str]:
         """Return the label names of ``adapter`` in the order of its outputs; empty if outputs have no labels.
 
+        Args:
+            adapter: any adapter for such outputs.
+            config: of its base (``config.json``), whose names are used where the adapter records none.
+
         Raises:
-            AdapterError: outputs have labels, but the adapter stores neither label names nor a head.
+            AdapterError: outputs have labels, but neither adapter nor base says how many, or the adapter records another
+                number of names than its head has outputs.
         """
 
     @abstractmethod
+    def count(self, adapter: Adapter, config: Mapping[str, Any]) -> int | None:
+        """Return how many outputs the head of ``adapter`` has, or that of its base; None if neither says it."""
+
+    @abstractmethod
     def labels_in(self, config: Mapping[str, Any]) -> list[str]:
-        """Return the label names in a base's ``config.json``."""
+        """Return the label names in a base's ``config.json``.
+
+        Raises:
+            CheckpointError: its ``id2label`` is not a mapping from 0, 1, … to names.
+        """
+
+    @abstractmethod
+    def scoring(self, problem: str | None, labels: Sequence[str]) -> Scoring | None:
+        """Return what the scores for ``labels`` mean; None if outputs are not scores.
+
+        Args:
+            problem: problem type, or the function to apply (:func:`rmlora.scoring.scoring_of`).
+            labels: of the model.
+        """
 
     @abstractmethod
     def depends_on(self, module: str) -> bool:
@@ -76,12 +99,13 @@ class Outputs(ABC):
         """
 
     @abstractmethod
-    def agreement(self, expected: AnyArray, got: AnyArray) -> dict[str, float]:
+    def agreement(self, expected: AnyArray, got: AnyArray, scoring: Scoring | None = None) -> dict[str, float]:
         """Return how well two outputs agree, as a comparison's field name → value.
 
         Args:
             expected: ``[rows, n]``, finite.
             got: the same shape; values that are not finite count as wrong.
+            scoring: what scores mean; None judges by their number.
         """
 
 
@@ -93,36 +117,66 @@ class ClassScores(Outputs):
     pools = False
     route = "/classify"
 
-    def head_options(self, labels: Sequence[str]) -> dict[str, Any]:
-        """Return the number and names of the labels; a head of another size is initialized anew."""
+    def head_options(self, labels: Sequence[str], problem_type: ProblemType | None = None) -> dict[str, Any]:
+        """Return number, names and kind of the labels; a head of another size is initialized anew."""
         return {
             "num_labels": len(labels),
             "id2label": dict(enumerate(labels)),
             "label2id": {label: index for index, label in enumerate(labels)},
             "ignore_mismatched_sizes": True,
+            "problem_type": problem_type,
         }
 
-    def labels_of(self, adapter: Adapter) -> list[str]:
-        """Return the recorded names, or ``LABEL_i`` for each output of the adapter's head."""
+    def labels_of(self, adapter: Adapter, config: Mapping[str, Any]) -> list[str]:
+        """Return the adapter's names, else the base's if its head has as many outputs, else ``LABEL_i``."""
         if adapter.labels:
+            if (head := _head_outputs(adapter)) not in (None, len(adapter.labels)):
+                raise AdapterError(
+                    f"{adapter.source} records {len(adapter.labels)} labels, but its head has {head} outputs: pass the right "
+                    "names with --labels."
+                )
             return adapter.labels
-        for name in _head_weights(adapter):
-            return [f"LABEL_{index}" for index in range(adapter.modules_to_save[name].shape[0])]
-        raise AdapterError(
-            f"{adapter.source} stores neither label names nor a classifier head: it is not a classification adapter."
-        )
+        outputs, own = self.count(adapter, config), self.labels_in(config)
+        if outputs is None:
+            raise AdapterError(
+                f"{adapter.source} stores neither label names nor a classifier head, and neither does its base: it is not a "
+                "classification adapter."
+            )
+        return own if outputs == len(own) else _numbered(outputs)
+
+    def count(self, adapter: Adapter, config: Mapping[str, Any]) -> int | None:
+        """Return the number of rows of the head's weight, else of the base's labels."""
+        return _head_outputs(adapter) or len(self.labels_in(config)) or None
 
     def labels_in(self, config: Mapping[str, Any]) -> list[str]:
-        """Return the names in ``id2label``, by index."""
+        """Return the names in ``id2label``, by index; where there are none, those that transformers takes."""
         names = config.get("id2label") or {}
-        return [str(names[key]) for key in sorted(names, key=int)]
+        if not names:
+            classifies = any(str(name).endswith("Classification") for name in config.get("architectures") or ())
+            return _numbered(int(config.get("num_labels") or (2 if classifies else 0)))
+        try:
+            numbered = {int(key): str(name) for key, name in names.items()}
+        except (AttributeError, TypeError, ValueError):
+            numbered = {-1: ""}
+        if sorted(numbered) != list(range(len(names))):
+            raise CheckpointError("The base's config.json has an id2label that does not map 0, 1, … to label names.")
+        return [numbered[index] for index in range(len(names))]
+
+    def scoring(self, problem: str | None, labels: Sequence[str]) -> Scoring | None:
+        """Return transformers' convention for the problem and the number of labels."""
+        return scoring_of(problem, len(labels))
 
     def depends_on(self, module: str) -> bool:
         """Return True: scores can depend on any module."""
         return True
 
     def check_adapter(self, adapter: Adapter, task: str) -> None:
-        """Accept every adapter: one without a head uses the base's."""
+        """Refuse an adapter with the head of another task; one without a head uses the base's."""
+        for name in adapter.modules_to_save:
+            if other := next((head for head in _OTHER_HEADS if head in name.split(".")), None):
+                raise AdapterError(
+                    f"{adapter.source} contains '{name}', a head for {_OTHER_HEADS[other]}: it cannot be used for {task}."
+                )
 
     def check_switchable(self, adapter: Adapter, name: str) -> None:
         """Accept every adapter: heads are LoRA inputs too."""
@@ -132,8 +186,10 @@ class ClassScores(Outputs):
         logits: Tensor = output.logits.float()
         return logits
 
-    def agreement(self, expected: AnyArray, got: AnyArray) -> dict[str, float]:
-        """Return ``argmax_agreement``: the share of rows with the largest score at the same label."""
+    def agreement(self, expected: AnyArray, got: AnyArray, scoring: Scoring | None = None) -> dict[str, float]:
+        """Return ``argmax_agreement``: the share of rows with the largest score at the same label; nothing for numbers."""
+        if not (scoring or scoring_of(None, expected.shape[-1])).has_choice:
+            return {}
         same = (expected.argmax(-1) == got.argmax(-1)) & np.isfinite(got).all(-1)
         return {"argmax_agreement": float(same.mean())}
 
@@ -146,17 +202,25 @@ class SentenceVector(Outputs):
     pools = True
     route = "/v1/embeddings"
 
-    def head_options(self, labels: Sequence[str]) -> dict[str, Any]:
+    def head_options(self, labels: Sequence[str], problem_type: ProblemType | None = None) -> dict[str, Any]:
         """Return nothing: there is no head."""
         return {}
 
-    def labels_of(self, adapter: Adapter) -> list[str]:
+    def labels_of(self, adapter: Adapter, config: Mapping[str, Any]) -> list[str]:
         """Return no labels."""
         return []
+
+    def count(self, adapter: Adapter, config: Mapping[str, Any]) -> int | None:
+        """Return None: there is no head."""
+        return None
 
     def labels_in(self, config: Mapping[str, Any]) -> list[str]:
         """Return no labels."""
         return []
+
+    def scoring(self, problem: str | None, labels: Sequence[str]) -> Scoring | None:
+        """Return None: vectors are no scores."""
+        return None
 
     def depends_on(self, module: str) -> bool:
         """Return False for the model's pooler: vectors are pooled from the encoder's token vectors."""
@@ -185,7 +249,7 @@ class SentenceVector(Outputs):
         mask = inputs.get("attention_mask", torch.ones(hidden.shape[:2], dtype=torch.int64))
         return pool(hidden, mask, pooling or Pooling())
 
-    def agreement(self, expected: AnyArray, got: AnyArray) -> dict[str, float]:
+    def agreement(self, expected: AnyArray, got: AnyArray, scoring: Scoring | None = None) -> dict[str, float]:
         """Return ``min_cosine``: the smallest cosine between a row's two vectors; 0 if one is zero."""
         got = np.where(np.isfinite(got), got, 0.0)
         lengths = np.linalg.norm(expected, axis=-1) * np.linalg.norm(got, axis=-1)
@@ -193,8 +257,54 @@ class SentenceVector(Outputs):
         return {"min_cosine": float(cosines.min())}
 
 
+_OTHER_HEADS = {
+    "qa_outputs": "answers in a text",
+    "predictions": "masked words",
+    "lm_head": "the next word",
+    "embed_out": "the next word",
+}
+"""Part of a module's path that only the models of other tasks have → what it is for."""
+
+_HEADS = ("classifier", "score", "out_proj", "logits_proj", "linear_out", "summary", "head")
+"""Last part of the path of a classification head, in transformers' models."""
+
+
+def _numbered(count: int) -> list[str]:
+    return [f"LABEL_{index}" for index in range(count)]
+
+
 def _head_weights(adapter: Adapter) -> Iterator[str]:
     """Yield the names of classifier head weights in ``adapter``, the last first."""
     for name in reversed(list(adapter.modules_to_save)):
-        if name.endswith(".weight") and name.rsplit(".", 2)[-2] in ("classifier", "score", "out_proj"):
+        if name.endswith(".weight") and _is_head(name.removesuffix(".weight")):
             yield name
+
+
+def _is_head(path: str) -> bool:
+    """Return True for the path of a classification head: ``classifier``, ``classifier.1``, not ``layers.0.out_proj``."""
+    parts = path.split(".")
+    while len(parts) > 1 and parts[-1].isdigit():
+        parts.pop()
+    return parts[-1] in _HEADS and not any(part.isdigit() for part in parts)
+
+
+def _head_outputs(adapter: Adapter) -> int | None:
+    """Return how many outputs the head in ``adapter`` has, saved whole or adapted; None if it has no head."""
+    saved = next((int(adapter.modules_to_save[name].shape[0]) for name in _head_weights(adapter)), None)
+    if saved is not None:
+        return saved
+    adapted = (module for path, module in adapter.modules.items() if module.kind == "linear" and _is_head(path))
+    return next((int(module.lora_B.shape[0]) for module in adapted), None)
+
+
+def problem_type_of(adapter: Adapter, config: Mapping[str, Any]) -> ProblemType | None:
+    """Return what kind of answer ``adapter`` was trained for: what it records itself, else what its base records.
+
+    Raises:
+        CheckpointError: what is recorded is unknown to transformers.
+    """
+    if "problem_type" in adapter.metadata:
+        return problem_type_in(adapter.metadata)
+    if "training" in adapter.metadata:  # rmlora-deploy train uses cross-entropy whatever the base was made for
+        return "single_label_classification"
+    return problem_type_in(config)

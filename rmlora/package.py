@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from rmlora.errors import AdapterError, InputError
 from rmlora.file_models import AdapterConfig, PackageMetadata
 from rmlora.json_files import check_values
 from rmlora.patterns import first_matches
+from rmlora.peft_names import PEFT_PREFIX, sort_tensors
 from rmlora.readable import is_readable_directory, is_readable_file
 from rmlora.storage import atomic_directory, read_json, sha256_file, write_json, write_tensors
 from rmlora.tensors import FLOATING, TensorFile
@@ -37,6 +38,7 @@ __all__ = [
     "METADATA_FILE",
     "TENSORS_FILE",
     "load_package",
+    "peft_tensors",
     "save_package",
     "write_metadata",
 ]
@@ -45,7 +47,6 @@ FORMAT_VERSION = 1
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
 METADATA_FILE = "rmlora.json"
-_PREFIX = "base_model.model."
 
 _UNSUPPORTED_OPTIONS = {
     "use_dora": "DoRA",
@@ -124,11 +125,8 @@ def parse_adapter(
         AdapterError: as :func:`load_package`.
     """
     refuse_unsupported(config, source=source)
-    factors: dict[tuple[str, ModuleKind], dict[str, Array]] = {}
-    modules_to_save: dict[str, Array] = {}
-    for name, tensor in tensors.items():
-        _check_finite(name, tensor, source)
-        _sort_tensor(name.removeprefix(_PREFIX), tensor, factors, modules_to_save, source)
+    content = sort_tensors(tensors, source)
+    factors = content.factors
     if not factors:
         raise AdapterError(f"{source} holds no LoRA factors: it changes nothing, so it is not a LoRA adapter.")
     masks = metadata.get("rank_mask") or {}
@@ -142,9 +140,15 @@ def parse_adapter(
         path: _module(path, kind, pair, config, ranks.get(path), alphas.get(path), masks.get(path), source)
         for (path, kind), pair in sorted(factors.items())
     }
+    for path in content.attention & set(modules):
+        modules[path] = replace(modules[path], leaf="in_proj_weight")
+        inner = modules[f"{path}.out_proj"]
+        # PEFT adds this update twice, in training too: MultiheadAttention.merge sets out_proj's weight to the sum, and then
+        # calls out_proj.merge, which adds it again.
+        modules[inner.path] = replace(inner, peft_path=f"{path}.base_layer.out_proj", scale=2 * inner.scale)
     return Adapter(
         modules=modules,
-        modules_to_save=modules_to_save,
+        modules_to_save=content.modules_to_save,
         peft_config=dict(config),
         metadata=dict(metadata),
         source=source,
@@ -180,24 +184,34 @@ def save_package(adapter: Adapter, path: Path | str, *, overwrite: bool = False)
         OutputError: the target exists and ``overwrite`` is not set, or it cannot be written.
     """
     with atomic_directory(Path(path), overwrite=overwrite) as directory:
-        tensors: dict[str, Array] = {}
-        for module in adapter.modules.values():
-            stem = f"{_PREFIX}{module.path}.lora_"
-            a, b = ("embedding_A", "embedding_B") if module.kind == "embedding" else ("A.weight", "B.weight")
-            tensors[stem + a] = np.ascontiguousarray(module.lora_A)
-            tensors[stem + b] = np.ascontiguousarray(module.lora_B)
-        tensors.update({_PREFIX + name: np.ascontiguousarray(value) for name, value in adapter.modules_to_save.items()})
+        tensors = {name: np.ascontiguousarray(value) for name, value in peft_tensors(adapter).items()}
         write_tensors(directory / TENSORS_FILE, tensors, metadata={"format": "pt"})
         write_json(directory / CONFIG_FILE, dict(adapter.peft_config))
         masks = {m.path: m.rank_mask.tolist() for m in adapter.modules.values() if m.rank_mask is not None}
         write_metadata(directory, {**adapter.metadata, "rank_mask": masks})
 
 
+def peft_tensors(adapter: Adapter) -> dict[str, Array]:
+    """Return the content of ``adapter_model.safetensors`` under the names that PEFT reads."""
+    tensors: dict[str, Array] = {}
+    for module in adapter.modules.values():
+        stem = f"{PEFT_PREFIX}{module.peft_path or module.path}.lora_"
+        a, b = ("embedding_A", "embedding_B") if module.kind == "embedding" else ("A.weight", "B.weight")
+        tensors[stem + a] = module.lora_A
+        tensors[stem + b] = module.lora_B
+    for name, value in adapter.modules_to_save.items():
+        path, _, leaf = name.rpartition(".")
+        inner = f"{path}.base_layer" if path in adapter.modules else path
+        tensors[f"{PEFT_PREFIX}{inner}.{leaf}" if path else PEFT_PREFIX + name] = value
+    return tensors
+
+
 def write_metadata(directory: Path, values: Mapping[str, Any]) -> None:
     """Write ``rmlora.json``, with format version and hash, into a directory that already holds the tensors.
 
     ``values`` may hold: ``rmlora`` (:meth:`RMLoRAConfig.to_dict`), ``task``, ``labels``, ``architecture``,
-    ``base_model``, ``base_fingerprint``, ``base_weights``, ``rank_mask``, ``metrics``, ``training``.
+    ``base_model``, ``base_fingerprint``, ``base_weights``, ``weight_map`` (:mod:`rmlora.stored_weights`), ``rank_mask``,
+    ``metrics``, ``training``.
     """
     head = {"format_version": FORMAT_VERSION, "created_by": f"rmlora-deploy {__version__}"}
     tail = {"tensors_sha256": sha256_file(directory / TENSORS_FILE)}
@@ -226,36 +240,6 @@ def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
             f"{path / TENSORS_FILE} is not the file that {METADATA_FILE} was written for (SHA-256 differs): "
             "the package is corrupt, copy it again."
         )
-
-
-def _check_finite(name: str, tensor: Array, source: str) -> None:
-    if np.issubdtype(tensor.dtype, np.integer) or tensor.dtype == np.bool_:
-        return
-    if not np.isfinite(tensor.astype(np.float32, copy=False)).all():
-        raise AdapterError(
-            f"Tensor '{name}' in {source} holds NaN or infinity: the training run that made it diverged."
-        )
-
-
-def _sort_tensor(
-    name: str,
-    tensor: Array,
-    factors: dict[tuple[str, ModuleKind], dict[str, Array]],
-    modules_to_save: dict[str, Array],
-    source: str,
-) -> None:
-    """Put one tensor, named without PEFT's prefix, into ``factors`` or ``modules_to_save``."""
-    if match := re.fullmatch(r"(.+)\.lora_(A|B)\.weight", name):
-        kind: ModuleKind = "linear" if tensor.ndim == 2 else "conv"
-        factors.setdefault((match[1], kind), {})[match[2]] = tensor
-    elif match := re.fullmatch(r"(.+)\.lora_embedding_(A|B)", name):
-        factors.setdefault((match[1], "embedding"), {})[match[2]] = tensor
-    elif "lora_magnitude_vector" in name:
-        raise AdapterError(f"{source} holds DoRA magnitudes ('{name}'), which cannot be written as W + s·B·A.")
-    elif re.search(r"\.lora_\w+", name):
-        raise AdapterError(f"{source} holds '{name}', which is not part of plain LoRA: this variant is not supported.")
-    else:
-        modules_to_save[re.sub(r"\.(base_layer|modules_to_save(\.default)?)\.", ".", name)] = tensor
 
 
 def _module(

@@ -18,7 +18,7 @@ from rmlora.readable import check_readable, is_readable_file
 from rmlora.sample_data import draw_image
 from rmlora.storage import read_json
 
-__all__ = ["load_image_processor", "load_tokenizer"]
+__all__ = ["load_image_processor", "load_tokenizer", "refuse_own_code"]
 
 _FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -26,44 +26,67 @@ _IMAGE_CONFIG = "preprocessor_config.json"
 _ADVICE = "fetch or export the model again"
 
 
-def load_tokenizer(directory: Path) -> Any:
-    """Return the tokenizer in ``directory``, with a padding token.
+def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
+    """Return the tokenizer in ``directory``, with a padding token: transformers', else :class:`PlainTokenizer`.
+
+    Args:
+        directory: of a base, an adapter or a bundle.
+        trust_remote_code: run code that comes with the tokenizer.
 
     Raises:
         CheckpointError: there is no usable one.
     """
-    _require_transformers()
-    from transformers import AutoTokenizer
+    if not is_installed("transformers"):
+        require("tokenizers", "predict")
+    _check(directory, _TOKENIZER_CONFIG, TokenizerConfig)
+    return _load(directory, "tokenizer", lambda: _tokenizer(directory, trust_remote_code=trust_remote_code))
 
-    def load() -> Any:
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+
+def _tokenizer(directory: Path, *, trust_remote_code: bool) -> Any:
+    if not is_installed("transformers"):
+        from rmlora.plain_tokenizer import PlainTokenizer
+
+        tokenizer: Any = PlainTokenizer.open(directory)
+    else:
+        _quiet_advice()
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        _try_tokenizer(tokenizer)
-        return tokenizer
-
-    _check(directory, _TOKENIZER_CONFIG, TokenizerConfig)
-    return _load(directory, "tokenizer", load)
+    _try_tokenizer(tokenizer)
+    return tokenizer
 
 
-def load_image_processor(directory: Path) -> Any:
-    """Return the image processor in ``directory``, in the variant that does not need torchvision.
+def load_image_processor(directory: Path, *, trust_remote_code: bool = False) -> Any:
+    """Return the image processor in ``directory``: transformers', without torchvision, else :class:`PlainImageProcessor`.
+
+    Args:
+        directory: of a base, an adapter or a bundle.
+        trust_remote_code: run code that comes with the processor.
 
     Raises:
         CheckpointError: there is no usable one.
     """
-    _require_transformers()
-    from transformers import AutoImageProcessor
-
-    def load() -> Any:
-        processor = AutoImageProcessor.from_pretrained(directory, backend="pil", trust_remote_code=False)
-        pixels = processor([draw_image(0)], return_tensors="np")["pixel_values"]
-        if pixels.ndim != 4 or pixels.dtype.kind != "f":
-            raise ValueError("it makes no array of rows, channels, height and width")
-        return processor
-
+    require("PIL", "predict")
     _check(directory, _IMAGE_CONFIG, ImageProcessorConfig)
-    return _load(directory, "image processor", load)
+    return _load(directory, "image processor", lambda: _image_processor(directory, trust_remote_code=trust_remote_code))
+
+
+def _image_processor(directory: Path, *, trust_remote_code: bool) -> Any:
+    if not is_installed("transformers"):
+        from rmlora.plain_images import PlainImageProcessor
+
+        processor: Any = PlainImageProcessor.open(directory)
+    else:
+        _quiet_advice()
+        from transformers import AutoImageProcessor
+
+        processor = AutoImageProcessor.from_pretrained(directory, backend="pil", trust_remote_code=trust_remote_code)
+    pixels = processor([draw_image(0)], return_tensors="np")["pixel_values"]
+    if pixels.ndim != 4 or pixels.dtype.kind != "f":
+        raise ValueError("it makes no array of rows, channels, height and width")
+    return processor
 
 
 def _try_tokenizer(tokenizer: Any) -> None:
@@ -71,7 +94,7 @@ def _try_tokenizer(tokenizer: Any) -> None:
     rows = tokenizer(["a b", "c"], truncation=True, max_length=8)["input_ids"]
     if not all(isinstance(number, int) for row in rows for number in row):
         raise ValueError("its tokens are no numbers")
-    if not all(isinstance(name, str) for name in tokenizer.model_input_names):
+    if not all(isinstance(name, str) for name in getattr(tokenizer, "model_input_names", ())):
         raise ValueError("its model_input_names are no names")
     for name in ("pad_token_id", "pad_token_type_id"):
         int(getattr(tokenizer, name) or 0)
@@ -86,8 +109,16 @@ def _check(directory: Path, name: str, model: type[BaseModel]) -> None:
         check_values(model, value, where=f"Configuration {file}", advice=_ADVICE, error=CheckpointError)
 
 
-def _require_transformers() -> None:
-    require("transformers", "serve")
+def refuse_own_code(error: Exception, directory: Path) -> None:
+    """Raise :class:`CheckpointError` naming the flag if transformers refused to run code that comes with a model."""
+    if "trust_remote_code" in str(error):
+        raise CheckpointError(
+            f"{directory} comes with code of its own, which was not run: if you trust its source, pass --trust-remote-code "
+            "to train, export, verify, predict or bench."
+        ) from None
+
+
+def _quiet_advice() -> None:
     if not is_installed("torch"):  # transformers would recommend installing it
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
@@ -97,7 +128,11 @@ def _load(directory: Path, kind: str, load: Callable[[], Any]) -> Any:
     check_readable(path for pattern in _FILES for path in directory.glob(pattern))
     _confine_named_files(directory)
     with library_call(lambda reason: CheckpointError(f"{directory} has no usable {kind} ({reason}): {_ADVICE}.")):
-        return load()
+        try:
+            return load()
+        except (ValueError, OSError) as error:
+            refuse_own_code(error, directory)
+            raise
 
 
 def _confine_named_files(directory: Path) -> None:

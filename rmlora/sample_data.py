@@ -36,7 +36,7 @@ SENTENCES = (
 
 def draw_image(number: int) -> Image.Image:
     """Return an image with smooth gradients and edges like a photograph, different for every number."""
-    require("PIL", "serve")
+    require("PIL", "predict")
     from PIL import Image
 
     rng = np.random.default_rng(number)

@@ -6,13 +6,15 @@ To add a task, add an object to :data:`TASKS`; if it needs a new kind of inputs 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rmlora.errors import ConfigError
 from rmlora.inputs import ImageInputs, Inputs, TextInputs
 from rmlora.outputs import ClassScores, Outputs, SentenceVector
 
-__all__ = ["TASKS", "Task", "get_task", "task_of_peft"]
+__all__ = ["OTHER_TASKS", "TASKS", "Task", "get_task", "recorded_task"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,36 @@ def get_task(name: str) -> Task:
     return TASKS[name]
 
 
-def task_of_peft(task_type: str | None) -> str | None:
-    """Return the name of the task with PEFT's task type ``task_type``; None if there is none."""
-    return next((task.name for task in TASKS.values() if task_type and task.peft_task_type == task_type), None)
+OTHER_TASKS: dict[str, tuple[str | None, str | tuple[str, ...]]] = {
+    "token-classification": ("TOKEN_CLS", "ForTokenClassification"),
+    "question-answering": ("QUESTION_ANS", "ForQuestionAnswering"),
+    "fill-mask": (None, "ForMaskedLM"),
+    "text-generation": ("CAUSAL_LM", ("ForCausalLM", "LMHeadModel")),
+    "text2text-generation": ("SEQ_2_SEQ_LM", "ForConditionalGeneration"),
+    "multiple-choice": (None, "ForMultipleChoice"),
+    "audio-classification": (None, "ForAudioClassification"),
+    "object-detection": (None, "ForObjectDetection"),
+    "image-segmentation": (None, "ForSemanticSegmentation"),
+}
+"""Tasks whose adapters are recognized, but not exported → PEFT's task type, and how the names of model classes end."""
+
+_CLASSES: dict[str, str | tuple[str, ...]] = {
+    "text-classification": "ForSequenceClassification",
+    "image-classification": "ForImageClassification",
+}
+"""Task → how the names of its model classes end. The encoders for feature-extraction are also inside all other models."""
+
+
+def recorded_task(peft_config: Mapping[str, Any]) -> str | None:
+    """Return the task that ``adapter_config.json`` records; None if it records none.
+
+    That is PEFT's task type or, where the type is not set, the class of the base, which PEFT then records.
+    """
+    kind, mapping = peft_config.get("task_type"), peft_config.get("auto_mapping")
+    types = {task.peft_task_type: task.name for task in TASKS.values()}
+    types.update((peft_type, name) for name, (peft_type, _) in OTHER_TASKS.items())
+    if kind is not None:
+        return types.get(str(kind))
+    class_name = str(mapping.get("base_model_class")) if isinstance(mapping, Mapping) else ""
+    endings = {**_CLASSES, **{name: ending for name, (_, ending) in OTHER_TASKS.items()}}
+    return next((name for name, ending in endings.items() if class_name.endswith(ending)), None)

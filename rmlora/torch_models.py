@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,13 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmlora.adapter import Adapter
-from rmlora.adapter_task import task_of
+from rmlora.adapter_task import complete_labels, task_of
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError, CheckpointError, require
 from rmlora.fingerprint import check_base
-from rmlora.package import CONFIG_FILE, load_package
+from rmlora.outputs import problem_type_of
+from rmlora.package import CONFIG_FILE, TENSORS_FILE, load_package, peft_tensors, save_package
 from rmlora.patterns import check_selection
+from rmlora.processors import refuse_own_code
+from rmlora.renamed_modules import in_memory_names
+from rmlora.scoring import ProblemType
+from rmlora.stored_weights import stored_weights
 from rmlora.tasks import Task
+from rmlora.tensors import TensorFile
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -39,27 +46,38 @@ class TaskModel:
     """Paths of randomly initialized modules (head, pooler), which must be trained and saved."""
 
 
-def load_task_model(base: Path, task: Task, labels: Sequence[str], **from_pretrained: Any) -> TaskModel:
+def load_task_model(
+    base: Path,
+    task: Task,
+    labels: Sequence[str],
+    *,
+    problem_type: ProblemType | None = None,
+    trust_remote_code: bool = False,
+    **from_pretrained: Any,
+) -> TaskModel:
     """Load ``base`` in float32, with a head of ``len(labels)`` outputs if the task has one.
 
     Args:
         base: a directory from :func:`rmlora.base.resolve_base`.
         task: what the model is for.
         labels: names in the order of the outputs.
-        **from_pretrained: passed to transformers (``trust_remote_code=True`` only if the user asked for it).
+        problem_type: kind of answer, for the model's configuration.
+        trust_remote_code: run code that comes with the base; True only if the user asked for it.
+        **from_pretrained: passed to transformers.
 
     Raises:
         CheckpointError: transformers cannot build the model for this task.
     """
     for module in ("torch", "transformers"):
-        require(module, "train")
+        require(module, "export")
     import torch
     import transformers
 
     auto = getattr(transformers, task.auto_class)
     options = {
-        "trust_remote_code": False,  # else transformers asks on the terminal, and runs code of the base on a "y"
-        **task.outputs.head_options(labels),
+        # never unset: transformers would ask on the terminal, and run code of the base on a "y"
+        "trust_remote_code": trust_remote_code,
+        **task.outputs.head_options(labels, problem_type),
         "dtype": torch.float32,
         "output_loading_info": True,
         **from_pretrained,
@@ -68,6 +86,7 @@ def load_task_model(base: Path, task: Task, labels: Sequence[str], **from_pretra
         with quiet_transformers():  # new heads are reported by new_modules instead
             model, info = auto.from_pretrained(base, **options)
     except (ValueError, OSError, KeyError, RuntimeError) as error:
+        refuse_own_code(error, base)
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"The base at {base} cannot be loaded for {task.name}: {reason}") from None
     mismatched = {str(entry[0]) for entry in info.get("mismatched_keys", ())}
@@ -77,7 +96,13 @@ def load_task_model(base: Path, task: Task, labels: Sequence[str], **from_pretra
 
 
 def load_adapted(
-    base: Path, adapter_path: Path, *, task: str | None = None, allow_base_mismatch: bool = False
+    base: Path,
+    adapter_path: Path,
+    *,
+    task: str | None = None,
+    labels: Sequence[str] | None = None,
+    allow_base_mismatch: bool = False,
+    trust_remote_code: bool = False,
 ) -> tuple[PeftModel, Adapter]:
     """Load base and adapter with PEFT, in evaluation mode.
 
@@ -85,7 +110,9 @@ def load_adapted(
         base: directory of the base.
         adapter_path: directory of the adapter.
         task: task name; needed only if the adapter does not record one.
+        labels: names in the order of the outputs; None takes those that adapter or base record.
         allow_base_mismatch: accept an adapter made for another base.
+        trust_remote_code: run code that comes with the base; True only if the user asked for it.
 
     Returns:
         the PEFT model, and the adapter as :func:`rmlora.package.load_package` reads it.
@@ -95,13 +122,22 @@ def load_adapted(
         AdapterError: the adapter does not fit the base.
         ConfigError: the task is not known.
     """
-    require("peft", "train")
+    require("peft", "export")
     from peft import PeftModel
 
-    adapter = load_package(adapter_path)
-    check_base(adapter, Checkpoint(base), allow_mismatch=allow_base_mismatch)
+    checkpoint = Checkpoint(base)
+    read = load_package(adapter_path)
+    adapter = in_memory_names(read, stored_weights(checkpoint, read))
+    check_base(adapter, checkpoint, allow_mismatch=allow_base_mismatch)
     chosen = task_of(adapter, task)
-    loaded = load_task_model(base, chosen, chosen.outputs.labels_of(adapter))
+    adapter = complete_labels(adapter, chosen, checkpoint.config, labels)
+    loaded = load_task_model(
+        base,
+        chosen,
+        adapter.labels or [],
+        problem_type=problem_type_of(adapter, checkpoint.config),
+        trust_remote_code=trust_remote_code,
+    )
     needed = [module for module in loaded.new_modules if chosen.outputs.depends_on(module)]
     uncovered = [m for m in needed if not any(key.startswith(f"{m}.") for key in adapter.modules_to_save)]
     if uncovered:
@@ -114,7 +150,8 @@ def load_adapted(
     with quiet_transformers(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            model = PeftModel.from_pretrained(loaded.model, str(adapter_path))
+            with _as_peft_reads_it(adapter, read, adapter_path) as directory:
+                model = PeftModel.from_pretrained(loaded.model, str(directory))
         except (ValueError, RuntimeError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
             raise AdapterError(f"The adapter {adapter_path} does not fit the base at {base}: {reason}") from None
@@ -126,6 +163,18 @@ def load_adapted(
     return model, adapter
 
 
+@contextmanager
+def _as_peft_reads_it(adapter: Adapter, read: Adapter, path: Path) -> Iterator[Path]:
+    """Yield a directory that PEFT reads as ``adapter``: ``path``, or a copy if its file has other names for the same tensors."""
+    names = TensorFile(path / TENSORS_FILE).infos.keys()
+    if adapter is read and peft_tensors(adapter).keys() <= names:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        save_package(adapter, Path(temporary) / "adapter")
+        yield Path(temporary) / "adapter"
+
+
 def _apply_rank_masks(model: PeftModel, adapter: Adapter) -> None:
     """Zero the masked directions of A; PEFT does not know the rank mask."""
     import torch
@@ -134,7 +183,7 @@ def _apply_rank_masks(model: PeftModel, adapter: Adapter) -> None:
     for path, module in adapter.modules.items():
         if module.rank_mask is None:
             continue
-        layer = layers[path]
+        layer = layers[module.peft_path or path]
         side = layer.lora_embedding_A if module.kind == "embedding" else layer.lora_A
         factor = side["default"]
         masked = torch.from_numpy(~module.rank_mask).nonzero().flatten()

@@ -140,7 +140,7 @@ def onnx_adapter(directory: Path, file: str, rng: random.Random) -> None:
     read = read_onnx_adapter(directory / file)
     for name in read:
         read[name].sum()
-    opened, try_out = _try_out(directory / "bundle")
+    _, try_out = _try_out(directory / "bundle")
     try_out.check("x", read)
 
 

@@ -10,15 +10,22 @@ from pathlib import Path
 
 import numpy as np
 
-from rmlora.adapter import Adapter, LoraModule
+from rmlora.adapter import Adapter
 from rmlora.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint
 from rmlora.errors import OutputError
 from rmlora.fingerprint import check_base
 from rmlora.storage import atomic_directory, refuse_existing, write_json
 from rmlora.tensors import DTYPES, TensorInfo
 from rmlora_converters.delta import delta_rows
-from rmlora_converters.merge_plan import MergePlan, PlannedTensor, make_plan
-from rmlora_converters.rounding import LOSS_WARNING, RoundingMeter, RoundingReport, checked_cast, collect_roundings
+from rmlora_converters.merge_plan import MergePlan, make_plan
+from rmlora_converters.planned_tensors import PlannedTensor
+from rmlora_converters.rounding import (
+    LOSS_WARNING,
+    RoundingMeter,
+    RoundingReport,
+    checked_cast,
+    collect_roundings,
+)
 from rmlora_converters.shards import write_shard
 from rmlora_converters.side_files import copy_side_files, write_provenance
 
@@ -83,8 +90,9 @@ def merge_checkpoint(
             content = (writer.blocks(item) for item in items)
             write_shard(directory / file_name, [item.entry for item in items], content, metadata)
         report = MergeReport(
-            modules=collect_roundings(adapter, writer.meters),
+            modules=collect_roundings(plan.modules, writer.meters),
             replaced=plan.replaced,
+            dropped=plan.dropped,
             added=plan.added,
             untied=plan.untied,
             shards=len(plan.shards),
@@ -107,14 +115,19 @@ class _Writer:
     """Produces the bytes of planned tensors and measures the rounding loss of the merged ones."""
 
     def __init__(self, plan: MergePlan, on_progress: Callable[[int, int], None] | None) -> None:
-        self.meters: list[RoundingMeter] = []
+        self._meters: dict[str, RoundingMeter] = {}
         self._on_progress = on_progress
         self._total = plan.nbytes
         self._done = 0
 
+    @property
+    def meters(self) -> list[RoundingMeter]:
+        """The meter of every module merged so far."""
+        return list(self._meters.values())
+
     def blocks(self, item: PlannedTensor) -> Iterator[bytes]:
         """Yield the content of one tensor."""
-        for block in self._copied(item) if item.update is None else self._merged(item, item.update):
+        for block in self._merged(item) if item.updates else self._copied(item):
             yield block
             self._done += len(block)
             if self._on_progress:
@@ -128,17 +141,24 @@ class _Writer:
         cast = checked_cast(item.source.read(), DTYPES[item.entry.dtype], item.entry.name)
         yield np.ascontiguousarray(cast).tobytes()
 
-    def _merged(self, item: PlannedTensor, update: LoraModule) -> Iterator[bytes]:
-        meter = RoundingMeter(update.path)
-        self.meters.append(meter)
+    def _merged(self, item: PlannedTensor) -> Iterator[bytes]:
         exact_type = np.float64 if item.entry.dtype == "F64" else np.float32
-        rows = item.entry.shape[0]
-        step = max(1, BLOCK_BYTES // max(1, 4 * int(np.prod(item.entry.shape[1:]))))
+        stored_type = DTYPES[item.entry.dtype]
+        rows, inner = item.entry.shape[0], item.entry.shape[1:]
+        step = max(1, BLOCK_BYTES // max(1, 4 * int(np.prod(inner))))
         for start in range(0, rows, step):
             stop = min(start + step, rows)
-            weight = item.source.read(start, stop).astype(exact_type)
-            delta = delta_rows(update, item.entry.shape, start, stop)
-            yield meter.merge(weight, delta, DTYPES[item.entry.dtype]).tobytes()
+            block = item.source.read(start, stop).astype(stored_type)
+            for update in item.updates:
+                low, high = max(start, update.start), min(stop, update.stop)
+                if low < high:
+                    delta = delta_rows(
+                        update.module, (update.stop - update.start, *inner), low - update.start, high - update.start
+                    )
+                    weight = block[low - start : high - start].astype(exact_type)
+                    meter = self._meters.setdefault(update.module.path, RoundingMeter(update.module.path))
+                    block[low - start : high - start] = meter.merge(weight, delta, stored_type)
+            yield block.tobytes()
 
 
 def _check_space(directory: Path, parent: Path, plan: MergePlan) -> None:

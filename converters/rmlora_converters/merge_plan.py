@@ -1,52 +1,42 @@
 """Plans what a merged checkpoint contains before any byte of it is written.
 
-Every tensor of the base becomes one tensor of the result, in the same shard and with the same type. Some have an update
-added, some are replaced by a tensor of the adapter's modules_to_save; new heads go to the last shard.
+Every tensor of the base becomes one tensor of the result, in the same shard and with the same type. Some have updates added,
+some are replaced by a tensor of the adapter's modules_to_save; new heads go to the last shard. Which stored tensor a parameter
+is, :mod:`rmlora.stored_weights` says; :mod:`rmlora_converters.complete_checkpoint` checks the plan.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from rmlora.adapter import Adapter, Array, LoraModule
-from rmlora.checkpoint import EMBEDDING_NAMES, Checkpoint, TiedOutput
-from rmlora.errors import AdapterError
-from rmlora.naming import find_tensor, find_tensors, infer_prefix
-from rmlora.tasks import get_task
-from rmlora.tensors import DTYPES, FLOATING
-from rmlora_converters.delta import stores_transposed
+from rmlora.checkpoint import EMBEDDING_NAMES, Checkpoint
+from rmlora.naming import infer_prefix
+from rmlora.outputs import problem_type_of
+from rmlora.renamed_modules import in_memory_names
+from rmlora.stored_weights import StoredWeights, quantization_method, stored_weights
+from rmlora.tasks import TASKS
+from rmlora.tensors import DTYPES
+from rmlora.weight_parts import Part
+from rmlora_converters.complete_checkpoint import check_complete
+from rmlora_converters.planned_tensors import (
+    ArraySource,
+    PartsSource,
+    PatchedSource,
+    PlannedTensor,
+    RowUpdate,
+    Source,
+    check_update,
+    replacement_rows,
+    update_of_part,
+)
 from rmlora_converters.shards import ShardEntry
+from rmlora_converters.tied_weights import Untying, untie
 
-__all__ = ["ArraySource", "MergePlan", "PlannedTensor", "Source", "make_plan", "set_labels"]
-
-
-class Source(Protocol):
-    """Where the rows of a tensor come from: a file of the base or the adapter."""
-
-    def read(self, start: int = 0, stop: int | None = None) -> Array:
-        """Return rows along the first axis."""
-
-
-@dataclass(frozen=True)
-class ArraySource:
-    """A tensor held in memory, such as a trained head."""
-
-    array: Array
-
-    def read(self, start: int = 0, stop: int | None = None) -> Array:
-        """Return rows along the first axis."""
-        return self.array[start:stop] if self.array.ndim else self.array
-
-
-@dataclass(frozen=True)
-class PlannedTensor:
-    """One tensor of the result: its header entry, its source, and the update to add, if any."""
-
-    entry: ShardEntry
-    source: Source
-    update: LoraModule | None = None
+__all__ = ["MergePlan", "make_plan", "set_labels"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +51,10 @@ class MergePlan:
     """Tensors that the base does not have."""
     untied: str | None
     """Output layer that no longer shares the embedding's weight, if the update forced them apart."""
+    modules: tuple[str, ...]
+    """Modules whose update is merged."""
+    dropped: tuple[str, ...]
+    """Adapted modules on which no output depends, so that their update was left out."""
 
     @property
     def nbytes(self) -> int:
@@ -72,121 +66,152 @@ def make_plan(checkpoint: Checkpoint, adapter: Adapter) -> MergePlan:
     """Match every tensor of ``adapter`` with the base, and decide names, tied weights and configuration.
 
     Raises:
-        AdapterError: the base lacks a module, its weight has another shape, or its weight is quantized.
+        AdapterError: the base lacks a module, its weight has another shape or is quantized, or the merged checkpoint would
+            lack something that the model needs.
     """
-    names = checkpoint.tensors.keys()
-    tie = checkpoint.tied_output if _has_output_layer(checkpoint, adapter) else None
-    modules = dict(adapter.modules)
-    # An output layer whose weight is only stored as the embedding gets its update when the two are untied.
-    output_update = modules.pop(tie.layer, None) if tie and f"{tie.layer}.weight" not in names else None
-    targets = find_tensors([f"{path}.weight" for path in modules], names, where=f"the base at {checkpoint.path}")
-    updates = {targets[f"{path}.weight"]: module for path, module in modules.items()}
-    base_names = {parameter: find_tensor(parameter, names) for parameter in adapter.modules_to_save}
-    replacements = {name: adapter.modules_to_save[parameter] for parameter, name in base_names.items() if name}
-    new = {parameter: adapter.modules_to_save[parameter] for parameter, name in base_names.items() if not name}
-    prefix = infer_prefix(targets) if new else ""
-    new_dtype = checkpoint.tensors[next(iter(updates))].dtype if updates else "F32"
-
-    shards = _plan_shards(checkpoint, updates, replacements)
-    untied = _untie(tie, shards, {*updates, *replacements}, output_update) if tie else None
-    for items in shards.values():
-        items[:] = [replace(item, entry=replace(item.entry, name=prefix + item.entry.name)) for item in items]
-    shards[next(reversed(shards))] += [
-        PlannedTensor(ShardEntry(name, new_dtype, array.shape), ArraySource(array)) for name, array in new.items()
-    ]
+    weights = stored_weights(checkpoint, adapter)
+    adapter = in_memory_names(adapter, weights)
+    dropped = weights.ineffective(adapter.modules)
+    modules = {path: module for path, module in adapter.modules.items() if path not in dropped}
+    untying = untie(weights, adapter)
+    changes = _changes(weights, modules, adapter.modules_to_save, untying)
+    new = {
+        name: adapter.modules_to_save[name]
+        for name in adapter.modules_to_save
+        if name not in untying.own and not weights.find(name)
+    }
+    shards = _plan_shards(checkpoint, changes)
+    last = shards[next(reversed(shards))]
+    last += [_own_tensor(weights, name, parts, adapter) for name, parts in untying.own.items()]
+    dtype = _dtype_of_new(checkpoint, changes)
+    last += [PlannedTensor(ShardEntry(weights.new_name(n), dtype, a.shape), ArraySource(a)) for n, a in new.items()]
+    if new:
+        _add_prefix(shards, weights, {weights.new_name(name) for name in (*new, *untying.own)}, modules)
     for items in shards.values():  # widest element types first, see write_shard
         items.sort(key=lambda item: -DTYPES[item.entry.dtype].itemsize if item.entry.dtype in DTYPES else 0)
-    config = _new_config(checkpoint, adapter, replacements, untied=untied is not None)
-    return MergePlan(shards, config, tuple(sorted(replacements)), tuple(sorted(new)), untied)
+    replaced = {part.tensor for name in adapter.modules_to_save if name not in new for part in weights.find(name)}
+    config = _new_config(weights, adapter, untying)
+    tensors = {item.entry.name: item.entry.shape for items in shards.values() for item in items}
+    config = check_complete(weights, adapter, config, tensors, new)
+    return MergePlan(
+        shards, config, tuple(sorted(replaced)), tuple(sorted(new)), untying.layer, tuple(modules), tuple(dropped)
+    )
 
 
-def _plan_shards(
-    checkpoint: Checkpoint, updates: Mapping[str, LoraModule], replacements: Mapping[str, Array]
-) -> dict[str, list[PlannedTensor]]:
-    """Return the tensors of every shard of the base, updated or replaced; both mappings go by the base's names."""
+@dataclass
+class _Change:
+    """What happens to one stored tensor."""
+
+    updates: list[RowUpdate]
+    replacements: list[tuple[Part, Array]]
+
+
+def _changes(
+    weights: StoredWeights,
+    modules: Mapping[str, LoraModule],
+    saved: Mapping[str, Array],
+    untying: Untying,
+) -> dict[str, _Change]:
+    """Return stored tensor → its changes; parameters that get a tensor of their own are left out."""
+    changes: dict[str, _Change] = defaultdict(lambda: _Change([], []))
+    tensors = weights.checkpoint.tensors
+    stored = {module.parameter: module for module in modules.values() if module.parameter not in untying.own}
+    for parameter, parts in weights.require(stored).items():
+        for part in parts:
+            update = update_of_part(stored[parameter], part, tensors[part.tensor].shape)
+            changes[part.tensor].updates.append(update)
+    for parameter, value in saved.items():
+        for part in weights.find(parameter) if parameter not in untying.own else ():
+            changes[part.tensor].replacements.append((part, value))
+    return dict(changes)
+
+
+def _plan_shards(checkpoint: Checkpoint, changes: Mapping[str, _Change]) -> dict[str, list[PlannedTensor]]:
+    """Return the tensors of every shard of the base, updated or replaced."""
+    method = quantization_method(checkpoint.config)
     shards: dict[str, list[PlannedTensor]] = {}
     for file_name, shard in checkpoint.shards.items():
         planned = []
         for name, info in shard.infos.items():
             source: Source = info
             entry = ShardEntry(name, info.dtype, info.shape)
-            if name in replacements:
-                source = ArraySource(replacements[name])
-                entry = replace(entry, shape=replacements[name].shape)
-            planned.append(_checked(PlannedTensor(entry, source, updates.get(name))))
+            change = changes.get(name, _Change([], []))
+            if change.replacements:
+                if any(value.dtype.kind not in "iub" for _, value in change.replacements):
+                    check_update(entry, change.replacements, method)
+                part, value = change.replacements[0]
+                if part.is_whole:
+                    source, entry = ArraySource(value), replace(entry, shape=value.shape)
+                else:
+                    rows = (replacement_rows(value, part, info.shape) for part, value in change.replacements)
+                    source = PatchedSource(info, tuple(rows))
+            check_update(entry, change.updates, method)
+            planned.append(PlannedTensor(entry, source, tuple(change.updates)))
         shards[file_name] = planned
     return shards
 
 
-def _untie(
-    tie: TiedOutput,
-    shards: dict[str, list[PlannedTensor]],
-    changed: Collection[str],
-    output_update: LoraModule | None,
-) -> str | None:
-    """Give a tied output layer its own tensor if either side changed; return its module path, or None if neither did.
-
-    PEFT adds an update to the embedding or to the output layer alone, so a merged checkpoint that computes the same
-    function must store the two separately.
-    """
-    name = f"{tie.layer}.weight"
-    if output_update is None and not {tie.embedding, name} & set(changed):
-        return None
-    planned = {item.entry.name: item for items in shards.values() for item in items}
-    if name not in planned:
-        embedding = planned[tie.embedding]
-        own = replace(embedding, entry=replace(embedding.entry, name=name), update=output_update)
-        shards[next(reversed(shards))].append(_checked(own))
-    return tie.layer
+def _own_tensor(weights: StoredWeights, name: str, parts: tuple[Part, ...], adapter: Adapter) -> PlannedTensor:
+    """Return the tensor of a parameter that shared another's weight: a copy of it, with the parameter's own change."""
+    tensors = weights.checkpoint.tensors
+    saved = adapter.modules_to_save.get(name)
+    source: Source = PartsSource(parts, tensors) if saved is None else ArraySource(saved)
+    shape = saved.shape if saved is not None else tensors[parts[0].tensor].shape
+    entry = ShardEntry(weights.new_name(name), tensors[parts[0].tensor].dtype, shape)
+    module = next((module for module in adapter.modules.values() if module.parameter == name), None)
+    updates = (update_of_part(module, Part(parts[0].tensor), shape),) if module is not None else ()
+    check_update(entry, updates, quantization_method(weights.checkpoint.config))
+    return PlannedTensor(entry, source, updates)
 
 
-def _has_output_layer(checkpoint: Checkpoint, adapter: Adapter) -> bool:
-    task = adapter.peft_config.get("task_type")
-    if task is not None:
-        return task in ("CAUSAL_LM", "SEQ_2_SEQ_LM")
-    architecture = adapter.metadata.get("architecture") or next(iter(checkpoint.config.get("architectures") or []), "")
-    return str(architecture).endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM"))
+def _dtype_of_new(checkpoint: Checkpoint, changes: Mapping[str, _Change]) -> str:
+    """Return the element type of tensors that the base lacks: that of the first weight with an update."""
+    return next((checkpoint.tensors[name].dtype for name, change in changes.items() if change.updates), "F32")
 
 
-def _checked(item: PlannedTensor) -> PlannedTensor:
-    if item.update is not None:
-        if item.entry.dtype not in FLOATING:
-            raise AdapterError(
-                f"The base stores '{item.entry.name}' as {item.entry.dtype} (quantized): an update cannot be merged into "
-                "that; merge into the unquantized base and quantize the result."
-            )
-        stores_transposed(item.update, item.entry.shape)
-    return item
+def _add_prefix(
+    shards: Mapping[str, list[PlannedTensor]],
+    weights: StoredWeights,
+    new: Collection[str],
+    modules: Mapping[str, LoraModule],
+) -> None:
+    """Put the task model's prefix before every tensor of a base that was saved without it."""
+    prefix = weights.prefix
+    if weights.layout is None:
+        whole = {m.parameter: weights.find(m.parameter) for m in modules.values()}
+        prefix = infer_prefix({name: parts[0].tensor for name, parts in whole.items() if parts and parts[0].is_whole})
+    if prefix and weights.keeps_places(prefix):
+        for items in shards.values():
+            items[:] = [
+                item
+                if item.entry.name in new
+                else replace(item, entry=replace(item.entry, name=prefix + item.entry.name))
+                for item in items
+            ]
 
 
-def _new_config(
-    checkpoint: Checkpoint, adapter: Adapter, replacements: Mapping[str, Array], *, untied: bool
-) -> dict[str, Any]:
-    config = dict(checkpoint.config)
-    if untied:
-        config["tie_word_embeddings"] = False
-    if architecture := adapter.metadata.get("architecture"):
+def _new_config(weights: StoredWeights, adapter: Adapter, untying: Untying) -> dict[str, Any]:
+    config = dict(weights.checkpoint.config)
+    if untying.layer:
+        config = untying.set_in(config)
+    if architecture := adapter.metadata.get("architecture") or (weights.layout and weights.layout.architecture):
         config["architectures"] = [architecture]
     set_labels(config, adapter)
-    for name, array in replacements.items():
-        if name.endswith(EMBEDDING_NAMES) and "vocab_size" in config:
+    for name, array in adapter.modules_to_save.items():
+        if name.endswith(EMBEDDING_NAMES) and "vocab_size" in config and array.ndim == 2:
             config["vocab_size"] = array.shape[0]
     return config
 
 
 def set_labels(config: dict[str, Any], adapter: Adapter) -> None:
-    """Write the labels of ``adapter``, if it has any, to a model's configuration."""
-    if labels := adapter.labels or _numbered_labels(adapter):
+    """Write labels and kind of answer of ``adapter`` to its base's configuration; other adapters leave it as it is."""
+    task = TASKS.get(adapter.task or "")
+    labels = adapter.labels or []
+    if not labels and task is not None and task.outputs.count(adapter, config) is not None:
+        labels = task.outputs.labels_of(adapter, config)
+    if labels:
         config["id2label"] = {str(index): label for index, label in enumerate(labels)}
         config["label2id"] = {label: index for index, label in enumerate(labels)}
         config.pop("num_labels", None)
-
-
-def _numbered_labels(adapter: Adapter) -> list[str] | None:
-    """Return ``LABEL_i`` for each output of a classification head without labels, as in adapters not made by rmlora."""
-    if adapter.peft_config.get("task_type") != "SEQ_CLS":
-        return None
-    try:
-        return get_task("text-classification").outputs.labels_of(adapter)
-    except AdapterError:
-        return None
+    if (kind := problem_type_of(adapter, config)) != config.get("problem_type"):
+        config["problem_type"] = kind

@@ -31,10 +31,15 @@ def with_modules(adapter: Adapter, modules: Sequence[LoraModule]) -> Adapter:
     """Return ``adapter`` with ``modules`` instead of its own; heads, task and labels stay.
 
     Raises:
-        AdapterError: ``modules`` is empty.
+        AdapterError: ``modules`` is empty, or PEFT cannot express their ranks.
     """
     if not modules:
         raise AdapterError(f"No direction of {adapter.source} is left: an adapter without factors changes nothing.")
+    if attention := next((module for module in modules if module.peft_path), None):
+        raise AdapterError(
+            f"{adapter.source} adapts '{attention.path}' inside an nn.MultiheadAttention, where PEFT knows only one rank for both "
+            "projections: it can be merged, but not mixed or compressed."
+        )
     ranks = {module.path: module.rank for module in modules}
     alphas = {module.path: _int_if_whole(module.scale * module.rank) for module in modules}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rmlora.adapter import Adapter
 from rmlora.errors import AdapterError
 from rmlora.tensors import DTYPES, FLOATING
 
@@ -49,6 +48,8 @@ class RoundingReport:
     """Parameters of the base that the adapter's modules_to_save replaced."""
     nbytes: int
     """Bytes of all weights written."""
+    dropped: tuple[str, ...]
+    """Adapted modules on which no output depends; their updates were left out."""
 
     @property
     def worst_loss(self) -> float:
@@ -102,14 +103,14 @@ def checked_cast(values: AnyArray, dtype: np.dtype[Any], name: str) -> AnyArray:
     return cast
 
 
-def collect_roundings(adapter: Adapter, meters: Iterable[RoundingMeter]) -> tuple[ModuleRounding, ...]:
+def collect_roundings(modules: Iterable[str], meters: Iterable[RoundingMeter]) -> tuple[ModuleRounding, ...]:
     """Return the results of all ``meters``, largest loss first.
 
     Raises:
-        AdapterError: a module of ``adapter`` has no meter, so it was not merged.
+        AdapterError: one of ``modules`` has no meter, so it was not merged.
     """
     results = sorted((meter.result() for meter in meters), key=lambda item: -item.loss)
-    if missing := sorted(set(adapter.modules) - {item.module for item in results}):
+    if missing := sorted(set(modules) - {item.module for item in results}):
         raise AdapterError(f"The update of '{missing[0]}' was not merged: please report this as a bug.")
     return tuple(results)
 

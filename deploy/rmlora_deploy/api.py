@@ -12,6 +12,7 @@ Errors are subclasses of :class:`rmlora.RMLoRAError`; their text is the sentence
 from __future__ import annotations
 
 import dataclasses
+import errno
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
 from rmlora.config import RMLoRAConfig
-from rmlora.errors import ConfigError
+from rmlora.errors import ConfigError, OutputError
 from rmlora.package import load_package
 from rmlora.training.data import Columns
 from rmlora.training.settings import TrainSettings
@@ -33,10 +34,10 @@ from rmlora_deploy.bundles.report import VerificationReport
 from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.exporter.pipeline import export_bundle
 from rmlora_deploy.inference import Classifier, Embedder, open_bundle
-from rmlora_deploy.verification.evaluation import read_evaluation
-from rmlora_deploy.verification.torch_pair import load_torch_pair, torch_is_installed
-from rmlora_deploy.verification.verify_branches import raise_on_branch_mismatch, verify_branches
-from rmlora_deploy.verification.verify_merged_bundle import raise_on_mismatch, verify_bundle
+from rmlora_deploy.verification.compare_bundle import ComparisonInputs, compare_bundle
+from rmlora_deploy.verification.torch_pair import torch_is_installed
+from rmlora_deploy.verification.verify_branches import raise_on_branch_mismatch
+from rmlora_deploy.verification.verify_merged_bundle import raise_on_mismatch
 from rmlora_deploy.verification.verify_merged_graph import verify_merged_graph
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def export(
         onnx: with branches, an ONNX export of ``base`` from any exporter; needs no torch.
         on_progress: called with a line before every step.
         **settings: other fields of :class:`rmlora_deploy.exporter.export_settings.ExportSettings`, such as ``task``,
-            ``opset``, ``verify``, ``overwrite``, ``pooling``.
+            ``labels``, ``opset``, ``verify``, ``overwrite``, ``pooling``, ``trust_remote_code``.
 
     Returns:
         the bundle; ``bundle.manifest.verification`` is the report.
@@ -232,6 +233,8 @@ def verify(
     reference_only: bool = False,
     record: bool = True,
     check: bool = True,
+    trust_remote_code: bool = False,
+    on_unrecorded: Callable[[str], None] | None = None,
 ) -> VerificationReport:
     """Compare a bundle with PyTorch and PEFT on real inputs of several shapes.
 
@@ -243,8 +246,10 @@ def verify(
         columns: names of the data's columns; None recognizes the usual ones.
         provider: execution provider to run on.
         reference_only: compare with PyTorch's outputs stored in the bundle; always so if torch is not installed.
-        record: write the report into the bundle's manifest.
+        record: add the report to the bundle's manifest, which keeps the last few of each kind.
         check: raise if the comparison failed; if False, :func:`raise_if_failed` can be called on the report later.
+        trust_remote_code: run code that comes with the base; only for sources you trust.
+        on_unrecorded: called with a sentence if the report could not be recorded because the bundle is read-only.
 
     Returns:
         the report: differences on every kind of input, and whether they are within the tolerance.
@@ -259,14 +264,32 @@ def verify(
         0.9806
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    opened = dataclasses.replace(opened, trust_remote_code=trust_remote_code or opened.trust_remote_code)
     with_torch = not reference_only and torch_is_installed()
-    compare = _compare_branches if opened.mode == "branches" else _compare_merged
-    report, expected = compare(opened, base, adapters, data, columns or Columns(), provider, with_torch)
+    inputs = ComparisonInputs(base, adapters, data, columns or Columns(), with_torch)
+    report, expected = compare_bundle(opened, inputs, provider=provider)
     if record:
-        record_verification(opened, report, expected)
+        _record(opened, report, expected, on_unrecorded)
     if check:
         raise_if_failed(report, opened)
     return report
+
+
+def _record(
+    bundle: Bundle,
+    report: VerificationReport,
+    expected: Mapping[str, list[np.ndarray]],
+    on_unrecorded: Callable[[str], None] | None,
+) -> None:
+    """Record a report; a bundle that may not be written to stays as it is."""
+    try:
+        record_verification(bundle, report, expected)
+    except (OutputError, OSError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError) or cause.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        if on_unrecorded is not None:
+            on_unrecorded(f"{bundle.path} may not be written to: the report was not recorded in it.")
 
 
 def raise_if_failed(report: VerificationReport, bundle: Bundle) -> None:
@@ -279,12 +302,15 @@ def raise_if_failed(report: VerificationReport, bundle: Bundle) -> None:
     (raise_on_branch_mismatch if bundle.mode == "branches" else raise_on_mismatch)(report, bundle.precision)
 
 
-def load(path: str | Path, *, provider: str = "cpu", **options: Any) -> Classifier | Embedder:
+def load(
+    path: str | Path, *, provider: str = "cpu", trust_remote_code: bool = False, **options: Any
+) -> Classifier | Embedder:
     """Open a bundle of any kind, to predict or embed with it; needs no torch.
 
     Args:
         path: bundle directory, merged or with branches.
         provider: execution provider, such as ``cpu`` or ``cuda``.
+        trust_remote_code: run code that comes with the tokenizer; only for sources you trust.
         **options: ``threads``; with branches also ``max_active_adapters``, ``rows`` and ``max_concurrent_runs`` of
             :class:`rmlora_deploy.runtime.AdapterSession`.
 
@@ -300,7 +326,7 @@ def load(path: str | Path, *, provider: str = "cpu", **options: Any) -> Classifi
         >>> [p.label for p in both.predict(["Call now", "Who was it ?"], ["spam", "trec"])]  # doctest: +SKIP
         ['spam', 'HUM']
     """
-    return open_bundle(path, provider=provider, **options)
+    return open_bundle(path, provider=provider, trust_remote_code=trust_remote_code, **options)
 
 
 def _refuse_unknown(function: str, settings: Mapping[str, Any], settings_class: Any, *, given: set[str]) -> None:
@@ -309,41 +335,3 @@ def _refuse_unknown(function: str, settings: Mapping[str, Any], settings_class: 
     for name in settings:
         if name not in known:
             raise ConfigError(f"{function}() has no setting '{name}': the settings are {', '.join(known)}.")
-
-
-def _compare_merged(
-    bundle: Bundle, base: str | None, adapters: Any, data: Any, columns: Columns, provider: str, with_torch: bool
-) -> tuple[VerificationReport, dict[str, list[np.ndarray]]]:
-    for what, given in (("adapter", adapters), ("data", data)):
-        if isinstance(given, Mapping):
-            raise ConfigError(f"{bundle.path} holds one adapter: give {what} as one path.")
-    evaluation = read_evaluation(data, columns, task=bundle.task, labels=bundle.labels) if data else None
-    pair = load_torch_pair(bundle, base, Path(adapters) if adapters else None) if with_torch else None
-    return verify_bundle(bundle, bundle.preprocessor(), pair, evaluation=evaluation, provider=provider), {}
-
-
-def _compare_branches(
-    bundle: Bundle, base: str | None, adapters: Any, data: Any, columns: Columns, provider: str, with_torch: bool
-) -> tuple[VerificationReport, dict[str, list[np.ndarray]]]:
-    given = {what: _by_name(bundle, what, value) for what, value in (("adapters", adapters), ("data", data))}
-    paths = given["adapters"]
-    evaluations = {
-        name: read_evaluation(source, columns, task=bundle.task, labels=bundle.adapter(name).labels)
-        for name, source in given["data"].items()
-    }
-
-    def pair_of(name: str) -> Any:
-        return load_torch_pair(bundle, base, Path(paths[name]) if name in paths else None, name=name)
-
-    return verify_branches(bundle, pair_of if with_torch else None, evaluations=evaluations, provider=provider)
-
-
-def _by_name(bundle: Bundle, what: str, value: Any) -> dict[str, str]:
-    """Return adapter → path from what the caller passed as ``what``; every adapter must be in ``bundle``."""
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{bundle.path} holds several adapters: give {what} as a mapping from name to path.")
-    for name in value:
-        bundle.adapter(name)
-    return {name: str(path) for name, path in value.items()}

@@ -44,6 +44,7 @@ def training_arguments(settings: TrainSettings) -> TrainingArguments:
         "metric_for_best_model": settings.best_metric,
         "greater_is_better": settings.best_metric != "loss",
         "logging_steps": 10,
+        "logging_first_step": True,  # a run of fewer steps has a curve too
         "logging_nan_inf_filter": False,
         "bf16": settings.precision == "bf16",
         "fp16": settings.precision == "fp16",

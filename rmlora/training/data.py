@@ -1,24 +1,23 @@
-"""Loading labeled data with ``datasets``, choosing the columns, numbering the labels and splitting off validation data."""
+"""Loading labeled data: choosing the columns, leaving out empty rows, numbering labels and splitting off validation data."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from rmlora.errors import InputError, require
-from rmlora.readable import check_readable
+from rmlora.errors import InputError, some_of
 from rmlora.tasks import Task
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from rmlora.training.label_values import label_names, number_labels, order_labels
+from rmlora.training.sources import open_table
+from rmlora.training.table import Reading, Table
+from rmlora.wording import counted, numbers
 
 __all__ = ["Columns", "LabeledData", "Splits", "load_split", "load_splits"]
 
-_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 _LABEL_NAMES = ("label", "labels", "class", "category", "target", "intent", "topic")
 
 
@@ -39,6 +38,8 @@ class LabeledData:
     labels: list[str]
     label_order: tuple[str, ...] | None = None
     """Labels in the order that the dataset declares; None if it declares none."""
+    notes: tuple[str, ...] = ()
+    """Sentences about how the data was read and what was not used."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Splits:
     train: tuple[list[Any], list[int]]
     validation: tuple[list[Any], list[int]]
     test: tuple[list[Any], list[int]] | None
+    notes: tuple[str, ...] = ()
+    """Sentences about how the data was read, what was not used, and labels without examples."""
 
     def by_name(self) -> dict[str, tuple[list[Any], list[int]]]:
         """Return ``train``, ``validation`` and, if there is test data, ``test``."""
@@ -65,129 +68,196 @@ def load_splits(
     columns: Columns,
     validation_fraction: float,
     seed: int,
+    labels: Sequence[str] | None = None,
+    reading: Reading | None = None,
 ) -> Splits:
     """Load all splits, number the labels, and split off validation data if none is given.
 
     The split depends on ``seed`` only, keeps each label's share, and puts all copies of a text on the same side.
 
+    Args:
+        task: of the model.
+        train: training data.
+        validation: validation data; None splits it off.
+        test: test data, if there is any.
+        columns: names of the columns.
+        validation_fraction: share of the training data that is split off.
+        seed: of the split.
+        labels: names in the order of the head's outputs; the data may name them or number them from 0. None takes those in
+            the training data.
+        reading: how the user wants the files read.
+
     Raises:
         InputError: data is missing, unreadable, empty or inconsistent.
+        ConfigError: the data has a label that ``labels`` lacks.
     """
-    training = load_split(task, train, columns)
-    labels = training.label_order or tuple(_sorted_labels(training.labels))
-    if len(set(training.labels)) < 2:
-        raise InputError(f"{train} has only one label ('{training.labels[0]}'): classification needs at least two.")
-    index = {label: number for number, label in enumerate(labels)}
-    inputs, numbers = training.inputs, [index[label] for label in training.labels]
+
+    def load(source: str) -> LabeledData:
+        return load_split(task, source, columns, reading=reading or Reading())
+
+    def encode(data: LabeledData, source: str) -> tuple[list[Any], list[int]]:
+        owner = "the training data" if labels is None else "--labels"
+        unknown = f"which {owner} lacks (it has {some_of(order)})"
+        return data.inputs, number_labels(
+            data.labels, order, source=source, unknown=unknown, numbered=labels is not None
+        )
+
+    training = load(train)
+    order = order_labels(training.labels, training.label_order, labels, source=train)
+    notes = list(training.notes)
+    rows = encode(training, train)
     if validation is None:
-        chosen = _stratified(training.inputs, numbers, validation_fraction, np.random.default_rng(seed))
-        held_out = ([inputs[i] for i in chosen], [numbers[i] for i in chosen])
-        rest = sorted(set(range(len(inputs))) - set(chosen))
-        inputs, numbers = [inputs[i] for i in rest], [numbers[i] for i in rest]
-        if not held_out[0]:
-            raise InputError(f"{train} is too small to split off validation data: give --validation.")
+        rows, held_out = _split_off(rows, validation_fraction, order, seed, train)
     else:
-        held_out = _encode(load_split(task, validation, columns), index, validation)
-    tested = _encode(load_split(task, test, columns), index, test) if test else None
-    return Splits(labels, (inputs, numbers), held_out, tested)
+        data = load(validation)
+        held_out = encode(data, validation)
+        notes += data.notes
+    tested = None
+    if test is not None:
+        data = load(test)
+        tested = encode(data, test)
+        notes += data.notes
+    splits = Splits(order, rows, held_out, tested)
+    for name, split in splits.by_name().items():
+        notes += _without_examples(name, split[1], order)
+    return Splits(order, rows, held_out, tested, tuple(dict.fromkeys(notes)))
 
 
-def load_split(task: Task, source: str, columns: Columns) -> LabeledData:
+def load_split(task: Task, source: str, columns: Columns, *, reading: Reading | None = None) -> LabeledData:
     """Load one file, image folder or hub dataset (``name`` or ``name:split``).
 
+    Args:
+        task: of the model.
+        source: where the data is.
+        columns: names of the columns.
+        reading: how the user wants the file read; None if the caller offers no choice.
+
     Raises:
-        InputError: it does not exist, cannot be parsed, is empty, or lacks the columns.
+        InputError: it does not exist, cannot be parsed, is empty, lacks the columns, or has empty cells.
     """
-    require("datasets", "train")
-    table = _open(source)
+    chosen = [name.lower() for name in (columns.inputs, columns.label) if name]
+    table = open_table(source, {*task.inputs.column_names, *_LABEL_NAMES, *chosen}, reading)
     flag = f"--{task.inputs.column_option.replace('_', '-')}"
-    input_column = _column(table, columns.inputs, task.inputs.column_names, flag, source)
+    usual = task.inputs.column_names
+    input_column = _column(table, columns.inputs, usual, flag, source, compete=task.inputs.columns_compete)
     label_column = _column(table, columns.label, _LABEL_NAMES, "--label-column", source)
-    if len(table) == 0:
+    if table.rows == 0:
         raise InputError(f"{source} holds no rows: there is nothing to train on.")
-    inputs, raw = [task.inputs.locate(value, source) for value in table[input_column][:]], table[label_column][:]
-    for row, (value, label) in enumerate(zip(inputs, raw, strict=True)):
-        if label is None or label == "" or label != label:
-            raise InputError(f"Row {row + 1} of {source} has no '{label_column}': fill it in or remove the row.")
-        if task.inputs.is_empty(value):
-            raise InputError(f"Row {row + 1} of {source} has no '{input_column}': fill it in or remove the row.")
-    feature = table.features[label_column]
-    if hasattr(feature, "int2str"):
-        return LabeledData(inputs, [feature.int2str(number) for number in raw], tuple(feature.names))
-    return LabeledData(inputs, [str(label) for label in raw])
+    rows = range(table.rows)
+    declared = table.class_names.get(label_column)
+    inputs = table.columns[input_column]
+    labels = label_names(
+        table.columns[label_column], declared, source=source, numbers=table.numbers(rows), unit=table.unit
+    )
+    empty = {
+        input_column: [row for row in rows if task.inputs.is_empty(inputs[row])],
+        label_column: [row for row in rows if labels[row] is None],
+    }
+    notes = list(table.notes)
+    if any(empty.values()):
+        notes.append(_left_out(empty, table, source, reading))
+    left_out = {row for missing in empty.values() for row in missing}
+    kept = [row for row in rows if row not in left_out]
+    if not kept:
+        raise InputError(f"{source} has no row with both '{input_column}' and '{label_column}': check the columns.")
+    if others := [name for name in table.columns if name not in (input_column, label_column)]:
+        notes.append(f"Columns of {source} that are not used: {some_of(others)}.")
+    return LabeledData(
+        [task.inputs.locate(inputs[row], source) for row in kept],
+        [label for row in kept if (label := labels[row]) is not None],
+        declared,
+        tuple(notes),
+    )
 
 
-def _open(source: str) -> Dataset:
-    import datasets
-
-    datasets.disable_progress_bars()
-    path = Path(source)
-    check_readable([path])
-    try:
-        if path.is_dir():
-            return datasets.load_dataset("imagefolder", data_dir=str(path), split="train")
-        if path.is_file():
-            if path.suffix.lower() not in _FORMATS:
-                raise InputError(
-                    f"{source} is not a csv, tsv, json, jsonl or parquet file: convert it to one of these."
-                )
-            if path.stat().st_size == 0:
-                raise InputError(f"{source} is empty: there is nothing to train on.")
-            options = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
-            kind = _FORMATS[path.suffix.lower()]
-            return datasets.load_dataset(kind, data_files=str(path), split="train", **options)
-        if path.suffix or source.startswith((".", "/", "~")) or source.count("/") > 1:
-            raise InputError(f"Data not found: {source} does not exist.")
-        name, _, split = source.partition(":")
-        return datasets.load_dataset(name, split=split or "train")
-    except InputError:
-        raise
-    except (OSError, ValueError, RuntimeError, KeyError, datasets.exceptions.DatasetsError) as error:
-        cause = error.__cause__ or error
-        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-        raise InputError(f"{source} cannot be read as a dataset ({reason}): check its format.") from None
-
-
-def _column(table: Dataset, chosen: str | None, usual: Sequence[str], flag: str, source: str) -> str:
-    present = [str(name) for name in table.column_names]
+def _column(
+    table: Table, chosen: str | None, usual: Sequence[str], flag: str, source: str, *, compete: bool = False
+) -> str:
+    present = list(table.columns)
     if chosen is not None:
         if chosen not in present:
-            raise InputError(f"{source} has no column '{chosen}' (it has {', '.join(present)}): change {flag}.")
+            raise InputError(f"{source} has no column '{chosen}' (it has {some_of(present)}): change {flag}.")
         return chosen
-    lower = {name.lower(): name for name in present}
-    for name in usual:
-        if name in lower:
-            return lower[name]
-    raise InputError(f"{source} has none of the columns {', '.join(usual)} (it has {', '.join(present)}): pass {flag}.")
-
-
-def _sorted_labels(labels: Sequence[str]) -> list[str]:
-    distinct = set(labels)
-    if all(label.lstrip("-").isdigit() for label in distinct):
-        return sorted(distinct, key=int)
-    return sorted(distinct)
-
-
-def _encode(data: LabeledData, index: dict[str, int], source: str) -> tuple[list[Any], list[int]]:
-    unknown = sorted(set(data.labels) - set(index))
-    if unknown:
+    lower = {name.lower(): name for name in reversed(present)}
+    found = [lower[name] for name in usual if name in lower]
+    if not found:
         raise InputError(
-            f"{source} has the label '{unknown[0]}', which the training data lacks (it has {', '.join(index)}): "
-            "check the label column of both."
+            f"{source} has none of the columns {', '.join(usual)} (it has {some_of(present)}): pass {flag}; the first line of a "
+            "file must name its columns."
         )
-    return data.inputs, [index[label] for label in data.labels]
+    if compete and len(found) > 1:
+        raise InputError(
+            f"{source} has the columns {' and '.join(repr(name) for name in found)}, and a row is one text: choose with {flag}, "
+            "or join them into one column."
+        )
+    return found[0]
 
 
-def _stratified(inputs: list[Any], labels: list[int], fraction: float, rng: np.random.Generator) -> list[int]:
-    """Return the rows of a validation split that takes ``fraction`` of every label; equal texts stay together."""
+def _left_out(empty: dict[str, list[int]], table: Table, source: str, reading: Reading | None) -> str:
+    """Return the sentence about rows that are left out; raise :class:`InputError` with it if they may not be."""
+    listed = [
+        f"{table.unit if len(rows) == 1 else table.unit + 's'} {numbers(table.numbers(rows))} {'has' if len(rows) == 1 else 'have'} "
+        f"no '{column}'"
+        for column, rows in empty.items()
+        if rows
+    ]
+    count = len({row for rows in empty.values() for row in rows})
+    if reading is not None and reading.skip_empty:
+        return f"Left out {counted(count, 'row')} of {source}: {'; '.join(listed)}."
+    what = "it" if count == 1 else "them"
+    otherwise = f"remove {what}" if reading is None else f"leave {what} out with --skip-empty"
+    first, _, rest = listed[0].partition(" ha")
+    start = f"{first.capitalize()} of {source} ha{rest}"
+    raise InputError(f"{'; '.join([start, *listed[1:]])}: fill {what} in or {otherwise}.")
+
+
+def _without_examples(split: str, rows: Sequence[int], labels: Sequence[str]) -> list[str]:
+    """Return a sentence about the labels that a split lacks; none if it has all."""
+    present = set(rows)
+    missing = [label for number, label in enumerate(labels) if number not in present]
+    if not missing:
+        return []
+    effect = (
+        "the adapter cannot learn to predict it" if split == "train" else "how well it is predicted is not measured"
+    )
+    if len(missing) > 1:
+        effect = effect.replace("predict it", "predict them").replace("it is", "they are")
+    names = f"label '{missing[0]}'" if len(missing) == 1 else f"labels {some_of(missing)}"
+    return [f"The {split} data has no examples of the {names}: {effect}."]
+
+
+def _split_off(
+    rows: tuple[list[Any], list[int]], fraction: float, labels: Sequence[str], seed: int, source: str
+) -> tuple[tuple[list[Any], list[int]], tuple[list[Any], list[int]]]:
+    inputs, indices = rows
+    chosen = _stratified(inputs, indices, fraction, labels, np.random.default_rng(seed), source)
+    rest = sorted(set(range(len(inputs))) - set(chosen))
+    return (
+        ([inputs[i] for i in rest], [indices[i] for i in rest]),
+        ([inputs[i] for i in chosen], [indices[i] for i in chosen]),
+    )
+
+
+def _stratified(
+    inputs: list[Any], indices: list[int], fraction: float, labels: Sequence[str], rng: np.random.Generator, source: str
+) -> list[int]:
+    """Return the rows of a validation split that takes ``fraction`` of every label; equal texts stay together.
+
+    A label with a single distinct example stays in the training data.
+    """
     groups: dict[tuple[int, Any], list[int]] = {}
-    for number, (value, label) in enumerate(zip(inputs, labels, strict=True)):
+    for number, (value, label) in enumerate(zip(inputs, indices, strict=True)):
         groups.setdefault((label, value if isinstance(value, str) else number), []).append(number)
+    distinct = Counter(label for label, _ in groups)
+    single = [label for label, count in distinct.items() if count == 1]
+    if 2 * len(single) > len(distinct):
+        raise InputError(
+            f"{source} has only one distinct example of {counted(len(single), 'label')} of {len(distinct)} (such as "
+            f"'{labels[single[0]]}'): check --label-column, add examples, or give --validation."
+        )
     chosen: list[int] = []
-    for label in sorted(set(labels)):
+    for label in sorted(set(distinct) - set(single)):
         rows = [members for (group_label, _), members in groups.items() if group_label == label]
-        if len(rows) < 2:
-            raise InputError(f"A label has only {len(rows)} distinct example: add some or give --validation.")
         count = max(1, round(fraction * len(rows)))
-        chosen += [i for g in rng.permutation(len(rows))[:count] for i in rows[g]]
+        chosen += [i for g in rng.permutation(len(rows))[: min(count, len(rows) - 1)] for i in rows[g]]
     return sorted(chosen)

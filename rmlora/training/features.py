@@ -36,6 +36,12 @@ class TextExamples(Dataset[Row]):
         """Number of tokens in every row."""
         return [len(row["input_ids"]) for row in self._rows]
 
+    @property
+    def longest(self) -> int:
+        """Index of the row with the most tokens."""
+        lengths = self.lengths
+        return lengths.index(max(lengths))
+
 
 class ImageExamples(Dataset[Row]):
     """Images, decoded and processed each time they are accessed."""
@@ -43,6 +49,11 @@ class ImageExamples(Dataset[Row]):
     def __init__(self, images: Sequence[Any], labels: Sequence[int], processor: Any) -> None:
         self._images, self._labels, self._processor = list(images), list(labels), processor
         self.collate = _stack
+
+    @property
+    def longest(self) -> int:
+        """Index of the first row: all have the same size."""
+        return 0
 
     def __len__(self) -> int:
         return len(self._images)

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 
 from rmlora.config import RMLoRAConfig
 from rmlora.errors import TrainingError
 from rmlora.torch_models import quiet_transformers
+from rmlora.training.class_report import ClassReport, report_classes
 from rmlora.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import Trainer, TrainingArguments
+    from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from rmlora.training.features import Examples
 
-__all__ = ["fit"]
+__all__ = ["Fitted", "fit"]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training returns beside the model."""
+
+    losses: dict[str, float]
+    """Split → loss of the kept checkpoint, for validation and test data."""
+    reports: dict[str, ClassReport]
+    """Split → its predictions, counted."""
+    log_history: list[dict[str, Any]]
+    """Entries of the trainer's state, of all parts of a resumed run."""
+    best_step: int | None
+    """Step of the kept checkpoint; None if none was evaluated."""
+    steps: int
+    """Optimizer steps of all parts."""
 
 
 def fit(
@@ -28,10 +47,12 @@ def fit(
     config: RMLoRAConfig,
     model: PeftModel,
     examples: Mapping[str, Examples],
+    labels: Sequence[str],
     *,
     checkpoint: Path | None,
     console: Console,
-) -> tuple[dict[str, Any], int]:
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Fitted:
     """Train ``model`` in place, restore its best checkpoint and evaluate it.
 
     Args:
@@ -40,43 +61,42 @@ def fit(
         config: the method.
         model: with LoRA layers.
         examples: ``train``, ``validation`` and, if there is test data, ``test``.
+        labels: names in the order of the head's outputs.
         checkpoint: where to continue; None starts from the beginning.
         console: where the main process shows progress.
-
-    Returns:
-        the metrics of :class:`rmlora.training.result.TrainResult`, and the optimizer steps.
+        callbacks: for the main process.
 
     Raises:
         TrainingError: the run diverged, or RM-LoRA had no effect.
     """
-    from transformers.integrations.integration_utils import TensorBoardCallback
-
     from rmlora.training.checkpoint_permissions import CheckpointPermissions
     from rmlora.training.progress import RichProgress
 
     trainer = _build_trainer(settings, arguments, config, model, examples)
     progress = RichProgress(console)
     if trainer.is_world_process_zero():
-        trainer.add_callback(_tensorboard(settings, checkpoint))
-        trainer.add_callback(progress)
-        trainer.add_callback(CheckpointPermissions())
+        for callback in (_tensorboard(settings, checkpoint), progress, CheckpointPermissions(), *callbacks):
+            trainer.add_callback(callback)
     try:
         with quiet_transformers():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            steps = trainer.state.global_step
-            trainer.remove_callback(TensorBoardCallback)  # its writer is closed; evaluation would open a second one
-            scores = {
-                name: _scores(trainer.evaluate(examples[name], metric_key_prefix=name), name)
+            outputs = {
+                name: trainer.predict(examples[name], metric_key_prefix=name)
                 for name in ("validation", "test")
                 if name in examples
             }
     finally:
         progress.close()
-    return {
-        **scores,
-        "examples": {name: len(rows) for name, rows in examples.items()},
-        "best_checkpoint_step": _step_of(trainer.state.best_model_checkpoint),
-    }, steps
+    return Fitted(
+        losses={name: _loss(output, name) for name, output in outputs.items()},
+        reports={
+            name: report_classes(_logits(output), np.asarray(output.label_ids), labels)
+            for name, output in outputs.items()
+        },
+        log_history=trainer.state.log_history,
+        best_step=_step_of(trainer.state.best_model_checkpoint),
+        steps=trainer.state.global_step,
+    )
 
 
 def _build_trainer(
@@ -86,13 +106,14 @@ def _build_trainer(
     model: PeftModel,
     examples: Mapping[str, Examples],
 ) -> Trainer:
-    from transformers import PrinterCallback, ProgressCallback, Trainer
+    from transformers import PrinterCallback, ProgressCallback
 
     from rmlora.callback import RMLoRACallback
+    from rmlora.training.best_checkpoint import BestCheckpointTrainer
     from rmlora.training.objective import StopOnNaN, classification_metrics, cross_entropy
     from rmlora.training.sampler import LengthGroupingTrainer
 
-    trainer = (LengthGroupingTrainer if settings.group_by_length else Trainer)(
+    trainer = (LengthGroupingTrainer if settings.group_by_length else BestCheckpointTrainer)(
         model=model,
         args=arguments,
         train_dataset=examples["train"],
@@ -119,11 +140,16 @@ def _tensorboard(settings: TrainSettings, checkpoint: Path | None) -> Any:
     )
 
 
-def _scores(metrics: dict[str, float], split: str) -> dict[str, float]:
-    scores = {name: float(metrics[f"{split}_{name}"]) for name in ("loss", "accuracy", "macro_f1")}
-    if any(value != value for value in scores.values()):
+def _logits(output: Any) -> Any:
+    """Return the logits; some models return more beside them."""
+    return output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+
+
+def _loss(output: Any, split: str) -> float:
+    loss = float(output.metrics[f"{split}_loss"])
+    if loss != loss:
         raise TrainingError(f"The trained model's {split} loss is NaN: lower --learning-rate.")
-    return scores
+    return loss
 
 
 def _step_of(checkpoint: Path | str | None) -> int | None:

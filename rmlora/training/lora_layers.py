@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from rmlora.config import RMLoRAConfig
@@ -35,10 +36,11 @@ def add_lora_layers(loaded: TaskModel, task: Task, config: RMLoRAConfig) -> tupl
 
     heads = {name for name in ("classifier", "score") if hasattr(loaded.model, name)}
     fresh = {name for name in loaded.new_modules if name.partition(".")[0] not in heads}
+    saved = {*config.modules_to_save, *heads, *fresh}
     config = dataclasses.replace(
         config,
-        modules_to_save=tuple(sorted({*config.modules_to_save, *heads, *fresh})),
-        exclude_modules=tuple(sorted({*config.exclude_modules, *fresh})),
+        modules_to_save=tuple(sorted(saved)),
+        exclude_modules=tuple(sorted({*config.exclude_modules, *fresh, *_saved_by_ending(loaded.model, saved)})),
     )
     names = [name for name, _ in loaded.model.named_modules()]
     try:
@@ -56,6 +58,14 @@ def add_lora_layers(loaded: TaskModel, task: Task, config: RMLoRAConfig) -> tupl
             f"target_modules {config.target_modules} matches no module of this model: choose --target-modules from "
             f"{', '.join(_adaptable(loaded.model))}."
         ) from None
+
+
+def _saved_by_ending(model: Module, saved: Collection[str]) -> set[str]:
+    """Return the modules that PEFT saves in full because their name ends like one of ``saved``.
+
+    ``pre_classifier`` ends with ``classifier``; PEFT fails if such a module is also given LoRA factors.
+    """
+    return {name for name, _ in model.named_modules() if name not in saved and name.endswith(tuple(saved))}
 
 
 def _adaptable(model: Module) -> list[str]:

@@ -9,6 +9,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rmlora.errors import TrainingError
+from rmlora.training.class_report import report_classes
 
 __all__ = ["StopOnNaN", "classification_metrics", "cross_entropy"]
 
@@ -43,9 +44,5 @@ def cross_entropy(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = 
 def classification_metrics(prediction: Any) -> dict[str, float]:
     """Return the accuracy and macro-averaged F1 of an evaluation."""
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    predicted, labels = np.argmax(logits, axis=-1), prediction.label_ids
-    scores = []
-    for label in np.unique(labels):
-        hits = float(((predicted == label) & (labels == label)).sum())
-        scores.append(2 * hits / float((predicted == label).sum() + (labels == label).sum()))
-    return {"accuracy": float((predicted == labels).mean()), "macro_f1": float(np.mean(scores))}
+    report = report_classes(logits, prediction.label_ids, [str(index) for index in range(logits.shape[-1])])
+    return {"accuracy": report.accuracy, "macro_f1": report.macro_f1}

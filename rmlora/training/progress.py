@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -30,6 +31,8 @@ class RichProgress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the bar, at the current step if the run was resumed."""
+        for entry in state.log_history if state.global_step else ():  # a resumed run shows its whole
+            self._show_evaluation(entry, entry.get("epoch"))
         self._task = self._bar.add_task("training", total=state.max_steps, completed=state.global_step, losses="")
         self._bar.start()
 
@@ -49,14 +52,17 @@ class RichProgress(TrainerCallback):
         """Show the loss next to the bar, or print a finished evaluation as a line."""
         logs = logs or {}
         if "eval_loss" in logs:
-            figures = [
-                f"{key.removeprefix('eval_')} {logs[key]:.4f}"
-                for key in ("eval_loss", "eval_accuracy", "eval_macro_f1")
-            ]
-            self._console.print(f"  epoch {state.epoch or 0:4.1f}  " + "  ".join(figures))
+            self._show_evaluation(logs, state.epoch)
         elif "loss" in logs and self._task is not None:
             penalty = f"  penalty {float(logs['orth_penalty']):.3f}" if "orth_penalty" in logs else ""
             self._bar.update(self._task, losses=f"loss {float(logs['loss']):.3f}{penalty}")
+
+    def _show_evaluation(self, logs: Mapping[str, Any], epoch: float | None) -> None:
+        """Print the figures of a finished evaluation; do nothing for another log entry."""
+        if "eval_loss" in logs:
+            names = ("eval_loss", "eval_accuracy", "eval_macro_f1")
+            figures = "  ".join(f"{key.removeprefix('eval_').replace('_', ' ')} {logs[key]:.4f}" for key in names)
+            self._console.print(f"  epoch {epoch or 0:4.1f}  {figures}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

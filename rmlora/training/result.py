@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["TrainResult"]
+from rmlora.training.class_report import distrust
+from rmlora.training.settings import TrainSettings
+from rmlora.wording import counted
+
+if TYPE_CHECKING:
+    from rmlora.training.fit import Fitted
+
+__all__ = ["TrainResult", "evaluations_in", "explain_choice", "summarize"]
 
 
 @dataclass(frozen=True)
@@ -16,13 +24,97 @@ class TrainResult:
     output: Path
     """Directory of the adapter package."""
     metrics: dict[str, Any]
-    """``validation`` and, if test data was given, ``test``: loss, accuracy and macro F1 of the best checkpoint;
-    ``examples``: rows per split; ``best_checkpoint_step``."""
+    """``validation`` and, if test data was given, ``test``: loss, accuracy, macro F1 and mean confidence of the packaged
+    checkpoint; ``examples``: rows per split; ``best_checkpoint_step``."""
     trainable_parameters: int
     """Elements of all trained tensors: factors and modules_to_save."""
     steps: int
-    """Optimizer steps."""
+    """Optimizer steps, of all parts of a resumed run."""
     seconds: float
-    """Duration of this call, loading of data and base included."""
+    """Duration of all parts of the run, loading of data and base included."""
     main_process: bool
     """False on the other processes of a distributed run, which write nothing."""
+    parts: int = 1
+    """How often the run was started until it was complete."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Every evaluation of the run: step, epoch, loss, accuracy, macro F1."""
+    per_class: dict[str, Any] = field(default_factory=dict)
+    """For ``validation`` and ``test``: precision, recall and F1 of every label, and the confusion matrix."""
+    choice: str = ""
+    """Sentence that says which checkpoint was packaged and why."""
+    warnings: tuple[str, ...] = ()
+    """Sentences about what speaks against trusting the adapter."""
+
+
+def summarize(
+    fitted: Fitted,
+    settings: TrainSettings,
+    examples: Mapping[str, int],
+    *,
+    trainable: int,
+    seconds: float,
+    parts: int,
+    main_process: bool,
+) -> TrainResult:
+    """Return the result of a run.
+
+    Args:
+        fitted: what training returned.
+        settings: the run.
+        examples: split → rows.
+        trainable: elements of all trained tensors.
+        seconds: duration of all parts of the run.
+        parts: how often it was started.
+        main_process: False on the other processes of a distributed run.
+    """
+    scores = {
+        split: {
+            "loss": fitted.losses[split],
+            "accuracy": report.accuracy,
+            "macro_f1": report.macro_f1,
+            "confidence": report.confidence,
+        }
+        for split, report in fitted.reports.items()
+    }
+    evaluations = evaluations_in(fitted.log_history)
+    return TrainResult(
+        output=settings.output,
+        metrics={**scores, "examples": dict(examples), "best_checkpoint_step": fitted.best_step},
+        trainable_parameters=trainable,
+        steps=fitted.steps,
+        seconds=seconds,
+        main_process=main_process,
+        parts=parts,
+        history=evaluations,
+        per_class={split: report.to_dict() for split, report in fitted.reports.items()},
+        choice=explain_choice(evaluations, fitted.best_step, settings.best_metric),
+        warnings=tuple(line for split, report in fitted.reports.items() for line in distrust(report, split)),
+    )
+
+
+def evaluations_in(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Return the evaluations in a trainer's history: step, epoch, loss, accuracy and macro F1 of each, in order."""
+    names = {"step": "step", "epoch": "epoch", "eval_loss": "loss", "eval_accuracy": "accuracy", "eval_macro_f1": "macro_f1"}  # fmt: skip
+    return [{name: entry[key] for key, name in names.items()} for entry in log_history if "eval_loss" in entry]
+
+
+def explain_choice(evaluations: Sequence[Mapping[str, float]], step: int | None, metric: str) -> str:
+    """Return a sentence that says which evaluation's checkpoint was kept and why.
+
+    Args:
+        evaluations: of :func:`evaluations_in`.
+        step: of the kept checkpoint; None if none was chosen.
+        metric: that chooses: ``accuracy``, ``macro_f1`` or ``loss``.
+    """
+    kept = next((item for item in evaluations if item["step"] == step), None)
+    if kept is None:
+        return "Kept the last step: no checkpoint was evaluated before it."
+    name, value = metric.replace("_", " ").replace("f1", "F1"), f"{kept[metric]:.4f}"
+    start = f"Kept epoch {kept['epoch']:.3g} (step {kept['step']}): "
+    if len(evaluations) == 1:
+        return f"{start}the only one evaluated, {name} {value}."
+    best = "lowest" if metric == "loss" else "best"
+    equal = sum(item[metric] == kept[metric] for item in evaluations)
+    if equal == 1 or metric == "loss":
+        return f"{start}{best} {name} of {counted(len(evaluations), 'evaluation')}, {value}."
+    return f"{start}{best} {name}, {value}, reached {counted(equal, 'time')}; of these the lowest loss, {kept['loss']:.4f}."

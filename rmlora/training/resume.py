@@ -15,7 +15,7 @@ from rmlora.storage import atomic_directory, read_json, write_json
 from rmlora.tensors import TensorFile
 from rmlora.workplace import clean_abandoned
 
-__all__ = ["SETTINGS_FILE", "claim_run", "last_complete_checkpoint"]
+__all__ = ["SETTINGS_FILE", "claim_run", "how_to_continue", "last_complete_checkpoint"]
 
 SETTINGS_FILE = "settings.json"
 
@@ -78,6 +78,17 @@ def last_complete_checkpoint(run_dir: Path) -> Path | None:
             return path
         shutil.rmtree(path)
     return None
+
+
+def how_to_continue(run_dir: Path) -> str:
+    """Return the sentence for an interrupted run that says how it is continued."""
+    steps = [int(path.name.rpartition("-")[2]) for path in run_dir.glob("checkpoint-*") if _is_complete(path)]
+    if not steps:
+        return "Interrupted before the first checkpoint: give the same command again to start over."
+    return (
+        f"Interrupted: give the same command again to continue at step {max(steps)}, or with --no-resume to start over; "
+        f"the checkpoints are in {run_dir}."
+    )
 
 
 def _is_complete(checkpoint: Path) -> bool:

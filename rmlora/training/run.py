@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from rmlora.base import resolve_base
-from rmlora.errors import ConfigError, require
+from rmlora.errors import Interrupted, RMLoRAError, require
 from rmlora.storage import refuse_existing
 from rmlora.tasks import Task, get_task
 from rmlora.torch_models import load_task_model
@@ -17,10 +19,15 @@ from rmlora.training.arguments import training_arguments
 from rmlora.training.data import Columns, Splits, load_splits
 from rmlora.training.fit import fit
 from rmlora.training.lora_layers import add_lora_layers
-from rmlora.training.result import TrainResult
-from rmlora.training.resume import claim_run, last_complete_checkpoint
+from rmlora.training.rehearsal import rehearse_forward, rehearse_package
+from rmlora.training.result import TrainResult, summarize
+from rmlora.training.resume import claim_run, how_to_continue, last_complete_checkpoint
 from rmlora.training.settings import TrainSettings
+from rmlora.training.table import Reading
 from rmlora.training.trained_package import write_trained_package
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 __all__ = ["TrainResult", "train"]
 
@@ -46,23 +53,39 @@ def train(
         OutputError: the package cannot be written.
         DependencyError: a package of the extra ``train`` is not installed.
     """
-    for module in ("torch", "transformers", "peft", "accelerate", "datasets"):
+    for module in ("torch", "transformers", "peft", "accelerate", "matplotlib"):
         require(module, "train")
     from transformers import set_seed
+
+    from rmlora.training.run_parts import RunParts
 
     console = console or Console(quiet=True)
     refuse_existing(settings.output, overwrite=overwrite)
     started = time.monotonic()
+    first_process = os.environ.get("RANK", "0") == "0"  # the process group does not exist yet
     task = get_task(settings.task)
     base = resolve_base(settings.base, revision=settings.revision)
     splits = _load_data(settings, task)
+    if first_process:
+        for note in splits.notes:
+            console.print(f"Note: {note}", markup=False)
 
     set_seed(settings.seed)
-    options = {"trust_remote_code": True} if settings.trust_remote_code else {}
-    loaded = load_task_model(base, task, splits.labels, **options)
+    loaded = load_task_model(
+        base,
+        task,
+        splits.labels,
+        problem_type="single_label_classification",
+        trust_remote_code=settings.trust_remote_code,
+    )
     model, config = add_lora_layers(loaded, task, settings.rmlora)
-    processor = task.inputs.load_processor(base)
+    processor = task.inputs.load_processor(base, trust_remote_code=settings.trust_remote_code)
     task.inputs.resize(processor, settings.image_size)
+
+    examples = {
+        name: task.inputs.examples(*rows, processor, settings.max_length) for name, rows in splits.by_name().items()
+    }
+    rehearse_forward(model, task, examples)
 
     arguments = training_arguments(settings)
     processes = arguments.distributed_state
@@ -71,24 +94,47 @@ def train(
     if checkpoint is not None and main_process:
         console.print(f"Continuing the interrupted run at {checkpoint.name.replace('-', ' ')}.")
 
-    examples = {
-        name: task.inputs.examples(*rows, processor, settings.max_length) for name, rows in splits.by_name().items()
-    }
+    base_record, parts = {}, None
+    if main_process:
+        base_record = _rehearse(model, task, settings, base, processor, fresh=checkpoint is None)
+        parts = RunParts(settings.checkpoints, started)
+    processes.wait_for_everyone()
     try:
-        metrics, steps = fit(settings, arguments, config, model, examples, checkpoint=checkpoint, console=console)
-    except ValueError as error:
-        if (reason := task.inputs.explain(error)) is None:
-            raise
-        raise ConfigError(reason) from None
+        fitted = fit(
+            settings, arguments, config, model, examples, splits.labels, checkpoint=checkpoint, console=console,
+            callbacks=[parts] if parts else [],
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        raise Interrupted(how_to_continue(settings.checkpoints)) from None
 
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    result = TrainResult(settings.output, metrics, trainable, steps, time.monotonic() - started, main_process)
+    result = summarize(
+        fitted, settings, {name: len(rows) for name, rows in examples.items()}, trainable=trainable,
+        seconds=parts.seconds if parts else time.monotonic() - started, parts=parts.count if parts else 1,
+        main_process=main_process,
+    )  # fmt: skip
     if main_process:
         write_trained_package(
-            result, settings, config, model, task, splits.labels, base=base, processor=processor, overwrite=overwrite
-        )
+            result, settings, config, model, task, splits.labels, base_record=base_record,
+            log_history=fitted.log_history, processor=processor, overwrite=overwrite,
+        )  # fmt: skip
+    if parts:
+        parts.record()
     processes.wait_for_everyone()
     return result
+
+
+def _rehearse(
+    model: PeftModel, task: Task, settings: TrainSettings, base: Path, processor: Any, *, fresh: bool
+) -> dict[str, Any]:
+    """Rehearse writing the package; a run that could not end leaves no directory behind."""
+    scratch = settings.checkpoints / "rehearsal"
+    try:
+        return rehearse_package(model, task, base=base, base_name=settings.base, processor=processor, scratch=scratch)
+    except RMLoRAError:
+        if fresh:
+            shutil.rmtree(settings.checkpoints, ignore_errors=True)
+        raise
 
 
 def _load_data(settings: TrainSettings, task: Task) -> Splits:
@@ -100,6 +146,8 @@ def _load_data(settings: TrainSettings, task: Task) -> Splits:
         columns=Columns(getattr(settings, task.inputs.column_option), settings.label_column),
         validation_fraction=settings.validation_fraction,
         seed=settings.seed,
+        labels=settings.labels,
+        reading=Reading(skip_empty=settings.skip_empty, encoding=settings.encoding),
     )
 
 

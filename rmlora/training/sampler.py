@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch.utils.data import Sampler
-from transformers import Trainer
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from rmlora.training.best_checkpoint import BestCheckpointTrainer
 from rmlora.training.features import TextExamples
 
 __all__ = ["LengthGroupingTrainer", "LengthGroups"]
@@ -37,7 +37,7 @@ class LengthGroups(Sampler[int]):
         return iter(get_length_grouped_indices(self._lengths, self._batch_size, generator=generator))
 
 
-class LengthGroupingTrainer(Trainer):
+class LengthGroupingTrainer(BestCheckpointTrainer):
     """A trainer that samples with :class:`LengthGroups`."""
 
     train_dataset: TextExamples

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from rmlora.config import RMLoRAConfig
 from rmlora.errors import ConfigError
+from rmlora.labels import parse_labels
 from rmlora.tasks import get_task
 
 __all__ = ["BestMetric", "Precision", "TrainSettings"]
@@ -39,6 +40,13 @@ class TrainSettings:
     """Column of the texts; None looks for the usual names (``text``, ``sentence``, …)."""
     label_column: str | None = None
     """Column of the labels; None looks for the usual names (``label``, ``class``, …)."""
+    labels: tuple[str, ...] | None = None
+    """Label names in the order of the head's outputs; the data may name them or number them from 0. None takes those in
+    the training data. A text or path is read by :func:`rmlora.labels.parse_labels`."""
+    skip_empty: bool = False
+    """Leave out rows without input or label; False refuses them."""
+    encoding: str | None = None
+    """Encoding of csv, tsv and json files, such as ``cp1252``; None takes UTF-8 or what a byte order mark says."""
     image_column: str | None = None
     """Column of the images; None looks for the usual names (``image``, ``path``, …)."""
     validation_fraction: float = 0.1
@@ -99,6 +107,11 @@ class TrainSettings:
         for name in ("warmup_ratio", "weight_decay", "max_grad_norm"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} must be 0 or more: change --{name.replace('_', '-')}.")
+        if self.labels is not None:
+            names = parse_labels(self.labels) if isinstance(self.labels, str | Path) else tuple(self.labels)
+            object.__setattr__(self, "labels", names)
+            if len(self.labels) < 2:
+                raise ConfigError(f"--labels names {len(self.labels)} label: classification needs at least two.")
         if not 0 < self.validation_fraction < 1:
             raise ConfigError("validation_fraction must lie between 0 and 1: change --validation-fraction.")
         if self.group_by_length and not task.inputs.varies_in_length:

@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmlora.checkpoint import Checkpoint
 from rmlora.config import RMLoRAConfig
-from rmlora.fingerprint import fingerprint_of, weight_digests
 from rmlora.package import load_package, write_metadata
 from rmlora.spectrum import adapter_spectrum
-from rmlora.storage import atomic_directory
+from rmlora.storage import atomic_directory, write_json
 from rmlora.tasks import Task
 from rmlora.training.result import TrainResult
 from rmlora.training.settings import TrainSettings
+from rmlora.training.training_plot import plot_training
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["write_trained_package"]
+__all__ = ["EVALUATION_FILE", "PLOT_FILE", "save_adapter_files", "write_trained_package"]
+
+EVALUATION_FILE = "evaluation.json"
+"""Metrics by label, confusion matrix, history and warnings of the run."""
+PLOT_FILE = "training.png"
+"""Plot of the run."""
+
+
+def save_adapter_files(model: PeftModel, task: Task, directory: Path, *, base_name: str, processor: Any) -> None:
+    """Write PEFT's files and, for tasks whose packages carry one, the processor.
+
+    Args:
+        model: with LoRA layers.
+        task: of the adapter.
+        directory: that exists.
+        base_name: of the base as the user gave it; PEFT's configuration names it.
+        processor: of the base.
+    """
+    model.peft_config["default"].base_model_name_or_path = base_name
+    model.save_pretrained(str(directory), save_embedding_layers=False)
+    (directory / "README.md").unlink(missing_ok=True)  # PEFT's model card is an empty form
+    if task.inputs.packs_processor:
+        processor.save_pretrained(directory)
 
 
 def write_trained_package(
@@ -31,11 +52,12 @@ def write_trained_package(
     task: Task,
     labels: Sequence[str],
     *,
-    base: Path,
+    base_record: Mapping[str, Any],
+    log_history: Sequence[Mapping[str, Any]],
     processor: Any,
     overwrite: bool,
 ) -> None:
-    """Write ``model``'s adapter to ``result.output`` in PEFT's format, with ``rmlora.json`` about the run.
+    """Write ``model``'s adapter to ``result.output`` in PEFT's format, with ``rmlora.json`` and others about the run.
 
     Args:
         result: metrics and cost of the run.
@@ -44,7 +66,8 @@ def write_trained_package(
         model: with the trained LoRA layers.
         task: of the adapter.
         labels: names in the order of the head's outputs.
-        base: directory of the base; the package records digests of the weights that the adapter changes.
+        base_record: fields of the metadata about the base, of :func:`rmlora.training.rehearsal.rehearse_package`.
+        log_history: of the trainer, to plot.
         processor: of the base; written for tasks whose packages carry one.
         overwrite: replace an existing package.
 
@@ -52,24 +75,17 @@ def write_trained_package(
         OutputError: the package cannot be written.
     """
     with atomic_directory(result.output, overwrite=overwrite) as directory:
-        model.peft_config["default"].base_model_name_or_path = settings.base
-        model.save_pretrained(str(directory), save_embedding_layers=False)
-        (directory / "README.md").unlink(missing_ok=True)  # PEFT's model card is an empty form
-        if task.inputs.packs_processor:
-            processor.save_pretrained(directory)
-        adapter = load_package(directory)
-        spectrum = adapter_spectrum(adapter)
-        weights = weight_digests(Checkpoint(base), adapter.modules)
+        save_adapter_files(model, task, directory, base_name=settings.base, processor=processor)
+        spectrum = adapter_spectrum(load_package(directory))
+        _write_evaluation(result, directory, log_history)
         write_metadata(
             directory,
             {
                 "rmlora": config.to_dict(),
                 "task": task.name,
                 "labels": list(labels),
-                "architecture": type(model.get_base_model()).__name__,
                 "base_model": settings.base,
-                "base_fingerprint": fingerprint_of(weights),
-                "base_weights": weights,
+                **base_record,
                 "metrics": {
                     **result.metrics,
                     "effective_rank": spectrum.effective_rank,
@@ -80,7 +96,21 @@ def write_trained_package(
                     "settings": settings.to_dict(),
                     "steps": result.steps,
                     "seconds": round(result.seconds, 1),
+                    "parts": result.parts,
                     "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
                 },
             },
         )
+
+
+def _write_evaluation(result: TrainResult, directory: Path, log_history: Sequence[Mapping[str, Any]]) -> None:
+    kept = result.metrics["best_checkpoint_step"]
+    content = {"kept": result.choice, "warnings": list(result.warnings), **result.per_class, "history": result.history}
+    write_json(directory / EVALUATION_FILE, content)
+    plot_training(
+        log_history,
+        directory / PLOT_FILE,
+        kept_step=kept,
+        title=f"Training of {result.output.name}: {result.choice.rstrip('.')}",
+        notes=result.warnings,
+    )

@@ -16,7 +16,6 @@ LAYERS = tuple(PACKAGES)
 ROOMS = {
     "rmlora_converters.graph": (("files",), ("locate",), ("contract",), ("passes",)),
     "rmlora_deploy": (
-        ("plots",),
         ("runtime",),
         ("bundles",),
         ("inference",),

@@ -10,11 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from rmlora_deploy import export
+from tests.helpers import answers
 from tests.helpers.cli import BLOCKER, PACKAGES, environment, run_process
 from tests.helpers.handmade import color_bundle, word_bundle
 from tests.helpers.models import adapt, build, lora_config, save_base
 
 ABSENT = ("torch", "torchvision", "peft", "accelerate")
+
+NOT_IN_PREDICT = (
+    *ABSENT, "transformers", "fastapi", "fastapi_offline", "uvicorn", "starlette", "aiohttp", "prometheus_client", "matplotlib",
+    "ray", "datasets", "optimum", "onnxscript", "gguf", "yaml",
+)  # fmt: skip
+"""What the extra ``predict`` does not install."""
 
 TRAINING_ONLY = {"rmlora.training.features", "rmlora.training.objective", "rmlora.training.sampler"}
 """Modules that define subclasses of torch's or the Trainer's own classes, imported when training starts."""
@@ -76,6 +84,41 @@ def test_help_inspect_predict_and_bench_of_a_text_bundle(tmp_path: Path) -> None
     assert [row["engine"] for row in report["rows"]] == ["onnx"]
     missing = {item["engine"]: item.get("not_measured") for item in report["contestants"]}
     assert missing["torch"] == "the package torch is not installed"
+
+
+def test_the_extra_predict_asks_embeds_and_verifies(tmp_path: Path) -> None:
+    from PIL import Image
+
+    base = answers.make_base(tmp_path / "base", "one label")
+    adapter = answers.make_adapter(base, tmp_path / "adapter")
+    export(base, adapter, tmp_path / "merged")
+    export(base, {"one": adapter}, tmp_path / "branches")
+    for bundle in (tmp_path / "merged", tmp_path / "branches"):
+        words = ("predict", bundle, *answers.TEXTS, "--json", "--top", "3")
+        light, full = run_process(*words, without=NOT_IN_PREDICT), run_process(*words)
+        assert light.code == 0, light.stderr
+        assert light.stdout == full.stdout
+        verified = run_process("verify", bundle, "--reference-only", "--json", without=NOT_IN_PREDICT)
+        assert verified.code == 0, verified.stderr
+        assert json.loads(verified.stdout)["passed"]
+    vectors = word_bundle(tmp_path / "vectors", labels=(), task="feature-extraction")
+    Image.new("RGB", (9, 9), (0, 200, 0)).save(tmp_path / "green.png")
+    for words in (
+        ("predict", vectors, "w1 w2", "w0", "--json"),
+        ("predict", color_bundle(tmp_path / "colors"), tmp_path / "green.png", "--json"),
+    ):
+        light, full = run_process(*words, without=NOT_IN_PREDICT), run_process(*words)
+        assert light.code == 0, light.stderr
+        assert light.stdout == full.stdout
+
+
+@pytest.mark.parametrize("missing", ["tokenizers", "PIL"])
+def test_without_the_extra_predict_it_is_named(missing: str, tmp_path: Path) -> None:
+    bundle, given = (word_bundle(tmp_path / "words"), "w0") if missing == "tokenizers" else (
+        color_bundle(tmp_path / "colors"), "none.png")  # fmt: skip
+    done = run_process("predict", bundle, given, without=(*NOT_IN_PREDICT, missing))
+    assert done.code == 4
+    assert f"This needs the package '{missing}' (extra 'predict')" in done.stderr
 
 
 def test_predict_with_an_image_bundle(tmp_path: Path) -> None:

@@ -64,6 +64,8 @@ class BenchSettings:
     warmup: int = 3
     """Runs before timing."""
     seed: int = 0
+    trust_remote_code: bool = False
+    """Run code that comes with the base, for PyTorch."""
 
     def __post_init__(self) -> None:
         for flag, numbers in (("--batch", self.batches), ("--length", self.lengths), ("--threads", self.threads)):

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import require
+from rmlora.plots import clean_axes, save_figure
 from rmlora_deploy.bench.bench_plan import BatchShape
-from rmlora_deploy.plots import clean_axes, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

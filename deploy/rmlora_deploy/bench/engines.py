@@ -113,7 +113,12 @@ def _open_torch(bundle: Bundle, job: Mapping[str, Any]) -> OpenedModel:
     torch.set_num_threads(job["threads"])
     torch.set_num_interop_threads(1)
     torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as ONNX Runtime's own default; the CPU ignores it
-    adapted, _ = load_adapted(resolve_base(job["base"]), Path(job["adapter"]), task=bundle.task.name)
+    adapted, _ = load_adapted(
+        resolve_base(job["base"]),
+        Path(job["adapter"]),
+        task=bundle.task.name,
+        trust_remote_code=job["trust_remote_code"],
+    )
     model: Any = adapted.merge_and_unload().eval().to(device)
     attention = model.config._attn_implementation
     if device == "cuda" and bundle.precision == "fp16":

@@ -158,4 +158,5 @@ def _job(
         base=base,
         adapter=str(adapter),
         use=item.use,
+        trust_remote_code=settings.trust_remote_code,
     )

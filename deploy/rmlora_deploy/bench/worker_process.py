@@ -33,6 +33,7 @@ class Job:
     base: str | None
     adapter: str | None
     use: Use | None = None
+    trust_remote_code: bool = False
 
 
 def run_job(job: Job) -> dict[str, Any]:

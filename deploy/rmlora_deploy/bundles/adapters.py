@@ -23,7 +23,7 @@ from rmlora_deploy.bundles.convert_adapter import TryOut, convert_adapter
 from rmlora_deploy.bundles.describe import describe_adapter
 from rmlora_deploy.bundles.manifest import AdapterEntry
 from rmlora_deploy.bundles.reference import save_reference
-from rmlora_deploy.bundles.report import VerificationReport
+from rmlora_deploy.bundles.report import VerificationReport, keep_reports
 from rmlora_deploy.bundles.sources import record_adapter_directory
 
 __all__ = ["add_adapter", "check_name", "record_verification", "remove_adapter", "store_reference", "write_adapter"]
@@ -42,7 +42,13 @@ def check_name(name: str) -> None:
 
 
 def write_adapter(
-    bundle: Bundle, try_out: TryOut, name: str, adapter: Adapter, *, allow_base_mismatch: bool
+    bundle: Bundle,
+    try_out: TryOut,
+    name: str,
+    adapter: Adapter,
+    *,
+    allow_base_mismatch: bool,
+    label_names: Sequence[str] | None = None,
 ) -> AdapterEntry:
     """Convert ``adapter``, write its file into ``bundle`` and return its entry for the manifest.
 
@@ -52,6 +58,7 @@ def write_adapter(
         name: what the adapter is called in the bundle.
         adapter: as it was read.
         allow_base_mismatch: accept an adapter that was made for another base.
+        label_names: names of its labels; None takes those that the adapter or the base records.
 
     Raises:
         AdapterError: see :func:`convert_adapter`.
@@ -59,7 +66,8 @@ def write_adapter(
     session, manifest = try_out.session, bundle.manifest
     converted = convert_adapter(
         adapter, session.lora_inputs, session.input_types, name=name, task=bundle.task, pooling=manifest.pooling,
-        max_length=manifest.max_length, try_out=try_out, allow_base_mismatch=allow_base_mismatch,
+        max_length=manifest.max_length, try_out=try_out, base_config=bundle.base_config, label_names=label_names,
+        allow_base_mismatch=allow_base_mismatch,
     )  # fmt: skip
     relative = _adapter_file(name)
     file = bundle.file(relative)
@@ -72,12 +80,20 @@ def write_adapter(
         bytes=file.stat().st_size,
         rank=converted.rank,
         labels=converted.labels,
+        function_to_apply=converted.function_to_apply,
         max_length=converted.max_length,
     )
 
 
-def add_adapter(bundle: Bundle, name: str, path: Path, *, allow_base_mismatch: bool = False) -> AdapterEntry:
-    """Add the adapter package at ``path`` to ``bundle`` and return its entry.
+def add_adapter(
+    bundle: Bundle,
+    name: str,
+    path: Path,
+    *,
+    allow_base_mismatch: bool = False,
+    label_names: Sequence[str] | None = None,
+) -> AdapterEntry:
+    """Add the adapter package at ``path`` to ``bundle`` and return its entry; other arguments as :func:`write_adapter`.
 
     The graph is run once with the adapter before the manifest lists it. ``rmlora-deploy verify`` compares its outputs with
     PyTorch, where torch is installed.
@@ -96,7 +112,9 @@ def add_adapter(bundle: Bundle, name: str, path: Path, *, allow_base_mismatch: b
                 "(rmlora-deploy adapter remove)."
             )
         announce(bundle, [_adapter_file(name)])
-        entry = write_adapter(bundle, TryOut.of(bundle), name, adapter, allow_base_mismatch=allow_base_mismatch)
+        entry = write_adapter(
+            bundle, TryOut.of(bundle), name, adapter, allow_base_mismatch=allow_base_mismatch, label_names=label_names
+        )
         bundle.manifest.adapters = {**bundle.adapters, name: entry}
         bundle.save_manifest()
         record_adapter_directory(bundle.manifest, entry, path)
@@ -115,14 +133,14 @@ def remove_adapter(bundle: Bundle, name: str) -> None:
         entry = bundle.adapter(name)
         announce(bundle, entry.files)
         bundle.manifest.adapters = {key: value for key, value in bundle.adapters.items() if key != name}
-        bundle.manifest.verification = _only(bundle.manifest.verification, bundle.adapters)
+        bundle.manifest.verifications = [_only(report, bundle.adapters) for report in bundle.manifest.verifications]
         bundle.save_manifest()
 
 
 def record_verification(
     bundle: Bundle, report: VerificationReport, expected: Mapping[str, Sequence[np.ndarray]] | None = None
 ) -> None:
-    """Write a report into the manifest and PyTorch's outputs into the bundle.
+    """Add a report to those in the manifest, and write PyTorch's outputs into the bundle.
 
     The manifest is read again first: adapters that were added, removed or replaced since ``bundle`` was opened are left
     out of what is written.
@@ -138,7 +156,7 @@ def record_verification(
         if stored:
             announce(bundle, map(_reference_file, stored))
             store_reference(bundle, stored)
-        bundle.manifest.verification = _only(report, same)
+        bundle.manifest.verifications = keep_reports([_only(report, same), *bundle.manifest.verifications])
         bundle.save_manifest()
 
 
@@ -166,9 +184,9 @@ def _reference_file(name: str) -> str:
     return f"{ADAPTERS}/{name}.reference.safetensors"
 
 
-def _only(report: VerificationReport | None, names: Mapping[str, object] | set[str]) -> VerificationReport | None:
+def _only(report: VerificationReport, names: Mapping[str, object] | set[str]) -> VerificationReport:
     """Return ``report`` with the adapters in ``names`` only."""
-    if report is None or report.adapters is None:
+    if report.adapters is None:
         return report
     kept = {name: row for name, row in report.adapters.items() if name in names}
     return report.model_copy(update={"adapters": kept})

@@ -20,8 +20,9 @@ were inserted, and there are two more files for each adapter:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,7 +30,8 @@ from rmlora.confine import confine, confine_files
 from rmlora.errors import ConfigError, InputError, some_of
 from rmlora.pooling import Pooling
 from rmlora.readable import is_readable_directory, is_readable_file
-from rmlora.storage import sha256_file, write_json
+from rmlora.scoring import Scoring
+from rmlora.storage import read_json, sha256_file, write_json
 from rmlora.tasks import Task, get_task
 from rmlora_converters.graph.contract.lora_inputs import LoraInputs, read_lora_inputs
 from rmlora_converters.graph.files.model_file import load_model
@@ -57,9 +59,11 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+    trust_remote_code: bool = False
+    """Run code that comes with the tokenizer or the base; True only if the user asked for it."""
 
     @classmethod
-    def open(cls, path: Path | str, *, check_files: bool = True) -> Bundle:
+    def open(cls, path: Path | str, *, check_files: bool = True, trust_remote_code: bool = False) -> Bundle:
         """Read the manifest of the bundle at ``path`` and, with ``check_files``, compare every file with its SHA-256.
 
         Raises:
@@ -71,7 +75,7 @@ class Bundle:
             raise InputError(f"Bundle not found: {path} is not a directory; make one with  rmlora-deploy export.")
         if not is_readable_file(path / MANIFEST_FILE):
             raise InputError(f"{path} holds no {MANIFEST_FILE}: it is not a bundle made by  rmlora-deploy export.")
-        bundle = cls(path, read_manifest(path / MANIFEST_FILE))
+        bundle = cls(path, read_manifest(path / MANIFEST_FILE), trust_remote_code)
         for name in bundle.files:
             bundle.file(name)
         confine_files(path, [MANIFEST_FILE, MODEL_FILE, REFERENCE_FILE])
@@ -175,6 +179,24 @@ class Bundle:
         """Label names in the order of the scores."""
         return list(self.manifest.labels)
 
+    @cached_property
+    def base_config(self) -> Mapping[str, Any]:
+        """The model's ``config.json``: with branches, the base's; empty if there is none."""
+        file = self.path / "config.json"
+        config = read_json(file, what="Model configuration") if file.is_file() else {}
+        if not isinstance(config, dict):
+            raise InputError(f"{file} does not hold a JSON object: the bundle is damaged, export again.")
+        return config
+
+    def scoring(self, adapter: str | None = None) -> Scoring | None:
+        """Return what scores mean: with this adapter, or else without one; None for vectors.
+
+        Raises:
+            InputError: the bundle has no adapter of that name.
+        """
+        entry = self.adapter(adapter) if adapter is not None else self.manifest
+        return self.task.outputs.scoring(entry.function_to_apply, entry.labels)
+
     def require_branches(self) -> None:
         """Raise :class:`ConfigError` if the bundle is merged."""
         if self.mode != "branches":
@@ -224,7 +246,9 @@ class Bundle:
         """
         names = [item.name for item in self.manifest.model.inputs]
         length = (self.adapter(adapter) if adapter else self.manifest).max_length
-        return Preprocessor.open(self.path, self.task, max_length=length, input_names=names)
+        return Preprocessor.open(
+            self.path, self.task, max_length=length, input_names=names, trust_remote_code=self.trust_remote_code
+        )
 
     def reload(self) -> None:
         """Read the manifest again, which another process may have changed; errors as those of :meth:`open`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from rmlora.adapter import Adapter
-from rmlora.adapter_task import drop_unused_modules, task_of
+from rmlora.adapter_task import complete_labels, drop_unused_modules, task_of
 from rmlora.errors import AdapterError
 from rmlora.inputs import Arrays
+from rmlora.scoring import FunctionToApply
 from rmlora.tasks import Task
 from rmlora_converters.graph.contract.adapter_arrays import adapter_arrays
 from rmlora_converters.graph.contract.lora_inputs import LoraInputs
@@ -44,6 +45,8 @@ class ConvertedAdapter:
     """LoRA input → array with ``rows`` = 1, the scale folded into B."""
     labels: list[str]
     """In the order of the scores; empty for vectors."""
+    function_to_apply: FunctionToApply | None
+    """What turns scores into answers; None for vectors."""
     max_length: int | None
     """Tokens that texts are cut to; None for images."""
 
@@ -107,6 +110,8 @@ def convert_adapter(
     pooling: PoolingEntry | None,
     max_length: int | None,
     try_out: TryOut,
+    base_config: Mapping[str, Any],
+    label_names: Sequence[str] | None = None,
     allow_base_mismatch: bool = False,
 ) -> ConvertedAdapter:
     """Return the arrays a graph takes for ``adapter``, after every check that needs no PyTorch.
@@ -120,10 +125,13 @@ def convert_adapter(
         pooling: of the bundle; None for tasks that do not pool.
         max_length: tokens that the bundle cuts texts to; used where the adapter records no length of its own.
         try_out: runs the graph with the adapter once.
+        base_config: configuration of the base, for labels that the adapter does not record.
+        label_names: names of its labels, chosen by the user; None takes those that the adapter or the base records.
         allow_base_mismatch: accept an adapter that was made for another base.
 
     Raises:
         BaseMismatchError: the adapter was made for another base.
+        ConfigError: ``label_names`` are more or fewer than the adapter's labels.
         AdapterError: the adapter is for another task or was trained with another pooling, the graph lacks a branch or a
             head that it needs, or with it the outputs are not finite or equal the base's.
     """
@@ -132,8 +140,11 @@ def convert_adapter(
             f"{adapter.source} is for {adapter.task}, the bundle for {task.name}: export it into a separate bundle."
         )
     task_of(adapter, task.name)
-    labels, used = task.outputs.labels_of(adapter), drop_unused_modules(adapter, task)
+    adapter = complete_labels(adapter, task, base_config, label_names)
+    labels, used = adapter.labels or [], drop_unused_modules(adapter, task)
     check_pooling(adapter, pooling)
     arrays = adapter_arrays(used, lora_inputs, dtypes, allow_base_mismatch=allow_base_mismatch)
     try_out.check(name, arrays)
-    return ConvertedAdapter(used, arrays, labels, trained_length(adapter) or max_length)
+    scoring = task.outputs.scoring(adapter.problem_type, labels)
+    function = scoring.function if scoring is not None else None
+    return ConvertedAdapter(used, arrays, labels, function, trained_length(adapter) or max_length)

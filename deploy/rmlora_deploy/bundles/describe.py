@@ -26,6 +26,7 @@ __all__ = [
     "describe_model",
     "describe_tools",
     "operator_counts",
+    "tool_versions",
 ]
 
 _MODEL_FILES = (MODEL_FILE, f"{MODEL_FILE}.data")
@@ -58,8 +59,13 @@ def describe_tools() -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "created_by": f"rmlora-deploy {__version__}",
-        "tools": {name: _version(name) for name in _TOOLS},
+        "tools": tool_versions(),
     }
+
+
+def tool_versions() -> dict[str, str | None]:
+    """Return package → version of every package that takes part in an export; None for those not installed."""
+    return {name: _version(name) for name in _TOOLS}
 
 
 def describe_base(base: str, revision: str | None, checkpoint: Checkpoint, modules: Iterable[str]) -> BaseEntry:

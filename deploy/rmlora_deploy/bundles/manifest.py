@@ -3,6 +3,7 @@
 =========== ==================================================================================================
 version     what changed
 =========== ==================================================================================================
+3           ``function_to_apply`` says what scores mean; earlier reports of a verification are kept
 2           no absolute paths; keys in American spelling
 1           the first: keys ``optimisation``, ``normalise``, ``first_departure``; sources as absolute paths
 =========== ==================================================================================================
@@ -14,10 +15,12 @@ import re
 from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator, model_validator
 
 from rmlora.errors import InputError
+from rmlora.json_files import check_values
 from rmlora.pooling import Pooling, PoolingMode
+from rmlora.scoring import FunctionToApply, problem_type_in, scoring_of
 from rmlora.storage import read_json
 from rmlora_deploy.bundles.report import VerificationReport
 
@@ -39,7 +42,7 @@ __all__ = [
     "read_manifest",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 Mode = Literal["merged", "branches"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
@@ -160,6 +163,8 @@ class AdapterEntry(AdapterSource):
     rank: int
     """The largest rank of its modules."""
     labels: list[str]
+    function_to_apply: FunctionToApply | None = None
+    """What turns its scores into answers, as in transformers' pipelines; None for vectors."""
     max_length: int | None = None
     """Tokens that texts are cut to."""
     reference: str | None = None
@@ -169,7 +174,7 @@ class AdapterEntry(AdapterSource):
 class Manifest(_Entry):
     """What a bundle is, what it was made from, and what verification measured."""
 
-    format_version: Literal[2] = 2
+    format_version: Literal[3] = 3
     created_by: str = ""
     tools: dict[str, str | None] = Field(default_factory=dict)
     """Package → version, for every package that takes part in an export."""
@@ -177,6 +182,8 @@ class Manifest(_Entry):
     task: str
     labels: list[str]
     """In the order of the scores; with branches, the labels of the base's own head."""
+    function_to_apply: FunctionToApply | None = None
+    """What turns scores into answers, as in transformers' pipelines; None for vectors, and for a base without a head."""
     pooling: PoolingEntry | None = None
     max_length: int | None = None
     precision: Precision
@@ -195,6 +202,19 @@ class Manifest(_Entry):
     seconds: float | None = None
     """Time the export took."""
     verification: VerificationReport | None = None
+    """The latest report."""
+    earlier_verifications: list[VerificationReport] = Field(default_factory=list)
+    """Reports before the latest, newest first: a few of each kind (:func:`rmlora_deploy.bundles.report.keep_reports`)."""
+
+    @property
+    def verifications(self) -> list[VerificationReport]:
+        """All reports that are kept, newest first."""
+        return [*([self.verification] if self.verification is not None else []), *self.earlier_verifications]
+
+    @verifications.setter
+    def verifications(self, reports: list[VerificationReport]) -> None:
+        self.verification = reports[0] if reports else None
+        self.earlier_verifications = reports[1:]
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -203,34 +223,63 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         InputError: the file is missing, is not JSON, has an unknown version, or has a wrong or missing key.
     """
-    return parse_manifest(read_json(path, what="Bundle manifest"), where=str(path))
+    value, config = read_json(path, what="Bundle manifest"), path.with_name("config.json")
+    old = isinstance(value, dict) and value.get("format_version") in (1, 2)
+    known = read_json(config, what="Model configuration") if old and config.is_file() else {}
+    return parse_manifest(value, where=str(path), config=known)
 
 
-def parse_manifest(value: Any, *, where: str) -> Manifest:
-    """Return the manifest in ``value``, migrated to this format version; errors as those of :func:`read_manifest`."""
+def parse_manifest(value: Any, *, where: str, config: Any = None) -> Manifest:
+    """Return the manifest in ``value``, migrated to this format version.
+
+    Args:
+        value: content of the file.
+        where: the file, for error messages.
+        config: content of the bundle's ``config.json``, which says what the scores of an old bundle mean.
+
+    Raises:
+        InputError: as those of :func:`read_manifest`.
+    """
     version = value.get("format_version") if isinstance(value, dict) else None
     if version == 1:
-        value = _from_version_1(value)
+        value, version = _from_version_1(value), 2
+    if version == 2:
+        value = _from_version_2(value, config if isinstance(config, dict) else {})
     elif version != FORMAT_VERSION:
         raise InputError(f"{where} has format version {version}, this program reads {FORMAT_VERSION}: export again.")
-    try:
-        return Manifest.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        what = f"lacks '{key}'" if first["type"] == "missing" else f"has a wrong '{key}' ({first['msg']})"
-        raise InputError(f"{where} {what}: the manifest is damaged, export again.") from None
+    return check_values(Manifest, value, where=where, advice="the manifest is damaged, export again")
 
 
 def _from_version_1(value: dict[str, Any]) -> dict[str, Any]:
     """Return a manifest of version 1 with the keys of version 2."""
-    new = {_SPELLING.get(key, key): item for key, item in value.items()} | {"format_version": FORMAT_VERSION}
+    new = {_SPELLING.get(key, key): item for key, item in value.items()} | {"format_version": 2}
     if isinstance(pooling := new.get("pooling"), dict):
         new["pooling"] = {_SPELLING.get(key, key): item for key, item in pooling.items()}
     if isinstance(report := new.get("verification"), dict):
         new["verification"] = {_SPELLING.get(key, key): item for key, item in report.items()}
     if isinstance(base := new.get("base"), dict) and "source" in base:
         new["base"] = {**base, "hub": not Path(str(base["source"])).is_absolute()}
+    return new
+
+
+def _from_version_2(value: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest of version 2 with the keys of version 3.
+
+    What scores mean follows from the base's configuration and the number of labels, as in transformers' pipelines.
+    """
+    problem = problem_type_in(config)
+
+    def completed(entry: dict[str, Any]) -> dict[str, Any]:
+        labels = entry.get("labels")
+        if not isinstance(labels, list) or not labels:  # vectors, a base without a head, or a damaged entry
+            return entry
+        return {**entry, "function_to_apply": scoring_of(problem, len(labels)).function}
+
+    new = {**completed(value), "format_version": FORMAT_VERSION}
+    if isinstance(adapters := new.get("adapters"), dict):
+        new["adapters"] = {
+            name: completed(entry) if isinstance(entry, dict) else entry for name, entry in adapters.items()
+        }
     return new
 
 

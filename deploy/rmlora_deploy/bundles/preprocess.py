@@ -24,7 +24,15 @@ class Preprocessor:
     input_names: tuple[str, ...]
 
     @classmethod
-    def open(cls, directory: Path, task: Task, *, max_length: int | None, input_names: Sequence[str]) -> Preprocessor:
+    def open(
+        cls,
+        directory: Path,
+        task: Task,
+        *,
+        max_length: int | None,
+        input_names: Sequence[str],
+        trust_remote_code: bool = False,
+    ) -> Preprocessor:
         """Read the processor files in ``directory``.
 
         Args:
@@ -32,11 +40,13 @@ class Preprocessor:
             task: of the model.
             max_length: tokens a text is cut to; None keeps the tokenizer's own limit.
             input_names: inputs of the graph; other arrays that the processor makes are dropped.
+            trust_remote_code: run code that comes with the processor.
 
         Raises:
             CheckpointError: the directory has no usable processor.
         """
-        return cls(task, task.inputs.load_processor(directory), max_length, tuple(input_names))
+        processor = task.inputs.load_processor(directory, trust_remote_code=trust_remote_code)
+        return cls(task, processor, max_length, tuple(input_names))
 
     def __call__(self, inputs: Sequence[Any], *, lengths: Sequence[int | None] | None = None) -> Arrays:
         """Return a padded batch: ``[rows, tokens]`` int64, or ``[rows, channels, height, width]`` float32.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +16,31 @@ from rmlora.errors import AdapterError, CheckpointError
 from rmlora.library_calls import library_call
 from rmlora.pooling import read_text_length
 from rmlora.readable import is_readable_file
-from rmlora.storage import write_json
+from rmlora.storage import read_json, write_json
 from rmlora.tasks import Task
 
 __all__ = ["common_processor", "max_length", "trained_length", "write_side_files"]
 
 
-def common_processor(base: Path, adapters: Sequence[Adapter], task: Task) -> Any:
+def common_processor(base: Path, adapters: Sequence[Adapter], task: Task, *, trust_remote_code: bool = False) -> Any:
     """Return the processor that ``adapters`` were trained with: the one in their packages, else the base's.
+
+    Args:
+        base: directory of the base.
+        adapters: at least one.
+        task: of the adapters.
+        trust_remote_code: run code that comes with a processor.
 
     Raises:
         AdapterError: two adapters were trained with different processors.
     """
-    own = {
-        adapter.source: task.inputs.load_processor(Path(adapter.source)) for adapter in adapters if _has_own(adapter)
-    }
+    load = partial(task.inputs.load_processor, trust_remote_code=trust_remote_code)
+    own = {adapter.source: load(Path(adapter.source)) for adapter in adapters if _has_own(adapter)}
     if not own:
-        return task.inputs.load_processor(base)
+        return load(base)
     (first, processor), *others = own.items()
     if len(own) < len(adapters):
-        others.append((str(base), task.inputs.load_processor(base)))
+        others.append((str(base), load(base)))
     for source, other in others:
         if task.inputs.essence(other) != task.inputs.essence(processor):
             raise AdapterError(
@@ -50,12 +56,20 @@ def write_side_files(directory: Path, base: Path, config: Mapping[str, Any], pro
         lambda reason: CheckpointError(f"The base at {base} has a processor that cannot be written ({reason}).")
     ):
         processor.save_pretrained(directory)
+    _record_sides(directory / "tokenizer_config.json", processor)
     written = _jsonable({k: v for k, v in config.items() if k != "_name_or_path"})
     write_json(directory / "config.json", written, allow_nan=True)
     for name in ("LICENSE", "LICENSE.txt"):
         if is_readable_file(base / name):
             confine_files(base, [name])
             shutil.copyfile(base / name, directory / name)
+
+
+def _record_sides(settings: Path, processor: Any) -> None:
+    """Write what transformers leaves to the class of a tokenizer into its settings, for readers without transformers."""
+    if settings.is_file():
+        sides = {name: getattr(processor, name) for name in ("padding_side", "truncation_side")}
+        write_json(settings, {**read_json(settings, what="Tokenizer configuration"), **sides})
 
 
 def max_length(adapters: Sequence[Adapter], processor: Any, task: Task, base: Path | None = None) -> int | None:

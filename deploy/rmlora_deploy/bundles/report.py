@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat
@@ -15,6 +17,7 @@ __all__ = [
     "MixedReport",
     "Tolerance",
     "VerificationReport",
+    "keep_reports",
 ]
 
 
@@ -107,6 +110,8 @@ class VerificationReport(_Part):
     """What was compared and whether it passed; merged bundles fill ``onnx``, bundles with branches ``adapters``."""
 
     date: str
+    tools: dict[str, str | None] | None = None
+    """Package → version, of the machine that compared; None in reports of format version 2 and older."""
     provider: str
     tolerance: Tolerance
     against: str
@@ -128,3 +133,23 @@ class VerificationReport(_Part):
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; fields that were never set are left out."""
         return self.model_dump(mode="json", exclude_unset=True)
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """What it was compared with, and the execution provider: reports of one kind repeat the same comparison."""
+        return self.against, self.provider
+
+
+_KEPT = 3
+"""Reports of each kind that are kept."""
+
+
+def keep_reports(reports: Sequence[VerificationReport]) -> list[VerificationReport]:
+    """Return the newest three reports of each kind; ``reports`` and the result are newest first."""
+    seen: Counter[tuple[str, str]] = Counter()
+    kept = []
+    for report in reports:
+        seen[report.kind] += 1
+        if seen[report.kind] <= _KEPT:
+            kept.append(report)
+    return kept

@@ -9,10 +9,11 @@ import click
 from rich.markup import escape
 
 from rmlora.errors import ConfigError
+from rmlora.labels import parse_labels
 from rmlora_deploy.bundles.adapters import add_adapter, remove_adapter
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.cli.adapter_table import show_adapters
-from rmlora_deploy.cli.console import json_option, make_console, named, print_json
+from rmlora_deploy.cli.console import json_option, labels_option, make_console, named, print_json
 
 __all__ = ["command"]
 
@@ -36,8 +37,9 @@ def command() -> None:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("adapters", nargs=-1, required=True, metavar="[NAME=]PATH...")
 @click.option("--allow-base-mismatch", is_flag=True, help="Add an adapter even if it was made for another base.")
+@labels_option
 @json_option
-def add(bundle: Path, adapters: tuple[str, ...], allow_base_mismatch: bool, as_json: bool) -> None:
+def add(bundle: Path, adapters: tuple[str, ...], allow_base_mismatch: bool, labels: str | None, as_json: bool) -> None:
     """Add adapter packages to BUNDLE. An adapter without a NAME gets the name of its directory.
 
     The graph is run once with each adapter, and one that gives NaN or changes nothing is refused. To compare the
@@ -49,10 +51,11 @@ def add(bundle: Path, adapters: tuple[str, ...], allow_base_mismatch: bool, as_j
     """
     console = make_console(as_json=as_json)
     started = time.monotonic()
+    names = parse_labels(labels) if labels is not None else None
     opened = Bundle.open(bundle, check_files=False)
     added = {}
     for name, path in named(adapters, flag="adapter add").items():
-        added[name] = add_adapter(opened, name, Path(path), allow_base_mismatch=allow_base_mismatch)
+        added[name] = add_adapter(opened, name, Path(path), allow_base_mismatch=allow_base_mismatch, label_names=names)
         if not as_json:
             console.print(
                 f"Added '{escape(name)}' to {bundle}: rank {added[name].rank}, {added[name].bytes / 1e6:.2f} MB, "

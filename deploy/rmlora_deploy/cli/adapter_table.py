@@ -19,8 +19,9 @@ def show_adapters(console: Console, bundle: Bundle) -> None:
     if not bundle.adapters:
         console.print("No adapters: add one with  rmlora-deploy adapter add.")
         return
-    report = bundle.manifest.verification
-    verified = (report.adapters or {}) if report is not None else {}
+    verified = {
+        name: row for report in reversed(bundle.manifest.verifications) for name, row in (report.adapters or {}).items()
+    }
     table = Table("adapter", "labels", "rank", "modules", "MB", "differs from PyTorch by")
     for column in table.columns[2:]:
         column.justify = "right"

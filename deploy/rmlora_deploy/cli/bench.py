@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from rmlora.plots import check_plot_path
 from rmlora.storage import check_writable, write_json
 from rmlora_deploy.bench.bench_plan import DEFAULT_ENGINES, ENGINES, BatchShape, BenchSettings
 from rmlora_deploy.bench.bench_plot import plot_bench
 from rmlora_deploy.bench.rounds import run_bench
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.cli.console import json_option, make_console, print_json
-from rmlora_deploy.plots import check_plot_path
+from rmlora_deploy.cli.console import json_option, make_console, print_json, remote_code_option
 
 __all__ = ["command"]
 
@@ -74,6 +74,7 @@ def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
 )
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="JSON file to write.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Picture to write: .png, .svg or .pdf.")
+@remote_code_option
 @json_option
 def command(
     bundle: Path, batch: tuple[int, ...], length: tuple[int, ...], base: str | None, adapter: Path | None,

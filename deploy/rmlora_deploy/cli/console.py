@@ -12,13 +12,35 @@ from rich.console import Console
 
 from rmlora.errors import ConfigError
 
-__all__ = ["data_options", "json_option", "make_console", "named", "print_json", "unique_names"]
+__all__ = [
+    "data_options",
+    "json_option",
+    "labels_option",
+    "make_console",
+    "named",
+    "print_json",
+    "remote_code_option",
+    "unique_names",
+]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, nothing else.")
 """``--json``; progress and messages then go to stderr."""
 
+
+labels_option = click.option(
+    "--labels",
+    metavar="A,B,…|FILE",
+    help="Label names in the order of the outputs: with commas between them, or a file with one per line, a JSON list or an "
+    "id2label object.  [default: those of the adapter, else of the base]",
+)
+"""``--labels``, read by :func:`rmlora.labels.parse_labels`."""
+
+remote_code_option = click.option(
+    "--trust-remote-code", is_flag=True, help="Run code that comes with the base. Only for sources you trust."
+)
+"""``--trust-remote-code``; without it code of a base never runs, and nobody is asked on the terminal."""
 
 _FILE_WIDTH = 110
 """Width in characters when the output goes to a file or a pipe."""

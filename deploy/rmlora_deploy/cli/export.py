@@ -9,6 +9,8 @@ from typing import Any
 import click
 from rich.console import Console
 
+from rmlora.errors import some_of
+from rmlora.labels import parse_labels
 from rmlora.pooling import POOLING_MODES
 from rmlora.tasks import TASKS
 from rmlora.training.data import Columns
@@ -16,7 +18,15 @@ from rmlora_deploy import api
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.manifest import PRECISIONS
 from rmlora_deploy.cli.adapter_table import show_adapters
-from rmlora_deploy.cli.console import data_options, json_option, make_console, named, print_json
+from rmlora_deploy.cli.console import (
+    data_options,
+    json_option,
+    labels_option,
+    make_console,
+    named,
+    print_json,
+    remote_code_option,
+)
 from rmlora_deploy.cli.report_table import show_report
 
 __all__ = ["command"]
@@ -79,6 +89,7 @@ __all__ = ["command"]
     default=None,
     help="Embeddings: scale every vector to length 1.  [default: as in those files, else yes]",
 )
+@labels_option
 @data_options(
     "Labeled data to verify on: sample inputs are drawn from it and the metric is compared. With several adapters: "
     "NAME=FILE, repeatable.",
@@ -90,10 +101,11 @@ __all__ = ["command"]
 @click.option("--overwrite", is_flag=True, help="Replace the output directory if it exists.")
 @click.option("--allow-base-mismatch", is_flag=True, help="Export even if the adapter was made for another base.")
 @click.option("--revision", help="Branch, tag or commit of a hub base.")
+@remote_code_option
 @json_option
 def command(
     base: str, adapters: tuple[str, ...], output: Path, data: tuple[str, ...], text_column: str | None,
-    image_column: str | None, label_column: str | None, as_json: bool, **flags: Any,
+    image_column: str | None, label_column: str | None, labels: str | None, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Make an ONNX bundle from BASE and adapters, and verify it against PyTorch and PEFT.
 
@@ -114,11 +126,12 @@ def command(
       rmlora-deploy export MiniLM --mode branches -a spam=spam-rmlora -a trec=trec-rmlora --output both
     """
     console = make_console(as_json=as_json)
+    names = parse_labels(labels) if labels is not None else None
     paths = {name: Path(path) for name, path in named(adapters, flag="--adapter").items()}
     columns = Columns(text_column or image_column, label_column)
     with console.status("starting") as status:
         bundle = api.export(
-            base, paths, output, data=_data(data, list(paths)), columns=columns,
+            base, paths, output, data=_data(data, list(paths)), columns=columns, labels=names,
             on_progress=lambda line: status.update(line), **flags,
         )  # fmt: skip
     if as_json:
@@ -147,6 +160,8 @@ def _show(console: Console, bundle: Bundle) -> None:
         console.print(f"Pooling: {bundle.pooling} ({why}).")
     if bundle.mode == "branches":
         show_adapters(console, bundle)
+        if absent := bundle.lora_inputs().absent:
+            console.print(f"Left out {len(absent)} weights on which no output depends: {some_of(absent, 3)}.")
     if optimization is not None and optimization.reason:
         console.print(f"[yellow]Note:[/] {optimization.reason}; the graph without fusions was kept.")
     if manifest.verification is not None:

@@ -12,6 +12,7 @@ from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import ConfigError, InputError
 from rmlora.package import CONFIG_FILE, load_package
+from rmlora.plots import check_plot_path
 from rmlora.readable import check_readable
 from rmlora.spectrum import adapter_spectrum
 from rmlora_deploy.bundles.bundle import MANIFEST_FILE, Bundle
@@ -21,7 +22,6 @@ from rmlora_deploy.inspection.adapter_report import describe_adapter
 from rmlora_deploy.inspection.base_fit import Fit, fit_to_base, require_fit
 from rmlora_deploy.inspection.bundle_report import describe_bundle
 from rmlora_deploy.inspection.spectrum_plot import plot_spectra
-from rmlora_deploy.plots import check_plot_path
 
 __all__ = ["command"]
 

@@ -13,7 +13,7 @@ from rmlora.adapter import Adapter
 from rmlora.spectrum import AdapterSpectrum
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.cli.adapter_table import show_adapters
-from rmlora_deploy.cli.report_table import show_report
+from rmlora_deploy.cli.report_table import show_earlier, show_report
 from rmlora_deploy.inspection.base_fit import Fit
 from rmlora_deploy.inspection.bundle_report import describe_bundle
 
@@ -21,6 +21,12 @@ __all__ = ["SHOWN", "show_adapter", "show_bundle", "show_fit", "show_spectra"]
 
 SHOWN = 12
 """Modules, labels or operators listed before the rest is left out."""
+_ANSWERS = {
+    "softmax": "one label, with its probability (softmax)",
+    "sigmoid": "a score for each label (sigmoid)",
+    "none": "numbers (regression)",
+}
+"""Function that turns scores into answers → what the answers are."""
 _MEASURES = ("numerical", "stable", "effective")
 
 
@@ -102,7 +108,7 @@ def _merged_adapter(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def show_bundle(console: Console, bundle: Bundle) -> None:
     """Print graph, inputs and outputs, adapters, files and verification of a bundle."""
-    facts = describe_bundle(bundle)
+    facts, function = describe_bundle(bundle), bundle.manifest.function_to_apply
     model = facts["model"]
     operators = ", ".join(f"{name} {count}" for name, count in list(model["operators"].items())[:SHOWN])
     console.print(f"[bold]Bundle {facts['source']}[/]")
@@ -111,6 +117,7 @@ def show_bundle(console: Console, bundle: Bundle) -> None:
             {
                 "task": facts["task"],
                 "labels": _list(facts["labels"]),
+                **({"answers": _ANSWERS[function]} if function is not None else {}),
                 **({"pooling": str(bundle.pooling)} if bundle.pooling is not None else {}),
                 "precision": f"{facts['precision']}, {facts['mode']}",
                 "graph": f"{facts['nodes']} nodes, opset {model['opset']}, {model['bytes'] / 1e6:.1f} MB",
@@ -132,6 +139,7 @@ def show_bundle(console: Console, bundle: Bundle) -> None:
     console.print(_files(facts["files"]))
     if bundle.manifest.verification is not None:
         show_report(console, bundle.manifest.verification)
+        show_earlier(console, bundle.manifest.earlier_verifications)
     else:
         console.print("[yellow]Not verified:[/] run  rmlora-deploy verify  before you rely on this bundle.")
 

@@ -15,11 +15,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from rmlora.errors import InputError, ParityError, require
+from rmlora.plots import check_plot_path
 from rmlora.sample_data import SENTENCES
 from rmlora.storage import check_writable, write_json
 from rmlora.tasks import TASKS
 from rmlora_deploy.cli.console import json_option, make_console, print_json
-from rmlora_deploy.plots import check_plot_path
 
 __all__ = ["command"]
 
@@ -55,7 +55,7 @@ __all__ = ["command"]
     type=int,
     default=0,
     show_default=True,
-    help="How often to send a request again after a 429, a 5xx or no answer.",
+    help="How often to send a request again after a 429, a 5xx or no answer; Retry-After is obeyed.",
 )
 @click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds to wait for an answer.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random choices.")
@@ -79,7 +79,7 @@ def command(
       rmlora-deploy loadtest --rate 100 --zipf 0 --plot latency.png
       rmlora-deploy loadtest --model spam --model trec --rows 8 --json
     """
-    require("aiohttp", "serve")
+    require("httptools", "serve")
     from rmlora_deploy.loadtest.callers import list_models, run_load
     from rmlora_deploy.loadtest.load_plan import LoadPlan, Reference, read_texts
     from rmlora_deploy.loadtest.load_report import plot_load, summarize_load

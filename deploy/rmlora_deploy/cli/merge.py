@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
+from rmlora.errors import some_of
 from rmlora_converters.checkpoint_merge import MergeReport
 from rmlora_converters.graph.passes.merge_weights import OnnxMergeReport
 from rmlora_converters.rounding import LOSS_WARNING
@@ -98,6 +99,10 @@ def _show(console: Console, report: MergeReport | OnnxMergeReport, output: Path)
             console.print(
                 f"The output layer {report.untied} no longer shares the embedding's weight, since the update changes only one."
             )
+    if report.dropped:
+        console.print(
+            f"Left out {len(report.dropped)} modules on which no output depends: {some_of(report.dropped, 3)}."
+        )
     _show_rounding(console, report)
 
 

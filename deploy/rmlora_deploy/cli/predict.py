@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from rmlora.errors import ConfigError, InputError
 from rmlora.readable import permissions_named
 from rmlora_deploy.api import load
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.cli.console import json_option, make_console, print_json, unique_names
+from rmlora_deploy.cli.console import json_option, make_console, print_json, remote_code_option, unique_names
 from rmlora_deploy.cli.embedding_output import show_vectors
 from rmlora_deploy.inference import Classifier, Embedder, Prediction
 
 __all__ = ["command"]
+
+_Loader = Callable[[Path], Classifier | Embedder]
 
 
 @click.command("predict")
@@ -47,14 +50,16 @@ __all__ = ["command"]
 )
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Inputs computed at once.")
 @click.option("--provider", default="cpu", show_default=True, help="Execution provider: cpu, cuda, tensorrt, …")
+@remote_code_option
 @json_option
 def command(
     bundle: Path, inputs: tuple[str, ...], others: tuple[Path, ...], adapters: tuple[str, ...], file: Path | None,
-    top: int, batch_size: int, provider: str, as_json: bool,
+    top: int, batch_size: int, provider: str, trust_remote_code: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Classify INPUTS (texts, or image files) with a BUNDLE, or embed them, without torch.
 
-    Prints the likeliest label of each input and its probability; for embeddings, how similar the texts are, and with --json
+    Prints the likeliest label of each input and its probability; for a model with one output, or for regression, its number
+    (transformers' pipelines show the same); for embeddings, how similar the texts are, and with --json
     their vectors. A bundle with branches answers with all its adapters, mixed in one batch. Without INPUTS the command reads
     one per line from stdin; on a terminal it asks for them one by one, and an empty line ends it. Put an input that starts
     with a dash after "--".
@@ -69,7 +74,8 @@ def command(
     """
     console = make_console(as_json=as_json)
     given = [*inputs, *(_lines(file) if file else [])]
-    columns = _open_columns(unique_names((bundle, *others)), adapters, provider)
+    loader = partial(load, provider=provider, trust_remote_code=trust_remote_code)
+    columns = _open_columns(unique_names((bundle, *others)), adapters, loader)
     names = [name for column in columns for name in column.names]
     vectors = isinstance(columns[0].opened, Embedder)
 
@@ -110,22 +116,22 @@ class _Columns:
         return (found[start : start + count] for start in range(0, len(found), count))
 
 
-def _open_columns(paths: Mapping[str, Path], adapters: Sequence[str], provider: str) -> list[_Columns]:
+def _open_columns(paths: Mapping[str, Path], adapters: Sequence[str], loader: _Loader) -> list[_Columns]:
     """Open every bundle; errors before any is asked if they cannot be asked together."""
     bundles = {name: Bundle.open(path, check_files=False) for name, path in paths.items()}
     _refuse_mixture(bundles)
     if adapters and all(bundle.mode == "merged" for bundle in bundles.values()):
         raise ConfigError("--adapter is for bundles made with --mode branches; this one has its adapter merged.")
-    return [_open(name, bundle, adapters, provider, alone=len(paths) == 1) for name, bundle in bundles.items()]
+    return [_open(name, bundle, adapters, loader, alone=len(paths) == 1) for name, bundle in bundles.items()]
 
 
-def _open(name: str, bundle: Bundle, adapters: Sequence[str], provider: str, *, alone: bool) -> _Columns:
+def _open(name: str, bundle: Bundle, adapters: Sequence[str], loader: _Loader, *, alone: bool) -> _Columns:
     chosen = list(adapters or bundle.adapters) if bundle.mode == "branches" else []
     for adapter in chosen:
         bundle.adapter(adapter)
     if bundle.mode == "branches" and not chosen and bundle.task.outputs.has_labels:
         raise InputError(f"{bundle.path} has no adapters yet: add one with  rmlora-deploy adapter add.")
-    opened = load(bundle.path, provider=provider)
+    opened = loader(bundle.path)
     if not chosen:
         return _Columns(opened, [name], [None])
     return _Columns(opened, chosen if alone else [f"{name} · {adapter}" for adapter in chosen], [*chosen])
@@ -159,7 +165,8 @@ def _ask(columns: Sequence[_Columns], inputs: Sequence[str], top: int, batch_siz
 def _plain(answer: Any, top: int) -> list[Any]:
     """Return an answer as JSON has it."""
     if isinstance(answer, Prediction):
-        return [{"label": label, "probability": share} for label, share in answer.ranking[:top]]
+        kind = "probability" if answer.is_probability else "score"
+        return [{"label": label, kind: value} for label, value in answer.ranking[:top]]
     return [float(value) for value in answer]
 
 
@@ -167,9 +174,13 @@ def _table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Table:
     table = Table("input", *(escape(name) for name in names))
     for row in rows:
         ranked = (row["answers"][name] for name in names)
-        cells = ("\n".join(f"{item['label']}  {item['probability']:.1%}" for item in ranking) for ranking in ranked)
+        cells = ("\n".join(f"{item['label']}  {_amount(item)}" for item in ranking) for ranking in ranked)
         table.add_row(escape(row["input"]), *(escape(cell) for cell in cells))
     return table
+
+
+def _amount(item: Mapping[str, Any]) -> str:
+    return f"{item['probability']:.1%}" if "probability" in item else f"{item['score']:.4g}"
 
 
 def _converse(console: Console, answer: Callable[[Sequence[str]], None], names: Sequence[str]) -> None:

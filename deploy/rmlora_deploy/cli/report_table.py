@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -10,7 +10,7 @@ from rich.table import Table
 
 from rmlora_deploy.bundles.report import Comparison, VerificationReport
 
-__all__ = ["show_report"]
+__all__ = ["show_earlier", "show_report"]
 
 
 def show_report(console: Console, report: VerificationReport) -> None:
@@ -26,7 +26,7 @@ def show_report(console: Console, report: VerificationReport) -> None:
             f"{row.max_abs_error:.1e}",
             f"{row.max_relative_error:.1e}",
             f"{row.rms_relative_error:.1e}",
-            f"{row.min_cosine:.6f}" if vectors else f"{row.argmax_agreement:.1%}",
+            _agreement(row),
         )
     console.print(table)
     limit = report.tolerance
@@ -42,9 +42,29 @@ def show_report(console: Console, report: VerificationReport) -> None:
         if scores is not None:
             torch_score = f"PyTorch {scores.pytorch:.4f}, " if scores.pytorch is not None else ""
             console.print(
-                f"{scores.metric.capitalize()} on {scores.examples} examples of {scores.data}: {torch_score}"
+                f"{scores.metric[0].upper()}{scores.metric[1:]} on {scores.examples} examples of {scores.data}: {torch_score}"
                 f"ONNX Runtime {scores.onnx:.4f}."
             )
+
+
+def show_earlier(console: Console, reports: Sequence[VerificationReport]) -> None:
+    """Print a line for each of the reports that were kept besides the latest."""
+    for report in reports:
+        errors = [row.max_relative_error for _, row in _rows(report)]
+        versions = (report.tools or {}).get("onnxruntime")
+        with_version = f", onnxruntime {versions}" if versions else ""
+        scores = report.evaluation
+        measured = f", {scores.metric} {scores.onnx:.4f} on {escape(scores.data)}" if scores is not None else ""
+        console.print(
+            f"Earlier, {report.date} ({escape(report.provider)}{with_version}), compared with {report.against}: "
+            f"{'passed' if report.passed else '[red]failed[/]'}, relative error {max(errors, default=0.0):.1e}{measured}."
+        )
+
+
+def _agreement(row: Comparison) -> str:
+    if row.min_cosine is not None:
+        return f"{row.min_cosine:.6f}"
+    return f"{row.argmax_agreement:.1%}" if row.argmax_agreement is not None else "–"
 
 
 def _rows(report: VerificationReport) -> Iterator[tuple[str, Comparison]]:

@@ -54,7 +54,21 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 )
 @click.option("--max-inputs", type=int, default=256, show_default=True, help="Inputs in one request.")
 @click.option("--max-characters", type=int, default=100_000, show_default=True, help="Characters in one text.")
+@click.option(
+    "--max-request-characters",
+    type=int,
+    default=1_000_000,
+    show_default=True,
+    help="Characters in all texts of one request (413).",
+)
 @click.option("--max-pixels", type=int, default=25_000_000, show_default=True, help="Pixels in one image.")
+@click.option(
+    "--max-request-pixels",
+    type=int,
+    default=100_000_000,
+    show_default=True,
+    help="Pixels in all images of one request (413).",
+)
 @click.option("--max-body", type=int, default=8 * 2**20, show_default=True, help="Bytes in one request.")
 @click.option(
     "--body-timeout",
@@ -62,6 +76,13 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
     default=10.0,
     show_default=True,
     help="Seconds within which a request must arrive (408).",
+)
+@click.option(
+    "--write-timeout",
+    type=float,
+    default=30.0,
+    show_default=True,
+    help="Seconds within which a client must read an answer.",
 )
 @click.option(
     "--timeout",

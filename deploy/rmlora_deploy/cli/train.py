@@ -3,46 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from rmlora.config import RMLoRAConfig
-from rmlora.errors import ConfigError, require
-from rmlora.readable import permissions_named
+from rmlora.errors import ConfigError
 from rmlora.tasks import TASKS
 from rmlora_deploy import api
 from rmlora_deploy.cli.console import json_option, make_console, print_json
+from rmlora_deploy.cli.train_output import export_command, show_result
+from rmlora_deploy.cli.yaml_settings import load_yaml
 
 __all__ = ["command"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def _load_yaml(context: click.Context, _: click.Parameter, path: Path | None) -> None:
-    """Make the values in the YAML file the defaults of the flags, so that flags win over them."""
-    if path is None:
-        return
-    require("yaml", "train")
-    import yaml
-
-    try:
-        with permissions_named(path):
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}.") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold settings as 'name: value' lines.")
-    known = {p.name for p in context.command.params} - {"config", "as_json"}
-    values = {str(key).replace("-", "_"): value for key, value in values.items()}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ConfigError(
-            f"{path} has the unknown setting '{unknown[0]}': the known ones are {', '.join(sorted(known))}."
-        )
-    context.default_map = {**(context.default_map or {}), **values}
 
 
 def _pattern(_: click.Context, parameter: click.Parameter, values: Any) -> dict[str, float]:
@@ -79,7 +57,7 @@ def _method_options(function: _Function) -> _Function:
                      help="gradient is the paper's; update also keeps the optimizer's momentum from moving masked directions."),
         click.option("--mask-seed", type=int, default=default.seed, show_default=True, help="Seed of the masks."),
         click.option("--target-modules", multiple=True, default=["all-linear"], show_default=True,
-                     help="End of the names of modules to adapt; repeatable."),
+                     help="End of the names of modules to adapt, repeatable; or one regular expression for whole names."),
         click.option("--exclude-modules", multiple=True, help="End of the names of modules to leave out; repeatable."),
         click.option("--modules-to-save", multiple=True,
                      help="Module to train in full and save; the head, and modules the base lacks, are added automatically."),
@@ -104,6 +82,9 @@ def _run_options(function: _Function) -> _Function:
         click.option("--task", type=click.Choice(list(TASKS)), default="text-classification", show_default=True, help="What the adapter is for."),
         click.option("--text-column", help="Column of the texts.  [default: text, sentence, …]"),
         click.option("--label-column", help="Column of the labels.  [default: label, class, …]"),
+        click.option("--labels", metavar="A,B,C|FILE", help="Label names in the order of the outputs, or a file of them; data may name labels or number them from 0.  [default: those in --train]"),
+        click.option("--skip-empty", is_flag=True, help="Leave out rows without text or label; without it they are an error."),
+        click.option("--encoding", help="Encoding of csv, tsv and json files, such as cp1252.  [default: UTF-8, or what a byte order mark says]"),
         click.option("--image-column", help="Column of the images.  [default: image, path, …]"),
         click.option("--validation-fraction", type=float, default=0.1, show_default=True, help="Share of --train used for validation."),
         click.option("--epochs", type=float, default=5.0, show_default=True, help="Passes over the data."),
@@ -132,8 +113,8 @@ def _run_options(function: _Function) -> _Function:
 
 
 @click.command("train")
-@click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False, readable=False), is_eager=True, expose_value=False,
-              callback=_load_yaml, help="YAML file of settings named like the flags; flags win.")  # fmt: skip
+@click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), is_eager=True, expose_value=False,
+              callback=load_yaml, help="YAML file of settings named like the flags; flags win.")  # fmt: skip
 @_run_options
 @_method_options
 @click.option(
@@ -157,6 +138,7 @@ def command(resume: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
     """
     console = make_console(as_json=as_json)
     config = _method(flags)
+    words = {name: flags[name] for name in ("base", "revision")}
     result = api.train(
         flags.pop("base"), flags.pop("train_data"), flags.pop("output"), config=config, console=console, resume=resume,
         overwrite=overwrite, **flags,
@@ -166,14 +148,7 @@ def command(resume: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
     if as_json:
         print_json({**dataclasses.asdict(result), "output": str(result.output)})
         return
-    for name in ("validation", "test"):
-        if name in result.metrics:
-            scores = result.metrics[name]
-            console.print(f"{name:>10}: accuracy {scores['accuracy']:.4f}, macro F1 {scores['macro_f1']:.4f}")
-    console.print(
-        f"Adapter written to {result.output}: {result.trainable_parameters:,} trained parameters, {result.steps} steps, "
-        f"{result.seconds:.0f} s."
-    )
+    show_result(console, result, export_command(result.output, words))
 
 
 def _method(flags: dict[str, Any]) -> RMLoRAConfig:
@@ -190,8 +165,30 @@ def _method(flags: dict[str, Any]) -> RMLoRAConfig:
                 "--method lora trains every direction in every step: leave --active-rank out, or use --method rmlora."
             )
         flags["orth_weight"] = 0.0
-    targets = tuple(flags["target_modules"])
-    flags["target_modules"] = targets[0] if targets == ("all-linear",) else targets
+    flags["target_modules"] = _targets(flags["target_modules"])
     flags["rank_pattern"] = {name: int(rank) for name, rank in flags["rank_pattern"].items()}
     names = [item.name for item in dataclasses.fields(RMLoRAConfig) if item.name != "seed"]
     return RMLoRAConfig(seed=flags.pop("mask_seed"), **{name: flags.pop(name) for name in names if name in flags})
+
+
+def _targets(values: Sequence[str]) -> str | tuple[str, ...]:
+    """Return the target modules as PEFT takes them: ``all-linear``, a regular expression, or endings of names.
+
+    Raises:
+        ConfigError: an expression among several values, or an invalid one.
+    """
+    expressions = [value for value in values if not re.fullmatch(r"[\w.-]+", value)]
+    if tuple(values) == ("all-linear",):
+        return "all-linear"
+    if not expressions:
+        return tuple(values)
+    if len(values) > 1:
+        raise ConfigError(
+            f"--target-modules has {len(values)} values, of which '{expressions[0]}' is a regular expression: give endings of "
+            "names, or a single expression with | between the alternatives."
+        )
+    try:
+        re.compile(expressions[0])
+    except re.error as error:
+        raise ConfigError(f"--target-modules '{expressions[0]}' is not a regular expression: {error}.") from None
+    return expressions[0]

@@ -11,7 +11,7 @@ from rmlora.errors import ConfigError
 from rmlora.training.data import Columns
 from rmlora_deploy import api
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.cli.console import data_options, json_option, make_console, named, print_json
+from rmlora_deploy.cli.console import data_options, json_option, make_console, named, print_json, remote_code_option
 from rmlora_deploy.cli.report_table import show_report
 from rmlora_deploy.verification.torch_pair import torch_is_installed
 
@@ -37,14 +37,18 @@ __all__ = ["command"]
     is_flag=True,
     help="Compare with PyTorch's outputs stored in the bundle; the default if torch is not installed.",
 )
+@click.option("--no-write", is_flag=True, help="Leave the report out of the bundle's manifest.")
+@remote_code_option
 @json_option
 def command(
     bundle: Path, base: str | None, adapters: tuple[str, ...], data: tuple[str, ...], text_column: str | None,
-    image_column: str | None, label_column: str | None, provider: str, reference_only: bool, as_json: bool,
+    image_column: str | None, label_column: str | None, provider: str, reference_only: bool, no_write: bool,
+    trust_remote_code: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Compare a BUNDLE with PyTorch and PEFT on real inputs of several shapes.
 
-    The report is written into the bundle's manifest. If the graph differs from PyTorch by more than its precision
+    The report is added to the bundle's manifest, which keeps the last three of each kind: compared with PyTorch, or with
+    stored outputs, on each execution provider. A bundle that may not be written to is verified all the same. If the graph differs from PyTorch by more than its precision
     explains, the exit code is 6 and the error names the first layer that differs. A bundle with branches is compared
     without an adapter, with each adapter alone, and with all of them mixed in one batch.
 
@@ -63,7 +67,7 @@ def command(
     report = api.verify(
         opened, base=base, adapters=_given(opened, adapters, "--adapter"), data=_given(opened, data, "--data"),
         columns=Columns(text_column or image_column, label_column), provider=provider, reference_only=reference_only,
-        check=False,
+        check=False, record=not no_write, trust_remote_code=trust_remote_code, on_unrecorded=console.print,
     )  # fmt: skip
     if as_json:
         print_json(report.to_dict())

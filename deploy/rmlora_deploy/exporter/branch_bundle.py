@@ -11,14 +11,18 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from rmlora.adapter import Adapter
 from rmlora.adapter_task import drop_unused_modules
 from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError, ConfigError
-from rmlora.fingerprint import check_base, weight_digests
+from rmlora.fingerprint import check_base, weight_digests, without_copies
 from rmlora.inputs import Arrays
 from rmlora.package import load_package
+from rmlora.renamed_modules import in_memory_names
+from rmlora.scoring import problem_type_in
 from rmlora.storage import atomic_directory
+from rmlora.stored_weights import stored_weights
 from rmlora_converters.graph.contract.lora_inputs import LoraInputs
 from rmlora_converters.graph.files.model_file import load_model
 from rmlora_converters.graph.locate.targets import find_targets
@@ -70,14 +74,17 @@ def export_branches(settings: ExportSettings, *, on_progress: Callable[[str], No
     on_progress("loading adapters")
     plan = _load(settings, on_progress)
     with atomic_directory(settings.output, overwrite=settings.overwrite) as directory:
-        base = _write_graph(plan, directory)
-        bundle = Bundle(directory, _manifest(plan, base, directory))
+        base, modules = _write_graph(plan, directory)
+        bundle = Bundle(directory, _manifest(plan, base, modules, directory), settings.trust_remote_code)
         on_progress("converting adapters")
         try_out = TryOut.of(bundle)
         bundle.manifest.adapters = {
-            name: write_adapter(bundle, try_out, name, adapter, allow_base_mismatch=settings.allow_base_mismatch)
+            name: write_adapter(
+                bundle, try_out, name, adapter, allow_base_mismatch=settings.allow_base_mismatch,
+                label_names=settings.labels,
+            )
             for name, adapter in plan.adapters.items()
-        }
+        }  # fmt: skip
         if settings.verify and torch_is_installed():
             on_progress("verifying against PyTorch and PEFT")
             _verify(plan, bundle)
@@ -90,28 +97,29 @@ def _load(settings: ExportSettings, on_progress: Callable[[str], None]) -> Expor
     for name in settings.adapters:
         check_name(name)
     checkpoint = Checkpoint(resolve_base(settings.base, revision=settings.revision))
-    adapters = {name: load_package(path) for name, path in settings.adapters.items()}
-    for adapter in adapters.values():
-        check_base(adapter, checkpoint, allow_mismatch=settings.allow_base_mismatch)
+    adapters = {name: _read_adapter(path, checkpoint, settings) for name, path in settings.adapters.items()}
     if not adapters:
         raise ConfigError(
             "--mode branches needs at least one --adapter NAME=PATH: the adapters decide which modules get branches."
         )
     plan = make_plan(settings, checkpoint, adapters, on_progress)
-    used = {name: drop_unused_modules(adapter, plan.task) for name, adapter in adapters.items()}
+    used = {name: drop_unused_modules(adapter, plan.task) for name, adapter in plan.adapters.items()}
     for name, adapter in used.items():
         plan.task.outputs.check_switchable(adapter, name)
     return replace(plan, adapters=used)
 
 
-def _adapted_modules(plan: ExportPlan) -> list[str]:
-    return sorted({path for adapter in plan.adapters.values() for path in adapter.modules})
+def _read_adapter(path: Path, checkpoint: Checkpoint, settings: ExportSettings) -> Adapter:
+    """Return the adapter at ``path``, with the names of the modules in memory and without copies of the base's weights."""
+    adapter = load_package(path)
+    check_base(adapter, checkpoint, allow_mismatch=settings.allow_base_mismatch)
+    adapter = in_memory_names(adapter, stored_weights(checkpoint, adapter))
+    return without_copies(adapter, weight_digests(checkpoint, adapter.modules, adapter))
 
 
-def _manifest(plan: ExportPlan, base: _BaseGraph, directory: Path) -> Manifest:
+def _manifest(plan: ExportPlan, base: _BaseGraph, modules: list[str], directory: Path) -> Manifest:
     return Manifest(
-        **plan.manifest_fields(directory, _adapted_modules(plan)),
-        labels=base.labels,
+        **plan.manifest_fields(directory, modules, base.labels, problem_type_in(plan.checkpoint.config)),
         precision=base.precision if base.precision != "fp32" else plan.settings.precision,
         exporter=base.exporter,
         optimization=base.optimization,
@@ -119,16 +127,20 @@ def _manifest(plan: ExportPlan, base: _BaseGraph, directory: Path) -> Manifest:
     )
 
 
-def _write_graph(plan: ExportPlan, directory: Path) -> _BaseGraph:
-    """Write the graph with branches, its reference outputs and the side files into ``directory``; return the base's graph."""
+def _write_graph(plan: ExportPlan, directory: Path) -> tuple[_BaseGraph, list[str]]:
+    """Write the graph with branches, its reference outputs and the side files into ``directory``.
+
+    Returns:
+        the base's graph, and the paths of the modules that have branches.
+    """
     with tempfile.TemporaryDirectory(dir=directory) as temporary:
         scratch = Path(temporary)
-        base = _trace(plan, scratch) if plan.settings.graph is None else _read(plan, plan.settings.graph)
+        base = _trace(plan, scratch) if plan.settings.graph is None else _read_graph(plan, plan.settings.graph)
         write_side_files(directory, plan.base, plan.checkpoint.config, plan.processor)
         plan.on_progress("inserting branches")
-        outputs = _insert_branches(plan, base, directory / MODEL_FILE, scratch)
+        lora_inputs, outputs = _insert_branches(plan, base, directory / MODEL_FILE, scratch)
     save_reference(directory / REFERENCE_FILE, base.batches, outputs)
-    return base
+    return base, sorted(branch.module for branch in lora_inputs.modules)
 
 
 def _trace(plan: ExportPlan, scratch: Path) -> _BaseGraph:
@@ -141,8 +153,8 @@ def _trace(plan: ExportPlan, scratch: Path) -> _BaseGraph:
     plan.on_progress("loading the base")
     torch.manual_seed(_SEED)
     own = plan.task.outputs.labels_in(plan.checkpoint.config)
-    loaded = load_task_model(plan.base, plan.task, own or ["0", "1"])
-    traced = trace_graph(loaded.model.eval(), plan, scratch=scratch)
+    loaded = load_task_model(plan.base, plan.task, own or ["0", "1"], trust_remote_code=plan.settings.trust_remote_code)
+    traced = trace_graph(loaded.model.eval().requires_grad_(False), plan, scratch=scratch)
     return _BaseGraph(
         traced.optimized.model,
         traced.batches,
@@ -152,7 +164,7 @@ def _trace(plan: ExportPlan, scratch: Path) -> _BaseGraph:
     )
 
 
-def _read(plan: ExportPlan, graph: Path) -> _BaseGraph:
+def _read_graph(plan: ExportPlan, graph: Path) -> _BaseGraph:
     """Read the user's own export of the base; a quantized one keeps its precision.
 
     Raises:
@@ -178,8 +190,10 @@ def _read(plan: ExportPlan, graph: Path) -> _BaseGraph:
     return _BaseGraph(model, batches, labels, "given", Optimization(level="as given"), precision)
 
 
-def _insert_branches(plan: ExportPlan, base: _BaseGraph, target: Path, scratch: Path) -> list[np.ndarray]:
-    """Write the graph with branches to ``target`` and return the outputs of the graph without them.
+def _insert_branches(
+    plan: ExportPlan, base: _BaseGraph, target: Path, scratch: Path
+) -> tuple[LoraInputs, list[np.ndarray]]:
+    """Write the graph with branches to ``target``; return its LoRA inputs and the outputs of the graph without them.
 
     fp16 is applied before branches are inserted, so that their inputs get that type. int8 and int4 are applied after: the
     quantizers recognize branches by name and keep them in floating point.
@@ -194,12 +208,12 @@ def _insert_branches(plan: ExportPlan, base: _BaseGraph, target: Path, scratch: 
     save_in_precision(model, plain, precision, scratch=scratch)
     if precision == "fp16":
         model, precision = load_model(plain), "fp32"
-    digests = weight_digests(plan.checkpoint, _adapted_modules(plan))
+    digests = weight_digests(plan.checkpoint, targets.modules)
     lora_inputs = insert_branches(model, targets, base_weights=digests)
     save_in_precision(model, target, precision, scratch=scratch)
     _check_written(target, lora_inputs)
     outputs = graph_logits(create_session(plain))
-    return [outputs(batch) for batch in base.batches]
+    return lora_inputs, [outputs(batch) for batch in base.batches]
 
 
 def _check_written(graph: Path, lora_inputs: LoraInputs) -> None:
@@ -226,5 +240,8 @@ def _torch_pair(plan: ExportPlan, name: str) -> TorchPair:
     from rmlora.torch_models import load_adapted
 
     path = plan.settings.adapters[name]
-    adapted, _ = load_adapted(plan.base, path, task=plan.task.name, allow_base_mismatch=True)
+    adapted, _ = load_adapted(
+        plan.base, path, task=plan.task.name, labels=plan.adapters[name].labels, allow_base_mismatch=True,
+        trust_remote_code=plan.settings.trust_remote_code,
+    )  # fmt: skip
     return TorchPair.of(adapted, plan.task.outputs, plan.pooling)

@@ -35,6 +35,8 @@ class ExportSettings:
     """An ONNX export of the base from any exporter; mode ``branches`` only."""
     output_name: str | None = None
     """Output of ``graph`` with the scores; None finds it by name and shape."""
+    labels: tuple[str, ...] | None = None
+    """Label names of every adapter, in the order of its outputs; None takes those that adapter or base record."""
     data: Mapping[str, str] = field(default_factory=dict)
     """Adapter's name → labeled data to measure the metric on."""
     columns: Columns = field(default_factory=Columns)
@@ -45,6 +47,8 @@ class ExportSettings:
     """Replace ``output`` if it exists."""
     allow_base_mismatch: bool = False
     """Export adapters that were made for another base."""
+    trust_remote_code: bool = False
+    """Run code that comes with the base."""
     revision: str | None = None
     """Branch, tag or commit of a hub base."""
     pooling: PoolingMode | None = None

@@ -42,17 +42,15 @@ def export_merged(settings: ExportSettings, *, on_progress: Callable[[str], None
     on_progress("loading base and adapter")
     plan, pair = _load(settings, on_progress)
     ((name, adapter),) = plan.adapters.items()
-    labels = plan.task.outputs.labels_of(adapter)
     with atomic_directory(settings.output, overwrite=settings.overwrite) as directory:
         write_side_files(directory, plan.base, pair.merged.config.to_dict(), plan.processor)
         graph_fields = _write_graph(plan, pair, directory)
         manifest = Manifest(
-            **plan.manifest_fields(directory, adapter.modules),
+            **plan.manifest_fields(directory, adapter.modules, adapter.labels or [], adapter.problem_type),
             **graph_fields,
-            labels=labels,
             adapter=describe_adapter(adapter),
         )
-        bundle = Bundle(directory, manifest)
+        bundle = Bundle(directory, manifest, settings.trust_remote_code)
         if settings.verify:
             on_progress("verifying against PyTorch and PEFT")
             evaluation = plan.evaluations.get(name)
@@ -68,7 +66,10 @@ def _load(settings: ExportSettings, on_progress: Callable[[str], None]) -> tuple
 
     ((name, path),) = settings.adapters.items()
     base = resolve_base(settings.base, revision=settings.revision)
-    adapted, adapter = load_adapted(base, path, task=settings.task, allow_base_mismatch=settings.allow_base_mismatch)
+    adapted, adapter = load_adapted(
+        base, path, task=settings.task, labels=settings.labels, allow_base_mismatch=settings.allow_base_mismatch,
+        trust_remote_code=settings.trust_remote_code,
+    )  # fmt: skip
     plan = make_plan(settings, Checkpoint(base), {name: adapter}, on_progress)
     return plan, TorchPair.of(adapted, plan.task.outputs, plan.pooling)
 

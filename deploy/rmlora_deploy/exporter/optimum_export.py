@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["export_optimum"]
 
 
-def export_optimum(model: Any, processor: Any, task: Task, *, opset: int) -> ir.Model:
+def export_optimum(model: Any, processor: Any, task: Task, *, opset: int, trust_remote_code: bool) -> ir.Model:
     """Return the graph that Optimum exports for ``model``.
 
     Args:
@@ -25,6 +25,7 @@ def export_optimum(model: Any, processor: Any, task: Task, *, opset: int) -> ir.
         processor: its tokenizer or image processor, which Optimum reads from the model's directory.
         task: to export for.
         opset: ONNX operator set.
+        trust_remote_code: run code that comes with the model.
 
     Raises:
         DependencyError: optimum-onnx is not installed.
@@ -52,6 +53,7 @@ def export_optimum(model: Any, processor: Any, task: Task, *, opset: int) -> ir.
                     opset=opset,
                     do_validation=False,
                     library_name="transformers",
+                    trust_remote_code=trust_remote_code,
                 )
         except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
             raise InputError(f"Optimum cannot export {type(model).__name__}: {str(error).splitlines()[0]}") from error

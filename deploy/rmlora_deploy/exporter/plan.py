@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rmlora.adapter import Adapter
-from rmlora.adapter_task import task_of
+from rmlora.adapter_task import complete_labels, task_of
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError
 from rmlora.pooling import Pooling
@@ -35,6 +35,7 @@ class ExportPlan:
     checkpoint: Checkpoint
     """The base."""
     adapters: Mapping[str, Adapter]
+    """Name → adapter, with label names and kind of answer filled in."""
     task: Task
     processor: Any
     """Tokenizer or image processor."""
@@ -60,13 +61,18 @@ class ExportPlan:
         """Return the processor, set up for a graph with these inputs."""
         return Preprocessor(self.task, self.processor, self.max_length, tuple(input_names))
 
-    def manifest_fields(self, directory: Path, modules: Iterable[str]) -> dict[str, Any]:
+    def manifest_fields(
+        self, directory: Path, modules: Iterable[str], labels: Sequence[str], problem: str | None
+    ) -> dict[str, Any]:
         """Return the manifest's fields that both modes fill in the same way.
 
         Args:
             directory: holds the graph and all other files already.
             modules: paths of the adapted modules.
+            labels: of the graph's own head; empty if there is none.
+            problem: problem type of that head.
         """
+        scoring = self.task.outputs.scoring(problem, labels)
         return {
             **describe_tools(),
             "mode": self.settings.mode,
@@ -77,6 +83,8 @@ class ExportPlan:
             "model": describe_model(directory),
             "files": describe_files(directory),
             "verification": None,
+            "labels": list(labels),
+            "function_to_apply": scoring.function if scoring is not None and labels else None,
         }
 
 
@@ -97,14 +105,22 @@ def make_plan(
     Raises:
         ConfigError: settings that do not go together, or an adapter that does not record its task.
         AdapterError: the adapters are for different tasks, or were trained with different processors or poolings.
+        CheckpointError: the base's configuration cannot be used.
         InputError: the evaluation data cannot be used.
     """
     task = _common_task(settings, adapters)
+    adapters = {
+        name: complete_labels(adapter, task, checkpoint.config, settings.labels) for name, adapter in adapters.items()
+    }
     evaluations = {
-        name: read_evaluation(data, settings.columns, task=task, labels=task.outputs.labels_of(adapters[name]))
+        name: read_evaluation(
+            data, settings.columns, task=task, labels=adapters[name].labels or [], problem=adapters[name].problem_type
+        )
         for name, data in settings.data.items()
     }
-    processor = common_processor(checkpoint.path, list(adapters.values()), task)
+    processor = common_processor(
+        checkpoint.path, list(adapters.values()), task, trust_remote_code=settings.trust_remote_code
+    )
     length = max_length(list(adapters.values()), processor, task, checkpoint.path)
     pooling = choose_pooling(
         task, checkpoint.path, adapters, processor, mode=settings.pooling, normalize=settings.normalize

@@ -52,7 +52,9 @@ def trace_graph(model: Any, plan: ExportPlan, *, scratch: Path) -> TracedGraph:
         from rmlora_deploy.exporter.optimum_export import export_optimum
 
         plan.on_progress("exporting with Optimum")
-        graph = export_optimum(model, plan.processor, plan.task, opset=opset)
+        graph = export_optimum(
+            model, plan.processor, plan.task, opset=opset, trust_remote_code=settings.trust_remote_code
+        )
     else:
         plan.on_progress("exporting with torch.onnx")
         graph = export_torch(model, inputs, opset=opset, output=OUTPUT_NAME if pooling is None else TOKENS_NAME)

@@ -11,10 +11,12 @@ from rmlora_deploy.inference.prediction import Prediction
 __all__ = ["Classifier", "Embedder", "Prediction", "open_bundle"]
 
 
-def open_bundle(path: Path | str, *, provider: str = "cpu", **options: Any) -> Classifier | Embedder:
-    """Open a bundle of any kind with the class for its task; errors as those of the classes."""
+def open_bundle(
+    path: Path | str, *, provider: str = "cpu", trust_remote_code: bool = False, **options: Any
+) -> Classifier | Embedder:
+    """Open a bundle of any kind with the class for its task; arguments and errors as those of the classes."""
     kind = _KINDS[Bundle.open(path, check_files=False).task.outputs.kind]
-    return kind.open(path, provider=provider, **options)
+    return kind.open(path, provider=provider, trust_remote_code=trust_remote_code, **options)
 
 
 _KINDS: dict[str, type[Classifier] | type[Embedder]] = {"scores": Classifier, "vector": Embedder}

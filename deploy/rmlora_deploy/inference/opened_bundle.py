@@ -38,12 +38,13 @@ class OpenedBundle(ABC):
             self._merged = graph_logits(bundle.session(provider, **options))
 
     @classmethod
-    def open(cls, path: Path | str, *, provider: str = "cpu", **options: Any) -> Self:
+    def open(cls, path: Path | str, *, provider: str = "cpu", trust_remote_code: bool = False, **options: Any) -> Self:
         """Open a bundle.
 
         Args:
             path: bundle directory, merged or with branches.
             provider: execution provider.
+            trust_remote_code: run code that comes with the tokenizer.
             options: ``threads``; with branches also ``max_active_adapters``, ``rows`` and ``max_concurrent_runs`` of
                 :class:`rmlora_deploy.runtime.AdapterSession`.
 
@@ -52,7 +53,7 @@ class OpenedBundle(ABC):
             ConfigError: the bundle's outputs are of another kind.
             ProviderError: the provider is not available or does not start.
         """
-        return cls(Bundle.open(path), provider, **options)
+        return cls(Bundle.open(path, trust_remote_code=trust_remote_code), provider, **options)
 
     @staticmethod
     @abstractmethod

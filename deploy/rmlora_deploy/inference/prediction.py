@@ -1,4 +1,4 @@
-"""What the scores of a row say: softmax, and labels by probability."""
+"""What the scores of a row say: a label with its probability, several labels, or a number (:mod:`rmlora.scoring`)."""
 
 from __future__ import annotations
 
@@ -6,26 +6,57 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from rmlora.errors import InputError
+from rmlora.scoring import Scoring, scoring_of
 from rmlora_deploy.bundles.bundle import Bundle
 
-__all__ = ["Prediction", "to_prediction"]
+__all__ = ["Prediction", "to_prediction", "to_results"]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The label a model finds likeliest for one input."""
+    """The answer to one input, by the conventions of transformers' pipelines."""
 
     label: str
-    probability: float
-    """Its share in the softmax over the scores."""
+    """The label with the largest score."""
+    score: float
+    """Its probability or, for a model that gives numbers, the number."""
     ranking: tuple[tuple[str, float], ...]
-    """Every label with its probability, the likeliest first."""
+    """Every label with its score, the largest first."""
+    is_probability: bool = True
+    """True if scores are probabilities: of one label out of several (they add up to 1), or of each label by itself."""
+
+    @property
+    def probability(self) -> float | None:
+        """The score if it is a probability; None for a model that gives numbers, such as a reranker or a regression."""
+        return self.score if self.is_probability else None
 
 
-def to_prediction(scores: np.ndarray, labels: Sequence[str], bundle: Bundle) -> Prediction:
+def to_prediction(
+    scores: npt.NDArray[np.generic], labels: Sequence[str], bundle: Bundle, function: str | None
+) -> Prediction:
     """Return the prediction that ``scores [labels]`` make.
+
+    Args:
+        scores: of the graph.
+        labels: of the adapter, or of the bundle.
+        bundle: that gave the scores, for error messages.
+        function: what turns scores into answers.
+
+    Raises:
+        InputError: there are not as many scores as labels, or they are not finite.
+    """
+    results, scoring = to_results(scores, labels, bundle, function)
+    ranking = tuple((labels[i], float(results[i])) for i in np.argsort(-results, kind="stable"))
+    return Prediction(*ranking[0], ranking, scoring.is_probability)
+
+
+def to_results(
+    scores: npt.NDArray[np.generic], labels: Sequence[str], bundle: Bundle, function: str | None
+) -> tuple[npt.NDArray[np.float64], Scoring]:
+    """Return the result for each label, in the model's order, and what it means; arguments as :func:`to_prediction`.
 
     Raises:
         InputError: there are not as many scores as labels, or they are not finite.
@@ -41,7 +72,5 @@ def to_prediction(scores: np.ndarray, labels: Sequence[str], bundle: Bundle) -> 
             f"The graph of {bundle.path} gives NaN or infinity for this input: its precision ({bundle.precision}) does not "
             "suffice, export it in fp32."
         )
-    exponents = np.exp(values - values.max())
-    shares = exponents / exponents.sum()
-    ranking = tuple((labels[i], float(shares[i])) for i in np.argsort(-shares, kind="stable"))
-    return Prediction(*ranking[0], ranking)
+    scoring = scoring_of(function, len(labels))
+    return scoring.apply(values), scoring

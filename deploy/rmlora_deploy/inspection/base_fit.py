@@ -8,8 +8,8 @@ from rmlora.adapter import Adapter, LoraModule
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError
 from rmlora.fingerprint import base_fingerprint
-from rmlora.naming import find_tensor
-from rmlora_converters.delta import stores_transposed
+from rmlora.stored_weights import StoredWeights, stored_weights
+from rmlora_converters.planned_tensors import update_of_part
 
 __all__ = ["Fit", "ModuleFit", "fit_to_base", "require_fit"]
 
@@ -58,13 +58,8 @@ class Fit:
 
 def fit_to_base(adapter: Adapter, checkpoint: Checkpoint) -> Fit:
     """Look up every module of ``adapter`` in ``checkpoint``; problems are in the result, not raised."""
-    names = checkpoint.tensors.keys()
-    tie = checkpoint.tied_output
-    modules: list[ModuleFit] = []
-    for path, module in adapter.modules.items():
-        shared = tie.embedding if tie and path == tie.layer else None
-        name = find_tensor(f"{path}.weight", names) or shared
-        modules.append(_look(module, name, checkpoint))
+    weights = stored_weights(checkpoint, adapter)
+    modules = [_look(module, weights) for module in adapter.modules.values()]
     missing = any(item.tensor is None for item in modules)
     fingerprint = None if missing else _fingerprint(adapter, checkpoint)
     return Fit(str(checkpoint.path), tuple(modules), fingerprint, adapter.fingerprint)
@@ -85,12 +80,14 @@ def require_fit(fit: Fit, adapter: Adapter) -> None:
         )
 
 
-def _look(module: LoraModule, name: str | None, checkpoint: Checkpoint) -> ModuleFit:
-    if name is None:
+def _look(module: LoraModule, weights: StoredWeights) -> ModuleFit:
+    parts = weights.find_shared(module.parameter)
+    if not parts:
         return ModuleFit(module.path, None, None, "not in the base")
-    shape = checkpoint.tensors[name].shape
+    name, shape = parts[0].tensor, weights.checkpoint.tensors[parts[0].tensor].shape
     try:
-        stores_transposed(module, shape)
+        for part in parts:
+            update_of_part(module, part, weights.checkpoint.tensors[part.tensor].shape)
     except AdapterError:
         update = " × ".join(str(side) for side in (module.lora_B.shape[0], *module.lora_A.shape[1:]))
         return ModuleFit(module.path, name, shape, f"the update is {update}, the weight {' × '.join(map(str, shape))}")
@@ -99,7 +96,7 @@ def _look(module: LoraModule, name: str | None, checkpoint: Checkpoint) -> Modul
 
 def _fingerprint(adapter: Adapter, checkpoint: Checkpoint) -> str | None:
     try:
-        return base_fingerprint(checkpoint, adapter.modules)
+        return base_fingerprint(checkpoint, adapter.modules, adapter)
     except AdapterError:  # two modules share one tensor, which they did not in training
         return None
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rmlora.errors import require
+from rmlora.plots import COLORS, clean_axes, save_figure
 from rmlora.spectrum import AdapterSpectrum
-from rmlora_deploy.plots import COLORS, clean_axes, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
 import numpy as np
 
 from rmlora.errors import InputError
 from rmlora_deploy.loadtest.load_plan import LoadPlan, draw_requests
+from rmlora_deploy.loadtest.wire import Reply, Wire
 
 __all__ = ["Load", "Outcome", "list_models", "run_load"]
 
@@ -62,13 +62,14 @@ async def list_models(url: str, key: str | None, *, adapters_only: bool = True) 
         InputError: the server cannot be reached, or its answer is not a list of models.
     """
     try:
-        async with aiohttp.ClientSession(headers=_headers(key)) as session, session.get(f"{url}/v1/models") as reply:
-            if reply.status != 200:
-                raise InputError(
-                    f"{url}/v1/models answers {reply.status}: check --api-key, and that it is a server of rmlora-deploy."
-                )
-            cards = (await reply.json())["data"]
-    except (TimeoutError, aiohttp.ClientError, ValueError, KeyError, TypeError) as error:
+        async with Wire(url, _headers(key)) as wire:
+            reply = await wire.request("GET", "/v1/models")
+        if reply.status != 200:
+            raise InputError(
+                f"{url}/v1/models answers {reply.status}: check --api-key, and that it is a server of rmlora-deploy."
+            )
+        cards = json.loads(reply.body)["data"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise _unreachable(url, error) from None
     try:
         selected = [card for card in cards if card.get("parent") or not adapters_only]
@@ -94,47 +95,44 @@ async def run_load(plan: LoadPlan, key: str | None, *, progress: Callable[[int, 
     load = Load()
     begin = time.perf_counter() + plan.warmup
     end = begin + plan.seconds
-    connector = aiohttp.TCPConnector(limit=0)
-    timeout = aiohttp.ClientTimeout(total=plan.timeout)
-    async with aiohttp.ClientSession(headers=_headers(key), connector=connector, timeout=timeout) as session:
-        await _check_reachable(session, plan)
+    async with await _reach(plan, key) as wire:
         reporter = asyncio.create_task(_report(load, begin, progress)) if progress is not None else None
         if plan.rate is None:
-            await asyncio.gather(*(_closed_loop(session, plan, load, begin, end, n) for n in range(plan.clients)))
+            await asyncio.gather(*(_closed_loop(wire, plan, load, begin, end, n) for n in range(plan.clients)))
         else:
-            await _open_loop(session, plan, load, begin, end)
+            await _open_loop(wire, plan, load, begin, end)
         if reporter is not None:
             reporter.cancel()
     load.seconds = plan.seconds
     return load
 
 
-async def _check_reachable(session: aiohttp.ClientSession, plan: LoadPlan) -> None:
+async def _reach(plan: LoadPlan, key: str | None) -> Wire:
+    """Return a client of a server that responds."""
     try:
-        async with session.get(f"{plan.url}/healthz") as reply:
-            await reply.read()
-    except (TimeoutError, aiohttp.ClientError) as error:
+        wire = Wire(plan.url, _headers(key))
+        await wire.request("GET", "/healthz")
+    except (OSError, ValueError) as error:
         raise _unreachable(plan.url, error) from None
+    return wire
 
 
 def _unreachable(url: str, error: Exception) -> InputError:
     return InputError(f"Cannot reach {url} ({error or type(error).__name__}): is the server running?")
 
 
-async def _closed_loop(
-    session: aiohttp.ClientSession, plan: LoadPlan, load: Load, begin: float, end: float, number: int
-) -> None:
+async def _closed_loop(wire: Wire, plan: LoadPlan, load: Load, begin: float, end: float, number: int) -> None:
     """Send one request after another, as client ``number``."""
     requests = draw_requests(plan, number)
     while (now := time.perf_counter()) < end:
-        outcome = await _ask(session, plan, *next(requests), due=now, begin=begin)
+        outcome = await _ask(wire, plan, *next(requests), due=now, begin=begin)
         if begin <= now and time.perf_counter() <= end:
             load.outcomes.append(outcome)
         if outcome.status != 200:
             await asyncio.sleep(_PAUSE)  # do not flood a server that refuses at once
 
 
-async def _open_loop(session: aiohttp.ClientSession, plan: LoadPlan, load: Load, begin: float, end: float) -> None:
+async def _open_loop(wire: Wire, plan: LoadPlan, load: Load, begin: float, end: float) -> None:
     """Send at random times, whether or not earlier requests have been answered."""
     assert plan.rate is not None  # noqa: S101
     rng = np.random.default_rng([plan.seed, 1])
@@ -142,14 +140,14 @@ async def _open_loop(session: aiohttp.ClientSession, plan: LoadPlan, load: Load,
     due = begin - plan.warmup
 
     async def one(model: str, texts: list[int], due: float) -> None:
-        outcome = await _ask(session, plan, model, texts, due=due, begin=begin)
+        outcome = await _ask(wire, plan, model, texts, due=due, begin=begin)
         if due >= begin:
             load.outcomes.append(outcome)
 
     while (due := due + float(rng.exponential(1 / plan.rate))) < end:
         if (left := due - time.perf_counter()) > 0:
             await asyncio.sleep(left)
-        if len(in_progress) >= _MAX_IN_PROGRESS:
+        if wire.in_progress >= _MAX_IN_PROGRESS:
             load.not_sent += due >= begin
             continue
         task = asyncio.create_task(one(*next(requests), due))
@@ -158,25 +156,32 @@ async def _open_loop(session: aiohttp.ClientSession, plan: LoadPlan, load: Load,
     await asyncio.gather(*in_progress)
 
 
-async def _ask(
-    session: aiohttp.ClientSession, plan: LoadPlan, model: str, texts: list[int], *, due: float, begin: float
-) -> Outcome:
-    body = {"model": model, "input": [plan.texts[number] for number in texts]}
+async def _ask(wire: Wire, plan: LoadPlan, model: str, texts: list[int], *, due: float, begin: float) -> Outcome:
+    body = {"model": model, "input": [plan.texts[number] for number in texts], "user": f"loadtest-{due:.9f}"}
+    sent = json.dumps(body).encode()
     path = "/v1/embeddings" if model in plan.embedders else "/classify"
+    statuses: list[int] = []
+    wrong = 0
     for attempt in range(plan.retries + 1):
-        status, wrong = 0, 0
+        pause = 0.0
         try:
-            async with session.post(f"{plan.url}{path}", json=body) as reply:
-                status = reply.status
-                content = await reply.read()
-            if status == 200 and plan.reference is not None:
-                wrong = _count_wrong(plan, model, texts, json.loads(content))
-        except (TimeoutError, aiohttp.ClientError, ValueError):
-            status = 0
-        if status not in (0, *_RETRIED) or attempt == plan.retries:
+            reply = await wire.request("POST", path, sent, timeout=plan.timeout)
+            statuses.append(reply.status)
+            pause = _retry_after(reply)
+            if reply.status == 200 and plan.reference is not None:
+                wrong = _count_wrong(plan, model, texts, json.loads(reply.body))
+        except (OSError, ValueError):
+            statuses[attempt:] = [0]
+        if statuses[-1] not in (0, *_RETRIED) or attempt == plan.retries:
             break
-        await asyncio.sleep(min(_PAUSE * 2**attempt, _MAX_PAUSE))
-    return Outcome(due - begin, time.perf_counter() - due, status, model, wrong, attempt)
+        await asyncio.sleep(max(pause, min(_PAUSE * 2**attempt, _MAX_PAUSE)))
+    return Outcome(due - begin, time.perf_counter() - due, statuses[-1], model, wrong, len(statuses) - 1)
+
+
+def _retry_after(reply: Reply) -> float:
+    """Return the seconds that a response asks to wait before the request is sent again."""
+    value = reply.headers.get("retry-after", "")
+    return float(value) if value.isdecimal() else 0.0
 
 
 def _count_wrong(plan: LoadPlan, model: str, texts: list[int], answer: Mapping[str, Any]) -> int:

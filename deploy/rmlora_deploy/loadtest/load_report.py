@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from rmlora.plots import COLORS, clean_axes, save_figure
 from rmlora_deploy.loadtest.callers import Load
 from rmlora_deploy.loadtest.load_plan import LoadPlan
-from rmlora_deploy.plots import COLORS, clean_axes, save_figure
 
 __all__ = ["plot_load", "summarize_load"]
 
@@ -44,6 +44,7 @@ def summarize_load(plan: LoadPlan, load: Load) -> dict[str, Any]:
         "errors": dict(errors),
         "not_sent": load.not_sent,
         "retried": sum(item.retries > 0 for item in load.outcomes),
+        "retried_answered": sum(item.retries > 0 and item.status == 200 for item in load.outcomes),
         "checked": plan.reference is not None,
         "wrong": sum(item.wrong for item in load.outcomes) if plan.reference is not None else None,
     }

@@ -47,10 +47,12 @@ def create_app(registry: Registry, metrics: Metrics) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(registry.close, service.stop())
+        service.reader.close()
+        service.json.close()
 
     app = FastAPI(
         title="rmlora-deploy", version=__version__, lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None,
-        middleware=middleware_stack(registry.settings, metrics),
+        middleware=middleware_stack(registry.settings, metrics, registry),
     )  # fmt: skip
     app.state.service = service
     for module in (health, openai, vllm, open_inference):

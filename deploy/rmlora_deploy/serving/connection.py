@@ -1,4 +1,7 @@
-"""HTTP connections with limits on the size and duration of the request head, neither of which uvicorn limits."""
+"""HTTP connections with limits that uvicorn lacks: on the request's head, and on the time a client takes to read.
+
+A request whose client goes away is canceled.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import asyncio
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "connection_class"]
 
 _HEAD_BYTES = 64 * 1024
 """Maximum size of the request line and headers together."""
@@ -14,9 +17,16 @@ _HEAD_SECONDS = 10.0
 """Maximum time from a request's first byte to the end of its headers, and from connecting to the first byte."""
 
 
-class Connection(HttpToolsProtocol):
-    """A connection that closes if a request line and its headers are too large or too slow."""
+def connection_class(write_timeout: float) -> type[Connection]:
+    """Return the class of connections whose clients must read what they are sent within ``write_timeout`` seconds."""
+    return type("Connection", (Connection,), {"write_timeout": write_timeout})
 
+
+class Connection(HttpToolsProtocol):
+    """A connection that closes if a request's head is too large or too slow, or if the client does not read."""
+
+    write_timeout = 30.0
+    _unread_timer: asyncio.TimerHandle | None = None
     _within_head = False
     _head_bytes = 0
     _timer: asyncio.TimerHandle | None = None
@@ -27,7 +37,10 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self.resume_writing()
         super().connection_lost(exc)
+        if self.cycle is not None and self.cycle.disconnected:
+            self._cancel_request()
 
     def data_received(self, data: bytes) -> None:
         began_before = self._within_head
@@ -50,6 +63,37 @@ class Connection(HttpToolsProtocol):
         self._within_head = False
         self._stop_timer()
         super().on_headers_complete()
+
+    def _cancel_request(self) -> None:
+        """Stop the work for a client that is gone."""
+        state = self.cycle.scope["state"]
+        task = state.get("task")
+        if task is not None:
+            state["client_gone"] = True
+            task.cancel()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread_timer = self.loop.call_later(self.write_timeout, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+        if self.flow is not None:
+            super().resume_writing()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if (
+            self.transport.get_write_buffer_size()
+        ):  # too little to pause writing, but it keeps the connection from closing
+            self.loop.call_later(self.write_timeout, self._abort_if_unread, self.cycle)
+
+    def _abort_if_unread(self, cycle: object) -> None:
+        """Close the connection if the client has asked for nothing since ``cycle`` and not read its response."""
+        if self.cycle is cycle and self.transport.get_write_buffer_size():
+            self.transport.abort()
 
     def _start_timer(self) -> None:
         self._timer = self.loop.call_later(_HEAD_SECONDS, self.transport.close)

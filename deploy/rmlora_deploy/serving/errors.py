@@ -2,10 +2,12 @@
 
 RMLoRAError
 └── ServingError
+    ├── BrokenError         503   the server cannot compute any more
     ├── BusyError           429   the queue is full; ``retry_after`` says when to try again
     ├── ForbiddenError      403   the server is not set up to allow this
     ├── LateError           504   no answer within the time limit
     ├── StoppingError       503   the server is shutting down
+    ├── TooLargeError       413   the request is more work than one may be
     ├── UnknownModelError   404   no model has that name
     └── UnreachableError    503   another process that is needed does not answer
 """
@@ -15,11 +17,13 @@ from __future__ import annotations
 from rmlora.errors import ConfigError, InputError, RMLoRAError
 
 __all__ = [
+    "BrokenError",
     "BusyError",
     "ForbiddenError",
     "LateError",
     "ServingError",
     "StoppingError",
+    "TooLargeError",
     "UnknownModelError",
     "UnreachableError",
     "status_of",
@@ -30,6 +34,12 @@ class ServingError(RMLoRAError):
     """A request cannot be answered, for reasons that are not in its content."""
 
     status = 500
+
+
+class BrokenError(ServingError):
+    """The server cannot compute any more, and should be replaced."""
+
+    status = 503
 
 
 class BusyError(ServingError):
@@ -53,6 +63,12 @@ class StoppingError(ServingError):
     """The server is shutting down and accepts no more requests."""
 
     status = 503
+
+
+class TooLargeError(ServingError):
+    """The request is more work than one may be."""
+
+    status = 413
 
 
 class LateError(ServingError):

@@ -138,11 +138,23 @@ class _RunnerCollector(Collector):
         adapters = GaugeMetricFamily("rmlora_adapters", "Adapters registered.", labels=["bundle"])
         cached = GaugeMetricFamily("rmlora_cached_adapters", "Adapters in the cache.", labels=["bundle"])
         events = CounterMetricFamily("rmlora_adapter_cache", "Adapter cache events.", labels=["bundle", "event"])
+        seconds = GaugeMetricFamily(
+            "rmlora_queue_seconds", "Estimated time to compute all that was accepted.", labels=["bundle"]
+        )
+        workers = GaugeMetricFamily("rmlora_workers", "Threads that compute batches.", labels=["bundle"])
+        failures = CounterMetricFamily(
+            "rmlora_worker_failures", "Failures of these threads; each is started again.", labels=["bundle"]
+        )
+        refused = CounterMetricFamily("rmlora_refused", "Requests refused because of the load.", labels=["bundle"])
         for name, runner in self._models.runners.items():
             waiting.add_metric([name], runner.queue.waiting)
+            seconds.add_metric([name], runner.queue.seconds)
+            workers.add_metric([name], runner.queue.alive)
+            failures.add_metric([name], runner.queue.failures)
+            refused.add_metric([name], runner.queue.admission.refused)
             if (cache := runner.cache) is not None:
                 adapters.add_metric([name], len(cache.names))
                 cached.add_metric([name], len(cache.cached))
                 for event in ("hits", "misses", "evictions"):
                     events.add_metric([name, event], getattr(cache, event))
-        yield from (waiting, adapters, cached, events)
+        yield from (waiting, seconds, workers, failures, refused, adapters, cached, events)

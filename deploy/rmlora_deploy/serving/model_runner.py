@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -12,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rmlora.errors import InputError
+from rmlora.inputs import Arrays
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.runtime import AdapterSession
@@ -21,6 +24,7 @@ from rmlora_deploy.serving.errors import UnknownModelError
 from rmlora_deploy.serving.models import ServedModel
 from rmlora_deploy.serving.queue import RequestQueue, Row
 from rmlora_deploy.serving.serve_settings import ServeSettings
+from rmlora_deploy.serving.text_prefix import TextPrefix
 
 __all__ = ["ModelRunner"]
 
@@ -51,8 +55,10 @@ class ModelRunner:
         observe: Callable[[str, Sequence[Row], float], None] | None = None,
     ) -> None:
         self.name, self.bundle = name, bundle
+        self._max_batch = settings.max_batch
         self._preprocessor: Preprocessor = bundle.preprocessor()
-        self._tokenizing = threading.Lock()  # a tokenizer keeps its truncation settings in itself
+        """Used in the event loop only: a tokenizer keeps its truncation settings in itself."""
+        self._large = _LargeInputs(self._preprocessor)
         self.session: AdapterSession | None = None
         """None if the bundle is merged."""
         if bundle.mode == "branches":
@@ -72,6 +78,7 @@ class ModelRunner:
             max_batch=settings.max_batch,
             max_wait=settings.max_wait_ms / 1000,
             max_queue=settings.max_queue,
+            timeout=settings.timeout,
             workers=settings.workers,
             observe=partial(observe, name) if observe is not None else None,
         )
@@ -90,33 +97,49 @@ class ModelRunner:
         """The adapter cache; None if the bundle is merged."""
         return self.session.cache if self.session is not None else None
 
+    def warm_up(self) -> None:
+        """Compute the task's built-in inputs twice: the first batches are slow, and the queue must know how long rows take."""
+        kind = self.bundle.task.inputs
+        rows = self._preprocessor.rows(kind.sample(self._max_batch))
+        for batch in (rows[:1], rows):
+            started = time.monotonic()
+            self._run(self._preprocessor.collate(batch), len(batch))
+            seconds = time.monotonic() - started
+        self.queue.admission.times.learn([kind.tokens(row) for row in rows], seconds, busy=False)
+
+    def small_rows(self, inputs: Sequence[Any], model: ServedModel) -> list[Row]:
+        """Return a row for ``model`` from each short text, in the event loop; errors as those of the preprocessor."""
+        return self._rows(self._preprocessor, inputs, model)
+
     def rows(self, inputs: Sequence[Any], model: ServedModel) -> list[Row]:
-        """Return a row for ``model`` from each text or image; errors as those of the preprocessor."""
-        with self._tokenizing:
-            return self._rows(inputs, model)
+        """Return a row for ``model`` from each text or image, in any other thread; errors as those of the preprocessor."""
+        with self._large as (preprocessor, shorten):
+            if shorten is not None:
+                inputs = [shorten(text, model.max_length) for text in inputs]
+            return self._rows(preprocessor, inputs, model)
 
-    def rows_without_waiting(self, inputs: Sequence[Any], model: ServedModel) -> list[Row] | None:
-        """Return the same rows, or None if another thread is using the tokenizer: the event loop must not wait for it."""
-        if not self._tokenizing.acquire(blocking=False):
-            return None
-        try:
-            return self._rows(inputs, model)
-        finally:
-            self._tokenizing.release()
-
-    def _rows(self, inputs: Sequence[Any], model: ServedModel) -> list[Row]:
+    def _rows(self, preprocessor: Preprocessor, inputs: Sequence[Any], model: ServedModel) -> list[Row]:
         kind = self.bundle.task.inputs
         return [
             Row(arrays, model.adapter, _FROM_INPUTS, kind.tokens(arrays))
-            for arrays in self._preprocessor.rows(inputs, lengths=[model.max_length] * len(inputs))
+            for arrays in preprocessor.rows(inputs, lengths=[model.max_length] * len(inputs))
         ]
 
-    def submit(self, rows: Sequence[Row]) -> Future[list[Answer]]:
-        """Queue rows, and load their adapters while they wait; errors as those of :meth:`RequestQueue.submit`."""
-        answers = self.queue.submit(rows)
+    def submit(
+        self, rows: Sequence[Row], *, deadline: float | None = None, returning: bool = False
+    ) -> Future[list[Answer]]:
+        """Queue rows, and load their adapters while they wait; arguments and errors as :meth:`RequestQueue.submit`."""
+        answers = self.queue.submit(rows, deadline=deadline, returning=returning)
         if self.session is not None:
             self.session.prefetch([row.adapter for row in rows])
         return answers
+
+    def _run(self, batch: Arrays, rows: int) -> None:
+        """Run a batch on the base, or on what was merged into it."""
+        if self.session is not None:
+            self.session.run(batch, [None] * rows)
+        else:
+            self._merged.run(None, batch)
 
     def _run_adapters(self, rows: Sequence[Row]) -> Sequence[Answer]:
         assert self.session is not None  # noqa: S101 - only used for bundles with branches
@@ -135,3 +158,31 @@ class ModelRunner:
             return list(np.asarray(self._merged.run(None, self._preprocessor.collate([row.arrays for row in rows]))[0]))
         except Exception as error:  # noqa: BLE001 - see run_error
             raise run_error(error) from None
+
+
+class _LargeInputs:
+    """A second preprocessor, for everything that may take long: what is short never waits for it. Lent to one at a time."""
+
+    def __init__(self, preprocessor: Preprocessor) -> None:
+        self._original = preprocessor
+        self._lock = threading.Lock()
+        self._made: tuple[Preprocessor, TextPrefix | None] | None = None
+
+    def __enter__(self) -> tuple[Preprocessor, TextPrefix | None]:
+        self._lock.acquire()
+        try:
+            if self._made is None:  # many servers never read a long text
+                self._made = self._copy()
+            return self._made
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def _copy(self) -> tuple[Preprocessor, TextPrefix | None]:
+        if not self._original.task.inputs.varies_in_length:  # an image processor does not change while it works
+            return self._original, None
+        preprocessor = copy.deepcopy(self._original)
+        return preprocessor, TextPrefix(preprocessor.processor)

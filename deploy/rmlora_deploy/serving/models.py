@@ -35,6 +35,8 @@ class ServedModel:
     """Size of an adapter's file."""
     created: int = field(default_factory=lambda: int(time.time()))
     """Seconds since 1970."""
+    function_to_apply: str | None = None
+    """What turns scores into answers; None for vectors."""
     file: Path | None = None
     """The file that the server wrote for it; None if it belongs to a bundle."""
 

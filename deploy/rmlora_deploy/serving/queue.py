@@ -1,88 +1,55 @@
 """The request queue: batches rows of different requests and different adapters, if they are of similar length.
 
-The row that has waited longest is always in the next batch, so no row starves. Rows of similar length join it, so that
-little of the batch is padding. A batch starts when it is full or when its first row has waited long enough; while the
-model is busy, batches fill up on their own.
+Rows have their turn in the order in which they arrived, so none starves; those of heavy requests are spread over time
+(:mod:`rmlora_deploy.serving.waiting_rows`). Rows of similar length join the one whose turn it is, so that little of the
+batch is padding. A batch starts when it is full or when its first row has waited long enough; while the model is busy,
+batches fill up on their own.
+
+How much may wait is bounded by the time that it will take, so that what is accepted is answered before its deadline
+(:mod:`rmlora_deploy.serving.admission`).
 """
 
 from __future__ import annotations
 
-import math
-import os
-import sys
+import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import numpy.typing as npt
-
-from rmlora.inputs import Arrays
-from rmlora_deploy.runtime.adapters.adapter_ref import AdapterName
-from rmlora_deploy.serving.batch_selection import select_batch
-from rmlora_deploy.serving.errors import BusyError, StoppingError
+from rmlora_deploy.serving.admission import Admission, Load, buckets_of
+from rmlora_deploy.serving.errors import BrokenError, LateError, StoppingError
+from rmlora_deploy.serving.supervised import Supervised
+from rmlora_deploy.serving.waiting_rows import Answer, Request, Row, RowList, WaitingRow
 
 __all__ = ["RequestQueue", "Row"]
 
-_NICENESS = 5
-"""How much lower the priority of computing threads is than that of the others."""
-
-Answer: TypeAlias = npt.NDArray[Any]
 Run: TypeAlias = "Callable[[Sequence[Row]], Sequence[Answer]]"
 
-
-@dataclass(eq=False)
-class Row:
-    """One row of a request: what the model is to compute."""
-
-    arrays: Arrays
-    """Inputs without the batch axis."""
-    adapter: AdapterName | None
-    """None for the base, or for a merged bundle."""
-    batch_key: Hashable
-    """Only rows with the same key are computed together."""
-    length: int = 1
-    """Tokens; rows of a batch are padded to the longest."""
-    arrived: float = field(default_factory=time.monotonic)
-
-
-class _Request:
-    """The rows of one request; several workers may answer them at the same time."""
-
-    def __init__(self, rows: int) -> None:
-        self.future: Future[list[Answer]] = Future()
-        self._answers: dict[int, Answer] = {}
-        self._rows = rows
-        self._lock = threading.Lock()
-
-    def answer(self, number: int, answer: Answer) -> None:
-        """Store the answer to one row; the last one completes the request."""
-        with self._lock:
-            self._answers[number] = answer
-            complete = len(self._answers) == self._rows
-        if complete:
-            with suppress(InvalidStateError):  # it was cancelled, or another of its rows has failed
-                self.future.set_result([self._answers[index] for index in range(self._rows)])
-
-    def fail(self, error: Exception) -> None:
-        """End the request with ``error``, unless it has ended."""
-        with suppress(InvalidStateError):
-            self.future.set_exception(error)
+_PACED_SECONDS = 0.03
+"""Time that a batch of a heavy request's rows may take, unless one row takes longer: a light request waits for it."""
+_QUIET_SECONDS = 1.0
+"""After this time without light requests, a heavy one may use all workers."""
+_STUCK_SECONDS = 300.0
+"""A batch that runs longer than this, and than twice the time limit of requests, will not end."""
+_log = logging.getLogger("rmlora.serve")
+_BROKEN = "Computing failed again and again, and this server gave up: send the request to another one."
 
 
 @dataclass(frozen=True)
-class _WaitingRow:
-    """A row in the queue, and the request it belongs to."""
+class _Batch:
+    """What a worker computes."""
 
-    row: Row
-    request: _Request
-    number: int
-    """Index of the row in its request."""
+    items: list[WaitingRow]
+    since: float
+    """When the worker was free for it."""
+    seconds: float
+    """That it is expected to take."""
+    busy: bool
+    """True if it was full, or others waited when it began."""
 
 
 class RequestQueue:
@@ -93,6 +60,7 @@ class RequestQueue:
         max_batch: rows of a batch.
         max_wait: maximum time in seconds that a row waits for others to batch with.
         max_queue: rows that may wait.
+        timeout: seconds within which a request must be answered; no more is accepted than that allows.
         workers: batches computed at the same time.
         observe: called after every batch with its rows and the seconds it took.
     """
@@ -104,139 +72,249 @@ class RequestQueue:
         max_batch: int,
         max_wait: float,
         max_queue: int,
+        timeout: float = 30.0,
         workers: int = 1,
         observe: Callable[[Sequence[Row], float], None] | None = None,
     ) -> None:
         self._run, self._observe = run, observe
-        self._max_batch, self._max_wait, self._max_queue = max_batch, max_wait, max_queue
-        self._waiting_by_key: dict[Hashable, deque[_WaitingRow]] = {}
-        """Batch key → its waiting rows, the oldest first; a key without rows is removed."""
-        self._count = 0
-        self._changed = threading.Condition()
+        self._max_batch, self._max_wait, self._timeout = max_batch, max_wait, timeout
+        self.admission = Admission(max_queue=max_queue, timeout=timeout, workers=workers)
+        self._light, self._paced = RowList(), RowList()
+        self._open: set[Request] = set()
+        """Requests that are not answered yet."""
+        self._running: dict[int, _Batch] = {}
+        """Thread → what it computes."""
+        self._local = threading.local()
+        """``idle_since``: when this worker ended its last batch, unless it had to wait for work since then."""
+        self._light_arrived = -_QUIET_SECONDS
+        self._changed = threading.Condition(threading.RLock())
         self._stopping = False
-        self._seconds_per_row = 0.0
-        self._workers = [threading.Thread(target=self._work, name="batch", daemon=True) for _ in range(workers)]
-        for worker in self._workers:
-            worker.start()
+        self._workers = Supervised(
+            self._compute_next, count=workers, on_failure=self._after_failure, on_loss=self._after_loss
+        )
+        self._workers.start()
 
-    def check(self, rows: int) -> None:
-        """Raise what :meth:`submit` would raise for this many rows now."""
+    # -- accepting ---------------------------------------------------------------------------------------------------
+
+    def check(self, rows: int = 1, *, ticket: int | None = None, returning: bool = False) -> bool:
+        """Raise what :meth:`submit` would raise for this many rows now; return True if a refused client has come back.
+
+        Args:
+            rows: of the request.
+            ticket: identifies the request, so that it is recognized when it comes back.
+            returning: True if an earlier check of the same request said so.
+        """
+        with self._changed:
+            self._check_open()
+            return self.admission.check(rows, self._load(), ticket=ticket, returning=returning)
+
+    def _check_open(self) -> None:
         if self._stopping:
             raise StoppingError("The server is shutting down: send the request to another one.")
-        waiting = self._count
-        if waiting + rows > self._max_queue:
-            wait = max(1, math.ceil(waiting * self._seconds_per_row / len(self._workers)))
-            raise BusyError(
-                f"The queue is full: {waiting} rows are waiting and at most {self._max_queue} may. Try again in {wait} s.",
-                wait,
-            )
+        if not self._workers.alive:
+            raise BrokenError(_BROKEN)
 
-    def submit(self, rows: Sequence[Row]) -> Future[list[Answer]]:
+    def _load(self) -> Load:
+        now, times = time.monotonic(), self.admission.times
+        running = sum(max(0.0, batch.seconds - (now - batch.since)) for batch in self._running.values())
+        return Load(self.waiting, running + times.of(self._light.buckets), times.of(self._paced.buckets))
+
+    def submit(
+        self, rows: Sequence[Row], *, deadline: float | None = None, returning: bool = False
+    ) -> Future[list[Answer]]:
         """Queue the rows of one request. Canceling the future removes those that are still waiting.
+
+        Args:
+            rows: of the request.
+            deadline: when the answer is due (``time.monotonic``); rows that still wait then are not computed.
+            returning: True if :meth:`check` said so.
 
         Raises:
             BusyError: the queue has no room for them.
+            TooLargeError: they would take too long even if nothing else waited.
             StoppingError: :meth:`close` was called.
+            BrokenError: there is no worker left.
         """
-        request = _Request(len(rows))
+        request = Request(len(rows), deadline)
         with self._changed:
-            self.check(len(rows))
-            for number, row in enumerate(rows):
-                self._waiting_by_key.setdefault(row.batch_key, deque()).append(_WaitingRow(row, request, number))
-            self._count += len(rows)
+            self._check_open()
+            turns = self.admission.admit(rows, self._load(), returning=returning)
+            self._open.add(request)
+            for number, (row, turn) in enumerate(zip(rows, turns, strict=True)):
+                paced = turn > row.arrived
+                (self._paced if paced else self._light).add(WaitingRow(row, request, number, turn, paced))
+            if turns[-1] <= rows[-1].arrived:
+                self._light_arrived = time.monotonic()
             self._changed.notify()
-        request.future.add_done_callback(partial(self._remove_canceled, request))
+        request.future.add_done_callback(partial(self._forget, request))
         return request.future
 
-    def _remove_canceled(self, request: _Request, future: Future[list[Answer]]) -> None:
-        """Remove the waiting rows of a canceled request, which makes room for others."""
-        if not future.cancelled():
-            return
+    def _forget(self, request: Request, future: Future[list[Answer]]) -> None:
+        """Forget a request that has ended; if it was canceled or failed, remove its waiting rows."""
         with self._changed:
-            for key, waiting in list(self._waiting_by_key.items()):
-                kept = deque(item for item in waiting if item.request is not request)
-                self._count -= len(waiting) - len(kept)
-                if kept:
-                    self._waiting_by_key[key] = kept
-                else:
-                    del self._waiting_by_key[key]
+            self._open.discard(request)
+            if future.cancelled() or future.exception() is not None:
+                self._light.remove(request)
+                self._paced.remove(request)
 
     @property
     def waiting(self) -> int:
         """Rows in the queue."""
-        return self._count
+        return len(self._light) + len(self._paced)
+
+    @property
+    def seconds(self) -> float:
+        """Estimated time until everything that was accepted is computed."""
+        with self._changed:
+            load = self._load()
+        return (load.light + load.paced) / self.admission.workers
+
+    @property
+    def failures(self) -> int:
+        """How often a worker failed; each time it was started again, unless there were too many in a row."""
+        return self._workers.failures
+
+    @property
+    def alive(self) -> int:
+        """Workers that were not given up."""
+        return self._workers.alive
+
+    def problem(self) -> str | None:
+        """Say why this process should be replaced; None if all is well."""
+        now, limit = time.monotonic(), max(_STUCK_SECONDS, 2 * self._timeout)
+        if self._workers.alive < self.admission.workers:
+            return _BROKEN
+        if any(now - batch.since > limit for batch in list(self._running.values())):
+            return f"A batch has been running for more than {limit:g} s: restart this server."
+        return None
 
     def close(self, timeout: float | None = None) -> bool:
         """Accept no more rows, compute those that wait, and return True if that took at most ``timeout`` seconds."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        end = None if timeout is None else time.monotonic() + timeout
-        for worker in self._workers:
-            worker.join(None if end is None else max(0.0, end - time.monotonic()))
-        return not any(worker.is_alive() for worker in self._workers)
+        return self._workers.join(timeout)
 
-    def _work(self) -> None:
-        _lower_priority()
-        while batch := self._take_batch():
-            active = [item for item in batch if not item.request.future.done()]
+    # -- computing, in the workers' threads --------------------------------------------------------------------------
+
+    def _compute_next(self) -> bool:
+        """Compute a batch; return False if there will be no more."""
+        thread = threading.get_ident()
+        try:
+            batch = self._take_batch()
+            if batch is None:
+                return False
+            active = [item for item in batch.items if not self._has_ended(item.request)]
             if active:
-                self._compute(active)
+                self._compute(active, batch)
+            self._local.idle_since = time.monotonic()
+            return True
+        except BaseException as error:
+            for item in self._running[thread].items if thread in self._running else ():
+                item.request.fail(_failure(error))
+            raise
+        finally:
+            self._running.pop(thread, None)
 
-    def _take_batch(self) -> list[_WaitingRow]:
-        """Wait for a batch and remove it from the queue; an empty one means that there will be no more."""
+    def _take_batch(self) -> _Batch | None:
+        """Wait for a batch and remove it from the queue; None means that there will be no more."""
         with self._changed:
             while True:
-                while not self._count and not self._stopping:
-                    self._changed.wait()
-                if not self._count:
-                    return []
-                key = min(self._waiting_by_key, key=lambda name: self._waiting_by_key[name][0].row.arrived)
-                waiting = self._waiting_by_key[key]
-                left = waiting[0].row.arrived + self._max_wait - time.monotonic()
-                indices = select_batch([item.row.length for item in waiting], max_rows=self._max_batch)
-                if len(indices) == self._max_batch or left <= 0 or self._stopping:
-                    batch = [waiting[index] for index in indices]
-                    for index in reversed(indices):
-                        del waiting[index]
-                    if not waiting:
-                        del self._waiting_by_key[key]
-                    self._count -= len(batch)
-                    if self._count:
+                rows, first = self._next_row()
+                if first is None:
+                    if self._stopping and not self.waiting:
+                        return None
+                    self._changed.wait(_QUIET_SECONDS if self.waiting else None)
+                    self._local.idle_since = None
+                    continue
+                items = rows.select(first, self._max_rows(first))
+                left = first.row.arrived + self._max_wait - time.monotonic()
+                full = len(items) == self._max_batch
+                if full or left <= 0 or self._stopping or first.paced:
+                    rows.take(items)
+                    busy = full or self.waiting > 0
+                    seconds = self.admission.times.of(buckets_of([item.row for item in items]))
+                    since = getattr(self._local, "idle_since", None) or time.monotonic()
+                    batch = _Batch(items, since, seconds, busy)
+                    self._running[threading.get_ident()] = batch
+                    if self.waiting:
                         self._changed.notify()  # one call may bring rows for several workers
                     return batch
                 self._changed.wait(left)
+                self._local.idle_since = None
 
-    def _compute(self, batch: Sequence[_WaitingRow]) -> None:
+    def _next_row(self) -> tuple[RowList, WaitingRow | None]:
+        """Return the row whose turn it is, and the list it is in; no row if there is none for this worker."""
+        light, paced = self._light.first(), self._paced.first()
+        if paced is not None and (light is None or paced.turn < light.turn):
+            quiet = self._stopping or time.monotonic() - self._light_arrived > _QUIET_SECONDS
+            busy = sum(batch.items[0].paced for batch in self._running.values())
+            if quiet or busy < max(1, self.admission.workers - 1):
+                return self._paced, paced
+        return self._light, light
+
+    def _max_rows(self, first: WaitingRow) -> int:
+        """Return the number of rows that a batch with ``first`` may have."""
+        per_row = self.admission.times.per_row(first.row.bucket) if first.paced else 0.0
+        return self._max_batch if not per_row else max(1, min(self._max_batch, int(_PACED_SECONDS / per_row)))
+
+    def _has_ended(self, request: Request) -> bool:
+        """Return True if nobody waits for the answer any more; a request whose deadline has passed ends here."""
+        if request.deadline is not None and time.monotonic() > request.deadline and not request.future.done():
+            request.fail(LateError(f"There was no answer within {self._timeout:g} s: try again later."))
+        return request.future.done()
+
+    def _compute(self, items: Sequence[WaitingRow], batch: _Batch) -> None:
         started = time.monotonic()
-        rows = [item.row for item in batch]
+        rows = [item.row for item in items]
         try:
             answers = self._run(rows)
-            if len(answers) != len(batch):
-                raise RuntimeError(f"{len(batch)} rows got {len(answers)} answers")
+            if len(answers) != len(items):
+                raise RuntimeError(f"{len(items)} rows got {len(answers)} answers")
         except Exception as error:  # noqa: BLE001 - any error belongs to a request and must not end this thread
-            if len(batch) == 1:
-                batch[0].request.fail(error)
+            if len(items) == 1:
+                items[0].request.fail(error)
                 return
-            for item in batch:  # one row is at fault: compute them one by one, so that the others get their answers
-                if not item.request.future.done():
-                    self._compute([item])
+            for item in items:  # one row is at fault: compute them one by one, so that the others get their answers
+                if not self._has_ended(item.request):
+                    self._compute([item], batch)
             return
         seconds = time.monotonic() - started
-        self._seconds_per_row = 0.9 * self._seconds_per_row + 0.1 * seconds / len(batch)
-        if self._observe is not None:
-            self._observe(rows, seconds)
-        for item, answer in zip(batch, answers, strict=True):
+        self._report(rows, seconds)
+        for item, answer in zip(items, answers, strict=True):
             item.request.answer(item.number, answer)
+        whole = time.monotonic() - (batch.since if len(items) == len(batch.items) else started)
+        self.admission.times.learn([row.length for row in rows], whole, busy=batch.busy)
+
+    def _report(self, rows: Sequence[Row], seconds: float) -> None:
+        if self._observe is None:
+            return
+        try:
+            self._observe(rows, seconds)
+        except Exception as error:  # noqa: BLE001 - the answers are there, whatever happens to the figures
+            _log.error("a batch could not be counted", exc_info=error)
+
+    # -- failures ----------------------------------------------------------------------------------------------------
+
+    def _after_failure(self, in_a_row: int) -> None:
+        """Give up what waits if a worker fails again at once, since something that waits must be the reason."""
+        if in_a_row > 1:
+            self._fail_all(RuntimeError("the workers failed again and again"))
+
+    def _after_loss(self) -> None:
+        if not self._workers.alive:
+            self._fail_all(BrokenError(_BROKEN))
+
+    def _fail_all(self, error: Exception) -> None:
+        with self._changed:
+            self._light, self._paced = RowList(), RowList()
+            requests = list(self._open)
+        for request in requests:
+            request.fail(error)
 
 
-def _lower_priority() -> None:
-    """Lower this thread's priority, so that threads which read and answer requests get a core at once.
-
-    Those threads need a core only briefly, but they hold the interpreter's lock while they wait for one, and every
-    worker that is ready for its next batch then waits for them.
-    """
-    if sys.platform == "linux":  # elsewhere threads have no priority of their own
-        with suppress(OSError):
-            thread = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
+def _failure(error: BaseException) -> RuntimeError:
+    """Return an error for the requests of a worker that failed; the original may be one that would end the server."""
+    failure = RuntimeError("the worker failed")
+    failure.__cause__ = error
+    return failure

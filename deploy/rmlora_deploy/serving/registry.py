@@ -64,11 +64,20 @@ class Registry:
             raise ConfigError(f"Two bundles are called '{name}': serve them as NAME=PATH with different names.")
         runner = ModelRunner(name, bundle, self.settings, self._observe)
         self.runners[name] = runner
-        self._add(ServedModel(name, runner, None, tuple(bundle.labels), bundle.manifest.max_length))
+        manifest = bundle.manifest
+        self._add(
+            ServedModel(
+                name, runner, None, tuple(bundle.labels), manifest.max_length,
+                function_to_apply=manifest.function_to_apply,
+            )
+        )  # fmt: skip
         for adapter, entry in bundle.adapters.items():
             self._add(
-                ServedModel(adapter, runner, adapter, tuple(entry.labels), entry.max_length, entry.rank, entry.bytes)
-            )
+                ServedModel(
+                    adapter, runner, adapter, tuple(entry.labels), entry.max_length, entry.rank, entry.bytes,
+                    function_to_apply=entry.function_to_apply,
+                )
+            )  # fmt: skip
         return runner
 
     def _add(self, model: ServedModel) -> None:
@@ -141,7 +150,7 @@ class Registry:
         write_onnx_adapter(file, converted.arrays)
         return ServedModel(
             key.name, runner, key, tuple(converted.labels), converted.max_length, converted.rank, file.stat().st_size,
-            file=file,
+            function_to_apply=converted.function_to_apply, file=file,
         )  # fmt: skip
 
     def _serve(self, model: ServedModel, file: Path) -> None:
@@ -218,7 +227,7 @@ class Registry:
                 return runner, convert_adapter(
                     adapter, session.lora_inputs, session.input_types, name=name, task=bundle.task,
                     pooling=bundle.manifest.pooling, max_length=bundle.manifest.max_length,
-                    try_out=TryOut.of(bundle, session),
+                    try_out=TryOut.of(bundle, session), base_config=bundle.base_config,
                 )  # fmt: skip
             except AdapterError as error:
                 reasons.append(error)

@@ -12,7 +12,8 @@ __all__ = ["ServeSettings"]
 _MAX_SECONDS = 86_400
 """One day: a longer time is a mistake."""
 _COUNTS = (
-    "max_active_adapters", "workers", "max_batch", "max_queue", "max_inputs", "max_characters", "max_body", "max_pixels",
+    "max_active_adapters", "workers", "max_batch", "max_queue", "max_inputs", "max_characters", "max_request_characters", "max_body",
+    "max_pixels", "max_request_pixels",
 )  # fmt: skip
 """Settings that must be at least 1."""
 
@@ -38,14 +39,20 @@ class ServeSettings:
     """Inputs of one request."""
     max_characters: int = 100_000
     """Characters of one text."""
+    max_request_characters: int = 1_000_000
+    """Characters of all texts of one request."""
     max_body: int = 8 * 2**20
     """Bytes of a request's body."""
     max_pixels: int = 25_000_000
     """Pixels of one image."""
+    max_request_pixels: int = 100_000_000
+    """Pixels of all images of one request."""
     timeout: float = 30.0
     """Seconds until a request without an answer ends with 504."""
     body_timeout: float = 10.0
     """Seconds within which a request's body must arrive."""
+    write_timeout: float = 30.0
+    """Seconds within which a client must read what is sent to it."""
     drain: float = 20.0
     """Seconds that a server which is shutting down spends on the requests it has accepted."""
     api_key: str | None = None
@@ -57,7 +64,7 @@ class ServeSettings:
         for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}.")
-        for name in ("timeout", "body_timeout", "drain"):
+        for name in ("timeout", "body_timeout", "write_timeout", "drain"):
             if not 0 < getattr(self, name) <= _MAX_SECONDS:
                 raise ConfigError(
                     f"--{name.replace('_', '-')} must be more than 0 and at most {_MAX_SECONDS} seconds, not "

@@ -14,7 +14,7 @@ import uvicorn
 
 from rmlora_deploy.serving.address import http_url, listen
 from rmlora_deploy.serving.app import create_app
-from rmlora_deploy.serving.connection import Connection
+from rmlora_deploy.serving.connection import connection_class
 from rmlora_deploy.serving.metrics import Metrics
 from rmlora_deploy.serving.registry import Registry
 from rmlora_deploy.serving.serve_settings import ServeSettings
@@ -49,7 +49,7 @@ def run_server(
         registry = Registry(settings, metrics.batch)
         for name, path in bundles.items():
             on_progress(f"opening {path}")
-            registry.open(path, name=name)
+            registry.open(path, name=name).warm_up()
         on_progress(f"{len(registry.models)} models on {http_url(host, listener.getsockname()[1])}  (Ctrl-C stops)")
         server = HttpServer(registry, metrics)
         gc.collect()
@@ -70,7 +70,7 @@ class HttpServer(uvicorn.Server):
         self._service: Service = app.state.service
         super().__init__(
             uvicorn.Config(
-                app, http=Connection, ws="none", log_config=None, access_log=False, server_header=False,
+                app, http=connection_class(registry.settings.write_timeout), ws="none", proxy_headers=False, log_config=None, access_log=False, server_header=False,
                 timeout_keep_alive=_IDLE_SECONDS, timeout_graceful_shutdown=math.ceil(registry.settings.drain),
             )
         )  # fmt: skip

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rmlora.outputs import Outputs
+from rmlora.scoring import Scoring
 from rmlora_deploy.bundles.report import Comparison, Tolerance
 
 __all__ = ["TOLERANCES", "compare", "mismatch", "within"]
@@ -31,13 +32,16 @@ TOLERANCES: dict[str, Tolerance] = {
 """Precision → accepted differences."""
 
 
-def compare(expected: Sequence[np.ndarray], got: Sequence[np.ndarray], outputs: Outputs) -> Comparison:
+def compare(
+    expected: Sequence[np.ndarray], got: Sequence[np.ndarray], outputs: Outputs, scoring: Scoring | None = None
+) -> Comparison:
     """Compare outputs batch by batch.
 
     Args:
         expected: arrays ``[rows, labels]`` or ``[rows, width]``, all finite.
         got: arrays of the same shapes.
         outputs: kind of output: scores or vectors.
+        scoring: what scores mean; None judges by their number.
 
     Raises:
         ValueError: shapes differ.
@@ -57,7 +61,7 @@ def compare(expected: Sequence[np.ndarray], got: Sequence[np.ndarray], outputs: 
         rms_relative_error=float(np.sqrt((difference**2).mean())) / scale,
         not_finite=int((~finite).sum()),
         rows=len(first),
-        **{"argmax_agreement": None, "min_cosine": None, **outputs.agreement(first, second)},
+        **{"argmax_agreement": None, "min_cosine": None, **outputs.agreement(first, second, scoring)},
     )
 
 
@@ -81,17 +85,17 @@ def mismatch(measured: Comparison, tolerance: Tolerance) -> str | None:
     )
     if cosine is not None:
         return f"{how}, and the least cosine of a text's two vectors is {cosine:.6f} (at least {tolerance.cosine:g})"
-    return (
-        f"{how}, by {measured.rms_relative_error:.1e} in the root mean square (allowed {tolerance.rms_error:.2g}), and "
-        f"agrees on {measured.argmax_agreement:.1%} of the choices (at least {tolerance.agreement:.0%})"
-    )
+    how = f"{how}, by {measured.rms_relative_error:.1e} in the root mean square (allowed {tolerance.rms_error:.2g})"
+    if measured.argmax_agreement is None:
+        return how
+    return f"{how}, and agrees on {measured.argmax_agreement:.1%} of the choices (at least {tolerance.agreement:.0%})"
 
 
 def _alike(measured: Comparison, tolerance: Tolerance) -> bool:
     """Return True if vectors point the same way, or scores are close overall and rank the same label first."""
     if measured.min_cosine is not None:
         return measured.min_cosine >= tolerance.cosine
-    agreed = measured.argmax_agreement if measured.argmax_agreement is not None else 0.0
+    agreed = measured.argmax_agreement if measured.argmax_agreement is not None else 1.0  # numbers have no choice
     # Rows are whole: with few of them a share is allowed one row more than its exact number.
     other, allowed = (1 - agreed) * measured.rows, math.ceil((1 - tolerance.agreement) * measured.rows - 1e-9)
     return measured.rms_relative_error <= tolerance.rms_error and other <= allowed + 1e-9

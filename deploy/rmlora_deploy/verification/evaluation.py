@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from rmlora.errors import ConfigError, InputError
+from rmlora.errors import ConfigError, InputError, some_of
 from rmlora.inputs import Arrays
+from rmlora.scoring import Scoring
 from rmlora.tasks import Task
 from rmlora.training.data import Columns, load_split
+from rmlora.training.label_values import number_labels
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.report import Evaluation, Tolerance
 
@@ -23,14 +26,19 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """Labeled examples to measure the metric on; ``labels`` are indices into the model's labels."""
+    """Labeled examples to measure the metric on."""
 
     source: str
     inputs: list[Any]
-    labels: list[int]
+    targets: npt.NDArray[np.float64]
+    """What the label column says, ``[rows, outputs]``."""
+    scoring: Scoring
+    """What the model's scores mean, and how they are compared with ``targets``."""
 
 
-def read_evaluation(source: str, columns: Columns, *, task: Task, labels: Sequence[str]) -> EvaluationData:
+def read_evaluation(
+    source: str, columns: Columns, *, task: Task, labels: Sequence[str], problem: str | None
+) -> EvaluationData:
     """Read labeled data for a model.
 
     Args:
@@ -38,19 +46,23 @@ def read_evaluation(source: str, columns: Columns, *, task: Task, labels: Sequen
         columns: names of its columns.
         task: of the model.
         labels: of the model, in the order of its scores.
+        problem: problem type of the model, or the function that turns its scores into answers.
 
     Raises:
         ConfigError: the task has no labels.
-        InputError: the data cannot be read, or has a label that the model does not know.
+        InputError: the data cannot be read, or has a label that does not fit the model.
     """
-    if not task.outputs.has_labels:
+    scoring = task.outputs.scoring(problem, labels)
+    if scoring is None:
         raise ConfigError(f"--data measures a metric on labels, and {task.name} has none: leave it out.")
     data = load_split(task, source, columns)
-    index = {label: number for number, label in enumerate(labels)}
-    unknown = sorted(set(data.labels) - set(index))
-    if unknown:
-        raise InputError(f"{source} has the label '{unknown[0]}', but the model's are {', '.join(index)}.")
-    return EvaluationData(source, data.inputs, [index[label] for label in data.labels])
+    if scoring.function == "softmax":  # every row names one label, in any spelling that training accepts
+        unknown = f"but the model's are {some_of(labels)}"
+        targets = np.eye(len(labels))[number_labels(data.labels, labels, source=source, unknown=unknown)]
+    else:
+        rows = enumerate(data.labels, 1)
+        targets = np.stack([scoring.target(cell, labels, where=f"Row {number} of {source}") for number, cell in rows])
+    return EvaluationData(source, data.inputs, targets, scoring)
 
 
 def measure(
@@ -60,7 +72,7 @@ def measure(
     onnx: Callable[[Arrays], np.ndarray],
     pytorch: Callable[[Arrays], np.ndarray] | None,
 ) -> Evaluation:
-    """Return the accuracy of every model.
+    """Return the metric of every model.
 
     Args:
         data: labeled examples.
@@ -69,14 +81,21 @@ def measure(
         pytorch: the same of PyTorch's model; None if there is none to compare with.
     """
     models = {"onnx": onnx} if pytorch is None else {"onnx": onnx, "pytorch": pytorch}
-    correct = dict.fromkeys(models, 0)
-    for start in range(0, len(data.labels), _BATCH):
-        batch = preprocessor(data.inputs[start : start + _BATCH])
-        labels = np.array(data.labels[start : start + _BATCH])
-        for name, scores in models.items():
-            correct[name] += int((scores(batch).argmax(-1) == labels).sum())
-    accuracy = {name: count / len(data.labels) for name, count in correct.items()}
-    return Evaluation(data=Path(data.source).name, examples=len(data.labels), metric="accuracy", **accuracy)
+    scores: dict[str, list[np.ndarray]] = {name: [] for name in models}
+    for start in range(0, len(data.inputs), _BATCH):
+        batch = _batch(data, preprocessor, start)
+        for name, model in models.items():
+            scores[name].append(np.asarray(model(batch), np.float64))
+    measured = {name: data.scoring.measure(np.concatenate(parts), data.targets) for name, parts in scores.items()}
+    return Evaluation(data=Path(data.source).name, examples=len(data.inputs), metric=data.scoring.metric, **measured)
+
+
+def _batch(data: EvaluationData, preprocessor: Preprocessor, start: int) -> Arrays:
+    inputs = data.inputs[start : start + _BATCH]
+    try:
+        return preprocessor(inputs)
+    except InputError as error:
+        raise InputError(f"Among rows {start + 1} to {start + len(inputs)} of {data.source}: {error}") from None
 
 
 def keeps_metric(scores: Evaluation, tolerance: Tolerance) -> bool:

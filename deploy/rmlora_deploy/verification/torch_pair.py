@@ -81,9 +81,11 @@ def load_torch_pair(bundle: Bundle, base: str | None, adapter: Path | None, *, n
         )
     directory = resolve_base(base) if base is not None else find_base(bundle)
     # Export checked that base and adapter belong together; here both must be the ones that the bundle was made from.
-    adapted, loaded = load_adapted(directory, path, task=bundle.task.name, allow_base_mismatch=True)
+    adapted, loaded = load_adapted(
+        directory, path, task=bundle.task.name, allow_base_mismatch=True, trust_remote_code=bundle.trust_remote_code
+    )
     modules = loaded.modules if name is None else [branch.module for branch in bundle.lora_inputs().modules]
-    if base_fingerprint(Checkpoint(directory), modules) != bundle.base.fingerprint:
+    if base_fingerprint(Checkpoint(directory), modules, loaded) != bundle.base.fingerprint:
         raise BaseMismatchError(
             f"{directory} is not the base this bundle was made from (fingerprint differs): pass the right --base."
         )

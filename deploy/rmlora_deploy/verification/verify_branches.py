@@ -11,6 +11,7 @@ import numpy as np
 from rmlora.errors import InputError, ParityError
 from rmlora.inputs import Arrays
 from rmlora_deploy.bundles.bundle import REFERENCE_FILE, Bundle
+from rmlora_deploy.bundles.describe import tool_versions
 from rmlora_deploy.bundles.reference import load_reference
 from rmlora_deploy.bundles.report import (
     AdapterReport,
@@ -76,6 +77,7 @@ def verify_branches(
     parts: list[BaseReport | AdapterReport | MixedReport | None] = [base, *reports.values(), mixed]
     report = VerificationReport(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
+        tools=tool_versions(),
         provider=provider,
         tolerance=TOLERANCES[bundle.precision],
         against=source_of_outputs(pair_of),
@@ -101,7 +103,7 @@ def _verify_base(bundle: Bundle, batches: Sequence[Arrays], expected: OutputBatc
     """Compare the graph without an adapter with the base's graph before branches were inserted."""
     outputs = graph_logits(bundle.session(provider))
     got = [outputs(batch) for batch in batches]
-    result = compare(expected, got, bundle.task.outputs)
+    result = compare(expected, got, bundle.task.outputs, bundle.scoring())
     return BaseReport(
         **dict(result),
         bit_equal=all(np.array_equal(a, b) for a, b in zip(expected, got, strict=True)),
@@ -114,12 +116,12 @@ def _verify_alone(
     pair: TorchPair | None, data: EvaluationData | None,
 ) -> AdapterReport:  # fmt: skip
     """Compare one adapter, alone in every batch, with PyTorch."""
-    tolerance, outputs = TOLERANCES[bundle.precision], bundle.task.outputs
-    result = compare(expected, [np.stack(session.run(batch, name)) for batch in batches], outputs)
+    tolerance, kind = TOLERANCES[bundle.precision], (bundle.task.outputs, bundle.scoring(name))
+    result = compare(expected, [np.stack(session.run(batch, name)) for batch in batches], *kind)
     passed = within(result, tolerance)
     optional: dict[str, Any] = {}  # fields that the manifest leaves out if they were not measured
     if pair is not None:
-        optional["pytorch_merged"] = compare(expected, [pair.merged_output(batch) for batch in batches], outputs)
+        optional["pytorch_merged"] = compare(expected, [pair.merged_output(batch) for batch in batches], *kind)
     if data is not None:
         optional["evaluation"] = scores = measure(
             data, bundle.preprocessor(name), onnx=lambda batch: np.stack(session.run(batch, name)),
@@ -160,21 +162,21 @@ def _verify_mixed(
             for row, (name, output) in enumerate(zip(chosen, session.run(batch, chosen), strict=True)):
                 want[name].append(expected[name][number][row][None])
                 got[name].append(np.asarray(output)[None])
-    worst = _worst([compare(want[name], got[name], bundle.task.outputs) for name in names])
+    worst = _worst([compare(want[name], got[name], bundle.task.outputs, bundle.scoring(name)) for name in names])
     return MixedReport(**dict(worst), passed=within(worst, TOLERANCES[bundle.precision]))
 
 
 def _worst(every: Sequence[Comparison]) -> Comparison:
     """Return the largest errors of several comparisons, and their agreement over all rows."""
-    rows = sum(item.rows for item in every)
-    agreed = [item.argmax_agreement * item.rows for item in every if item.argmax_agreement is not None]
+    choosing = [item for item in every if item.argmax_agreement is not None]
+    agreed = sum((item.argmax_agreement or 0.0) * item.rows for item in choosing)
     return Comparison(
         max_abs_error=max(item.max_abs_error for item in every),
         mean_abs_error=max(item.mean_abs_error for item in every),
         max_relative_error=max(item.max_relative_error for item in every),
         rms_relative_error=max(item.rms_relative_error for item in every),
-        argmax_agreement=sum(agreed) / rows if agreed else None,
+        argmax_agreement=agreed / sum(item.rows for item in choosing) if choosing else None,
         min_cosine=min((item.min_cosine for item in every if item.min_cosine is not None), default=None),
         not_finite=sum(item.not_finite for item in every),
-        rows=rows,
+        rows=sum(item.rows for item in every),
     )

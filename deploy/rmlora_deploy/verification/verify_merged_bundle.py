@@ -11,6 +11,7 @@ import numpy as np
 from rmlora.errors import ParityError
 from rmlora.inputs import Arrays
 from rmlora_deploy.bundles.bundle import REFERENCE_FILE, Bundle
+from rmlora_deploy.bundles.describe import tool_versions
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.reference import load_reference
 from rmlora_deploy.bundles.report import LayerMismatch, Tolerance, VerificationReport
@@ -50,11 +51,12 @@ def verify_bundle(
     onnx = graph_logits(bundle.session(provider))
     batches, expected = _expected(bundle, preprocessor, pair, evaluation)
     got = [onnx(batch) for batch in batches]
-    result = compare(expected, got, outputs)
+    result = compare(expected, got, outputs, bundle.scoring())
     passed = within(result, tolerance)
     optional: dict[str, Any] = {}  # fields that the manifest leaves out if they were not measured
     if pair is not None:
-        optional["pytorch_merged"] = compare(expected, [pair.merged_output(batch) for batch in batches], outputs)
+        merged = [pair.merged_output(batch) for batch in batches]
+        optional["pytorch_merged"] = compare(expected, merged, outputs, bundle.scoring())
         if not passed:
             worst = _worst(batches, expected, got)
             optional["first_mismatch"] = _first_mismatch(bundle, pair, worst, tolerance, provider)
@@ -64,6 +66,7 @@ def verify_bundle(
         passed &= keeps_metric(scores, tolerance)
     return VerificationReport(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
+        tools=tool_versions(),
         provider=provider,
         tolerance=tolerance,
         against=source_of_outputs(pair),

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from rmlora.adapter import Adapter
 from rmlora.adapter_task import task_of
-from rmlora.errors import ConfigError, ParityError, RMLoRAError, is_installed
+from rmlora.errors import AdapterError, ConfigError, ParityError, RMLoRAError, is_installed
 from rmlora.inputs import Arrays
 from rmlora.tasks import Task
 from rmlora.torch_models import load_adapted
@@ -54,6 +54,8 @@ def verify_merged_graph(
         task = task_of(adapter)
     except ConfigError:
         return _unverified("the adapter does not record its task")
+    except AdapterError as error:
+        return _unverified(str(error))
     if not task.outputs.has_labels:
         return _unverified(f"exporters disagree on the outputs for {task.name}; export a bundle to have it compared")
     try:

@@ -45,7 +45,7 @@ def test_bundles_of_version_1_are_inspected_verified_and_changed(old: Path) -> N
         assert done.code == 0, done.stderr
         assert json.loads(done.stdout)["passed"]
         manifest = json.loads((old / name / "manifest.json").read_text())
-        assert manifest["format_version"] == 2 and "optimization" in manifest
+        assert manifest["format_version"] == 3 and "optimization" in manifest
     assert run("adapter", "remove", old / "vectors", "near").code == 0
     assert list(Bundle.open(old / "vectors").adapters) == ["far"]
 
@@ -58,7 +58,7 @@ def test_bundles_of_version_1_are_inspected_verified_and_changed(old: Path) -> N
         ({"labels": "many"}, "has a wrong 'labels'"),
         ({"surprise": 1}, "has a wrong 'surprise'"),
         ({"model": {}}, "lacks 'model.files'"),
-        ({"format_version": 3}, "has format version 3, this program reads 2"),
+        ({"format_version": 4}, "has format version 4, this program reads 3"),
     ],
 )
 def test_a_wrong_or_missing_key_is_named(change: dict[str, object], message: str) -> None:

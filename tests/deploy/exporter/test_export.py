@@ -153,7 +153,7 @@ def test_altered_and_incomplete_bundles_are_refused(copied: Path, tmp_path: Path
     fails(3, "is missing: the bundle is incomplete", "verify", bundle)
     manifest = json.loads((bundle / "manifest.json").read_text())
     (bundle / "manifest.json").write_text(json.dumps({**manifest, "format_version": 7}))
-    fails(3, "has format version 7, this program reads 2", "verify", bundle)
+    fails(3, "has format version 7, this program reads 3", "verify", bundle)
     (bundle / "manifest.json").unlink()
     fails(3, "holds no manifest.json", "verify", bundle)
     fails(3, "Bundle not found", "verify", tmp_path / "nowhere")

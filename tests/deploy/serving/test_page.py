@@ -268,7 +268,9 @@ def test_an_error_is_one_sentence_on_its_models_card(open_page: Open) -> None:
     page.get_by_label("Text", exact=True).fill("w" * 100_001)
     page.keyboard.press("Control+Enter")
     expect(page.locator("#answers-status")).to_have_text("2 failed.")
-    expect(page.locator("#answers .error")).to_have_text(["Input 1 has 100001 characters; the limit is 100000."] * 2)
+    expect(page.locator("#answers .error")).to_have_text(
+        ["Input 1 has 100001 characters; the limit is 100000 (--max-characters)."] * 2
+    )
 
 
 def test_what_is_missing_is_asked_for(open_page: Open) -> None:

@@ -238,7 +238,7 @@ def test_a_request_canceled_at_the_last_moment_ends_no_worker(monkeypatch: pytes
     model = Model()
     with make_queue(model) as queue:
         with monkeypatch.context() as patched:
-            patched.setattr("rmlora_deploy.serving.queue.Future", _Late)
+            patched.setattr("rmlora_deploy.serving.waiting_rows.Future", _Late)
             futures = [queue.submit(rows(1)), queue.submit(rows(2, 3))]
         assert answers(queue.submit(rows(4))) == [40]
     assert all(future.cancelled() for future in futures)

@@ -318,18 +318,26 @@ def test_an_answer_that_is_late_is_a_504_and_its_rows_leave(served: dict[str, Pa
 
 
 def test_clients_that_go_away_leave_nothing_behind(served: dict[str, Path]) -> None:
-    with serving({"words": served["words"]}) as running:
+    with serving({"words": served["words"]}, max_batch=1) as running:
         assert running.registry is not None
         body = json.dumps(TEXT).encode()
         request = head("/classify", JSON, f"content-length: {len(body)}") + body
+
+        def send(sent: bytes) -> socket.socket:
+            connection = socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2])))
+            connection.sendall(sent)
+            return connection
+
         with held_back(running, "words") as begun:
-            for sent in (request, request, request[:-5]):
-                connection = socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2])))
-                connection.sendall(sent)
-                connection.close()
+            computed = send(request)
             assert begun.acquire(timeout=30)
+            waits, incomplete = send(request), send(request[:-5])
+            until(lambda: running.registry.waiting == 1)
+            for connection in (computed, waits, incomplete):
+                connection.close()
+            until(lambda: running.registry.waiting == 0)  # long before its time limit
         assert np.argmax(classify(running.url, "words", "w1")[0]) == 1
-        assert running.registry.waiting == 0
+        assert not begun.acquire(timeout=0)  # what nobody waits for was not computed
 
 
 def test_bodies_together_are_limited(served: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,11 @@ from tests.helpers.cli import fails
     ("content", "message"),
     [
         ('{"text": "w1 w2", "label": "a"}\n{"text": "w3", "label": "a"}\n', "has only one label ('a')"),
-        ('{"text": "", "label": "a"}\n{"text": "w3", "label": "b"}\n', "Row 1 of"),
-        ('{"text": "w1", "label": null}\n{"text": "w3", "label": "b"}\n', "has no 'label'"),
+        (
+            '{"text": "", "label": "a"}\n{"text": "w3", "label": "b"}\n',
+            "bad.jsonl has no 'text': fill it in or leave it out with --skip-empty",
+        ),
+        ('{"text": "w1", "label": null}\n{"text": "w3", "label": "b"}\n', "Line 1 of"),
         ('{"body": "w1", "label": "a"}\n', "has none of the columns text, sentence"),
         ('{"text": "w1", "lab": "a"}\n', "has none of the columns label, labels"),
         ("{not json\n", "cannot be read as a dataset"),

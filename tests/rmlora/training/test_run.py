@@ -34,7 +34,9 @@ def test_a_run_leaves_a_complete_package(base: Path, data: Path, tmp_path: Path)
     assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
+        "evaluation.json",
         "rmlora.json",
+        "training.png",
     }
     assert list((tmp_path / "adapter.run" / "tensorboard").glob("events*"))
     assert {name.partition(".")[0] for name in adapter.modules_to_save} == {"classifier"}
@@ -194,3 +196,52 @@ def test_a_diverging_run_is_an_error(base: Path, data: Path, tmp_path: Path) -> 
     ]
     fails(7, "Training diverged", *words)
     assert not (tmp_path / "adapter").exists()
+
+
+def test_target_modules_in_every_form(base: Path, data: Path, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    start = ["train", "--config", config, "--overwrite", "--no-resume", "-o", tmp_path / "adapter"]
+
+    def trained(settings: str, *more: str) -> dict[str, int]:
+        config.write_text(f"base: {base}\ntrain: {data}\nepochs: 1\n{settings}\n")
+        done = run(*start, *more)
+        assert done.code == 0, done.stderr
+        return {path: module.rank for path, module in load_package(tmp_path / "adapter").modules.items()}
+
+    everything = trained("target_modules: all-linear")
+    assert len(everything) == 13
+    assert len(trained("target_modules: query")) == 2
+    expression = ".*layer\\.1\\.attention\\.self\\.(query|value)"
+    assert {path.rpartition(".")[2] for path in trained("", "--target-modules", expression)} == {"query", "value"}
+    assert len(trained(f"target_modules: '{expression}'")) == 2
+    ranks = trained("rank_pattern: {query: 2, value: 3}\nalpha_pattern: {key: 5}\nlabels: [red, green, 'blue']")
+    assert {rank for path, rank in ranks.items() if path.endswith("query")} == {2}
+    assert {rank for path, rank in ranks.items() if path.endswith("value")} == {3}
+    adapter = load_package(tmp_path / "adapter")
+    assert adapter.labels == ["red", "green", "blue"]
+    assert adapter.peft_config["alpha_pattern"] == {"key": 5.0}
+    fails(2, "is a regular expression", *start, "--target-modules", "query", "--target-modules", "(key)")
+    fails(2, "is not a regular expression", *start, "--target-modules", "(key")
+    for settings, message in (
+        ("rank: [1, 2]", "sets 'rank' to a list: one value belongs there"),
+        ("target_modules: {a: 1}", "sets 'target_modules' to a mapping"),
+        ("rank_pattern: {query: [2]}", "sets 'rank_pattern' to a list"),
+        ("rang: 2", "did you mean 'rank'?"),
+    ):
+        config.write_text(settings)
+        fails(2, message, *start)
+
+
+def test_labels_on_the_command_line_name_the_outputs(base: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"w{n} w{n % 2}", "label": n % 2} for n in range(40)] + [{"text": "", "label": 1}]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = words_for(base, tmp_path / "data.jsonl", tmp_path / "adapter", "--epochs", "1")
+    fails(3, "Line 41 of", *words, "--labels", "ham,spam")
+    fails(2, "names 1 label: classification needs at least two", *words, "--labels", "ham")
+    named = ["--labels", "a,b", "--label-column", "text", "--skip-empty"]
+    fails(2, "has the label 'w0 w0', which --labels lacks (it has a, b)", *words, *named)
+    (tmp_path / "labels.txt").write_text("ham\nspam\n")
+    done = run(*words, "--labels", tmp_path / "labels.txt", "--skip-empty")
+    assert done.code == 0, done.stderr
+    assert "Note: Left out 1 row of" in done.stdout
+    assert load_package(tmp_path / "adapter").labels == ["ham", "spam"]

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from rmlora.adapter import Adapter
 from rmlora.errors import AdapterError, BaseMismatchError, some_of
-from rmlora.fingerprint import differing_weight
+from rmlora.fingerprint import differing_weight, without_copies
+from rmlora.naming import former_names
 from rmlora_converters.graph.contract.lora_inputs import LoraInputs
 
 __all__ = ["adapter_arrays"]
@@ -37,6 +38,7 @@ def adapter_arrays(
         AdapterError: the graph has no LoRA input for a module or head, has one of another size, or its type cannot hold a
             value; or the adapter has no head and the base has none either.
     """
+    adapter = without_copies(adapter, lora_inputs.base_weights)
     other = differing_weight(adapter.base_weights, lora_inputs.base_weights)
     if other and not allow_base_mismatch:
         raise BaseMismatchError(
@@ -48,9 +50,12 @@ def adapter_arrays(
 
 def _factor_arrays(adapter: Adapter, lora_inputs: LoraInputs, dtypes: DTypes) -> dict[str, AnyArray]:
     branches = {branch.module: branch for branch in lora_inputs.modules}
+    former = {name: branch for path, branch in branches.items() for name in former_names(path)}
     arrays: dict[str, AnyArray] = {}
     for path, module in adapter.modules.items():
-        branch = branches.get(path)
+        if module.parameter in lora_inputs.absent:
+            continue
+        branch = branches.get(path) or former.get(path)
         if branch is None:
             raise AdapterError(
                 f"The graph has no branch for '{path}', which {adapter.source} changes (it has {_some(branches)}): export again "
@@ -68,7 +73,7 @@ def _factor_arrays(adapter: Adapter, lora_inputs: LoraInputs, dtypes: DTypes) ->
 
 
 def _head_arrays(adapter: Adapter, lora_inputs: LoraInputs, dtypes: DTypes) -> dict[str, AnyArray]:
-    unused = dict(adapter.modules_to_save)
+    unused = {name: value for name, value in adapter.modules_to_save.items() if name not in lora_inputs.absent}
     arrays: dict[str, AnyArray] = {}
     for head in lora_inputs.heads:
         weight, bias = unused.pop(head.weight, None), unused.pop(head.bias, None)

@@ -96,6 +96,8 @@ class LoraInputs:
     heads: tuple[HeadInputs, ...] = ()
     base_weights: Mapping[str, str] = field(default_factory=dict)
     """Module path → digest of the base's weight (:mod:`rmlora.fingerprint`); empty if unknown."""
+    absent: tuple[str, ...] = ()
+    """Parameters that adapters may change and the graph does not have, because no output depends on them."""
 
     @property
     def names(self) -> list[str]:
@@ -127,6 +129,7 @@ def read_lora_inputs(props: Mapping[str, str], *, where: str) -> LoraInputs:
             tuple(BranchInputs(**item) for item in value["modules"]),
             tuple(HeadInputs(**item) for item in value["heads"]),
             value["base_weights"],
+            tuple(str(name) for name in value.get("absent", ())),  # not in the first graphs of version 1
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"The list of LoRA inputs in {where} is damaged: export it again.") from None

@@ -12,6 +12,7 @@ from rmlora.adapter import Adapter, LoraModule
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError
 from rmlora.naming import find_tensor
+from rmlora.stored_weights import stored_weights
 from rmlora_converters.graph.locate.weights import WeightLocation, find_weights, query_of_module, query_of_parameter
 
 __all__ = ["Targets", "find_targets", "head_shape"]
@@ -27,6 +28,8 @@ class Targets:
     """Locations of the weights of ``modules``."""
     heads: tuple[tuple[WeightLocation, bool], ...]
     """Location of the weight of each head, and True if the base has trained weights for it."""
+    absent: tuple[str, ...] = ()
+    """Parameters of adapted modules that the graph does not have, because no output depends on them."""
 
 
 def find_targets(model: ir.Model, adapters: Sequence[Adapter], base: Checkpoint | None) -> Targets:
@@ -42,15 +45,21 @@ def find_targets(model: ir.Model, adapters: Sequence[Adapter], base: Checkpoint 
             something other than a head.
     """
     modules, heads = _modules(adapters), _heads(adapters)
-    weights = find_weights(model, [query_of_module(module) for module in modules.values()], base, quantized=True)
+    absent: list[str] = []
+    weights = find_weights(
+        model, [query_of_module(module) for module in modules.values()], base, quantized=True, absent=absent
+    )
     queries = [
         query_of_parameter(f"{path}.weight", head_shape(path, weight.shape, model, base))
         for path, weight in heads.items()
     ]
-    found = find_weights(model, queries, base, quantized=True) if queries else {}
-    in_base = {name: base is None or find_tensor(name, base.tensors) is not None for name in found}
+    found = find_weights(model, queries, base, quantized=True, absent=absent) if queries else {}
+    in_base = {name: base is None or bool(stored_weights(base).find(name)) for name in found}
     return Targets(
-        modules, tuple(weights.values()), tuple((location, in_base[name]) for name, location in found.items())
+        {path: module for path, module in modules.items() if module.parameter in weights},
+        tuple(weights.values()),
+        tuple((location, in_base[name]) for name, location in found.items()),
+        tuple(absent),
     )
 
 
@@ -104,8 +113,9 @@ def head_shape(path: str, shape: tuple[int, ...], model: ir.Model, base: Checkpo
     }
     name = find_tensor(parameter, stored)
     if name is None and base is not None:
+        parts = stored_weights(base).find(parameter)
+        name = parts[0].tensor if len(parts) == 1 and parts[0].is_whole else None
         stored = {name: info.shape for name, info in base.tensors.items()}
-        name = find_tensor(parameter, stored)
     own = tuple(int(size) for size in stored[name]) if name is not None else ()
     if len(own) != 2 or shape[1] not in own:
         return shape

@@ -20,12 +20,14 @@ from rmlora.adapter import LoraModule
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError
 from rmlora.naming import find_tensor
+from rmlora.stored_weights import stored_weights
 from rmlora_converters.graph.locate.contents import (
     QUANTIZED_SUFFIXES,
     equals_in_type,
     holds_quantized,
     occurrences,
 )
+from rmlora_converters.graph.locate.unused_modules import is_absent
 from rmlora_converters.graph.locate.uses import stored_transposed, uses_of
 
 __all__ = ["WeightLocation", "WeightQuery", "find_weights", "query_of_module", "query_of_parameter"]
@@ -51,7 +53,7 @@ def query_of_module(module: LoraModule) -> WeightQuery:
     """Return the query for the weight that ``module`` updates."""
     fan_in, fan_out = math.prod(module.lora_A.shape[1:]), module.lora_B.shape[0]
     shape = (fan_in, fan_out) if module.kind == "embedding" else (fan_out, *module.lora_A.shape[1:])
-    return WeightQuery(f"{module.path}.weight", module.kind, shape, module.fan_in_fan_out)
+    return WeightQuery(module.parameter, module.kind, shape, module.fan_in_fan_out)
 
 
 def query_of_parameter(parameter: str, shape: tuple[int, ...]) -> WeightQuery:
@@ -76,7 +78,7 @@ class WeightLocation:
     @property
     def module(self) -> str:
         """Path of the module that has the parameter as its weight."""
-        return self.parameter.removesuffix(".weight")
+        return self.parameter.removesuffix(".in_proj_weight").removesuffix(".weight")
 
     def slices(self, rank: int) -> tuple[slice, ...]:
         """Return the index of the parameter in its initializer, which has ``rank`` axes."""
@@ -85,7 +87,12 @@ class WeightLocation:
 
 
 def find_weights(
-    model: ir.Model, queries: Collection[WeightQuery], base: Checkpoint | None, *, quantized: bool = False
+    model: ir.Model,
+    queries: Collection[WeightQuery],
+    base: Checkpoint | None,
+    *,
+    quantized: bool = False,
+    absent: list[str] | None = None,
 ) -> dict[str, WeightLocation]:
     """Return parameter → location for every query.
 
@@ -94,6 +101,8 @@ def find_weights(
         queries: the parameters, by torch's paths.
         base: the checkpoint that the graph was exported from; without it only names are used.
         quantized: also accept quantized weights, by the names that quantizers keep.
+        absent: receives the parameters that the graph certainly does not have (:mod:`..unused_modules`), which have no
+            location; None refuses them.
 
     Raises:
         AdapterError: a parameter is missing, is in the graph several times, or shares its weight with another. The message
@@ -112,6 +121,9 @@ def find_weights(
             location = _by_content(query, weights, base)
         if location is None and quantized:
             location = _by_quantized_name(query, weights) or _by_quantized_content(query, weights, base)
+        if location is None and absent is not None and base is not None and _is_absent(query, absent, weights, base):
+            absent.append(query.parameter)
+            continue
         if location is None:
             raise AdapterError(_explain_missing(query, weights, base))
         other = next((known for known in locations.values() if _overlap(known, location)), None)
@@ -122,6 +134,18 @@ def find_weights(
             )
         locations[query.parameter] = location
     return locations
+
+
+def _is_absent(query: WeightQuery, absent: Collection[str], weights: Mapping[str, ir.Value], base: Checkpoint) -> bool:
+    """Return True if the graph certainly lacks the parameter; a bias is absent if its module's weight is."""
+    path, _, leaf = query.parameter.rpartition(".")
+    if leaf != "weight" and query.kind == "vector":
+        return f"{path}.weight" in absent
+    return (
+        query.kind == "linear"
+        and bool(stored_weights(base).find(query.parameter))
+        and is_absent(query.shape, weights, base)
+    )
 
 
 def _by_name(
@@ -210,10 +234,9 @@ def _by_quantized_content(
 
 def _base_weight(query: WeightQuery, base: Checkpoint) -> AnyArray | None:
     """Return the parameter of the base, outputs first, or None if the base lacks it."""
-    name = find_tensor(query.parameter, base.tensors)
-    if name is None:
+    values = stored_weights(base).read(query.parameter)
+    if values is None:
         return None
-    values = base.tensors[name].read()
     if query.kind == "linear" and (values.shape != query.shape or (_is_square(query) and query.fan_in_fan_out)):
         values = values.T
     return values if values.shape == query.shape else None

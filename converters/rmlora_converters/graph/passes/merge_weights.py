@@ -17,7 +17,9 @@ from rmlora.errors import AdapterError
 from rmlora.file_models import BaseConfig
 from rmlora.fingerprint import check_base
 from rmlora.json_files import check_values
+from rmlora.renamed_modules import in_memory_names
 from rmlora.storage import atomic_directory, read_json, refuse_existing, write_json
+from rmlora.stored_weights import stored_weights
 from rmlora_converters.delta import delta_rows
 from rmlora_converters.graph.files.lazy_tensor import lazy_transform
 from rmlora_converters.graph.files.model_file import load_model, save_model
@@ -87,15 +89,18 @@ def merge_graph(
     weights_to_initializers(model)
     if base is not None:
         check_base(adapter, base, allow_mismatch=allow_base_mismatch)
+        adapter = in_memory_names(adapter, stored_weights(base, adapter))
     meters: dict[str, RoundingMeter] = {}
-    by_content = _merge_weights(model, adapter, base, meters)
+    by_content, absent = _merge_weights(model, adapter, base, meters)
+    dropped = tuple(path for path, module in adapter.modules.items() if module.parameter in absent)
     with atomic_directory(output, overwrite=overwrite) as directory:
         copy_side_files(graph.parent, directory, but=_STALE_FILES)
         _set_labels(directory / "config.json", adapter)
         nbytes = save_model(model, directory / graph.name, on_progress)
         report = OnnxMergeReport(
-            modules=collect_roundings(adapter, meters.values()),
-            replaced=tuple(sorted(adapter.modules_to_save)),
+            modules=collect_roundings(set(adapter.modules) - set(dropped), meters.values()),
+            replaced=tuple(sorted(set(adapter.modules_to_save) - set(absent))),
+            dropped=dropped,
             by_content=by_content,
             nbytes=nbytes,
             verification=check(directory / graph.name) if check is not None else None,
@@ -104,27 +109,37 @@ def merge_graph(
     return report
 
 
-def _merge_weights(model: ir.Model, adapter: Adapter, base: Checkpoint | None, meters: dict[str, RoundingMeter]) -> int:
-    """Make the weights of ``model`` merge themselves when it is saved; return how many were found by content.
+def _merge_weights(
+    model: ir.Model, adapter: Adapter, base: Checkpoint | None, meters: dict[str, RoundingMeter]
+) -> tuple[int, list[str]]:
+    """Make the weights of ``model`` merge themselves when it is saved.
 
     Args:
         model: the graph to change.
         adapter: the update to merge.
         base: the checkpoint that the graph was exported from.
         meters: receives the meter of every module while the model is saved.
+
+    Returns:
+        how many weights were found by content, and the parameters that the graph does not have because no output depends on
+        them.
     """
-    saved = adapter.modules_to_save
+    saved = {name: value for name, value in adapter.modules_to_save.items() if not _is_updated(name, adapter)}
     matrices = sorted(name for name, array in saved.items() if name.endswith(".weight") and array.ndim == 2)
     paths = {name.removesuffix(".weight") for name in matrices}
     others = [name for name in saved if name.rpartition(".")[0] not in paths]
-    queries = [query_of_module(module) for module in adapter.modules.values()]
-    queries += [query_of_parameter(name, saved[name].shape) for name in others]
-    locations = find_weights(model, queries, base)
+    absent = _ineffective(adapter, base)
+    queries = [query_of_module(module) for module in adapter.modules.values() if module.parameter not in absent]
+    locations = find_weights(model, queries, base, absent=absent)
     matrix_queries = [
         query_of_parameter(name, head_shape(name.removesuffix(".weight"), saved[name].shape, model, base))
         for name in matrices
     ]
-    matrix_locations = find_weights(model, matrix_queries, base)
+    matrix_locations = find_weights(model, matrix_queries, base, absent=absent)
+    locations |= find_weights(
+        model, [query_of_parameter(name, saved[name].shape) for name in others], base, absent=absent
+    )
+    absent += [name for name in saved if name.endswith(".bias") and f"{name.removesuffix('.bias')}.weight" in absent]
     by_content = sum(item.found_by == "content" for item in [*locations.values(), *matrix_locations.values()])
     for name, location in matrix_locations.items():
         if any(node.op_type == "Gather" for node, _ in uses_of(model.graph.initializers[location.initializer])):
@@ -134,8 +149,22 @@ def _merge_weights(model: ir.Model, adapter: Adapter, base: Checkpoint | None, m
             replace_head(model.graph, location, saved[name], saved.get(f"{location.module}.bias"))
     for name in dict.fromkeys(location.initializer for location in locations.values()):
         packed = [location for location in locations.values() if location.initializer == name]
+        for location in packed:
+            if _is_updated(location.parameter, adapter) and location.parameter in adapter.modules_to_save:
+                _check_embedding_size(location, adapter.modules_to_save[location.parameter])
         _merge_initializer(model.graph.initializers[name], packed, adapter, meters)
-    return by_content
+    return by_content, absent
+
+
+def _is_updated(parameter: str, adapter: Adapter) -> bool:
+    """Return True if ``adapter`` also has an update of a parameter that it saved whole."""
+    path, _, leaf = parameter.rpartition(".")
+    return path in adapter.modules and adapter.modules[path].leaf == leaf
+
+
+def _ineffective(adapter: Adapter, base: Checkpoint | None) -> list[str]:
+    paths = stored_weights(base, adapter).ineffective(adapter.modules) if base is not None else []
+    return [adapter.modules[path].parameter for path in paths]
 
 
 def _check_embedding_size(location: WeightLocation, array: AnyArray) -> None:
@@ -171,12 +200,17 @@ def _merge_initializer(
 
 
 def _merged(part: AnyArray, location: WeightLocation, adapter: Adapter, meters: dict[str, RoundingMeter]) -> AnyArray:
-    """Return the merged content of one parameter, or the adapter's own content if it is in modules_to_save."""
-    if location.parameter in adapter.modules_to_save:
-        array = adapter.modules_to_save[location.parameter]
-        return checked_cast(array.T if location.transposed else array, part.dtype, location.parameter)
+    """Return the new content of one parameter: the base's or the one that the adapter saved whole, plus the update, if any."""
+    saved = adapter.modules_to_save.get(location.parameter)
+    whole = (
+        part
+        if saved is None
+        else checked_cast(saved.T if location.transposed else saved, part.dtype, location.parameter)
+    )
+    if not _is_updated(location.parameter, adapter):
+        return whole
     path = location.module
-    weight = part.astype(np.float32)
+    weight = whole.astype(np.float32)
     # The graph decides the orientation, of square weights too: the adapter's flag is about the checkpoint.
     delta = delta_rows(replace(adapter.modules[path], fan_in_fan_out=location.transposed), weight.shape)
     meters[path] = RoundingMeter(path)

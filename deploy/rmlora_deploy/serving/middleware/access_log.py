@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import re
 import time
-import uuid
 from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from typing import Any
@@ -33,8 +33,9 @@ _log = logging.getLogger("rmlora.serve")
 class AccessLog:
     """Logs and counts every request; an exception becomes a 500 and a cancellation a 503.
 
-    Puts two entries into the request's state: ``request_id``, and ``body_pending``, which is True until the whole body
-    has been read. A response that starts earlier closes the connection, since nobody will read the rest.
+    Puts into the request's state: ``request_id``; ``started`` (``time.monotonic``); ``task``, which is canceled when the
+    client goes away; and ``body_pending``, which is True until the whole body has been read. A response that starts
+    earlier closes the connection, since nobody will read the rest.
 
     Args:
         app: answers the requests.
@@ -52,7 +53,8 @@ class AccessLog:
         scope = _adapt_scope(scope, headers)
         state: MutableMapping[str, Any] = scope.setdefault("state", {})
         given = headers.get(b"x-request-id", b"").decode("latin-1")
-        state["request_id"] = given if _ID.fullmatch(given) else uuid.uuid4().hex
+        state["started"], state["task"] = started, asyncio.current_task()
+        state["request_id"] = given if _ID.fullmatch(given) else os.urandom(16).hex()
         state["body_pending"] = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
         status = 0
 
@@ -74,8 +76,8 @@ class AccessLog:
             _log.error("request %s failed", state["request_id"], exc_info=error)
             if not status:
                 await send_error(send_with_id, scope["path"], 500, _FAILED)
-        except asyncio.CancelledError:  # the server's time to stop is over
-            if not status:
+        except asyncio.CancelledError:  # the client is gone, or the server's time to stop is over
+            if not status and not state.get("client_gone"):
                 await send_error(send_with_id, scope["path"], 503, _STOPPED)
         finally:
             self._record(scope, method, status or _CLIENT_GONE, time.monotonic() - started)

@@ -19,7 +19,7 @@ __all__ = ["BodyLimits"]
 
 _MAX_DIGITS = 15
 """Digits of a plausible content length."""
-_HELD_BODIES = 32
+_HELD_BODIES = 8
 """All bodies in memory may together be as large as this many of the largest size."""
 
 
@@ -86,7 +86,8 @@ class _Body:
         if self._deadline is None:
             return await self._receive()
         try:
-            message = await asyncio.wait_for(self._receive(), max(0.0, self._deadline - time.monotonic()))
+            async with asyncio.timeout(self._deadline - time.monotonic()):
+                message = await self._receive()
         except TimeoutError:
             raise HTTPException(408, f"The body did not arrive within {self._settings.body_timeout:g} s.") from None
         size = len(message.get("body", b""))

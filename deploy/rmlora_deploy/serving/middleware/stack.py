@@ -9,15 +9,24 @@ from rmlora_deploy.serving.metrics import Metrics
 from rmlora_deploy.serving.middleware.access_log import AccessLog
 from rmlora_deploy.serving.middleware.auth import KeyCheck
 from rmlora_deploy.serving.middleware.limits import BodyLimits
+from rmlora_deploy.serving.middleware.shedding import Shedding
+from rmlora_deploy.serving.registry import Registry
 from rmlora_deploy.serving.serve_settings import ServeSettings
 
 __all__ = ["middleware_stack", "wrap"]
 
 
-def middleware_stack(settings: ServeSettings, metrics: Metrics) -> list[Middleware]:
-    """Return the middleware, outermost first: refusals are logged, and the key is checked before the body is read."""
+def middleware_stack(settings: ServeSettings, metrics: Metrics, registry: Registry | None = None) -> list[Middleware]:
+    """Return the middleware, outermost first: refusals are logged, and the key is checked before the body is read.
+
+    Args:
+        settings: of the server.
+        metrics: counts the requests.
+        registry: the models, whose load is checked before a request is parsed; None where the models are elsewhere.
+    """
     key = [Middleware(KeyCheck, key=settings.api_key)] if settings.api_key else []
-    return [Middleware(AccessLog, metrics=metrics), *key, Middleware(BodyLimits, settings=settings)]
+    shedding = [Middleware(Shedding, registry=registry)] if registry is not None else []
+    return [Middleware(AccessLog, metrics=metrics), *key, Middleware(BodyLimits, settings=settings), *shedding]
 
 
 def wrap(app: ASGIApp, settings: ServeSettings, metrics: Metrics) -> ASGIApp:

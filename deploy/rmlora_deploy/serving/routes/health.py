@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 
-from rmlora_deploy.serving.errors import StoppingError
+from rmlora_deploy.serving.errors import BrokenError, StoppingError
 from rmlora_deploy.serving.routes.context import ServiceOf
 from rmlora_deploy.serving.schemas import declared
 
@@ -16,10 +16,12 @@ __all__ = ["router"]
 router = APIRouter(tags=["Operation"], responses=declared(401))
 
 
-@router.get("/healthz")
-@router.get("/v2/health/live")
-async def live() -> dict[str, bool]:
-    """Say that the process is alive."""
+@router.get("/healthz", responses=declared(503))
+@router.get("/v2/health/live", responses=declared(503, protocol=True))
+async def live(service: ServiceOf) -> dict[str, bool]:
+    """Say that the process is alive and can still compute; 503 means that it should be restarted."""
+    if (problem := service.problem()) is not None:
+        raise BrokenError(problem)
     return {"live": True}
 
 
@@ -29,6 +31,8 @@ async def ready(service: ServiceOf) -> dict[str, bool]:
     """Say that the server accepts requests."""
     if service.stopping:
         raise StoppingError("The server is shutting down: send the request to another one.")
+    if (problem := service.problem()) is not None:
+        raise BrokenError(problem)
     return {"ready": True}
 
 

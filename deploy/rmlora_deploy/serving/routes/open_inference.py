@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema
 
 from rmlora._version import __version__
 from rmlora.errors import InputError
 from rmlora_deploy.bundles.manifest import TensorEntry
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterName
+from rmlora_deploy.serving.json_bodies import JsonRoute
 from rmlora_deploy.serving.models import ServedModel
 from rmlora_deploy.serving.routes.context import ServiceOf, StateOf
 from rmlora_deploy.serving.routes.lists import FIRST_ERROR, Ids
@@ -23,7 +24,9 @@ from rmlora_deploy.serving.schemas import declared
 
 __all__ = ["BINARY_HEADER", "NO_BINARY", "router"]
 
-router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=declared(401, 503, protocol=True))
+router = APIRouter(
+    route_class=JsonRoute, prefix="/v2", tags=["Open Inference Protocol"], responses=declared(401, 503, protocol=True)
+)
 
 _TYPES = {"INT64": "int64", "INT32": "int32", "FP32": "float32", "FP16": "float16", "BOOL": "bool"}
 _NAMES = {"float": "FP32", "float16": "FP16", "int64": "INT64", "int32": "INT32", "bool": "BOOL"}
@@ -34,13 +37,30 @@ _KINDS = {"i": "i", "f": "fi", "b": "b"}
 _VERSION = "1"
 
 
+def _check_array(value: Any) -> Any:
+    """Return ``value`` if it is an array.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(value, np.ndarray):
+        raise ValueError("Input should be a valid list")
+    return value
+
+
+Array = Annotated[Any, AfterValidator(_check_array)]
+"""What a long list of numbers comes as."""
+
+
 class Tensor(BaseModel):
     """A tensor; ``data`` flat or nested, in row-major order."""
 
     name: str = Field(max_length=200, examples=["input_ids"])
     shape: Ids = Field(min_length=1, max_length=8, examples=[[1, 3]])
     datatype: str = Field(description="INT64, INT32, FP32, FP16 or BOOL.", examples=["INT64"])
-    data: list[Any] = Field(examples=[[[101, 2023, 102]]])
+    data: Annotated[list[Any] | Array, WithJsonSchema({"type": "array", "items": {}})] = Field(
+        examples=[[[101, 2023, 102]]]
+    )
 
 
 class RequestedOutput(BaseModel):
@@ -129,7 +149,7 @@ async def infer(name: str, body: InferRequest, request: Request, service: Servic
     tensors = {tensor.name: _array(tensor) for tensor in body.inputs}
     count = len(next(iter(tensors.values())))
     adapters = _adapters(body.parameters.get("adapters"), model, count, service)
-    rows = service.tensor_rows(model.runner, tensors, adapters)
+    rows = service.reader.tensor_rows(model.runner, tensors, adapters)
     answers = await service.compute(model.runner, rows, model.id, state)
     if len({answer.shape for answer in answers}) > 1:
         raise InputError("These adapters have different numbers of labels: send a separate request for each.")
@@ -160,7 +180,7 @@ def _array(tensor: Tensor) -> np.ndarray:
     if any(size < 1 for size in tensor.shape):
         raise InputError(f"'{tensor.name}' needs a shape of positive sizes.")
     try:
-        given = np.array(tensor.data)
+        given = np.asarray(tensor.data)
         if given.dtype.kind not in _KINDS[np.dtype(dtype).kind]:  # 4.5 is not an integer, and "4" is not a number
             raise ValueError
         with np.errstate(over="ignore"):

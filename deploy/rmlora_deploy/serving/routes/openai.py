@@ -10,6 +10,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from rmlora.errors import ConfigError, InputError
+from rmlora_deploy.serving.json_bodies import JsonRoute
 from rmlora_deploy.serving.models import ServedModel
 from rmlora_deploy.serving.routes.context import ServiceOf, StateOf
 from rmlora_deploy.serving.routes.lists import Ids, ManyIds, Texts
@@ -17,7 +18,7 @@ from rmlora_deploy.serving.schemas import declared
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=declared(401, 503))
+router = APIRouter(route_class=JsonRoute, prefix="/v1", tags=["OpenAI"], responses=declared(401, 503))
 
 
 class EmbeddingsRequest(BaseModel):
@@ -100,6 +101,7 @@ def _card(model: ServedModel) -> dict[str, Any]:
         "parent": model.runner.name if model.adapter is not None else None,
         "task": model.task.name,
         "labels": list(model.labels),
+        "function_to_apply": model.function_to_apply,
         "rank": model.rank,
         "bytes": model.nbytes if model.adapter is not None else model.runner.bundle.manifest.model.bytes,
         "precision": model.runner.bundle.precision,

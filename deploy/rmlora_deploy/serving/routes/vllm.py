@@ -12,14 +12,15 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, Field
 
 from rmlora.errors import ConfigError
-from rmlora_deploy.inference.prediction import to_prediction
+from rmlora_deploy.inference.prediction import to_results
+from rmlora_deploy.serving.json_bodies import JsonRoute
 from rmlora_deploy.serving.routes.context import ServiceOf, StateOf
 from rmlora_deploy.serving.routes.lists import Texts
 from rmlora_deploy.serving.schemas import declared
 
 __all__ = ["router"]
 
-router = APIRouter(tags=["vLLM"], responses=declared(400, 401, 404, 408, 413, 415, 429, 503))
+router = APIRouter(route_class=JsonRoute, tags=["vLLM"], responses=declared(400, 401, 404, 408, 413, 415, 429, 503))
 _LOADED = {"text/plain": {"example": "Success: LoRA adapter 'spam' added successfully."}}
 _UNLOADED = {"text/plain": {"example": "Success: LoRA adapter 'spam' removed successfully."}}
 
@@ -38,8 +39,13 @@ class Classified(BaseModel):
     """The answer to one input."""
 
     index: int
-    label: str = Field(description="The most likely one.", examples=["spam"])
-    probs: list[float] = Field(description="Probability of each label, in the model's order.", examples=[[0.1, 0.9]])
+    label: str = Field(description="The one with the largest of `probs`.", examples=["spam"])
+    probs: list[float] = Field(
+        description="For each label, in the model's order: its probability or, for a model that gives numbers, the number. "
+        "`function_to_apply` in `/v1/models` says which: softmax (one label out of several), sigmoid (every label by "
+        "itself; with a single label a score between 0 and 1) or none (regression).",
+        examples=[[0.1, 0.9]],
+    )
     num_classes: int = Field(examples=[2])
 
 
@@ -89,13 +95,12 @@ async def classify(body: ClassifyRequest, service: ServiceOf, state: StateOf) ->
     answers, tokens = await service.ask(model, inputs, state)
     data = []
     for number, logits in enumerate(answers):
-        prediction = to_prediction(logits, model.labels, model.runner.bundle)
-        shares = dict(prediction.ranking)
+        results, _ = to_results(logits, model.labels, model.runner.bundle, model.function_to_apply)
         data.append(
             {
                 "index": number,
-                "label": prediction.label,
-                "probs": [shares[label] for label in model.labels],
+                "label": model.labels[int(results.argmax())],
+                "probs": results.tolist(),
                 "num_classes": len(model.labels),
             }
         )

@@ -32,6 +32,7 @@ class LoadedAdapter:
     rank: int | None
     nbytes: int
     created: int
+    function_to_apply: str | None = None
 
     @property
     def name(self) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rmlora_deploy.serving.app import create_app
-from rmlora_deploy.serving.errors import ServingError
+from rmlora_deploy.serving.errors import BrokenError, ServingError
 from rmlora_deploy.serving.json_log import start_log
 from rmlora_deploy.serving.metrics import Metrics
 from rmlora_deploy.serving.scaling.application import Application
@@ -41,7 +41,7 @@ class Replica:
             settings, self._metrics.batch, directory=Path(application.shared_dir), changes=self._watcher
         )
         for bundle, path in application.bundles.items():
-            self._registry.open(Path(path), name=bundle)
+            self._registry.open(Path(path), name=bundle).warm_up()
         self._app = create_app(self._registry, self._metrics)
         self._service: Service = self._app.state.service
         self._watcher.start(self._registry)
@@ -56,6 +56,15 @@ class Replica:
         if adapter and self._serves(adapter):
             await self._used(adapter)
         return await answer_call(self._app, call)
+
+    def check_health(self) -> None:
+        """Let Ray replace this replica once it cannot compute any more.
+
+        Raises:
+            BrokenError: its workers were given up, or a batch does not end.
+        """
+        if (problem := self._service.problem()) is not None:
+            raise BrokenError(problem)
 
     def _serves(self, adapter: str) -> bool:
         try:

@@ -80,7 +80,7 @@ class ReplicaRegistry(Registry):
         model = self._convert(key, path, file)
         entry = LoadedAdapter(
             key, model.runner.name, graph_digest(model.runner), model.labels, model.max_length, model.rank, model.nbytes,
-            model.created,
+            model.created, model.function_to_apply,
         )  # fmt: skip
         try:
             self._changes.load(entry)
@@ -111,7 +111,15 @@ class ReplicaRegistry(Registry):
             if graph_digest(runner) != entry.graph_digest:
                 continue
             model = ServedModel(
-                entry.name, runner, entry.key, entry.labels, entry.max_length, entry.rank, entry.nbytes, entry.created
+                entry.name,
+                runner,
+                entry.key,
+                entry.labels,
+                entry.max_length,
+                entry.rank,
+                entry.nbytes,
+                entry.created,
+                entry.function_to_apply,
             )
             try:
                 self._serve(model, self._directory / adapter_file(entry.key))

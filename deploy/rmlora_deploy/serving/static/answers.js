@@ -1,8 +1,8 @@
-/** Renders an answer: labels with their probabilities, a vector, or an error message. */
+/** Renders an answer: labels with their probabilities, numbers, a vector, or an error message. */
 
 import { drawSpark } from "./charts.js";
 import { drawn, element } from "./dom.js";
-import { count, milliseconds, percent, plural } from "./format.js";
+import { amount, count, milliseconds, percent, plural } from "./format.js";
 
 const LABELS = 5;
 const NUMBERS = 6;
@@ -44,8 +44,12 @@ export function summary(asked) {
   return `${parts.join(", ")}.`;
 }
 
+/** A model with one output, as rerankers have, and one for regression give numbers: no share of anything. */
+const givesNumbers = (model) => model.function_to_apply === "none" || model.labels.length === 1;
+
 function labelParts(model, { probs }) {
   const ranked = probs.map((share, index) => ({ label: model.labels[index] ?? `label ${index}`, share }));
+  if (givesNumbers(model)) return [element("ol", { class: "scores" }, ...ranked.map(score))];
   ranked.sort((one, other) => other.share - one.share);
   const [shown, rest] = ranked.length <= LABELS + 1 ? [ranked, []] : [ranked.slice(0, LABELS), ranked.slice(LABELS)];
   const parts = [element("ol", { class: "bars" }, ...shown.map(bar))];
@@ -59,6 +63,10 @@ function bar({ label, share }) {
   const made = element("li", {}, element("bdi", {}, label), element("span", { class: "share" }, percent(share)));
   made.style.setProperty("--share", share);
   return made;
+}
+
+function score({ label, share }) {
+  return element("li", {}, element("bdi", {}, label), element("span", { class: "share" }, amount(share)));
 }
 
 function vectorParts({ data }) {

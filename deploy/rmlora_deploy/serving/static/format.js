@@ -35,6 +35,11 @@ export function percent(share) {
   return `${(share * 100).toFixed(1)}%`;
 }
 
+const digits = new Intl.NumberFormat("en", { maximumSignificantDigits: 4 });
+
+/** A number of any size: 3.27154 → "3.272", 0.0000123 → "0.0000123". */
+export const amount = (number) => digits.format(number);
+
 /** A rate: 3.5 → "3.5", 1234.5 → "1,235". */
 export const rate = (number) => (number < 10 ? String(Math.round(number * 10) / 10) : whole.format(Math.round(number)));
 

@@ -1,0 +1,90 @@
+"""``--config``: defaults for the flags of a command from a YAML file."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rmlora.errors import ConfigError, require
+
+__all__ = ["load_yaml"]
+
+
+def load_yaml(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Make the values in the YAML file the defaults of the flags, so that flags win over them.
+
+    A repeatable flag takes a list or a single value; one of NAME=VALUE pairs takes a mapping too.
+
+    Raises:
+        ConfigError: the file cannot be read, has a setting that no flag has, or a value of the wrong kind.
+    """
+    if path is None:
+        return
+    values = _read(path)
+    flags = {
+        parameter.name: parameter
+        for parameter in context.command.params
+        if isinstance(parameter, click.Option) and parameter.name not in ("config", "as_json", "help")
+    }
+    # The flags' own spelling (--train) is understood beside the name of the value (train_data).
+    spelled = {
+        option.lstrip("-").replace("-", "_"): flag
+        for flag in flags.values()
+        for option in flag.opts
+        if option[:2] == "--"
+    }
+    known = {**spelled, **{str(name): flag for name, flag in flags.items()}}
+    defaults: dict[str, Any] = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            meant = f"; did you mean '{near[0]}'?" if near else "."
+            raise ConfigError(
+                f"{path} has the unknown setting '{key}': the known ones are {', '.join(sorted(spelled))}{meant}"
+            )
+        if value is not None:
+            defaults[str(known[name].name)] = _default(known[name], value, f"{path} sets '{key}' to")
+    context.default_map = {**(context.default_map or {}), **defaults}
+
+
+def _read(path: Path) -> Mapping[Any, Any]:
+    require("yaml", "train")
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} cannot be read as YAML: it is not UTF-8 text.") from None
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}.") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold settings as 'name: value' lines.")
+    return values
+
+
+def _default(flag: click.Option, value: Any, where: str) -> Any:
+    """Return ``value`` as click takes the default of ``flag``."""
+    if flag.multiple:
+        if isinstance(value, dict):
+            if "=" not in str(flag.metavar):
+                raise ConfigError(f"{where} a mapping: write a list of names.")
+            return [f"{name}={_scalar(item, where)}" for name, item in value.items()]
+        return [_scalar(item, where) for item in (value if isinstance(value, list) else [value])]
+    if flag.name == "labels" and isinstance(value, list):
+        line = io.StringIO()
+        csv.writer(line, lineterminator="").writerow([_scalar(item, where) for item in value])
+        return line.getvalue()
+    return _scalar(value, where)
+
+
+def _scalar(value: Any, where: str) -> Any:
+    if isinstance(value, dict | list | set):
+        raise ConfigError(f"{where} a {type(value).__name__}: one value belongs there.")
+    return value if isinstance(value, bool | int | float) else str(value)

@@ -1,0 +1,130 @@
+"""Parses the JSON bodies of requests: small ones at once, large ones in another process, so that nothing waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import threading
+from array import array
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+
+__all__ = ["JsonBodies", "JsonRoute"]
+
+_SMALL = 64 * 1024
+"""Bytes of a body that takes at most a few milliseconds, whatever is in it."""
+_MEDIUM, _VALUES = 1 << 20, 10_000
+"""Bytes and values of a body that does not take longer, because most of it is text."""
+_SECONDS = 10.0
+"""Time after which parsing is given up."""
+_NICENESS = 10
+"""How much lower the priority of the process is."""
+
+
+class JsonBodies:
+    """Parses bodies; the process is started when it is first needed."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "json")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def parse(self, body: bytes) -> Any:
+        """Return the value that ``body`` holds; long lists of numbers are numpy arrays.
+
+        Raises:
+            json.JSONDecodeError: it is not valid JSON.
+            ValueError: it is not UTF-8, or has a number that is too long.
+            HTTPException: parsing takes too long or too much memory.
+        """
+        if is_quick(body):
+            return json.loads(body)
+        kind, *values = await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, body)
+        if kind == "error":
+            raise json.JSONDecodeError(values[0], "", values[1])
+        return _with_numpy(values[0])
+
+    def close(self) -> None:
+        """End the process."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._process is not None:
+            self._process.kill()
+
+    def _ask(self, body: bytes) -> Any:
+        process = self._running()
+        assert process.stdin is not None and process.stdout is not None  # noqa: S101 - they are pipes
+        limit = threading.Timer(_SECONDS, process.kill)
+        limit.start()
+        try:
+            process.stdin.write(struct.pack("<Q", len(body)))
+            process.stdin.write(body)
+            process.stdin.flush()
+            (size,) = struct.unpack("<Q", process.stdout.read(8))
+            return pickle.loads(process.stdout.read(size))  # noqa: S301 - from our own process
+        except (OSError, struct.error, EOFError, pickle.UnpicklingError):
+            process.kill()
+            raise HTTPException(
+                413, "The body takes too long or too much memory to parse: send fewer values at once."
+            ) from None
+        finally:
+            limit.cancel()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        """Return the process, started anew if it has ended."""
+        if self._process is None or self._process.poll() is not None:
+            script = Path(__file__).parent / "json_child.py"
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", str(script)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+            if hasattr(os, "setpriority"):
+                with suppress(OSError):
+                    os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
+        return self._process
+
+
+class JsonRoute(APIRoute):
+    """A route whose body is parsed by the application's :class:`JsonBodies` (``app.state.service.json``)."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the route's handler with another way to parse the body."""
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            return await handler(_JsonRequest(request.scope, request.receive))
+
+        return handle
+
+
+class _JsonRequest(Request):
+    async def json(self) -> Any:
+        bodies: JsonBodies = self.app.state.service.json
+        return await bodies.parse(await self.body())
+
+
+def is_quick(body: bytes) -> bool:
+    """Return True if ``body`` can be parsed in the event loop."""
+    if len(body) <= _SMALL:
+        return True
+    return len(body) <= _MEDIUM and sum(map(body.count, (b",", b"[", b"{"))) <= _VALUES
+
+
+def _with_numpy(value: Any) -> Any:
+    """Return ``value`` with its arrays as numpy arrays."""
+    if isinstance(value, array):
+        return np.frombuffer(value, {"b": "bool", "q": "int64", "d": "float64"}[value.typecode])
+    if isinstance(value, dict):
+        return {key: _with_numpy(item) for key, item in value.items()}
+    return [_with_numpy(item) for item in value] if isinstance(value, list) else value

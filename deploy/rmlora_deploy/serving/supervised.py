@@ -1,0 +1,93 @@
+"""Threads that repeat a step and go on after it failed, so that an error never ends the only worker unnoticed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+__all__ = ["Supervised", "lower_priority"]
+
+_NICENESS = 5
+"""How much lower the priority of computing threads is than that of the others."""
+_PAUSE = 0.05
+"""Seconds before a worker goes on after a failure; doubled every time."""
+_ATTEMPTS = 5
+"""Failures in a row after which a worker is given up."""
+_log = logging.getLogger("rmlora.serve")
+
+
+class Supervised:
+    """Worker threads. A failed step is logged and counted, and the worker starts again; after five in a row it ends.
+
+    Args:
+        step: called again and again by every thread, until it returns False.
+        count: number of threads.
+        on_failure: called after a failure with the number of failures in a row.
+        on_loss: called after a worker was given up.
+    """
+
+    def __init__(
+        self, step: Callable[[], bool], *, count: int, on_failure: Callable[[int], None], on_loss: Callable[[], None]
+    ) -> None:
+        self._step, self._on_failure, self._on_loss = step, on_failure, on_loss
+        self._lock = threading.Lock()
+        self.failures = 0
+        """Failures of all workers so far."""
+        self.alive = count
+        """Workers that were not given up."""
+        self._threads = [threading.Thread(target=self._work, name="batch", daemon=True) for _ in range(count)]
+
+    def start(self) -> None:
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def join(self, timeout: float | None) -> bool:
+        """Wait for the threads to end, and return True if that took at most ``timeout`` seconds."""
+        end = None if timeout is None else time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(None if end is None else max(0.0, end - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _work(self) -> None:
+        lower_priority(_NICENESS)
+        in_a_row = 0
+        while in_a_row < _ATTEMPTS:
+            try:
+                if not self._step():
+                    return
+                in_a_row = 0
+            except BaseException as error:  # noqa: BLE001 - whatever it is, it must not end this thread unnoticed
+                in_a_row += 1
+                self._record(error, in_a_row)
+                time.sleep(_PAUSE * 2**in_a_row)
+        with self._lock:
+            self.alive -= 1
+        _log.critical("a worker failed %d times in a row and was given up", in_a_row)
+        self._on_loss()
+
+    def _record(self, error: BaseException, in_a_row: int) -> None:
+        with self._lock:
+            self.failures += 1
+        _log.error("a worker failed and is started again", exc_info=error)
+        try:
+            self._on_failure(in_a_row)
+        except Exception as second:  # noqa: BLE001 - as above
+            _log.error("cleaning up after a worker failed", exc_info=second)
+
+
+def lower_priority(niceness: int) -> None:
+    """Lower this thread's priority, so that threads which read and answer requests get a core at once.
+
+    Those threads need a core only briefly, but they hold the interpreter's lock while they wait for one, and every
+    worker that is ready for its next batch then waits for them.
+    """
+    if sys.platform == "linux":  # elsewhere threads have no priority of their own
+        with suppress(OSError):
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + niceness)

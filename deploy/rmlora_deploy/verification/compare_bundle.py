@@ -1,0 +1,91 @@
+"""Comparing a bundle of any kind with PyTorch and PEFT, as the caller describes it: paths of base, adapters and data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rmlora.errors import ConfigError
+from rmlora.training.data import Columns
+from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.bundles.report import VerificationReport
+from rmlora_deploy.verification.evaluation import EvaluationData, read_evaluation
+from rmlora_deploy.verification.torch_pair import TorchPair, load_torch_pair
+from rmlora_deploy.verification.verify_branches import verify_branches
+from rmlora_deploy.verification.verify_merged_bundle import verify_bundle
+
+__all__ = ["ComparisonInputs", "compare_bundle"]
+
+
+@dataclass(frozen=True)
+class ComparisonInputs:
+    """What a bundle is compared with."""
+
+    base: str | None = None
+    """Directory, ``.gguf`` file or hub name of the base; None takes the one recorded on this machine."""
+    adapters: str | Path | Mapping[str, str | Path] | None = None
+    """Package of the adapter, with branches name → package; None takes those recorded on this machine."""
+    data: str | Mapping[str, str] | None = None
+    """Labeled data to measure the metric on, with branches name → data."""
+    columns: Columns = field(default_factory=Columns)
+    """Names of the data's columns."""
+    with_torch: bool = True
+    """False compares with PyTorch's outputs stored in the bundle."""
+
+
+def compare_bundle(
+    bundle: Bundle, inputs: ComparisonInputs, *, provider: str
+) -> tuple[VerificationReport, dict[str, list[np.ndarray]]]:
+    """Return the report, and PyTorch's outputs by adapter, batch by batch; a failed comparison is not raised.
+
+    Raises:
+        ConfigError: one path is given where the bundle has several adapters, or several where it has one.
+        InputError: the bundle, its base or an adapter cannot be used.
+        ProviderError: the provider is not available.
+    """
+    return (_compare_branches if bundle.mode == "branches" else _compare_merged)(bundle, inputs, provider)
+
+
+def _compare_merged(
+    bundle: Bundle, inputs: ComparisonInputs, provider: str
+) -> tuple[VerificationReport, dict[str, list[np.ndarray]]]:
+    for what, given in (("adapter", inputs.adapters), ("data", inputs.data)):
+        if isinstance(given, Mapping):
+            raise ConfigError(f"{bundle.path} holds one adapter: give {what} as one path.")
+    adapter = Path(str(inputs.adapters)) if inputs.adapters else None
+    evaluation = _evaluation(bundle, None, str(inputs.data), inputs.columns) if inputs.data else None
+    pair = load_torch_pair(bundle, inputs.base, adapter) if inputs.with_torch else None
+    return verify_bundle(bundle, bundle.preprocessor(), pair, evaluation=evaluation, provider=provider), {}
+
+
+def _compare_branches(
+    bundle: Bundle, inputs: ComparisonInputs, provider: str
+) -> tuple[VerificationReport, dict[str, list[np.ndarray]]]:
+    paths, data = _by_name(bundle, "adapters", inputs.adapters), _by_name(bundle, "data", inputs.data)
+    evaluations = {name: _evaluation(bundle, name, source, inputs.columns) for name, source in data.items()}
+
+    def pair_of(name: str) -> TorchPair:
+        return load_torch_pair(bundle, inputs.base, Path(paths[name]) if name in paths else None, name=name)
+
+    return verify_branches(bundle, pair_of if inputs.with_torch else None, evaluations=evaluations, provider=provider)
+
+
+def _evaluation(bundle: Bundle, adapter: str | None, source: str, columns: Columns) -> EvaluationData:
+    """Read labeled data for an adapter of a bundle, or for what is merged into it."""
+    entry = bundle.adapter(adapter) if adapter is not None else bundle.manifest
+    return read_evaluation(source, columns, task=bundle.task, labels=entry.labels, problem=entry.function_to_apply)
+
+
+def _by_name(bundle: Bundle, what: str, value: Any) -> dict[str, str]:
+    """Return adapter → path from what the caller passed as ``what``; every adapter must be in ``bundle``."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{bundle.path} holds several adapters: give {what} as a mapping from name to path.")
+    for name in value:
+        bundle.adapter(name)
+    return {name: str(path) for name, path in value.items()}
