@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import select
@@ -189,4 +190,4 @@ def with_errors_ignored(close: Callable[[], object]) -> None:
 def shares(total: int, weights: Sequence[int]) -> list[int]:
     """Return ``total`` split in proportion to ``weights``, exactly."""
     bounds = [round(total * sum(weights[:number]) / sum(weights)) for number in range(len(weights) + 1)]
-    return [after - before for before, after in zip(bounds, bounds[1:], strict=False)]
+    return [after - before for before, after in itertools.pairwise(bounds)]

@@ -43,6 +43,7 @@ from rmlora_deploy.verification.verify_branches import verify_branches
 
 TEXTS = ["w1 w2 unknown", "w4"]
 TASK = TASKS["text-classification"]
+_CONFIG = {"id2label": {"0": "red", "1": "green", "2": "blue"}}
 
 
 @cache
@@ -64,7 +65,7 @@ def adapter(directory: Path, file: str, rng: random.Random) -> None:
         opened, try_out = _try_out(directory / "bundle")
         convert_adapter(
             loaded, try_out.session.lora_inputs, try_out.session.input_types, name="x", task=opened.task,
-            pooling=opened.manifest.pooling, max_length=32, try_out=try_out, allow_base_mismatch=True,
+            pooling=opened.manifest.pooling, base_config=_CONFIG, max_length=32, try_out=try_out, allow_base_mismatch=True,
         )  # fmt: skip
     if rng.random() < 0.05:
         _with_peft(directory)
@@ -199,9 +200,9 @@ def image(directory: Path, file: str, rng: random.Random) -> None:
     elif kind == 1 and path.is_file() and path.stat().st_size < 1 << 20:
         from base64 import b64encode
 
-        from rmlora_deploy.serving.images import decode_image
+        from rmlora_deploy.serving.images import SentImage
 
-        decode_image(f"data:image/png;base64,{b64encode(path.read_bytes()).decode()}", 1, 25_000_000)
+        open_image(SentImage(f"data:image/png;base64,{b64encode(path.read_bytes()).decode()}", 1, 25_000_000).decode())
     else:
         open_image(str(path))
 

@@ -31,7 +31,9 @@ from rmlora_deploy.exporter.pipeline import export_bundle
 __all__ = ["make_seeds"]
 
 _WORDS, _WIDTH, _LABELS = 60, 8, ("red", "green", "blue")
-_MODULES = ("encoder.layer.0.query", "encoder.layer.0.dense")
+_LAYER = "bert.encoder.layer.0"
+_QUERY, _DENSE = f"{_LAYER}.attention.self.query", f"{_LAYER}.attention.output.dense"
+"""The adapted modules."""
 _CONFIG: dict[str, Any] = {
     "architectures": ["BertForSequenceClassification"], "model_type": "bert", "vocab_size": _WORDS, "hidden_size": _WIDTH,
     "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "hidden_act": "gelu", "pad_token_id": 1,
@@ -41,13 +43,13 @@ _CONFIG: dict[str, Any] = {
     "label2id": {label: number for number, label in enumerate(_LABELS)}, "problem_type": None, "use_cache": True,
 }  # fmt: skip
 _PEFT: dict[str, Any] = {
-    "alora_invocation_tokens": None, "alpha_pattern": {"encoder.layer.0.dense": 8}, "arrow_config": None, "auto_mapping": None,
+    "alora_invocation_tokens": None, "alpha_pattern": {"attention.output.dense": 8}, "arrow_config": None, "auto_mapping": None,
     "base_model_name_or_path": "base", "bias": "none", "corda_config": None, "ensure_weight_tying": False, "eva_config": None,
     "exclude_modules": None, "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True, "layer_replication": None,
     "layers_pattern": None, "layers_to_transform": None, "loftq_config": {}, "lora_alpha": 16, "lora_bias": False,
     "lora_dropout": 0.0, "megatron_config": None, "megatron_core": "megatron.core", "modules_to_save": ["classifier"],
-    "peft_type": "LORA", "peft_version": "0.17.0", "qalora_group_size": 16, "r": 4, "rank_pattern": {"encoder.layer.0.dense": 2},
-    "revision": None, "target_modules": ["query", "dense"], "target_parameters": None, "task_type": "SEQ_CLS",
+    "peft_type": "LORA", "peft_version": "0.17.0", "qalora_group_size": 16, "r": 4, "rank_pattern": {"attention.output.dense": 2},
+    "revision": None, "target_modules": ["query", "attention.output.dense"], "target_parameters": None, "task_type": "SEQ_CLS",
     "trainable_token_indices": None, "use_dora": False, "use_qalora": False, "use_rslora": False,
 }  # fmt: skip
 _PROCESSOR = {
@@ -55,7 +57,7 @@ _PROCESSOR = {
     "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2, "rescale_factor": 0.00392156862745098,
 }  # fmt: skip
 _YAML = """# Settings of a run.
-base: no-such-directory
+base: ./no-such-directory
 train: data.csv
 output: adapter
 task: text-classification
@@ -105,15 +107,25 @@ def make_seeds(directory: Path) -> Path:
 
 
 def _base_tensors(rng: np.random.Generator) -> dict[str, Any]:
-    shapes = {
-        "embeddings.word_embeddings.weight": (_WORDS, _WIDTH),
-        "encoder.layer.0.query.weight": (_WIDTH, _WIDTH),
-        "encoder.layer.0.query.bias": (_WIDTH,),
-        "encoder.layer.0.dense.weight": (16, _WIDTH),
-        "encoder.layer.0.dense.bias": (16,),
-        "classifier.weight": (3, 16),
-        "classifier.bias": (3,),
+    linear = {
+        _QUERY: (_WIDTH, _WIDTH),
+        f"{_LAYER}.attention.self.key": (_WIDTH, _WIDTH),
+        f"{_LAYER}.attention.self.value": (_WIDTH, _WIDTH),
+        _DENSE: (_WIDTH, _WIDTH),
+        f"{_LAYER}.intermediate.dense": (16, _WIDTH),
+        f"{_LAYER}.output.dense": (_WIDTH, 16),
+        "bert.pooler.dense": (_WIDTH, _WIDTH),
+        "classifier": (3, _WIDTH),
     }
+    norms = ("bert.embeddings.LayerNorm", f"{_LAYER}.attention.output.LayerNorm", f"{_LAYER}.output.LayerNorm")
+    tables = {"word_embeddings": _WORDS, "position_embeddings": 32, "token_type_embeddings": 2}
+    shapes: dict[str, tuple[int, ...]] = {
+        f"bert.embeddings.{name}.weight": (rows, _WIDTH) for name, rows in tables.items()
+    }
+    for module, shape in linear.items():
+        shapes |= {f"{module}.weight": shape, f"{module}.bias": shape[:1]}
+    for module in norms:
+        shapes |= {f"{module}.weight": (_WIDTH,), f"{module}.bias": (_WIDTH,)}
     return {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -121,7 +133,7 @@ def _write_base(directory: Path, tensors: dict[str, Any]) -> None:
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(_CONFIG, indent=1))
     names, files = list(tensors), ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
-    parts = {files[0]: names[:4], files[1]: names[4:]}
+    parts = {files[0]: names[:6], files[1]: names[6:]}
     for file, part in parts.items():
         save_file({name: tensors[name] for name in part}, directory / file, metadata={"format": "pt"})
     weight_map = {name: file for file, part in parts.items() for name in part}
@@ -144,7 +156,7 @@ def _write_base(directory: Path, tensors: dict[str, Any]) -> None:
 
 
 def _write_adapter(directory: Path, base: Path, rng: np.random.Generator) -> None:
-    sizes = {_MODULES[0]: (4, 8, 8, 4.0), _MODULES[1]: (2, 8, 16, 4.0)}
+    sizes = {_QUERY: (4, 8, 8, 4.0), _DENSE: (2, 8, 8, 4.0)}
     modules = {
         path: LoraModule(
             path, "linear", rng.normal(0, 0.5, (rank, fan_in)).astype(np.float32),
@@ -152,7 +164,7 @@ def _write_adapter(directory: Path, base: Path, rng: np.random.Generator) -> Non
         )
         for path, (rank, fan_in, fan_out, scale) in sizes.items()
     }  # fmt: skip
-    head = {"classifier.weight": rng.normal(0, 0.5, (3, 16)), "classifier.bias": rng.normal(0, 0.5, 3)}
+    head = {"classifier.weight": rng.normal(0, 0.5, (3, _WIDTH)), "classifier.bias": rng.normal(0, 0.5, 3)}
     checkpoint = Checkpoint(base)
     metadata = {
         "rmlora": RMLoRAConfig().to_dict(), "task": "text-classification", "labels": list(_LABELS), "base_model": "base",
@@ -166,18 +178,16 @@ def _write_adapter(directory: Path, base: Path, rng: np.random.Generator) -> Non
 
 def _graph(tensors: dict[str, Any]) -> onnx.ModelProto:
     """Return the base as an ONNX model: look up words, two linear layers, sum over the words, classifier."""
-    turned = {
-        name: array.T.copy() if name.startswith("encoder") and array.ndim == 2 else array
-        for name, array in tensors.items()
-    }
+    linear = [f"{module}.{part}" for module in (_QUERY, _DENSE, "classifier") for part in ("weight", "bias")]
+    used = ["bert.embeddings.word_embeddings.weight", *linear]
+    turned = {name: tensors[name].T.copy() if name.startswith(_LAYER) else tensors[name] for name in used}
     turned |= {"last": np.array([-1]), "words": np.array([1])}
-    layer = "encoder.layer.0"
     nodes = [
-        helper.make_node("Gather", ["embeddings.word_embeddings.weight", "input_ids"], ["each"]),
-        helper.make_node("MatMul", ["each", f"{layer}.query.weight"], ["q"]),
-        helper.make_node("Add", ["q", f"{layer}.query.bias"], ["query"]),
-        helper.make_node("MatMul", ["query", f"{layer}.dense.weight"], ["d"]),
-        helper.make_node("Add", ["d", f"{layer}.dense.bias"], ["dense"]),
+        helper.make_node("Gather", ["bert.embeddings.word_embeddings.weight", "input_ids"], ["each"]),
+        helper.make_node("MatMul", ["each", f"{_QUERY}.weight"], ["q"]),
+        helper.make_node("Add", ["q", f"{_QUERY}.bias"], ["query"]),
+        helper.make_node("MatMul", ["query", f"{_DENSE}.weight"], ["d"]),
+        helper.make_node("Add", ["d", f"{_DENSE}.bias"], ["dense"]),
         helper.make_node("Cast", ["attention_mask"], ["seen"], to=TensorProto.FLOAT),
         helper.make_node("Unsqueeze", ["seen", "last"], ["column"]),
         helper.make_node("Mul", ["dense", "column"], ["counted"]),
