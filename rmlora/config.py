@@ -92,8 +92,8 @@ class RMLoRAConfig:
             raise ConfigError(
                 f"active_rank {self.active_rank} is larger than rank {self.rank}: lower --active-rank or raise --rank."
             )
-        if not self.alpha > 0:
-            raise ConfigError(f"alpha must be positive, not {self.alpha}: change --alpha.")
+        if not 0 < self.alpha < float("inf"):
+            raise ConfigError(f"alpha must be positive and finite, not {self.alpha}: change --alpha.")
         if not 0 <= self.orth_weight < float("inf"):
             raise ConfigError(f"orth_weight must be 0 or more, not {self.orth_weight}: change --orth-weight.")
         if not 0 <= self.dropout < 1:
@@ -107,7 +107,7 @@ class RMLoRAConfig:
         for pattern, rank in self.rank_pattern.items():
             _check_whole(f"rank_pattern['{pattern}']", rank, minimum=1)
         for pattern, alpha in self.alpha_pattern.items():
-            if not alpha > 0:
+            if not 0 < alpha < float("inf"):
                 raise ConfigError(f"alpha_pattern['{pattern}'] must be positive, not {alpha}.")
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
 
 __all__ = [
     "AdapterConfig",
@@ -92,8 +92,25 @@ def _numbered(value: Any) -> Any:
     return value
 
 
+_MOST_LAYERS, _MOST_EXPERTS = 512, 1024
+"""Far more than any published model has. A configuration with a billion would keep torch busy for days."""
+
+
+def _countable(value: Any, depth: int = 0) -> Any:
+    """Check that a configuration, those of its parts included, asks for no absurd number of layers or experts."""
+    if isinstance(value, dict) and depth < 4:
+        for key, item in value.items():
+            name, numbers = str(key).lower(), item if isinstance(item, list) else [item]
+            most = _MOST_LAYERS if name.endswith(("layers", "layer", "depth", "depths")) else None
+            most = _MOST_EXPERTS if name.endswith("experts") else most
+            if most and any(isinstance(number, (int, float)) and number > most for number in numbers):
+                raise ValueError(f"its '{name[:60]}' is more than {most}")
+            _countable(item, depth + 1)
+    return value
+
+
 class BaseConfig(_File):
-    """What is read of a base's ``config.json`` without transformers."""
+    """What is read of a base's ``config.json`` without transformers, and what would keep transformers busy for ever."""
 
     model_type: str | None = None
     architectures: list[str] | None = None
@@ -101,6 +118,12 @@ class BaseConfig(_File):
     tie_word_embeddings: bool | None = None
     vocab_size: _Count | None = None
     max_position_embeddings: int | None = None
+    num_labels: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_countable(cls, value: Any) -> Any:
+        return _countable(value)
 
 
 class CheckpointIndex(_File):

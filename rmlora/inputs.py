@@ -294,7 +294,9 @@ class ImageInputs(Inputs):
     def essence(self, processor: Any) -> Mapping[str, Any]:
         """Return the processor's settings."""
         settings = processor.to_dict()
-        return {key: item for key, item in settings.items() if key[0] != "_" and key != "image_processor_type"}
+        return {
+            key: item for key, item in settings.items() if not key.startswith("_") and key != "image_processor_type"
+        }
 
     def examples(self, inputs: Sequence[Any], labels: Sequence[int], processor: Any, max_length: int) -> Examples:
         """Return the images, decoded on access."""

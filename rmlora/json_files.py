@@ -155,10 +155,17 @@ def _first_fault(error: ValidationError | RecursionError) -> str:
         return "is nested too deeply"
     first = error.errors(include_url=False)[0]
     key = _short(".".join(str(part) for part in first["loc"]))
+    if not key:  # about several keys
+        return f"is damaged ({first['msg'].removeprefix('Value error, ')})"
     if first["type"] == "missing":
         return f"lacks '{key}'"
     given = _short(json.dumps(first["input"], default=str)) if not isinstance(first["input"], Mapping) else "an object"
-    return f"has a wrong '{key}' ({first['msg'][0].lower()}{first['msg'][1:]}, not {given})"
+    return f"has a wrong '{key}' ({_lower(first['msg'])}, not {given})"
+
+
+def _lower(message: str) -> str:
+    message = message.removeprefix("Value error, ").removeprefix("Input ")
+    return message[:1].lower() + message[1:]
 
 
 def _kind(value: Any) -> str:

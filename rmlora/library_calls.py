@@ -40,7 +40,10 @@ def library_call(refuse: Callable[[str], RMLoRAError]) -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the first line of a library's message, or the name of its class if it has none; both in limited length."""
+    """Return the first line of a library's message in limited length, or the name of its class if it has none.
+
+    A line that ends with a colon is continued with the next.
+    """
     if isinstance(error, MemoryError):
         return "it asks for more memory than there is"
     if isinstance(error, RecursionError):
@@ -48,5 +51,7 @@ def reason_of(error: BaseException) -> str:
     message = str(error).strip()
     if isinstance(error, KeyError):
         message = f"{message} is missing or unknown"
-    lines = (message or type(error).__name__).encode(errors="backslashreplace").decode().splitlines()
-    return lines[0][:_MAX_REASON].rstrip(".: ")
+    first, *others = (message or type(error).__name__).encode(errors="backslashreplace").decode().splitlines()
+    if first.rstrip().endswith(":") and others:
+        first = f"{first.rstrip()} {others[0].strip()}"
+    return first[:_MAX_REASON].rstrip(".: ")

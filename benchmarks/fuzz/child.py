@@ -17,7 +17,7 @@ import warnings
 from pathlib import Path
 from typing import Any, TextIO
 
-__all__ = ["draw", "main", "run_one", "where"]
+__all__ = ["draw", "main", "restore", "run_one", "where"]
 
 _ADDRESS_SPACE = 6 << 30
 """Bytes that a child may map beyond what it has when it starts: a bound for what is not touched and so not resident."""

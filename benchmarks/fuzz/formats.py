@@ -16,13 +16,22 @@ from google.protobuf.message import DecodeError, Message
 
 from benchmarks.fuzz.mutations import HOSTILE, any_of, change_bytes, change_json, change_value, numbers_in_bytes
 
-__all__ = ["change_image", "change_onnx", "change_safetensors", "replace_file"]
+__all__ = ["KINDS", "change_image", "change_onnx", "change_safetensors", "put_instead", "replace_file"]
+
+KINDS = ("missing", "empty", "directory", "pipe", "device", "link to itself", "link to nothing", "large")
+"""What may stand where a file is expected."""
 
 
 def replace_file(rng: random.Random, path: Path) -> str:
-    """Put something else where the file was: nothing, an empty file, a directory, a pipe, a device or a link."""
+    """Put something else where the file was, and return what."""
+    kind = rng.choice(KINDS)
+    put_instead(kind, path, rng)
+    return kind
+
+
+def put_instead(kind: str, path: Path, rng: random.Random) -> None:
+    """Put nothing, an empty file, a directory, a pipe, a device, a link or a huge file where the file was."""
     path.unlink()
-    kind = rng.choice(("missing", "empty", "directory", "pipe", "device", "link to itself", "link to nothing", "large"))
     if kind == "empty":
         path.touch()
     elif kind == "directory":
@@ -39,7 +48,6 @@ def replace_file(rng: random.Random, path: Path) -> str:
         with open(path, "wb") as file:  # a sparse file: it takes no room on the disk
             file.write(rng.choice((b"", b"{", b"\x08\x00\x00\x00TORT")))
             file.truncate(6 << 30)
-    return kind
 
 
 def _safetensors_header(rng: random.Random, content: bytes) -> bytes:

@@ -74,7 +74,7 @@ _DATA = ("data/data.csv", "data/data.tsv", "data/data.json", "data/data.jsonl")
 READERS: dict[str, FuzzedReader] = {
     reader.name: reader
     for reader in (
-        _reader("adapter-tensors", ["adapter/adapter_model.safetensors"], change_safetensors, reading.adapter, needs=["base", "bundle"]),
+        _reader("adapter-tensors", ["adapter/adapter_model.safetensors"], change_safetensors, reading.adapter_tensors, needs=["base", "bundle"]),
         _reader("adapter-config", ["adapter/adapter_config.json"], _JSON, reading.adapter, weight=14, needs=["base", "bundle"]),
         _reader("adapter-metadata", ["adapter/rmlora.json"], _JSON, reading.adapter, weight=14, needs=["base", "bundle"]),
         _reader("base-config", ["base/config.json"], _JSON, reading.base_config, needs=["adapter"]),

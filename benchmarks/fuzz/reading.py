@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from functools import cache
@@ -20,6 +21,7 @@ from rmlora.images import open_image
 from rmlora.package import load_package
 from rmlora.pooling import read_pooling, read_text_length
 from rmlora.spectrum import adapter_spectrum
+from rmlora.storage import sha256_file
 from rmlora.tasks import TASKS
 from rmlora.training.data import Columns, load_split
 from rmlora.training.resume import claim_run
@@ -69,6 +71,15 @@ def adapter(directory: Path, file: str, rng: random.Random) -> None:
         )  # fmt: skip
     if rng.random() < 0.05:
         _with_peft(directory)
+
+
+def adapter_tensors(directory: Path, file: str, rng: random.Random) -> None:
+    """The same for a package whose ``rmlora.json`` has the hash of the changed tensors."""
+    metadata, tensors = directory / "adapter/rmlora.json", directory / file
+    if tensors.is_file() and tensors.stat().st_size < 1 << 20:
+        value = json.loads(metadata.read_text())
+        metadata.write_text(json.dumps({**value, "tensors_sha256": sha256_file(tensors)}))
+    adapter(directory, file, rng)
 
 
 def _with_peft(directory: Path) -> None:

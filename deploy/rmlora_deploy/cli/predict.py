@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rmlora.errors import ConfigError, InputError
-from rmlora.readable import permissions_named
+from rmlora.json_files import read_text
 from rmlora_deploy.api import load
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.cli.console import json_option, make_console, print_json, remote_code_option, unique_names
@@ -201,13 +201,11 @@ def _converse(console: Console, answer: Callable[[Sequence[str]], None], names: 
 
 def _lines(file: Path) -> list[str]:
     """Return the lines of ``file`` that are not blank."""
-    try:
-        with permissions_named(file):
-            text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"Input file not found: {file} does not exist.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{file} cannot be read as UTF-8 text ({error}): give a file with one input per line."
-        ) from None
+    if str(file) != "-":
+        text = read_text(file, what="Input file")
+    else:
+        try:
+            text = sys.stdin.read()
+        except UnicodeDecodeError as error:
+            raise InputError(f"Standard input is not {error.encoding} text: give it as UTF-8.") from None
     return [line for line in text.splitlines() if line.strip()]

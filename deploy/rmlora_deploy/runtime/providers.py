@@ -102,7 +102,7 @@ def create_session(
 
     if options is None:
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # fatal: errors are raised, and the sentence says them
     if threads is not None:
         options.intra_op_num_threads = threads
     options.enable_mem_pattern = options.enable_mem_pattern and memory_pattern

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,13 @@ import onnx_ir as ir
 
 from rmlora.confine import confine
 from rmlora.errors import InputError, RMLoRAError
-from rmlora.library_calls import library_call
+from rmlora.library_calls import library_call, reason_of
 from rmlora.readable import is_readable_file
 from rmlora_converters.graph.files.check_graph import check_graph, tensors_of
 
 __all__ = ["INLINE_LIMIT", "external_tensors", "load_model", "save_model", "to_bytes"]
 
+_ADVICE = "export or download it again"
 _MAX_PROTOBUF = 1 << 31
 """Bytes of the largest message that protobuf can hold."""
 INLINE_LIMIT = 1 << 20
@@ -35,13 +38,26 @@ def load_model(path: Path) -> ir.Model:
         raise InputError(
             f"{path} has more than 2 GB, which no ONNX model has: larger ones keep weights in another file."
         )
-    with library_call(
-        lambda reason: InputError(f"{path} cannot be read as an ONNX model ({reason}): export or download it again.")
+    with (
+        library_call(lambda reason: InputError(f"{path} cannot be read as an ONNX model ({reason}): {_ADVICE}.")),
+        _quiet(),
     ):
         model = ir.load(path)
     check_graph(model, path)
     _check_external(model, path)
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence onnx_ir, which logs what is wrong with a graph and goes on; :func:`check_graph` refuses it."""
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _check_external(model: ir.Model, path: Path) -> None:
@@ -120,12 +136,13 @@ def save_model(model: ir.Model, path: Path, on_progress: Callable[[int, int], No
 
 def to_bytes(model: ir.Model) -> bytes:
     """Return ``model`` serialized. Weights in other files stay there, and the result names those files."""
-    return bytes(ir.to_proto(model).SerializeToString())
+    with library_call(lambda reason: InputError(f"The graph cannot be written ({reason}): {_ADVICE}.")):
+        return bytes(ir.to_proto(model).SerializeToString())
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return the error of rmlora or of the operating system that onnx_ir wrapped, or ``error`` if there is none."""
+    """Return the error of rmlora or of the operating system that onnx_ir wrapped, or one that says what onnx_ir said."""
     inner: BaseException | None = error
     while inner is not None and not isinstance(inner, (RMLoRAError, OSError)):
         inner = inner.__cause__ or inner.__context__
-    return inner or error
+    return inner or InputError(f"The graph cannot be written ({reason_of(error)}): {_ADVICE}.")
