@@ -47,6 +47,7 @@ class AdapterConfig(_File):
     layers_to_transform: int | list[int] | None = None
     init_lora_weights: bool | str | None = None
     bias: str | None = None
+    auto_mapping: dict[str, str | None] | None = None
 
 
 class _TrainingSettings(_File):

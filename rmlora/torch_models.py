@@ -186,6 +186,11 @@ def _apply_rank_masks(model: PeftModel, adapter: Adapter) -> None:
 
     layers = dict(model.get_base_model().named_modules())
     for path, module in adapter.modules.items():
+        if not hasattr(layers.get(path), "lora_A"):
+            raise AdapterError(
+                f"{adapter.source} stores an update of '{path}', but {CONFIG_FILE} does not list that module in "
+                "target_modules, so PEFT leaves it out: the two files are not of the same adapter."
+            )
         if module.rank_mask is None:
             continue
         layer = layers[module.peft_path or path]

@@ -81,7 +81,7 @@ def _safetensors_header(rng: random.Random, content: bytes) -> bytes:
             header[name], header[other] = header[other], header[name]
         encoded = json.dumps(header).encode()
     declared = rng.choice((len(encoded),) * 6 + (2**63, 2**40, 0, len(encoded) - 1, len(encoded) + 100))
-    return struct.pack("<Q", declared) + encoded + data
+    return struct.pack("<Q", max(0, declared)) + encoded + data
 
 
 def _safetensors_numbers(rng: random.Random, content: bytes) -> bytes:
@@ -219,7 +219,7 @@ def change_onnx(rng: random.Random, content: bytes) -> bytes:
     for mutate in rng.choices(kinds, (4, 3, 1, 2, 1), k=rng.choice((1, 1, 2))):
         try:
             content = mutate(rng, content)
-        except (DecodeError, ValueError):  # bytes were changed first, and it is no model any more
+        except (DecodeError, ValueError, IndexError):  # bytes were changed first, and it is no model any more
             continue
     return content
 

@@ -95,13 +95,14 @@ def _default(flag: click.Option, value: Any, where: str) -> Any:
         line = io.StringIO()
         csv.writer(line, lineterminator="").writerow([_scalar(item, where) for item in value])
         return line.getvalue()
-    return _scalar(value, where)
+    given = _scalar(value, where)
+    return given if flag.is_flag else str(given)  # click takes texts for all types, and other types for some
 
 
 def _scalar(value: Any, where: str) -> Any:
     if isinstance(value, dict | list | set):
         raise ConfigError(f"{where} a {type(value).__name__}: one value belongs there.")
-    if isinstance(value, bool | int | float):
+    if isinstance(value, bool):
         return value
     text = str(value)
     if "\0" in text:

@@ -27,7 +27,7 @@ def check_graph(model: ir.Model, path: Path) -> None:
     Raises:
         InputError: something is missing, contradicts itself, or is not as ONNX defines the operator.
     """
-    if _MAIN_DOMAIN not in model.opset_imports:
+    if not 0 < model.opset_imports.get(_MAIN_DOMAIN, 0) < 1000:
         raise InputError(f"{path} does not say which ONNX operator set it uses: {_ADVICE}.")
     if not model.graph.outputs:
         raise InputError(f"{path} has no outputs: {_ADVICE}.")

@@ -52,6 +52,14 @@ Array = Annotated[Any, AfterValidator(_check_array)]
 """What a long list of numbers comes as."""
 
 
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("has half of a surrogate pair") from None
+    return text
+
+
 class Tensor(BaseModel):
     """A tensor; ``data`` flat or nested, in row-major order."""
 
@@ -72,7 +80,7 @@ class RequestedOutput(BaseModel):
 class InferRequest(BaseModel):
     """What to compute."""
 
-    id: str | None = Field(None, description="Repeated in the response.")
+    id: Annotated[str, AfterValidator(_encodable)] | None = Field(None, description="Repeated in the response.")
     inputs: Annotated[list[Tensor], FIRST_ERROR] = Field(min_length=1, max_length=64)
     outputs: Annotated[list[RequestedOutput], FIRST_ERROR] | None = Field(None, max_length=64)
     parameters: dict[str, Any] = Field(
