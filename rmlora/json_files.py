@@ -23,7 +23,7 @@ from rmlora.readable import permissions_named
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
-__all__ = ["check_file", "check_values", "parse_json", "read_json", "read_text"]
+__all__ = ["check_file", "check_size", "check_values", "parse_json", "read_json", "read_text"]
 
 _Model = TypeVar("_Model", bound="BaseModel")
 
@@ -56,17 +56,22 @@ def check_file(path: Path, *, what: str) -> os.stat_result:
     return status
 
 
+def check_size(path: Path, *, what: str) -> None:
+    """Raise :class:`InputError`, as :func:`check_file`, if a file is larger than any text that is read into memory."""
+    size = check_file(path, what=what).st_size
+    if size > _MAX_BYTES:
+        raise InputError(
+            f"{what} {path} has {size:,} bytes; at most {_MAX_BYTES:,} are read: it is another kind of file."
+        )
+
+
 def read_text(path: Path, *, what: str) -> str:
     """Return the content of a UTF-8 file.
 
     Raises:
         InputError: as :func:`check_file`, or it is too large or not UTF-8.
     """
-    size = check_file(path, what=what).st_size
-    if size > _MAX_BYTES:
-        raise InputError(
-            f"{what} {path} has {size:,} bytes; at most {_MAX_BYTES:,} are read: it is another kind of file."
-        )
+    check_size(path, what=what)
     try:
         with permissions_named(path):
             return Path(path).read_bytes().decode()

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from rmlora.confine import confine
 from rmlora.errors import CheckpointError, is_installed, require
 from rmlora.file_models import ImageProcessorConfig, TokenizerConfig
-from rmlora.json_files import check_values
+from rmlora.json_files import check_size, check_values
 from rmlora.library_calls import library_call
 from rmlora.readable import check_readable, is_readable_file
 from rmlora.sample_data import draw_image
@@ -125,7 +125,11 @@ def _quiet_advice() -> None:
 
 def _load(directory: Path, kind: str, load: Callable[[], Any]) -> Any:
     # transformers calls a file that it may not read missing, or does without it.
-    check_readable(path for pattern in _FILES for path in directory.glob(pattern))
+    files = [path for pattern in _FILES for path in directory.glob(pattern)]
+    check_readable(files)
+    for path in files:
+        if path.is_file():
+            check_size(path, what="The file")
     _confine_named_files(directory)
     with library_call(lambda reason: CheckpointError(f"{directory} has no usable {kind} ({reason}): {_ADVICE}.")):
         try:

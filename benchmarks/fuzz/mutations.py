@@ -13,6 +13,7 @@ __all__ = [
     "any_of",
     "change_bytes",
     "change_json",
+    "change_small_file",
     "change_text",
     "change_value",
     "numbers_in_bytes",
@@ -146,6 +147,19 @@ def _random_spot(rng: random.Random, text: str) -> tuple[int, int]:
     start = rng.choice(starts)
     ends = [end for end in (text.find(mark, start) for mark in (", ", "}", "]")) if end > 0]
     return start, min(ends, default=len(text))
+
+
+def change_small_file(rng: random.Random, content: bytes) -> bytes:
+    """Change a small file of any kind: as JSON, or a line of it as JSON, where it is that, else as text."""
+    if rng.random() < 0.6:
+        try:
+            return change_json(rng, content)
+        except ValueError:
+            lines = content.splitlines()
+            at = rng.randrange(max(1, len(lines)))
+            if lines and lines[at][:1] == b"{":
+                return b"\n".join([*lines[:at], change_json(rng, lines[at]), *lines[at + 1 :]])
+    return change_text(rng, content)
 
 
 def change_value(rng: random.Random, value: Any) -> Any:

@@ -13,7 +13,15 @@ from pathlib import Path
 
 from benchmarks.fuzz import reading, served
 from benchmarks.fuzz.formats import change_image, change_onnx, change_safetensors, replace_file
-from benchmarks.fuzz.mutations import Mutation, any_of, change_bytes, change_json, change_text, numbers_in_bytes
+from benchmarks.fuzz.mutations import (
+    Mutation,
+    any_of,
+    change_bytes,
+    change_json,
+    change_small_file,
+    change_text,
+    numbers_in_bytes,
+)
 from benchmarks.fuzz.yaml_texts import change_yaml
 
 __all__ = ["READERS", "FuzzedReader", "change"]
@@ -38,7 +46,7 @@ class FuzzedReader:
     read: Callable[[Path, str, random.Random], None]
     """Reads the changed file in a directory like that of the seeds."""
     weight: int = 10
-    """Its share of the inputs."""
+    """Its share of the inputs: less for a reader that takes long."""
 
     def prepare(self, seeds: Path, directory: Path) -> None:
         """Copy the seeds that the reader needs."""
@@ -56,8 +64,8 @@ def change(reader: FuzzedReader, directory: Path, seeds: Path, rng: random.Rando
 
 
 def _reader(
-    name: str, files: Sequence[str], mutate: Mutation, read: Callable[[Path, str, random.Random], None], *,
-    weight: int = 10, needs: Sequence[str] = (),
+    name: str, weight: int, files: Sequence[str], mutate: Mutation, read: Callable[[Path, str, random.Random], None], *,
+    needs: Sequence[str] = (),
 ) -> FuzzedReader:  # fmt: skip
     folders = dict.fromkeys([*(file.partition("/")[0] for file in files), *needs])
     return FuzzedReader(name, tuple(folders), tuple(files), mutate, read, weight)
@@ -74,28 +82,28 @@ _DATA = ("data/data.csv", "data/data.tsv", "data/data.json", "data/data.jsonl")
 READERS: dict[str, FuzzedReader] = {
     reader.name: reader
     for reader in (
-        _reader("adapter-tensors", ["adapter/adapter_model.safetensors"], change_safetensors, reading.adapter_tensors, needs=["base", "bundle"]),
-        _reader("adapter-config", ["adapter/adapter_config.json"], _JSON, reading.adapter, weight=14, needs=["base", "bundle"]),
-        _reader("adapter-metadata", ["adapter/rmlora.json"], _JSON, reading.adapter, weight=14, needs=["base", "bundle"]),
-        _reader("base-config", ["base/config.json"], _JSON, reading.base_config, needs=["adapter"]),
-        _reader("base-index", ["base/model.safetensors.index.json"], _JSON, reading.base, needs=["adapter"]),
-        _reader("base-tensors", _SHARDS, change_safetensors, reading.base, needs=["adapter"]),
-        _reader("pooling", _POOLING, _JSON, reading.pooling, weight=4, needs=["adapter"]),
-        _reader("onnx-model", ["graph/model.onnx"], change_onnx, reading.graph, weight=14, needs=["adapter", "base"]),
-        _reader("onnx-branches", ["bundle/model.onnx"], change_onnx, reading.branches, weight=10),
-        _reader("onnx-weights", ["graph/external.onnx", "graph/model.onnx.data"], reading.change_external, reading.external,
+        _reader("adapter-tensors", 8, ["adapter/adapter_model.safetensors"], change_safetensors, reading.adapter_tensors, needs=["base", "bundle"]),
+        _reader("adapter-config", 10, ["adapter/adapter_config.json"], _JSON, reading.adapter, needs=["base", "bundle"]),
+        _reader("adapter-metadata", 8, ["adapter/rmlora.json"], _JSON, reading.adapter, needs=["base", "bundle"]),
+        _reader("base-config", 8, ["base/config.json"], _JSON, reading.base_config, needs=["adapter"]),
+        _reader("base-index", 6, ["base/model.safetensors.index.json"], _JSON, reading.base, needs=["adapter"]),
+        _reader("base-tensors", 6, _SHARDS, change_safetensors, reading.base, needs=["adapter"]),
+        _reader("pooling", 6, _POOLING, _JSON, reading.pooling, needs=["adapter"]),
+        _reader("onnx-model", 8, ["graph/model.onnx"], change_onnx, reading.graph, needs=["adapter", "base"]),
+        _reader("onnx-branches", 12, ["bundle/model.onnx"], change_onnx, reading.branches),
+        _reader("onnx-weights", 6, ["graph/external.onnx", "graph/model.onnx.data"], reading.change_external, reading.external,
                 needs=["adapter", "base"]),
-        _reader("onnx-adapter", ["bundle/adapters/one.onnx_adapter"], _ADAPTER, reading.onnx_adapter),
-        _reader("manifest", ["bundle/manifest.json"], _JSON, reading.bundle, weight=14),
-        _reader("reference", ["bundle/reference.safetensors"], change_safetensors, reading.reference),
-        _reader("tokenizer", _TOKENIZER, _JSON, reading.tokenizer, weight=14),
-        _reader("image-processor", ["images/preprocessor_config.json"], _JSON, reading.image_processor),
-        _reader("images", _IMAGES, change_image, reading.image, weight=14),
-        _reader("train-settings", ["settings/run.yaml"], change_yaml, reading.train_settings, weight=10),
-        _reader("data", _DATA, any_of((1, change_text), (1, change_bytes)), reading.data, weight=4),
-        _reader("small-files", ["others/texts.txt", "others/answers.json", "others/state.json", "others/run/settings.json"],
-                change_text, reading.small_file, weight=6),
-        _reader("requests", [f"requests/{route}.json" for route in served.ROUTES], served.change_request, served.send, weight=20,
+        _reader("onnx-adapter", 16, ["bundle/adapters/one.onnx_adapter"], _ADAPTER, reading.onnx_adapter),
+        _reader("manifest", 20, ["bundle/manifest.json"], _JSON, reading.bundle),
+        _reader("reference", 6, ["bundle/reference.safetensors"], change_safetensors, reading.reference),
+        _reader("tokenizer", 20, _TOKENIZER, _JSON, reading.tokenizer),
+        _reader("image-processor", 16, ["images/preprocessor_config.json"], _JSON, reading.image_processor),
+        _reader("images", 20, _IMAGES, change_image, reading.image),
+        _reader("train-settings", 12, ["settings/run.yaml"], change_yaml, reading.train_settings),
+        _reader("data", 14, _DATA, change_small_file, reading.data),
+        _reader("small-files", 12, ["others/texts.txt", "others/answers.json", "others/state.json", "others/run/settings.json"],
+                change_small_file, reading.small_file),
+        _reader("requests", 24, [f"requests/{route}.json" for route in served.ROUTES], served.change_request, served.send,
                 needs=["bundle", "vectors", "adapter"]),
     )
 }  # fmt: skip

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 
 from benchmarks.fuzz.formats import change_onnx
 from benchmarks.fuzz.mutations import change_bytes
+from rmlora import processors
 from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
 from rmlora.config import RMLoRAConfig
@@ -32,6 +35,7 @@ from rmlora_deploy.bundles.bundle import MODEL_FILE, Bundle
 from rmlora_deploy.bundles.convert_adapter import TryOut, convert_adapter
 from rmlora_deploy.bundles.manifest import read_manifest
 from rmlora_deploy.bundles.preprocess import Preprocessor
+from rmlora_deploy.bundles.processor import write_side_files
 from rmlora_deploy.cli.predict import _lines
 from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.exporter.pipeline import export_bundle
@@ -182,24 +186,51 @@ def _seed_session(model: Path) -> AdapterSession:
     return AdapterSession(model, threads=1)
 
 
+@contextmanager
+def _sometimes_without_transformers(rng: random.Random) -> Iterator[None]:
+    """Let the toolkit's own tokenizer or image processor read the files, as where transformers is not installed."""
+    installed = processors.is_installed
+    if rng.random() < 0.4:
+        processors.is_installed = lambda module: module != "transformers" and installed(module)
+    try:
+        yield
+    finally:
+        processors.is_installed = installed
+
+
 def tokenizer(directory: Path, file: str, rng: random.Random) -> None:
     """Load a tokenizer and tokenize with it."""
+    with _sometimes_without_transformers(rng):
+        _tokenize(directory, rng)
+
+
+def _tokenize(directory: Path, rng: random.Random) -> None:
     loaded = Preprocessor.open(
         directory / "base", TASK, max_length=rng.choice((None, 1, 16)), input_names=["input_ids", "attention_mask"]
     )
     TASK.inputs.length_limit(loaded.processor)
     TASK.inputs.essence(loaded.processor)
     loaded(TEXTS)
-    loaded.processor.save_pretrained(directory / "out")
+    if hasattr(loaded.processor, "save_pretrained"):
+        (directory / "out").mkdir()
+        write_side_files(directory / "out", directory / "base", {}, loaded.processor)
 
 
 def image_processor(directory: Path, file: str, rng: random.Random) -> None:
-    """Load an image processor and process an image with it."""
+    """Load an image processor and process images with it."""
+    with _sometimes_without_transformers(rng):
+        _process(directory)
+
+
+def _process(directory: Path) -> None:
     task = TASKS["image-classification"]
     loaded = Preprocessor.open(directory / "images", task, max_length=None, input_names=["pixel_values"])
-    task.inputs.essence(loaded.processor)
+    if hasattr(loaded.processor, "to_dict"):
+        task.inputs.essence(loaded.processor)
     loaded([directory / "images/image.png", directory / "images/image.bmp"])
-    loaded.processor.save_pretrained(directory / "out")
+    if hasattr(loaded.processor, "save_pretrained"):
+        (directory / "out").mkdir()
+        write_side_files(directory / "out", directory / "images", {}, loaded.processor)
 
 
 def image(directory: Path, file: str, rng: random.Random) -> None:

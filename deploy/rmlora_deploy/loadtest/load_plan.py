@@ -44,7 +44,7 @@ class Reference:
                 for model, rows in dict(value["answers"]).items()
             }
             made = cls([str(text) for text in value["texts"]], answers, float(value["tolerance"]))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise InputError(
                 f"{path} is not a file of reference answers: it needs 'texts', 'answers' and 'tolerance'."
             ) from None
