@@ -44,6 +44,8 @@ def reason_of(error: BaseException) -> str:
 
     A line that ends with a colon is continued with the next.
     """
+    while type(error).__name__ == "SerdeError" and error.__cause__ is not None:  # onnx_ir's, around what is meant
+        error = error.__cause__
     if isinstance(error, MemoryError):
         return "it asks for more memory than there is"
     if isinstance(error, RecursionError):

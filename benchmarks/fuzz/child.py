@@ -96,11 +96,13 @@ def main() -> None:
 
 
 def _read_seed(reader: Any, directory: Path, file: str) -> None:
+    from benchmarks.fuzz.reading import clean
     from rmlora.errors import CheckpointError
 
     for number in range(30):  # some readers do more for some inputs
         try:
             reader.read(directory, file, random.Random(number))
+            clean(directory)
         except CheckpointError:  # the base of the settings is missing, so that no training begins
             if reader.name != "train-settings":
                 raise
