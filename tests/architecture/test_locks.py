@@ -40,7 +40,8 @@ def test_the_lock_fulfils_what_the_project_asks_for(name: str) -> None:
 @pytest.mark.parametrize("name", LOCKS)
 def test_every_package_has_hashes_and_torch_is_left_to_the_machine(name: str) -> None:
     versions = locked(name)
-    assert len(versions) > 20 and "torch" not in versions
+    assert len(versions) > 20
+    assert not [package for package in versions if package == "torch" or package.startswith(("nvidia-", "cuda-"))]
     assert all(hashes for _, hashes in versions.values()), [key for key, (_, hashes) in versions.items() if not hashes]
 
 
@@ -55,4 +56,4 @@ def test_the_files_are_the_ones_the_makefile_writes() -> None:
     written = re.findall(r"-o requirements/([\w-]+)\.txt", (ROOT / "Makefile").read_text())
     assert sorted(written) == sorted(LOCKS)
     present = {path.stem for path in (ROOT / "requirements").glob("*.txt")}
-    assert present == {*LOCKS, "demo-assets"}
+    assert present == {*LOCKS, "demo-assets", "torch"}
