@@ -42,7 +42,7 @@ class AdapterConfig(_File):
     alpha_pattern: dict[str, _Number] | None = None
     target_modules: str | list[str] | None = None
     exclude_modules: str | list[str] | None = None
-    modules_to_save: list[str] | None = None
+    modules_to_save: str | list[str] | None = None
     layers_pattern: str | list[str] | None = None
     layers_to_transform: int | list[int] | None = None
     init_lora_weights: bool | str | None = None
@@ -102,7 +102,8 @@ def _countable(value: Any, depth: int = 0) -> Any:
     if isinstance(value, dict) and depth < 4:
         for key, item in value.items():
             name, numbers = str(key).lower(), item if isinstance(item, list) else [item]
-            most = _MOST_LAYERS if name.endswith(("layers", "layer", "depth", "depths")) else None
+            counts_layers = name.endswith(("layers", "layer", "depth", "depths")) and "per_layer" not in name
+            most = _MOST_LAYERS if counts_layers else None
             most = _MOST_EXPERTS if name.endswith("experts") else most
             if most and any(isinstance(number, (int, float)) and number > most for number in numbers):
                 raise ValueError(f"its '{name[:60]}' is more than {most}")
@@ -117,8 +118,8 @@ class BaseConfig(_File):
     architectures: list[str] | None = None
     id2label: Annotated[dict[str, Any] | None, BeforeValidator(_numbered)] = None
     tie_word_embeddings: bool | None = None
-    vocab_size: _Count | None = None
-    max_position_embeddings: int | None = None
+    problem_type: str | None = None
+    vocab_size: int | list[int] | None = None
     num_labels: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
 
     @model_validator(mode="before")

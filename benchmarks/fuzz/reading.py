@@ -31,6 +31,7 @@ from rmlora.training.resume import claim_run
 from rmlora_converters.checkpoint_merge import merge_checkpoint
 from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter
 from rmlora_converters.graph.passes.merge_weights import merge_graph
+from rmlora_deploy.bench.bench_inputs import random_inputs
 from rmlora_deploy.bundles.bundle import MODEL_FILE, Bundle
 from rmlora_deploy.bundles.convert_adapter import TryOut, convert_adapter
 from rmlora_deploy.bundles.manifest import read_manifest
@@ -170,6 +171,15 @@ def bundle(directory: Path, file: str, rng: random.Random) -> None:
     chosen: Any = next(iter(opened.adapters), None)
     with_answers = open_bundle(directory / "bundle", threads=1)
     (with_answers.embed if hasattr(with_answers, "embed") else with_answers.predict)(TEXTS, chosen)
+
+
+def bundle_config(directory: Path, file: str, rng: random.Random) -> None:
+    """What adapter add, predict and bench do with a bundle's copy of the base's configuration."""
+    opened = Bundle.open(directory / "bundle", check_files=False)
+    for task in TASKS.values():
+        task.outputs.labels_in(opened.base_config)
+    random_inputs(opened, 2, 4, 0)
+    opened.preprocessor()(TEXTS)
 
 
 def reference(directory: Path, file: str, rng: random.Random) -> None:

@@ -146,7 +146,13 @@ def test_keys_of_other_versions_stay() -> None:
     }
     assert check_values(AdapterConfig, values, where="", advice="").model_dump()["use_new_method"] == {"a": [1]}
     check_values(PackageMetadata, {"labels": [0, 1, "spam"], "training": None}, where="", advice="")
-    check_values(BaseConfig, {"id2label": {"0": "a", "1": 7}, "num_hidden_layers": 126}, where="", advice="")
+    values = {
+        "id2label": {"0": "a", "1": 7},
+        "num_hidden_layers": 126,
+        "ffn_size_per_layer": 9000,
+        "vision_feature_layer": -2,
+    }
+    check_values(BaseConfig, values, where="", advice="")
 
 
 def test_texts_are_utf_8(file: Path) -> None:

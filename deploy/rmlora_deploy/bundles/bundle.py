@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rmlora.confine import confine, confine_files
 from rmlora.errors import ConfigError, InputError, some_of
+from rmlora.file_models import BaseConfig
+from rmlora.json_files import check_values
 from rmlora.pooling import Pooling
 from rmlora.readable import is_readable_directory, is_readable_file
 from rmlora.scoring import Scoring
@@ -183,9 +185,10 @@ class Bundle:
     def base_config(self) -> Mapping[str, Any]:
         """The model's ``config.json``: with branches, the base's; empty if there is none."""
         file = self.path / "config.json"
-        config = read_json(file, what="Model configuration") if file.is_file() else {}
-        if not isinstance(config, dict):
-            raise InputError(f"{file} does not hold a JSON object: the bundle is damaged, export again.")
+        if not is_readable_file(file):
+            return {}
+        config: dict[str, Any] = read_json(file, what="Model configuration", finite=False)
+        check_values(BaseConfig, config, where=f"Model configuration {file}", advice="export the bundle again")
         return config
 
     def scoring(self, adapter: str | None = None) -> Scoring | None:

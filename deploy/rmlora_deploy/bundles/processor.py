@@ -69,7 +69,8 @@ def _record_sides(settings: Path, processor: Any) -> None:
     """Write what transformers leaves to the class of a tokenizer into its settings, for readers without transformers."""
     if settings.is_file():
         sides = {name: getattr(processor, name) for name in ("padding_side", "truncation_side")}
-        write_json(settings, {**read_json(settings, what="Tokenizer configuration"), **sides})
+        given = read_json(settings, what="Tokenizer configuration", finite=False)
+        write_json(settings, {**given, **sides}, allow_nan=True)
 
 
 def max_length(adapters: Sequence[Adapter], processor: Any, task: Task, base: Path | None = None) -> int | None:

@@ -31,9 +31,10 @@ def check_graph(model: ir.Model, path: Path) -> None:
         raise InputError(f"{path} does not say which ONNX operator set it uses: {_ADVICE}.")
     if not model.graph.outputs:
         raise InputError(f"{path} has no outputs: {_ADVICE}.")
-    names = [value.name for value in (*model.graph.inputs, *model.graph.outputs)]
-    if not all(names) or len(set(names)) < len(names):
-        raise InputError(f"{path} has inputs or outputs without a name of their own: {_ADVICE}.")
+    for values in (model.graph.inputs, model.graph.outputs):  # an output may have an input's name: it passes it on
+        names = [value.name for value in values]
+        if not all(names) or len(set(names)) < len(names):
+            raise InputError(f"{path} has inputs or outputs without a name of their own: {_ADVICE}.")
     for tensor in tensors_of(model):
         _check_content(tensor, path)
     opset = model.opset_imports[_MAIN_DOMAIN]
