@@ -148,7 +148,7 @@ def check_values(
     from pydantic import ValidationError  # here, because most commands' --help needs this module and not pydantic
 
     if not isinstance(value, dict):
-        raise error(f"{where} holds {_kind(value)} where a JSON object is expected: {advice}.")
+        raise error(f"{where} does not hold a JSON object, but {_kind(value)}: {advice}.")
     try:
         return model.model_validate(value)
     except (ValidationError, RecursionError) as caught:

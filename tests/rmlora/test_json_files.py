@@ -95,8 +95,8 @@ class _Model(BaseModel):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ([], "holds a list where a JSON object is expected"),
-        (None, "holds null where"),
+        ([], "does not hold a JSON object, but a list"),
+        (None, "does not hold a JSON object, but null"),
         ({}, "lacks 'a'"),
         ({"a": "1"}, "has a wrong 'a' (should be a valid integer, not \"1\")"),
         ({"a": 1, "b": {"x": [True, 2]}}, "has a wrong 'b.x.1'"),

@@ -78,7 +78,8 @@ def _check_external(model: ir.Model, path: Path) -> None:
                 _try_external(tensor, path, file)
         if (tensor.offset or 0) + tensor.nbytes > sizes[name]:
             raise InputError(
-                f"{path} keeps the weight '{tensor.name}' beyond the end of {name}: the file is truncated, get it again."
+                f"{path} keeps its weights in {name}, which cannot be read to the end of '{tensor.name}': it is truncated, get "
+                "it again."
             )
 
 
