@@ -114,7 +114,7 @@ def write_reference(path: Path, texts: list[str], logits: dict[str, list[np.ndar
     """Write the expected answers in the format of ``loadtest --reference``."""
     answers = {}
     for name, rows in logits.items():
-        predictions = [dict(to_prediction(row, LABELS, bundle).ranking) for row in rows]
+        predictions = [dict(to_prediction(row, LABELS, bundle, None).ranking) for row in rows]
         answers[name] = [[shares[label] for label in LABELS] for shares in predictions]
     write_json(path, {"texts": texts, "answers": answers, "tolerance": TOLERANCE})
 

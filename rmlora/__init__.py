@@ -22,7 +22,7 @@ Adapters on disk and in memory (numpy only):
 ``RMLoRAError``          base class of every error raised on purpose, see :mod:`rmlora.errors`
 ======================== ========================================================================================
 
-Names that need torch or transformers are imported on first use, so ``import rmlora`` works without them.
+Every name is imported on first use, so ``import rmlora`` is fast and works without torch and transformers.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rmlora._version import __version__
-from rmlora.adapter import Adapter, LoraModule
-from rmlora.config import RMLoRAConfig
-from rmlora.errors import RMLoRAError
 from rmlora.lazy_exports import lazy_exports
-from rmlora.package import load_package, save_package
-from rmlora.spectrum import AdapterSpectrum, Spectrum, adapter_spectrum, module_spectrum
 
 if TYPE_CHECKING:
+    from rmlora.adapter import Adapter, LoraModule
     from rmlora.callback import RMLoRACallback
+    from rmlora.config import RMLoRAConfig
+    from rmlora.errors import RMLoRAError
     from rmlora.factors import find_factors
+    from rmlora.package import load_package, save_package
+    from rmlora.spectrum import AdapterSpectrum, Spectrum, adapter_spectrum, module_spectrum
     from rmlora.steps import mask_gradients, regularize_gradients
 
 __all__ = [
@@ -60,11 +60,26 @@ __all__ = [
     "save_package",
 ]
 
-_LAZY = {
+_HOMES = {
+    "Adapter": "rmlora.adapter",
+    "AdapterSpectrum": "rmlora.spectrum",
+    "LoraModule": "rmlora.adapter",
     "RMLoRACallback": "rmlora.callback",
+    "RMLoRAConfig": "rmlora.config",
+    "RMLoRAError": "rmlora.errors",
+    "Spectrum": "rmlora.spectrum",
+    "adapter_spectrum": "rmlora.spectrum",
     "find_factors": "rmlora.factors",
+    "load_package": "rmlora.package",
     "mask_gradients": "rmlora.steps",
+    "module_spectrum": "rmlora.spectrum",
     "regularize_gradients": "rmlora.steps",
+    "save_package": "rmlora.package",
 }
+"""Name → module that it is imported from on first use."""
 
-__getattr__ = lazy_exports(__name__, _LAZY)
+__getattr__ = lazy_exports(__name__, _HOMES)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,6 +11,7 @@
     ├── ParityError                        6   outputs that differ from PyTorch by more than the tolerance
     ├── TrainingError                      7   training that diverged or did not apply RM-LoRA
     └── OutputError                        8   a result that could not be written
+        └── ReadOnlyError                  8   a place that may not be written to
 
 A message is one or two sentences that say what is wrong, where, and what to do; users see it unchanged. The command
 line maps the class to its exit code; nothing else depends on the numbers.
@@ -35,6 +36,7 @@ __all__ = [
     "ParityError",
     "ProviderError",
     "RMLoRAError",
+    "ReadOnlyError",
     "TrainingError",
     "install_command",
     "is_installed",
@@ -109,6 +111,10 @@ class OutputError(RMLoRAError):
 
 class Interrupted(KeyboardInterrupt):
     """The user interrupted a run; the message says how to continue it. Not an :class:`RMLoRAError`: nothing is wrong."""
+
+
+class ReadOnlyError(OutputError):
+    """A place may not be written to: its permissions forbid it, or its file system is read-only."""
 
 
 def is_installed(module: str) -> bool:

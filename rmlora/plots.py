@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "check_plot_path", "clean_axes", "save_figure"]
+__all__ = ["COLORS", "add_notes", "check_plot_path", "clean_axes", "save_figure"]
 
 COLORS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2")
 """Colors of the first, second, … thing compared; they differ in lightness too."""
@@ -41,7 +43,19 @@ def clean_axes(axes: Axes, *, grid: str) -> None:
     axes.set_axisbelow(True)
 
 
+def add_notes(figure: Figure, notes: Sequence[str]) -> None:
+    """Write sentences, such as warnings, below the axes of a figure: a picture is passed on without its console."""
+    width = int(11.5 * figure.get_figwidth())  # characters of this size that fit
+    lines = [line for note in notes for line in textwrap.wrap(note, width)]
+    if lines:
+        figure.text(0.01, -0.015, "\n".join(lines), fontsize=9, color="#b45309", ha="left", va="top")
+
+
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure to ``path``, atomically, in the format of its suffix."""
+    """Write a figure to ``path``, atomically, in the format of its suffix.
+
+    The picture is as large as what is drawn, so no title, label or note is cut off.
+    """
     with atomic_file(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.removeprefix(".").lower(), dpi=150)
+        kind = path.suffix.removeprefix(".").lower()
+        figure.savefig(temporary, format=kind, dpi=150, bbox_inches="tight", pad_inches=0.12)

@@ -36,6 +36,7 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
     Raises:
         CheckpointError: there is no usable one.
     """
+    _check_files(directory)
     if not is_installed("transformers"):
         require("tokenizers", "predict")
     _check(directory, _TOKENIZER_CONFIG, TokenizerConfig)
@@ -69,6 +70,7 @@ def load_image_processor(directory: Path, *, trust_remote_code: bool = False) ->
         CheckpointError: there is no usable one.
     """
     require("PIL", "predict")
+    _check_files(directory)
     _check(directory, _IMAGE_CONFIG, ImageProcessorConfig)
     return _load(directory, "image processor", lambda: _image_processor(directory, trust_remote_code=trust_remote_code))
 
@@ -124,13 +126,6 @@ def _quiet_advice() -> None:
 
 
 def _load(directory: Path, kind: str, load: Callable[[], Any]) -> Any:
-    # transformers calls a file that it may not read missing, or does without it.
-    files = [path for pattern in _FILES for path in directory.glob(pattern)]
-    check_readable(files)
-    for path in files:
-        if path.is_file():
-            check_size(path, what="The file")
-    _confine_named_files(directory)
     with library_call(lambda reason: CheckpointError(f"{directory} has no usable {kind} ({reason}): {_ADVICE}.")):
         try:
             return load()
@@ -139,12 +134,18 @@ def _load(directory: Path, kind: str, load: Callable[[], Any]) -> Any:
             raise
 
 
-def _confine_named_files(directory: Path) -> None:
-    """Raise :class:`InputError` if the tokenizer's configuration names a file outside ``directory``.
+def _check_files(directory: Path) -> None:
+    """Raise :class:`InputError` if a file may not be read, or the tokenizer's configuration names a file outside ``directory``.
 
     Transformers opens what ``fast_tokenizer_files`` lists, and some versions open what keys such as ``vocab_file`` name.
     Published configurations often hold such paths of the machine they were made on. If nothing is there, they are harmless.
     """
+    # Transformers calls a file that it may not read missing, or does without it.
+    files = [path for pattern in _FILES for path in directory.glob(pattern)]
+    check_readable(files)
+    for path in files:
+        if path.is_file():
+            check_size(path, what="The file")
     file = directory / _TOKENIZER_CONFIG
     config = read_json(file, what="Tokenizer configuration", finite=False) if is_readable_file(file) else {}
     if not isinstance(config, dict):

@@ -15,6 +15,7 @@ anything but regression    1       sigmoid  a score between 0 and 1 (rerankers) 
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, cast, get_args
@@ -40,6 +41,8 @@ class Scoring(ABC):
     """True if the results are probabilities of labels."""
     has_choice: ClassVar[bool]
     """True if the largest score decides something, so that two outputs can agree on it."""
+    takes_lists: ClassVar[bool] = False
+    """True if a cell of the label column may hold a list."""
     metric: ClassVar[str]
     """Name of the metric; larger is better."""
 
@@ -94,6 +97,7 @@ class SeveralLabels(Scoring):
     function = "sigmoid"
     is_probability = True
     has_choice = True
+    takes_lists = True
     metric = "micro F1"
 
     def apply(self, logits: npt.NDArray[Any]) -> FloatArray:
@@ -101,8 +105,8 @@ class SeveralLabels(Scoring):
         return _sigmoid(logits)
 
     def target(self, cell: str, labels: Sequence[str], *, where: str) -> FloatArray:
-        """Return 1 at every label in the cell: one name, or several with commas, semicolons or bars between them."""
-        return _marked([cell] if cell in labels else _names(cell), labels, where)
+        """Return 1 at every label in the cell: one name, several with commas, semicolons or bars between, or a JSON list."""
+        return _marked([cell] if cell in labels else _listed(cell, labels), labels, where)
 
     def measure(self, logits: FloatArray, targets: FloatArray) -> float:
         """Return F1 over all labels of all rows; a label is chosen if its probability is at least one half."""
@@ -117,6 +121,7 @@ class Numbers(Scoring):
     function: ClassVar[FunctionToApply] = "none"
     is_probability = False
     has_choice = False
+    takes_lists = True
     metric = "Pearson correlation"
 
     def apply(self, logits: npt.NDArray[Any]) -> FloatArray:
@@ -126,7 +131,7 @@ class Numbers(Scoring):
     def target(self, cell: str, labels: Sequence[str], *, where: str) -> FloatArray:
         """Return the number in the cell, or the numbers with commas or semicolons between them."""
         try:
-            values = np.array([float(part) for part in _names(cell)])
+            values = np.array([float(part) for part in _listed(cell, ())])
         except ValueError:
             raise InputError(f"{where} has the label '{cell}', but the model gives numbers: write a number.") from None
         if len(values) != len(labels) or not np.isfinite(values).all():
@@ -187,6 +192,18 @@ def _sigmoid(logits: npt.NDArray[Any]) -> FloatArray:
     values = np.asarray(logits, np.float64)
     small = np.exp(-np.abs(values))  # never overflows
     return np.where(values >= 0, 1.0, small) / (1.0 + small)
+
+
+def _listed(cell: str, labels: Sequence[str]) -> list[str]:
+    """Return the items of a cell; an item of a JSON list that is the number of a label becomes its name."""
+    try:
+        items = json.loads(cell)
+    except (ValueError, RecursionError):
+        items = None
+    if not isinstance(items, list):
+        return _names(cell)
+    numbered = {str(number): label for number, label in enumerate(labels)}
+    return [str(item) if str(item) in labels else numbered.get(str(item), str(item)) for item in items]
 
 
 def _names(cell: str) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from rmlora.errors import OutputError, RMLoRAError
+from rmlora.errors import OutputError, ReadOnlyError, RMLoRAError
 from rmlora.exchange import exchange
 from rmlora.json_files import read_json
 from rmlora.readable import permissions_named
@@ -123,7 +123,7 @@ def check_writable(target: Path) -> None:
     if not target.parent.is_dir():
         raise OutputError(f"{target} cannot be written: {target.parent} is not a directory; create it first.")
     if not os.access(target.parent, os.W_OK):
-        raise OutputError(f"{target} cannot be written: choose a directory you may write to.")
+        raise ReadOnlyError(f"{target} cannot be written: choose a directory you may write to.")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
@@ -218,7 +218,8 @@ def _os_errors(target: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _disk_full(target) from error
         if error.errno in _REFUSED and _concerns(error, target):
-            raise OutputError(
+            kind = ReadOnlyError if error.errno in _READ_ONLY else OutputError
+            raise kind(
                 f"{target} cannot be written ({error.strerror}): choose a directory you may write to."
             ) from error
         raise
@@ -229,7 +230,8 @@ def _os_errors(target: Path) -> Iterator[None]:
         raise
 
 
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+_REFUSED = (*_READ_ONLY, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 def _concerns(error: OSError, target: Path) -> bool:

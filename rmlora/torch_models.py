@@ -74,7 +74,7 @@ def load_task_model(
     import torch
     import transformers
 
-    auto = getattr(transformers, task.auto_class)
+    auto = getattr(transformers, _auto_class(base, task))
     options = {
         # never unset: transformers would ask on the terminal, and run code of the base on a "y"
         "trust_remote_code": trust_remote_code,
@@ -97,6 +97,17 @@ def load_task_model(
     new_tensors = {str(name) for name in info.get("missing_keys", ())} | mismatched
     task.inputs.prepare_model(model)
     return TaskModel(model, tuple(sorted({name.rpartition(".")[0] for name in new_tensors})))
+
+
+def _auto_class(base: Path, task: Task) -> str:
+    """Return the Auto class that builds the model: of a model with encoder and decoder, only the encoder makes vectors."""
+    config = Checkpoint(base).config
+    if task.auto_class == "AutoModel" and config.get("is_encoder_decoder"):
+        from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
+
+        if config.get("model_type") in MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES:
+            return "AutoModelForTextEncoding"
+    return task.auto_class
 
 
 def load_adapted(

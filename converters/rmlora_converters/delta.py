@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from rmlora.adapter import LoraModule
 from rmlora.errors import AdapterError
+from rmlora.wording import counted
 
 __all__ = ["delta_rows", "stores_transposed"]
 
@@ -45,7 +46,7 @@ def stores_transposed(module: LoraModule, shape: tuple[int, ...]) -> bool:
         transposed = module.fan_in_fan_out if fan_in == fan_out else shape == (fan_in, fan_out)
     if not fits:
         raise AdapterError(
-            f"The adapter's update of '{module.path}' has {fan_in} inputs and {fan_out} outputs, but the base's weight "
+            f"The adapter's update of '{module.path}' has {counted(fan_in, 'input')} and {counted(fan_out, 'output')}, but the base's weight "
             f"has shape {list(shape)}: this is not the base the adapter was made for."
         )
     return transposed

@@ -14,6 +14,7 @@ import numpy as np
 from rmlora.adapter import Adapter, LoraModule
 from rmlora.errors import AdapterError, ConfigError
 from rmlora.fingerprint import differing_weight
+from rmlora.wording import counted
 from rmlora_converters.rebuild import with_factors, with_modules
 
 __all__ = ["mix_adapters"]
@@ -42,7 +43,8 @@ def mix_adapters(
     """
     if len(weights) != len(adapters):
         raise ConfigError(
-            f"{len(adapters)} adapters need {len(adapters)} weights, not {len(weights)}: change --weights."
+            f"{counted(len(adapters), 'adapter')} {'needs' if len(adapters) == 1 else 'need'} "
+            f"{counted(len(adapters), 'weight')}, not {len(weights)}: change --weights."
         )
     if not all(np.isfinite(weights)):
         raise ConfigError("A weight is not a finite number: change --weights.")

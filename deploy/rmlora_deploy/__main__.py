@@ -1,9 +1,22 @@
-"""Run the command line as a module: ``python -m rmlora_deploy`` is ``rmlora-deploy``.
+"""Run the command line: ``python -m rmlora_deploy`` is ``rmlora-deploy``.
 
 Python then searches the working directory for modules first; ``python -P -m rmlora_deploy`` does not.
 """
 
-from rmlora_deploy.cli import main
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C during its imports is one line too."""
+    try:
+        from rmlora_deploy.cli import main as run
+    except KeyboardInterrupt:
+        sys.stderr.write("\nError: Interrupted: give the same command again.\n")
+        sys.exit(130)
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -12,7 +12,6 @@ Errors are subclasses of :class:`rmlora.RMLoRAError`; their text is the sentence
 from __future__ import annotations
 
 import dataclasses
-import errno
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
 from rmlora.config import RMLoRAConfig
-from rmlora.errors import ConfigError, OutputError
+from rmlora.errors import ConfigError, ReadOnlyError
 from rmlora.package import load_package
 from rmlora.training.data import Columns
 from rmlora.training.settings import TrainSettings
@@ -284,10 +283,7 @@ def _record(
     """Record a report; a bundle that may not be written to stays as it is."""
     try:
         record_verification(bundle, report, expected)
-    except (OutputError, OSError) as error:
-        cause = error if isinstance(error, OSError) else error.__cause__
-        if not isinstance(cause, OSError) or cause.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
+    except ReadOnlyError:
         if on_unrecorded is not None:
             on_unrecorded(f"{bundle.path} may not be written to: the report was not recorded in it.")
 

@@ -11,20 +11,22 @@ from rmlora.training.settings import TrainSettings
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-__all__ = ["training_arguments"]
+__all__ = ["check_precision", "training_arguments"]
 
 
-def training_arguments(settings: TrainSettings) -> TrainingArguments:
-    """Return the trainer's arguments; building them joins the process group of torchrun or accelerate.
-
-    Raises:
-        ConfigError: fp16 without a GPU.
-    """
+def check_precision(settings: TrainSettings) -> None:
+    """Raise :class:`ConfigError` if this machine cannot train in the chosen precision."""
     import torch
-    from transformers import TrainingArguments
 
     if settings.precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError("precision fp16 needs a GPU, and torch sees none: use --precision fp32 or bf16.")
+
+
+def training_arguments(settings: TrainSettings) -> TrainingArguments:
+    """Return the trainer's arguments; building them joins the process group of torchrun or accelerate."""
+    import torch
+    from transformers import TrainingArguments
+
     cadence: dict[str, Any] = {"save_strategy": "epoch"}
     if settings.save_steps:
         cadence = {"save_strategy": "steps", "save_steps": settings.save_steps, "eval_steps": settings.save_steps}

@@ -123,7 +123,9 @@ def load_splits(
     return Splits(order, rows, held_out, tested, tuple(dict.fromkeys(notes)))
 
 
-def load_split(task: Task, source: str, columns: Columns, *, reading: Reading | None = None) -> LabeledData:
+def load_split(
+    task: Task, source: str, columns: Columns, *, reading: Reading | None = None, several: bool = False
+) -> LabeledData:
     """Load one file, image folder or hub dataset (``name`` or ``name:split``).
 
     Args:
@@ -131,6 +133,7 @@ def load_split(task: Task, source: str, columns: Columns, *, reading: Reading | 
         source: where the data is.
         columns: names of the columns.
         reading: how the user wants the file read; None if the caller offers no choice.
+        several: a row may have a list of labels, which becomes JSON.
 
     Raises:
         InputError: it does not exist, cannot be parsed, is empty, lacks the columns, or has empty cells.
@@ -147,8 +150,9 @@ def load_split(task: Task, source: str, columns: Columns, *, reading: Reading | 
     declared = table.class_names.get(label_column)
     inputs = table.columns[input_column]
     labels = label_names(
-        table.columns[label_column], declared, source=source, numbers=table.numbers(rows), unit=table.unit
-    )
+        table.columns[label_column], declared, source=source, numbers=table.numbers(rows), unit=table.unit,
+        several=several,
+    )  # fmt: skip
     empty = {
         input_column: [row for row in rows if task.inputs.is_empty(inputs[row])],
         label_column: [row for row in rows if labels[row] is None],

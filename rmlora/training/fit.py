@@ -12,6 +12,7 @@ from rich.console import Console
 
 from rmlora.config import RMLoRAConfig
 from rmlora.errors import TrainingError
+from rmlora.progress_display import ProgressDisplay
 from rmlora.torch_models import quiet_transformers
 from rmlora.training.class_report import ClassReport, report_classes
 from rmlora.training.settings import TrainSettings
@@ -70,21 +71,22 @@ def fit(
         TrainingError: the run diverged, or RM-LoRA had no effect.
     """
     from rmlora.training.checkpoint_permissions import CheckpointPermissions
-    from rmlora.training.progress import RichProgress
+    from rmlora.training.progress import TrainingProgress
 
     trainer = _build_trainer(settings, arguments, config, model, examples)
-    progress = RichProgress(console)
+    progress = TrainingProgress(console)
     if trainer.is_world_process_zero():
         for callback in (_tensorboard(settings, checkpoint), progress, CheckpointPermissions(), *callbacks):
             trainer.add_callback(callback)
     try:
         with quiet_transformers():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            outputs = {
-                name: trainer.predict(examples[name], metric_key_prefix=name)
-                for name in ("validation", "test")
-                if name in examples
-            }
+            with ProgressDisplay(console, "evaluating"):
+                outputs = {
+                    name: trainer.predict(examples[name], metric_key_prefix=name)
+                    for name in ("validation", "test")
+                    if name in examples
+                }
     finally:
         progress.close()
     return Fitted(

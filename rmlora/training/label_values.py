@@ -17,8 +17,9 @@ _WHOLE = re.compile(r"-?\d{1,18}")
 
 
 def label_names(
-    values: Sequence[Any], declared: Sequence[str] | None, *, source: str, numbers: Sequence[int], unit: str
-) -> list[str | None]:
+    values: Sequence[Any], declared: Sequence[str] | None, *, source: str, numbers: Sequence[int], unit: str,
+    several: bool = False,
+) -> list[str | None]:  # fmt: skip
     """Return the label of every row as text; None if a cell is empty.
 
     Whole numbers stored as floats are written as whole numbers: tools write ``1.0`` where a column has empty cells.
@@ -29,10 +30,13 @@ def label_names(
         source: of the data, for error messages.
         numbers: line or row of each cell.
         unit: what ``numbers`` counts.
+        several: a cell may hold a list of labels, which becomes JSON; an empty list is a row without labels.
 
     Raises:
-        InputError: a cell holds several labels.
+        InputError: a cell holds several labels, and ``several`` is not set.
     """
+    if several:
+        return [_several(value, declared) for value in values]
     for number, value in zip(numbers, values, strict=True):
         if isinstance(value, (list, tuple, dict)) or (isinstance(value, str) and _is_list(value)):
             raise InputError(
@@ -126,6 +130,12 @@ def _name(value: Any) -> str | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value).strip() or None
+
+
+def _several(value: Any, declared: Sequence[str] | None) -> str | None:
+    if not isinstance(value, (list, tuple)):
+        return declared[value] if declared is not None and isinstance(value, int) else _name(value)
+    return json.dumps([declared[item] if declared is not None else _name(item) for item in value])
 
 
 def _is_whole(name: str) -> bool:

@@ -16,6 +16,7 @@ from rmlora.package import load_package
 from rmlora.stored_weights import recorded_weight_map, stored_weights
 from rmlora.tasks import Task
 from rmlora.training.trained_package import save_adapter_files
+from rmlora.wording import counted
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -115,5 +116,5 @@ def _explain(error: Exception, task: Task, split: str, batch: Mapping[str, Any])
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     if "input_ids" in batch:
         tokens = int(batch["input_ids"].shape[-1])
-        return f"The base cannot process the longest text of the {split} data, {tokens} tokens ({reason}): lower --max-length."
+        return f"The base cannot process the longest text of the {split} data, {counted(tokens, 'token')} ({reason}): lower --max-length."
     return f"The base cannot process the first image of the {split} data ({reason}): check --image-size."

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from rmlora.base import resolve_base
+from rmlora.config import RMLoRAConfig
 from rmlora.errors import Interrupted, RMLoRAError, require
+from rmlora.progress_display import ProgressDisplay
 from rmlora.storage import refuse_existing
 from rmlora.tasks import Task, get_task
 from rmlora.torch_models import load_task_model
-from rmlora.training.arguments import training_arguments
+from rmlora.training.arguments import check_precision, training_arguments
 from rmlora.training.data import Columns, Splits, load_splits
 from rmlora.training.fit import fit
 from rmlora.training.lora_layers import add_lora_layers
@@ -28,6 +31,8 @@ from rmlora.training.trained_package import write_trained_package
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+    from rmlora.training.features import Examples
 
 __all__ = ["TrainResult", "train"]
 
@@ -49,27 +54,80 @@ def train(
     Raises:
         ConfigError: settings that do not fit the model or the interrupted run.
         InputError: unusable data or base.
+        Interrupted: by Ctrl-C; the message says how to continue.
         TrainingError: the run diverged, or RM-LoRA had no effect.
         OutputError: the package cannot be written.
         DependencyError: a package of the extra ``train`` is not installed.
     """
+    try:
+        return _train(settings, console or Console(quiet=True), resume=resume, overwrite=overwrite)
+    except KeyboardInterrupt:
+        raise Interrupted(how_to_continue(settings.checkpoints)) from None
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What a run trains, and on what."""
+
+    task: Task
+    base: Path
+    labels: tuple[str, ...]
+    model: PeftModel
+    config: RMLoRAConfig
+    processor: Any
+    examples: dict[str, Examples]
+
+
+def _train(settings: TrainSettings, console: Console, *, resume: bool, overwrite: bool) -> TrainResult:
     for module in ("torch", "transformers", "peft", "accelerate", "matplotlib"):
         require(module, "train")
-    from transformers import set_seed
-
     from rmlora.training.run_parts import RunParts
 
-    console = console or Console(quiet=True)
-    refuse_existing(settings.output, overwrite=overwrite)
     started = time.monotonic()
-    first_process = os.environ.get("RANK", "0") == "0"  # the process group does not exist yet
+    refuse_existing(settings.output, overwrite=overwrite)
+    check_precision(settings)
+    if os.environ.get("RANK", "0") != "0":  # the process group does not exist yet
+        console = Console(quiet=True)
+    with ProgressDisplay(console, "preparing data and base"):
+        run = _prepare(settings, console)
+
+    arguments = training_arguments(settings)
+    processes = arguments.distributed_state
+    main_process: bool = processes.is_main_process
+    checkpoint = _find_checkpoint(settings, processes, resume=resume)
+    if checkpoint is not None:
+        console.print(f"Continuing the interrupted run at {checkpoint.name.replace('-', ' ')}.")
+    base_record = _rehearse(run, settings, fresh=checkpoint is None) if main_process else {}
+    processes.wait_for_everyone()
+
+    parts = RunParts(settings.checkpoints, started)
+    fitted = fit(
+        settings, arguments, run.config, run.model, run.examples, run.labels, checkpoint=checkpoint, console=console,
+        callbacks=[parts],
+    )  # fmt: skip
+    result = summarize(
+        fitted, settings, {name: len(rows) for name, rows in run.examples.items()}, trainable=_trainable(run.model),
+        seconds=parts.seconds, parts=parts.count, main_process=main_process,
+    )  # fmt: skip
+    if main_process:
+        write_trained_package(
+            result, settings, run.config, run.model, run.task, run.labels, base_record=base_record,
+            log_history=fitted.log_history, processor=run.processor, overwrite=overwrite,
+        )  # fmt: skip
+        parts.record()
+    processes.wait_for_everyone()
+    return result
+
+
+def _prepare(settings: TrainSettings, console: Console) -> _Prepared:
+    """Load data and base, add the LoRA layers, and try the longest row."""
+    from transformers import set_seed
+
     task = get_task(settings.task)
     base = resolve_base(settings.base, revision=settings.revision)
     splits = _load_data(settings, task)
-    if first_process:
-        for note in splits.notes:
-            console.print(f"Note: {note}", markup=False)
-
+    for note in splits.notes:
+        console.print(f"Note: {note}", markup=False)
     set_seed(settings.seed)
     loaded = load_task_model(
         base,
@@ -81,56 +139,24 @@ def train(
     model, config = add_lora_layers(loaded, task, settings.rmlora)
     processor = task.inputs.load_processor(base, trust_remote_code=settings.trust_remote_code)
     task.inputs.resize(processor, settings.image_size)
-
     examples = {
         name: task.inputs.examples(*rows, processor, settings.max_length) for name, rows in splits.by_name().items()
     }
     rehearse_forward(model, task, examples)
-
-    arguments = training_arguments(settings)
-    processes = arguments.distributed_state
-    main_process: bool = processes.is_main_process
-    checkpoint = _find_checkpoint(settings, processes, resume=resume)
-    if checkpoint is not None and main_process:
-        console.print(f"Continuing the interrupted run at {checkpoint.name.replace('-', ' ')}.")
-
-    base_record, parts = {}, None
-    if main_process:
-        base_record = _rehearse(model, task, settings, base, processor, fresh=checkpoint is None)
-        parts = RunParts(settings.checkpoints, started)
-    processes.wait_for_everyone()
-    try:
-        fitted = fit(
-            settings, arguments, config, model, examples, splits.labels, checkpoint=checkpoint, console=console,
-            callbacks=[parts] if parts else [],
-        )  # fmt: skip
-    except KeyboardInterrupt:
-        raise Interrupted(how_to_continue(settings.checkpoints)) from None
-
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    result = summarize(
-        fitted, settings, {name: len(rows) for name, rows in examples.items()}, trainable=trainable,
-        seconds=parts.seconds if parts else time.monotonic() - started, parts=parts.count if parts else 1,
-        main_process=main_process,
-    )  # fmt: skip
-    if main_process:
-        write_trained_package(
-            result, settings, config, model, task, splits.labels, base_record=base_record,
-            log_history=fitted.log_history, processor=processor, overwrite=overwrite,
-        )  # fmt: skip
-    if parts:
-        parts.record()
-    processes.wait_for_everyone()
-    return result
+    return _Prepared(task, base, splits.labels, model, config, processor, examples)
 
 
-def _rehearse(
-    model: PeftModel, task: Task, settings: TrainSettings, base: Path, processor: Any, *, fresh: bool
-) -> dict[str, Any]:
+def _trainable(model: PeftModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _rehearse(run: _Prepared, settings: TrainSettings, *, fresh: bool) -> dict[str, Any]:
     """Rehearse writing the package; a run that could not end leaves no directory behind."""
-    scratch = settings.checkpoints / "rehearsal"
     try:
-        return rehearse_package(model, task, base=base, base_name=settings.base, processor=processor, scratch=scratch)
+        return rehearse_package(
+            run.model, run.task, base=run.base, base_name=settings.base, processor=run.processor,
+            scratch=settings.checkpoints / "rehearsal",
+        )  # fmt: skip
     except RMLoRAError:
         if fresh:
             shutil.rmtree(settings.checkpoints, ignore_errors=True)

@@ -84,6 +84,7 @@ def write_trained_package(
                 "rmlora": config.to_dict(),
                 "task": task.name,
                 "labels": list(labels),
+                "problem_type": "single_label_classification",
                 "base_model": settings.base,
                 **base_record,
                 "metrics": {

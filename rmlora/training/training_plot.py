@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import require
-from rmlora.plots import COLORS, clean_axes, save_figure
+from rmlora.plots import COLORS, add_notes, clean_axes, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["plot_training"]
-
-_WIDTH = 110
-"""Characters of a line of text under the plots."""
 
 
 def plot_training(
@@ -43,8 +40,7 @@ def plot_training(
     require("matplotlib", "train")
     from matplotlib.figure import Figure
 
-    lines = [line for note in notes for line in textwrap.wrap(note, _WIDTH)]
-    figure = Figure(figsize=(11, 7.2 + 0.22 * len(lines)), layout="constrained")
+    figure = Figure(figsize=(11, 7.2), layout="constrained")
     (loss, metric), (rate, penalty) = figure.subplots(2, 2)
     _curves(loss, log_history, {"loss": "training", "eval_loss": "validation"}, "Loss (cross entropy)")
     _curves(metric, log_history, {"eval_accuracy": "accuracy", "eval_macro_f1": "macro F1"}, "Validation metric")
@@ -62,8 +58,7 @@ def plot_training(
             " kept", (kept_step, 0.02), xycoords=("data", "axes fraction"), fontsize=9, ha="right", rotation=90
         )
     figure.suptitle("\n".join(textwrap.wrap(title, 90)), fontweight="bold")
-    if lines:
-        figure.supxlabel("\n".join(lines), fontsize=9, color="#b45309", ha="left", x=0.01)
+    add_notes(figure, notes)
     save_figure(figure, path)
 
 

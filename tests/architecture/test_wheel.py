@@ -74,4 +74,4 @@ def test_every_file_of_the_packages_is_in_it(wheel: zipfile.Path) -> None:
 
 def test_the_command_is_installed(wheel: zipfile.Path) -> None:
     (scripts,) = (name for name in names_in(wheel) if name.endswith(".dist-info/entry_points.txt"))
-    assert "rmlora-deploy = rmlora_deploy.cli:main" in wheel.joinpath(scripts).read_text()
+    assert "rmlora-deploy = rmlora_deploy.__main__:main" in wheel.joinpath(scripts).read_text()

@@ -301,3 +301,30 @@ def pooled_error(base: Path, adapter: Path, output: Path) -> tuple[float, tuple[
         want = reference(pixel_values=pixels).pooler_output
         got = T.SiglipVisionModel.from_pretrained(output).eval()(pixel_values=pixels).pooler_output
     return float((got - want).abs().max() / want.abs().max()), report.dropped
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["stored-by-transformers-4", "stored-by-transformers-5"])
+def test_a_language_model_inside_a_multimodal_wrapper(old: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    text = {**TINY, "head_dim": 16, "num_key_value_heads": 1, "sliding_window": 8}
+    vision = {"image_size": 32, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = T.Gemma3Config(text_config=text, vision_config={**vision, "intermediate_size": 24}, mm_tokens_per_image=4)
+    base = save_noisy(T.Gemma3ForConditionalGeneration(config), tmp_path / "base")
+    if not old:
+        edit(
+            base / "model.safetensors",
+            lambda tensors: {
+                name.replace("language_model.model.", "model.language_model.")
+                .replace("vision_tower.", "model.vision_tower.", 1)
+                .replace("multi_modal_projector.", "model.multi_modal_projector.", 1)
+                .replace("model.model.", "model."): value
+                for name, value in tensors.items()
+            },
+        )
+    model = T.Gemma3ForConditionalGeneration.from_pretrained(base)
+    adapter = save_adapter_for(
+        model, tmp_path / "adapter", {"save_embedding_layers": False}, target_modules=["q_proj", "lm_head"]
+    )
+    got, report = merge_error(T.Gemma3ForConditionalGeneration, base, adapter, tmp_path / "merged")
+    assert got <= 5e-6
+    assert report.untied == "lm_head"

@@ -61,7 +61,7 @@ def test_the_mix_command_names_mistakes(tmp_path: Path) -> None:
     adapt(build("bert"), lora_config("bert")).save_pretrained(tmp_path / "a")
     out = ["-o", tmp_path / "out"]
     fails(2, "--weights x is not a list of numbers", "mix", tmp_path / "a", "--weights", "x", *out)
-    fails(2, "1 adapters need 1 weights, not 2", "mix", tmp_path / "a", "--weights", "1,2", *out)
+    fails(2, "1 adapter needs 1 weight, not 2", "mix", tmp_path / "a", "--weights", "1,2", *out)
     fails(2, "is not one of the adapters", "mix", tmp_path / "a", "--head-from", tmp_path / "b", *out)
     fails(3, "Adapter not found", "mix", tmp_path / "nowhere", *out)
     assert not (tmp_path / "out").exists()

@@ -171,7 +171,7 @@ def test_an_adapters_task_is_known_or_an_error() -> None:
     vectors = get_task("feature-extraction")
     embedding = Adapter({}, peft_config={"task_type": "FEATURE_EXTRACTION"}, source="e")
     assert task_of(embedding) == vectors
-    assert vectors.outputs.labels_of(embedding) == []
+    assert vectors.outputs.labels_of(embedding, {}) == []
     assert task_of(Adapter({}), "feature-extraction") == vectors
     with pytest.raises(ConfigError, match="does not say which task it is for: pass --task"):
         task_of(Adapter({}, source="unknown"))

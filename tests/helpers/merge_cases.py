@@ -65,7 +65,7 @@ def save_noisy(model: Any, directory: Path) -> Path:
 
 def save_adapter_for(model: Any, directory: Path, save: dict[str, Any] | None = None, **lora: Any) -> Path:
     """Save an adapter of random factors for ``model``; modules to save and biases are random too."""
-    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, **lora))
+    adapted = get_peft_model(model, LoraConfig(**{"r": 4, "lora_alpha": 8, **lora}))
     with torch.no_grad():
         for parameter in adapted.parameters():
             if parameter.requires_grad:

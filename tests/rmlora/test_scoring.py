@@ -54,6 +54,10 @@ def test_metrics() -> None:
     several = scoring_of("multi_label_classification", 2)
     targets = np.stack([several.target(cell, labels, where="x") for cell in ("a", "a, b", "b")])
     assert several.measure(logits, targets) == pytest.approx(6 / 8)  # 3 right, 4 chosen, 4 to choose
+    for cell in ('["a", "b"]', "[0, 1]", '["0", "b"]'):
+        assert several.target(cell, labels, where="x").tolist() == [1, 1]
+    assert several.target("[]", labels, where="x").tolist() == [0, 0]
+    assert scoring_of("regression", 2).target("[0.5, 2]", labels, where="x").tolist() == [0.5, 2]
     number = scoring_of("regression", 1)
     targets = np.stack([number.target(cell, ["n"], where="x") for cell in ("1", "2.5", "4")])
     assert number.measure(np.array([[2.0], [3.5], [5.0]]), targets) == pytest.approx(1.0)

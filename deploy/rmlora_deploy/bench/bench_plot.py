@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import require
-from rmlora.plots import clean_axes, save_figure
+from rmlora.plots import add_notes, clean_axes, save_figure
+from rmlora.wording import counted
 from rmlora_deploy.bench.bench_plan import BatchShape
+from rmlora_deploy.bench.bench_warnings import bench_warnings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,8 +51,9 @@ def plot_bench(result: Mapping[str, Any], path: Path) -> None:
         grid[0][column].set_xlabel("latency, ms", fontsize=9)
         grid[1][column].set_xlabel("rows per second", fontsize=9)
     bundle, machine = result["bundle"], result["environment"]
+    title = f"{bundle['name']} ({bundle['precision']}) on {machine['processor']}, {counted(machine['cores'], 'core')}"
     figure.suptitle(
-        f"{bundle['name']} ({bundle['precision']}) on {machine['processor']}, {machine['cores']} cores",
+        "\n".join(textwrap.wrap(title, int(9 * figure.get_figwidth()))),
         fontsize=12,
         x=0.01,
         ha="left",
@@ -61,6 +65,7 @@ def plot_bench(result: Mapping[str, Any], path: Path) -> None:
         Line2D([], [], color="#111827", marker="|", linestyle="", markersize=9, label="99th percentile"),
     ]
     figure.legend(handles=signs, loc="outside lower left", ncols=2, frameon=False, fontsize=9)
+    add_notes(figure, bench_warnings(result))
     save_figure(figure, path)
 
 
@@ -94,4 +99,4 @@ def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, most: int, *
 
 def _title(shape: BatchShape) -> str:
     rows = f"{shape.rows} row{'s' if shape.rows > 1 else ''}"
-    return rows if shape.tokens is None else f"{rows} × {shape.tokens} tokens"
+    return rows if shape.tokens is None else f"{rows} × {counted(shape.tokens, 'token')}"

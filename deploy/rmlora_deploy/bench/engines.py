@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from rmlora.errors import ProviderError, require
 from rmlora.inputs import Arrays
+from rmlora.wording import counted
 from rmlora_deploy.bundles.bundle import Bundle
 
 __all__ = ["BoundModel", "OpenedModel", "open_model"]
@@ -95,7 +96,7 @@ def _open_branches(bundle: Bundle, job: Mapping[str, Any]) -> OpenedModel:
 
         return BoundModel(run, lambda: np.stack(last))
 
-    return OpenedModel(f"{bundle.precision} graph, AdapterSession, {len(names)} adapters", bind)
+    return OpenedModel(f"{bundle.precision} graph, AdapterSession, {counted(len(names), 'adapter')}", bind)
 
 
 def _open_torch(bundle: Bundle, job: Mapping[str, Any]) -> OpenedModel:

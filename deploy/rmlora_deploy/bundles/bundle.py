@@ -20,7 +20,7 @@ were inserted, and there are two more files for each adapter:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rmlora.confine import confine, confine_files
 from rmlora.errors import ConfigError, InputError, some_of
+from rmlora.file_identity import FileIdentity
 from rmlora.file_models import BaseConfig
 from rmlora.json_files import check_values
 from rmlora.pooling import Pooling
@@ -44,6 +45,7 @@ from rmlora_deploy.runtime.providers import create_session
 if TYPE_CHECKING:
     import onnxruntime as ort
 
+    from rmlora_converters.graph.files.onnx_adapter import AdapterArrays
     from rmlora_deploy.runtime import AdapterSession
 
 __all__ = ["MANIFEST_FILE", "MODEL_FILE", "REFERENCE_FILE", "Bundle"]
@@ -228,14 +230,20 @@ class Bundle:
             InputError: the graph has no LoRA inputs.
             ProviderError: the provider is absent or does not start.
         """
-        from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter
         from rmlora_deploy.runtime import AdapterSession
 
         self.require_branches()
         session = AdapterSession(self.model_path, provider=provider, **options)
         for name, entry in self.adapters.items():
-            session.register(name, partial(read_onnx_adapter, self.file(entry.file)))
+            session.register(name, self.loader(entry))
         return session
+
+    def loader(self, entry: AdapterEntry) -> Callable[[], AdapterArrays]:
+        """Return a function that reads the arrays of an adapter, and raises if they are not those of the manifest."""
+        from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter
+
+        file = self.file(entry.file)
+        return partial(read_onnx_adapter, file, FileIdentity(file, entry.files.get(entry.file, "")))
 
     def preprocessor(self, adapter: str | None = None) -> Preprocessor:
         """Return the tokenizer or image processor, set up for the graph's inputs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -11,6 +12,8 @@ import click
 
 from rmlora._version import __version__
 from rmlora.errors import RMLoRAError
+from rmlora_deploy.cli.interrupts import came_from_interrupt, interrupt_message, raising_swallowed_interrupts
+from rmlora_deploy.cli.output_encoding import never_fail_to_print
 
 __all__ = ["cli", "main"]
 
@@ -41,6 +44,18 @@ class _LazyGroup(click.Group):
         command = importlib.import_module(f"rmlora_deploy.cli.{cmd_name}").command
         return cast(click.Command, command)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in _COMMANDS and not name.startswith("-"):
+            near = difflib.get_close_matches(name, _COMMANDS, n=1)
+            ctx.fail(
+                f"No such command '{name}'. "
+                + (f"Did you mean '{near[0]}'?" if near else f"The commands are {', '.join(_COMMANDS)}.")
+            )
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
@@ -65,23 +80,28 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit; an expected error becomes one line on stderr and an exit code."""
-    try:
-        code = cli.main(arguments, prog_name="rmlora-deploy", standalone_mode=False)
-    except RMLoRAError as error:
-        _fail(str(error), error.exit_code)
-    except click.exceptions.Abort:
-        _fail("Interrupted.", 130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The program that read our output has closed it: also drop what is still buffered.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except KeyboardInterrupt:
-        _fail("Interrupted.", 130)
-    except OSError as error:
-        _fail(f"{error.filename or 'A file'}: {error.strerror or error}.", 8)
+    never_fail_to_print()
+    code: object = 0
+    with raising_swallowed_interrupts():
+        try:
+            code = cli.main(arguments, prog_name="rmlora-deploy", standalone_mode=False)
+        except RMLoRAError as error:
+            _fail(str(error), error.exit_code)
+        except (click.exceptions.Abort, KeyboardInterrupt) as error:
+            _fail(interrupt_message(error, arguments), 130)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except BrokenPipeError:
+            # The program that read our output has closed it: also drop what is still buffered.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        except OSError as error:
+            _fail(f"{error.filename or 'A file'}: {error.strerror or error}.", 8)
+        except Exception as error:
+            if not came_from_interrupt(error):
+                raise
+            _fail(interrupt_message(error, arguments), 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -9,21 +9,21 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.markup import escape
 from rich.table import Table
 
 from rmlora.plots import check_plot_path
+from rmlora.progress_display import ProgressDisplay
 from rmlora.storage import check_writable, write_json
+from rmlora.wording import counted
 from rmlora_deploy.bench.bench_plan import DEFAULT_ENGINES, ENGINES, BatchShape, BenchSettings
 from rmlora_deploy.bench.bench_plot import plot_bench
+from rmlora_deploy.bench.bench_warnings import bench_warnings
 from rmlora_deploy.bench.rounds import run_bench
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.cli.console import json_option, make_console, print_json, remote_code_option
 
 __all__ = ["command"]
-
-_QUIET = 0.1
-"""Share of the cores that other programs may use before a warning appears."""
 
 
 def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -102,16 +102,14 @@ def command(
     if plot is not None:
         check_plot_path(plot)
     opened = Bundle.open(bundle)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=None)
+    with ProgressDisplay(console, "starting", noun="measurement") as display:
         result = run_bench(
             opened,
             bench_settings,
             base=base,
             adapter=adapter,
             command=sys.argv[1:],
-            on_progress=lambda name, done, total: bar.update(task, description=name, completed=done, total=total),
+            on_progress=lambda name, done, total: display.update(done, total=total, title=name),
         )
     if output is not None:
         write_json(output, result)
@@ -140,10 +138,8 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
         )
     console.print(times)
     whole = _table("engine", "threads", "load s", "MB loaded", "MB peak", "differs by", "how")
-    absent: dict[str, list[str]] = {}
     for item in result["contestants"]:
         if "not_measured" in item:
-            absent.setdefault(item["not_measured"], []).append(item["name"])
             continue
         whole.add_row(
             item["name"],
@@ -154,17 +150,11 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
             item["how"],
         )
     console.print(whole)
-    for reason, names in absent.items():
-        console.print(f"Not measured: {', '.join(dict.fromkeys(names))} ({reason.rstrip('.')}).")
-    disturbed = max((item.get("others_share") or 0.0 for item in result["contestants"]), default=0.0)
-    if disturbed > _QUIET:
-        console.print(
-            f"[yellow]Warning:[/] other programs took up to {disturbed:.0%} of the cores during the measurement: these figures "
-            "are not reliable. Repeat it on a quiet machine."
-        )
+    for warning in bench_warnings(result):
+        console.print(escape(warning).replace("Warning:", "[yellow]Warning:[/]", 1))
     machine, settings = result["environment"], result["settings"]
     console.print(
-        f"[dim]{machine['processor']}, {machine['cores']} cores. Medians over {settings['rounds']} rounds in new "
+        f"[dim]{machine['processor']}, {counted(machine['cores'], 'core')}. Medians over {counted(settings['rounds'], 'round')} in new "
         "processes, in alternating order, with their range; load and memory are those of the whole process, libraries "
         "included; 'differs by' is the largest difference from PyTorch's outputs, relative to their largest value.[/]"
     )

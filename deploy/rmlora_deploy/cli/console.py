@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 
 from rmlora.errors import ConfigError
+from rmlora_deploy.cli.output_encoding import shows_unicode
 
 __all__ = [
     "data_options",
@@ -77,7 +78,7 @@ def make_console(*, as_json: bool = False) -> Console:
 
 def print_json(value: Any) -> None:
     """Write ``value`` as JSON to stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    click.echo(json.dumps(value, indent=2, ensure_ascii=not shows_unicode(), allow_nan=False))
 
 
 def named(values: Sequence[str], *, flag: str) -> dict[str, str]:

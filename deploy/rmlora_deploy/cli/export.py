@@ -12,6 +12,7 @@ from rich.console import Console
 from rmlora.errors import some_of
 from rmlora.labels import parse_labels
 from rmlora.pooling import POOLING_MODES
+from rmlora.progress_display import ProgressDisplay
 from rmlora.tasks import TASKS
 from rmlora.training.data import Columns
 from rmlora_deploy import api
@@ -129,10 +130,10 @@ def command(
     names = parse_labels(labels) if labels is not None else None
     paths = {name: Path(path) for name, path in named(adapters, flag="--adapter").items()}
     columns = Columns(text_column or image_column, label_column)
-    with console.status("starting") as status:
+    with ProgressDisplay(console, "starting") as display:
         bundle = api.export(
             base, paths, output, data=_data(data, list(paths)), columns=columns, labels=names,
-            on_progress=lambda line: status.update(line), **flags,
+            on_progress=lambda line: display.update(title=line), **flags,
         )  # fmt: skip
     if as_json:
         print_json({"output": str(bundle.path), **bundle.manifest.to_dict()})

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from rmlora.adapter import Adapter
 from rmlora.spectrum import AdapterSpectrum
+from rmlora.wording import counted
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.cli.adapter_table import show_adapters
 from rmlora_deploy.cli.report_table import show_earlier, show_report
@@ -38,7 +39,7 @@ def show_adapter(console: Console, adapter: Adapter, facts: Mapping[str, Any], *
             "labels": _list(facts["labels"]),
             "base": facts["base"]["model"] or "not recorded",
             "size": f"{facts['bytes'] / 1e6:.2f} MB: {facts['parameters']['factors']:,} parameters in "
-            f"{len(facts['modules'])} modules, {facts['parameters']['modules_to_save']:,} in modules_to_save",
+            f"{counted(len(facts['modules']), 'module')}, {facts['parameters']['modules_to_save']:,} in modules_to_save",
             "modules_to_save": _list(sorted(facts["modules_to_save"])),
             "settings": _settings(facts["settings"]),
             **{f"{split} metrics": _metrics(scores) for split, scores in _scores(facts["metrics"])},
@@ -64,7 +65,7 @@ def _show_modules(console: Console, facts: Mapping[str, Any], *, show_all: bool)
         )  # fmt: skip
     console.print(table)
     if len(shown) < len(facts["modules"]):
-        console.print(f"[dim]… and {len(facts['modules']) - len(shown)} more modules: --all lists them.[/]")
+        console.print(f"[dim]… and {counted(len(facts['modules']) - len(shown), 'more module')}: see --all.[/]")
 
 
 def _common_prefix(paths: list[str]) -> str:
@@ -103,7 +104,9 @@ def _merged_adapter(facts: Mapping[str, Any]) -> dict[str, str]:
     if facts["mode"] == "branches":
         return {}
     adapter = facts["adapter"]
-    return {"adapter": f"{adapter['source']} ({adapter['modules']} modules, {adapter['parameters']:,} parameters)"}
+    return {
+        "adapter": f"{adapter['source']} ({counted(adapter['modules'], 'module')}, {counted(adapter['parameters'], 'parameter')})"
+    }
 
 
 def show_bundle(console: Console, bundle: Bundle) -> None:

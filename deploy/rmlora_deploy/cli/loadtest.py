@@ -11,14 +11,15 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from rmlora.errors import InputError, ParityError, require
 from rmlora.plots import check_plot_path
+from rmlora.progress_display import ProgressDisplay
 from rmlora.sample_data import SENTENCES
 from rmlora.storage import check_writable, write_json
 from rmlora.tasks import TASKS
+from rmlora.wording import counted
 from rmlora_deploy.cli.console import json_option, make_console, print_json
 
 __all__ = ["command"]
@@ -100,13 +101,11 @@ def command(
     tasks = {name: TASKS.get(str(known.get(name))) for name in asked}
     embedders = frozenset(name for name, task in tasks.items() if task is not None and not task.outputs.has_labels)
     plan = replace(settings, models=asked, embedders=embedders, reference=expected)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("warming up", total=plan.seconds)
+    with ProgressDisplay(console, "warming up", noun="s", plural="s") as display:
 
         def show_progress(requests: int, seconds: float) -> None:
-            text = f"{requests:,} answered" if seconds >= 0 else "warming up"
-            bar.update(task, completed=max(0.0, seconds), description=text)
+            if seconds >= 0:
+                display.update(seconds, total=plan.seconds, title="load", detail=f"{requests:,} answered")
 
         load = asyncio.run(run_load(plan, api_key, progress=show_progress))
     result = summarize_load(plan, load)
@@ -137,7 +136,7 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
         str(result["wrong"]) if result["checked"] else "not checked",
     )
     console.print(table)
-    loop = f"{result['clients']} clients" if result["loop"] == "closed" else f"{result['rate']:g} requests/s"
+    loop = counted(result["clients"], "client") if result["loop"] == "closed" else f"{result['rate']:g} requests/s"
     console.print(
         f"{result['models_asked']} of {result['models']} models asked (Zipf {result['zipf']:g}), {loop}, "
         f"{result['rows_per_request']} text(s) per request, {result['seconds']:g} s"

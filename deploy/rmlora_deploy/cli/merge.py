@@ -10,10 +10,11 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
 from rmlora.errors import some_of
+from rmlora.progress_display import ProgressDisplay
+from rmlora.wording import counted
 from rmlora_converters.checkpoint_merge import MergeReport
 from rmlora_converters.graph.passes.merge_weights import OnnxMergeReport
 from rmlora_converters.rounding import LOSS_WARNING
@@ -68,13 +69,11 @@ def command(
       rmlora-deploy merge MiniLM spam --onnx MiniLM-onnx/model.onnx --output spam-onnx
     """
     console = make_console(as_json=as_json)
-    columns = (TextColumn("merging"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("merging", total=None)
+    with ProgressDisplay(console, "merging", noun="MB", plural="MB") as display:
         report = api.merge(
             base, adapter, output, onnx=onnx, verify=verify, overwrite=overwrite, revision=revision,
             allow_base_mismatch=allow_base_mismatch,
-            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+            on_progress=lambda done, total: display.update(done / 1e6, total=total / 1e6),
         )  # fmt: skip
     if as_json:
         print_json({"output": str(output), "worst_loss": report.worst_loss, **asdict(report)})
@@ -86,14 +85,14 @@ def _show(console: Console, report: MergeReport | OnnxMergeReport, output: Path)
     size = f"{report.nbytes / 1e6:,.1f} MB"
     if isinstance(report, OnnxMergeReport):
         console.print(
-            f"Merged {len(report.modules)} modules into {output} ({size}); {len(report.replaced)} tensors replaced, "
-            f"{report.by_content} weights found by content."
+            f"Merged {counted(len(report.modules), 'module')} into {output} ({size}); {counted(len(report.replaced), 'tensor')} replaced, "
+            f"{counted(report.by_content, 'weight')} found by content."
         )
         console.print(_verdict(report.verification))
     else:
         console.print(
-            f"Merged {len(report.modules)} modules into {output} ({size}, {report.shards} "
-            f"shard{'s' if report.shards > 1 else ''}); {len(report.added)} tensors added, {len(report.replaced)} replaced."
+            f"Merged {counted(len(report.modules), 'module')} into {output} ({size}, "
+            f"{counted(report.shards, 'shard')}); {counted(len(report.added), 'tensor')} added, {len(report.replaced)} replaced."
         )
         if report.untied:
             console.print(
@@ -113,7 +112,7 @@ def _verdict(verification: Mapping[str, Any] | None) -> str:
         return f"[yellow]Not compared with PyTorch:[/] {escape(verification['reason'])}."
     onnx = verification["onnx"]
     return (
-        f"Compared with PyTorch and PEFT on {onnx['rows']} inputs: logits differ by at most "
+        f"Compared with PyTorch and PEFT on {counted(onnx['rows'], 'input')}: logits differ by at most "
         f"{onnx['max_relative_error']:.1e} of the largest, the first choice is the same on {onnx['argmax_agreement']:.1%}."
     )
 

@@ -9,6 +9,7 @@ import click
 from rmlora.errors import ConfigError
 from rmlora.package import load_package, save_package
 from rmlora.storage import refuse_existing
+from rmlora.wording import counted
 from rmlora_converters.mix import mix_adapters
 from rmlora_deploy.cli.console import json_option, make_console, print_json
 
@@ -61,8 +62,8 @@ def command(
         )
         return
     make_console().print(
-        f"Mixed {len(adapters)} adapters into {output}: {len(ranks)} modules of rank up to {max(ranks)}, "
-        f"{mixed.parameters:,} parameters."
+        f"Mixed {counted(len(adapters), 'adapter')} into {output}: {counted(len(ranks), 'module')} of rank up to {max(ranks)}, "
+        f"{counted(mixed.parameters, 'parameter')}."
     )
 
 

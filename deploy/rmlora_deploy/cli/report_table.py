@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rmlora.wording import counted
 from rmlora_deploy.bundles.report import Comparison, VerificationReport
 
 __all__ = ["show_earlier", "show_report"]
@@ -42,7 +43,7 @@ def show_report(console: Console, report: VerificationReport) -> None:
         if scores is not None:
             torch_score = f"PyTorch {scores.pytorch:.4f}, " if scores.pytorch is not None else ""
             console.print(
-                f"{scores.metric[0].upper()}{scores.metric[1:]} on {scores.examples} examples of {scores.data}: {torch_score}"
+                f"{scores.metric[0].upper()}{scores.metric[1:]} on {counted(scores.examples, 'example')} of {scores.data}: {torch_score}"
                 f"ONNX Runtime {scores.onnx:.4f}."
             )
 

@@ -14,8 +14,6 @@ from rmlora_deploy.cli.ray_options import ray_options, take_ray_options
 
 __all__ = ["command"]
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
 
 @click.command("serve")
 @click.argument("bundles", nargs=-1, required=True, metavar="[NAME=]BUNDLE...")
@@ -25,6 +23,13 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 )
 @click.option(
     "--api-key", envvar="RMLORA_API_KEY", show_envvar=True, help="Key that clients must send as a bearer token."
+)
+@click.option(
+    "--allowed-host",
+    "allowed_hosts",
+    multiple=True,
+    help="Name that clients may call the server by, with a port or without; repeatable; '*' allows all.  "
+    "[default: localhost and --host without a key, all with one]",
 )
 @click.option(
     "--adapter-dir",
@@ -109,7 +114,8 @@ def command(bundles: tuple[str, ...], host: str, port: int, on_ray: bool, **limi
 
     Clients can use OpenAI's interface (/v1/models, /v1/embeddings), vLLM's (/classify, /v1/load_lora_adapter) or the Open
     Inference Protocol (/v2/…). /docs describes them all, / is a page to try the models, and /metrics is for Prometheus.
-    Stop the server with Ctrl-C or SIGTERM: it still answers the requests it has accepted.
+    Stop the server with Ctrl-C or SIGTERM: it still answers the requests it has accepted. SIGHUP makes it take over adapters
+    that were added to or removed from its bundles.
 
     With --ray the same server runs as several replicas on Ray Serve, on this machine or a cluster. --threads is then 1
     by default.
@@ -123,15 +129,21 @@ def command(bundles: tuple[str, ...], host: str, port: int, on_ray: bool, **limi
     """
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         require(package, "serve")
+    from rmlora_deploy.serving.address import LOOPBACK_ADDRESSES
+    from rmlora_deploy.serving.host_names import hosts_for
     from rmlora_deploy.serving.json_log import start_log
     from rmlora_deploy.serving.serve_settings import ServeSettings
     from rmlora_deploy.serving.server import run_server
 
     console = make_console(as_json=True)
     scaling = take_ray_options(limits, on_ray=on_ray)
-    if host not in _LOOPBACK and limits["api_key"] is None:
+    keyless = limits["api_key"] is None
+    limits["allowed_hosts"] = hosts_for(host, limits["allowed_hosts"], key=not keyless)
+    if host not in LOOPBACK_ADDRESSES and keyless:
+        called = ", ".join(limits["allowed_hosts"]) or "any name"
         console.print(
-            f"[yellow]Warning:[/] listening on {escape(host)} without --api-key: anybody who can reach it can use it."
+            f"[yellow]Warning:[/] listening on {escape(host)} without --api-key: anybody who can reach it can use it. It "
+            f"answers to {escape(called)}; add names with --allowed-host."
         )
     paths = {name: Path(path) for name, path in named(bundles, flag="serve").items()}
     if not paths:

@@ -113,7 +113,8 @@ def _run_options(function: _Function) -> _Function:
 
 
 @click.command("train")
-@click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), is_eager=True, expose_value=False,
+@click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False, readable=False),
+              is_eager=True, expose_value=False,
               callback=load_yaml, help="YAML file of settings named like the flags; flags win.")  # fmt: skip
 @_run_options
 @_method_options

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from rmlora.errors import ConfigError
+from rmlora.progress_display import ProgressDisplay
 from rmlora.training.data import Columns
 from rmlora_deploy import api
 from rmlora_deploy.bundles.bundle import Bundle
@@ -64,11 +65,13 @@ def command(
     opened = Bundle.open(bundle)
     if not reference_only and not torch_is_installed():
         console.print("PyTorch or PEFT is not installed: comparing with PyTorch's outputs stored in the bundle.")
-    report = api.verify(
-        opened, base=base, adapters=_given(opened, adapters, "--adapter"), data=_given(opened, data, "--data"),
-        columns=Columns(text_column or image_column, label_column), provider=provider, reference_only=reference_only,
-        check=False, record=not no_write, trust_remote_code=trust_remote_code, on_unrecorded=console.print,
-    )  # fmt: skip
+    with ProgressDisplay(console, "comparing"):
+        report = api.verify(
+            opened, base=base, adapters=_given(opened, adapters, "--adapter"), data=_given(opened, data, "--data"),
+            columns=Columns(text_column or image_column, label_column), provider=provider,
+            reference_only=reference_only, check=False, record=not no_write, trust_remote_code=trust_remote_code,
+            on_unrecorded=console.print,
+        )  # fmt: skip
     if as_json:
         print_json(report.to_dict())
     else:

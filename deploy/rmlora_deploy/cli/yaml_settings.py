@@ -14,6 +14,7 @@ import click
 from rmlora.errors import ConfigError, InputError, require
 from rmlora.json_files import read_text
 from rmlora.library_calls import library_call
+from rmlora.readable import check_readable
 
 __all__ = ["load_yaml"]
 
@@ -60,6 +61,7 @@ def _read(path: Path) -> Mapping[Any, Any]:
     require("yaml", "train")
     import yaml
 
+    check_readable([path])
     try:
         text = read_text(path, what="Settings").removeprefix("\ufeff")
     except InputError as error:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +25,12 @@ from rmlora.storage import atomic_directory
 from rmlora.stored_weights import stored_weights
 from rmlora_converters.graph.contract.lora_inputs import LoraInputs
 from rmlora_converters.graph.files.model_file import load_model
-from rmlora_converters.graph.locate.targets import find_targets
+from rmlora_converters.graph.locate.targets import check_adapters, find_targets
 from rmlora_converters.graph.passes.adopt import adopt_graph, keep_named_output, keep_output
 from rmlora_converters.graph.passes.insert_branches import check_lora_inputs, insert_branches
 from rmlora_converters.graph.passes.open_attention import open_attention_per_projection
 from rmlora_converters.graph.passes.pooling import insert_pooling
+from rmlora_converters.graph.passes.share_weights import share_equal_weights
 from rmlora_deploy.bundles.adapters import check_name, store_reference, write_adapter
 from rmlora_deploy.bundles.bundle import MODEL_FILE, REFERENCE_FILE, Bundle
 from rmlora_deploy.bundles.convert_adapter import TryOut
@@ -41,6 +42,7 @@ from rmlora_deploy.exporter.plan import ExportPlan, complete_bundle, make_plan
 from rmlora_deploy.exporter.precision import found_precision, save_in_precision
 from rmlora_deploy.runtime.graph_logits import graph_logits
 from rmlora_deploy.runtime.providers import create_session
+from rmlora_deploy.verification.check_rows import check_rows
 from rmlora_deploy.verification.sample_batches import make_sample_batches, sample_inputs
 from rmlora_deploy.verification.torch_pair import TorchPair, torch_is_installed
 from rmlora_deploy.verification.verify_branches import raise_on_branch_mismatch, verify_branches
@@ -63,6 +65,8 @@ class _BaseGraph:
     optimization: Optimization
     precision: Precision = "fp32"
     """Precision of ``model``; other than fp32 only if the user gave a quantized graph."""
+    new_weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Parameter → the weight with which it was exported, if the base has none."""
 
 
 def export_branches(settings: ExportSettings, *, on_progress: Callable[[str], None]) -> Bundle:
@@ -85,7 +89,10 @@ def export_branches(settings: ExportSettings, *, on_progress: Callable[[str], No
             )
             for name, adapter in plan.adapters.items()
         }  # fmt: skip
-        if settings.verify and torch_is_installed():
+        compared = settings.verify and torch_is_installed()
+        on_progress("trying rows of several adapters")
+        check_rows(bundle, compare_merged=not compared)
+        if compared:
             on_progress("verifying against PyTorch and PEFT")
             _verify(plan, bundle)
         complete_bundle(bundle, plan, bundle.adapters, started)
@@ -106,6 +113,7 @@ def _load(settings: ExportSettings, on_progress: Callable[[str], None]) -> Expor
     used = {name: drop_unused_modules(adapter, plan.task) for name, adapter in plan.adapters.items()}
     for name, adapter in used.items():
         plan.task.outputs.check_switchable(adapter, name)
+    check_adapters(list(used.values()))
     return replace(plan, adapters=used)
 
 
@@ -161,6 +169,11 @@ def _trace(plan: ExportPlan, scratch: Path) -> _BaseGraph:
         [] if loaded.new_modules else own,
         plan.settings.exporter,
         Optimization(level=traced.optimized.level, reason=traced.optimized.reason),
+        new_weights={
+            name: value.numpy()
+            for name, value in loaded.model.state_dict().items()
+            if name.rpartition(".")[0] in loaded.new_modules
+        },
     )
 
 
@@ -203,7 +216,8 @@ def _insert_branches(
         plan.settings.precision if base.precision == "fp32" else "fp32"
     )  # a given quantized graph stays as it is
     open_attention_per_projection(model)
-    targets = find_targets(model, list(plan.adapters.values()), plan.checkpoint)
+    share_equal_weights(model, plan.checkpoint)
+    targets = find_targets(model, list(plan.adapters.values()), plan.checkpoint, base.new_weights)
     plain = scratch / "plain.onnx"
     save_in_precision(model, plain, precision, scratch=scratch)
     if precision == "fp16":

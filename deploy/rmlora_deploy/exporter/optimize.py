@@ -1,13 +1,15 @@
 """Fusing a graph for ONNX Runtime, and keeping the fusions only if the outputs stay the same.
 
 ``optimize_for_ort`` halves the nodes of an encoder (Attention, BiasGelu); its layer-norm fusion is undone, because it is
-slower. Both graphs are run, and if fusing failed or changed the outputs, the unfused graph is kept.
+slower. Both graphs are run, and if fusing failed or changed the outputs, the unfused graph is kept. Products of constants with
+parameters stay in the graph, because adapters may change the parameters.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +28,9 @@ __all__ = ["EXACT", "Optimized", "optimize", "run_model"]
 
 EXACT = 1e-4
 """Largest difference, relative to the largest output, that reordering float32 sums may cause."""
+
+_HIDDEN = "rmlora.hidden"
+"""Domain that hides operators from the optimizer."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ def optimize(model: ir.Model, batches: Sequence[Arrays], scratch: Path) -> Optim
     import onnxscript.optimizer
 
     expected = run_model(model, batches, scratch / "unoptimized.onnx")
-    onnxscript.optimizer.optimize(model)
+    with _constant_products_kept(model):
+        onnxscript.optimizer.optimize(model)
     save_model(model, scratch / "folded.onnx")  # fusing changes the model in place
     try:
         fused = _fuse(model)
@@ -70,11 +76,41 @@ def _fuse(model: ir.Model) -> ir.Model:
     import onnxscript.optimizer
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
-    fused, _ = optimize_for_ort(model)
-    onnxscript.optimizer.fold_constants(fused, should_fold=_joins_weights)
+    with _constant_products_kept(model):
+        fused, _ = optimize_for_ort(model)
+        onnxscript.optimizer.fold_constants(fused, should_fold=_joins_weights)
     open_layer_norms(fused)
     RemoveUnusedNodesPass()(fused)
     return fused
+
+
+@contextmanager
+def _constant_products_kept(model: ir.Model) -> Iterator[None]:
+    """Hide products and lookups of nothing but constants from the optimizer, which would compute them."""
+    known = set(model.graph.initializers.values())
+    hidden: list[ir.Node] = []
+    for node in model.graph:
+        if all(value is None or value in known for value in node.inputs):
+            known.update(node.outputs)
+            if node.op_type in ("MatMul", "Gemm", "Gather") and not node.domain and _reads_matrix(node):
+                hidden.append(node)
+    for node in hidden:
+        node.domain = _HIDDEN
+    model.graph.opset_imports[_HIDDEN] = 1
+    try:
+        yield
+    finally:
+        for node in hidden:
+            node.domain = ""
+        model.graph.opset_imports.pop(_HIDDEN, None)
+
+
+def _reads_matrix(node: ir.Node) -> bool:
+    """Return True if ``node`` computes in floating point with a matrix."""
+    value = node.inputs[0 if node.op_type == "Gather" else 1]
+    return (
+        value is not None and value.dtype == ir.DataType.FLOAT and value.shape is not None and value.shape.rank() == 2
+    )
 
 
 def _joins_weights(node: ir.Node) -> bool | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,13 +60,20 @@ def export_torch(
                 optimize=False,
                 verbose=False,
             )
-    except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise InputError(f"torch.onnx cannot export {type(model).__name__}: {reason[:300]}") from error
+    except Exception as error:
+        raise InputError(f"torch.onnx cannot export {type(model).__name__}: {_reason(error)}") from error
     if program is None:
         raise InputError(f"torch.onnx made no graph of {type(model).__name__}.")
     _forget_machine(program.model)
     return program.model
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of what led to an error of the exporter, whose own message only names its step."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in str(error).splitlines()]
+    return f"{next(filter(None, lines), type(error).__name__)[:300]} ({type(error).__name__})"
 
 
 def _forget_machine(model: ir.Model) -> None:

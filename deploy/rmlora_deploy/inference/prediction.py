@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from rmlora.errors import InputError
 from rmlora.scoring import Scoring, scoring_of
+from rmlora.wording import counted
 from rmlora_deploy.bundles.bundle import Bundle
 
 __all__ = ["Prediction", "to_prediction", "to_results"]
@@ -64,7 +65,7 @@ def to_results(
     values = np.asarray(scores, dtype=np.float64)
     if values.shape[-1] != len(labels):
         raise InputError(
-            f"The graph of {bundle.path} gives {values.shape[-1]} scores for {len(labels)} labels: the bundle is "
+            f"The graph of {bundle.path} gives {counted(values.shape[-1], 'score')} for {counted(len(labels), 'label')}: the bundle is "
             "inconsistent, export it again."
         )
     if not np.isfinite(values).all():

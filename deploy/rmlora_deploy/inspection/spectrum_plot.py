@@ -47,7 +47,7 @@ def plot_spectra(spectra: Mapping[str, AdapterSpectrum], path: Path) -> None:
     left.xaxis.get_major_locator().set_params(integer=True)
     legend = left.legend(loc="lower left", frameon=False, title="thin: one module each · thick: geometric mean")
     legend._legend_box.align = "left"  # matplotlib has no public setting for the title's alignment
-    right.set_title("Dimension of an update, mean over modules", loc="left", fontweight="bold")
+    right.set_title("Dimension of an update (mean)", loc="left", fontweight="bold")
     for axes in (left, right):
         clean_axes(axes, grid="y")
     save_figure(figure, path)

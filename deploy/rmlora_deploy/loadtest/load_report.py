@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rmlora.plots import COLORS, clean_axes, save_figure
+from rmlora.plots import COLORS, add_notes, clean_axes, save_figure
+from rmlora.wording import counted
 from rmlora_deploy.loadtest.callers import Load
 from rmlora_deploy.loadtest.load_plan import LoadPlan
 
-__all__ = ["plot_load", "summarize_load"]
+__all__ = ["load_notes", "plot_load", "summarize_load"]
 
 _PERCENTILES = (50, 90, 95, 99, 99.9)
 
@@ -50,6 +52,22 @@ def summarize_load(plan: LoadPlan, load: Load) -> dict[str, Any]:
     }
 
 
+def load_notes(result: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for everything that speaks against a server, or against the figures of its load test.
+
+    Args:
+        result: of :func:`summarize_load`.
+    """
+    failed = sum(result["errors"].values())
+    found = {
+        f"Warning: {counted(result['wrong'] or 0, 'answer')} unlike the reference.": result["wrong"],
+        f"Warning: {failed:,} of {counted(result['requests'], 'request')} not answered.": failed,
+        f"{counted(result['retried'] or 0, 'request')} sent again after a broken connection.": result["retried"],
+        f"{counted(result['not_sent'] or 0, 'request')} not sent, because 2,000 were in progress.": result["not_sent"],
+    }
+    return [sentence for sentence, count in found.items() if count]
+
+
 def plot_load(plan: LoadPlan, load: Load, path: Path) -> None:
     """Plot every request's latency over time, and the distribution of latencies, to ``path``; errors as ``save_figure``."""
     from matplotlib.figure import Figure
@@ -72,6 +90,9 @@ def plot_load(plan: LoadPlan, load: Load, path: Path) -> None:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter(NullFormatter())
-    loop = f"{plan.clients} clients" if plan.rate is None else f"{plan.rate:g} requests/s sent"
-    figure.suptitle(f"{len(plan.models)} models, {loop}: {len(answered) / load.seconds:,.0f} requests/s answered")
+    loop = counted(plan.clients, "client") if plan.rate is None else f"{plan.rate:g} requests/s sent"
+    figure.suptitle(
+        f"{counted(len(plan.models), 'model')}, {loop}: {len(answered) / load.seconds:,.0f} requests/s answered"
+    )
+    add_notes(figure, load_notes(summarize_load(plan, load)))
     save_figure(figure, path)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from rmlora.errors import ConfigError, InputError
+from rmlora.file_identity import ChangedFileError, Status, path_status
 from rmlora_converters.graph.contract.lora_inputs import LoraInputs, read_lora_inputs
 from rmlora_converters.graph.files.model_file import load_model, save_model, to_bytes
 from rmlora_converters.graph.passes.base_head import base_head
@@ -83,6 +84,7 @@ class AdapterSession:
             ConfigError: ``max_active_adapters`` is less than one.
             ProviderError: the provider is not available or does not start.
         """
+        self._statuses = _statuses(model)
         graph = load_model(model)
         self.lora_inputs: LoraInputs = read_lora_inputs(graph.metadata_props, where=str(model))
         self._base_mixes = True
@@ -182,6 +184,7 @@ class AdapterSession:
 
         Raises:
             InputError: the adapter is not registered or cannot be read.
+            ChangedFileError: the graph's files have changed since the session was opened.
             ConfigError: the base is quantized, so that nothing can be merged into it; or no more adapters can be pinned.
         """
         if name is None:
@@ -197,12 +200,21 @@ class AdapterSession:
         specialize(model, self.lora_inputs, arrays)
         with tempfile.TemporaryDirectory() as directory:
             save_model(model, path := Path(directory) / "model.onnx")
+            if _statuses(self._model) != self._statuses:
+                raise ChangedFileError(
+                    f"{self._model} has changed since it was opened: open it again to specialize it."
+                )
             return create_session(path, self._provider, threads=self._threads)
 
     @property
     def cache(self) -> AdapterCache:
         """The adapter cache: what is registered and what is in memory."""
         return self._cache
+
+    @property
+    def untrained_head(self) -> str | None:
+        """Module path of a head that the base has no trained weights for; then every row needs an adapter. None if there is none."""
+        return self._untrained_head
 
     @property
     def input_types(self) -> dict[str, np.dtype[Any]]:
@@ -337,6 +349,12 @@ class AdapterSession:
             defaults.update(own or {})
             self._base_mixes &= own is not None
         return defaults
+
+
+def _statuses(model: Path) -> list[Status | None]:
+    """Return what changes whenever a graph file or its external weights do."""
+    files = (model, model.with_name(f"{model.name}.data"))
+    return [path_status(file) if file.exists() else None for file in files]
 
 
 def _serial(user: CachedAdapter | None) -> int:

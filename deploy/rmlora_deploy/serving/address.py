@@ -6,7 +6,9 @@ import socket
 
 from rmlora.errors import ConfigError
 
-__all__ = ["http_url", "listen"]
+__all__ = ["LOOPBACK_ADDRESSES", "http_url", "listen"]
+
+LOOPBACK_ADDRESSES = ("127.0.0.1", "::1", "localhost")
 
 _BACKLOG = 512
 

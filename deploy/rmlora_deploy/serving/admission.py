@@ -1,8 +1,9 @@
 """Decides what is accepted: no more than can be answered in time, and when to come back otherwise.
 
-With a time limit of T seconds for requests, at most 0.6 T of work may wait in all, and a new request is accepted as long
-as it would wait at most 0.4 T. The turns of a heavy request's rows are spread over at most 0.3 T. So the last row of
-everything accepted is computed after at most 0.9 T; the rest is the margin for errors of the estimates.
+With a time limit of T seconds for requests, a new request is accepted as long as it would wait at most 0.4 T, and at most
+0.6 T of work may wait in all. The turns of a heavy request's rows are spread over at most 0.5 T, behind those of other heavy
+requests. A row has its turn before all that arrives later, so everything accepted is computed after at most 0.9 T; the rest
+is the margin for errors of the estimates.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from rmlora_deploy.serving.waiting_rows import Row
 
 __all__ = ["Admission", "Load", "buckets_of"]
 
-_TOTAL, _NEW, _SPREAD = 0.6, 0.4, 0.3
+_TOTAL, _NEW, _SPREAD = 0.6, 0.4, 0.5
 """Shares of the time limit; see above."""
 _LIGHT_SECONDS = 0.1
-"""Work of a request that is not spread over time."""
-_PACE = 0.5
+"""Work of a request above which it is heavy, and its rows are spread over time."""
+_PACE = 0.25
 """Share of the server's time in which the rows of all heavy requests have their turns; they also get what is left over."""
-_RETURNING_ROWS = 1.5
-"""Times ``max_queue`` of rows that may wait when a refused client comes back at its time."""
+_EXTRA_ROWS = 1.5
+"""Times ``max_queue`` of rows that may wait when a refused client comes back at its time, or when several requests were
+checked before any of them was queued."""
 _KEPT = 0.95
 """Share of the old mean work of a request that remains after each one."""
 
@@ -59,8 +61,6 @@ class Admission:
         """Requests refused so far."""
         self._mean_work = 0.0
         """Of a request, in seconds."""
-        self._paced_until = 0.0
-        """The last turn that was given to a row of a heavy request."""
 
     def check(self, rows: int, load: Load, *, ticket: int | None = None, returning: bool = False) -> bool:
         """Return True if the request is one that was refused and has come back at its time.
@@ -75,7 +75,7 @@ class Admission:
             BusyError: there is no room for a request.
         """
         returning = returning or (len(self.slots) > 0 and self.slots.redeem(ticket))
-        allowed = int(self._max_queue * _RETURNING_ROWS) if returning else self._max_queue
+        allowed = int(self._max_queue * _EXTRA_ROWS) if returning else self._max_queue
         total = (load.light + load.paced) / self.workers
         if load.rows + rows > allowed:
             reason = f"The queue is full: {load.rows} rows are waiting and at most {self._max_queue} may."
@@ -90,14 +90,22 @@ class Admission:
             self._refuse(reason, earliest, self._mean_work, ticket)
         return returning
 
-    def admit(self, rows: Sequence[Row], load: Load, *, returning: bool) -> list[float]:
+    def admit(
+        self, rows: Sequence[Row], load: Load, *, checked: bool = False, ticket: int | None = None
+    ) -> list[float]:
         """Accept a request, and return for each of its rows when it has its turn (``time.monotonic``).
+
+        Args:
+            rows: of the request.
+            load: at the moment.
+            checked: True if :meth:`check` has let it pass.
+            ticket: identifies the request.
 
         Raises:
             BusyError: there is no room for it.
             TooLargeError: there never is.
         """
-        self.check(len(rows), Load(load.rows, 0.0, 0.0), returning=returning)
+        self.check(len(rows), Load(load.rows, 0.0, 0.0), ticket=ticket, returning=checked)
         costs = [self.times.per_row(row.bucket) for row in rows]
         own, limit = sum(costs), _TOTAL * self._timeout * self.workers
         if own > limit:
@@ -108,20 +116,29 @@ class Admission:
         over = load.light + load.paced + own - limit
         if over > 0:
             reason = f"The server is busy: with this request, what waits would take about {(limit + over) / self.workers:.2g}"
-            self._refuse(f"{reason} s, too much to answer within {self._timeout:g} s.", over / self.workers, own, None)
+            self._refuse(
+                f"{reason} s, too much to answer within {self._timeout:g} s.", over / self.workers, own, ticket
+            )
+        turns = self._turns(rows, costs, own, load, ticket)
         self._mean_work = _KEPT * self._mean_work + (1 - _KEPT) * own if self._mean_work else own
-        return self._turns(rows, costs)
+        return turns
 
-    def _turns(self, rows: Sequence[Row], costs: Sequence[float]) -> list[float]:
-        now, before, turns = time.monotonic(), 0.0, list[float]()
-        for row, cost in zip(rows, costs, strict=True):
-            if before < _LIGHT_SECONDS:
-                turns.append(row.arrived)
-            else:
-                latest = now + _SPREAD * self._timeout
-                turns.append(min(max(now, self._paced_until), latest))
-                self._paced_until = min(turns[-1] + cost / (_PACE * self.workers), latest)
-            before += cost
+    def _turns(
+        self, rows: Sequence[Row], costs: Sequence[float], own: float, load: Load, ticket: int | None
+    ) -> list[float]:
+        if own <= _LIGHT_SECONDS or len(rows) == 1:
+            return [row.arrived for row in rows]
+        pace, longest = _PACE * self.workers, _SPREAD * self._timeout
+        before, span = load.paced / pace, own / pace
+        if before + span > longest:
+            if load.paced:
+                reason = f"The server is busy with {load.paced / self.workers:.2g} s of work for other large requests."
+                self._refuse(reason, min(load.paced / self.workers, before + span - longest), own, ticket)
+            span = longest
+        turn, turns = time.monotonic() + before, list[float]()
+        for cost in costs:
+            turns.append(turn)
+            turn += span * cost / own
         return turns
 
     def _refuse(self, reason: str, earliest: float, work: float, ticket: int | None) -> None:

@@ -38,6 +38,8 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 """Inline styles are allowed because Swagger UI sets them."""
+_LOADING = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+"""Routes that a server whose bundles are all merged does not offer."""
 _DESCRIPTION = """Many low-rank adapters on one ONNX graph.
 
 `model` names a bundle or one of its adapters; `GET /v1/models` lists them. Every response has the header `x-request-id`,
@@ -75,6 +77,9 @@ def _schema(app: FastAPI) -> dict[str, Any]:
                     if not status.startswith("2"):  # errors are JSON even if the answer is plain text
                         response["content"] = {"application/json": next(iter(response["content"].values()))}
         components = schema["components"]
+        if app.state.service.registry.merged_only:
+            for path in _LOADING:
+                schema["paths"].pop(path)
         for name in ("HTTPValidationError", "ValidationError"):
             components["schemas"].pop(name, None)
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,8 +18,9 @@ from starlette.exceptions import HTTPException
 from rmlora._version import __version__
 from rmlora.errors import RMLoRAError
 from rmlora_deploy.serving.api_docs import add_docs
-from rmlora_deploy.serving.errors import BusyError, status_of
+from rmlora_deploy.serving.errors import status_of
 from rmlora_deploy.serving.metrics import Metrics
+from rmlora_deploy.serving.middleware.media_type import BINARY_HEADER
 from rmlora_deploy.serving.middleware.stack import middleware_stack
 from rmlora_deploy.serving.registry import Registry
 from rmlora_deploy.serving.routes import health, open_inference, openai, vllm
@@ -27,6 +29,7 @@ from rmlora_deploy.serving.service import Service
 
 __all__ = ["create_app"]
 
+_log = logging.getLogger("rmlora.serve")
 _STATIC = Path(__file__).parent / "static"
 _MAX_FIELD_NAME = 40
 """Characters of a field's name that an error repeats."""
@@ -85,7 +88,11 @@ def _reply(request: Request, status: int, message: str, headers: dict[str, str] 
 
 async def _answer_own_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RMLoRAError)  # noqa: S101 - the handler is registered for this type
-    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, BusyError) else None
+    if status_of(error) == 500:  # not about the request, and the message may name files of the server
+        _log.error("%s", error)
+        raise error
+    wait = getattr(error, "retry_after", None)
+    headers = {"Retry-After": str(wait)} if wait is not None else None
     return _reply(request, status_of(error), str(error), headers)
 
 
@@ -93,13 +100,8 @@ async def _answer_invalid_body(request: Request, error: Exception) -> JSONRespon
     """Say what is wrong with a body, without repeating its content."""
     assert isinstance(error, RequestValidationError)  # noqa: S101
     first = error.errors()[0]
-    if open_inference.BINARY_HEADER in request.headers:
+    if BINARY_HEADER in request.headers:
         return _reply(request, 400, open_inference.NO_BINARY)
-    kind = request.headers.get("content-type", "")
-    if first["loc"] == ("body",) and "json" not in kind:
-        return _reply(
-            request, 415, "The body must be JSON and declared as such: send the header  Content-Type: application/json."
-        )
     if first["type"] == "json_invalid":
         return _reply(request, 400, "The body is not valid JSON.")
     parts = [part for part in first["loc"][1:] if isinstance(part, int) or part.isidentifier()]

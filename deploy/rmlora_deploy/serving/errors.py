@@ -8,6 +8,7 @@ RMLoRAError
     ├── LateError           504   no answer within the time limit
     ├── StoppingError       503   the server is shutting down
     ├── TooLargeError       413   the request is more work than one may be
+    ├── UnavailableError    503   the model's files are not what they were, or cannot be read
     ├── UnknownModelError   404   no model has that name
     └── UnreachableError    503   another process that is needed does not answer
 """
@@ -24,6 +25,7 @@ __all__ = [
     "ServingError",
     "StoppingError",
     "TooLargeError",
+    "UnavailableError",
     "UnknownModelError",
     "UnreachableError",
     "status_of",
@@ -63,6 +65,14 @@ class StoppingError(ServingError):
     """The server is shutting down and accepts no more requests."""
 
     status = 503
+    retry_after = 1
+    """Seconds, after which a client that asks again reaches another server."""
+
+
+class UnavailableError(ServingError):
+    """The model cannot be used at the moment: its files are not what they were, or cannot be read."""
+
+    status = 503
 
 
 class TooLargeError(ServingError):
@@ -87,6 +97,8 @@ class UnreachableError(ServingError):
     """Another process that is needed does not answer."""
 
     status = 503
+    retry_after = 1
+    """Seconds."""
 
 
 def status_of(error: RMLoRAError) -> int:

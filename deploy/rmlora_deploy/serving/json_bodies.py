@@ -45,12 +45,16 @@ class JsonBodies:
         """Return the value that ``body`` holds; long lists of numbers are numpy arrays.
 
         Raises:
-            json.JSONDecodeError: it is not valid JSON.
-            ValueError: it is not UTF-8, or has a number that is too long.
+            json.JSONDecodeError: it is not valid JSON, not UTF-8, nested too deep, or has a number that is too long.
             HTTPException: parsing takes too long or too much memory.
         """
         if is_quick(body):
-            return json.loads(body)
+            try:
+                return json.loads(body)
+            except json.JSONDecodeError:
+                raise
+            except (ValueError, RecursionError) as error:
+                raise json.JSONDecodeError(type(error).__name__, "", 0) from None
         kind, *values = await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, body)
         if kind == "error":
             raise json.JSONDecodeError(values[0], "", values[1])

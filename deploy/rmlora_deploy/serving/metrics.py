@@ -138,6 +138,11 @@ class _RunnerCollector(Collector):
         adapters = GaugeMetricFamily("rmlora_adapters", "Adapters registered.", labels=["bundle"])
         cached = GaugeMetricFamily("rmlora_cached_adapters", "Adapters in the cache.", labels=["bundle"])
         events = CounterMetricFamily("rmlora_adapter_cache", "Adapter cache events.", labels=["bundle", "event"])
+        unavailable = GaugeMetricFamily(
+            "rmlora_unavailable_models", "Models that cannot be used because their files changed.", labels=["bundle"]
+        )
+        self._models.look_again()
+        lost = Counter(model.runner.name for model in self._models.models if not self._models.available(model))
         seconds = GaugeMetricFamily(
             "rmlora_queue_seconds", "Estimated time to compute all that was accepted.", labels=["bundle"]
         )
@@ -147,6 +152,7 @@ class _RunnerCollector(Collector):
         )
         refused = CounterMetricFamily("rmlora_refused", "Requests refused because of the load.", labels=["bundle"])
         for name, runner in self._models.runners.items():
+            unavailable.add_metric([name], lost[name])
             waiting.add_metric([name], runner.queue.waiting)
             seconds.add_metric([name], runner.queue.seconds)
             workers.add_metric([name], runner.queue.alive)
@@ -157,4 +163,4 @@ class _RunnerCollector(Collector):
                 cached.add_metric([name], len(cache.cached))
                 for event in ("hits", "misses", "evictions"):
                     events.add_metric([name, event], getattr(cache, event))
-        yield from (waiting, seconds, workers, failures, refused, adapters, cached, events)
+        yield from (waiting, seconds, workers, failures, refused, adapters, cached, events, unavailable)

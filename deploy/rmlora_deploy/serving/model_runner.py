@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,13 +16,17 @@ import numpy.typing as npt
 
 from rmlora.errors import InputError
 from rmlora.inputs import Arrays
-from rmlora_deploy.bundles.bundle import Bundle
+from rmlora.storage import sha256_file
+from rmlora_deploy.bundles.bundle import REFERENCE_FILE, Bundle
+from rmlora_deploy.bundles.convert_adapter import TryOut
+from rmlora_deploy.bundles.mapped_files import MappedFiles
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.runtime import AdapterSession
 from rmlora_deploy.runtime.adapters.cache import AdapterCache
 from rmlora_deploy.runtime.graph_logits import check_rows
 from rmlora_deploy.runtime.providers import run_error
-from rmlora_deploy.serving.errors import UnknownModelError
+from rmlora_deploy.serving.availability import Availability
+from rmlora_deploy.serving.errors import UnavailableError, UnknownModelError
 from rmlora_deploy.serving.models import ServedModel
 from rmlora_deploy.serving.queue import RequestQueue, Row
 from rmlora_deploy.serving.serve_settings import ServeSettings
@@ -36,6 +41,7 @@ _FROM_INPUTS = "inputs"
 """Batch key of rows that the preprocessor made: all can be batched together, raw tensors only by shape."""
 
 Answer = npt.NDArray[Any]
+_log = logging.getLogger("rmlora.serve")
 
 
 class ModelRunner:
@@ -60,6 +66,7 @@ class ModelRunner:
         self._preprocessor: Preprocessor = bundle.preprocessor()
         """Used in the event loop only: a tokenizer keeps its truncation settings in itself."""
         self._large = _LargeInputs(self._preprocessor)
+        self.availability = Availability(name, MappedFiles(bundle))
         self.session: AdapterSession | None = None
         """None if the bundle is merged."""
         if bundle.mode == "branches":
@@ -68,14 +75,15 @@ class ModelRunner:
                 threads=settings.threads,
                 max_active_adapters=settings.max_active_adapters,
                 rows=settings.max_batch,
-                max_concurrent_runs=settings.workers,
+                max_concurrent_runs=settings.workers + 1,  # one more for heavy requests
             )
+            self.availability.watch(self.session.cache)
             run = self._run_adapters
         else:
             self._merged = bundle.session(settings.provider, threads=settings.threads)
             run = self._run_merged
         self.queue = RequestQueue(
-            run,
+            self.availability.guarded(run),
             max_batch=settings.max_batch,
             max_wait=settings.max_wait_ms / 1000,
             max_queue=settings.max_queue,
@@ -92,6 +100,11 @@ class ModelRunner:
             self.bundle.manifest.max_length,
         )
         return max((int(limit) for limit in limits if limit and limit < _UNLIMITED), default=512)
+
+    @property
+    def answers_alone(self) -> bool:
+        """True if it answers without an adapter: merged, or with a base that has a head of its own or needs none."""
+        return self.session is None or self.session.untrained_head is None
 
     @property
     def cache(self) -> AdapterCache | None:
@@ -126,19 +139,47 @@ class ModelRunner:
             for arrays in preprocessor.rows(inputs, lengths=[model.max_length] * len(inputs))
         ]
 
+    def try_out(self) -> TryOut:
+        """Return a batch on which new adapters are tried.
+
+        Raises:
+            UnavailableError: the bundle's reference file is not what it was.
+        """
+        assert self.session is not None  # noqa: S101 - only bundles with branches take adapters
+        path = self.bundle.path / REFERENCE_FILE
+        try:
+            if sha256_file(path) != self.bundle.manifest.files.get(REFERENCE_FILE):
+                raise InputError(f"{path} is not what it was when the server started (SHA-256).")
+            return TryOut.of(self.bundle, self.session)
+        except (OSError, InputError) as error:
+            _log.error("%s cannot take adapters: %s", self.name, error)
+            raise UnavailableError("No adapter can be loaded at the moment: the server's log says why.") from None
+
     def submit(
-        self, rows: Sequence[Row], *, deadline: float | None = None, returning: bool = False
+        self,
+        rows: Sequence[Row],
+        *,
+        deadline: float | None = None,
+        checked: bool = False,
+        ticket: int | None = None,
     ) -> Future[list[Answer]]:
-        """Queue rows, and load their adapters while they wait; arguments and errors as :meth:`RequestQueue.submit`."""
-        answers = self.queue.submit(rows, deadline=deadline, returning=returning)
+        """Queue rows, and load their adapters while they wait; arguments and errors as :meth:`RequestQueue.submit`.
+
+        Raises:
+            UnavailableError: an adapter of the rows, or the graph, cannot be used.
+        """
+        self.availability.check(row.adapter for row in rows)
+        answers = self.queue.submit(rows, deadline=deadline, checked=checked, ticket=ticket)
         if self.session is not None:
             self.session.prefetch([row.adapter for row in rows])
         return answers
 
     def _run(self, batch: Arrays, rows: int) -> None:
-        """Run a batch on the base, or on what was merged into it."""
+        """Run a batch on the base, on an adapter if the base answers nothing alone, or on what was merged into the base."""
         if self.session is not None:
-            self.session.run(batch, [None] * rows)
+            names = [None] if self.answers_alone else self.session.cache.names[:1]
+            if names:
+                self.session.run(batch, names * rows)
         else:
             self._merged.run(None, batch)
 
@@ -148,7 +189,7 @@ class ModelRunner:
             return self.session.run(
                 self._preprocessor.collate([row.arrays for row in rows]), [row.adapter for row in rows]
             )
-        except InputError:
+        except InputError:  # of the session: the rows themselves were checked when they were made
             known = self.session.cache.names
             if any(row.adapter is not None and row.adapter not in known for row in rows):
                 raise UnknownModelError("The model was unloaded before this request was computed.") from None

@@ -39,6 +39,8 @@ class ServedModel:
     """What turns scores into answers; None for vectors."""
     file: Path | None = None
     """The file that the server wrote for it; None if it belongs to a bundle."""
+    sha256: str = ""
+    """SHA-256 of that file."""
 
     @property
     def task(self) -> Task:

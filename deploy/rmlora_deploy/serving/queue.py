@@ -31,6 +31,9 @@ Run: TypeAlias = "Callable[[Sequence[Row]], Sequence[Answer]]"
 
 _PACED_SECONDS = 0.03
 """Time that a batch of a heavy request's rows may take, unless one row takes longer: a light request waits for it."""
+_NICENESS, _HEAVY_NICENESS = 5, 15
+"""How much lower the priority of the workers is than that of the threads that read and answer requests, and that of the
+thread that computes the rows of heavy requests while there are light ones."""
 _QUIET_SECONDS = 1.0
 """After this time without light requests, a heavy one may use all workers."""
 _STUCK_SECONDS = 300.0
@@ -50,6 +53,8 @@ class _Batch:
     """That it is expected to take."""
     busy: bool
     """True if it was full, or others waited when it began."""
+    heavy: bool
+    """True if the worker for heavy requests computes it."""
 
 
 class RequestQueue:
@@ -87,12 +92,15 @@ class RequestQueue:
         self._local = threading.local()
         """``idle_since``: when this worker ended its last batch, unless it had to wait for work since then."""
         self._light_arrived = -_QUIET_SECONDS
-        self._changed = threading.Condition(threading.RLock())
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._stopping = False
-        self._workers = Supervised(
-            self._compute_next, count=workers, on_failure=self._after_failure, on_loss=self._after_loss
-        )
+        self._has_paced = threading.Condition(self._lock)
+        supervised = partial(Supervised, on_failure=self._after_failure, on_loss=self._after_loss)
+        self._workers = supervised(self._compute_next, count=workers, niceness=_NICENESS)
+        self._heavy = supervised(partial(self._compute_next, heavy=True), count=1, niceness=_HEAVY_NICENESS)
         self._workers.start()
+        self._heavy.start()
 
     # -- accepting ---------------------------------------------------------------------------------------------------
 
@@ -120,14 +128,20 @@ class RequestQueue:
         return Load(self.waiting, running + times.of(self._light.buckets), times.of(self._paced.buckets))
 
     def submit(
-        self, rows: Sequence[Row], *, deadline: float | None = None, returning: bool = False
+        self,
+        rows: Sequence[Row],
+        *,
+        deadline: float | None = None,
+        checked: bool = False,
+        ticket: int | None = None,
     ) -> Future[list[Answer]]:
         """Queue the rows of one request. Canceling the future removes those that are still waiting.
 
         Args:
             rows: of the request.
             deadline: when the answer is due (``time.monotonic``); rows that still wait then are not computed.
-            returning: True if :meth:`check` said so.
+            checked: True if :meth:`check` has let the request pass.
+            ticket: identifies the request, so that it is recognized when it comes back.
 
         Raises:
             BusyError: the queue has no room for them.
@@ -138,7 +152,7 @@ class RequestQueue:
         request = Request(len(rows), deadline)
         with self._changed:
             self._check_open()
-            turns = self.admission.admit(rows, self._load(), returning=returning)
+            turns = self.admission.admit(rows, self._load(), checked=checked, ticket=ticket)
             self._open.add(request)
             for number, (row, turn) in enumerate(zip(rows, turns, strict=True)):
                 paced = turn > row.arrived
@@ -146,6 +160,8 @@ class RequestQueue:
             if turns[-1] <= rows[-1].arrived:
                 self._light_arrived = time.monotonic()
             self._changed.notify()
+            if len(self._paced):
+                self._has_paced.notify()
         request.future.add_done_callback(partial(self._forget, request))
         return request.future
 
@@ -172,17 +188,17 @@ class RequestQueue:
     @property
     def failures(self) -> int:
         """How often a worker failed; each time it was started again, unless there were too many in a row."""
-        return self._workers.failures
+        return self._workers.failures + self._heavy.failures
 
     @property
     def alive(self) -> int:
-        """Workers that were not given up."""
+        """Workers that were not given up, without the one for heavy requests."""
         return self._workers.alive
 
     def problem(self) -> str | None:
         """Say why this process should be replaced; None if all is well."""
         now, limit = time.monotonic(), max(_STUCK_SECONDS, 2 * self._timeout)
-        if self._workers.alive < self.admission.workers:
+        if self._workers.alive < self.admission.workers or not self._heavy.alive:
             return _BROKEN
         if any(now - batch.since > limit for batch in list(self._running.values())):
             return f"A batch has been running for more than {limit:g} s: restart this server."
@@ -193,15 +209,18 @@ class RequestQueue:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        return self._workers.join(timeout)
+            self._has_paced.notify_all()
+        end = None if timeout is None else time.monotonic() + timeout
+        done = self._workers.join(timeout)
+        return self._heavy.join(None if end is None else max(0.0, end - time.monotonic())) and done
 
     # -- computing, in the workers' threads --------------------------------------------------------------------------
 
-    def _compute_next(self) -> bool:
-        """Compute a batch; return False if there will be no more."""
+    def _compute_next(self, *, heavy: bool = False) -> bool:
+        """Compute a batch, of heavy requests if ``heavy``; return False if there will be no more."""
         thread = threading.get_ident()
         try:
-            batch = self._take_batch()
+            batch = self._take_batch(heavy)
             if batch is None:
                 return False
             active = [item for item in batch.items if not self._has_ended(item.request)]
@@ -216,15 +235,16 @@ class RequestQueue:
         finally:
             self._running.pop(thread, None)
 
-    def _take_batch(self) -> _Batch | None:
+    def _take_batch(self, heavy: bool = False) -> _Batch | None:
         """Wait for a batch and remove it from the queue; None means that there will be no more."""
         with self._changed:
             while True:
-                rows, first = self._next_row()
+                rows, first = (self._paced, self._paced.first()) if heavy else self._next_row()
                 if first is None:
-                    if self._stopping and not self.waiting:
+                    if self._stopping and (heavy or not self.waiting):
                         return None
-                    self._changed.wait(_QUIET_SECONDS if self.waiting else None)
+                    condition = self._has_paced if heavy else self._changed
+                    condition.wait(_QUIET_SECONDS if self.waiting and not heavy else None)
                     self._local.idle_since = None
                     continue
                 items = rows.select(first, self._max_rows(first))
@@ -235,7 +255,7 @@ class RequestQueue:
                     busy = full or self.waiting > 0
                     seconds = self.admission.times.of(buckets_of([item.row for item in items]))
                     since = getattr(self._local, "idle_since", None) or time.monotonic()
-                    batch = _Batch(items, since, seconds, busy)
+                    batch = _Batch(items, since, seconds, busy, heavy)
                     self._running[threading.get_ident()] = batch
                     if self.waiting:
                         self._changed.notify()  # one call may bring rows for several workers
@@ -244,13 +264,21 @@ class RequestQueue:
                 self._local.idle_since = None
 
     def _next_row(self) -> tuple[RowList, WaitingRow | None]:
-        """Return the row whose turn it is, and the list it is in; no row if there is none for this worker."""
-        light, paced = self._light.first(), self._paced.first()
-        if paced is not None and (light is None or paced.turn < light.turn):
-            quiet = self._stopping or time.monotonic() - self._light_arrived > _QUIET_SECONDS
-            busy = sum(batch.items[0].paced for batch in self._running.values())
-            if quiet or busy < max(1, self.admission.workers - 1):
-                return self._paced, paced
+        """Return the row whose turn it is, and the list it is in; no row if there is none for this worker.
+
+        The rows of heavy requests have a worker of their own. The others help if there has been nothing else to do for a
+        while, and they make sure that each of these rows is computed in its turn: all but one of them at a time, or the
+        only one.
+        """
+        light, paced, now = self._light.first(), self._paced.first(), time.monotonic()
+        if paced is None:
+            return self._light, light
+        if light is None and (self._stopping or now - self._light_arrived > _QUIET_SECONDS):
+            return self._paced, paced
+        helping = sum(batch.items[0].paced and not batch.heavy for batch in self._running.values())
+        is_due = paced.turn <= (now if light is None else min(now, light.turn))
+        if is_due and helping < max(1, self.admission.workers - 1):
+            return self._paced, paced
         return self._light, light
 
     def _max_rows(self, first: WaitingRow) -> int:
@@ -284,7 +312,8 @@ class RequestQueue:
         for item, answer in zip(items, answers, strict=True):
             item.request.answer(item.number, answer)
         whole = time.monotonic() - (batch.since if len(items) == len(batch.items) else started)
-        self.admission.times.learn([row.length for row in rows], whole, busy=batch.busy)
+        if not batch.heavy or self._light_arrived < batch.since:  # else its low priority made it slow
+            self.admission.times.learn([row.length for row in rows], whole, busy=batch.busy)
 
     def _report(self, rows: Sequence[Row], seconds: float) -> None:
         if self._observe is None:

@@ -5,29 +5,39 @@ A bundle is a model under its own name; each of its adapters is another model un
 
 from __future__ import annotations
 
-import tempfile
+import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
 
 from rmlora.adapter import Adapter
-from rmlora.errors import AdapterError, BaseMismatchError, ConfigError, InputError
+from rmlora.errors import AdapterError, BaseMismatchError, ConfigError, InputError, OutputError, some_of
+from rmlora.file_identity import FileIdentity
 from rmlora.package import load_package
+from rmlora.storage import sha256_file
 from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter, write_onnx_adapter
 from rmlora_deploy.bundles.adapters import check_name
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.bundles.convert_adapter import ConvertedAdapter, TryOut, convert_adapter
+from rmlora_deploy.bundles.convert_adapter import ConvertedAdapter, convert_adapter
+from rmlora_deploy.bundles.manifest import AdapterEntry
+from rmlora_deploy.bundles.opening import opening
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterKey
-from rmlora_deploy.serving.errors import ForbiddenError, UnknownModelError
+from rmlora_deploy.serving.errors import ForbiddenError, UnavailableError, UnknownModelError
 from rmlora_deploy.serving.model_runner import ModelRunner
 from rmlora_deploy.serving.models import ServedModel
+from rmlora_deploy.serving.nearest_names import nearest_names
 from rmlora_deploy.serving.queue import Row
+from rmlora_deploy.serving.scratch import Scratch
 from rmlora_deploy.serving.serve_settings import ServeSettings
 
 __all__ = ["Registry"]
+
+_MAX_SHOWN = 100
+"""Characters of an unknown name that an error repeats."""
+_log = logging.getLogger("rmlora.serve")
 
 
 class Registry:
@@ -47,7 +57,7 @@ class Registry:
         self.runners: dict[str, ModelRunner] = {}
         """Bundle → what runs it."""
         self._models: dict[str, ServedModel] = {}
-        self._scratch = tempfile.TemporaryDirectory(prefix="rmlora-serve-")
+        self._scratch = Scratch()
         self._generations = count()
 
     def open(self, path: Path, *, name: str | None = None) -> ModelRunner:
@@ -58,19 +68,20 @@ class Registry:
             ConfigError: a name is already taken.
             ProviderError: the provider is missing or does not start.
         """
-        bundle = Bundle.open(path)
         name = name or path.resolve().name
         if name in self.runners:
             raise ConfigError(f"Two bundles are called '{name}': serve them as NAME=PATH with different names.")
-        runner = ModelRunner(name, bundle, self.settings, self._observe)
+        with opening(path) as bundle:
+            runner = ModelRunner(name, bundle, self.settings, self._observe)
         self.runners[name] = runner
-        manifest = bundle.manifest
-        self._add(
-            ServedModel(
-                name, runner, None, tuple(bundle.labels), manifest.max_length,
-                function_to_apply=manifest.function_to_apply,
-            )
-        )  # fmt: skip
+        if runner.answers_alone:
+            manifest = bundle.manifest
+            self._add(
+                ServedModel(
+                    name, runner, None, tuple(bundle.labels), manifest.max_length,
+                    function_to_apply=manifest.function_to_apply,
+                )
+            )  # fmt: skip
         for adapter, entry in bundle.adapters.items():
             self._add(
                 ServedModel(
@@ -102,11 +113,29 @@ class Registry:
         Raises:
             UnknownModelError: there is none.
         """
-        with self._lock:
-            found = self._models.get(name)
+        found = self.find(name)
         if found is None:
-            raise _unknown()
+            raise self._unknown(name)
         return found
+
+    def find(self, name: str) -> ServedModel | None:
+        """Return the model called ``name``, or None if there is none."""
+        with self._lock:
+            return self._models.get(name)
+
+    def _unknown(self, name: str) -> UnknownModelError:
+        """Return the error for a name that no model has."""
+        runner = self.runners.get(name)
+        shown = name if len(name) <= _MAX_SHOWN else f"{name[:_MAX_SHOWN]}…"
+        if runner is not None:
+            names = [model.id for model in self.models if model.runner is runner]
+            return UnknownModelError(
+                f"The base of '{shown}' has no trained head of its own and answers nothing alone: name one of its adapters "
+                f"({some_of(names) or 'it has none'})."
+            )
+        near = nearest_names(name, [model.id for model in self.models])
+        hint = f"the nearest are {', '.join(near)}; " if near else ""
+        return UnknownModelError(f"There is no model '{shown}': {hint}GET /v1/models lists all.")
 
     def load(self, name: str, path: str) -> ServedModel:
         """Load the adapter package at ``path`` into the bundle that it fits, and serve it as ``name``.
@@ -117,7 +146,7 @@ class Registry:
             AdapterError: the package is damaged, or fits none of the bundles.
         """
         key = AdapterKey(name, next(self._generations))
-        file = Path(self._scratch.name) / f"{key.generation}.onnx_adapter"
+        file = self._scratch.path / f"{key.generation}.onnx_adapter"
         try:
             model = self._convert(key, path, file)
             self._serve(model, file)
@@ -137,7 +166,7 @@ class Registry:
         """
         check_name(key.name)
         with self._lock:
-            if key.name in self._models:
+            if key.name in self._models or key.name in self.runners:
                 raise _taken(key.name)
         directory = self._allowed(path)
         try:
@@ -146,21 +175,26 @@ class Registry:
         except BaseMismatchError:
             raise BaseMismatchError(f"'{path}' was made for another base than the one that is served here.") from None
         except InputError as error:  # clients need not know the paths of the directories
-            raise type(error)(str(error).replace(str(directory), f"'{path}'")) from None
-        write_onnx_adapter(file, converted.arrays)
+            raise AdapterError(str(error).replace(str(directory), f"'{path}'")) from None
+        try:
+            write_onnx_adapter(file, converted.arrays)
+        except OutputError as error:
+            _log.error("adapter '%s' cannot be stored: %s", key.name, error)
+            raise UnavailableError("The server cannot store the adapter: its log says why.") from None
         return ServedModel(
             key.name, runner, key, tuple(converted.labels), converted.max_length, converted.rank, file.stat().st_size,
-            function_to_apply=converted.function_to_apply, file=file,
+            function_to_apply=converted.function_to_apply, file=file, sha256=sha256_file(file),
         )  # fmt: skip
 
     def _serve(self, model: ServedModel, file: Path) -> None:
-        """Serve an adapter whose arrays are in ``file``.
+        """Serve an adapter whose arrays are in ``file``, for as long as that is the file it is now.
 
         Raises:
             ConfigError: its name is taken.
         """
         assert model.runner.session is not None and model.adapter is not None  # noqa: S101 - adapters fit only such
-        model.runner.session.register(model.adapter, partial(read_onnx_adapter, file))
+        identity = FileIdentity(file, model.sha256)
+        model.runner.session.register(model.adapter, partial(read_onnx_adapter, file, identity))
         try:
             self._add(model)
         except ConfigError:  # another call took the name meanwhile
@@ -191,16 +225,88 @@ class Registry:
     def _remove(self, model: ServedModel) -> None:
         assert model.runner.session is not None and model.adapter is not None  # noqa: S101 - it is an adapter
         with self._lock:
-            if self._models.pop(model.id, None) is None:  # another call removed it meanwhile
-                raise _unknown()
+            removed = self._models.pop(model.id, None)
+        if removed is None:  # another call removed it meanwhile
+            raise self._unknown(model.id)
         model.runner.session.unload(model.adapter)
 
-    def _check_loading_is_on(self) -> None:
+    @property
+    def merged_only(self) -> bool:
+        """True if no bundle takes adapters."""
+        return all(runner.session is None for runner in self.runners.values())
+
+    @property
+    def no_loading(self) -> str | None:
+        """Why no adapters can be loaded and unloaded; None if they can."""
+        if self.merged_only:
+            return (
+                "This server loads and unloads no adapters: its bundles have theirs merged, and only one exported with "
+                "--mode branches takes others."
+            )
         if not self.settings.adapter_dirs:
-            raise ForbiddenError("This server loads and unloads no adapters: it was started without --adapter-dir.")
+            return "This server loads and unloads no adapters: it was started without --adapter-dir."
+        return None
+
+    def exchange(
+        self, runner: ModelRunner, removed: Collection[str], added: Mapping[str, AdapterEntry], bundle: Bundle
+    ) -> None:
+        """Exchange adapters of a bundle, all at once.
+
+        Args:
+            runner: of the bundle.
+            removed: names that no longer mean what they did; those that are not served are ignored.
+            added: name → new adapter.
+            bundle: as it is on disk now.
+
+        Raises:
+            ConfigError: a name is taken by a model that is not an adapter of the bundle's.
+        """
+        keys = {name: AdapterKey(name, next(self._generations)) for name in added}
+        new = {
+            name: ServedModel(
+                name,
+                runner,
+                keys[name],
+                tuple(entry.labels),
+                entry.max_length,
+                entry.rank,
+                entry.bytes,
+                function_to_apply=entry.function_to_apply,
+            )
+            for name, entry in added.items()
+        }
+        with self._lock:
+            old = {
+                name: model
+                for name in removed
+                if (model := self._models.get(name)) and model.runner is runner and model.adapter and model.file is None
+            }
+            for name in new:
+                if name in self.runners or (name in self._models and name not in old):
+                    raise _taken(name)
+            for name, key in keys.items():
+                assert runner.session is not None  # noqa: S101 - merged bundles have no adapters
+                runner.session.register(key, bundle.loader(added[name]))
+            self._models = {**{name: model for name, model in self._models.items() if name not in old}, **new}
+            runner.bundle = bundle
+        for model in old.values():
+            self._forget_later(model)
+
+    def _forget_later(self, model: ServedModel) -> None:
+        """Unload an adapter that no new request can name, once those that named it are answered."""
+        assert model.runner.session is not None and model.adapter is not None  # noqa: S101 - it is an adapter
+        timer = threading.Timer(
+            self.settings.timeout + self.settings.body_timeout, model.runner.session.unload, (model.adapter,)
+        )
+        timer.daemon = True
+        timer.start()
+
+    def _check_loading_is_on(self) -> None:
+        if (reason := self.no_loading) is not None:
+            raise ForbiddenError(reason)
 
     def _allowed(self, path: str) -> Path:
-        """Return the directory that ``path`` means, with links resolved, if it is inside one of ``adapter_dirs``.
+        """Return the directory that ``path`` means, with links resolved, if it and its files are inside one of ``adapter_dirs``.
 
         Raises:
             ForbiddenError: it is not.
@@ -210,7 +316,7 @@ class Registry:
             root = directory.resolve()
             try:
                 real = (root / path).resolve()
-                if real != root and real.is_relative_to(root) and real.is_dir():
+                if real != root and real.is_relative_to(root) and real.is_dir() and _stays_inside(real, root):
                     return real
             except OSError:  # too long, for example
                 continue
@@ -227,13 +333,22 @@ class Registry:
                 return runner, convert_adapter(
                     adapter, session.lora_inputs, session.input_types, name=name, task=bundle.task,
                     pooling=bundle.manifest.pooling, max_length=bundle.manifest.max_length,
-                    try_out=TryOut.of(bundle, session), base_config=bundle.base_config,
+                    try_out=runner.try_out(), base_config=bundle.base_config,
                 )  # fmt: skip
             except AdapterError as error:
                 reasons.append(error)
         if reasons:
             raise reasons[0]
         raise AdapterError("No bundle here accepts adapters for that task.")
+
+    def available(self, model: ServedModel) -> bool:
+        """Return True if a model can be used as far as is known (:mod:`rmlora_deploy.serving.availability`)."""
+        return model.runner.availability.allows(model.adapter)
+
+    def look_again(self) -> None:
+        """Look in the background whether models that could not be used can be used now."""
+        for runner in self.runners.values():
+            runner.availability.look_again()
 
     @property
     def waiting(self) -> int:
@@ -244,12 +359,13 @@ class Registry:
         """Accept nothing more, compute what waits, and return True if that took at most ``timeout`` seconds."""
         end = time.monotonic() + timeout
         done = [runner.queue.close(max(0.0, end - time.monotonic())) for runner in self.runners.values()]
-        self._scratch.cleanup()
+        self._scratch.close()
         return all(done)
 
 
-def _unknown() -> UnknownModelError:
-    return UnknownModelError("No model has that name: GET /v1/models lists them.")
+def _stays_inside(directory: Path, root: Path) -> bool:
+    """Return True unless a file in ``directory`` is a link that leads out of ``root``."""
+    return all(item.resolve().is_relative_to(root) for item in directory.iterdir())
 
 
 def _taken(name: str) -> ConfigError:

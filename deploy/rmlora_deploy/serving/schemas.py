@@ -27,12 +27,12 @@ _DESCRIPTIONS = {
     400: "Something in the request cannot be used; the message says what.",
     401: "The server needs a key, and the request does not send it.",
     403: "The server does not allow this, or the path is outside its directories.",
-    404: "No model has that name.",
+    404: "There is no model of that name; the message names the nearest ones.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "The body is not declared as JSON.",
     429: "The server is busy.",
-    503: "The server is shutting down.",
+    503: "The server is shutting down, or the model is not available at the moment.",
     504: "There was no answer within the time limit.",
 }
 
@@ -40,7 +40,7 @@ _DESCRIPTIONS = {
 class ErrorDetail(BaseModel):
     """What went wrong."""
 
-    message: str = Field(examples=["No model has that name: GET /v1/models lists them."])
+    message: str = Field(examples=["There is no model 'spma': the nearest are spam; GET /v1/models lists all."])
     type: str = Field(examples=["not_found_error"])
     param: str | None
     code: int = Field(description="The HTTP status.", examples=[404])
@@ -55,7 +55,7 @@ class Error(BaseModel):
 class ProtocolError(BaseModel):
     """An error in the format of the Open Inference Protocol."""
 
-    error: str = Field(examples=["No model has that name: GET /v1/models lists them."])
+    error: str = Field(examples=["There is no model 'spma': the nearest are spam; GET /v1/models lists all."])
 
 
 def error_body(path: str, status: int, message: str) -> dict[str, Any]:

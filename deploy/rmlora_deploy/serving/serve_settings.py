@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rmlora.errors import ConfigError
+from rmlora_deploy.serving.host_names import LOOPBACK_HOSTS, read_host
 
 __all__ = ["ServeSettings"]
 
@@ -57,6 +58,8 @@ class ServeSettings:
     """Seconds that a server which is shutting down spends on the requests it has accepted."""
     api_key: str | None = None
     """Key that clients must send as a bearer token; None lets everybody in."""
+    allowed_hosts: tuple[str, ...] = LOOPBACK_HOSTS
+    """Names in the header Host that requests are answered for (:mod:`rmlora_deploy.serving.middleware.hosts`); with none given, for all."""
     adapter_dirs: tuple[Path, ...] = ()
     """Directories that adapters may be loaded from at run time; with none, loading is off."""
 
@@ -78,6 +81,12 @@ class ServeSettings:
             )
         if self.api_key is not None and not self.api_key.strip():
             raise ConfigError("The API key is empty: give a key, or leave --api-key out.")
+        for host in self.allowed_hosts:
+            if read_host(host) is None:
+                raise ConfigError(
+                    f"--allowed-host '{host}' is not a host: give a name or address, with a port or without, such as "
+                    "models.example.com or '[::1]:8000'; '*' allows all."
+                )
         for directory in self.adapter_dirs:
             if not directory.is_dir():
                 raise ConfigError(f"--adapter-dir {directory} is not a directory.")

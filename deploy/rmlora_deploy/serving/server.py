@@ -12,11 +12,13 @@ from pathlib import Path
 
 import uvicorn
 
+from rmlora.wording import counted
 from rmlora_deploy.serving.address import http_url, listen
 from rmlora_deploy.serving.app import create_app
 from rmlora_deploy.serving.connection import connection_class
 from rmlora_deploy.serving.metrics import Metrics
 from rmlora_deploy.serving.registry import Registry
+from rmlora_deploy.serving.reload import reloaded_by_signal
 from rmlora_deploy.serving.serve_settings import ServeSettings
 from rmlora_deploy.serving.service import Service
 
@@ -44,18 +46,22 @@ def run_server(
         ProviderError: the provider is missing.
     """
     listener = listen(host, port)  # before any bundle is loaded, so that a port in use is reported at once
+    metrics = Metrics()
+    registry = Registry(settings, metrics.batch)
     try:
-        metrics = Metrics()
-        registry = Registry(settings, metrics.batch)
-        for name, path in bundles.items():
-            on_progress(f"opening {path}")
-            registry.open(path, name=name).warm_up()
-        on_progress(f"{len(registry.models)} models on {http_url(host, listener.getsockname()[1])}  (Ctrl-C stops)")
-        server = HttpServer(registry, metrics)
-        gc.collect()
-        gc.freeze()  # objects made so far stay; scanning them for garbage again and again costs a few percent
-        with _stopped_by_signals(server):
-            server.run(sockets=[listener])
+        with _ended_by_sigterm(), reloaded_by_signal(registry):
+            for name, path in bundles.items():
+                on_progress(f"opening {path}")
+                registry.open(path, name=name).warm_up()
+            if settings.adapter_dirs and registry.merged_only:
+                on_progress(f"--adapter-dir has no effect. {registry.no_loading}")
+            server = HttpServer(registry, metrics)
+            gc.collect()
+            gc.freeze()  # objects made so far stay; scanning them for garbage again and again costs a few percent
+            with _stopped_by_signals(server):
+                url = http_url(host, listener.getsockname()[1])
+                on_progress(f"{counted(len(registry.models), 'model')} on {url}  (Ctrl-C stops)")
+                server.run(sockets=[listener])
     finally:
         listener.close()
     if server.force_exit:
@@ -82,6 +88,20 @@ class HttpServer(uvicorn.Server):
         if self.force_exit:  # in this case uvicorn does not shut the application down
             self._service.stop(at_once=True)
             await self.lifespan.shutdown()
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the process as Ctrl-C does, with what was begun cleaned up, while no request has been accepted yet."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

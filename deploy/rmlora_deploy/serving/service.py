@@ -53,9 +53,10 @@ class Service:
             **self.metrics.recent(),
             "waiting": self.registry.waiting,
             "models": len(models),
+            "unavailable": sum(not self.registry.available(model) for model in models),
             "newest_model": max((model.created for model in models), default=0),
             "max_batch": self.settings.max_batch,
-            "loads_adapters": bool(self.settings.adapter_dirs),
+            "no_loading": self.registry.no_loading,
         }
 
     async def ask(
@@ -66,7 +67,7 @@ class Service:
         Args:
             model: the model to ask.
             inputs: texts; for image models, images as ``data:`` URLs.
-            state: of the request: ``returning`` comes from the admission, the rest is for the access log.
+            state: of the request: ``returning`` and ``ticket`` are from the admission, the rest is for the access log.
 
         Raises:
             InputError: there are too many inputs, or one is too long, empty or unreadable.
@@ -75,8 +76,7 @@ class Service:
         self.reader.check_count(len(inputs))
         deadline = self._deadline(state)
         state["model"], state["rows"] = model.id, len(inputs)
-        queue = model.runner.queue
-        state["returning"] = queue.check(len(inputs), returning=state.get("returning", False))  # before any work
+        _check(model.runner, len(inputs), state)  # before any work is done for them
         rows = await self.reader.read(inputs, model, deadline)
         tokens = sum(model.task.inputs.tokens(row.arrays) for row in rows)
         state["tokens"] = tokens
@@ -88,6 +88,7 @@ class Service:
         """Queue rows and return their answers; errors as those of :meth:`ask`."""
         self.reader.check_count(len(rows))
         state["model"], state["rows"] = model, len(rows)
+        _check(runner, len(rows), state)
         return await self._answers(runner, rows, self._deadline(state), state)
 
     def _deadline(self, state: MutableMapping[str, Any]) -> float:
@@ -98,8 +99,16 @@ class Service:
     async def _answers(
         self, runner: ModelRunner, rows: Sequence[Row], deadline: float, state: MutableMapping[str, Any]
     ) -> list[Answer]:
-        work = asyncio.wrap_future(runner.submit(rows, deadline=deadline, returning=state.get("returning", False)))
+        ticket: int | None = state.get("ticket")
+        work = asyncio.wrap_future(runner.submit(rows, deadline=deadline, checked=True, ticket=ticket))
         try:
             return await asyncio.wait_for(work, max(0.0, deadline - time.monotonic()))
         except TimeoutError:
             raise LateError(f"There was no answer within {self.settings.timeout:g} s: try again later.") from None
+
+
+def _check(runner: ModelRunner, rows: int, state: MutableMapping[str, Any]) -> None:
+    """Raise an error if the queue has no room for so many rows; a single one may have been checked already."""
+    known: bool | None = state.get("returning")
+    if known is None or rows > 1:
+        state["returning"] = runner.queue.check(rows, ticket=state.get("ticket"), returning=bool(known))

@@ -12,8 +12,6 @@ from contextlib import suppress
 
 __all__ = ["Supervised", "lower_priority"]
 
-_NICENESS = 5
-"""How much lower the priority of computing threads is than that of the others."""
 _PAUSE = 0.05
 """Seconds before a worker goes on after a failure; doubled every time."""
 _ATTEMPTS = 5
@@ -27,14 +25,22 @@ class Supervised:
     Args:
         step: called again and again by every thread, until it returns False.
         count: number of threads.
+        niceness: how much lower their priority is than that of the thread that starts them.
         on_failure: called after a failure with the number of failures in a row.
         on_loss: called after a worker was given up.
     """
 
     def __init__(
-        self, step: Callable[[], bool], *, count: int, on_failure: Callable[[int], None], on_loss: Callable[[], None]
+        self,
+        step: Callable[[], bool],
+        *,
+        count: int,
+        niceness: int,
+        on_failure: Callable[[int], None],
+        on_loss: Callable[[], None],
     ) -> None:
         self._step, self._on_failure, self._on_loss = step, on_failure, on_loss
+        self._niceness = niceness
         self._lock = threading.Lock()
         self.failures = 0
         """Failures of all workers so far."""
@@ -55,7 +61,7 @@ class Supervised:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _work(self) -> None:
-        lower_priority(_NICENESS)
+        lower_priority(self._niceness)
         in_a_row = 0
         while in_a_row < _ATTEMPTS:
             try:

@@ -55,7 +55,7 @@ def read_evaluation(
     scoring = task.outputs.scoring(problem, labels)
     if scoring is None:
         raise ConfigError(f"--data measures a metric on labels, and {task.name} has none: leave it out.")
-    data = load_split(task, source, columns)
+    data = load_split(task, source, columns, several=scoring.takes_lists)
     if scoring.function == "softmax":  # every row names one label, in any spelling that training accepts
         unknown = f"but the model's are {some_of(labels)}"
         targets = np.eye(len(labels))[number_labels(data.labels, labels, source=source, unknown=unknown)]

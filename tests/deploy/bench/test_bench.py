@@ -270,8 +270,11 @@ def test_the_picture_of_an_image_bundle_with_one_batch_shape(
     result = run_bench(Bundle.open(words), BenchSettings(batches=(8,), lengths=(4,), threads=(1,)))
     for row in result["rows"]:
         row["tokens"] = None
+    result["contestants"][0]["others_share"] = 0.4
     plot_bench(result, tmp_path / "bench.svg")
-    assert (tmp_path / "bench.svg").read_text().lstrip().startswith("<?xml")
+    drawn = (tmp_path / "bench.svg").read_text()
+    assert drawn.lstrip().startswith("<?xml")
+    assert "Warning: other programs took up to 40% of the cores" in drawn
 
 
 def test_mistakes_are_refused_before_anything_is_measured(

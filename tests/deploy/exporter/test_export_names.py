@@ -35,16 +35,25 @@ IMAGES = [
     Case("dinov2-swiglu", lambda: T.Dinov2ForImageClassification(T.Dinov2Config(**{**PICTURE, "mlp_ratio": 2}, use_swiglu_ffn=True)), {"target_modules": ["gate_proj", "up_proj"], "modules_to_save": ["classifier"]}),
     Case("siglip", lambda: T.SiglipForImageClassification(T.SiglipConfig(vision_config=IMAGE, text_config=SMALL, num_labels=3)), {"target_modules": "all-linear", "modules_to_save": ["classifier"]}),
 ]  # fmt: skip
+RESNET = Case("resnet", lambda: T.ResNetForImageClassification(T.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3)), {"target_modules": ["convolution"], "modules_to_save": ["classifier.1"]})  # fmt: skip
 TEXTS = [
     Case("bigbird", lambda: T.BigBirdForSequenceClassification(T.BigBirdConfig(**SMALL, attention_type="original_full")), {"task_type": "SEQ_CLS", "target_modules": "all-linear"}),
     Case("esm", lambda: T.EsmForSequenceClassification(T.EsmConfig(**SMALL, position_embedding_type="rotary", mask_token_id=4)), {"task_type": "SEQ_CLS", "target_modules": "all-linear"}),
 ]  # fmt: skip
 
 
+ABSENT = {
+    "siglip": tuple(f"vision_model.head.{path}.weight" for path in ("attention.out_proj", "mlp.fc1", "mlp.fc2")),
+    "bigbird": ("bert.pooler.weight",),
+    "esm": ("esm.contact_head.regression.weight",),
+}
+"""Case → the adapted weights that its graph does not have."""
+
+
 def sources(case: Case, directory: Path) -> tuple[Path, Path, Any]:
     """Save base and adapter of ``case``, with a processor beside the base."""
     base, adapter, model_class = make(case, directory)
-    if case in IMAGES:
+    if case in (*IMAGES, RESNET):
         processor = {**PROCESSOR, "size": {"height": 32, "width": 32}}
         (base / "preprocessor_config.json").write_text(json.dumps(processor))
     else:
@@ -53,7 +62,7 @@ def sources(case: Case, directory: Path) -> tuple[Path, Path, Any]:
 
 
 def task_flags(case: Case) -> list[str]:
-    return ["--task", "image-classification" if case in IMAGES else "text-classification"]
+    return ["--task", "image-classification" if case in (*IMAGES, RESNET) else "text-classification"]
 
 
 @pytest.mark.parametrize("case", [*IMAGES, *TEXTS], ids=lambda case: case.name)
@@ -65,6 +74,7 @@ def test_branches_are_exported_and_equal_peft(case: Case, tmp_path: Path) -> Non
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert manifest["verification"]["passed"] is True
     absent = Bundle.open(bundle).lora_inputs().absent
+    assert absent == ABSENT.get(case.name, ())
     assert ("Left out" in done.stdout) == bool(absent)
     added = run("adapter", "add", bundle, f"y={adapter}")
     assert added.code == 0, added.stderr
@@ -99,6 +109,14 @@ def spell_as_transformers_4(adapter: Path) -> None:
     edit(adapter / "adapter_model.safetensors", lambda tensors: {spelled(k): v for k, v in tensors.items()})
     config = adapter / "adapter_config.json"
     config.write_text(config.read_text().replace("q_proj", "query").replace("fc2", "output.dense"))
+
+
+def test_a_head_that_is_a_part_of_a_sequence_has_labels(tmp_path: Path) -> None:
+    base, adapter, _ = sources(RESNET, tmp_path)
+    bundle = tmp_path / "bundle"
+    done = run("export", base, "-a", adapter, "-o", bundle, *task_flags(RESNET))
+    assert done.code == 0, done.stderr
+    assert json.loads((bundle / "manifest.json").read_text())["labels"] == ["LABEL_0", "LABEL_1", "LABEL_2"]
 
 
 def test_keys_with_the_adapters_name_are_exported(tmp_path: Path) -> None:

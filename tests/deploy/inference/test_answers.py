@@ -113,6 +113,8 @@ def test_adapters_of_one_bundle_may_differ_in_their_answers(tmp_path: Path) -> N
     [
         ("one label", ["red", "green", "blue", "red"], "accuracy"),
         ("several labels", ["toxic", "toxic, insult", "threat;insult", "toxic|threat|insult"], "micro F1"),
+        ("several labels", [["toxic"], ["toxic", "insult"], [], [0, 1, 2]], "micro F1"),
+        ("two numbers", [[1, 2], [3, 1.5], [2, 2], [0, 0]], "Pearson correlation"),
         ("one score", [0, 1, 0.5, 1], "Pearson correlation"),
         ("one number", [1, 4.5, 2, 3], "Pearson correlation"),
     ],
@@ -120,7 +122,7 @@ def test_adapters_of_one_bundle_may_differ_in_their_answers(tmp_path: Path) -> N
 def test_the_metric_is_that_of_the_kind_of_answer(kind: str, cells: list[object], metric: str, tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", kind)
     adapter = make_adapter(base, tmp_path / "adapter")
-    rows = [{"text": text, "label": str(cell)} for text, cell in zip(TEXTS, cells, strict=True)]
+    rows = [{"text": text, "label": cell} for text, cell in zip(TEXTS, cells, strict=True)]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     export(base, adapter, tmp_path / "bundle", data=str(tmp_path / "data.jsonl"))
     report = verify(tmp_path / "bundle", data=str(tmp_path / "data.jsonl"))
@@ -128,7 +130,7 @@ def test_the_metric_is_that_of_the_kind_of_answer(kind: str, cells: list[object]
     assert report.evaluation.pytorch is not None
     assert report.evaluation.onnx == pytest.approx(report.evaluation.pytorch, abs=1e-4)
     (tmp_path / "data.jsonl").write_text(json.dumps({"text": "w1", "label": "nothing like it"}) + "\n")
-    fails(3, "Row 1 of", "verify", tmp_path / "bundle", "--data", tmp_path / "data.jsonl")
+    fails(3, "has the label 'nothing like it'", "verify", tmp_path / "bundle", "--data", tmp_path / "data.jsonl")
 
 
 def test_labels_given_by_the_user_replace_those_of_the_base(tmp_path: Path) -> None:

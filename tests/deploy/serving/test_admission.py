@@ -91,11 +91,13 @@ def test_the_queue_is_bounded_by_time() -> None:
 def test_a_request_that_takes_longer_than_any_may_is_the_clients_mistake() -> None:
     admission = Admission(max_queue=1000, timeout=10.0, workers=1)
     admission.times.learn([8], 0.1, busy=True)
-    assert len(admission.admit(rows(59), Load(0, 0.0, 0.0), returning=False)) == 59
+    assert len(admission.admit(rows(59), Load(0, 0.0, 0.0))) == 59
     with pytest.raises(TooLargeError, match="takes about 7 s to compute, and the server accepts at most 6 s for one"):
-        admission.admit(rows(70), Load(0, 0.0, 0.0), returning=False)
+        admission.admit(rows(70), Load(0, 0.0, 0.0))
     with pytest.raises(BusyError, match=r"with this request, what waits would take about 7 s"):
-        admission.admit(rows(50), Load(3, 2.0, 0.0), returning=False)
+        admission.admit(rows(50), Load(3, 2.0, 0.0))
+    with pytest.raises(BusyError, match=r"busy with 1 s of work for other large requests"):
+        admission.admit(rows(50), Load(3, 0.0, 1.0))
 
 
 @given(st.lists(st.tuples(st.integers(1, 60), st.sampled_from([4, 16, 64])), min_size=1, max_size=30))
@@ -107,15 +109,26 @@ def test_whatever_is_accepted_has_its_turn_in_time(requests: list[tuple[int, int
         made = rows(count, length)
         try:
             admission.check(count, Load(0, light, paced))
-            turns = admission.admit(made, Load(0, light, paced), returning=False)
+            turns = admission.admit(made, Load(0, light, paced))
         except (BusyError, TooLargeError):
             continue
-        assert turns == sorted(turns) and turns[0] == made[0].arrived
-        assert turns[-1] <= time.monotonic() + 3.0  # 0.3 of the time limit, and what waits takes at most 0.6 of it
+        assert turns == sorted(turns)
+        assert turns[-1] <= time.monotonic() + 5.0  # half of the time limit; light ones wait for at most 0.4 of it
         for row, turn in zip(made, turns, strict=True):
             cost = admission.times.per_row(row.bucket)
-            light, paced = (light + cost, paced) if turn == row.arrived else (light, paced + cost)
+            light, paced = (light + cost, paced) if turn <= row.arrived else (light, paced + cost)
     assert light + paced <= 6.0 + 1e-6
+
+
+def test_requests_that_were_checked_together_are_all_queued_and_none_without_a_time_to_come_back() -> None:
+    admission = Admission(max_queue=10, timeout=10.0, workers=1)
+    for number in range(4):
+        assert not admission.check(1, Load(9, 0.0, 0.0), ticket=number)
+    for number in range(4):  # only one of them has room, but all were let pass
+        admission.admit(rows(1), Load(9 + number, 0.0, 0.0), checked=True, ticket=number)
+    with pytest.raises(BusyError):
+        admission.admit(rows(1), Load(15, 0.0, 0.0), checked=True, ticket=5)
+    assert len(admission.slots) == 1
 
 
 def test_light_requests_pass_the_rows_of_a_heavy_one() -> None:
@@ -124,6 +137,7 @@ def test_light_requests_pass_the_rows_of_a_heavy_one() -> None:
 
     def run(batch: Sequence[Row]) -> list[np.ndarray]:
         assert going.wait(LONG)
+        time.sleep(0.005)
         order.append(int(batch[0].arrays["who"][0]))
         return [row.arrays["who"] for row in batch]
 
@@ -137,7 +151,7 @@ def test_light_requests_pass_the_rows_of_a_heavy_one() -> None:
     going.set()
     wait([heavy, *light], LONG)
     last_light = max(order.index(number) for number in set(order) - {0})
-    assert order[:last_light].count(0) <= 3, order  # the rows that count as light, and not the other 78
+    assert order[:last_light].count(0) <= 10, order  # of 80, though all of them came first
     assert len(heavy.result(0)) == 80
     assert queue.close(LONG)
 

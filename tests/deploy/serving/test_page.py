@@ -358,7 +358,7 @@ def test_a_server_with_a_key_is_opened_with_it(open_page: Open, bundles: dict[st
         page.keyboard.press("Control+Enter")
         expect(page.locator("#answers .bars li").first).to_contain_text("blue")
         page.get_by_text("Load an adapter").click()
-        expect(page.locator("#no-loading")).to_be_visible()
+        expect(page.locator("#no-loading")).to_have_text(re.compile("its bundles have theirs merged"))
         expect(page.get_by_role("button", name="Load", exact=True)).to_be_hidden()
         assert page.evaluate("[localStorage.length, document.cookie, location.href]") == [0, "", f"{locked.url}/"]
         page.reload()

@@ -48,6 +48,10 @@ def packages(served: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     module = next(key for key in tensors if "lora_A" in key).removeprefix("base_model.model.").partition(".lora_A")[0]
     change_metadata(directory / "other-base", base_weights={module: "0" * 32})
     (directory / "way-out").symlink_to(served["many"].parent / "one")
+    for name, elsewhere in (("link-inside", served["many"].parent / "one"), ("link-beside", directory / "p1")):
+        shutil.copytree(directory / "p2", directory / name)
+        (directory / name / "adapter_model.safetensors").unlink()
+        (directory / name / "adapter_model.safetensors").symlink_to(elsewhere / "adapter_model.safetensors")
     (directory / "file").write_text("no directory")
     return directory
 
@@ -98,7 +102,7 @@ def state(server: Server) -> tuple[list[str], list[str], list[str]]:
     assert server.registry is not None
     session = server.registry.runners["many"].session
     assert session is not None
-    files = sorted(path.name for path in Path(server.registry._scratch.name).iterdir())
+    files = sorted(path.name for path in server.registry._scratch.path.iterdir())
     return [model.id for model in server.registry.models], [str(key) for key in session.cache.names], files
 
 
@@ -125,6 +129,8 @@ def close(got: list[list[float]], right: list[list[float]]) -> bool:
         ("p1/../../..", 403, "no adapter at that path"),
         ("/etc", 403, "no adapter at that path"),
         ("way-out", 403, "no adapter at that path"),
+        ("link-inside", 403, "no adapter at that path"),
+        ("link-beside", 400, "is a link that leads out of its directory"),
         ("p1\0", 403, "no adapter at that path"),
         ("\ud800", 403, "no adapter at that path"),
         ("~root", 403, "no adapter at that path"),
@@ -168,7 +174,7 @@ def test_loading_and_unloading_are_off_without_a_directory(served: dict[str, Pat
 def test_a_merged_bundle_takes_no_adapters(served: dict[str, Path], packages: Path) -> None:
     with serving({"words": served["words"]}, adapter_dirs=(packages,)) as running:
         answer = load(running, "new", "p1")
-        assert (answer.status, "No bundle here accepts adapters" in answer.message) == (400, True)
+        assert (answer.status, "its bundles have theirs merged" in answer.message) == (403, True)
 
 
 def test_what_is_unloaded_leaves_nothing(server: Server) -> None:

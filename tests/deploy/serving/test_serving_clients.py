@@ -53,7 +53,7 @@ def test_openai_lists_bases_and_adapters(client: openai.OpenAI) -> None:
 
 
 def test_openai_gets_its_own_errors(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError, match="GET /v1/models lists them"):
+    with pytest.raises(openai.NotFoundError, match="There is no model 'nobody': GET /v1/models lists all"):
         client.models.retrieve("nobody")
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(model="nobody", input="w1")
@@ -165,7 +165,7 @@ def test_kserve_describes_server_and_models(kserve: triton.InferenceServerClient
         ("attention_mask", "INT64", (-1, -1)),
     }
     assert [item["name"] for item in described["outputs"]] == ["logits"]
-    with pytest.raises(InferenceServerException, match="No model has that name"):
+    with pytest.raises(InferenceServerException, match="There is no model 'nobody'"):
         kserve.get_model_metadata("nobody")
 
 
@@ -199,7 +199,7 @@ def test_kserve_names_an_adapter_for_each_row(
         assert ask(server.url, "/v1/unload_lora_adapter", {"lora_name": "again"}).status == 200
     np.testing.assert_allclose(softmax(result.as_numpy("logits")), expected["two"], **CLOSE)
     for adapters, message in (
-        (["two", "nobody", "two", "two"], "No model has that name"),
+        (["two", "nobody", "two", "two"], "There is no model"),
         (["two"], "must name a model for each of the 4 rows"),
         ("two", "must name a model for each of the 4 rows"),
         (["one", "two", "one", "two"], "different numbers of labels"),

@@ -75,7 +75,7 @@ def raw(server: Server, *parts: bytes, wait: float = 30.0) -> bytes:
 
 
 def head(path: str = "/classify", *lines: str, method: str = "POST") -> bytes:
-    return "\r\n".join([f"{method} {path} HTTP/1.1", "host: here", *lines, "", ""]).encode("latin-1")
+    return "\r\n".join([f"{method} {path} HTTP/1.1", "host: localhost", *lines, "", ""]).encode("latin-1")
 
 
 JSON = "content-type: application/json"
@@ -197,7 +197,7 @@ def test_a_body_must_say_that_it_is_json(server: Server, path: str) -> None:
 
 
 def test_what_is_odd_but_means_something_is_answered(server: Server) -> None:
-    refused(ask(server.url, "/classify", b'{"model": "\\ud800", "input": "w1"}'), 404, "No model has that name")
+    refused(ask(server.url, "/classify", b'{"model": "\\ud800", "input": "w1"}'), 404, "There is no model")
     twice = b'{"model": "colors", "model": "words", "input": "w9", "input": "w1 w1", "more": [1, {}]}'
     assert ask(server.url, "/classify", twice).body["data"][0]["label"] == "green"
     assert classify(server.url, "words", "w0 \x00 \u202e 😀 \x1b[31m")[0][0] > 0.9

@@ -83,7 +83,7 @@ def test_a_client_that_is_gone_gets_no_further_image_decoded(
     monkeypatch.setattr(SentImage, "decode", decode)
     with serving({"colors": served["colors"]}) as running:
         body = json.dumps({"model": "colors", "input": [image(8)] * 50}).encode()
-        head = f"POST /classify HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = f"POST /classify HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         connection = socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2])))
         connection.sendall(head.encode() + body)
         assert decoded.acquire(timeout=LONG)
@@ -261,7 +261,7 @@ def test_a_client_that_never_reads_is_closed(served: dict[str, Path]) -> None:
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", int(running.url.rpartition(":")[2])))
-        request = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n"
+        request = b"GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n"
         connection.settimeout(0.2)
 
         def closed() -> bool:

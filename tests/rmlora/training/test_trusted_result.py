@@ -18,6 +18,7 @@ from PIL import Image
 from transformers import AutoModelForSequenceClassification, SwinConfig, SwinForImageClassification
 
 from rmlora.package import load_package
+from rmlora.training.training_plot import plot_training
 from tests.helpers.cli import environment, fails, run, tokenizer
 from tests.helpers.models import build, save_base
 from tests.rmlora.training.short_run import words_for
@@ -64,6 +65,13 @@ def test_an_adapter_that_learned_nothing_is_warned_of(base: Path, tmp_path: Path
     assert len(content["warnings"]) >= 2
     assert done.stdout.count("Warning:") == len(content["warnings"])
     assert "The adapter is unsure of its answers" in done.stdout
+
+
+def test_the_picture_of_a_run_carries_its_warnings(tmp_path: Path) -> None:
+    log = [{"step": 1, "loss": 1.0, "learning_rate": 1e-3}, {"step": 2, "eval_loss": 0.9, "eval_accuracy": 0.5}]
+    plot_training(log, tmp_path / "run.svg", kept_step=2, title="A run", notes=["The label 'x' is never predicted."])
+    drawn = (tmp_path / "run.svg").read_text()
+    assert all(f"<!-- {text} -->" in drawn for text in ("The label 'x' is never predicted.", "A run", "not recorded"))
 
 
 def test_a_resumed_run_reports_its_whole(base: Path, data: Path, tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ The format holds names and tensors only. Rank, base and labels are in the manife
 from __future__ import annotations
 
 import errno
+import hashlib
 import math
 import os
 import shutil
 import struct
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rmlora.errors import InputError, OutputError, require
+from rmlora.file_identity import FileIdentity, status_of
 from rmlora.json_files import check_file
 from rmlora.readable import permissions_named
 from rmlora.storage import atomic_file
@@ -77,16 +80,21 @@ def write_onnx_adapter(path: Path, arrays: Mapping[str, AnyArray]) -> None:
             raise OutputError(f"onnxruntime cannot write {path} ({reason}): choose another directory.") from None
 
 
-def read_onnx_adapter(path: Path) -> AdapterArrays:
+def read_onnx_adapter(path: Path, identity: FileIdentity | None = None) -> AdapterArrays:
     """Return the arrays in the adapter file ``path``.
 
     The file is read into pooled memory. onnxruntime's own reader maps the file, and an adapter cache that keeps loading and
     evicting would pay for the page faults, several times the cost of reading.
 
+    Args:
+        path: of the file.
+        identity: compares its content with what it must be.
+
     Raises:
         InputError: the file is missing or is not an adapter file.
+        ChangedFileError: the content is not what ``identity`` knows.
     """
-    content = _read(path)
+    content = _read(path, identity)
     try:
         layout = _layouts.get(len(content))
         if layout is None or not layout.matches(content):
@@ -100,7 +108,7 @@ def read_onnx_adapter(path: Path) -> AdapterArrays:
         raise InputError(f"{path} cannot be read as an .onnx_adapter file ({reason}): add the adapter again.") from None
 
 
-def _read(path: Path) -> npt.NDArray[np.uint8]:
+def _read(path: Path, identity: FileIdentity | None) -> npt.NDArray[np.uint8]:
     size = check_file(path, what="Adapter file").st_size
     if size > _MAX_BYTES:
         raise InputError(
@@ -108,13 +116,17 @@ def _read(path: Path) -> npt.NDArray[np.uint8]:
         )
     try:
         with permissions_named(path), path.open("rb", buffering=0) as file:
-            content = _buffers.take(os.fstat(file.fileno()).st_size)
+            started, before = time.time_ns(), status_of(file.fileno())
+            content = _buffers.take(before.size)
             done, view = 0, content.data
             while done < len(content):  # a short read would leave old content in the buffer
                 count = file.readinto(view[done:])
                 if not count:
                     raise InputError(f"{path} was truncated while it was read: add the adapter again.")
                 done += count
+            if identity is not None:
+                after = status_of(file.fileno())
+                identity.check(before, after, started, lambda: hashlib.sha256(content.data).hexdigest())
             return content
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from None

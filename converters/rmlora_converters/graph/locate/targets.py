@@ -15,7 +15,7 @@ from rmlora.naming import find_tensor
 from rmlora.stored_weights import stored_weights
 from rmlora_converters.graph.locate.weights import WeightLocation, find_weights, query_of_module, query_of_parameter
 
-__all__ = ["Targets", "find_targets", "head_shape"]
+__all__ = ["Targets", "check_adapters", "find_targets", "head_shape"]
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,25 @@ class Targets:
     """Parameters of adapted modules that the graph does not have, because no output depends on them."""
 
 
-def find_targets(model: ir.Model, adapters: Sequence[Adapter], base: Checkpoint | None) -> Targets:
+def check_adapters(adapters: Sequence[Adapter]) -> None:
+    """Raise :class:`AdapterError` if ``adapters`` do not go together in one graph, or one replaces something other than a head."""
+    _modules(adapters)
+    _heads(adapters)
+
+
+def find_targets(
+    model: ir.Model,
+    adapters: Sequence[Adapter],
+    base: Checkpoint | None,
+    new_weights: Mapping[str, np.ndarray] | None = None,
+) -> Targets:
     """Find what ``adapters`` change in ``model``.
 
     Args:
         model: an export of the base, with its fused attention already opened.
         adapters: supply modules, shapes and heads; their values do not matter.
         base: the checkpoint that the graph was exported from; without it weights are found by name only.
+        new_weights: parameter → weight of heads that the graph has and ``base`` does not.
 
     Raises:
         AdapterError: a module or head is not in the graph, has different sizes in two adapters, or an adapter replaces
@@ -49,9 +61,13 @@ def find_targets(model: ir.Model, adapters: Sequence[Adapter], base: Checkpoint 
     weights = find_weights(
         model, [query_of_module(module) for module in modules.values()], base, quantized=True, absent=absent
     )
+    new = {name: value for name, value in (new_weights or {}).items() if value.ndim == 2}
     queries = [
-        query_of_parameter(f"{path}.weight", head_shape(path, weight.shape, model, base))
+        query_of_parameter(
+            name, new[name].shape if name in new else head_shape(path, weight.shape, model, base), new.get(name)
+        )
         for path, weight in heads.items()
+        for name in [f"{path}.weight"]
     ]
     found = find_weights(model, queries, base, quantized=True, absent=absent) if queries else {}
     in_base = {name: base is None or bool(stored_weights(base).find(name)) for name in found}

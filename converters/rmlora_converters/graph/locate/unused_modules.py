@@ -17,6 +17,7 @@ import onnx_ir as ir
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError
 from rmlora.tensors import FLOATING, TensorInfo
+from rmlora_converters.graph.locate.contents import occurrences
 
 __all__ = ["is_absent"]
 
@@ -88,10 +89,9 @@ def _cover(view: AnyArray, stored: AnyArray, rows: npt.NDArray[np.bool_]) -> Non
     for matrix in (stored, stored.T):
         if matrix.shape[1] != view.shape[1] or len(matrix) > len(view):
             continue
-        expected = matrix.astype(view.dtype)
-        for start in np.flatnonzero(view[: len(view) - len(expected) + 1, 0] == expected[0, 0]):
-            if np.array_equal(view[start : start + len(expected)], expected):
-                rows[start : start + len(expected)] = True
+        for transposed, start in occurrences("linear", view, matrix):
+            if not transposed:
+                rows[start : start + len(matrix)] = True
 
 
 def _tensor(value: ir.Value) -> ir.TensorProtocol:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -47,6 +47,8 @@ class WeightQuery:
     shape: tuple[int, ...]
     fan_in_fan_out: bool = False
     """True if the base stores it ``[in, out]``. Only matters if the weight is square; otherwise the shape decides."""
+    content: AnyArray | None = field(default=None, compare=False)
+    """What the graph was exported with, if the base has no weights for it: a new head."""
 
 
 def query_of_module(module: LoraModule) -> WeightQuery:
@@ -56,9 +58,9 @@ def query_of_module(module: LoraModule) -> WeightQuery:
     return WeightQuery(module.parameter, module.kind, shape, module.fan_in_fan_out)
 
 
-def query_of_parameter(parameter: str, shape: tuple[int, ...]) -> WeightQuery:
+def query_of_parameter(parameter: str, shape: tuple[int, ...], content: AnyArray | None = None) -> WeightQuery:
     """Return the query for a parameter that an adapter saved in full (modules_to_save)."""
-    return WeightQuery(parameter, "linear" if len(shape) == 2 else "vector", shape)
+    return WeightQuery(parameter, "linear" if len(shape) == 2 else "vector", shape, content=content)
 
 
 @dataclass(frozen=True)
@@ -233,8 +235,10 @@ def _by_quantized_content(
 
 
 def _base_weight(query: WeightQuery, base: Checkpoint) -> AnyArray | None:
-    """Return the parameter of the base, outputs first, or None if the base lacks it."""
+    """Return the parameter of the base, outputs first, or None if the base lacks it and the query does not know it."""
     values = stored_weights(base).read(query.parameter)
+    if values is None:
+        values = query.content
     if values is None:
         return None
     if query.kind == "linear" and (values.shape != query.shape or (_is_square(query) and query.fan_in_fan_out)):
@@ -280,11 +284,15 @@ def _explain_missing(query: WeightQuery, weights: Mapping[str, ir.Value], base: 
     candidates = (
         f" Weights of that size are {', '.join(sorted(same_size)[:6])}." if same_size else " No weight has that size."
     )
-    advice = (
-        "pass --base with the checkpoint it was exported from, to find weights by content"
-        if base is None
-        else "the graph was exported from another base, or its weights were changed (quantized, scaled)"
-    )
+    if base is None:
+        advice = "pass --base with the checkpoint it was exported from, to find weights by content"
+    elif _base_weight(query, base) is None:
+        advice = (
+            f"{base.path} has no such weight either, so it cannot be found by content; export the graph with torch's names kept, "
+            "or from a checkpoint with a head"
+        )
+    else:
+        advice = "the graph was exported from another base, or its weights were changed (quantized, scaled)"
     return f"The graph has no weight named like '{query.parameter}' (shape {list(query.shape)}): {advice}.{candidates}"
 
 

@@ -22,8 +22,9 @@ class BatchAxis:
 
     def leads(self, value: ir.Value) -> bool:
         """Return True if ``value`` is known to have the shape ``[batch, n, width]``."""
-        shape, own = value.shape, self._input.shape
-        return shape is not None and own is not None and shape.rank() == 3 and shape[0] == own[0]
+        shape, size = value.shape, self._input.shape[0] if self._input.shape else None
+        named = isinstance(size, int) or (size is not None and size.value is not None)  # else any two sizes look alike
+        return shape is not None and shape.rank() == 3 and named and shape[0] == size
 
     def shape(self, width: int) -> ir.Value:
         """Return the shape ``[batch, −1, width]`` as a tensor, computed at the start of the graph."""

@@ -14,18 +14,20 @@ from rmlora_converters.graph.locate.consumers import Consumer
 from rmlora_converters.graph.passes.batch_axis import BatchAxis
 from rmlora_converters.graph.passes.tape import Tape
 
-__all__ = ["JOINED_OUTPUTS", "convolution", "head", "lookup", "product"]
+__all__ = ["JOINED_OUTPUTS", "Part", "convolution", "head", "joined", "lookup", "product"]
 
 JOINED_OUTPUTS = "both"
 """Name of the node that concatenates the output of the base's head and of the adapter's."""
 
 Factors = tuple[ir.Value, ir.Value]
+Part = tuple[tuple[int, int], Factors]
+"""(start, stop) of a module in the outputs of a packed product, and its factors."""
 
 
 def product(
     nodes: Tape,
     x: ir.Value,
-    parts: Sequence[tuple[tuple[int, int], Factors]],
+    parts: Sequence[Part],
     *,
     width: int,
     fan_in: int,
@@ -42,15 +44,20 @@ def product(
         batch: the batch axis of the graph.
     """
     rows = x if batch.leads(x) else nodes.op("Reshape", x, batch.shape(fan_in))
+    return joined(nodes, rows, parts, width=width, fan_in=fan_in)
+
+
+def joined(nodes: Tape, x: ir.Value, parts: Sequence[Part], *, width: int, fan_in: int) -> ir.Value:
+    """Return the updates of all ``parts`` side by side, ``[…, width]``, for the input ``x [rows, n, in]``."""
     updates: list[ir.Value] = []
     done = 0
     for (start, stop), (A, B) in parts:  # noqa: N806 - the paper's symbols
         if start > done:
-            updates.append(_zeros(nodes, rows, fan_in, start - done, A.dtype))
-        updates.append(nodes.op("MatMul", nodes.op("MatMul", rows, A), B))
+            updates.append(_zeros(nodes, x, fan_in, start - done, A.dtype))
+        updates.append(nodes.op("MatMul", nodes.op("MatMul", x, A), B))
         done = stop
     if done < width:
-        updates.append(_zeros(nodes, rows, fan_in, width - done, parts[0][1][0].dtype))
+        updates.append(_zeros(nodes, x, fan_in, width - done, parts[0][1][0].dtype))
     return updates[0] if len(updates) == 1 else nodes.op("Concat", *updates, attributes={"axis": -1})
 
 
@@ -74,7 +81,9 @@ def lookup(nodes: Tape, ids: ir.Value, A: ir.Value, B: ir.Value, *, tokens: int)
     )
     flat = nodes.op("Flatten", A, attributes={"axis": 2})
     starts = nodes.op("Range", nodes.constant("zero", np.int64(0)), total, nodes.constant("tokens", np.int64(tokens)))
-    index = nodes.op("Add", nodes.op("Cast", ids, attributes={"to": ir.DataType.INT64}), nodes.unsqueeze(starts, 1))
+    for _ in range(1, ids.shape.rank() if ids.shape is not None else 2):
+        starts = nodes.unsqueeze(starts, 1)
+    index = nodes.op("Add", nodes.op("Cast", ids, attributes={"to": ir.DataType.INT64}), starts)
     return nodes.op("MatMul", nodes.op("Gather", flat, index, attributes={"axis": 0}), B)
 
 

@@ -32,29 +32,30 @@ def gather_adapters(model: ir.Model, lora_inputs: LoraInputs) -> None:
     graph = model.graph
     indices = ir.Value(name=ADAPTER_INDICES, shape=ir.Shape(["picked"]), type=ir.TensorType(ir.DataType.INT64))
     graph.inputs.append(indices)
-    table_starts = {
-        branch.lora_A: _table_starts(graph, branch.module)
-        for branch in lora_inputs.modules
-        if branch.kind == "embedding"
-    }
+    order = {node: number for number, node in enumerate(graph)}
+    embeddings = {branch.lora_A: branch.module for branch in lora_inputs.modules if branch.kind == "embedding"}
     for name in lora_inputs.names:
-        for number, source in enumerate(table_starts.get(name, [graph.initializers[name]])):
+        table = graph.initializers[name]
+        sources = _table_uses(graph, table, embeddings[name]) if name in embeddings else {table: list(table.uses())}
+        for number, (source, uses) in enumerate(sources.items()):
             nodes = Tape(graph, f"{BRANCH_SCOPE}/{name}/pick_{number}")
-            uses = list(source.uses())
             if not uses:
                 raise _unknown(name)
             gathered = nodes.op("Gather", source, indices, attributes={"axis": 0})
-            graph.insert_before(uses[0].node, nodes.nodes)
+            graph.insert_before(min((use.node for use in uses), key=lambda node: order[node]), nodes.nodes)
             replace_uses(graph, source, gathered, name=name, uses=uses)
 
 
-def _table_starts(graph: ir.Graph, module: str) -> list[ir.Value]:
-    """Return the first row of every adapter in the concatenated tables of an embedding, once for each lookup.
+def _table_uses(graph: ir.Graph, table: ir.Value, module: str) -> dict[ir.Value, list[ir._core.Usage]]:
+    """Return what to gather for an embedding, and the uses of it.
 
-    A table is as long as the vocabulary, so these offsets are gathered and not the tables.
+    A table is as long as the vocabulary, so not the tables are gathered but, once for each lookup, the first row of every
+    adapter in the concatenated tables. A lookup that is the same for all rows reads the tables themselves, which are short.
     """
     scope = f"{BRANCH_SCOPE}/{module}/"
-    found = [node.outputs[0] for node in graph if node.op_type == "Range" and (node.name or "").startswith(scope)]
+    starts = [node.outputs[0] for node in graph if node.op_type == "Range" and (node.name or "").startswith(scope)]
+    direct = [use for use in table.uses() if use.node.op_type == "Gather"]
+    found = {**{value: list(value.uses()) for value in starts}, **({table: direct} if direct else {})}
     if not found:
         raise _unknown(f"{module}.lora_A")
     return found

@@ -4,11 +4,15 @@ The weights are known (:mod:`~rmlora_converters.graph.locate.targets`). For each
 (:mod:`~rmlora_converters.graph.locate.consumers`), and every one gets a branch ``y' = y + (x · A) · B`` whose factors are
 inputs (:mod:`~rmlora_converters.graph.contract.lora_inputs`). The products of a branch come before the module's own
 product, while ``x`` is still in the processor's cache; the sum comes directly after it.
+
+Where ``x`` is the same for all rows (:mod:`~rmlora_converters.graph.locate.batch_values`), ``y'`` is not, because every row may
+have another adapter; what follows is rewritten by :mod:`~rmlora_converters.graph.passes.rows_axis`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
@@ -18,12 +22,14 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from rmlora.adapter import LoraModule
 from rmlora.errors import AdapterError
 from rmlora_converters.graph.contract.lora_inputs import BranchInputs, HeadInputs, LoraInputs
+from rmlora_converters.graph.locate.batch_values import BatchValues
 from rmlora_converters.graph.locate.consumers import Consumer, find_consumers, head_consumer
 from rmlora_converters.graph.locate.targets import Targets
 from rmlora_converters.graph.locate.weights import WeightLocation, query_of_module
 from rmlora_converters.graph.passes.batch_axis import BatchAxis
-from rmlora_converters.graph.passes.branch_nodes import convolution, head, lookup, product
+from rmlora_converters.graph.passes.branch_nodes import Part, convolution, head, joined, lookup, product
 from rmlora_converters.graph.passes.rewire import producer_of, replace_uses
+from rmlora_converters.graph.passes.rows_axis import RowsAxis
 from rmlora_converters.graph.passes.tape import Tape
 
 __all__ = ["BRANCH_SCOPE", "BRANCH_SUM", "check_lora_inputs", "insert_branches"]
@@ -48,13 +54,14 @@ def insert_branches(model: ir.Model, targets: Targets, *, base_weights: Mapping[
     Raises:
         AdapterError: a module or head cannot be adapted in this graph.
     """
-    batch = BatchAxis(model.graph)
+    batch = _Batch.of(model.graph)
     branches = {
         location.module: _branch_inputs(targets.modules[location.module], location) for location in targets.weights
     }
     by_weight = sorted(targets.weights, key=lambda location: (location.initializer, location.start))
     for _, group in groupby(by_weight, key=lambda location: location.initializer):
         _add_branches(model.graph, list(group), branches, batch)
+    batch.rows.spread()
     order = {node: number for number, node in enumerate(model.graph)}
     heads = sorted(
         ((head_consumer(model.graph, location), location, in_base) for location, in_base in targets.heads),
@@ -68,6 +75,21 @@ def insert_branches(model: ir.Model, targets: Targets, *, base_weights: Mapping[
     return lora_inputs
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Where the batch is in the graph."""
+
+    axis: BatchAxis
+    values: BatchValues
+    rows: RowsAxis
+    """The values that are the same for all rows without an adapter."""
+
+    @classmethod
+    def of(cls, graph: ir.Graph) -> _Batch:
+        values = BatchValues(graph)
+        return cls(BatchAxis(graph), values, RowsAxis(graph, values, BRANCH_SCOPE))
+
+
 def _branch_inputs(module: LoraModule, location: WeightLocation) -> BranchInputs:
     shape = query_of_module(module).shape
     fan_in, fan_out = (shape[0], shape[1]) if module.kind == "embedding" else (int(np.prod(shape[1:])), shape[0])
@@ -77,7 +99,7 @@ def _branch_inputs(module: LoraModule, location: WeightLocation) -> BranchInputs
 
 
 def _add_branches(
-    graph: ir.Graph, locations: Sequence[WeightLocation], branches: Mapping[str, BranchInputs], batch: BatchAxis
+    graph: ir.Graph, locations: Sequence[WeightLocation], branches: Mapping[str, BranchInputs], batch: _Batch
 ) -> None:
     """Add the branches of all modules whose weights are in one initializer."""
     packed = [branches[location.module] for location in locations]
@@ -88,14 +110,65 @@ def _add_branches(
         before = Tape(graph, f"{BRANCH_SCOPE}/{packed[0].module}" + (f"/call_{number}" if number else ""))
         dtype = _dtype(consumer)
         factors = [_factors(graph, branch, dtype) for branch in packed]
-        if consumer.how == "lookup":
-            update = lookup(before, consumer.x, *factors[0], tokens=packed[0].fan_in)
-        elif consumer.how == "convolution":
-            update = convolution(before, consumer, *factors[0], batch=batch)
+        parts = list(zip(((location.start, location.stop) for location in locations), factors, strict=True))
+        if not batch.values.carries(consumer.x):
+            _add_same_for_all(graph, consumer, parts, before, batch.rows, branch=packed[0], width=width)
+            continue
+        if consumer.how == "convolution":
+            update = convolution(before, consumer, *factors[0], batch=batch.axis)
         else:
-            parts = list(zip(((location.start, location.stop) for location in locations), factors, strict=True))
-            update = product(before, consumer.x, parts, width=width, fan_in=packed[0].fan_in, batch=batch)
+            x = _batch_first(before, consumer, batch.values)
+            if consumer.how == "lookup":
+                update = lookup(before, x, *factors[0], tokens=packed[0].fan_in)
+            else:
+                update = product(before, x, parts, width=width, fan_in=packed[0].fan_in, batch=batch.axis)
         _add_update(graph, consumer, update, before, batch)
+
+
+def _batch_first(nodes: Tape, consumer: Consumer, values: BatchValues) -> ir.Value:
+    """Return the input of a module with the batch as its first axis.
+
+    Raises:
+        AdapterError: the number of axes is not known.
+    """
+    x, axis = consumer.x, values.axis(consumer.x)
+    if axis == 0:
+        return x
+    if x.shape is None or consumer.y.shape is None:
+        raise AdapterError(
+            f"The batch is not the first axis of '{x.name}', and the graph does not say how many axes it has: export it with "
+            "shapes (torch.onnx.export with dynamo=True)."
+        )
+    order = [axis, *(number for number in range(x.shape.rank()) if number != axis)]
+    moved = nodes.op("Transpose", x, attributes={"perm": order})
+    moved.type, moved.shape = x.type, ir.Shape([x.shape[number] for number in order])
+    return moved
+
+
+def _add_same_for_all(
+    graph: ir.Graph, consumer: Consumer, parts: Sequence[Part], before: Tape, rows: RowsAxis, *, branch: BranchInputs,
+    width: int,
+) -> None:  # fmt: skip
+    """Add the branch of a module whose input is the same for all rows: written for one row, and then spread over the rows."""
+    module = branch.module
+    if consumer.how == "convolution" or consumer.y.shape is None:
+        raise rows.refusal(consumer.node, module)
+    for _, factors in parts:
+        for factor in factors:
+            rows.start(factor, 2, module)
+    if consumer.how == "lookup":
+        A, B = parts[0][1]  # noqa: N806 - the paper's symbols
+        update = before.op("MatMul", before.op("Gather", A, consumer.x, attributes={"axis": 0}), B)
+    else:
+        update = joined(before, consumer.x, parts, width=width, fan_in=branch.fan_in)
+    uses = list(consumer.y.uses())
+    after = Tape(graph, f"{before.scope}/out")
+    y = rows.lift(after, consumer.y, consumer.y.shape.rank(), module)  # without the sum this is left, and has rows too
+    total = after.op("Add", y, update, name=BRANCH_SUM)
+    total.type, total.shape = consumer.y.type, consumer.y.shape
+    graph.insert_before(consumer.node, before.nodes)
+    graph.insert_after(producer_of(consumer.y), after.nodes)
+    replace_uses(graph, consumer.y, total, name=f"{before.scope}/base", uses=uses)
 
 
 def _width(weight: ir.Value, location: WeightLocation) -> int:
@@ -135,15 +208,23 @@ def _optional_input(graph: ir.Graph, name: str, shape: Sequence[int | str], defa
     return value
 
 
-def _add_update(graph: ir.Graph, consumer: Consumer, update: ir.Value, before: Tape, batch: BatchAxis) -> None:
+def _add_update(graph: ir.Graph, consumer: Consumer, update: ir.Value, before: Tape, batch: _Batch) -> None:
     """Insert the nodes of a branch, and add ``update`` to the output of the module."""
     y = consumer.y
     uses = [use for use in y.uses() if use.node not in before.nodes]
     after = Tape(graph, f"{before.scope}/out")
-    if consumer.how == "convolution" or (consumer.how == "product" and not batch.leads(y)):
+    axis = batch.values.axis(consumer.x)
+    if axis and y.shape is not None:
+        order = [axis, *(number for number in range(y.shape.rank()) if number != axis)]
+        shape = after.op("Gather", after.op("Shape", y), after.constant("order", order))
+        back = [order.index(number) for number in range(len(order))]
+        update = after.op("Transpose", after.op("Reshape", update, shape), attributes={"perm": back})
+    elif consumer.how == "convolution" or (consumer.how == "product" and not batch.axis.leads(y)):
         update = after.op("Reshape", update, after.op("Shape", y))
     total = after.op("Add", y, update, name=BRANCH_SUM)
     total.type, total.shape = y.type, y.shape
+    batch.values.add(total, like=y)
+    batch.rows.leave([*before.nodes, *after.nodes])
     producer = producer_of(y)
     if consumer.how == "convolution":  # its branch needs the shape of the module's output
         graph.insert_after(producer, [*before.nodes, *after.nodes])

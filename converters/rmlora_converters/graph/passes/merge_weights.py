@@ -28,6 +28,7 @@ from rmlora_converters.graph.locate.uses import uses_of
 from rmlora_converters.graph.locate.weights import WeightLocation, find_weights, query_of_module, query_of_parameter
 from rmlora_converters.graph.passes.adopt import weights_to_initializers
 from rmlora_converters.graph.passes.replace_head import replace_head
+from rmlora_converters.graph.passes.share_weights import share_equal_weights
 from rmlora_converters.merge_plan import set_labels
 from rmlora_converters.rounding import RoundingMeter, RoundingReport, checked_cast, collect_roundings
 from rmlora_converters.side_files import copy_side_files, write_provenance
@@ -90,6 +91,7 @@ def merge_graph(
     if base is not None:
         check_base(adapter, base, allow_mismatch=allow_base_mismatch)
         adapter = in_memory_names(adapter, stored_weights(base, adapter))
+        share_equal_weights(model, base)
     meters: dict[str, RoundingMeter] = {}
     by_content, absent = _merge_weights(model, adapter, base, meters)
     dropped = tuple(path for path, module in adapter.modules.items() if module.parameter in absent)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from rmlora.errors import ConfigError
+from rmlora.wording import counted
 
 __all__ = ["AdapterChoice", "AdapterKey", "AdapterName", "AdapterRef", "resolve_choices"]
 
@@ -65,7 +66,7 @@ def resolve_choices(adapters: AdapterChoice | Sequence[AdapterChoice], rows: int
         return [_resolve(adapters)] * rows
     if len(adapters) != rows:
         raise ConfigError(
-            f"{rows} rows need {rows} adapters, not {len(adapters)}: name one for each row, or one for all."
+            f"{counted(rows, 'row')} {'needs' if rows == 1 else 'need'} {counted(rows, 'adapter')}, not {len(adapters)}: name one for each row, or one for all."
         )
     return [_resolve(choice) for choice in adapters]
 

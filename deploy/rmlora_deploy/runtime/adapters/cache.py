@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy.typing as npt
 
-from rmlora.errors import ConfigError, InputError, some_of
+from rmlora.errors import ConfigError, InputError, RMLoRAError, some_of
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterName, AdapterRef
+from rmlora_deploy.runtime.adapters.failures import Failures, UnreadableAdapterError
 from rmlora_deploy.runtime.adapters.prefetch import Prefetcher
 from rmlora_deploy.runtime.adapters.rank_buckets import RankBucket, RankBuckets
 
@@ -85,6 +86,8 @@ class AdapterCache:
         self._prefetched = 0
         """Cached adapters that were prefetched and not used yet."""
         self._reader = Prefetcher()
+        self.failures = Failures()
+        """Registered adapters that could not be read when they were last needed."""
         self.hits = self.misses = self.evictions = 0
 
     def register(self, name: AdapterName, loader: Loader) -> None:
@@ -109,6 +112,7 @@ class AdapterCache:
         with self._lock:
             if self._loaders.pop(name, None) is None:
                 raise InputError(self._unknown(name))
+            self.failures.forget(name)
             self._pinned.discard(AdapterRef(name))
             at_full_strength = self._cached.get(AdapterRef(name))
             for ref in [ref for ref in self._cached if ref.key == name]:
@@ -149,6 +153,30 @@ class AdapterCache:
                 self._insert(adapter)
                 self._prefetched += 1
 
+    def read_again(self, name: AdapterName) -> None:
+        """Find out in the background whether an adapter that could not be read can be read now."""
+        with self._lock, suppress(RuntimeError):
+            loader = self._loaders.get(name)
+            if loader is not None:
+                self._reader.submit(partial(self._try, name, loader))
+
+    def _try(self, name: AdapterName, loader: Loader) -> None:
+        try:
+            loader()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the adapter cannot be used
+            self._set_failure(name, loader, _reason(error))
+        else:
+            self._set_failure(name, loader, None)
+
+    def _set_failure(self, name: AdapterName, loader: Loader, reason: str | None) -> None:
+        """Record that an adapter could not be read, or that it could, unless its name has another meaning by now."""
+        with self._lock:
+            if self._loaders.get(name) is not loader:
+                return
+            changed = self.failures.set(name, reason)
+        if changed:
+            self.failures.on_change(name, reason)
+
     def _read_ahead(self, adapter: CachedAdapter) -> None:
         with self._lock:
             if adapter.read_started or adapter.dropped:
@@ -168,7 +196,9 @@ class AdapterCache:
             refs: the adapter of every row; each row counts as a hit or a miss.
 
         Raises:
-            InputError: an adapter is not registered, or cannot be read.
+            InputError: an adapter is not registered.
+            UnreadableAdapterError: an adapter cannot be read.
+            ConfigError: there is no memory for it.
         """
         held: dict[AdapterRef, CachedAdapter] = {}
         repeats = 0
@@ -230,7 +260,7 @@ class AdapterCache:
     def _read(self, adapter: CachedAdapter) -> None:
         """Read an adapter into a bucket; if that fails, remove every trace of it."""
         try:
-            arrays = adapter.loader()
+            arrays = self._load(adapter)
             with self._lock:
                 bucket = self._buckets.bucket_for(arrays)
                 while not bucket.free:
@@ -249,6 +279,20 @@ class AdapterCache:
             raise
         finally:
             adapter.read_done.set()
+
+    def _load(self, adapter: CachedAdapter) -> Mapping[str, AnyArray]:
+        """Return an adapter's arrays, and record whether they could be read."""
+        name, loader = adapter.ref.key, adapter.loader
+        try:
+            arrays = loader()
+        except Exception as error:
+            self._set_failure(name, loader, _reason(error))
+            if isinstance(error, RMLoRAError):
+                raise UnreadableAdapterError(name, str(error)) from error
+            raise
+        if name in self.failures.reasons:
+            self._set_failure(name, loader, None)
+        return arrays
 
     def _drop(self, ref: AdapterRef) -> None:
         adapter = self._cached.pop(ref)
@@ -285,3 +329,7 @@ class AdapterCache:
         """The names in memory, the most recently used last; one cached at two strengths appears twice."""
         with self._lock:
             return [ref.key for ref in self._cached]
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rmlora.errors import ConfigError
+from rmlora.wording import counted
 from rmlora_converters.graph.files.onnx_adapter import AdapterArrays, Layout
 from rmlora_deploy.runtime.binding import BoundInputs
 
@@ -156,7 +157,7 @@ class RankBuckets:
                     self._buckets[shape] = RankBucket(self._defaults, shape, self._capacity)
                 except MemoryError:
                     raise ConfigError(
-                        f"There is not enough memory for {self._capacity} adapters of rank {shape.rank}: keep fewer in memory "
+                        f"There is not enough memory for {counted(self._capacity, 'adapter')} of rank {shape.rank}: keep fewer in memory "
                         "(--max-active-adapters)."
                     ) from None
             bucket = self._buckets[shape]

@@ -102,10 +102,10 @@ def _adapt_scope(scope: Scope, headers: Headers) -> Scope:
     """Return the scope as the routes expect it.
 
     A HEAD request becomes a GET (uvicorn leaves out the content), and a request under ``/v2/`` without a content type
-    becomes JSON, because KServe's clients send none.
+    becomes JSON, because KServe's clients send none. Web pages may not leave it out: browsers send their origin along.
     """
     if scope["method"] == "HEAD":
         scope = {**scope, "method": "GET"}
-    if b"content-type" not in headers and scope["path"].startswith("/v2/"):
+    if b"content-type" not in headers and b"origin" not in headers and scope["path"].startswith("/v2/"):
         scope = {**scope, "headers": [*scope["headers"], (b"content-type", b"application/json")]}
     return scope

@@ -8,11 +8,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rmlora_deploy.serving.middleware.messages import read_headers, send_error
 
-__all__ = ["OPEN_PATHS", "KeyCheck"]
+__all__ = ["OPEN_PATHS", "KeyCheck", "is_open"]
 
-OPEN_PATHS = ("/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/favicon.ico", "/openapi.json")
+OPEN_PATHS = (
+    "/", "/health", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/favicon.ico", "/openapi.json",
+)  # fmt: skip
 """Answered without a key: health checks, the API schema, and the page, which asks for the key itself."""
 _OPEN_PREFIXES = ("/static/", "/docs")
+
+
+def is_open(path: str) -> bool:
+    """Return True if everybody may ask for ``path``."""
+    return path in OPEN_PATHS or path.startswith(_OPEN_PREFIXES)
 
 
 class KeyCheck:
@@ -34,8 +41,7 @@ class KeyCheck:
         await self._app(scope, receive, send)
 
     def _allows(self, scope: Scope) -> bool:
-        path = scope["path"]
-        if path in OPEN_PATHS or path.startswith(_OPEN_PREFIXES):
+        if is_open(scope["path"]):
             return True
         scheme, _, given = read_headers(scope).get(b"authorization", b"").partition(b" ")
         return hmac.compare_digest(given.strip(), self._key) and scheme.lower() == b"bearer"

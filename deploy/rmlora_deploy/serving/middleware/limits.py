@@ -6,6 +6,7 @@ Bodies are counted as they pass and never buffered here.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 
@@ -21,6 +22,10 @@ _MAX_DIGITS = 15
 """Digits of a plausible content length."""
 _HELD_BODIES = 8
 """All bodies in memory may together be as large as this many of the largest size."""
+_LARGE = 1 << 20
+"""Bytes after which the rest of a body is read at a limited rate."""
+_BYTES_PER_SECOND = 16 << 20
+"""Of all large bodies together, for each core: reading faster would take the time that other requests need."""
 
 
 class BodyLimits:
@@ -36,6 +41,7 @@ class BodyLimits:
 
     def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
         self._app, self._settings = app, settings
+        self._pace = _Pace(_BYTES_PER_SECOND * (os.cpu_count() or 1))
         self._held = 0
         """Bytes of all bodies that have arrived and are not answered yet."""
 
@@ -47,7 +53,7 @@ class BodyLimits:
         if not length.isdigit() or len(length) > _MAX_DIGITS or int(length) > self._settings.max_body:
             await send_error(send, scope["path"], 413, _too_large(self._settings.max_body))
             return
-        body = _Body(scope, receive, self._settings, reserve=self._reserve)
+        body = _Body(scope, receive, self._settings, reserve=self._reserve, pace=self._pace)
         try:
             await self._app(scope, body.receive, send)
         finally:
@@ -67,12 +73,20 @@ class _Body:
         receive: returns its parts.
         settings: of the server.
         reserve: called with the size of every part; returns False if the server has no room for it.
+        pace: delays the parts of large bodies.
     """
 
     def __init__(
-        self, scope: Scope, receive: Receive, settings: ServeSettings, *, reserve: Callable[[int], bool]
+        self,
+        scope: Scope,
+        receive: Receive,
+        settings: ServeSettings,
+        *,
+        reserve: Callable[[int], bool],
+        pace: _Pace,
     ) -> None:
         self._state, self._receive, self._settings, self._reserve = scope["state"], receive, settings, reserve
+        self._pace = pace
         self.bytes = 0
         self._deadline: float | None = time.monotonic() + settings.body_timeout
         """When the body must be complete; None once it is."""
@@ -98,10 +112,33 @@ class _Body:
             )
         if self.bytes > self._settings.max_body:
             raise HTTPException(413, _too_large(self._settings.max_body))
+        if self.bytes > _LARGE:
+            self._deadline += await self._pace.wait(size)
         if not message.get("more_body", False):
             self._deadline = None
             self._state["body_pending"] = False
         return message
+
+
+class _Pace:
+    """Limits a rate by making everybody wait who takes part in it.
+
+    Args:
+        rate: bytes per second.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._free = 0.0
+        """When the next bytes may be read."""
+
+    async def wait(self, size: int) -> float:
+        """Wait until ``size`` more bytes may be read, and return the seconds that this took."""
+        now = time.monotonic()
+        self._free = max(now, self._free) + size / self._rate
+        delay = self._free - now
+        await asyncio.sleep(delay)
+        return delay
 
 
 def _too_large(limit: int) -> str:

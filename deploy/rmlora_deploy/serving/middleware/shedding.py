@@ -7,12 +7,12 @@ import re
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rmlora_deploy.serving.errors import BusyError, ServingError, UnknownModelError
+from rmlora_deploy.serving.errors import BusyError, ServingError
 from rmlora_deploy.serving.middleware.messages import read_headers, send_error
 from rmlora_deploy.serving.queue import RequestQueue
 from rmlora_deploy.serving.registry import Registry
 
-__all__ = ["Shedding"]
+__all__ = ["Shedding", "model_hint"]
 
 _PATHS = ("/classify", "/v1/embeddings")
 _INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/[^/]+)?/infer")
@@ -25,7 +25,8 @@ _SMALL = 64 * 1024
 class Shedding:
     """Answers 429 or 503 if the queue of the model that a request names takes no more.
 
-    Puts ``returning`` into the request's state: True if the client was refused before and has come back at its time.
+    Puts into the request's state: ``ticket``, which identifies it; and ``returning``, which is True if the client was
+    refused before and has come back at its time.
 
     Args:
         app: answers the other requests.
@@ -52,6 +53,7 @@ class Shedding:
         if queue is not None:
             client = (scope.get("client") or ("",))[0]
             ticket = hash((scope["path"], body if body is not None else (length, client)))
+            scope["state"]["ticket"] = ticket
             try:
                 scope["state"]["returning"] = queue.check(ticket=ticket)
             except ServingError as error:
@@ -69,12 +71,15 @@ class Shedding:
         if len(runners) == 1:
             return next(iter(runners.values())).queue
         named = _INFER.fullmatch(path)
-        found = None if named or body is None else _MODEL.search(body)
-        name = named[1] if named else found[1].decode(errors="replace") if found else ""
-        try:
-            return self._registry.model(name).runner.queue
-        except UnknownModelError:
-            return None
+        name = named[1] if named else model_hint(body or b"") or ""
+        model = self._registry.find(name)
+        return model.runner.queue if model is not None else None
+
+
+def model_hint(body: bytes) -> str | None:
+    """Return the model that a body seems to name, without parsing it; None if it seems to name none."""
+    found = _MODEL.search(body)
+    return found[1].decode(errors="replace") if found else None
 
 
 async def _read(receive: Receive) -> bytes:

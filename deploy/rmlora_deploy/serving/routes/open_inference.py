@@ -17,12 +17,13 @@ from rmlora.errors import InputError
 from rmlora_deploy.bundles.manifest import TensorEntry
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterName
 from rmlora_deploy.serving.json_bodies import JsonRoute
+from rmlora_deploy.serving.middleware.media_type import BINARY_HEADER
 from rmlora_deploy.serving.models import ServedModel
 from rmlora_deploy.serving.routes.context import ServiceOf, StateOf
 from rmlora_deploy.serving.routes.lists import FIRST_ERROR, Ids
 from rmlora_deploy.serving.schemas import declared
 
-__all__ = ["BINARY_HEADER", "NO_BINARY", "router"]
+__all__ = ["NO_BINARY", "router"]
 
 router = APIRouter(
     route_class=JsonRoute, prefix="/v2", tags=["Open Inference Protocol"], responses=declared(401, 503, protocol=True)
@@ -30,7 +31,6 @@ router = APIRouter(
 
 _TYPES = {"INT64": "int64", "INT32": "int32", "FP32": "float32", "FP16": "float16", "BOOL": "bool"}
 _NAMES = {"float": "FP32", "float16": "FP16", "int64": "INT64", "int32": "INT32", "bool": "BOOL"}
-BINARY_HEADER = "inference-header-content-length"
 NO_BINARY = "Send tensors as JSON (binary_data=False): this server does not support the binary extension."
 _KINDS = {"i": "i", "f": "fi", "b": "b"}
 """Kind of a numpy type → kinds of JSON values accepted for it."""
@@ -139,7 +139,9 @@ async def metadata(name: str, service: ServiceOf) -> dict[str, Any]:
 @router.get("/models/{name}/versions/1/ready", responses=declared(404, protocol=True))
 async def ready(name: str, service: ServiceOf) -> dict[str, Any]:
     """Say that a model is ready."""
-    return {"name": service.registry.model(name).id, "ready": True}
+    model = service.registry.model(name)
+    model.runner.availability.check([model.adapter])
+    return {"name": model.id, "ready": True}
 
 
 @router.post("/models/{name}/infer", response_model=None, responses=_INFER)

@@ -35,13 +35,15 @@ class EmbeddingsRequest(BaseModel):
 @router.get("/models")
 async def models(service: ServiceOf) -> dict[str, Any]:
     """List the bundles and their adapters."""
-    return {"object": "list", "data": [_card(model) for model in service.registry.models]}
+    registry = service.registry
+    return {"object": "list", "data": [_card(model, available=registry.available(model)) for model in registry.models]}
 
 
 @router.get("/models/{name}", responses=declared(404))
 async def model(name: str, service: ServiceOf) -> dict[str, Any]:
     """Describe one model."""
-    return _card(service.registry.model(name))
+    found = service.registry.model(name)
+    return _card(found, available=service.registry.available(found))
 
 
 @router.post("/embeddings", responses=declared(400, 404, 408, 413, 415, 429, 504))
@@ -90,7 +92,7 @@ def _written(vector: np.ndarray, form: str) -> list[float] | str:
     return base64.b64encode(values.tobytes()).decode() if form == "base64" else [float(value) for value in values]
 
 
-def _card(model: ServedModel) -> dict[str, Any]:
+def _card(model: ServedModel, *, available: bool) -> dict[str, Any]:
     """Describe a model as vLLM does, with more fields."""
     return {
         "id": model.id,
@@ -105,4 +107,5 @@ def _card(model: ServedModel) -> dict[str, Any]:
         "rank": model.rank,
         "bytes": model.nbytes if model.adapter is not None else model.runner.bundle.manifest.model.bytes,
         "precision": model.runner.bundle.precision,
+        "available": available,
     }

@@ -33,6 +33,8 @@ class LoadedAdapter:
     nbytes: int
     created: int
     function_to_apply: str | None = None
+    sha256: str = ""
+    """SHA-256 of its file."""
 
     @property
     def name(self) -> str:

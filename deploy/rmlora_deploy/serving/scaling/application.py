@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rmlora.errors import ConfigError
+from rmlora_deploy.serving.host_names import LOOPBACK_HOSTS
 from rmlora_deploy.serving.serve_settings import ServeSettings
 
 __all__ = ["APPLICATION", "INGRESS", "REPLICA", "Application", "Scale"]
@@ -42,6 +43,9 @@ class Application:
             for item in fields(ServeSettings)
             if getattr(self.settings, item.name) != item.default and item.name != "api_key"
         }
+        settings.pop("allowed_hosts", None)
+        if self.settings.allowed_hosts != _default_hosts(self.key_required):
+            settings["allowed_hosts"] = list(self.settings.allowed_hosts)
         if self.settings.adapter_dirs:
             settings["adapter_dirs"] = [str(path) for path in self.settings.adapter_dirs]
         return {
@@ -70,10 +74,12 @@ class Application:
         if not args.get("bundles") or not args.get("shared_dir"):
             raise ConfigError("'args' needs 'bundles' (name: directory) and 'shared_dir'.")
         settings["adapter_dirs"] = tuple(Path(path) for path in settings.get("adapter_dirs", ()))
+        key_required = bool(args.get("key_required", False))
+        settings["allowed_hosts"] = tuple(settings.get("allowed_hosts", _default_hosts(key_required)))
         settings.setdefault("threads", 1)
         return cls(
             {str(name): str(path) for name, path in args["bundles"].items()}, str(args["shared_dir"]),
-            ServeSettings(**settings), bool(args.get("key_required", False)),
+            ServeSettings(**settings), key_required,
         )  # fmt: skip
 
     def with_key(self) -> ServeSettings:
@@ -88,6 +94,11 @@ class Application:
                 f"{_KEY_VARIABLE} is not set in the environment of this node, and the application needs a key."
             )
         return replace(self.settings, api_key=key)
+
+
+def _default_hosts(key_required: bool) -> tuple[str, ...]:
+    """Return the names that the application answers to if nothing is said of them."""
+    return () if key_required else LOOPBACK_HOSTS
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rmlora.errors import ConfigError
+from rmlora.wording import counted
 from rmlora_deploy.serving.address import http_url, listen
 from rmlora_deploy.serving.scaling.application import APPLICATION, Application, Scale
 from rmlora_deploy.serving.scaling.coordinator import open_coordinator
@@ -60,6 +61,8 @@ def run_on_ray(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda *_: on_progress("SIGHUP changes nothing on Ray: deploy a new release."))
     if address is None:
         with listen(host, port) as listener:  # Ray's own error says little if the port is taken
             port = listener.getsockname()[1]
@@ -69,12 +72,12 @@ def run_on_ray(
         if address is None:
             _check_size(scale, application.settings.threads or 1)
         serve.start(http_options={"host": host, "port": port})
-        on_progress(f"starting {scale.replicas or scale.min_replicas} replicas")
+        on_progress(f"starting {counted(scale.replicas or scale.min_replicas, 'replica')}")
         try:
             serve.run(build_application(application, scale), name=APPLICATION, route_prefix="/")
         except RuntimeError as error:
             raise ConfigError(_reason(error)) from None
-        on_progress(f"{len(application.bundles)} bundles on {http_url(host, port)}  (Ctrl-C stops)")
+        on_progress(f"{counted(len(application.bundles), 'bundle')} on {http_url(host, port)}  (Ctrl-C stops)")
         while not stop.wait(1):
             pass
     finally:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,23 @@ class Coordinator:
         else:
             self._state = AdapterState()
             self._state.write(self._file)
+
+    async def join(self, contents: Mapping[str, str]) -> str | None:
+        """Return why a new replica must not start; None if it may.
+
+        Args:
+            contents: directory of each of its bundles → hash of the content.
+        """
+        self._drop_expired()
+        for replica in self._replicas.values():
+            known = _contents(replica.report)
+            for path, digest in contents.items():
+                if known.get(path, digest) != digest:
+                    return (
+                        f"{path} has changed since other replicas opened it, and they would answer differently: put the new "
+                        "bundle into a new directory and deploy that, or put the former files back."
+                    )
+        return None
 
     async def watch(self, replica: str, version: int, report: Any) -> AdapterState | None:
         """Wait for a change, and return the new state or None if there was none for a while.
@@ -129,6 +146,11 @@ class Coordinator:
         end = time.monotonic() - self._lease
         for name in [name for name, replica in self._replicas.items() if replica.asked < end]:
             del self._replicas[name]
+
+
+def _contents(report: Any) -> Mapping[str, str]:
+    """Return the contents in a replica's figures; replicas of an older release send none."""
+    return report.get("contents", {}) if isinstance(report, dict) else {}
 
 
 def open_coordinator(directory: str) -> Any:

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rmlora_deploy.serving.metrics import Metrics
+from rmlora_deploy.serving.middleware.shedding import model_hint
 from rmlora_deploy.serving.middleware.stack import wrap
 from rmlora_deploy.serving.scaling.application import REPLICA, Application
 from rmlora_deploy.serving.scaling.asgi import Call, Reply, read_call, send_reply
@@ -23,12 +24,17 @@ from rmlora_deploy.serving.schemas import error_body
 
 __all__ = ["Forward", "Ingress", "named_adapter"]
 
-_ATTEMPTS = 3
-"""How many replicas are tried; a request that changes something is sent only once."""
+_ATTEMPTS = 6
+"""How often a request is sent; one that changes something is sent only once. That a replica stops is known here only after a
+moment, on a busy machine after seconds."""
+_UNAVAILABLE = 2
+"""How often a request for an unavailable model is sent: another replica may still have the adapter in memory."""
 _PAUSE = 0.1
-"""Seconds before the second attempt; doubled before the third."""
+"""Seconds before the second attempt; doubled before each further one."""
 _REPORTS_TIMEOUT = 5.0
 """Seconds within which the coordinator must return the replicas' figures."""
+_PARSED = 64 * 1024
+"""Bytes of a body that is parsed to find the adapter; in larger ones it is only searched for."""
 _MAX_NAME = 100
 """Characters of an adapter's name."""
 _log = logging.getLogger("rmlora.serve")
@@ -84,12 +90,15 @@ class Forward:
         from ray.serve.exceptions import BackPressureError, RayServeException
 
         adapter = named_adapter(call, self._application.bundles)
-        method = self._answer.options(multiplexed_model_id=adapter) if adapter else self._answer
         end = time.monotonic() + self._timeout
+        refusal: Reply | None = None
         attempts = 1 if call.path.endswith("_lora_adapter") else _ATTEMPTS
         for attempt in range(attempts):
             if attempt:
                 await asyncio.sleep(_PAUSE * 2 ** (attempt - 1))
+            # Later attempts go anywhere: with the adapter's name they would go to the same replica again.
+            named = adapter is not None and attempt == 0
+            method = self._answer.options(multiplexed_model_id=adapter) if named else self._answer
             try:
                 reply: Reply = await asyncio.wait_for(method.remote(call), max(0.0, end - time.monotonic()))
             except TimeoutError:
@@ -104,7 +113,10 @@ class Forward:
                 continue
             if reply.status != 503:
                 return reply
-        return _refuse(call.path, 503, "No replica could answer: try again in 1 s.")
+            refusal = reply
+            if not _is_passing(reply) and attempt + 1 >= _UNAVAILABLE:
+                break
+        return refusal or _refuse(call.path, 503, "No replica could answer: try again in 1 s.")
 
     async def _aggregate(self, path: str) -> Reply:
         """Return the metrics or stats of all replicas together."""
@@ -134,7 +146,7 @@ def named_adapter(call: Call, bundles: Collection[str]) -> str | None:
     parts = call.path.split("/")
     if call.path in ("/classify", "/v1/embeddings"):
         try:
-            name = json.loads(call.body)["model"]
+            name = json.loads(call.body)["model"] if len(call.body) <= _PARSED else model_hint(call.body)
         except (ValueError, KeyError, TypeError, RecursionError):
             return None  # the replica says what is wrong
     elif parts[:3] == ["", "v2", "models"] and parts[-1] == "infer":
@@ -142,6 +154,11 @@ def named_adapter(call: Call, bundles: Collection[str]) -> str | None:
     else:
         return None
     return name if isinstance(name, str) and 0 < len(name) <= _MAX_NAME and name not in bundles else None
+
+
+def _is_passing(reply: Reply) -> bool:
+    """Return True if a replica refused because it stops or has lost contact, so that another one will answer."""
+    return any(name.lower() == b"retry-after" for name, _ in reply.headers)
 
 
 def _replicas() -> Any:

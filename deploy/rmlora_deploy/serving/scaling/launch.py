@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, chdir
 from pathlib import Path
@@ -14,6 +13,7 @@ from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.serving.scaling.application import Application, Scale
 from rmlora_deploy.serving.scaling.cluster import run_on_ray
 from rmlora_deploy.serving.scaling.config_file import write_config
+from rmlora_deploy.serving.scratch import Scratch
 from rmlora_deploy.serving.serve_settings import ServeSettings
 
 __all__ = ["launch"]
@@ -71,7 +71,7 @@ def launch(
             Bundle.open(path, check_files=False)
     with ExitStack() as stack:
         if shared_dir is None:
-            shared_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rmlora-serve-")))
+            shared_dir = stack.enter_context(Scratch()).path
         elif config_file is None and not shared_dir.is_dir():
             raise ConfigError(f"--shared-dir {shared_dir} is not a directory.")
         paths = {name: str(path.absolute()) for name, path in bundles.items()}
@@ -84,8 +84,7 @@ def launch(
             os.environ["RMLORA_API_KEY"] = key  # the processes started here inherit it
         # Ray puts the directory it is started from first on the module search path of every worker, where a user's own
         # click.py or numpy.py would be imported instead of the package. Start it from an empty one; all paths are absolute.
-        empty = stack.enter_context(tempfile.TemporaryDirectory(prefix="rmlora-ray-", ignore_cleanup_errors=True))
-        stack.enter_context(chdir(empty))
+        stack.enter_context(chdir(stack.enter_context(Scratch()).path))
         run_on_ray(application, scale, host=host, port=port, address=ray_address, on_progress=on_progress)
 
 

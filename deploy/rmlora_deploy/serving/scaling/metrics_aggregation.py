@@ -62,6 +62,7 @@ def merge_stats(stats: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "batches": dict(sorted(batches.items(), key=lambda pair: int(pair[0]))),
         "rows": dict(rows),
         "waiting": sum(item["waiting"] for item in stats),
+        "unavailable": max(item["unavailable"] for item in stats),
         "newest_model": max(item["newest_model"] for item in stats),
         "replicas": len(stats),
     }

@@ -26,7 +26,8 @@ class Replica:
         """Open the bundles and apply the adapter state.
 
         Raises:
-            ConfigError: two models have the same name, or the key is missing in the environment.
+            ConfigError: two models have the same name, the key is missing in the environment, or other replicas serve
+                another content of a bundle's directory.
             InputError: a bundle is damaged.
             ProviderError: the provider is missing.
         """
@@ -73,8 +74,12 @@ class Replica:
             return False
 
     def _report(self) -> dict[str, Any]:
-        """Return this replica's part of ``/metrics`` and ``/stats``."""
-        return {"metrics": self._metrics.text(), "stats": json.dumps(self._service.stats())}
+        """Return this replica's part of ``/metrics`` and ``/stats``, and what its bundles contain."""
+        return {
+            "metrics": self._metrics.text(),
+            "stats": json.dumps(self._service.stats()),
+            "contents": self._registry.contents(),
+        }
 
     def __del__(self) -> None:
         """Shut down; Ray calls this once the requests in progress are answered."""

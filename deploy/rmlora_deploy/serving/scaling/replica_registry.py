@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Protocol
 
 from rmlora.errors import ConfigError
+from rmlora.storage import sha256_file
 from rmlora_deploy.bundles.bundle import MODEL_FILE
+from rmlora_deploy.bundles.meaning import content_digest
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterKey
 from rmlora_deploy.serving.errors import UnreachableError
 from rmlora_deploy.serving.model_runner import ModelRunner
@@ -56,6 +58,11 @@ class ReplicaRegistry(Registry):
         self.state = AdapterState(version=-1)
         """The state that was last applied."""
 
+    def contents(self) -> dict[str, str]:
+        """Return directory → hash of the content of every bundle."""
+        bundles = [runner.bundle for runner in self.runners.values()]
+        return {str(bundle.path.resolve()): content_digest(bundle.manifest) for bundle in bundles}
+
     def trust_until(self, end: float) -> None:
         """Answer by the current state until then (``time.monotonic()``)."""
         self._trusted_until = end
@@ -80,7 +87,7 @@ class ReplicaRegistry(Registry):
         model = self._convert(key, path, file)
         entry = LoadedAdapter(
             key, model.runner.name, graph_digest(model.runner), model.labels, model.max_length, model.rank, model.nbytes,
-            model.created, model.function_to_apply,
+            model.created, model.function_to_apply, model.sha256,
         )  # fmt: skip
         try:
             self._changes.load(entry)
@@ -111,16 +118,10 @@ class ReplicaRegistry(Registry):
             if graph_digest(runner) != entry.graph_digest:
                 continue
             model = ServedModel(
-                entry.name,
-                runner,
-                entry.key,
-                entry.labels,
-                entry.max_length,
-                entry.rank,
-                entry.nbytes,
-                entry.created,
+                entry.name, runner, entry.key, entry.labels, entry.max_length, entry.rank, entry.nbytes, entry.created,
                 entry.function_to_apply,
-            )
+                sha256=entry.sha256 or _digest(self._directory / adapter_file(entry.key)),
+            )  # fmt: skip
             try:
                 self._serve(model, self._directory / adapter_file(entry.key))
             except (
@@ -128,6 +129,14 @@ class ReplicaRegistry(Registry):
             ) as error:  # a new release of the bundle has its own adapter of that name, which is served
                 _log.warning("%s", error)
         self.state = state
+
+
+def _digest(file: Path) -> str:
+    """Return the SHA-256 of an adapter that an older release recorded without it."""
+    try:
+        return sha256_file(file)
+    except OSError:
+        return ""  # requests for the adapter are refused, since no file has this one
 
 
 def graph_digest(runner: ModelRunner) -> str:

@@ -39,10 +39,24 @@ class Watcher:
         self._registry: ReplicaRegistry | None = None
 
     def start(self, registry: ReplicaRegistry) -> None:
-        """Bring ``registry`` up to date, and keep it up to date from a thread."""
+        """Bring ``registry`` up to date, and keep it up to date from a thread.
+
+        Raises:
+            ConfigError: other replicas serve other contents from the same directories.
+        """
         self._registry = registry
+        self._join(registry)
         self._poll(registry)
         self._thread.start()
+
+    def _join(self, registry: ReplicaRegistry) -> None:
+        import ray
+
+        join = getattr(self._coordinator, "join", None)
+        if join is not None:  # a coordinator that an older release started has no such method
+            refusal = ray.get(join.remote(registry.contents()), timeout=LEASE)
+            if refusal is not None:
+                raise ConfigError(refusal)
 
     def stop(self) -> None:
         """Stop watching, and tell the coordinator that this replica answers no more requests."""

@@ -4,7 +4,7 @@ import { call, hasKey, keepKey, Refused } from "./api.js";
 import { find, say } from "./dom.js";
 import { plural } from "./format.js";
 import { showLive } from "./live.js";
-import { allowLoading, setUpLoading, unload } from "./loading.js";
+import { explainLoading, setUpLoading, unload } from "./loading.js";
 import { Models } from "./models.js";
 import { Playground } from "./playground.js";
 
@@ -32,11 +32,11 @@ async function poll() {
   try {
     const stats = await call("stats", { timeout: TIMEOUT });
     show("main");
-    const current = `${stats.models} ${stats.newest_model}`;
+    const current = `${stats.models} ${stats.newest_model} ${stats.unavailable}`;
     if (current !== listed) await refresh();
     listed = current;
-    allowLoading(stats.loads_adapters);
-    table.allowUnloading(stats.loads_adapters);
+    explainLoading(stats.no_loading);
+    table.allowUnloading(stats.no_loading === null);
     table.takeTraffic(stats.rows);
     showLive(stats);
     state("ready", `Serving ${plural(models, "model")}`);

@@ -15,10 +15,10 @@ export function setUpLoading(onChange) {
   });
 }
 
-/** Shows the form, or the reason why there is none. */
-export function allowLoading(allowed) {
-  find("load").hidden = !allowed;
-  find("no-loading").hidden = allowed;
+/** Shows the form, or, if `reason` is not null, why there is none. */
+export function explainLoading(reason) {
+  find("load").hidden = reason !== null;
+  say(find("no-loading"), reason ?? "");
 }
 
 /** Unloads an adapter. */

@@ -43,7 +43,7 @@ export class Models {
     this.#rows.clear();
     this.#chosen = new Set([...this.#chosen].filter((id) => this.#known.has(id)));
     if (this.#all.length === 1) this.#chosen.add(this.#all[0].id);
-    this.#body.classList.toggle("single", this.#all.filter((model) => model.parent === null).length === 1);
+    this.#body.classList.toggle("single", new Set(this.#all.map((model) => model.root)).size === 1);
     this.#offerTasks();
     this.#show();
     this.#tell();
@@ -177,6 +177,7 @@ export class Models {
           base
             ? element("span", { class: "origin" }, "bundle")
             : element("span", { class: "origin parent" }, "in ", element("bdi", {}, model.parent)),
+          model.available ? null : element("strong", { class: "lost", title: "Its files on the server changed; the server’s log says why." }, "unavailable"),
         ),
       ),
       element("td", { class: "wide" }, model.task),

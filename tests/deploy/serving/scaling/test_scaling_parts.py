@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,13 +15,16 @@ from fastapi import FastAPI, Request
 from prometheus_client.parser import text_string_to_metric_families
 
 from rmlora.errors import ConfigError, InputError
+from rmlora_deploy.bundles.manifest import read_manifest
+from rmlora_deploy.bundles.meaning import content_digest
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterKey
+from rmlora_deploy.serving.errors import UnavailableError
 from rmlora_deploy.serving.metrics import Metrics
 from rmlora_deploy.serving.middleware.stack import wrap
 from rmlora_deploy.serving.registry import Registry
 from rmlora_deploy.serving.scaling.adapter_state import AdapterState, LoadedAdapter, adapter_file
 from rmlora_deploy.serving.scaling.application import REPLICA, Application, Scale
-from rmlora_deploy.serving.scaling.asgi import Call, answer_call
+from rmlora_deploy.serving.scaling.asgi import Call, Reply, answer_call
 from rmlora_deploy.serving.scaling.coordinator import Coordinator
 from rmlora_deploy.serving.scaling.ingress import Forward, named_adapter
 from rmlora_deploy.serving.scaling.metrics_aggregation import merge_metrics, merge_stats
@@ -29,6 +33,9 @@ from rmlora_deploy.serving.serve_settings import ServeSettings
 from rmlora_deploy.serving.service import Service
 from tests.helpers.cli import fails, run_process
 
+FINE = Reply(200, [], b"{}")
+STOPPING = Reply(503, [(b"retry-after", b"1")], b"{}")
+UNAVAILABLE = Reply(503, [], b"{}")
 KEY = AdapterKey("spam", 1)
 OTHER_KEY = AdapterKey("spam", 2)
 ENTRY = LoadedAdapter(KEY, "both", "digest", ("no", "yes"), 32, 8, 100, 0)
@@ -78,6 +85,126 @@ def test_a_change_waits_for_every_replica_and_for_the_silent_until_their_lease_e
         assert AdapterState.read(tmp_path / "adapters.json").loaded == {}
 
     asyncio.run(scene())
+
+
+def test_a_replica_with_another_content_of_the_same_directory_does_not_join(tmp_path: Path) -> None:
+    async def scene() -> None:
+        coordinator = Coordinator(str(tmp_path), lease=0.3)
+        assert await coordinator.join({"/models/both": "old"}) is None
+        await coordinator.watch("a", -1, {"contents": {"/models/both": "old"}})
+        await coordinator.watch("older release", -1, {"metrics": b""})
+        assert await coordinator.join({"/models/both": "old", "/models/new": "x"}) is None
+        refusal = await coordinator.join({"/models/both": "new"})
+        assert refusal is not None and "/models/both has changed since other replicas opened it" in refusal
+        await asyncio.sleep(0.4)  # there is no other replica any more
+        assert await coordinator.join({"/models/both": "new"}) is None
+
+    asyncio.run(scene())
+
+
+def test_a_bundles_content_is_what_decides_its_answers(served: dict[str, Path]) -> None:
+    manifest = read_manifest(served["many"] / "manifest.json")
+    digest = content_digest(manifest)
+    assert (
+        content_digest(manifest.model_copy(update={"verification": None, "seconds": 1.0, "created_by": "x"})) == digest
+    )
+    one = manifest.adapters["one"]
+    for changed in (
+        manifest.model_copy(update={"max_length": 7}),
+        manifest.model_copy(update={"adapters": {}}),
+        manifest.model_copy(
+            update={"adapters": {**manifest.adapters, "one": one.model_copy(update={"labels": ["a", "b"]})}}
+        ),
+    ):
+        assert content_digest(changed) != digest
+
+
+def test_a_shared_file_that_changed_is_unavailable_in_every_replica(served: dict[str, Path], tmp_path: Path) -> None:
+    changes = OneReplica()
+    settings = ServeSettings(threads=1, adapter_dirs=(served["many"].parent,))
+    registries = [ReplicaRegistry(settings, None, directory=tmp_path, changes=changes) for _ in range(2)]
+    for registry in registries:
+        registry.open(served["many"], name="many")
+        registry.trust_until(float("inf"))
+    first, second = registries
+    changes.registry = first  # type: ignore[assignment]
+    first.load("fresh", "two")
+    changes.state.write(tmp_path / "state.json")
+    second.apply(AdapterState.read(tmp_path / "state.json"))
+    entry = changes.state.loaded["fresh"]
+    shutil.copyfile(served["many"] / "adapters" / "three.onnx_adapter", tmp_path / adapter_file(entry.key))
+    for registry in registries:
+        model = registry.model("fresh")
+        (row,) = model.runner.rows(["w1"], model)
+        with pytest.raises(UnavailableError, match="'fresh' is not available"):
+            model.runner.submit([row]).result(30)
+        assert not registry.available(model)
+    older = replace(entry, sha256="")  # as an earlier release recorded it: what is there now counts
+    third = ReplicaRegistry(settings, None, directory=tmp_path, changes=changes)
+    third.open(served["many"], name="many")
+    third.trust_until(float("inf"))
+    third.apply(AdapterState(1, {"fresh": older}))
+    model = third.model("fresh")
+    assert len(model.runner.submit(model.runner.rows(["w1"], model)).result(30)) == 1
+    for registry in (*registries, third):
+        registry.close(5)
+
+
+@pytest.mark.parametrize(("name", "value"), [(b"host", b"evil.example"), (b"origin", b"http://evil.example")])
+def test_the_ingress_refuses_foreign_pages_as_a_server_does(tmp_path: Path, name: bytes, value: bytes) -> None:
+    settings, sent = ServeSettings(), list[Any]()
+    forward = Forward(SimpleNamespace(answer=None), Application({}, str(tmp_path), settings), timeout=1)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [*({b"host": b"localhost", b"content-type": b"application/json"} | {name: value}).items()]
+    scope = {"type": "http", "method": "POST", "path": "/classify", "headers": headers}
+    asyncio.run(wrap(forward, settings, Metrics())(scope, None, send))  # type: ignore[arg-type]
+    assert sent[0]["status"] == 403 and b"--allowed-host" in sent[1]["body"]
+
+
+class Replicas:
+    """Stands for Ray Serve's handle: gives the replies in order, the last one again and again."""
+
+    def __init__(self, *replies: Reply) -> None:
+        self._replies, self.asked = list(replies), list[str | None]()
+        self.answer = self
+
+    def options(self, multiplexed_model_id: str) -> SimpleNamespace:
+        return SimpleNamespace(remote=lambda call: self._reply(multiplexed_model_id))
+
+    def remote(self, call: Call) -> Any:
+        return self._reply(None)
+
+    async def _reply(self, name: str | None) -> Reply:
+        self.asked.append(name)
+        return self._replies.pop(0) if len(self._replies) > 1 else self._replies[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "replies", "status", "asked"),
+    [
+        ("/classify", [STOPPING] * 4 + [FINE], 200, ["spam", None, None, None, None]),
+        ("/classify", [STOPPING], 503, ["spam", *[None] * 5]),
+        ("/classify", [UNAVAILABLE, FINE], 200, ["spam", None]),
+        ("/classify", [UNAVAILABLE], 503, ["spam", None]),
+        ("/v1/load_lora_adapter", [STOPPING, FINE], 503, [None]),
+    ],
+)
+def test_a_request_leaves_replicas_that_stop(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    replies: list[Reply],
+    status: int,
+    asked: list[str | None],
+) -> None:
+    monkeypatch.setattr("rmlora_deploy.serving.scaling.ingress._PAUSE", 0.001)
+    replicas = Replicas(*replies)
+    forward = Forward(replicas, Application({}, str(tmp_path), ServeSettings()), timeout=30)
+    reply = asyncio.run(forward._ask(Call("POST", path, b"", [], b'{"model": "spam"}')))
+    assert (reply.status, replicas.asked) == (status, asked)
 
 
 class OneReplica:
@@ -141,6 +268,8 @@ def test_a_registry_serves_what_the_state_says(served: dict[str, Path], tmp_path
         ("POST", "/classify", {"model": "x" * 1000}, None),
         ("POST", "/classify", [], None),
         ("POST", "/classify", None, None),
+        ("POST", "/classify", {"input": '"model": "none"' + "x" * 100_000, "model": "spam"}, "spam"),  # not parsed
+        ("POST", "/classify", {"input": "x" * 100_000}, None),
         ("GET", "/v1/models/spam", None, None),
         ("POST", "/v1/load_lora_adapter", {"lora_name": "spam"}, None),
     ],
@@ -180,7 +309,8 @@ def test_the_ingress_refuses_bodies_as_a_server_does(tmp_path: Path, part: bytes
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": "/classify", "headers": [(b"transfer-encoding", b"chunked")]}
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json"), (b"transfer-encoding", b"chunked")]
+    scope = {"type": "http", "method": "POST", "path": "/classify", "headers": headers}
     asyncio.run(wrap(forward, settings, Metrics())(scope, receive, send))  # type: ignore[arg-type]
     assert sent[0]["status"] == status and (b"connection", b"close") in sent[0]["headers"]
     assert json.loads(sent[1]["body"])["error"]["code"] == status

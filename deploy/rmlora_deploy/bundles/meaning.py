@@ -1,0 +1,30 @@
+"""What of a bundle decides its answers and their labels: two bundles that mean the same may serve under one name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from rmlora_deploy.bundles.manifest import AdapterEntry, Manifest
+
+__all__ = ["adapter_meaning", "content_digest", "fixed_parts"]
+
+_FIXED = {"mode", "task", "labels", "pooling", "max_length", "precision", "model", "files"}
+
+
+def fixed_parts(manifest: Manifest) -> dict[str, Any]:
+    """Return the parts of a manifest that a running server cannot exchange, as plain values."""
+    return manifest.model_dump(mode="json", include=_FIXED)
+
+
+def adapter_meaning(entry: AdapterEntry) -> dict[str, Any]:
+    """Return what of an adapter's entry decides its answers and their labels, as plain values."""
+    return {"sha256": entry.files.get(entry.file), "labels": entry.labels, "max_length": entry.max_length}
+
+
+def content_digest(manifest: Manifest) -> str:
+    """Return a hash of all that decides a bundle's answers; what verification found, for example, is not part of it."""
+    adapters = {name: adapter_meaning(entry) for name, entry in manifest.adapters.items()}
+    content = json.dumps([fixed_parts(manifest), adapters], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()

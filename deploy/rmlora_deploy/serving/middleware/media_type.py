@@ -1,0 +1,36 @@
+"""Refuses bodies that are not declared as JSON, before they are read.
+
+A web page can send text, forms and undeclared bytes to any server without asking it first, but not what is declared as JSON.
+"""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from rmlora_deploy.serving.middleware.messages import read_headers, send_error
+
+__all__ = ["BINARY_HEADER", "MediaTypeCheck"]
+
+BINARY_HEADER = "inference-header-content-length"
+"""Sent with the Open Inference Protocol's binary extension, whose refusal is the route's."""
+_REFUSAL = "The body must be JSON and declared as such: send the header  Content-Type: application/json."
+
+
+class MediaTypeCheck:
+    """Answers 415 to a POST that is not declared as ``application/json``.
+
+    Args:
+        app: answers the others.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            headers = read_headers(scope)
+            declared = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+            if declared != b"application/json" and BINARY_HEADER.encode() not in headers:
+                await send_error(send, scope["path"], 415, _REFUSAL)
+                return
+        await self._app(scope, receive, send)

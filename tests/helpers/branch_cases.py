@@ -1,0 +1,188 @@
+"""Tiny bases of many architectures with two adapters each, exported with branches and compared with PEFT row by row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from peft import PeftModel
+
+from rmlora.inputs import Arrays
+from rmlora.package import write_metadata
+from rmlora.pooling import Pooling
+from rmlora.tasks import TASKS
+from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.exporter.export_settings import ExportSettings
+from rmlora_deploy.exporter.pipeline import export_bundle
+from rmlora_deploy.verification.torch_outputs import torch_output
+from tests.helpers.bundles import PROCESSOR
+from tests.helpers.cli import tokenizer
+from tests.helpers.merge_cases import IMAGE, TINY, VOCABULARY, save_adapter_for, save_noisy
+
+T: Any = transformers  # the signatures of configurations do not show the arguments that all of them take
+ROW_COUNTS = (1, 2, 3, 5)
+ADAPTERS = ("one", "two")
+
+
+@dataclass(frozen=True)
+class BranchCase:
+    """A base and the settings of its adapters."""
+
+    name: str
+    build: Callable[[], Any]
+    """Returns the model to save as the base."""
+    lora: dict[str, Any] = field(default_factory=lambda: {"target_modules": "all-linear"})
+    """Arguments of PEFT's ``LoraConfig``."""
+    task: str = "text-classification"
+    labels: Sequence[int] = (3, 4)
+    """Labels of each adapter; the base has three, if it has a head."""
+    model_class: Any = None
+    """Class that PyTorch loads; None takes the Auto class of the task."""
+
+
+def make_sources(case: BranchCase, directory: Path, *, seed: int = 0) -> tuple[Path, dict[str, Path]]:
+    """Save the base of ``case`` with its processor, and its adapters; return their directories."""
+    torch.manual_seed(seed)
+    base = save_noisy(case.build(), directory / "base")
+    if case.task == "image-classification":
+        (base / "preprocessor_config.json").write_text(json.dumps({**PROCESSOR, "size": {"height": 32, "width": 32}}))
+    else:
+        tokenizer().save_pretrained(base)
+    task, adapters = TASKS[case.task], {}
+    for number, (name, labels) in enumerate(zip(ADAPTERS, case.labels, strict=True)):
+        model = load(case, base, labels)
+        torch.manual_seed(seed + 1 + number)
+        lora = {"task_type": task.peft_task_type, "r": 4 - number, **case.lora}
+        adapters[name] = save_adapter_for(model, directory / name, **lora)
+        recorded = {"labels": [f"L{index}" for index in range(labels)]} if task.outputs.has_labels else {}
+        write_metadata(adapters[name], {"task": case.task, **recorded})
+    return base, adapters
+
+
+def load(case: BranchCase, base: Path, labels: int) -> Any:
+    """Return the model of the task, with a head of ``labels`` outputs if it has one; a new head is always the same."""
+    torch.manual_seed(0)
+    head = {"num_labels": labels, "ignore_mismatched_sizes": True} if TASKS[case.task].outputs.has_labels else {}
+    model = (case.model_class or getattr(T, TASKS[case.task].auto_class)).from_pretrained(base, **head)
+    TASKS[case.task].inputs.prepare_model(model)
+    return model.eval()
+
+
+def export_case(case: BranchCase, directory: Path, **settings: Any) -> tuple[Bundle, Path, dict[str, Path]]:
+    """Export ``case`` with branches, without comparing with PyTorch; return the bundle, the base and the adapters."""
+    base, adapters = make_sources(case, directory)
+    options: dict[str, Any] = {"mode": "branches", "verify": False, **settings}
+    bundle = export_bundle(ExportSettings(str(base), adapters, directory / "bundle", **options))
+    return bundle, base, adapters
+
+
+def worst_row(case: BranchCase, bundle: Bundle, base: Path, adapters: dict[str, Path], *, with_base: bool) -> float:
+    """Return the largest error of a row of mixed batches of several sizes, relative to PEFT's largest output for it.
+
+    Args:
+        case: of the bundle.
+        bundle: to run.
+        base: PyTorch's base.
+        adapters: PyTorch's adapters.
+        with_base: rows without an adapter are among the others, and are compared with the base.
+    """
+    everyone: dict[str | None, Any] = {
+        name: PeftModel.from_pretrained(load(case, base, labels), str(adapters[name])).eval()
+        for name, labels in zip(ADAPTERS, case.labels, strict=True)
+    }
+    if with_base:
+        everyone[None] = load(case, base, 3)
+    session, worst = bundle.adapter_session(), 0.0
+    for rows in ROW_COUNTS:
+        inputs = bundle.preprocessor()(TASKS[case.task].inputs.sample(rows))
+        names = list(everyone)
+        for chosen in [[name] * rows for name in names] + [[names[(row + 1) % len(names)] for row in range(rows)]]:
+            got = session.run(inputs, chosen)
+            for row, name in enumerate(chosen):
+                want = expected(case, everyone[name], inputs)[row]
+                assert got[row].shape == want.shape, (rows, chosen, got[row].shape, want.shape)
+                worst = max(worst, float(np.abs(got[row] - want).max() / np.abs(want).max()))
+    return worst
+
+
+def expected(case: BranchCase, model: Any, inputs: Arrays) -> np.ndarray:
+    """Return PyTorch's output."""
+    task = TASKS[case.task]
+    return torch_output(model, inputs, task.outputs, Pooling() if task.outputs.pools else None)
+
+
+def _causal(name: str, model: str, config: Any, targets: Sequence[str], **lora: Any) -> BranchCase:
+    """Return a case of a classifier whose base is a language model, which has no such head."""
+    return BranchCase(name, lambda: getattr(T, model)(config), {"target_modules": list(targets), **lora})
+
+
+_SIZES: dict[str, Any] = {"vocab_size": VOCABULARY, "num_labels": 3}
+_GQA: dict[str, Any] = {**TINY, "num_key_value_heads": 1}
+_DEBERTA: dict[str, Any] = {
+    **TINY, "pad_token_id": 0, "num_labels": 3, "relative_attention": True, "position_biased_input": False,
+    "type_vocab_size": 0,
+}  # fmt: skip
+_V3: dict[str, Any] = {
+    **_DEBERTA, "pos_att_type": ["p2c", "c2p"], "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_buckets": 16
+}  # fmt: skip
+
+
+def _seq(name: str) -> Callable[[Any], Callable[[], Any]]:
+    return lambda config: lambda: getattr(T, f"{name}ForSequenceClassification")(config)
+
+
+TEXTS = [
+    BranchCase("bert", _seq("Bert")(T.BertConfig(**TINY, num_labels=3))),
+    BranchCase("roberta", _seq("Roberta")(T.RobertaConfig(**TINY, num_labels=3))),
+    BranchCase("distilbert", _seq("DistilBert")(T.DistilBertConfig(**_SIZES, dim=32, hidden_dim=48, n_layers=2, n_heads=2, pad_token_id=1))),
+    BranchCase("albert", _seq("Albert")(T.AlbertConfig(**TINY, embedding_size=16, num_labels=3))),
+    BranchCase("electra", _seq("Electra")(T.ElectraConfig(**TINY, embedding_size=16, num_labels=3))),
+    BranchCase("mpnet", _seq("MPNet")(T.MPNetConfig(**TINY, num_labels=3))),
+    BranchCase("deberta-v3", _seq("DebertaV2")(T.DebertaV2Config(**_V3))),
+    BranchCase("deberta-v2", _seq("DebertaV2")(T.DebertaV2Config(**_DEBERTA, pos_att_type=["c2p", "p2c"], share_att_key=False))),
+    BranchCase("deberta-v1", _seq("Deberta")(T.DebertaConfig(**_DEBERTA, pos_att_type=["c2p", "p2c"], max_relative_positions=16))),
+    BranchCase("modernbert", _seq("ModernBert")(T.ModernBertConfig(**TINY, num_labels=3))),
+    BranchCase("modernbert-headless", lambda: T.ModernBertModel(T.ModernBertConfig(**TINY)), {"target_modules": ["Wqkv", "Wo"], "modules_to_save": ["head", "classifier"]}),
+    BranchCase("xlnet", _seq("XLNet")(T.XLNetConfig(**_SIZES, d_model=32, n_layer=2, n_head=2, d_inner=48, pad_token_id=1)), {"target_modules": ["layer_1", "layer_2"]}),
+    BranchCase("xlnet-headless", lambda: T.XLNetModel(T.XLNetConfig(vocab_size=VOCABULARY, d_model=32, n_layer=2, n_head=2, d_inner=48, pad_token_id=1)), {"target_modules": ["layer_1"], "modules_to_save": ["sequence_summary", "logits_proj"]}),
+    BranchCase("camembert", _seq("Camembert")(T.CamembertConfig(**TINY, num_labels=3))),
+    BranchCase("xlm-roberta", _seq("XLMRoberta")(T.XLMRobertaConfig(**TINY, num_labels=3))),
+    BranchCase("convbert", _seq("ConvBert")(T.ConvBertConfig(**TINY, num_labels=3, embedding_size=32))),
+    BranchCase("mobilebert", _seq("MobileBert")(T.MobileBertConfig(**{**TINY, "num_attention_heads": 2}, embedding_size=32, intra_bottleneck_size=16, true_hidden_size=16, num_labels=3))),
+    BranchCase("squeezebert", _seq("SqueezeBert")(T.SqueezeBertConfig(**TINY, embedding_size=32, num_labels=3, q_groups=1, k_groups=1, v_groups=1, post_attention_groups=1, intermediate_groups=1, output_groups=1))),
+    BranchCase("funnel", _seq("Funnel")(T.FunnelConfig(**_SIZES, block_sizes=[1, 1], d_model=32, n_head=2, d_head=16, d_inner=48, num_decoder_layers=1, pad_token_id=1))),
+    BranchCase("bigbird", _seq("BigBird")(T.BigBirdConfig(**TINY, num_labels=3, attention_type="original_full"))),
+    BranchCase("longformer", _seq("Longformer")(T.LongformerConfig(**TINY, num_labels=3, attention_window=4))),
+    BranchCase("nystromformer", _seq("Nystromformer")(T.NystromformerConfig(**TINY, num_labels=3, segment_means_seq_len=9, num_landmarks=9))),
+    BranchCase("esm", _seq("Esm")(T.EsmConfig(**TINY, num_labels=3, position_embedding_type="rotary", mask_token_id=4))),
+    BranchCase("rembert", _seq("RemBert")(T.RemBertConfig(**TINY, input_embedding_size=16, num_labels=3))),
+    BranchCase("bart", _seq("Bart")(T.BartConfig(**_SIZES, d_model=32, encoder_ffn_dim=32, decoder_ffn_dim=32, encoder_attention_heads=2, decoder_attention_heads=2, encoder_layers=1, decoder_layers=1))),
+    _causal("gpt2-causal", "GPT2LMHeadModel", T.GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, pad_token_id=1), ["c_attn", "c_fc"], fan_in_fan_out=True),
+    _causal("llama-causal", "LlamaForCausalLM", T.LlamaConfig(**_GQA), ["q_proj", "v_proj"]),
+    _causal("mistral-causal", "MistralForCausalLM", T.MistralConfig(**_GQA), ["q_proj", "v_proj"]),
+    _causal("qwen2-causal", "Qwen2ForCausalLM", T.Qwen2Config(**_GQA), ["q_proj", "v_proj", "down_proj"]),
+    _causal("gemma2-causal", "Gemma2ForCausalLM", T.Gemma2Config(**_GQA, head_dim=16), ["q_proj", "o_proj"]),
+    _causal("phi-causal", "PhiForCausalLM", T.PhiConfig(**TINY), ["q_proj", "v_proj", "fc1"]),
+    BranchCase("t5-encoder", lambda: T.T5EncoderModel(T.T5Config(vocab_size=VOCABULARY, d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2)), {"target_modules": ["q", "v", "wo"]}, "feature-extraction", model_class=T.T5EncoderModel),
+    BranchCase("bert-vectors", lambda: T.BertModel(T.BertConfig(**TINY)), task="feature-extraction"),
+    BranchCase("deberta-v3-vectors", lambda: T.DebertaV2Model(T.DebertaV2Config(**_V3)), task="feature-extraction"),
+]  # fmt: skip
+
+_SAVED: dict[str, Any] = {"target_modules": "all-linear", "modules_to_save": ["classifier"]}
+IMAGES = [
+    BranchCase("vit", lambda: T.ViTForImageClassification(T.ViTConfig(**IMAGE, num_labels=3)), _SAVED, "image-classification"),
+    BranchCase("beit", lambda: T.BeitForImageClassification(T.BeitConfig(**IMAGE, num_labels=3, use_relative_position_bias=True)), _SAVED, "image-classification"),
+    BranchCase("swin", lambda: T.SwinForImageClassification(T.SwinConfig(image_size=32, patch_size=4, embed_dim=16, depths=[1, 2], num_heads=[2, 2], window_size=4, num_labels=3)), _SAVED, "image-classification"),
+    BranchCase("swinv2", lambda: T.Swinv2ForImageClassification(T.Swinv2Config(image_size=32, patch_size=4, embed_dim=16, depths=[1, 2], num_heads=[2, 2], window_size=4, num_labels=3)), _SAVED, "image-classification"),
+    BranchCase("dinov2", lambda: T.Dinov2ForImageClassification(T.Dinov2Config(**IMAGE, num_labels=3)), _SAVED, "image-classification"),
+    BranchCase("deit", lambda: T.DeiTForImageClassification(T.DeiTConfig(**IMAGE, num_labels=3)), _SAVED, "image-classification"),
+    BranchCase("convnext", lambda: T.ConvNextForImageClassification(T.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, patch_size=2, image_size=32, num_labels=3)), _SAVED, "image-classification"),
+    BranchCase("segformer", lambda: T.SegformerForImageClassification(T.SegformerConfig(num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[8, 16], patch_sizes=[3, 3], strides=[2, 2], num_attention_heads=[1, 2], mlp_ratios=[2, 2], num_labels=3)), _SAVED, "image-classification"),
+    BranchCase("siglip", lambda: T.SiglipForImageClassification(T.SiglipConfig(vision_config=IMAGE, text_config=TINY, num_labels=3)), _SAVED, "image-classification"),
+]  # fmt: skip
