@@ -40,8 +40,8 @@ def open_image(value: Any) -> Image.Image:
         return InputError(f"{name} cannot be decoded as an image ({reason}): remove or replace it.")
 
     with library_call(refuse), permissions_named(Path(name)):
-        source = io.BytesIO(value) if isinstance(value, (bytes, bytearray)) else value
-        image: Image.Image = Image.open(source) if is_path or source is not value else value
+        encoded = isinstance(value, (bytes, bytearray))
+        image: Image.Image = Image.open(io.BytesIO(value) if encoded else value) if is_path or encoded else value
         width, height = image.size
     check_size(width, height, name)
     with library_call(refuse):

@@ -77,6 +77,7 @@ def main() -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)  # libraries print
     warnings.simplefilter("ignore")
+    warnings.filterwarnings("error", category=RuntimeWarning, module="rmlora")  # users would see it
     os.fsync = lambda descriptor: None  # half of a merge's time here, and nothing is kept
     from benchmarks.fuzz.readers import READERS
 

@@ -72,6 +72,7 @@ def _reader(
 
 
 _SHARDS = ("base/model-00001-of-00002.safetensors", "base/model-00002-of-00002.safetensors")
+_REFERENCES = ("bundle/reference.safetensors", "bundle/adapters/one.reference.safetensors")
 _TOKENIZER = ("base/tokenizer.json", "base/tokenizer_config.json", "base/config.json")
 _POOLING = ("base/modules.json", "base/1_Pooling/config.json", "base/sentence_bert_config.json")
 _IMAGES = tuple(f"images/{name}" for name in (
@@ -96,7 +97,7 @@ READERS: dict[str, FuzzedReader] = {
         _reader("onnx-adapter", 16, ["bundle/adapters/one.onnx_adapter"], _ADAPTER, reading.onnx_adapter),
         _reader("manifest", 20, ["bundle/manifest.json"], _JSON, reading.bundle),
         _reader("bundle-config", 6, ["bundle/config.json"], _JSON, reading.bundle_config),
-        _reader("reference", 6, ["bundle/reference.safetensors"], change_safetensors, reading.reference),
+        _reader("reference", 6, _REFERENCES, change_safetensors, reading.reference),
         _reader("tokenizer", 20, _TOKENIZER, _JSON, reading.tokenizer),
         _reader("image-processor", 16, ["images/preprocessor_config.json"], _JSON, reading.image_processor),
         _reader("images", 20, _IMAGES, change_image, reading.image),

@@ -185,7 +185,7 @@ def bundle_config(directory: Path, file: str, rng: random.Random) -> None:
 def reference(directory: Path, file: str, rng: random.Random) -> None:
     """What ``verify --reference-only`` and ``adapter add`` do with stored outputs, of which the manifest has the right hash."""
     manifest = read_manifest(directory / "bundle/manifest.json")
-    entry = manifest.adapters["one"].model_copy(update={"reference": "reference.safetensors"})
+    entry = manifest.adapters["one"].model_copy(update={"reference": "adapters/one.reference.safetensors"})
     opened = Bundle(directory / "bundle", manifest.model_copy(update={"adapters": {"one": entry}}))
     TryOut.of(opened, _seed_session(directory / "bundle" / MODEL_FILE))
     verify_branches(opened, None)

@@ -94,6 +94,8 @@ def make_seeds(directory: Path) -> Path:
         graph=directory / "graph" / "model.onnx", verify=False,
     )  # fmt: skip
     export_bundle(settings)
+    reference = directory / "bundle" / "reference.safetensors"
+    shutil.copyfile(reference, directory / "bundle" / "adapters" / "one.reference.safetensors")
     (directory / "images").mkdir()
     _write_images(directory / "images")
     (directory / "images" / "preprocessor_config.json").write_text(json.dumps(_PROCESSOR, indent=1))

@@ -55,6 +55,8 @@ def load_reference(path: Path) -> tuple[list[Arrays], list[np.ndarray]]:
             or 0 in batch["logits"].shape
         ):
             raise InputError(f"{path} holds a batch whose arrays do not belong together: {advice}.")
+        if not np.isfinite(batch["logits"]).all():
+            raise InputError(f"{path} holds outputs that are NaN or infinite: {advice}.")
     return [{k: v for k, v in batch.items() if k != "logits"} for batch in ordered], [
         batch["logits"] for batch in ordered
     ]
