@@ -6,6 +6,7 @@ not do so either.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
@@ -20,7 +21,14 @@ __all__ = [
     "TokenizerConfig",
 ]
 
-_Count = Annotated[int, Field(ge=1, lt=2**31)]
+
+def _whole(value: Any) -> Any:
+    """Return a whole number that a tool wrote with a decimal point as ``int``."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_Integer = Annotated[int, BeforeValidator(_whole)]
+_Count = Annotated[_Integer, Field(ge=1, lt=2**31)]
 _Number = Annotated[FiniteFloat, Field(ge=-1e30, le=1e30)]
 
 
@@ -44,7 +52,7 @@ class AdapterConfig(_File):
     exclude_modules: str | list[str] | None = None
     modules_to_save: str | list[str] | None = None
     layers_pattern: str | list[str] | None = None
-    layers_to_transform: int | list[int] | None = None
+    layers_to_transform: _Integer | list[_Integer] | None = None
     init_lora_weights: bool | str | None = None
     bias: str | None = None
     auto_mapping: dict[str, str | None] | None = None
@@ -93,8 +101,12 @@ def _numbered(value: Any) -> Any:
     return value
 
 
-_MOST_LAYERS, _MOST_EXPERTS = 512, 1024
-"""Far more than any published model has. A configuration with a billion would keep torch busy for days."""
+_MOST_LAYERS, _MOST_EXPERTS = 1024, 1 << 16
+"""More than any published model has. A configuration with a billion would keep torch busy for days."""
+
+
+_NO_COUNT = re.compile("per_layer|(min|max|bit)_depth")
+"""Names of sizes of layers, and of distances and colors in images."""
 
 
 def _countable(value: Any, depth: int = 0) -> Any:
@@ -102,7 +114,7 @@ def _countable(value: Any, depth: int = 0) -> Any:
     if isinstance(value, dict) and depth < 4:
         for key, item in value.items():
             name, numbers = str(key).lower(), item if isinstance(item, list) else [item]
-            counts_layers = name.endswith(("layers", "layer", "depth", "depths")) and "per_layer" not in name
+            counts_layers = name.endswith(("layers", "layer", "depth", "depths")) and not _NO_COUNT.search(name)
             most = _MOST_LAYERS if counts_layers else None
             most = _MOST_EXPERTS if name.endswith("experts") else most
             if most and any(isinstance(number, (int, float)) and number > most for number in numbers):
@@ -119,8 +131,8 @@ class BaseConfig(_File):
     id2label: Annotated[dict[str, Any] | None, BeforeValidator(_numbered)] = None
     tie_word_embeddings: bool | None = None
     problem_type: str | None = None
-    vocab_size: int | list[int] | None = None
-    num_labels: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    vocab_size: _Integer | list[_Integer] | None = None
+    num_labels: Annotated[_Integer, Field(ge=0, le=1_000_000)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -150,7 +162,7 @@ class TokenizerConfig(_File):
     auto_map: dict[str, Any] | list[Any] | None = None
 
 
-_Side = Annotated[int, Field(ge=1, le=4096)]
+_Side = Annotated[_Integer, Field(ge=1, le=4096)]
 """Pixels of one side of the images that a processor makes."""
 
 
@@ -173,7 +185,14 @@ class ImageProcessorConfig(_File):
     image_mean: float | list[FiniteFloat] | None = None
     image_std: float | list[FiniteFloat] | None = None
     rescale_factor: FiniteFloat | None = None
-    resample: int | None = None
+    resample: _Integer | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sides_are_sides(cls, value: Any) -> Any:
+        """Leave the sizes of processors like Qwen2-VL's unchecked: they are numbers of pixels under the names of sides."""
+        counts_pixels = isinstance(value, dict) and "merge_size" in value
+        return {key: item for key, item in value.items() if key != "size"} if counts_pixels else value
 
 
 class SentenceModule(_File):

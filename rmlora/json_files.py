@@ -12,7 +12,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,8 +33,14 @@ _MAX_DEPTH = 100
 """Deepest nesting of a JSON document. Deeper ones end Python's recursion when they are copied or written."""
 
 
+_DESCRIPTORS = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")
+"""Where the shell puts what it gives open, as ``--file <(command)``: pipes that somebody writes to."""
+
+
 def check_file(path: Path, *, what: str) -> os.stat_result:
     """Return the status of a regular file, links followed; nothing is opened, so a pipe does not block.
+
+    What the shell opened for this process, and ``/dev/null``, count as files.
 
     Args:
         path: of the file.
@@ -50,15 +56,23 @@ def check_file(path: Path, *, what: str) -> os.stat_result:
         raise InputError(f"{what} not found: {path} does not exist.") from None
     except (OSError, ValueError) as error:  # ValueError: the path has a null character
         raise InputError(f"{what} {path} cannot be read: {_reason_of_system(error)}.") from None
-    if not stat.S_ISREG(status.st_mode):
+    given = str(path).startswith(_DESCRIPTORS) or (stat.S_ISCHR(status.st_mode) and _is_null(status))
+    if not stat.S_ISREG(status.st_mode) and not given:
         kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
         raise InputError(f"{what} {path} is {kind}, but a file is expected: give a file.")
     return status
 
 
+def _is_null(status: os.stat_result) -> bool:
+    return status.st_rdev == os.stat(os.devnull).st_rdev
+
+
 def check_size(path: Path, *, what: str) -> None:
     """Raise :class:`InputError`, as :func:`check_file`, if a file is larger than any text that is read into memory."""
-    size = check_file(path, what=what).st_size
+    _check_length(check_file(path, what=what).st_size, path, what)
+
+
+def _check_length(size: int, path: Path, what: str) -> None:
     if size > _MAX_BYTES:
         raise InputError(
             f"{what} {path} has {size:,} bytes; at most {_MAX_BYTES:,} are read: it is another kind of file."
@@ -71,15 +85,18 @@ def read_text(path: Path, *, what: str) -> str:
     Raises:
         InputError: as :func:`check_file`, or it is too large or not UTF-8.
     """
-    check_size(path, what=what)
+    status = check_file(path, what=what)
+    _check_length(status.st_size, path, what)
     try:
-        with permissions_named(path):
-            return Path(path).read_bytes().decode()
+        with permissions_named(path), open(path, "rb") as file:
+            content = file.read() if stat.S_ISREG(status.st_mode) else file.read(_MAX_BYTES + 1)
+        _check_length(len(content), path, what)
+        return content.decode()
     except OSError as error:
         raise InputError(f"{what} {path} cannot be read: {_reason_of_system(error)}.") from None
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{what} {path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8."
+            f"{what} {path} cannot be read as UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8."
         ) from None
 
 
@@ -152,20 +169,35 @@ def check_values(
     try:
         return model.model_validate(value)
     except (ValidationError, RecursionError) as caught:
-        raise error(f"{where} {_first_fault(caught)}: {advice}.") from None
+        raise error(f"{where} {_first_fault(caught, value)}: {advice}.") from None
 
 
-def _first_fault(error: ValidationError | RecursionError) -> str:
+def _first_fault(error: ValidationError | RecursionError, value: Any) -> str:
     if isinstance(error, RecursionError):
         return "is nested too deeply"
-    first = error.errors(include_url=False)[0]
-    key = _short(".".join(str(part) for part in first["loc"]))
+    found = [(_keys(value, item["loc"], item["type"] == "missing"), item) for item in error.errors(include_url=False)]
+    keys, first = max(
+        found, key=lambda pair: len(pair[0])
+    )  # of the types that a value may have, the one that fits best
+    key = _short(".".join(keys))
     if not key:  # about several keys
         return f"is damaged ({first['msg'].removeprefix('Value error, ')})"
     if first["type"] == "missing":
         return f"lacks '{key}'"
+    if first["type"] == "value_error":  # says itself what it found
+        return f"has a wrong '{key}' ({_lower(first['msg'])})"
     given = _short(json.dumps(first["input"], default=str)) if not isinstance(first["input"], Mapping) else "an object"
     return f"has a wrong '{key}' ({_lower(first['msg'])}, not {given})"
+
+
+def _keys(value: Any, location: Sequence[str | int], missing: bool) -> list[str]:
+    """Return the keys in ``location``, which also holds the names of types that were tried."""
+    keys: list[str] = []
+    for part in location[: -1 if missing else None]:
+        if (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int)):
+            value = value[part]
+            keys.append(str(part))
+    return [*keys, str(location[-1])] if missing else keys
 
 
 def _lower(message: str) -> str:

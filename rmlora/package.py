@@ -157,11 +157,7 @@ def parse_adapter(
 
 def refuse_unsupported(config: Mapping[str, Any], *, source: str) -> None:
     """Raise :class:`AdapterError` naming the variant if ``config`` is not plain LoRA."""
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise AdapterError(
-            f"{source} is a {kind or 'non-PEFT'} adapter: only LoRA adapters (peft_type LORA) can be deployed."
-        )
+    _refuse_other_methods(config, source)
     for option, name in _UNSUPPORTED_OPTIONS.items():
         if config.get(option):
             raise AdapterError(
@@ -175,6 +171,14 @@ def refuse_unsupported(config: Mapping[str, Any], *, source: str) -> None:
                     f"{source} was initialized with {name}, which also changes the base weights: save it with PEFT's "
                     "path_initial_model_for_weight_conversion, which makes a plain LoRA adapter of it."
                 )
+
+
+def _refuse_other_methods(config: Mapping[str, Any], source: str) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise AdapterError(
+            f"{source} is a {kind or 'non-PEFT'} adapter: only LoRA adapters (peft_type LORA) can be deployed."
+        )
 
 
 def save_package(adapter: Adapter, path: Path | str, *, overwrite: bool = False) -> None:
@@ -221,6 +225,8 @@ def write_metadata(directory: Path, values: Mapping[str, Any]) -> None:
 def _read_values(path: Path, what: str, model: type[BaseModel]) -> dict[str, Any]:
     """Return the content of a JSON file whose keys have the types of ``model``."""
     value: dict[str, Any] = read_json(path, what=what)
+    if model is AdapterConfig and isinstance(value, dict):  # other methods have other types under the same keys
+        _refuse_other_methods(value, str(path.parent))
     check_values(model, value, where=f"{what} {path}", advice="the adapter is damaged, copy or save it again")
     return value
 

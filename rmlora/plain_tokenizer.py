@@ -69,7 +69,9 @@ class PlainTokenizer:
             tokens = read_json(special, what="Special tokens", finite=False)
             config = {**(tokens if isinstance(tokens, dict) else {}), **config}
         with library_call(
-            lambda reason: CheckpointError(f"{file} is not a usable tokenizer ({reason}): fetch it again.")
+            lambda reason: CheckpointError(
+                f"{directory} has no usable tokenizer ({reason} in {file.name}): fetch it again."
+            )
         ):
             tokenizer = Tokenizer.from_file(str(file))
         return cls(tokenizer, config)

@@ -65,7 +65,11 @@ def read_pooling(directory: Path) -> Pooling | None:
         raise CheckpointError(f"{file} is not a list of modules with type and path: it is damaged.")
     checked = [
         check_values(
-            SentenceModule, item, where=f"Entry {number} of {file}", advice="the file is damaged", error=CheckpointError
+            SentenceModule,
+            item,
+            where=f"Entry {number} of {file}",
+            advice="it is damaged, fetch the model again",
+            error=CheckpointError,
         )
         for number, item in enumerate(modules, 1)
     ]

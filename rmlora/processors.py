@@ -21,6 +21,8 @@ from rmlora.storage import read_json
 __all__ = ["load_image_processor", "load_tokenizer", "refuse_own_code"]
 
 _FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+_OWN_FILES = ("*config.json", "*token*.json", "vocab.*", "merges.txt", "*.model", "*.jinja", "*.tiktoken")
+"""Those that tokenizers and image processors read, whatever else lies beside them."""
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _IMAGE_CONFIG = "preprocessor_config.json"
 _ADVICE = "fetch or export the model again"
@@ -141,9 +143,8 @@ def _check_files(directory: Path) -> None:
     Published configurations often hold such paths of the machine they were made on. If nothing is there, they are harmless.
     """
     # Transformers calls a file that it may not read missing, or does without it.
-    files = [path for pattern in _FILES for path in directory.glob(pattern)]
-    check_readable(files)
-    for path in files:
+    check_readable(path for pattern in _FILES for path in directory.glob(pattern))
+    for path in (path for pattern in _OWN_FILES for path in directory.glob(pattern)):
         if path.is_file():
             check_size(path, what="The file")
     file = directory / _TOKENIZER_CONFIG

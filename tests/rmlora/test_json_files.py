@@ -59,8 +59,8 @@ def test_a_huge_file_is_not_read(file: Path) -> None:
     [
         (b"", "Expecting value"),
         (b"{", "Expecting property name"),
-        (b"\xff\xfe{}", "is not UTF-8 text"),
-        ("{}".encode("utf-16"), "is not UTF-8 text"),
+        (b"\xff\xfe{}", "cannot be read as UTF-8"),
+        ("{}".encode("utf-16"), "cannot be read as UTF-8"),
         (b'\xef\xbb\xbf{"a": 1}', "BOM"),
         (b"[" * 100_000, "nested more than 100 levels"),
         (b"[" * 150 + b"]" * 150, "nested more than 100 levels"),
@@ -157,7 +157,7 @@ def test_keys_of_other_versions_stay() -> None:
 
 def test_texts_are_utf_8(file: Path) -> None:
     file.write_bytes("größe".encode("latin-1"))
-    with pytest.raises(InputError, match="is not UTF-8 text .* at byte 2"):
+    with pytest.raises(InputError, match="cannot be read as UTF-8 .* at byte 2"):
         read_text(file, what="Some file")
 
 

@@ -82,10 +82,21 @@ class Bundle:
         bundle = cls(path, read_manifest(path / MANIFEST_FILE), trust_remote_code)
         for name in bundle.files:
             bundle.file(name)
+        bundle._check_listed()
         confine_files(path, [MANIFEST_FILE, MODEL_FILE, REFERENCE_FILE])
         if check_files:
             bundle.check_files()
         return bundle
+
+    def _check_listed(self) -> None:
+        """Raise :class:`InputError` if a file of an adapter has no hash in the manifest."""
+        for name, entry in self.adapters.items():
+            for file in (entry.file, entry.reference):
+                if file is not None and file not in entry.files:
+                    raise InputError(
+                        f"{self.path / MANIFEST_FILE} lists '{file}' of the adapter '{name}' without its hash: the manifest is "
+                        "damaged, export again."
+                    )
 
     def check_files(self) -> None:
         """Raise :class:`InputError` naming the first file that is missing or differs from the manifest."""

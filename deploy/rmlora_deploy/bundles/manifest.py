@@ -173,13 +173,6 @@ class AdapterEntry(AdapterSource):
     reference: str | None = None
     """File with PyTorch's outputs with this adapter, on the bundle's reference inputs."""
 
-    @model_validator(mode="after")
-    def _files_are_listed(self) -> Self:
-        for name in (self.file, self.reference):
-            if name is not None and name not in self.files:
-                raise ValueError(f"its file '{name}' is not among its files")
-        return self
-
 
 class Manifest(_Entry):
     """What a bundle is, what it was made from, and what verification measured."""

@@ -123,7 +123,9 @@ def read_lora_inputs(props: Mapping[str, str], *, where: str) -> LoraInputs:
         raise InputError(f"{where} has no LoRA inputs: make it with  rmlora-deploy export --mode branches.")
     value = parse_json(props[_KEY], where=f"The list of LoRA inputs in {where}")
     version = value.pop("version", None) if isinstance(value, dict) else None
-    if version is not None and version != CONTRACT_VERSION:
+    if version is None:
+        raise InputError(f"The list of LoRA inputs in {where} is damaged: export it again.")
+    if version != CONTRACT_VERSION:
         raise InputError(
             f"{where} follows version {version} of the graph contract, this program {CONTRACT_VERSION}: export it again."
         )
