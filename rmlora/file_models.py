@@ -66,6 +66,17 @@ class _Training(_File):
     settings: _TrainingSettings = _TrainingSettings()
 
 
+class _Settings(_File):
+    """Settings of the method (:class:`rmlora.config.RMLoRAConfig`), as far as they are shown."""
+
+    rank: _Count
+    active_rank: _Count
+    alpha: _Number
+    orth_weight: _Number
+    mask_sharing: str
+    mask_mode: str
+
+
 def _texts(value: Any) -> Any:
     """Return labels as texts; packages written by hand name them by numbers too."""
     return (
@@ -84,7 +95,7 @@ class PackageMetadata(_File):
     base_fingerprint: str | None = None
     base_weights: dict[str, str] | None = None
     rank_mask: dict[str, list[bool]] | None = None
-    rmlora: dict[str, Any] | None = None
+    rmlora: _Settings | None = None
     metrics: dict[str, Any] | None = None
     training: _Training | None = None
     tensors_sha256: str | None = None

@@ -178,6 +178,8 @@ class TextInputs(Inputs):
         for number, text in enumerate(inputs):
             if self.is_empty(text):
                 raise InputError(f"Text {number + 1} is empty: every input needs at least one word.")
+            if not text.isascii():
+                _check_unicode(text, number + 1)
         return list(_tokenize(processor, inputs, lengths, names))
 
     def collate(self, processor: Any, rows: Sequence[Arrays]) -> Arrays:
@@ -332,6 +334,13 @@ class ImageInputs(Inputs):
         )  # Optimum would use the base's size, which may differ from the adapter's
         generator = DummyVisionInputGenerator(task, NormalizedVisionConfig(sized), batch_size=rows, num_channels=3)
         return {"pixel_values": generator.generate("pixel_values", framework="pt")}, {0: "batch"}
+
+
+def _check_unicode(text: str, number: int) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"Text {number} is not valid Unicode: give it as UTF-8.") from None
 
 
 def _tokenize(

@@ -11,6 +11,7 @@ import errno
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -184,6 +185,8 @@ def _first_fault(error: ValidationError | RecursionError, value: Any) -> str:
         return f"is damaged ({first['msg'].removeprefix('Value error, ')})"
     if first["type"] == "missing":
         return f"lacks '{key}'"
+    if first["type"] == "extra_forbidden":
+        return f"has a wrong '{key}' (a key that it cannot have)"
     if first["type"] == "value_error":  # says itself what it found
         return f"has a wrong '{key}' ({_lower(first['msg'])})"
     given = _short(json.dumps(first["input"], default=str)) if not isinstance(first["input"], Mapping) else "an object"
@@ -194,14 +197,16 @@ def _keys(value: Any, location: Sequence[str | int], missing: bool) -> list[str]
     """Return the keys in ``location``, which also holds the names of types that were tried."""
     keys: list[str] = []
     for part in location[: -1 if missing else None]:
-        if (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int)):
-            value = value[part]
+        inside = value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, list) else {}
+        if part in inside:
+            value = inside[part]
             keys.append(str(part))
     return [*keys, str(location[-1])] if missing else keys
 
 
 def _lower(message: str) -> str:
     message = message.removeprefix("Value error, ").removeprefix("Input ")
+    message = re.sub("a valid dictionary( or instance of \\w+)?", "an object", message)
     return message[:1].lower() + message[1:]
 
 

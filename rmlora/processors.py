@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from rmlora.confine import confine
-from rmlora.errors import CheckpointError, is_installed, require
+from rmlora.errors import CheckpointError, InputError, is_installed, require
 from rmlora.file_models import ImageProcessorConfig, TokenizerConfig
 from rmlora.json_files import check_size, check_values
 from rmlora.library_calls import library_call
@@ -128,12 +128,28 @@ def _quiet_advice() -> None:
 
 
 def _load(directory: Path, kind: str, load: Callable[[], Any]) -> Any:
-    with library_call(lambda reason: CheckpointError(f"{directory} has no usable {kind} ({reason}): {_ADVICE}.")):
+    def refuse(reason: str) -> CheckpointError:
+        where = _damaged_file(directory)
+        return CheckpointError(where or f"{directory} has no usable {kind} ({reason}): {_ADVICE}.")
+
+    with library_call(refuse):
         try:
             return load()
         except (ValueError, OSError) as error:
             refuse_own_code(error, directory)
             raise
+
+
+def _damaged_file(directory: Path) -> str | None:
+    """Return the error that names the damaged one of the files in ``directory``, which transformers does not; None if all are JSON."""
+    try:
+        for path in sorted(
+            path for pattern in _OWN_FILES for path in directory.glob(pattern) if path.suffix == ".json"
+        ):
+            read_json(path, what="The file", finite=False)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def _check_files(directory: Path) -> None:

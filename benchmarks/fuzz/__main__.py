@@ -29,6 +29,7 @@ from benchmarks.fuzz.readers import READERS
 from benchmarks.fuzz.seeds import make_seeds
 from benchmarks.results import environment, write_result
 from rmlora.storage import write_json
+from rmlora.wording import counted
 
 _EVERY = 1.0
 """Seconds between two progress lines, and between two saved states."""
@@ -91,7 +92,7 @@ def _run(counts: dict[str, int], seed: int, work: Path, minutes: float | None) -
             shown = time.monotonic()
             save()
             done, bad = (sum(getattr(item, name) for item in tallies.values()) for name in ("done", "bad"))
-            line = f"{done:,} of {sum(counts.values()):,} inputs, {bad} faults; {tally.reader} {tally.done:,} of {counts[tally.reader]:,}"
+            line = f"{done:,} of {sum(counts.values()):,} inputs, {counted(bad, 'fault')}; {tally.reader} {tally.done:,} of {counts[tally.reader]:,}"
             print(
                 f"\r{line:<100}" if sys.stderr.isatty() else line,
                 end="" if sys.stderr.isatty() else "\n",

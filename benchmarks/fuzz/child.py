@@ -41,7 +41,9 @@ def run_one(reader: Any, directory: Path, seeds: Path, rng: random.Random) -> di
         reader.read(directory, file, rng)
         result["end"] = "read"
     except RMLoRAError as error:
-        result.update(end="refused", message=str(error)[:400])
+        message = str(error)
+        good = message.isprintable() and message.endswith((".", "?"))
+        result.update(end="refused" if good else "traceback", message=message[:400], at="not one sentence")
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # noqa: BLE001 - this is what is looked for, pyo3's panics included

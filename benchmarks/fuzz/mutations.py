@@ -43,7 +43,7 @@ _INTEGERS = (
     10**40,
 )
 _STRINGS = (
-    "", " ", "\n", "\0", "a" * 70_000, "../../etc/passwd", "/dev/zero", "/etc", ".", "..", "%s%n", "{}", "[bold]", "$(id)", "é" * 50,
+    "", " ", "\n", "\0", "a" * 70_000, "../../etc/passwd", "/dev/zero", "/etc", ".", "..", "%s%n", "{}", "[bold]", "[/x]", "\x1b[2J", "$(id)", "é" * 50,
     "\ud800", "\u202e", "nan", "inf", "-1", "0", "1e999", "true", "null", "(a+)+b", "(", "[", "*", "(?<=x", "a.b.c", "\\", "http://x/y",
     "float32", "LORA", "SEQ_CLS", "torch.float16", "text-classification", "bert", "cls", "0" * 5000,
 )  # fmt: skip

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.fuzz import reading, served
+from benchmarks.fuzz import commands, reading, served
 from benchmarks.fuzz.formats import change_image, change_onnx, change_safetensors, replace_file
 from benchmarks.fuzz.mutations import (
     Mutation,
@@ -107,6 +107,7 @@ READERS: dict[str, FuzzedReader] = {
                 change_small_file, reading.small_file),
         _reader("requests", 24, [f"requests/{route}.json" for route in served.ROUTES], served.change_request, served.send,
                 needs=["bundle", "vectors", "adapter"]),
+        _reader("commands", 24, tuple(commands.FILES), commands.change_any, commands.run_command, needs=["second"]),
     )
 }  # fmt: skip
 """Name → reader."""

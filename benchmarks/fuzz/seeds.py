@@ -84,6 +84,7 @@ def make_seeds(directory: Path) -> Path:
     tensors = _base_tensors(rng)
     _write_base(directory / "base", tensors)
     _write_adapter(directory / "adapter", directory / "base", rng)
+    shutil.copytree(directory / "adapter", directory / "second")
     (directory / "graph").mkdir()
     onnx.save(_graph(tensors), directory / "graph" / "model.onnx")
     onnx.save(

@@ -14,10 +14,13 @@ import onnx_ir as ir
 
 from rmlora.errors import InputError
 from rmlora.library_calls import library_call
+from rmlora.wording import counted
 
 __all__ = ["check_graph", "tensors_of"]
 
 _MAIN_DOMAIN = ""
+_OLDEST_CHECKED = 11
+"""Operator sets before this one are refused where the graph is used, in a sentence of its own."""
 _ADVICE = "export or download it again"
 
 
@@ -29,6 +32,7 @@ def check_graph(model: ir.Model, path: Path) -> None:
     """
     if not 0 < model.opset_imports.get(_MAIN_DOMAIN, 0) < 1000:
         raise InputError(f"{path} does not say which ONNX operator set it uses: {_ADVICE}.")
+    _check_names(model, path)
     if not model.graph.outputs:
         raise InputError(f"{path} has no outputs: {_ADVICE}.")
     for values in (model.graph.inputs, model.graph.outputs):  # an output may have an input's name: it passes it on
@@ -38,9 +42,21 @@ def check_graph(model: ir.Model, path: Path) -> None:
     for tensor in tensors_of(model):
         _check_content(tensor, path)
     opset = model.opset_imports[_MAIN_DOMAIN]
-    for node in model.graph:
+    for node in model.graph if opset >= _OLDEST_CHECKED else ():
         _check_node(node, opset, path)
     _check_connections(model.graph, path)
+
+
+def _check_names(model: ir.Model, path: Path) -> None:
+    """Refuse names that are not UTF-8 text: protobuf gives them as bytes."""
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
+    for node in model.graph:
+        names = (node.name, node.op_type, node.domain, *node.attributes)
+        values += [*node.outputs, *(value for value in node.inputs if value is not None)]
+        if not all(name is None or isinstance(name, str) for name in names):
+            raise InputError(f"{path} has a node whose name is not UTF-8 text: {_ADVICE}.")
+    if not all(value.name is None or isinstance(value.name, str) for value in values):
+        raise InputError(f"{path} has a value whose name is not UTF-8 text: {_ADVICE}.")
 
 
 def tensors_of(model: ir.Model) -> Iterator[ir.TensorProtocol]:
@@ -96,7 +112,10 @@ def _check_node(node: ir.Node, opset: int, path: Path) -> None:
         not schema.min_input <= len(node.inputs) <= schema.max_input
         or not schema.min_output <= len(node.outputs) <= schema.max_output
     ):
-        raise InputError(f"{where}: {node.op_type} takes other numbers of inputs and outputs; {_ADVICE}.")
+        raise InputError(
+            f"{where}: {node.op_type} does not take {counted(len(node.inputs), 'input')} and give "
+            f"{counted(len(node.outputs), 'output')}; {_ADVICE}."
+        )
     for formal, value in zip(schema.inputs, node.inputs, strict=False):
         if value is None and formal.option == onnx.defs.OpSchema.FormalParameterOption.Single:
             raise InputError(f"{where}: {node.op_type} needs the input '{formal.name}'; {_ADVICE}.")
