@@ -58,8 +58,14 @@ class RMLoRAError(Exception):
         super().__init__(*(_printable(item) if isinstance(item, str) else item for item in arguments))
 
 
+_MOST = 4000
+"""Characters of a message; a name in a damaged file may have any number."""
+
+
 def _printable(text: str) -> str:
-    """Return ``text`` with spaces for line breaks, and escapes for other characters that are not printed."""
+    """Return ``text`` in limited length, with spaces for line breaks, and escapes for other characters that are not printed."""
+    if len(text) > _MOST:
+        text = f"{text[: _MOST // 2]} … {text[-_MOST // 2 :]}"
     if text.isprintable():
         return text
     line = " ".join(text.splitlines())

@@ -21,6 +21,7 @@ from rmlora.library_calls import library_call
 from rmlora.processors import load_image_processor, load_tokenizer
 from rmlora.readable import is_readable_file
 from rmlora.sample_data import SENTENCES, draw_image
+from rmlora.unicode_text import is_unicode
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -178,8 +179,8 @@ class TextInputs(Inputs):
         for number, text in enumerate(inputs):
             if self.is_empty(text):
                 raise InputError(f"Text {number + 1} is empty: every input needs at least one word.")
-            if not text.isascii():
-                _check_unicode(text, number + 1)
+            if not is_unicode(text):
+                raise InputError(f"Text {number + 1} is not valid Unicode: give it as UTF-8.")
         return list(_tokenize(processor, inputs, lengths, names))
 
     def collate(self, processor: Any, rows: Sequence[Arrays]) -> Arrays:
@@ -205,7 +206,8 @@ class TextInputs(Inputs):
 
     def essence(self, processor: Any) -> Mapping[str, Any]:
         """Return the vocabulary."""
-        return dict(processor.get_vocab())
+        with library_call(lambda reason: InputError(f"The tokenizer has no usable vocabulary ({reason}).")):
+            return dict(processor.get_vocab())
 
     def examples(self, inputs: Sequence[Any], labels: Sequence[int], processor: Any, max_length: int) -> Examples:
         """Return the texts, tokenized once."""
@@ -334,13 +336,6 @@ class ImageInputs(Inputs):
         )  # Optimum would use the base's size, which may differ from the adapter's
         generator = DummyVisionInputGenerator(task, NormalizedVisionConfig(sized), batch_size=rows, num_channels=3)
         return {"pixel_values": generator.generate("pixel_values", framework="pt")}, {0: "batch"}
-
-
-def _check_unicode(text: str, number: int) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"Text {number} is not valid Unicode: give it as UTF-8.") from None
 
 
 def _tokenize(

@@ -133,7 +133,10 @@ def parse_json(text: str, *, where: str, finite: bool = True) -> Any:
     except RecursionError:
         raise InputError(f"{where} is nested more than {_MAX_DEPTH} levels deep: restore or re-create it.") from None
     except ValueError as error:
-        raise InputError(f"{where} cannot be read as JSON ({reason_of(error)}): restore or re-create it.") from None
+        reason = reason_of(error)
+        if "set_int_max_str_digits" in reason:
+            reason = "a number has more than 4300 digits"
+        raise InputError(f"{where} cannot be read as JSON ({reason}): restore or re-create it.") from None
     return value
 
 

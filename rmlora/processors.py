@@ -102,7 +102,6 @@ def _try_tokenizer(tokenizer: Any) -> None:
         raise ValueError("its model_input_names are no names")
     for name in ("pad_token_id", "pad_token_type_id"):
         int(getattr(tokenizer, name) or 0)
-    tokenizer.get_vocab()
 
 
 def _check(directory: Path, name: str, model: type[BaseModel]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import shutil
+import stat
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -75,7 +77,9 @@ def run_command(directory: Path, file: str, rng: random.Random) -> None:
     text = rng.choice(
         ("w1 w2", "[bold]w1[/x]", "\udcff", "é\u202e", *(item for item in HOSTILE if isinstance(item, str)))
     )
-    command, *given = rng.choice(FILES[file]).split()
+    status = (directory / file).lstat() if os.path.lexists(directory / file) else None
+    copied = status is not None and stat.S_ISREG(status.st_mode) and status.st_size < 1 << 20
+    command, *given = rng.choice([line for line in FILES[file] if copied or "out/bundle" not in line]).split()
     words = [command, *(_word(word, directory, file, text) for word in given)]
     (directory / "out").mkdir(exist_ok=True)
     if "out/bundle" in " ".join(words):

@@ -74,6 +74,10 @@ def _reader(
 _SHARDS = ("base/model-00001-of-00002.safetensors", "base/model-00002-of-00002.safetensors")
 _REFERENCES = ("bundle/reference.safetensors", "bundle/adapters/one.reference.safetensors")
 _TOKENIZER = ("base/tokenizer.json", "base/tokenizer_config.json", "base/config.json")
+_VOCABULARIES = (
+    "words/vocab.txt", "words/tokenizer_config.json", "words/special_tokens_map.json", "words/added_tokens.json", "pieces/vocab.json",
+    "pieces/merges.txt", "pieces/tokenizer_config.json",
+)  # fmt: skip
 _POOLING = ("base/modules.json", "base/1_Pooling/config.json", "base/sentence_bert_config.json")
 _IMAGES = tuple(f"images/{name}" for name in (
     "image.png", "image.jpg", "image.gif", "image.bmp", "image.tiff", "image.webp", "palette.png", "cmyk.tiff", "deep.png",
@@ -99,6 +103,7 @@ READERS: dict[str, FuzzedReader] = {
         _reader("bundle-config", 6, ["bundle/config.json"], _JSON, reading.bundle_config),
         _reader("reference", 6, _REFERENCES, change_safetensors, reading.reference),
         _reader("tokenizer", 20, _TOKENIZER, _JSON, reading.tokenizer),
+        _reader("vocabulary", 12, _VOCABULARIES, change_small_file, reading.tokenizer),
         _reader("image-processor", 16, ["images/preprocessor_config.json"], _JSON, reading.image_processor),
         _reader("images", 20, _IMAGES, change_image, reading.image),
         _reader("train-settings", 12, ["settings/run.yaml"], change_yaml, reading.train_settings),

@@ -208,21 +208,25 @@ def _sometimes_without_transformers(rng: random.Random) -> Iterator[None]:
 
 
 def tokenizer(directory: Path, file: str, rng: random.Random) -> None:
-    """Load a tokenizer and tokenize with it."""
-    with _sometimes_without_transformers(rng):
-        _tokenize(directory, rng)
+    """Load the tokenizer that the file belongs to, and tokenize with it."""
+    base = directory / file.partition("/")[0]
+    if file == "base/tokenizer.json" or (base / "tokenizer.json").exists():
+        with _sometimes_without_transformers(rng):
+            _tokenize(directory, base, rng)
+    else:  # only transformers reads the other forms
+        _tokenize(directory, base, rng)
 
 
-def _tokenize(directory: Path, rng: random.Random) -> None:
+def _tokenize(directory: Path, base: Path, rng: random.Random) -> None:
     loaded = Preprocessor.open(
-        directory / "base", TASK, max_length=rng.choice((None, 1, 16)), input_names=["input_ids", "attention_mask"]
+        base, TASK, max_length=rng.choice((None, 1, 16)), input_names=["input_ids", "attention_mask"]
     )
     TASK.inputs.length_limit(loaded.processor)
     TASK.inputs.essence(loaded.processor)
     loaded(TEXTS)
     if hasattr(loaded.processor, "save_pretrained"):
         (directory / "out").mkdir()
-        write_side_files(directory / "out", directory / "base", {}, loaded.processor)
+        write_side_files(directory / "out", base, {}, loaded.processor)
 
 
 def image_processor(directory: Path, file: str, rng: random.Random) -> None:

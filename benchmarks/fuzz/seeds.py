@@ -83,6 +83,7 @@ def make_seeds(directory: Path) -> Path:
     rng = np.random.default_rng(0)
     tensors = _base_tensors(rng)
     _write_base(directory / "base", tensors)
+    _write_vocabularies(directory / "words", directory / "pieces")
     _write_adapter(directory / "adapter", directory / "base", rng)
     shutil.copytree(directory / "adapter", directory / "second")
     (directory / "graph").mkdir()
@@ -156,6 +157,30 @@ def _write_base(directory: Path, tensors: dict[str, Any]) -> None:
         json.dumps({"word_embedding_dimension": 8, "pooling_mode_mean_tokens": True})
     )
     (directory / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 16, "do_lower_case": False}))
+
+
+def _write_vocabularies(words: Path, pieces: Path) -> None:
+    """Write tokenizers as older tools did, without ``tokenizer.json``: BERT's word pieces and GPT-2's byte pairs."""
+    for directory, kind in ((words, "BertTokenizer"), (pieces, "GPT2Tokenizer")):
+        directory.mkdir()
+        settings = {"tokenizer_class": kind, "model_max_length": 32, "do_lower_case": True}
+        (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+        (directory / "config.json").write_text(json.dumps({"model_type": "bert" if directory == words else "gpt2"}))
+    special = {
+        "unk_token": "[UNK]",
+        "pad_token": "[PAD]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
+    (words / "vocab.txt").write_text("\n".join([*special.values(), *"abcdw12345", "##1", "##n", "unknown"]) + "\n")
+    (words / "special_tokens_map.json").write_text(json.dumps(special))
+    (words / "added_tokens.json").write_text(json.dumps({"<extra>": 18}))
+    tokens = [*"abcdw12345unko", "Ġ", "w1", "un", "unk", "Ġw1", "<|endoftext|>"]
+    (pieces / "vocab.json").write_text(
+        json.dumps({token: number for number, token in enumerate(dict.fromkeys(tokens))})
+    )
+    (pieces / "merges.txt").write_text("#version: 0.2\nw 1\nu n\nun k\nĠ w1\n")
 
 
 def _write_adapter(directory: Path, base: Path, rng: np.random.Generator) -> None:

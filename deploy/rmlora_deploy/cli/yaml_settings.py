@@ -15,6 +15,7 @@ from rmlora.errors import ConfigError, InputError, require
 from rmlora.json_files import read_text
 from rmlora.library_calls import library_call
 from rmlora.readable import check_readable
+from rmlora.unicode_text import is_unicode
 
 __all__ = ["load_yaml"]
 
@@ -107,6 +108,6 @@ def _scalar(value: Any, where: str) -> Any:
     if isinstance(value, bool):
         return value
     text = str(value)
-    if "\0" in text:
-        raise ConfigError(f"{where} a text with a null character: remove it.")
+    if "\0" in text or not is_unicode(text):
+        raise ConfigError(f"{where} a text with a null character or half of a surrogate pair: remove it.")
     return text

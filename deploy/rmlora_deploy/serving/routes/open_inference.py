@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema
 
 from rmlora._version import __version__
 from rmlora.errors import InputError
+from rmlora.unicode_text import is_unicode
 from rmlora_deploy.bundles.manifest import TensorEntry
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterName
 from rmlora_deploy.serving.json_bodies import JsonRoute
@@ -53,10 +54,8 @@ Array = Annotated[Any, AfterValidator(_check_array)]
 
 
 def _encodable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("has half of a surrogate pair") from None
+    if not is_unicode(text):
+        raise ValueError("has half of a surrogate pair")
     return text
 
 
