@@ -18,13 +18,15 @@ from rmlora.readable import check_readable, is_readable_file
 from rmlora.sample_data import draw_image
 from rmlora.storage import read_json
 
-__all__ = ["load_image_processor", "load_tokenizer", "refuse_own_code"]
+__all__ = ["load_image_processor", "load_tokenizer", "refuse_own_code", "save_processor"]
 
 _FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 _OWN_FILES = ("*config.json", "*token*.json", "vocab.*", "merges.txt", "*.model", "*.jinja", "*.tiktoken")
 """Those that tokenizers and image processors read, whatever else lies beside them."""
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _IMAGE_CONFIG = "preprocessor_config.json"
+_MOST_TOKENS = 1 << 24
+"""Highest number of a token; the largest known vocabularies have a million."""
 _ADVICE = "fetch or export the model again"
 
 
@@ -91,6 +93,23 @@ def _image_processor(directory: Path, *, trust_remote_code: bool) -> Any:
     if pixels.ndim != 4 or pixels.dtype.kind != "f":
         raise ValueError("it makes no array of rows, channels, height and width")
     return processor
+
+
+def save_processor(processor: Any, directory: Path, *, source: str) -> None:
+    """Write a tokenizer or image processor, which was read from ``source``, into ``directory``.
+
+    Raises:
+        CheckpointError: transformers cannot write it.
+    """
+
+    def refuse(reason: str) -> CheckpointError:
+        return CheckpointError(f"The tokenizer or image processor of {source} cannot be written ({reason}): {_ADVICE}.")
+
+    with library_call(refuse):
+        highest = max(processor.get_vocab().values(), default=0) if hasattr(processor, "get_vocab") else 0
+        if highest > _MOST_TOKENS:  # writing counts from 0 up to it
+            raise ValueError(f"a token has the number {highest:,}")
+        processor.save_pretrained(directory)
 
 
 def _try_tokenizer(tokenizer: Any) -> None:

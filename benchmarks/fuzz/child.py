@@ -19,8 +19,8 @@ from typing import Any, TextIO
 
 __all__ = ["draw", "main", "restore", "run_one", "where"]
 
-_ADDRESS_SPACE = 6 << 30
-"""Bytes that a child may map beyond what it has when it starts: a bound for what is not touched and so not resident."""
+_MOST_DATA = 6 << 30
+"""Bytes that a child may take beyond what it has when it starts, touched or not; files that it only maps do not count."""
 
 
 def draw(seed: int, reader: str, number: int) -> random.Random:
@@ -88,7 +88,7 @@ def main() -> None:
     for file in reader.files[:2]:  # imports and caches are not an input's memory
         _read_seed(reader, directory, file)
     os.dup2(null, 2)
-    _limit_address_space()
+    _limit_data()
     _say(answers, {"ready": _memory("VmRSS")})
     for line in sys.stdin:
         number = int(line)
@@ -115,9 +115,9 @@ def _say(answers: TextIO, value: dict[str, Any]) -> None:
     answers.write(json.dumps(value) + "\n")
 
 
-def _limit_address_space() -> None:
-    mapped = int(_memory("VmSize") * (1 << 20))
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + _ADDRESS_SPACE, resource.RLIM_INFINITY))
+def _limit_data() -> None:
+    taken = int(_memory("VmData") * (1 << 20))
+    resource.setrlimit(resource.RLIMIT_DATA, (taken + _MOST_DATA, resource.RLIM_INFINITY))
 
 
 def _memory(key: str) -> float:

@@ -15,11 +15,13 @@ from pydantic import BaseModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
-from rmlora.errors import AdapterError
+from rmlora.errors import AdapterError, CheckpointError
 from rmlora.file_models import BaseConfig, CheckpointIndex, ImageProcessorConfig, TokenizerConfig
 from rmlora.json_files import check_values, parse_json
 from rmlora.package import load_package
+from rmlora.processors import load_tokenizer, save_processor
 from tests.helpers.bundles import make_sources
+from tests.helpers.cli import tokenizer
 
 
 def passes(model: type[BaseModel], text: str, name: object) -> None:
@@ -109,3 +111,16 @@ def test_published_oddities_are_accepted() -> None:
     )
     check_values(ImageProcessorConfig, {"size": 224, "crop_size": {"height": 224.0, "width": 224}, "image_mean": [0, 0, 0],
                                         "resample": None, "feature_extractor_type": "ViTFeatureExtractor"}, where="", advice="")  # fmt: skip
+
+
+def test_a_token_with_an_absurd_number_is_refused_before_writing_counts_up_to_it(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    words = tokenizer()
+    words.save_pretrained(tmp_path / "base")
+    save_processor(load_tokenizer(tmp_path / "base"), tmp_path, source="base")
+    file = tmp_path / "base" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["vocab"]["w1"] = 4_000_000_000
+    file.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"of base cannot be written \(a token has the number 4,000,000,000\)"):
+        save_processor(load_tokenizer(tmp_path / "base"), tmp_path, source="base")

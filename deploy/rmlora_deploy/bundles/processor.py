@@ -12,9 +12,9 @@ import numpy as np
 
 from rmlora.adapter import Adapter
 from rmlora.confine import confine_files
-from rmlora.errors import AdapterError, CheckpointError
-from rmlora.library_calls import library_call
+from rmlora.errors import AdapterError
 from rmlora.pooling import read_text_length
+from rmlora.processors import save_processor
 from rmlora.readable import is_readable_file
 from rmlora.storage import read_json, write_json
 from rmlora.tasks import Task
@@ -52,10 +52,7 @@ def common_processor(base: Path, adapters: Sequence[Adapter], task: Task, *, tru
 
 def write_side_files(directory: Path, base: Path, config: Mapping[str, Any], processor: Any) -> None:
     """Write the processor and ``config`` to ``directory``, and copy the license of ``base``."""
-    with library_call(
-        lambda reason: CheckpointError(f"The base at {base} has a processor that cannot be written ({reason}).")
-    ):
-        processor.save_pretrained(directory)
+    save_processor(processor, directory, source=str(base))
     _record_sides(directory / "tokenizer_config.json", processor)
     written = _jsonable({k: v for k, v in config.items() if k != "_name_or_path"})
     write_json(directory / "config.json", written, allow_nan=True)

@@ -182,7 +182,7 @@ def _scores(metrics: Mapping[str, Any] | None) -> list[tuple[str, Mapping[str, A
 
 
 def _metrics(scores: Mapping[str, Any]) -> str:
-    numbers = {name: value for name, value in scores.items() if isinstance(value, (int, float))}
+    numbers = {name: value for name, value in scores.items() if isinstance(value, float)}
     return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in numbers.items())
 
 

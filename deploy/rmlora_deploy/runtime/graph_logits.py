@@ -14,7 +14,7 @@ from rmlora_deploy.runtime.providers import run_error
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["check_rows", "graph_logits"]
+__all__ = ["check_output", "graph_logits"]
 
 
 def graph_logits(session: ort.InferenceSession, output: str | None = None) -> Callable[[Arrays], np.ndarray]:
@@ -36,12 +36,12 @@ def graph_logits(session: ort.InferenceSession, output: str | None = None) -> Ca
             found = np.asarray(session.run(asked, feeds)[0])
         except Exception as error:  # noqa: BLE001 - see run_error
             raise run_error(error, "The graph does not run on the model's own inputs") from None
-        return check_rows(found, len(next(iter(feeds.values()), ())))
+        return check_output(found, len(next(iter(feeds.values()), ())))
 
     return logits
 
 
-def check_rows(output: np.ndarray, rows: int) -> np.ndarray:
+def check_output(output: np.ndarray, rows: int) -> np.ndarray:
     """Return an output of a graph if it has a row of numbers for every row of the input.
 
     Raises:
