@@ -6,7 +6,7 @@ process with limits reads it as a command or the server would. Good ends are to 
 Faults are an exception of another kind (users would see a traceback), a crash of the process, more than 10 s, and more
 than 1 GB. The first inputs of every fault are saved with a note that says what happened.
 
-    python -m benchmarks.fuzz                                    # 50,000 inputs over all readers, about an hour
+    python -m benchmarks.fuzz                                    # 50,000 inputs over all readers, about a quarter of an hour
     python -m benchmarks.fuzz --inputs 2000 --reader manifest    # one reader; repeat --reader for more
     python -m benchmarks.fuzz --seed 7 --write                   # other inputs; write benchmarks/results/fuzz.json
     python -m benchmarks.fuzz --repeat manifest-1234             # one saved input again, with its traceback
@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.fuzz.campaign import Campaign, Tally, shares
@@ -31,6 +33,8 @@ from benchmarks.results import environment, write_result
 from rmlora.storage import write_json
 from rmlora.wording import counted
 
+_PARSERS = ("safetensors", "tokenizers", "onnx-ir", "pillow", "pydantic", "pyyaml", "click", "rich")
+"""Packages that read or print what was changed, besides those that all results name."""
 _EVERY = 1.0
 """Seconds between two progress lines, and between two saved states."""
 
@@ -116,8 +120,12 @@ def _run(counts: dict[str, int], seed: int, work: Path, minutes: float | None) -
 
 def _result(tallies: dict[str, Tally], seed: int, seconds: float) -> dict[str, object]:
     names = ("done", "read", "refused", "tracebacks", "crashes", "hangs", "memory")
+    total = sum(tally.done for tally in tallies.values())
+    about = environment()
+    about["command"] = f"python -m benchmarks.fuzz --inputs {total} --seed {seed} --write"
+    about["packages"] |= {name: version(name) for name in _PARSERS}
     return {
-        "environment": environment(),
+        "environment": about,
         "seed": seed,
         "seconds": round(seconds),
         "limits": {"seconds": 10, "megabytes": 1024},
@@ -144,8 +152,6 @@ def _table(tallies: dict[str, Tally]) -> str:
 def _repeat(name: str, seed: int, seeds: Path, work: Path) -> None:
     reader, _, number = name.rpartition("-")
     directory = work / "repeated"
-    import shutil
-
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     READERS[reader].prepare(seeds, directory)
