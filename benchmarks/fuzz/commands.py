@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-from benchmarks.fuzz.formats import change_image, change_onnx, change_safetensors
+from benchmarks.fuzz.formats import change_onnx, change_safetensors
 from benchmarks.fuzz.mutations import HOSTILE, change_json, change_small_file
 from rmlora.errors import InputError
 from rmlora_deploy.cli import main
@@ -46,8 +46,8 @@ FILES: dict[str, Sequence[str]] = {
     **dict.fromkeys(("base/config.json", "base/model.safetensors.index.json", "base/model-00001-of-00002.safetensors"), _BASE),
     **dict.fromkeys(("base/tokenizer.json", "base/tokenizer_config.json"), _BASE[-1:]),
     **dict.fromkeys(("bundle/manifest.json", "bundle/config.json", "bundle/tokenizer_config.json", "bundle/model.onnx"), _BUNDLE),
-    "bundle/reference.safetensors": ("verify bundle --reference-only", "verify bundle --reference-only --json"),
-    "vectors/manifest.json": ("predict vectors TEXT", "predict vectors TEXT --json", "inspect vectors", "verify vectors --reference-only"),
+    "bundle/reference.safetensors": ("verify bundle --reference-only --no-write", "verify bundle --reference-only --no-write --json"),
+    "vectors/manifest.json": ("predict vectors TEXT", "predict vectors TEXT --json", "inspect vectors", "verify vectors --reference-only --no-write"),
     **dict.fromkeys(("graph/model.onnx", "graph/external.onnx"), _GRAPH),
     "others/texts.txt": _TEXTS,
 }  # fmt: skip
@@ -69,7 +69,7 @@ def change_any(rng: random.Random, content: bytes) -> bytes:
         return change_safetensors(rng, content)
     if content[:1] == b"\x08":
         return change_onnx(rng, content)
-    return (change_image if content[:4] == b"\x89PNG" else change_small_file)(rng, content)
+    return change_small_file(rng, content)
 
 
 def run_command(directory: Path, file: str, rng: random.Random) -> None:

@@ -31,6 +31,11 @@ def model() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
+def _declare_empty_and_huge(proto: onnx.ModelProto) -> None:
+    proto.graph.initializer[0].dims[:] = [0, 2**62, 4]
+    proto.graph.initializer[0].raw_data = b""
+
+
 def _declare_huge(proto: onnx.ModelProto) -> None:
     weight = proto.graph.initializer[0]
     weight.ClearField("raw_data")
@@ -46,6 +51,7 @@ CHANGES: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
     "negative size": (lambda proto: proto.graph.initializer[0].dims.__setitem__(0, -2), "damaged weight 'w'"),
     "unknown type": (lambda proto: setattr(proto.graph.initializer[0], "data_type", 0), "damaged weight 'w'"),
     "huge weight": (_declare_huge, "damaged weight 'w'"),
+    "empty and huge": (_declare_empty_and_huge, "damaged weight 'w'"),
     "missing input": (lambda proto: proto.graph.node[0].input.pop(), "damaged node 'product'"),
     "empty input": (lambda proto: proto.graph.node[0].input.__setitem__(0, ""), "damaged node 'product'"),
     "attribute type": (lambda proto: proto.graph.node[1].attribute[0].CopyFrom(helper.make_attribute("to", "x")), "'to'"),

@@ -92,7 +92,8 @@ def _check_content(tensor: ir.TensorProtocol, path: Path) -> None:
     if isinstance(proto, onnx.TensorProto) and proto.HasField("raw_data"):
         if len(proto.raw_data) != expected:
             raise refuse(f"{len(proto.raw_data)} bytes for shape {sizes}")
-        return
+        if expected:
+            return
     if isinstance(proto, onnx.TensorProto) and expected > 16 * max(1, proto.ByteSize()):
         raise refuse(f"{expected} bytes are declared for shape {sizes}")
     with library_call(refuse):
