@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from rmlora.errors import InputError, OutputError, ReadOnlyError, RMLoRAError
+from rmlora.errors import OutputError, ReadOnlyError, RMLoRAError
 from rmlora.exchange import exchange
+from rmlora.json_files import read_json
 from rmlora.readable import permissions_named
 from rmlora.workplace import Workplace, apply_umask, workplace
 
@@ -146,26 +147,18 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappi
     path.write_bytes(save(dict(tensors), metadata=dict(metadata) if metadata else None))
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` atomically as indented JSON; NaN is refused with ValueError."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+def write_json(path: Path, value: Any, *, allow_nan: bool = False) -> None:
+    """Write ``value`` atomically as indented JSON.
+
+    Args:
+        path: file to write.
+        value: what to write.
+        allow_nan: write NaN and Infinity too, which are no JSON, as transformers does in its configurations; otherwise they
+            are refused with ValueError.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=allow_nan) + "\n"
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def read_json(path: Path, *, what: str) -> Any:
-    """Return the content of a JSON file; ``what`` describes the file in errors.
-
-    Raises:
-        InputError: the file is missing or is not JSON.
-    """
-    try:
-        with permissions_named(path):
-            return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{what} not found: {path} does not exist.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{what} {path} cannot be read as JSON ({error}): restore or re-create it.") from None
 
 
 def sha256_file(path: Path) -> str:

@@ -251,7 +251,7 @@ def _insert_branches(
     lora_inputs = insert_branches(model, targets, base_weights=digests)
     save_in_precision(model, target, precision, scratch=scratch)
     _check_written(target, lora_inputs)
-    outputs = graph_logits(create_session(plain))
+    outputs = graph_logits(create_session(plain, called=plan.settings.graph))
     return lora_inputs, [outputs(batch) for batch in base.batches]
 
 
