@@ -89,7 +89,7 @@ def make_console(*, as_json: bool = False) -> Console:
     Texts are printed as they are: names, labels and paths come from files and may hold ``[/]`` or codes that control a
     terminal. Color is given with :func:`colored`.
     """
-    console = _PlainConsole(stderr=as_json, highlight=False, markup=False)
+    console = _PlainConsole(stderr=as_json, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     return console
