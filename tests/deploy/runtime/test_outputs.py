@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from rmlora.errors import InputError
@@ -26,7 +27,13 @@ def test_anything_else_is_refused(output: np.ndarray) -> None:
 
 
 def test_reasons_are_told_without_codes_and_temporary_paths(tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").write_bytes(b"\x08\x0a")
+    shape = ("x", onnx.TensorProto.FLOAT, [1])
+    made = onnx.helper.make_graph(
+        [onnx.helper.make_node("Unheard", ["x"], ["y"], domain="nowhere")], "g",
+        [onnx.helper.make_tensor_value_info(*shape)], [onnx.helper.make_tensor_value_info("y", *shape[1:])],
+    )  # fmt: skip
+    sets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("nowhere", 1)]
+    onnx.save(onnx.helper.make_model(made, opset_imports=sets), tmp_path / "model.onnx")
     with pytest.raises(InputError) as caught:
         create_session(tmp_path / "model.onnx", called=Path("given.onnx"))
     message = str(caught.value)
