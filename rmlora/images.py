@@ -14,7 +14,7 @@ from rmlora.readable import permissions_named
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["MAX_PIXELS", "MAX_RATIO", "check_size", "open_image"]
+__all__ = ["MAX_PIXELS", "MAX_RATIO", "open_image"]
 
 MAX_PIXELS = 89_478_485
 """Pixels of the largest image that is read: Pillow's own limit, above which it warns."""
@@ -43,12 +43,12 @@ def open_image(value: Any) -> Image.Image:
         encoded = isinstance(value, (bytes, bytearray))
         image: Image.Image = Image.open(io.BytesIO(value) if encoded else value) if is_path or encoded else value
         width, height = image.size
-    check_size(width, height, name)
+    _check_pixels(width, height, name)
     with library_call(refuse):
         return image.convert("RGB")
 
 
-def check_size(width: int, height: int, name: str) -> None:
+def _check_pixels(width: int, height: int, name: str) -> None:
     """Refuse images that would need far more memory than others: too many pixels, or scaled into an endless strip.
 
     Raises:
