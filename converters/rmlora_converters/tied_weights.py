@@ -40,6 +40,7 @@ OTHER_OUTPUT_LAYERS = frozenset(
         "data2vec-text",
         "electra",
         "ernie",
+        "flaubert",
         "git",
         "gpt_neox_japanese",
         "megatron-bert",
@@ -59,7 +60,6 @@ OTHER_OUTPUT_LAYERS = frozenset(
         "xlm-roberta-xl",
         "xlnet",
         "xmod",
-        "flaubert",
     ]
 )
 """Model types whose language models call their output layer otherwise than ``lm_head``, or share more than one pair."""

@@ -14,10 +14,11 @@ __all__ = ["quiet_libraries"]
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Hide warnings, log records below errors, and what is printed: torch dumps its whole graph before it raises."""
-    logging.disable(logging.WARNING)
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)

@@ -45,9 +45,8 @@ def start_log() -> logging.Logger:
     handler.setFormatter(JsonLines())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.captureWarnings(True)
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = (
-        False  # no line has them, and they take time
-    )
+    # No line says which thread or process wrote it, and finding out takes time.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     log = logging.getLogger("rmlora.serve")
     log.setLevel(logging.INFO)
     return log

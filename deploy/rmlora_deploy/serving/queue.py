@@ -1,6 +1,6 @@
 """The request queue: batches rows of different requests and different adapters, if they are of similar length.
 
-Rows have their turn in the order in which they arrived, so none starves; those of heavy requests are spread over time
+Rows have their turn in the order in which they arrived, so none starves. Heavy requests have workers of their own
 (:mod:`rmlora_deploy.serving.waiting_rows`). Rows of similar length join the one whose turn it is, so that little of the
 batch is padding. A batch starts when it is full or when its first row has waited long enough; while the model is busy,
 batches fill up on their own.

@@ -1,8 +1,8 @@
 """Rows that wait to be computed, in the order in which it is their turn.
 
 A request that is little work is *light*: its rows have their turn when they arrive. The rows of a heavy request are
-*paced*: their turns are spread over time, as if a client had sent them one by one. So light requests that come later pass
-them, and they still have their turn at a time that is known when they are accepted.
+*paced*: their turns are spread over time, behind those of other heavy requests, and workers of low priority compute them.
+So light requests that come later pass them.
 """
 
 from __future__ import annotations
