@@ -83,10 +83,12 @@ def _default(flag: click.Option, value: Any, where: str) -> Any:
         line = io.StringIO()
         csv.writer(line, lineterminator="").writerow([_scalar(item, where) for item in value])
         return line.getvalue()
+    if isinstance(value, bool) and not flag.is_flag:
+        raise ConfigError(f"{where} {str(value).lower()}, which is not what this setting takes.")
     return _scalar(value, where)
 
 
 def _scalar(value: Any, where: str) -> Any:
     if isinstance(value, dict | list | set):
         raise ConfigError(f"{where} a {type(value).__name__}: one value belongs there.")
-    return value if isinstance(value, bool | int | float) else str(value)
+    return value if isinstance(value, bool) else str(value)  # as text, click refuses 2.5 where it takes a whole number
