@@ -22,6 +22,7 @@ from rmlora.errors import AdapterError
 from rmlora.naming import find_tensor
 from rmlora.transformers_layout import ModelLayout, model_layout, transformers_can_tell
 from rmlora.weight_parts import Part, parts_from_json, parts_to_json, read_parts
+from rmlora.wording import nearest
 
 __all__ = [
     "WEIGHT_MAP_VERSION",
@@ -186,7 +187,7 @@ class StoredWeights:
             )
         last = parameter.split(".")[-2:]
         near = sorted(name for name in self.checkpoint.tensors if name.split(".")[-2:] == last)[:4]
-        hint = f"; the nearest are {', '.join(near)}" if near else ""
+        hint = f"; {nearest(near)}" if near else ""
         if self.layout is None:
             return (
                 f"The adapter changes '{parameter}', which {where} does not have under that name{hint}: either this is not the base "

@@ -163,9 +163,9 @@ def _place(
     parts: dict[str, tuple[Part, ...]] = {}
     groups: dict[str, tuple[Any, list[tuple[str, str]]]] = {}
     unused: list[str] = []
-    added = ""
+    added, known = "", dict(state)
     for stored in sorted(tensors, key=dot_natural_key):
-        name, pattern = rename_source_key(stored, renamings, converters, prefix, dict(state))
+        name, pattern = rename_source_key(stored, renamings, converters, prefix, known)
         if name not in state and stored in state:
             name, pattern = stored, None
         if name.startswith(f"{prefix}.") and not stored.startswith(f"{prefix}."):
@@ -191,10 +191,10 @@ def _saved_names(model: Any, transforms: list[Any], state: Mapping[str, Any], na
     legacy = ("LayerNorm.gamma", "LayerNorm.beta", ".weight_g", ".weight_v")
     usual = [item for item in forward if not isinstance(item, PrefixChange) and item.source_patterns[0] not in legacy]
     backward: list[Any] = [item.reverse_transform() for item in reversed(usual)]
-    found = {}
+    found, known = {}, dict(state)
     for name in names:
         saved, _ = rename_source_key(name, backward, [], reverse=True)
-        loaded, pattern = rename_source_key(saved, forward, converters, model.base_model_prefix, dict(state))
+        loaded, pattern = rename_source_key(saved, forward, converters, model.base_model_prefix, known)
         if saved != name and loaded == name and pattern is None:
             found[name] = saved
     return found

@@ -26,7 +26,7 @@ from rmlora.storage import atomic_directory
 from rmlora.stored_weights import stored_weights
 from rmlora_converters.graph.contract.lora_inputs import LoraInputs
 from rmlora_converters.graph.files.model_file import load_model
-from rmlora_converters.graph.locate.targets import check_adapters, find_targets
+from rmlora_converters.graph.locate.targets import check_adapters, check_nothing_computed, find_targets
 from rmlora_converters.graph.passes.adopt import adopt_graph, keep_named_output, keep_output
 from rmlora_converters.graph.passes.insert_branches import check_lora_inputs, insert_branches
 from rmlora_converters.graph.passes.open_attention import open_attention_per_projection
@@ -66,6 +66,8 @@ class _BaseGraph:
     optimization: Optimization
     precision: Precision = "fp32"
     """Precision of ``model``; other than fp32 only if the user gave a quantized graph."""
+    needed: frozenset[str] = frozenset()
+    """Parameters that PyTorch's output depends on; not known of a given graph."""
     new_weights: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Parameter → the weight with which it was exported, if the base has none."""
 
@@ -170,6 +172,7 @@ def _trace(plan: ExportPlan, scratch: Path) -> _BaseGraph:
         [] if loaded.new_modules else own,
         plan.settings.exporter,
         Optimization(level=traced.optimized.level, reason=traced.optimized.reason),
+        needed=traced.parameters,
         new_weights={
             name: value.numpy()
             for name, value in loaded.model.state_dict().items()
@@ -239,6 +242,7 @@ def _insert_branches(
     open_attention_per_projection(model)
     share_equal_weights(model, plan.checkpoint)
     targets = find_targets(model, list(plan.adapters.values()), plan.checkpoint, base.new_weights)
+    check_nothing_computed(targets, base.needed)
     plain = scratch / "plain.onnx"
     save_in_precision(model, plain, precision, scratch=scratch)
     if precision == "fp16":
@@ -247,7 +251,7 @@ def _insert_branches(
     lora_inputs = insert_branches(model, targets, base_weights=digests)
     save_in_precision(model, target, precision, scratch=scratch)
     _check_written(target, lora_inputs)
-    outputs = graph_logits(create_session(plain))
+    outputs = graph_logits(create_session(plain, called=plan.settings.graph))
     return lora_inputs, [outputs(batch) for batch in base.batches]
 
 

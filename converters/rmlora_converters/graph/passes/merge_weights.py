@@ -14,7 +14,9 @@ import onnx_ir as ir
 from rmlora.adapter import Adapter
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError
+from rmlora.file_models import BaseConfig
 from rmlora.fingerprint import check_base
+from rmlora.json_files import check_values
 from rmlora.renamed_modules import in_memory_names
 from rmlora.storage import atomic_directory, read_json, refuse_existing, write_json
 from rmlora.stored_weights import stored_weights
@@ -183,9 +185,12 @@ def _check_embedding_size(location: WeightLocation, array: AnyArray) -> None:
 
 def _set_labels(path: Path, adapter: Adapter) -> None:
     if path.is_file():
-        config = read_json(path, what="Model configuration")
+        config = read_json(path, what="Model configuration", finite=False)
+        check_values(
+            BaseConfig, config, where=f"Model configuration {path}", advice="restore the file next to the graph"
+        )
         set_labels(config, adapter)
-        write_json(path, config)
+        write_json(path, config, allow_nan=True)
 
 
 def _merge_initializer(
