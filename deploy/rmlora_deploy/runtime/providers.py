@@ -123,9 +123,10 @@ def create_session(
     try:
         session = ort.InferenceSession(source, options, providers=chain, disabled_optimizers=slower)
     except Exception as error:  # noqa: BLE001 - onnxruntime raises a family of pybind classes without a common public base
+        reason = _reason(error, str(error).strip().partition("\n")[0])  # what follows is a stack of C++
         if chosen.name == "cpu":
-            raise InputError(f"ONNX Runtime cannot load {name}: {_reason(error)}.") from None
-        raise ProviderError(f"Provider '{chosen.name}' could not open {name}: {_reason(error)}.") from None
+            raise InputError(f"ONNX Runtime cannot load {name}: {reason}.") from None
+        raise ProviderError(f"Provider '{chosen.name}' could not open {name}: {reason}.") from None
     if chosen.ort_name not in session.get_providers():
         raise ProviderError(
             f"Provider '{chosen.name}' did not start on this machine (no device or driver found), and ONNX Runtime "
@@ -139,12 +140,12 @@ def run_error(error: Exception, what: str = "The graph cannot be run on these in
 
     Use it after ``except Exception``: ONNX Runtime's errors have no common public base class.
     """
-    return InputError(f"{what}: {_reason(error)}.")
+    return InputError(f"{what}: {_reason(error, str(error))}.")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, text: str) -> str:
     """Return ONNX Runtime's reason in one line of limited length, without its code and the path it was given."""
-    line = _PREFIX.sub("", " ".join(str(error).split())) or type(error).__name__
+    line = _PREFIX.sub("", " ".join(text.split())) or type(error).__name__
     return line[:300].rstrip(". ")
 
 
