@@ -15,6 +15,7 @@ import numpy as np
 from rmlora.adapter import Adapter, Array
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import BaseMismatchError
+from rmlora.saved_modules import check_saved_modules
 from rmlora.stored_weights import StoredWeights, stored_weights
 from rmlora.tensors import DTYPES, TensorInfo
 from rmlora.weight_parts import Part
@@ -120,7 +121,7 @@ def check_base(adapter: Adapter, checkpoint: Checkpoint, *, allow_mismatch: bool
 
     Raises:
         BaseMismatchError: a weight differs from the recorded one, and ``allow_mismatch`` is not set.
-        AdapterError: a module is not in the base.
+        AdapterError: a module is not in the base, or one that was saved whole is not in the adapter.
     """
     actual = weight_digests(checkpoint, adapter.modules, adapter)
     fingerprint = fingerprint_of(actual)
@@ -134,6 +135,7 @@ def check_base(adapter: Adapter, checkpoint: Checkpoint, *, allow_mismatch: bool
             f"{checkpoint.path} is {fingerprint[:19]}…{detail}: give the base it was trained on, or pass "
             "--allow-base-mismatch to use it anyway."
         )
+    check_saved_modules(adapter, stored_weights(checkpoint, adapter))
     return fingerprint
 
 

@@ -100,7 +100,13 @@ def _check_files(path: Path) -> None:
         raise AdapterError(f"Adapter not found: {path} is not a directory; give the one that holds {CONFIG_FILE}.")
     confine_files(path, os.listdir(path))
     if not is_readable_file(path / CONFIG_FILE):
-        raise AdapterError(f"{path} holds no {CONFIG_FILE}: it is not a PEFT adapter.")
+        inner = sorted(item.name for item in path.iterdir() if item.is_dir() and is_readable_file(item / CONFIG_FILE))
+        raise AdapterError(
+            f"{path} holds no {CONFIG_FILE}, but its folders do ({', '.join(inner[:4])}): PEFT saves adapters of other names than "
+            "'default' there; give one of them."
+            if inner
+            else f"{path} holds no {CONFIG_FILE}: it is not a PEFT adapter."
+        )
     if not is_readable_file(path / TENSORS_FILE):
         pickled = (path / "adapter_model.bin").is_file()
         raise AdapterError(
@@ -161,7 +167,8 @@ def refuse_unsupported(config: Mapping[str, Any], *, source: str) -> None:
     for option, name in _UNSUPPORTED_OPTIONS.items():
         if config.get(option):
             raise AdapterError(
-                f"{source} uses {name} ({option}), which cannot be written as W + s·B·A: it is not supported."
+                f"{source} uses {name} ({option}): what it changes is not s·B·A of the modules' weights alone, so it is not "
+                "supported. PEFT's merge_and_unload makes a whole model of it."
             )
     initialization = config.get("init_lora_weights")
     if isinstance(initialization, str):

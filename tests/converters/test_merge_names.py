@@ -150,6 +150,17 @@ def test_an_adapter_without_the_head_that_its_base_lacks_is_refused(tmp_path: Pa
     assert not (tmp_path / "merged").exists()
 
 
+def test_a_head_that_was_trained_but_is_not_in_the_file_is_refused(tmp_path: Path) -> None:
+    """The base has a head of its own, so the merge would load, and answer with the untrained one."""
+    base, adapter = bert(tmp_path)
+    edit(
+        adapter / "adapter_model.safetensors",
+        lambda tensors: {name: value for name, value in tensors.items() if "classifier" not in name},
+    )
+    with pytest.raises(AdapterError, match=r"'classifier' was trained and saved whole .* the adapter is incomplete"):
+        merge_checkpoint(base, load_package(adapter), tmp_path / "merged")
+
+
 def test_a_pooler_that_neither_side_has_is_named(tmp_path: Path) -> None:
     base, adapter = bert(tmp_path, encoder=True)
     edit(base / "model.safetensors", lambda tensors: {k: v for k, v in tensors.items() if "pooler" not in k})

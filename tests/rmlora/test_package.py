@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,9 @@ def test_missing_and_broken_files(adapter_path: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(AdapterError, match=r"holds no adapter_config\.json: it is not a PEFT adapter"):
         load_package(tmp_path / "empty")
+    shutil.copytree(adapter_path, tmp_path / "named" / "mine")
+    with pytest.raises(AdapterError, match=r"but its folders do \(mine\): .* give one of them"):
+        load_package(tmp_path / "named")
     whole = (adapter_path / "adapter_model.safetensors").read_bytes()
     (adapter_path / "adapter_model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(AdapterError, match="is not a complete safetensors file .* fetch it again"):

@@ -98,6 +98,8 @@ def _default(flag: click.Option, value: Any, where: str) -> Any:
         line = io.StringIO()
         csv.writer(line, lineterminator="").writerow([_scalar(item, where) for item in value])
         return line.getvalue()
+    if isinstance(value, bool) and not flag.is_flag:
+        raise ConfigError(f"{where} {str(value).lower()}, which is not what this setting takes.")
     given = _scalar(value, where)
     return given if flag.is_flag else str(given)  # click takes texts for all types, and other types for some
 

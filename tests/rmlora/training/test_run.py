@@ -226,6 +226,8 @@ def test_target_modules_in_every_form(base: Path, data: Path, tmp_path: Path) ->
         ("rank: [1, 2]", "sets 'rank' to a list: one value belongs there"),
         ("target_modules: {a: 1}", "sets 'target_modules' to a mapping"),
         ("rank_pattern: {query: [2]}", "sets 'rank_pattern' to a list"),
+        ("base: x\ntrain: y\nrank: 2.5", "'2.5' is not a valid integer"),
+        ("rank: true", "sets 'rank' to true"),
         ("rang: 2", "did you mean 'rank'?"),
     ):
         config.write_text(settings)
