@@ -145,8 +145,8 @@ class ClassScores(Outputs):
         head, own = _head_outputs(adapter), len(self.labels_in(config))
         if head is None and not adapter.modules_to_save and own not in (0, len(labels)):
             raise AdapterError(
-                f"{adapter.source} records {len(labels)} labels, but contains no head, and its base's has {own} outputs: train "
-                "it again with the head among modules_to_save."
+                f"{adapter.source} records {len(labels)} labels, but contains no head, and its base has {own} labels: train it "
+                "again with the head among modules_to_save."
             )
         if head not in (None, len(labels)):
             raise AdapterError(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +16,7 @@ from rmlora.adapter import Adapter
 from rmlora.adapter_task import drop_unused_modules
 from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
-from rmlora.errors import AdapterError, ConfigError
+from rmlora.errors import AdapterError, ConfigError, InputError
 from rmlora.fingerprint import check_base, weight_digests, without_copies
 from rmlora.inputs import Arrays
 from rmlora.package import load_package
@@ -200,12 +201,32 @@ def _read_graph(plan: ExportPlan, graph: Path) -> _BaseGraph:
     else:
         keep_output(model, name=name, labels=len(labels), source=str(graph))
     names = [str(value.name) for value in model.graph.inputs if value.name not in model.graph.initializers]
+    if plan.task.inputs.varies_in_length:
+        _check_inputs(names, plan.processor, graph)
     preprocessor = plan.preprocessor(names)
     batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None))
     precision = found_precision(model)
     if precision != "fp32" and plan.settings.precision not in ("fp32", precision):
         raise ConfigError(f"{graph} is {precision} already: give the float32 graph, or leave --precision out.")
     return _BaseGraph(model, batches, labels, "given", Optimization(level="as given"), precision)
+
+
+def _check_inputs(names: Sequence[str], processor: Any, graph: Path) -> None:
+    """Raise :class:`InputError` if ``graph`` takes what no tokenizer makes, or cannot tell padding from text.
+
+    PyTorch without a mask computes the same wrong scores, so a comparison would not show it.
+    """
+    made = {"input_ids", "token_type_ids", *getattr(processor, "model_input_names", ("attention_mask",))}
+    if unknown := [name for name in names if name not in made]:
+        raise InputError(
+            f"{graph} takes '{unknown[0]}', which the base's tokenizer does not make: it makes {', '.join(sorted(made))}. Export "
+            "it with inputs of these names alone."
+        )
+    if "attention_mask" in made and "attention_mask" not in names:
+        raise InputError(
+            f"{graph} takes no attention_mask, so the answer of a text would depend on the longer texts in its batch: export it "
+            "with attention_mask among its inputs."
+        )
 
 
 def _insert_branches(
@@ -232,7 +253,7 @@ def _insert_branches(
     lora_inputs = insert_branches(model, targets, base_weights=digests)
     save_in_precision(model, target, precision, scratch=scratch)
     _check_written(target, lora_inputs)
-    outputs = graph_logits(create_session(plain))
+    outputs = graph_logits(create_session(plain, called=plan.settings.graph))
     return lora_inputs, [outputs(batch) for batch in base.batches]
 
 

@@ -6,13 +6,14 @@ opening the model, that is an error.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import ConfigError, InputError, ProviderError, install_command, require
-from rmlora.readable import is_readable_file
+from rmlora_converters.graph.files.model_file import external_files
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -76,6 +77,7 @@ def create_session(
     memory_pattern: bool = True,
     made_from: Path | None = None,
     options: ort.SessionOptions | None = None,
+    called: Path | None = None,
 ) -> ort.InferenceSession:
     """Open ``model`` on exactly the requested provider; operators it does not support run on the CPU.
 
@@ -85,11 +87,12 @@ def create_session(
         memory_pattern: let ONNX Runtime plan memory for input shapes it has seen; with many inputs this costs more than it
             saves.
         made_from: for a serialized model, the file it was made from, whose folder holds the external weights.
-        options: session options to start from; without them only errors are logged.
+        options: session options to start from; without them nothing is logged.
+        called: what errors call the model; None for its own path.
 
     Raises:
         ProviderError: the provider is not in this build, or could not start (no device, no driver).
-        InputError: the file is missing or is not a model ONNX Runtime can load.
+        InputError: the file is missing, is not a model ONNX Runtime can load, or names a file outside its directory.
     """
     chosen = get_provider(name=provider)
     if not available()[chosen.name]:
@@ -102,18 +105,18 @@ def create_session(
 
     if options is None:
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # fatal: errors are raised, and the sentence says them
     if threads is not None:
         options.intra_op_num_threads = threads
     options.enable_mem_pattern = options.enable_mem_pattern and memory_pattern
-    if isinstance(model, Path) and not is_readable_file(model):
-        raise InputError(f"ONNX model not found: {model} does not exist.")
+    if isinstance(model, Path):
+        external_files(model)  # so that they are next to it, which not every ONNX Runtime checks
     if made_from is not None:
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(made_from.parent))
     chain = [(chosen.ort_name, dict(chosen.options))]
     if chosen.name != "cpu":
         chain.append(("CPUExecutionProvider", {}))
-    name = made_from or (model if isinstance(model, Path) else "the model")
+    name = called or made_from or (model if isinstance(model, Path) else "the model")
     source = model if isinstance(model, bytes) else str(model)
     # rmlora_converters/graph/passes/open_layer_norm.py says why this one is slower.
     slower = ["SkipLayerNormFusion"] if chosen.name == "cpu" else []
@@ -121,8 +124,8 @@ def create_session(
         session = ort.InferenceSession(source, options, providers=chain, disabled_optimizers=slower)
     except Exception as error:  # noqa: BLE001 - onnxruntime raises a family of pybind classes without a common public base
         if chosen.name == "cpu":
-            raise InputError(f"ONNX Runtime cannot load {name}: {_first_line(error)}") from None
-        raise ProviderError(f"Provider '{chosen.name}' could not open {name}: {_first_line(error)}") from None
+            raise InputError(f"ONNX Runtime cannot load {name}: {_reason(error)}.") from None
+        raise ProviderError(f"Provider '{chosen.name}' could not open {name}: {_reason(error)}.") from None
     if chosen.ort_name not in session.get_providers():
         raise ProviderError(
             f"Provider '{chosen.name}' did not start on this machine (no device or driver found), and ONNX Runtime "
@@ -136,8 +139,13 @@ def run_error(error: Exception, what: str = "The graph cannot be run on these in
 
     Use it after ``except Exception``: ONNX Runtime's errors have no common public base class.
     """
-    return InputError(f"{what}: {' '.join(str(error).split())[:300]}")
+    return InputError(f"{what}: {_reason(error)}.")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _reason(error: Exception) -> str:
+    """Return ONNX Runtime's reason in one line of limited length, without its code and the path it was given."""
+    line = _PREFIX.sub("", " ".join(str(error).split())) or type(error).__name__
+    return line[:300].rstrip(". ")
+
+
+_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed: ?)?")

@@ -25,6 +25,7 @@ from rmlora_deploy.runtime.adapters.array_layout import ArrayCheck
 from rmlora_deploy.runtime.adapters.cache import AdapterCache, CachedAdapter, Loader
 from rmlora_deploy.runtime.adapters.rank_buckets import BASE_INDEX, RankBucket, RankBuckets
 from rmlora_deploy.runtime.binding import BoundInputs, DeviceArrays
+from rmlora_deploy.runtime.graph_logits import check_output
 from rmlora_deploy.runtime.providers import create_session, get_provider
 
 if TYPE_CHECKING:
@@ -278,6 +279,7 @@ class AdapterSession:
         else:
             with self._binding(bucket, users[:1] if alike else users) as (binding, indices):
                 output = binding.run({**inputs, ADAPTER_INDICES: indices})
+        check_output(output, len(users))
         widths = [self._label_count(user) for user in users]
         return [row if width is None else row[..., :width] for row, width in zip(output, widths, strict=True)]
 

@@ -73,7 +73,7 @@ def test_a_provider_that_fails_to_start_is_an_error(
         raise RuntimeError("CUDA failure 100: no CUDA-capable device\nand a stack")
 
     monkeypatch.setattr(ort, "InferenceSession", fail)
-    with pytest.raises(ProviderError, match=re.escape("no CUDA-capable device") + "$"):
+    with pytest.raises(ProviderError, match=re.escape("no CUDA-capable device and a stack.") + "$"):
         create_session(model, "cuda")
 
 
@@ -81,5 +81,5 @@ def test_models_that_cannot_be_loaded_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="ONNX model not found"):
         create_session(tmp_path / "none.onnx")
     (tmp_path / "bad.onnx").write_bytes(b"not a model")
-    with pytest.raises(InputError, match="ONNX Runtime cannot load .*bad.onnx"):
+    with pytest.raises(InputError, match="bad.onnx cannot be read as an ONNX model"):
         create_session(tmp_path / "bad.onnx")
