@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TaskModel",
+    "check_complete",
     "load_adapted",
     "load_task_model",
     "quiet_transformers",
@@ -111,6 +112,17 @@ def _auto_class(base: Path, task: Task) -> str:
     return task.auto_class
 
 
+def check_complete(loaded: TaskModel, adapter: Adapter, task: Task, base: Path) -> None:
+    """Raise :class:`AdapterError` if neither ``base`` nor ``adapter`` has a module that outputs of ``task`` depend on."""
+    needed = [module for module in loaded.new_modules if task.outputs.depends_on(module)]
+    uncovered = [m for m in needed if not any(key.startswith(f"{m}.") for key in adapter.modules_to_save)]
+    if uncovered:
+        raise AdapterError(
+            f"The base at {base} has no weights for '{uncovered[0]}' and neither has the adapter {adapter.source}: outputs "
+            "would be random; train with that module in --modules-to-save."
+        )
+
+
 def load_adapted(
     base: Path,
     adapter_path: Path,
@@ -154,13 +166,7 @@ def load_adapted(
         problem_type=problem_type_of(adapter, checkpoint.config),
         trust_remote_code=trust_remote_code,
     )
-    needed = [module for module in loaded.new_modules if chosen.outputs.depends_on(module)]
-    uncovered = [m for m in needed if not any(key.startswith(f"{m}.") for key in adapter.modules_to_save)]
-    if uncovered:
-        raise AdapterError(
-            f"The base at {base} has no weights for '{uncovered[0]}' and neither has the adapter {adapter_path}: outputs "
-            "would be random; train with that module in --modules-to-save."
-        )
+    check_complete(loaded, adapter, chosen, base)
     names = [name for name, _ in loaded.model.named_modules()]
     check_selection(adapter.peft_config, names, source=f"{adapter_path}/{CONFIG_FILE}")
     with quiet_transformers(), warnings.catch_warnings(record=True) as caught:

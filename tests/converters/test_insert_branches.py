@@ -81,6 +81,31 @@ def test_without_inputs_the_graph_equals_the_base_bit_by_bit(branched: tuple[Bra
     np.testing.assert_array_equal(np.stack(made.session().run(inputs)), plain)
 
 
+@pytest.mark.parametrize(
+    ("level", "without", "tolerance"),
+    [
+        (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, [], 0.0),
+        (ort.GraphOptimizationLevel.ORT_ENABLE_BASIC, [], 0.0),
+        (ort.GraphOptimizationLevel.ORT_ENABLE_ALL, ["SkipLayerNormFusion"], 0.0),
+        (ort.GraphOptimizationLevel.ORT_ENABLE_ALL, [], 2e-6),  # fused, two sums are in another order than in the base
+    ],
+    ids=["nothing optimized", "basic", "all but one fusion", "default"],
+)
+def test_without_inputs_in_a_session_of_ones_own(
+    branched: tuple[Branched, Path], level: ort.GraphOptimizationLevel, without: list[str], tolerance: float
+) -> None:
+    made, graph = branched
+    options = ort.SessionOptions()
+    options.graph_optimization_level, options.log_severity_level = level, 3
+    got, plain = (
+        ort.InferenceSession(path, options, providers=["CPUExecutionProvider"], disabled_optimizers=without).run(
+            None, made.inputs()
+        )[0]
+        for path in (made.path, graph)
+    )
+    assert relative(got, plain) <= tolerance
+
+
 def test_every_adapter_equals_peft(branched: tuple[Branched, Path]) -> None:
     made, _ = branched
     session = made.session()

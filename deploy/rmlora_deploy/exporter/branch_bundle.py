@@ -158,13 +158,15 @@ def _trace(plan: ExportPlan, scratch: Path) -> _BaseGraph:
     """Export the base through PyTorch, with its own head or, if it has none, a random one that adapters replace."""
     import torch
 
-    from rmlora.torch_models import load_task_model
+    from rmlora.torch_models import check_complete, load_task_model
     from rmlora_deploy.exporter.trace import trace_graph
 
     plan.on_progress("loading the base")
     torch.manual_seed(_SEED)
     own = plan.task.outputs.labels_in(plan.checkpoint.config)
     loaded = load_task_model(plan.base, plan.task, own or ["0", "1"], trust_remote_code=plan.settings.trust_remote_code)
+    for adapter in plan.adapters.values():
+        check_complete(loaded, adapter, plan.task, plan.base)
     traced = trace_graph(loaded.model.eval().requires_grad_(False), plan, scratch=scratch)
     return _BaseGraph(
         traced.optimized.model,

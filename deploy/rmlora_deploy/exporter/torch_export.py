@@ -60,7 +60,10 @@ def export_torch(
                 custom_translation_table=translations(),
             )
     except Exception as error:
-        raise InputError(f"torch.onnx cannot export {type(model).__name__}: {_reason(error)}") from error
+        raise InputError(
+            f"torch.onnx cannot export {type(model).__name__}: {_reason(error)}. Give a graph of the base that another "
+            "exporter made (--onnx), or write a checkpoint with  rmlora-deploy merge  and run it with PyTorch."
+        ) from error
     if program is None:
         raise InputError(f"torch.onnx made no graph of {type(model).__name__}.")
     _forget_machine(program.model)
@@ -71,8 +74,10 @@ def _reason(error: BaseException) -> str:
     """Return the first line of what led to an error of the exporter, whose own message only names its step."""
     while error.__cause__ is not None:
         error = error.__cause__
+    if type(error).__name__ == "GuardOnDataDependentSymNode":  # torch's own message has its symbols, such as 4*u1 < 16
+        return "its steps depend on the values of its inputs, not only on their sizes"
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in str(error).splitlines()]
-    return f"{next(filter(None, lines), type(error).__name__)[:300]} ({type(error).__name__})"
+    return f"{next(filter(None, lines), '')[:300].rstrip('.')} ({type(error).__name__})"
 
 
 def _forget_machine(model: ir.Model) -> None:

@@ -12,12 +12,20 @@ import pytest
 
 from rmlora.errors import AdapterError, RMLoRAError
 from rmlora_deploy.exporter import optimize
-from tests.helpers.branch_cases import IMAGES, REFUSED, TEXTS, BranchCase, export_case, worst_row
+from tests.helpers.branch_cases import (
+    IMAGES,
+    REFUSED,
+    TEXTS,
+    BranchCase,
+    assert_base_to_the_bit,
+    export_case,
+    worst_row,
+)
 
 _USUAL = {
     *("albert", "deberta-v3", "modernbert", "xlnet", "xlnet-headless", "bigbird", "esm", "distilbert", "t5-encoder"),
     *("gpt2-causal", "llama-causal", "beit", "siglip", "swin", "swinv2"),
-    *("modernbert-headless", "xlnet-labels", "longformer"),
+    *("modernbert-headless", "modernbert-half-a-head", "bert-without-pooler", "xlnet-labels", "longformer"),
 }
 """One architecture of each kind, and those on which something failed; ``make architectures`` runs the others too."""
 
@@ -41,6 +49,7 @@ def _params(cases: Iterable[tuple[Any, ...]]) -> list[Any]:
 @pytest.mark.parametrize("case", _params((case,) for case in [*TEXTS, *IMAGES]))
 def test_mixed_rows_are_pefts(case: BranchCase, tmp_path: Path) -> None:
     bundle, base, adapters = export_case(case, tmp_path)
+    assert_base_to_the_bit(bundle)
     with_base = all(head.in_base for head in bundle.lora_inputs().heads)
     assert worst_row(case, bundle, base, adapters, with_base=with_base) <= 1e-5
 
