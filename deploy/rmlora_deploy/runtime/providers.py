@@ -13,11 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import ConfigError, InputError, ProviderError, install_command, require
 from rmlora.readable import is_readable_file
+from rmlora_deploy.runtime.device_libraries import missing_library, remedy
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["PROVIDERS", "Provider", "available", "create_session", "get_provider", "run_error"]
+__all__ = [
+    "PROVIDERS",
+    "Provider",
+    "available",
+    "check_provider",
+    "create_session",
+    "get_provider",
+    "run_error",
+    "unusable",
+]
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 """ONNX Runtime's option for the folder in which a model opened from memory finds its external weights."""
@@ -32,13 +42,25 @@ class Provider:
     options: Mapping[str, Any] = field(default_factory=dict)
     needs: str = "gpu"
     """The extra that installs an ONNX Runtime with this provider, if there is one."""
+    device: str = "cpu"
+    """Where ONNX Runtime binds its inputs and outputs: ``cpu`` or ``cuda``."""
+    others: tuple[str, ...] = ("cpu",)
+    """Providers that run the operators it does not support, the first choice first."""
 
 
 PROVIDERS: tuple[Provider, ...] = (
-    Provider("cpu", "CPUExecutionProvider", needs="cpu"),
+    Provider("cpu", "CPUExecutionProvider", needs="cpu", others=()),
     # TF32 is on by default and keeps 10 of float32's 23 mantissa bits; for speed, export in fp16 instead.
-    Provider("cuda", "CUDAExecutionProvider", {"arena_extend_strategy": "kSameAsRequested", "use_tf32": 0}),
-    Provider("tensorrt", "TensorrtExecutionProvider", {"trt_engine_cache_enable": False}),
+    Provider(
+        "cuda", "CUDAExecutionProvider", {"arena_extend_strategy": "kSameAsRequested", "use_tf32": 0}, device="cuda"
+    ),
+    Provider(
+        "tensorrt",
+        "TensorrtExecutionProvider",
+        {"trt_engine_cache_enable": False},
+        device="cuda",
+        others=("cuda", "cpu"),
+    ),
     Provider("rocm", "ROCMExecutionProvider"),
     Provider("migraphx", "MIGraphXExecutionProvider"),
     Provider("openvino", "OpenVINOExecutionProvider"),
@@ -68,6 +90,37 @@ def available() -> dict[str, bool]:
     return {provider.name: provider.ort_name in built for provider in PROVIDERS}
 
 
+def unusable(name: str) -> str | None:
+    """Return why sessions cannot be opened on a provider here, as a part of a sentence; None if nothing is known to be missing."""
+    if not available()[name]:
+        return "not in the installed ONNX Runtime"
+    return missing_library(name)
+
+
+def check_provider(name: str) -> Provider:
+    """Return a provider by its name (see :func:`get_provider`).
+
+    Raises:
+        ConfigError: there is no such provider.
+        ProviderError: it is not in this build, or a library that it needs is missing.
+    """
+    chosen = get_provider(name)
+    built = available()
+    if not built[chosen.name]:
+        present = ", ".join(name for name, there in built.items() if there)
+        raise ProviderError(
+            f"Provider '{chosen.name}' ({chosen.ort_name}) is not in the installed ONNX Runtime, which has: {present}. "
+            f"Install one that has it ({install_command(chosen.needs)}) or choose another --provider."
+        )
+    missing = missing_library(chosen.name)
+    if missing is not None:
+        raise ProviderError(
+            f"Provider '{chosen.name}' cannot start on this machine: {missing}. To use it, {remedy(missing)}, or choose "
+            "another --provider."
+        )
+    return chosen
+
+
 def create_session(
     model: Path | bytes,
     provider: str = "cpu",
@@ -91,13 +144,7 @@ def create_session(
         ProviderError: the provider is not in this build, or could not start (no device, no driver).
         InputError: the file is missing or is not a model ONNX Runtime can load.
     """
-    chosen = get_provider(name=provider)
-    if not available()[chosen.name]:
-        present = ", ".join(name for name, there in available().items() if there)
-        raise ProviderError(
-            f"Provider '{chosen.name}' ({chosen.ort_name}) is not in the installed ONNX Runtime, which has: {present}. "
-            f"Install one that has it ({install_command(chosen.needs)}) or choose another --provider."
-        )
+    chosen = check_provider(provider)
     import onnxruntime as ort
 
     if options is None:
@@ -110,23 +157,22 @@ def create_session(
         raise InputError(f"ONNX model not found: {model} does not exist.")
     if made_from is not None:
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(made_from.parent))
-    chain = [(chosen.ort_name, dict(chosen.options))]
-    if chosen.name != "cpu":
-        chain.append(("CPUExecutionProvider", {}))
+    chain = [(item.ort_name, dict(item.options)) for item in (chosen, *map(get_provider, chosen.others))]
     name = made_from or (model if isinstance(model, Path) else "the model")
     source = model if isinstance(model, bytes) else str(model)
     # rmlora_converters/graph/passes/open_layer_norm.py says why this one is slower.
     slower = ["SkipLayerNormFusion"] if chosen.name == "cpu" else []
     try:
-        session = ort.InferenceSession(source, options, providers=chain, disabled_optimizers=slower)
+        # Without enable_fallback=0, a provider that fails, now or in a later run, is replaced by the CPU.
+        session = ort.InferenceSession(source, options, providers=chain, disabled_optimizers=slower, enable_fallback=0)
     except Exception as error:  # noqa: BLE001 - onnxruntime raises a family of pybind classes without a common public base
         if chosen.name == "cpu":
             raise InputError(f"ONNX Runtime cannot load {name}: {_first_line(error)}") from None
         raise ProviderError(f"Provider '{chosen.name}' could not open {name}: {_first_line(error)}") from None
     if chosen.ort_name not in session.get_providers():
         raise ProviderError(
-            f"Provider '{chosen.name}' did not start on this machine (no device or driver found), and ONNX Runtime "
-            "would have used the CPU instead: fix the device or choose --provider cpu."
+            f"Provider '{chosen.name}' did not start on this machine, and ONNX Runtime would have used the CPU instead: "
+            "see its log above, or choose --provider cpu."
         )
     return session
 

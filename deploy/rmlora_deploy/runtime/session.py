@@ -99,7 +99,7 @@ class AdapterSession:
         """Serial of a cached adapter, or of the base → a session with a graph of its own."""
         self._zero_copy = get_provider(provider).name == "cpu"
         """True if a run uses the buckets' arrays as they are; other providers may copy what is bound."""
-        self._device = _device(provider)
+        self._device = get_provider(provider).device
         most_in_use = max_active_adapters + rows * max_concurrent_runs
         self._cache = AdapterCache(max_active_adapters, RankBuckets(self._defaults, most_in_use))
         self._check_arrays = ArrayCheck(self.lora_inputs, self._defaults)
@@ -357,8 +357,3 @@ def _statuses(model: Path) -> list[Status | None]:
 
 def _serial(user: CachedAdapter | None) -> int:
     return user.serial if user is not None else _BASE_SERIAL
-
-
-def _device(provider: str) -> str:
-    """Return where inputs are bound: on the GPU if the provider computes there."""
-    return "cuda" if get_provider(provider).name in ("cuda", "tensorrt") else "cpu"
