@@ -6,6 +6,7 @@ opening the model, that is an error.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ __all__ = [
     "unusable",
 ]
 
+_DEVICE_FAILURE = re.compile(r"(?:CUDA|CUDNN|CUBLAS|CUFFT|HIP|TensorRT) (?:failure|error) [^;\n]*")
+_NO_MEMORY = re.compile(r"(?:Available memory of|Failed to allocate memory for) [^;\n]*")
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 """ONNX Runtime's option for the folder in which a model opened from memory finds its external weights."""
 
@@ -177,13 +180,29 @@ def create_session(
     return session
 
 
-def run_error(error: Exception, what: str = "The graph cannot be run on these inputs") -> InputError:
+def run_error(error: Exception, what: str = "The graph cannot be run on these inputs") -> InputError | ProviderError:
     """Return the exception to raise when a run fails: ``what`` went wrong and the reason, in one line of limited length.
 
-    Use it after ``except Exception``: ONNX Runtime's errors have no common public base class.
+    It is a :class:`ProviderError` if the device failed or lacks memory, which is not the inputs' fault. Use it after
+    ``except Exception``: ONNX Runtime's errors have no common public base class.
     """
-    return InputError(f"{what}: {' '.join(str(error).split())[:300]}")
+    if "BFCArena" in str(error) or "Failed to allocate memory" in str(error):
+        return ProviderError(f"{what}: there is not enough memory ({_reason(error)}). Send fewer rows at once.")
+    kind = ProviderError if _DEVICE_FAILURE.search(str(error)) else InputError
+    return kind(f"{what}: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    """Return what ONNX Runtime's error says, in one line, without the C++ signatures and source files around it."""
+    text = str(error).strip()
+    if found := _DEVICE_FAILURE.search(text) or _NO_MEMORY.search(text):
+        return found[0].strip()
+    return " ".join(text.split())[:300] or type(error).__name__
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        _reason(error)
+        if _DEVICE_FAILURE.search(str(error))
+        else str(error).strip().partition("\n")[0] or type(error).__name__
+    )

@@ -5,14 +5,20 @@ With a CPU build of ONNX Runtime these are tests of the CPU alone; on a machine 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from rmlora.errors import InputError
 from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.runtime import AdapterSession
+from rmlora_deploy.runtime import session as runtime_session
+from rmlora_deploy.runtime.adapters.device_bucket import DeviceBucket
 from rmlora_deploy.runtime.device_libraries import missing_library
 from rmlora_deploy.runtime.providers import available, create_session
 from tests.helpers.branch_graphs import LABELS, Branched, make_adapter, make_adapters, make_base, make_branched
@@ -22,6 +28,8 @@ from tests.helpers.exports import export
 from tests.helpers.models import lora_config
 from tests.helpers.servers import classify, reference, served_by_command
 
+COPIES = "cpu with copies"
+"""The CPU in the place of a device: what a session does for a device is done on the host."""
 STARTABLE = [name for name, built in available().items() if built and missing_library(name) is None]
 RANKS = (1, 3, 8, 12)
 """Ranks of the adapters of ``made``; 12 needs a larger bucket than the others."""
@@ -34,6 +42,24 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Branched:
     graph = export("bert", directory / "onnx" / "model.onnx", optimized=True)
     configs = {f"a{rank}": lora_config("bert", r=rank) for rank in RANKS}
     return make_branched("bert", graph, directory, make_adapters("bert", directory, configs))
+
+
+Open = Callable[..., AdapterSession]
+
+
+@pytest.fixture(params=[*STARTABLE, COPIES])
+def opened(request: pytest.FixtureRequest, made: Branched, monkeypatch: pytest.MonkeyPatch) -> Open:
+    """Open ``made`` on a provider."""
+    if request.param != COPIES:
+        return partial(made.session, provider=request.param)
+
+    def opened(**options: Any) -> AdapterSession:
+        session = made.session(**options)
+        session._zero_copy, session._device = False, "cuda"
+        return session
+
+    monkeypatch.setattr(runtime_session, "DeviceBucket", lambda bucket, device: DeviceBucket(bucket, "cpu"))
+    return opened
 
 
 @pytest.mark.parametrize("provider", STARTABLE)
@@ -66,9 +92,8 @@ def test_a_graph_with_branches_verifies(precision: str, provider: str, tmp_path:
     assert report.mixed.max_relative_error <= {"fp32": 1e-5, "fp16": 1e-2}[precision]
 
 
-@pytest.mark.parametrize("provider", STARTABLE)
-def test_rows_of_changing_mixes_get_their_own_adapter_through_every_eviction(made: Branched, provider: str) -> None:
-    session, inputs = made.session(provider=provider, max_active_adapters=2), made.inputs(batch=4)
+def test_rows_of_changing_mixes_get_their_own_adapter_through_every_eviction(made: Branched, opened: Open) -> None:
+    session, inputs = opened(max_active_adapters=2), made.inputs(batch=4)
     names = list(made.adapters)
     expected = {name: made.expected(name, batch=4) for name in names}
     expected_base = np.stack(made.session().run(inputs, None))
@@ -80,9 +105,8 @@ def test_rows_of_changing_mixes_get_their_own_adapter_through_every_eviction(mad
             np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max(), err_msg=f"{chosen}, row {row}")
 
 
-@pytest.mark.parametrize("provider", STARTABLE)
-def test_an_adapter_registered_again_is_not_answered_by_its_predecessor(made: Branched, provider: str) -> None:
-    session, inputs = made.session(provider=provider), made.inputs(batch=3)
+def test_an_adapter_registered_again_is_not_answered_by_its_predecessor(made: Branched, opened: Open) -> None:
+    session, inputs = opened(), made.inputs(batch=3)
     before = np.stack(session.run(inputs, "a3"))
     session.run(inputs, ["a3", "a8", "a3"])
     session.unload("a3")
@@ -93,9 +117,8 @@ def test_an_adapter_registered_again_is_not_answered_by_its_predecessor(made: Br
     assert np.abs(after - before).max() > 1e-3
 
 
-@pytest.mark.parametrize("provider", STARTABLE)
-def test_a_specialized_graph_and_strengths_agree_with_the_branches(made: Branched, provider: str) -> None:
-    session, inputs = made.session(provider=provider), made.inputs(batch=3)
+def test_a_specialized_graph_and_strengths_agree_with_the_branches(made: Branched, opened: Open) -> None:
+    session, inputs = opened(), made.inputs(batch=3)
     with_branches = np.stack(session.run(inputs, "a8"))
     np.testing.assert_allclose(np.stack(session.run(inputs, {"a8": 1.0})), with_branches, rtol=1e-6)
     half = np.stack(session.run(inputs, [{"a8": 0.5}, "a8", None]))
@@ -105,9 +128,8 @@ def test_a_specialized_graph_and_strengths_agree_with_the_branches(made: Branche
     np.testing.assert_allclose(np.stack(session.run(inputs, "a8")), with_branches, atol=1e-5)
 
 
-@pytest.mark.parametrize("provider", STARTABLE)
-def test_threads_that_run_at_the_same_time_do_not_mix_up_their_rows(made: Branched, provider: str) -> None:
-    session = made.session(provider=provider, max_active_adapters=2, max_concurrent_runs=3, rows=4)
+def test_threads_that_run_at_the_same_time_do_not_mix_up_their_rows(made: Branched, opened: Open) -> None:
+    session = opened(max_active_adapters=2, max_concurrent_runs=3, rows=4)
     inputs, names = made.inputs(batch=4), list(made.adapters)
     expected = {name: made.expected(name, batch=4) for name in names}
 
@@ -140,8 +162,7 @@ def test_a_session_keeps_its_provider_when_a_run_fails(made: Branched, provider:
     assert not session._enable_fallback
 
 
-@pytest.mark.parametrize("provider", STARTABLE)
-def test_ids_outside_the_vocabulary_are_refused(made: Branched, provider: str) -> None:
-    session, inputs = made.session(provider=provider), made.inputs(batch=2)
+def test_ids_outside_the_vocabulary_are_refused(made: Branched, opened: Open) -> None:
+    session, inputs = opened(), made.inputs(batch=2)
     with pytest.raises(InputError):
         session.run({**inputs, "input_ids": np.full_like(inputs["input_ids"], 5000)}, "a8")

@@ -13,7 +13,7 @@ from rmlora.errors import ConfigError, InputError, ProviderError
 from rmlora_deploy.bundles.bundle import MODEL_FILE
 from rmlora_deploy.runtime import providers
 from rmlora_deploy.runtime.device_libraries import missing_library, remedy
-from rmlora_deploy.runtime.providers import PROVIDERS, available, create_session, get_provider
+from rmlora_deploy.runtime.providers import PROVIDERS, available, create_session, get_provider, run_error
 from tests.helpers.handmade import word_bundle
 
 
@@ -123,3 +123,37 @@ def test_every_missing_library_has_its_remedy(missing: str, todo: str) -> None:
 def test_tensorrt_leaves_what_it_cannot_run_to_cuda() -> None:
     assert get_provider("tensorrt").others == ("cuda", "cpu")
     assert [item.name for item in PROVIDERS if item.device == "cuda"] == ["cuda", "tensorrt"]
+
+
+CUDA_ERROR = (
+    "[ONNXRuntimeError] : 1 : FAIL : std::conditional_t<THRW, void, common::Status> onnxruntime::CudaCall(ERRTYPE, const char*) "
+    "[with ERRTYPE = cudaError; bool THRW = true] CUDA failure 100: no CUDA-capable device is detected ; GPU=-1 ; hostname=vm ; "
+    "file=/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_execution_provider.cc ; line=355"
+)
+NO_MEMORY = (
+    "[ONNXRuntimeError] : 1 : FAIL : /onnxruntime_src/onnxruntime/core/framework/bfc_arena.cc:360 void* "
+    "onnxruntime::BFCArena::AllocateRawInternal(size_t, bool, onnxruntime::Stream*) Available memory of 1047296 is smaller than "
+    "requested bytes of 32768000"
+)
+"""Both as an H200 gave them."""
+
+
+def test_a_failure_of_the_device_is_not_the_inputs_fault_and_is_said_in_one_sentence(
+    model: Path, pretend_cuda: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = run_error(RuntimeError(CUDA_ERROR))
+    assert isinstance(failed, ProviderError)
+    assert (
+        str(failed) == "The graph cannot be run on these inputs: CUDA failure 100: no CUDA-capable device is detected"
+    )
+    short = run_error(RuntimeError(NO_MEMORY))
+    assert isinstance(short, ProviderError)
+    assert "not enough memory (Available memory of 1047296 is smaller than requested bytes of 32768000)." in str(short)
+    assert isinstance(run_error(RuntimeError("indices element out of data bounds")), InputError)
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(CUDA_ERROR)
+
+    monkeypatch.setattr(ort, "InferenceSession", fail)
+    with pytest.raises(ProviderError, match=r"model.onnx: CUDA failure 100: no CUDA-capable device is detected$"):
+        create_session(model, "cuda")
