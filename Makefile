@@ -18,10 +18,10 @@ PROJECT := $(PIP) --no-deps --no-build-isolation
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup browser demo test coverage lint bench docs lock sbom clean
+.PHONY: help setup browser demo test architectures coverage lint bench docs lock sbom clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) ## Create .venv and install everything, pinned
 
@@ -32,6 +32,9 @@ demo: $(READY) ## Train, merge, export, verify and measure two adapters on real 
 
 test: $(READY) $(BROWSER) ## Run the tests (PYTEST_ARGS='-m "not e2e"' for the fast ones)
 	$(TESTS) $(PYTEST_ARGS)
+
+architectures: $(READY) ## Export tiny models of all known architectures, the rare ones too (2 minutes)
+	$(TESTS) --all-architectures --dist load tests/deploy/exporter/test_branch_matrix.py
 
 coverage: $(READY) $(BROWSER) ## Run the tests and show which lines they miss; takes twice as long
 	$(TESTS) --cov $(PYTEST_ARGS)

@@ -35,8 +35,9 @@ from benchmarks.assets import dinov2_small
 from benchmarks.overload import load, make_bundle
 from benchmarks.random_adapters import save_random_adapter
 from benchmarks.results import environment, write_result
-from benchmarks.served import server
-from benchmarks.serving import LABELS, RANK, WORKERS
+from benchmarks.served import server, split_cores
+from benchmarks.serving import LABELS, RANK
+from rmlora_deploy.bench.machine import pin
 
 SHARE, CONNECTIONS = 0.3, 2
 TIMES = 2.0
@@ -59,8 +60,11 @@ def main() -> None:
         work = options.work or Path(scratch)
         make_bundle(work)
         make_image_bundle(work)
-        flags = (f"merged={work / 'merged'}", f"photos={work / 'photos'}", "--workers", str(WORKERS), "--threads", "1")
-        with server(*flags) as url, MemoryWatch() as memory:
+        server_cores, client_cores = split_cores()
+        bundles = (f"merged={work / 'merged'}", f"photos={work / 'photos'}")
+        flags = ("--workers", str(len(server_cores)), "--threads", "1")
+        with server(*bundles, *flags, cores=server_cores) as url, MemoryWatch() as memory:
+            pin(client_cores)
             result = measure(url, work / "merged.json", options.seconds)
     result["peak_memory_mb"], result["memory_bound_mb"] = round(memory.peak_mb), MEMORY_MB
     result["passed"] = result["passed"] and memory.peak_mb <= MEMORY_MB

@@ -2,9 +2,9 @@
 
 The server is ``rmlora-deploy serve`` with MiniLM, merged, and the load is ``rmlora-deploy loadtest``: one text of 22
 tokens on average per request, every answer checked. Capacity is the throughput of a closed loop of 32 clients, before and
-after the rest. Then requests are sent at random times, at that rate and at three times that rate (an open loop, which
-does not slow down when the server does), and the last time clients that were refused come back once, when the server told
-them to. Server and clients share the machine's cores.
+after the rest. Then requests are sent at random times (an open loop, which does not slow down when the server does): at
+that rate; for a while at three times that rate by clients that come back once, when the server told them to; and at three
+times that rate by clients that do not. Server and clients share the machine's cores.
 
     python -m benchmarks.overload              # writes benchmarks/results/overload.json, about 4 minutes
 """
@@ -23,8 +23,9 @@ from typing import Any
 from benchmarks.assets import minilm
 from benchmarks.random_adapters import save_random_adapter
 from benchmarks.results import environment, write_result
-from benchmarks.served import server
-from benchmarks.serving import LABELS, RANK, WORKERS, real_texts, write_reference
+from benchmarks.served import server, split_cores
+from benchmarks.serving import LABELS, RANK, real_texts, write_reference
+from rmlora_deploy.bench.machine import pin
 from rmlora_deploy.bundles.bundle import Bundle
 
 TIMES = 3
@@ -44,7 +45,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         work = options.work or Path(scratch)
         make_bundle(work)
-        with server(work / "merged", "--workers", str(WORKERS), "--threads", "1") as url:
+        server_cores, client_cores = split_cores()
+        with server(work / "merged", "--workers", str(len(server_cores)), "--threads", "1", cores=server_cores) as url:
+            pin(client_cores)
             runs = measure(url, work / "merged.json", options.seconds)
     result = {"environment": environment(), "settings": {"seconds": options.seconds, "clients": CLIENTS}, **judge(runs)}
     print(json.dumps({key: value for key, value in result.items() if key not in ("environment", "runs")}, indent=1))
@@ -71,8 +74,8 @@ def measure(url: str, reference: Path, seconds: float) -> dict[str, Any]:
     runs = {"capacity before": load(url, reference, "--clients", CLIENTS, "--seconds", seconds / 3)}
     rate = runs["capacity before"]["requests_per_second"]
     runs["at capacity"] = load(url, reference, "--rate", rate, "--seconds", seconds / 3)
-    runs["at three times"] = load(url, reference, "--rate", TIMES * rate, "--seconds", seconds)
     runs["coming back"] = load(url, reference, "--rate", TIMES * rate, "--seconds", seconds / 3, "--retries", 1)
+    runs["at three times"] = load(url, reference, "--rate", TIMES * rate, "--seconds", seconds)
     runs["capacity after"] = load(url, reference, "--clients", CLIENTS, "--seconds", seconds / 3)
     return runs
 

@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["load", "make_parser", "server", "settings_of", "take_turns"]
+from rmlora_deploy.bench.machine import pin, usable_cores
+
+__all__ = ["load", "make_parser", "server", "settings_of", "split_cores", "take_turns"]
 
 Run = dict[str, Any]
 
@@ -66,11 +68,23 @@ def load(url: str, reference: Path, options: argparse.Namespace) -> Run:
     return figures
 
 
+def split_cores() -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return this process's cores in two parts: all but the last for the server, and the last for its clients.
+
+    The one core of a machine that has no more is in both.
+    """
+    cores = usable_cores()
+    return cores[:-1] or cores, cores[-1:]
+
+
 @contextmanager
-def server(*arguments: str | Path) -> Iterator[str]:
-    """Run ``rmlora-deploy serve`` on a free port and yield its address."""
+def server(*arguments: str | Path, cores: Sequence[int] = ()) -> Iterator[str]:
+    """Run ``rmlora-deploy serve`` on a free port, on ``cores`` if there are any, and yield its address."""
     command = [sys.executable, "-m", "rmlora_deploy", "serve", *map(str, arguments), "--port", "0"]
+    own = usable_cores()
+    pin(cores or own)  # which the server inherits
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    pin(own)
     try:
         assert process.stderr is not None
         for line in process.stderr:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import CheckpointError, OutputError, require
+from rmlora.library_calls import library_call
 from rmlora.readable import check_readable
 from rmlora.storage import atomic_directory, sha256_file
 
@@ -78,14 +79,13 @@ def _from_gguf(path: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    try:
+    with library_call(
+        lambda reason: CheckpointError(f"{path} cannot be read as a GGUF model ({reason}): fetch it again.")
+    ):
         model = AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
         )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
-    except Exception as error:  # noqa: BLE001 - a broken file leads its reader into any kind of error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path} cannot be read as a GGUF model ({reason}): fetch it again.") from None
     # The weights are no longer quantized, but transformers refuses to save while it has these records.
     model.hf_quantizer = None  # type: ignore[assignment]
     if hasattr(model.config, "quantization_config"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 
 from rmlora.confine import confine
 from rmlora.errors import CheckpointError, InputError
+from rmlora.file_models import BaseConfig, CheckpointIndex
+from rmlora.json_files import check_values
 from rmlora.readable import is_readable_directory, is_readable_file
 from rmlora.storage import read_json
 from rmlora.tensors import TensorFile, TensorInfo
 
-__all__ = ["CONFIG_NAME", "EMBEDDING_NAMES", "INDEX_NAME", "SINGLE_NAME", "Checkpoint", "TiedOutput"]
+__all__ = ["CONFIG_NAME", "EMBEDDING_NAMES", "INDEX_NAME", "SINGLE_NAME", "Checkpoint", "TiedOutput", "values_of"]
 
 CONFIG_NAME = "config.json"
 SINGLE_NAME = "model.safetensors"
@@ -60,11 +63,15 @@ class Checkpoint:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The model's ``config.json``."""
-        config = read_json(self.path / CONFIG_NAME, what="Model configuration")
-        if not isinstance(config, dict):
-            raise CheckpointError(
-                f"{self.path / CONFIG_NAME} does not hold a JSON object: it is not a model configuration."
-            )
+        path = self.path / CONFIG_NAME
+        config: dict[str, Any] = read_json(path, what="Model configuration", finite=False)
+        check_values(
+            BaseConfig,
+            config,
+            where=f"Model configuration {path}",
+            advice="fetch the model again",
+            error=CheckpointError,
+        )
         return config
 
     @cached_property
@@ -99,10 +106,10 @@ class Checkpoint:
         raise CheckpointError(f"{self.path} holds no {SINGLE_NAME} and no {INDEX_NAME}: it is not a model checkpoint.")
 
     def _open_indexed(self, index: Path) -> dict[str, TensorFile]:
-        content = read_json(index, what="Checkpoint index")
-        weight_map = content.get("weight_map") if isinstance(content, dict) else None
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{index} has no weight_map: the checkpoint index is broken, fetch it again.")
+        weight_map = check_values(
+            CheckpointIndex, read_json(index, what="Checkpoint index", finite=False), where=f"Checkpoint index {index}",
+            advice="the index is broken, fetch it again", error=CheckpointError,
+        ).weight_map  # fmt: skip
         shards: dict[str, TensorFile] = {}
         for file_name in dict.fromkeys(weight_map.values()):
             shard = confine(self.path, file_name, where=index)
@@ -117,3 +124,12 @@ class Checkpoint:
             if name not in shards[file_name].infos:
                 raise CheckpointError(f"{index} places tensor '{name}' in {file_name}, which does not hold it.")
         return shards
+
+
+def values_of(key: str, config: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield the values of ``key`` in a configuration and in the configurations inside it."""
+    for name, value in config.items():
+        if name == key and value is not None:
+            yield value
+        elif isinstance(value, dict):
+            yield from values_of(key, value)

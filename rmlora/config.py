@@ -92,8 +92,7 @@ class RMLoRAConfig:
             raise ConfigError(
                 f"active_rank {self.active_rank} is larger than rank {self.rank}: lower --active-rank or raise --rank."
             )
-        if not self.alpha > 0:
-            raise ConfigError(f"alpha must be positive, not {self.alpha}: change --alpha.")
+        _check_alpha("alpha", self.alpha, "--alpha")
         if not 0 <= self.orth_weight < float("inf"):
             raise ConfigError(f"orth_weight must be 0 or more, not {self.orth_weight}: change --orth-weight.")
         if not 0 <= self.dropout < 1:
@@ -107,8 +106,7 @@ class RMLoRAConfig:
         for pattern, rank in self.rank_pattern.items():
             _check_whole(f"rank_pattern['{pattern}']", rank, minimum=1)
         for pattern, alpha in self.alpha_pattern.items():
-            if not alpha > 0:
-                raise ConfigError(f"alpha_pattern['{pattern}'] must be positive, not {alpha}.")
+            _check_alpha(f"alpha_pattern['{pattern}']", alpha, "--alpha-pattern")
 
     @property
     def masks(self) -> bool:
@@ -173,6 +171,13 @@ def _strings(name: str, value: Any) -> tuple[str, ...]:
     if isinstance(value, str) or not all(isinstance(item, str) for item in value):
         raise ConfigError(f"{name} must be a list of module names, not {value!r}.")
     return tuple(value)
+
+
+def _check_alpha(name: str, value: float, flag: str) -> None:
+    if not value > 0:
+        raise ConfigError(f"{name} must be positive, not {value}: change {flag}.")
+    if value == float("inf"):
+        raise ConfigError(f"{name} must be finite, not {value}: change {flag}.")
 
 
 def _check_whole(name: str, value: Any, *, minimum: int) -> None:

@@ -13,8 +13,8 @@
     └── OutputError                        8   a result that could not be written
         └── ReadOnlyError                  8   a place that may not be written to
 
-A message is one or two sentences that say what is wrong, where, and what to do; users see it unchanged. The command
-line maps the class to its exit code; nothing else depends on the numbers.
+A message is one or two sentences that say what is wrong, where, and what to do. Users see it as it is, except that what a
+file put into it can neither start a new line nor control a terminal. The command line maps the class to its exit code; nothing else depends on the numbers.
 """
 
 from __future__ import annotations
@@ -53,6 +53,23 @@ class RMLoRAError(Exception):
     """Base class of all errors raised on purpose; ``exit_code`` is the exit code of the command line."""
 
     exit_code = 1
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(_printable(item) if isinstance(item, str) else item for item in arguments))
+
+
+_MOST = 4000
+"""Characters of a message; a name in a damaged file may have any number."""
+
+
+def _printable(text: str) -> str:
+    """Return ``text`` in limited length, with spaces for line breaks, and escapes for other characters that are not printed."""
+    if len(text) > _MOST:
+        text = f"{text[: _MOST // 2]} … {text[-_MOST // 2 :]}"
+    if text.isprintable():
+        return text
+    line = " ".join(text.splitlines())
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line)
 
 
 class ConfigError(RMLoRAError):

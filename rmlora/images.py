@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import InputError, require
+from rmlora.json_files import check_file
+from rmlora.library_calls import library_call
 from rmlora.readable import permissions_named
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["open_image"]
+__all__ = ["MAX_PIXELS", "MAX_RATIO", "open_image"]
+
+MAX_PIXELS = 89_478_485
+"""Pixels of the largest image that is read: Pillow's own limit, above which it warns."""
+MAX_RATIO = 100
+"""Most that one side may be longer than the other. Processors scale the shorter side to a fixed number of pixels."""
 
 
 def open_image(value: Any) -> Image.Image:
@@ -24,15 +31,32 @@ def open_image(value: Any) -> Image.Image:
     require("PIL", "predict")
     from PIL import Image
 
-    name = str(value) if isinstance(value, (str, Path)) else "An image"
-    try:
-        if isinstance(value, (str, Path)):
-            with permissions_named(Path(value)):
-                value = Image.open(value)
-        elif isinstance(value, (bytes, bytearray)):
-            value = Image.open(io.BytesIO(value))
-        return value.convert("RGB")  # type: ignore[no-any-return]
-    except FileNotFoundError:
-        raise InputError(f"Image not found: {name} does not exist.") from None
-    except (OSError, AttributeError, Image.DecompressionBombError) as error:
-        raise InputError(f"{name} cannot be decoded as an image ({error}): remove or replace it.") from None
+    is_path = isinstance(value, (str, Path))
+    name = str(value) if is_path else "An image"
+    if is_path:
+        check_file(Path(value), what="Image")
+
+    def refuse(reason: str) -> InputError:
+        return InputError(f"{name} cannot be decoded as an image ({reason}): remove or replace it.")
+
+    with library_call(refuse), permissions_named(Path(name)):
+        encoded = isinstance(value, (bytes, bytearray))
+        image: Image.Image = Image.open(io.BytesIO(value) if encoded else value) if is_path or encoded else value
+        width, height = image.size
+    _check_pixels(width, height, name)
+    with library_call(refuse):
+        return image.convert("RGB")
+
+
+def _check_pixels(width: int, height: int, name: str) -> None:
+    """Refuse images that would need far more memory than others: too many pixels, or scaled into an endless strip.
+
+    Raises:
+        InputError: they have more than :data:`MAX_PIXELS`, or one side is more than :data:`MAX_RATIO` times the other.
+    """
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{name} has {width} × {height} pixels; at most {MAX_PIXELS:,} are read: scale it down.")
+    if max(width, height) > MAX_RATIO * max(1, min(width, height)):
+        raise InputError(
+            f"{name} has {width} × {height} pixels: one side may be at most {MAX_RATIO} times as long as the other, crop it."
+        )

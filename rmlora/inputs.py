@@ -17,9 +17,11 @@ import numpy.typing as npt
 
 from rmlora.errors import ConfigError, InputError
 from rmlora.images import open_image
-from rmlora.processors import load_image_processor, load_tokenizer
+from rmlora.library_calls import library_call
+from rmlora.processors import load_image_processor, load_tokenizer, plain_image_processor
 from rmlora.readable import is_readable_file
 from rmlora.sample_data import SENTENCES, draw_image
+from rmlora.unicode_text import is_unicode
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,6 +87,10 @@ class Inputs(ABC):
         Raises:
             CheckpointError: there is no usable one.
         """
+
+    def load_quick_processor(self, directory: Path, *, trust_remote_code: bool = False) -> Any:
+        """Return a processor with the same results as :meth:`load_processor`'s that leaves other threads more time."""
+        return self.load_processor(directory, trust_remote_code=trust_remote_code)
 
     @abstractmethod
     def rows(
@@ -177,6 +183,8 @@ class TextInputs(Inputs):
         for number, text in enumerate(inputs):
             if self.is_empty(text):
                 raise InputError(f"Text {number + 1} is empty: every input needs at least one word.")
+            if not is_unicode(text):
+                raise InputError(f"Text {number + 1} is not valid Unicode: give it as UTF-8.")
         return list(_tokenize(processor, inputs, lengths, names))
 
     def collate(self, processor: Any, rows: Sequence[Arrays]) -> Arrays:
@@ -202,7 +210,8 @@ class TextInputs(Inputs):
 
     def essence(self, processor: Any) -> Mapping[str, Any]:
         """Return the vocabulary."""
-        return dict(processor.get_vocab())
+        with library_call(lambda reason: InputError(f"The tokenizer has no usable vocabulary ({reason}).")):
+            return dict(processor.get_vocab())
 
     def examples(self, inputs: Sequence[Any], labels: Sequence[int], processor: Any, max_length: int) -> Examples:
         """Return the texts, tokenized once."""
@@ -269,11 +278,20 @@ class ImageInputs(Inputs):
         """Return the image processor in ``directory``."""
         return load_image_processor(directory, trust_remote_code=trust_remote_code)
 
+    def load_quick_processor(self, directory: Path, *, trust_remote_code: bool = False) -> Any:
+        """Return the processor that does without transformers, if it knows the kind.
+
+        Transformers copies an image to an array before it makes it smaller, and holds the interpreter's lock meanwhile.
+        """
+        return plain_image_processor(directory) or self.load_processor(directory, trust_remote_code=trust_remote_code)
+
     def rows(
         self, processor: Any, inputs: Sequence[Any], *, lengths: Sequence[int | None], names: Sequence[str]
     ) -> list[Arrays]:
         """Return float32 ``[channels, height, width]`` for each image."""
-        made = processor([open_image(value) for value in inputs], return_tensors="np")
+        images = [open_image(value) for value in inputs]
+        with library_call(lambda reason: InputError(f"The image processor cannot process the images ({reason}).")):
+            made = processor(images, return_tensors="np")
         return [{"pixel_values": pixels} for pixels in np.asarray(made["pixel_values"], dtype=np.float32)]
 
     def collate(self, processor: Any, rows: Sequence[Arrays]) -> Arrays:
@@ -291,7 +309,9 @@ class ImageInputs(Inputs):
     def essence(self, processor: Any) -> Mapping[str, Any]:
         """Return the processor's settings."""
         settings = processor.to_dict()
-        return {key: item for key, item in settings.items() if key[0] != "_" and key != "image_processor_type"}
+        return {
+            key: item for key, item in settings.items() if not key.startswith("_") and key != "image_processor_type"
+        }
 
     def examples(self, inputs: Sequence[Any], labels: Sequence[int], processor: Any, max_length: int) -> Examples:
         """Return the images, decoded on access."""
@@ -336,7 +356,8 @@ def _tokenize(
     start = 0
     while start < len(texts):
         end = next((i for i in range(start, len(texts)) if lengths[i] != lengths[start]), len(texts))
-        made = tokenizer(list(texts[start:end]), truncation=True, max_length=lengths[start])
+        with library_call(lambda reason: InputError(f"The tokenizer cannot split the texts ({reason}).")):
+            made = tokenizer(list(texts[start:end]), truncation=True, max_length=lengths[start])
         if "token_type_ids" in names and "token_type_ids" not in made:  # a single text is all of the first type
             made["token_type_ids"] = [[0] * len(ids) for ids in made["input_ids"]]
         missing = [name for name in names if name not in made]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import product
 
 from rmlora.errors import AdapterError
+from rmlora.wording import nearest
 
 __all__ = ["find_tensor", "find_tensors", "former_names", "infer_prefix"]
 
@@ -92,7 +93,7 @@ def find_tensors(parameters: Iterable[str], names: Collection[str], *, where: st
         if name is None:
             last = parameter.split(".")[-2:]
             near = sorted(n for n in names if n.split(".")[-2:] == last)[:4]
-            hint = f"; the nearest are {', '.join(near)}" if near else ""
+            hint = f"; {nearest(near)}" if near else ""
             raise AdapterError(
                 f"The adapter changes '{parameter}', which {where} does not have{hint}: this is not the base it was made for."
             )

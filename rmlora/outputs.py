@@ -130,11 +130,7 @@ class ClassScores(Outputs):
     def labels_of(self, adapter: Adapter, config: Mapping[str, Any]) -> list[str]:
         """Return the adapter's names, else the base's if its head has as many outputs, else ``LABEL_i``."""
         if adapter.labels:
-            if (head := _head_outputs(adapter)) not in (None, len(adapter.labels)):
-                raise AdapterError(
-                    f"{adapter.source} records {len(adapter.labels)} labels, but its head has {head} outputs: pass the right "
-                    "names with --labels."
-                )
+            self._check_recorded(adapter, adapter.labels, config)
             return adapter.labels
         outputs, own = self.count(adapter, config), self.labels_in(config)
         if outputs is None:
@@ -143,6 +139,20 @@ class ClassScores(Outputs):
                 "classification adapter."
             )
         return own if outputs == len(own) else _numbered(outputs)
+
+    def _check_recorded(self, adapter: Adapter, labels: Sequence[str], config: Mapping[str, Any]) -> None:
+        """Raise :class:`AdapterError` if the head that ``adapter`` has, or leaves to its base, has no output for each label."""
+        head, own = _head_outputs(adapter), len(self.labels_in(config))
+        if head is None and not adapter.modules_to_save and own not in (0, len(labels)):
+            raise AdapterError(
+                f"{adapter.source} records {len(labels)} labels, but contains no head, and its base has {own} labels: train it "
+                "again with the head among modules_to_save."
+            )
+        if head not in (None, len(labels)):
+            raise AdapterError(
+                f"{adapter.source} records {len(labels)} labels, but its head has {head} outputs: pass the right names with "
+                "--labels."
+            )
 
     def count(self, adapter: Adapter, config: Mapping[str, Any]) -> int | None:
         """Return the number of rows of the head's weight, else of the base's labels."""
@@ -274,10 +284,16 @@ def _numbered(count: int) -> list[str]:
 
 
 def _head_weights(adapter: Adapter) -> Iterator[str]:
-    """Yield the names of classifier head weights in ``adapter``, the last first."""
-    for name in reversed(list(adapter.modules_to_save)):
-        if name.endswith(".weight") and _is_head(name.removesuffix(".weight")):
-            yield name
+    """Yield the names of classifier head weights in ``adapter``, the last first.
+
+    XLNet has a ``summary`` before its head; for XLM it is the head.
+    """
+    found = [
+        name
+        for name in reversed(list(adapter.modules_to_save))
+        if name.endswith(".weight") and _is_head(name.removesuffix(".weight"))
+    ]
+    yield from sorted(found, key=lambda name: name.endswith("summary.weight"))
 
 
 def _is_head(path: str) -> bool:

@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from rmlora._version import __version__
 from rmlora.adapter import Adapter, Array, LoraModule, ModuleKind
 from rmlora.confine import confine_files
 from rmlora.errors import AdapterError, InputError
+from rmlora.file_models import AdapterConfig, PackageMetadata
+from rmlora.json_files import check_values
 from rmlora.patterns import first_matches
 from rmlora.peft_names import PEFT_PREFIX, sort_tensors
 from rmlora.readable import is_readable_directory, is_readable_file
@@ -76,9 +79,11 @@ def load_package(path: Path | str) -> Adapter:
     path = Path(path)
     try:
         _check_files(path)
-        config = _read_object(path / CONFIG_FILE, "Adapter configuration")
+        config = _read_values(path / CONFIG_FILE, "Adapter configuration", AdapterConfig)
         metadata = (
-            _read_object(path / METADATA_FILE, "Adapter metadata") if is_readable_file(path / METADATA_FILE) else {}
+            _read_values(path / METADATA_FILE, "Adapter metadata", PackageMetadata)
+            if is_readable_file(path / METADATA_FILE)
+            else {}
         )
         tensors = {name: info.read() for name, info in TensorFile(path / TENSORS_FILE).infos.items()}
     except AdapterError:
@@ -152,11 +157,7 @@ def parse_adapter(
 
 def refuse_unsupported(config: Mapping[str, Any], *, source: str) -> None:
     """Raise :class:`AdapterError` naming the variant if ``config`` is not plain LoRA."""
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise AdapterError(
-            f"{source} is a {kind or 'non-PEFT'} adapter: only LoRA adapters (peft_type LORA) can be deployed."
-        )
+    _refuse_other_methods(config, source)
     for option, name in _UNSUPPORTED_OPTIONS.items():
         if config.get(option):
             raise AdapterError(
@@ -170,6 +171,14 @@ def refuse_unsupported(config: Mapping[str, Any], *, source: str) -> None:
                     f"{source} was initialized with {name}, which also changes the base weights: save it with PEFT's "
                     "path_initial_model_for_weight_conversion, which makes a plain LoRA adapter of it."
                 )
+
+
+def _refuse_other_methods(config: Mapping[str, Any], source: str) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise AdapterError(
+            f"{source} is a {kind or 'non-PEFT'} adapter: only LoRA adapters (peft_type LORA) can be deployed."
+        )
 
 
 def save_package(adapter: Adapter, path: Path | str, *, overwrite: bool = False) -> None:
@@ -213,10 +222,12 @@ def write_metadata(directory: Path, values: Mapping[str, Any]) -> None:
     write_json(directory / METADATA_FILE, {**values, **head, **tail})
 
 
-def _read_object(path: Path, what: str) -> dict[str, Any]:
-    value = read_json(path, what=what)
-    if not isinstance(value, dict):
-        raise AdapterError(f"{what} {path} does not hold a JSON object: the adapter is damaged.")
+def _read_values(path: Path, what: str, model: type[BaseModel]) -> dict[str, Any]:
+    """Return the content of a JSON file whose keys have the types of ``model``."""
+    value: dict[str, Any] = read_json(path, what=what)
+    if model is AdapterConfig and isinstance(value, dict):  # other methods have other types under the same keys
+        _refuse_other_methods(value, str(path.parent))
+    check_values(model, value, where=f"{what} {path}", advice="the adapter is damaged, copy or save it again")
     return value
 
 
@@ -256,13 +267,19 @@ def _module(
             raise AdapterError(
                 f"The factors of '{path}' in {source} are {factor.dtype}, not one of {sorted(FLOATING)}."
             )
+    if min(pair["A"].ndim, pair["B"].ndim) < 2 or 0 in (*pair["A"].shape, *pair["B"].shape):
+        shapes = f"lora_A is {list(pair['A'].shape)}, lora_B is {list(pair['B'].shape)}"
+        raise AdapterError(
+            f"The factors of '{path}' in {source} are no matrices ({shapes}): the adapter file is damaged."
+        )
     rank = int(pair["A"].shape[0])
-    expected = int(own_rank if own_rank is not None else config.get("r", rank))
+    expected = int(own_rank if own_rank is not None else config.get("r") or rank)
     if rank != expected:
         raise AdapterError(
             f"'{path}' in {source} has rank {rank} but {CONFIG_FILE} says {expected}: the two files are not of the same adapter."
         )
-    alpha = float(own_alpha if own_alpha is not None else config.get("lora_alpha", rank))
+    default = config.get("lora_alpha")
+    alpha = float(own_alpha if own_alpha is not None else rank if default is None else default)
     return LoraModule(
         path=path,
         kind=kind,

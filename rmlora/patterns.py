@@ -75,8 +75,9 @@ def first_matches(patterns: Sequence[str], names: Sequence[str], *, key: str, so
                 first.setdefault(name, index)
         else:
             involved.append(index)
-    rules = [rf"(.*\.)?({patterns[index]})$" for index in involved]
-    for index, found in zip(involved, _match_elsewhere(rules, names, key, source), strict=True):
+    given = [patterns[index] for index in involved]
+    found_elsewhere = _match_elsewhere([rf"(.*\.)?({pattern})$" for pattern in given], given, names, key, source)
+    for index, found in zip(involved, found_elsewhere, strict=True):
         for name in found:
             first[name] = min(first.get(name, index), index)
     return {name: patterns[index] for name, index in first.items()}
@@ -98,14 +99,14 @@ def check_selection(config: Mapping[str, Any], names: Sequence[str], *, source: 
     for key in ("target_modules", "exclude_modules"):
         if isinstance(pattern := config.get(key), str) and not _PLAIN.fullmatch(pattern):  # a list holds plain endings
             _check_size([pattern], key, source)
-            _match_elsewhere([f"(?:{pattern})$"], names, key, source)
+            _match_elsewhere([f"(?:{pattern})$"], [pattern], names, key, source)
     for key in ("layers_pattern", "modules_to_save"):
         value = config.get(key) or []
         patterns = [value] if isinstance(value, str) else list(value)
         _check_size(patterns, key, source)
         involved = [pattern for pattern in patterns if not _PLAIN.fullmatch(pattern)]
         before, after = ("(?:^|.*?\\.)", r"\.(?P<idx>\d+)\.") if key == "layers_pattern" else (r"(^|.*\.)", r"($|\..*)")
-        _match_elsewhere([before + pattern + after for pattern in involved], names, key, source)
+        _match_elsewhere([before + pattern + after for pattern in involved], involved, names, key, source)
 
 
 def _named(pattern: str, names: Sequence[str]) -> list[str]:
@@ -119,8 +120,18 @@ def _named(pattern: str, names: Sequence[str]) -> list[str]:
     return [name for name in names if compiled.match(name)]
 
 
-def _match_elsewhere(patterns: Sequence[str], names: Sequence[str], key: str, source: str) -> list[list[str]]:
-    """Return the names that each pattern matches from their beginning, found in a process with limited time."""
+def _match_elsewhere(
+    patterns: Sequence[str], given: Sequence[str], names: Sequence[str], key: str, source: str
+) -> list[list[str]]:
+    """Return the names that each pattern matches from their beginning, found in a process with limited time.
+
+    Args:
+        patterns: as PEFT completes them.
+        given: the same as the configuration has them, for error messages.
+        names: to match.
+        key: of the configuration, for error messages.
+        source: the file or directory that holds it, for error messages.
+    """
     if not patterns:
         return []
     child = [
@@ -140,7 +151,7 @@ def _match_elsewhere(patterns: Sequence[str], names: Sequence[str], key: str, so
         begun = (expired.stderr or b"").split()
         at = int(begun[-1]) if begun else 0
         raise AdapterError(
-            f"The pattern {_shown(patterns[at])} in {key} of {source} takes too long to match ({SECONDS:.0f} s): "
+            f"The pattern {_shown(given[at])} in {key} of {source} takes too long to match ({SECONDS:.0f} s): "
             "write it without nested repetitions, such as (a+)+."
         ) from None
     if done.returncode != 0:
@@ -148,7 +159,7 @@ def _match_elsewhere(patterns: Sequence[str], names: Sequence[str], key: str, so
     answer = json.loads(done.stdout)
     if "invalid" in answer:
         raise AdapterError(
-            f"The pattern {_shown(patterns[answer['invalid']])} in {key} of {source} is not a regular expression: "
+            f"The pattern {_shown(given[answer['invalid']])} in {key} of {source} is not a regular expression: "
             f"{answer['reason']}."
         )
     return [[names[place] for place in places] for places in answer["found"]]

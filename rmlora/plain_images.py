@@ -58,7 +58,7 @@ class PlainImageProcessor:
         Raises:
             CheckpointError: there is none, or transformers is needed for it.
         """
-        settings = read_json(directory / "preprocessor_config.json", what="Image processor")
+        settings = read_json(directory / "preprocessor_config.json", what="Image processor", finite=False)
         if not isinstance(settings, dict) or settings.get("auto_map") or not _is_chain(settings):
             kind = settings.get("image_processor_type") if isinstance(settings, dict) else None
             raise CheckpointError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import CheckpointError, install_command
+from rmlora.library_calls import library_call
 from rmlora.storage import read_json
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class PlainTokenizer:
         from tokenizers import Tokenizer
 
         file, settings = directory / "tokenizer.json", directory / "tokenizer_config.json"
-        config = read_json(settings, what="Tokenizer configuration") if settings.is_file() else {}
+        config = read_json(settings, what="Tokenizer configuration", finite=False) if settings.is_file() else {}
         if not isinstance(config, dict) or not file.is_file() or config.get("auto_map"):
             what = "comes with code of its own" if file.is_file() else "is not stored as tokenizer.json"
             raise CheckpointError(
@@ -65,12 +66,15 @@ class PlainTokenizer:
             )
         special = directory / "special_tokens_map.json"  # of transformers 4
         if special.is_file():
-            config = {**read_json(special, what="Special tokens"), **config}
-        try:
-            return cls(Tokenizer.from_file(str(file)), config)
-        except Exception as error:  # noqa: BLE001 - tokenizers raises Exception itself
-            reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(f"The base at {directory} has no usable tokenizer: {reason}") from None
+            tokens = read_json(special, what="Special tokens", finite=False)
+            config = {**(tokens if isinstance(tokens, dict) else {}), **config}
+        with library_call(
+            lambda reason: CheckpointError(
+                f"{directory} has no usable tokenizer ({reason} in {file.name}): fetch it again."
+            )
+        ):
+            tokenizer = Tokenizer.from_file(str(file))
+        return cls(tokenizer, config)
 
     def __call__(
         self,

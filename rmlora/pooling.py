@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rmlora.confine import confine
 from rmlora.errors import CheckpointError
+from rmlora.file_models import SentenceModule
+from rmlora.json_files import check_values
 from rmlora.readable import is_readable_file
 from rmlora.storage import read_json
 
@@ -59,10 +61,19 @@ def read_pooling(directory: Path) -> Pooling | None:
     if not is_readable_file(file):
         return None
     modules = read_json(file, what="Modules of the sentence encoder")
-    try:
-        parts = [(str(item["type"]).rpartition(".")[2], str(item["path"])) for item in modules]
-    except (KeyError, TypeError):
-        raise CheckpointError(f"{file} is not a list of modules with type and path: it is damaged.") from None
+    if not isinstance(modules, list):
+        raise CheckpointError(f"{file} is not a list of modules with type and path: it is damaged.")
+    checked = [
+        check_values(
+            SentenceModule,
+            item,
+            where=f"Entry {number} of {file}",
+            advice="it is damaged, fetch the model again",
+            error=CheckpointError,
+        )
+        for number, item in enumerate(modules, 1)
+    ]
+    parts = [(module.type.rpartition(".")[2], module.path) for module in checked]
     known = ("Transformer", "Pooling", "Normalize")
     other = next((kind for kind, _ in parts if kind not in known), None)
     if other is not None:

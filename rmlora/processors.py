@@ -7,15 +7,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from rmlora.confine import confine
-from rmlora.errors import CheckpointError, is_installed, require
+from rmlora.errors import CheckpointError, InputError, is_installed, require
+from rmlora.file_models import ImageProcessorConfig, TokenizerConfig
+from rmlora.json_files import check_size, check_values
+from rmlora.library_calls import library_call
 from rmlora.readable import check_readable, is_readable_file
+from rmlora.sample_data import draw_image
 from rmlora.storage import read_json
 
-__all__ = ["load_image_processor", "load_tokenizer", "refuse_own_code"]
+__all__ = ["load_image_processor", "load_tokenizer", "plain_image_processor", "refuse_own_code", "save_processor"]
 
 _FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
-_CONFIG = "tokenizer_config.json"
+_OWN_FILES = ("*config.json", "*token*.json", "vocab.*", "merges.txt", "*.model", "*.jinja", "*.tiktoken")
+"""Those that tokenizers and image processors read, whatever else lies beside them."""
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_IMAGE_CONFIG = "preprocessor_config.json"
+_MOST_TOKENS = 1 << 24
+"""Highest number of a token; the largest known vocabularies have a million."""
+_ADVICE = "fetch or export the model again"
 
 
 def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
@@ -31,19 +43,23 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
     _check_files(directory)
     if not is_installed("transformers"):
         require("tokenizers", "predict")
+    _check(directory, _TOKENIZER_CONFIG, TokenizerConfig)
+    return _load(directory, "tokenizer", lambda: _tokenizer(directory, trust_remote_code=trust_remote_code))
+
+
+def _tokenizer(directory: Path, *, trust_remote_code: bool) -> Any:
+    if not is_installed("transformers"):
         from rmlora.plain_tokenizer import PlainTokenizer
 
-        return PlainTokenizer.open(directory)
-    _quiet_advice()
-    from transformers import AutoTokenizer
+        tokenizer: Any = PlainTokenizer.open(directory)
+    else:
+        _quiet_advice()
+        from transformers import AutoTokenizer
 
-    tokenizer = _load(
-        directory,
-        "tokenizer",
-        lambda: AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code),
-    )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+    _try_tokenizer(tokenizer)
     return tokenizer
 
 
@@ -59,18 +75,78 @@ def load_image_processor(directory: Path, *, trust_remote_code: bool = False) ->
     """
     require("PIL", "predict")
     _check_files(directory)
+    _check(directory, _IMAGE_CONFIG, ImageProcessorConfig)
+    return _load(directory, "image processor", lambda: _image_processor(directory, trust_remote_code=trust_remote_code))
+
+
+def _image_processor(directory: Path, *, trust_remote_code: bool) -> Any:
     if not is_installed("transformers"):
         from rmlora.plain_images import PlainImageProcessor
 
-        return PlainImageProcessor.open(directory)
-    _quiet_advice()
-    from transformers import AutoImageProcessor
+        processor: Any = PlainImageProcessor.open(directory)
+    else:
+        _quiet_advice()
+        from transformers import AutoImageProcessor
 
-    return _load(
-        directory,
-        "image processor",
-        lambda: AutoImageProcessor.from_pretrained(directory, backend="pil", trust_remote_code=trust_remote_code),
-    )
+        processor = AutoImageProcessor.from_pretrained(directory, backend="pil", trust_remote_code=trust_remote_code)
+    return _tried(processor)
+
+
+def _tried(processor: Any) -> Any:
+    """Return an image processor; raise an exception of any kind unless it does what all tasks need."""
+    pixels = processor([draw_image(0)], return_tensors="np")["pixel_values"]
+    if pixels.ndim != 4 or pixels.dtype.kind != "f":
+        raise ValueError("it makes no array of rows, channels, height and width")
+    return processor
+
+
+def save_processor(processor: Any, directory: Path, *, source: str) -> None:
+    """Write a tokenizer or image processor, which was read from ``source``, into ``directory``.
+
+    Raises:
+        CheckpointError: transformers cannot write it.
+    """
+
+    def refuse(reason: str) -> CheckpointError:
+        return CheckpointError(f"The tokenizer or image processor of {source} cannot be written ({reason}): {_ADVICE}.")
+
+    with library_call(refuse):
+        highest = max(processor.get_vocab().values(), default=0) if hasattr(processor, "get_vocab") else 0
+        if highest > _MOST_TOKENS:  # writing counts from 0 up to it
+            raise ValueError(f"a token has the number {highest:,}")
+        processor.save_pretrained(directory)
+
+
+def _try_tokenizer(tokenizer: Any) -> None:
+    """Raise an exception of any kind unless the tokenizer does what all tasks need: a damaged one may only fail in use."""
+    rows = tokenizer(["a b", "c"], truncation=True, max_length=8)["input_ids"]
+    if not all(isinstance(number, int) for row in rows for number in row):
+        raise ValueError("its tokens are no numbers")
+    if not all(isinstance(name, str) for name in getattr(tokenizer, "model_input_names", ())):
+        raise ValueError("its model_input_names are no names")
+    for name in ("pad_token_id", "pad_token_type_id"):
+        int(getattr(tokenizer, name) or 0)
+
+
+def _check(directory: Path, name: str, model: type[BaseModel]) -> None:
+    """Check the types of a configuration's keys, which transformers takes as they are; it may be missing."""
+    file = directory / name
+    if is_readable_file(file):
+        value = read_json(file, what="Configuration", finite=False)
+        check_values(model, value, where=f"Configuration {file}", advice=_ADVICE, error=CheckpointError)
+
+
+def plain_image_processor(directory: Path) -> Any:
+    """Return the :class:`PlainImageProcessor` for the image processor in ``directory``; None if transformers is needed."""
+    require("PIL", "predict")
+    _check_files(directory)
+    _check(directory, _IMAGE_CONFIG, ImageProcessorConfig)
+    from rmlora.plain_images import PlainImageProcessor
+
+    try:
+        return _load(directory, "image processor", lambda: _tried(PlainImageProcessor.open(directory)))
+    except CheckpointError:
+        return None
 
 
 def refuse_own_code(error: Exception, directory: Path) -> None:
@@ -88,12 +164,28 @@ def _quiet_advice() -> None:
 
 
 def _load(directory: Path, kind: str, load: Callable[[], Any]) -> Any:
+    def refuse(reason: str) -> CheckpointError:
+        where = _damaged_file(directory)
+        return CheckpointError(where or f"{directory} has no usable {kind} ({reason}): {_ADVICE}.")
+
+    with library_call(refuse):
+        try:
+            return load()
+        except (ValueError, OSError) as error:
+            refuse_own_code(error, directory)
+            raise
+
+
+def _damaged_file(directory: Path) -> str | None:
+    """Return the error that names the damaged one of the files in ``directory``, which transformers does not; None if all are JSON."""
     try:
-        return load()
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        refuse_own_code(error, directory)
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"The base at {directory} has no usable {kind}: {reason}") from None
+        for path in sorted(
+            path for pattern in _OWN_FILES for path in directory.glob(pattern) if path.suffix == ".json"
+        ):
+            read_json(path, what="The file", finite=False)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def _check_files(directory: Path) -> None:
@@ -104,8 +196,11 @@ def _check_files(directory: Path) -> None:
     """
     # Transformers calls a file that it may not read missing, or does without it.
     check_readable(path for pattern in _FILES for path in directory.glob(pattern))
-    file = directory / _CONFIG
-    config = read_json(file, what="Tokenizer configuration") if is_readable_file(file) else {}
+    for path in (path for pattern in _OWN_FILES for path in directory.glob(pattern)):
+        if path.is_file():
+            check_size(path, what="The file")
+    file = directory / _TOKENIZER_CONFIG
+    config = read_json(file, what="Tokenizer configuration", finite=False) if is_readable_file(file) else {}
     if not isinstance(config, dict):
         return
     versions = config.get("fast_tokenizer_files")

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from rmlora.wording import counted, duration
@@ -62,17 +61,17 @@ class ProgressDisplay:
         if self._console.is_interactive:
             self._bar = Progress(
                 SpinnerColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
-                TextColumn("{task.fields[count]}"),
-                TextColumn("{task.fields[detail]}"),
+                TextColumn("{task.fields[count]}", markup=False),
+                TextColumn("{task.fields[detail]}", markup=False),
                 TimeElapsedColumn(),
                 TextColumn("{task.fields[left]}"),
                 TimeRemainingColumn(elapsed_when_finished=False),
                 console=self._console,
                 transient=True,
             )
-            self._bar.add_task(escape(self._title), total=None, count="", detail="", left="")
+            self._bar.add_task(self._title, total=None, count="", detail="", left="")
             self._bar.start()
         elif not self._console.quiet:
             self._thread = threading.Thread(target=self._print_lines, name="progress", daemon=True)
@@ -121,8 +120,8 @@ class ProgressDisplay:
         self._title = self._title if title is None else title
         if self._bar is not None:
             self._bar.update(
-                self._bar.task_ids[0], description=escape(self._title), completed=self._done, total=self._total or None,
-                count=self._count(), detail=escape(self._detail), left="left" if self._total else "",
+                self._bar.task_ids[0], description=self._title, completed=self._done, total=self._total or None,
+                count=self._count(), detail=self._detail, left="left" if self._total else "",
             )  # fmt: skip
 
     def line(self) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def is_readable_file(path: Path) -> bool:
         InputError: this process may not read it, or may not look into its directory.
     """
     with permissions_named(path):
-        if not path.is_file():
+        if not _is(path, Path.is_file):
             return False
         with open(path, "rb"):
             return True
@@ -32,10 +33,19 @@ def is_readable_directory(path: Path) -> bool:
         InputError: this process may not list it.
     """
     with permissions_named(path):
-        if not path.is_dir():
+        if not _is(path, Path.is_dir):
             return False
         with os.scandir(path):
             return True
+
+
+def _is(path: Path, kind: Callable[[Path], bool]) -> bool:
+    try:
+        return kind(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # so it cannot exist
+            return False
+        raise
 
 
 def check_readable(paths: Iterable[Path]) -> None:

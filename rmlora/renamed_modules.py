@@ -1,4 +1,4 @@
-"""Adapters whose modules have the names of an older transformers, under the names of the current classes."""
+"""Adapters as the current classes of transformers have them: their module names, and which weights are transposed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ __all__ = ["in_memory_names"]
 def in_memory_names(adapter: Adapter, weights: StoredWeights) -> Adapter:
     """Return ``adapter`` with the names of transformers' current classes, if it has those of an older version.
 
-    Adapters for models whose modules transformers 5 renamed (ViT, Swin, …) speak the names that are still on disk.
+    Adapters for models whose modules transformers 5 renamed (ViT, Swin, …) speak the names that are still on disk. Each module
+    also gets the ``fan_in_fan_out`` of its own weight.
     """
+    adapter = _oriented(adapter, weights)
     layout = weights.layout
     if layout is None:
         return adapter
@@ -37,6 +39,15 @@ def in_memory_names(adapter: Adapter, weights: StoredWeights) -> Adapter:
     if modules.keys() == adapter.modules.keys() and saved.keys() == adapter.modules_to_save.keys():
         return adapter
     return replace(adapter, modules=modules, modules_to_save=saved, peft_config=_exact_config(adapter, modules))
+
+
+def _oriented(adapter: Adapter, weights: StoredWeights) -> Adapter:
+    turned = {
+        path: replace(module, fan_in_fan_out=not module.fan_in_fan_out)
+        for path, module in adapter.modules.items()
+        if module.kind == "linear" and weights.is_transposed(module) != module.fan_in_fan_out
+    }
+    return replace(adapter, modules={**adapter.modules, **turned}) if turned else adapter
 
 
 def _exact_config(adapter: Adapter, modules: Mapping[str, LoraModule]) -> dict[str, Any]:

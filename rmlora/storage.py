@@ -20,14 +20,16 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from rmlora.errors import InputError, OutputError, ReadOnlyError, RMLoRAError
+from rmlora.errors import OutputError, ReadOnlyError, RMLoRAError
 from rmlora.exchange import exchange
+from rmlora.json_files import read_json
 from rmlora.readable import permissions_named
 from rmlora.workplace import Workplace, apply_umask, workplace
 
 __all__ = [
     "atomic_directory",
     "atomic_file",
+    "check_changeable",
     "check_writable",
     "locked",
     "read_json",
@@ -121,8 +123,20 @@ def check_writable(target: Path) -> None:
         raise OutputError(f"{target} is a device or pipe, but the output is a file: give a file name.")
     if not target.parent.is_dir():
         raise OutputError(f"{target} cannot be written: {target.parent} is not a directory; create it first.")
-    if not os.access(target.parent, os.W_OK):
+    if not _may_change(target.parent):
         raise ReadOnlyError(f"{target} cannot be written: choose a directory you may write to.")
+
+
+def check_changeable(directory: Path) -> None:
+    """Raise :class:`ReadOnlyError` if this process may not write and delete files in ``directory``, which need not exist."""
+    if directory.is_dir() and not _may_change(directory):
+        raise ReadOnlyError(
+            f"{directory} cannot be changed (Permission denied): change its owner or permissions, or run as its owner."
+        )
+
+
+def _may_change(directory: Path) -> bool:
+    return os.access(directory, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
@@ -133,26 +147,18 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappi
     path.write_bytes(save(dict(tensors), metadata=dict(metadata) if metadata else None))
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` atomically as indented JSON; NaN is refused with ValueError."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+def write_json(path: Path, value: Any, *, allow_nan: bool = False) -> None:
+    """Write ``value`` atomically as indented JSON.
+
+    Args:
+        path: file to write.
+        value: what to write.
+        allow_nan: write NaN and Infinity too, which are no JSON, as transformers does in its configurations; otherwise they
+            are refused with ValueError.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=allow_nan) + "\n"
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def read_json(path: Path, *, what: str) -> Any:
-    """Return the content of a JSON file; ``what`` describes the file in errors.
-
-    Raises:
-        InputError: the file is missing or is not JSON.
-    """
-    try:
-        with permissions_named(path):
-            return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{what} not found: {path} does not exist.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{what} {path} cannot be read as JSON ({error}): restore or re-create it.") from None
 
 
 def sha256_file(path: Path) -> str:

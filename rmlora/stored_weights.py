@@ -17,11 +17,12 @@ from weakref import WeakKeyDictionary
 
 from rmlora.adapter import Adapter, Array, LoraModule
 from rmlora.architecture import architecture_candidates
-from rmlora.checkpoint import Checkpoint
+from rmlora.checkpoint import Checkpoint, values_of
 from rmlora.errors import AdapterError
 from rmlora.naming import find_tensor
 from rmlora.transformers_layout import ModelLayout, model_layout, transformers_can_tell
 from rmlora.weight_parts import Part, parts_from_json, parts_to_json, read_parts
+from rmlora.wording import nearest
 
 __all__ = [
     "WEIGHT_MAP_VERSION",
@@ -37,6 +38,10 @@ WEIGHT_MAP_VERSION = 1
 
 _QUANTIZED_LEAVES = ("qweight", "weight_packed", "weight_scale", "packed_weight", "weight.absmax", "weight_scale_inv")
 """Last parts of tensor names beside or instead of ``weight`` in GPTQ, AWQ, compressed-tensors, bitsandbytes and fp8 checkpoints."""
+
+_CONV1D_MODELS = frozenset(("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"))
+_CONV1D_LEAVES = frozenset(("c_attn", "q_attn", "c_proj", "c_fc"))
+"""Model types with ``Conv1D`` modules, and what these modules are called."""
 
 _layouts: WeakKeyDictionary[Checkpoint, dict[str, ModelLayout | None]] = WeakKeyDictionary()
 _adapters: WeakKeyDictionary[Checkpoint, list[Adapter]] = WeakKeyDictionary()
@@ -103,14 +108,26 @@ class StoredWeights:
         """Return the paths of ``modules`` whose update PEFT computes but no output can depend on.
 
         ``nn.MultiheadAttention`` reads the weight of its ``out_proj`` without calling it, so an update of that module alone has
-        no effect; one of the attention itself updates both projections.
+        no effect; one of the attention itself updates both projections. Some models read weights of modules in the same way.
         """
         found = []
         for path, module in modules.items():
             parent, _, leaf = path.rpartition(".")
-            if leaf == "out_proj" and not module.peft_path and self._is_attention(parent):
+            in_attention = leaf == "out_proj" and not module.peft_path and self._is_attention(parent)
+            if in_attention or (self.layout is not None and path in self.layout.unread):
                 found.append(path)
         return found
+
+    def is_transposed(self, module: LoraModule) -> bool:
+        """Return True if the weight of a linear ``module`` is ``[in, out]``.
+
+        PEFT corrects ``fan_in_fan_out`` module by module, so the saved value is that of the module which came last.
+        """
+        if self.layout is not None and module.parameter in self.layout.shapes:
+            return module.path in self.layout.transposed
+        if _CONV1D_MODELS.isdisjoint(values_of("model_type", self.checkpoint.config)):
+            return module.fan_in_fan_out
+        return module.path.rpartition(".")[2] in _CONV1D_LEAVES
 
     def _is_attention(self, path: str) -> bool:
         if self.layout is not None:
@@ -170,7 +187,13 @@ class StoredWeights:
             )
         last = parameter.split(".")[-2:]
         near = sorted(name for name in self.checkpoint.tensors if name.split(".")[-2:] == last)[:4]
-        hint = f"; the nearest are {', '.join(near)}" if near else ""
+        hint = f"; {nearest(near)}" if near else ""
+        if self.layout is None:
+            return (
+                f"The adapter changes '{parameter}', which {where} does not have under that name{hint}: either this is not the base "
+                "it was made for, or transformers stores or shares the weight under another name. Only transformers knows which: "
+                "use a machine with torch and transformers."
+            )
         return f"The adapter changes '{parameter}', which {where} does not have{hint}: this is not the base it was made for."
 
     def _explain_quantized(self, parameter: str) -> str | None:

@@ -15,9 +15,10 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from rmlora.errors import InputError
+from rmlora.library_calls import library_call
 from rmlora.readable import is_readable_file, permissions_named
 
 __all__ = ["DTYPES", "FLOATING", "TensorFile", "TensorInfo"]
@@ -109,13 +110,14 @@ class TensorFile:
         self.path = Path(path)
         if not is_readable_file(self.path):
             raise InputError(f"{self.path} does not exist: give the path of a safetensors file.")
-        try:
-            with safe_open(self.path, framework="numpy"):
-                pass  # opening checks sizes, overlaps and the header's format
-        except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{self.path} is not a complete safetensors file ({error}): it is corrupt or truncated, fetch it again."
-            ) from None
+
+        def refuse(reason: str) -> InputError:
+            return InputError(
+                f"{self.path} is not a complete safetensors file ({reason}): it is corrupt or truncated, fetch it again."
+            )
+
+        with library_call(refuse), safe_open(self.path, framework="numpy"):
+            pass  # opening checks sizes, overlaps and the header's format
         with open(self.path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))

@@ -15,6 +15,7 @@ from rmlora.adapter_task import complete_labels, task_of
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError, CheckpointError, require
 from rmlora.fingerprint import check_base
+from rmlora.library_calls import library_call
 from rmlora.outputs import problem_type_of
 from rmlora.package import CONFIG_FILE, TENSORS_FILE, load_package, peft_tensors, save_package
 from rmlora.patterns import check_selection
@@ -82,13 +83,16 @@ def load_task_model(
         "output_loading_info": True,
         **from_pretrained,
     }
-    try:
-        with quiet_transformers():  # new heads are reported by new_modules instead
+
+    def refuse(reason: str) -> CheckpointError:
+        return CheckpointError(f"The base at {base} cannot be loaded for {task.name}: {reason}.")
+
+    with library_call(refuse), quiet_transformers():  # new heads are reported by new_modules instead
+        try:
             model, info = auto.from_pretrained(base, **options)
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
-        refuse_own_code(error, base)
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"The base at {base} cannot be loaded for {task.name}: {reason}") from None
+        except (ValueError, OSError) as error:
+            refuse_own_code(error, base)
+            raise
     mismatched = {str(entry[0]) for entry in info.get("mismatched_keys", ())}
     new_tensors = {str(name) for name in info.get("missing_keys", ())} | mismatched
     task.inputs.prepare_model(model)
@@ -98,7 +102,8 @@ def load_task_model(
 def _auto_class(base: Path, task: Task) -> str:
     """Return the Auto class that builds the model: of a model with encoder and decoder, only the encoder makes vectors."""
     config = Checkpoint(base).config
-    if task.auto_class == "AutoModel" and config.get("is_encoder_decoder"):
+    encoder_alone = any(str(name).endswith("EncoderModel") for name in config.get("architectures") or ())
+    if task.auto_class == "AutoModel" and (encoder_alone or config.get("is_encoder_decoder")):
         from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
 
         if config.get("model_type") in MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES:
@@ -160,12 +165,13 @@ def load_adapted(
     check_selection(adapter.peft_config, names, source=f"{adapter_path}/{CONFIG_FILE}")
     with quiet_transformers(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        try:
-            with _as_peft_reads_it(adapter, read, adapter_path) as directory:
-                model = PeftModel.from_pretrained(loaded.model, str(directory))
-        except (ValueError, RuntimeError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise AdapterError(f"The adapter {adapter_path} does not fit the base at {base}: {reason}") from None
+        with (
+            _as_peft_reads_it(adapter, read, adapter_path) as directory,
+            library_call(
+                lambda reason: AdapterError(f"The adapter {adapter_path} does not fit the base at {base}: {reason}.")
+            ),
+        ):
+            model = PeftModel.from_pretrained(loaded.model, str(directory))
     for warning in caught:
         if "missing adapter keys" in str(warning.message).lower():
             raise AdapterError(f"The adapter {adapter_path} leaves part of the model unadapted: {warning.message}")
@@ -192,6 +198,11 @@ def _apply_rank_masks(model: PeftModel, adapter: Adapter) -> None:
 
     layers = dict(model.get_base_model().named_modules())
     for path, module in adapter.modules.items():
+        if not hasattr(layers.get(path), "lora_A"):
+            raise AdapterError(
+                f"{adapter.source} stores an update of '{path}', but {CONFIG_FILE} does not list that module in "
+                "target_modules, so PEFT leaves it out: the two files are not of the same adapter."
+            )
         if module.rank_mask is None:
             continue
         layer = layers[module.peft_path or path]
@@ -207,7 +218,7 @@ def quiet_transformers() -> Iterator[None]:
     """Silence transformers' progress bars and warnings; errors are still raised."""
     from transformers import logging
 
-    level = logging.get_verbosity()
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -216,4 +227,5 @@ def quiet_transformers() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(level)
-        logging.enable_progress_bar()
+        if bars:
+            logging.enable_progress_bar()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
@@ -44,6 +45,10 @@ class ModelLayout:
     """Paths of ``nn.MultiheadAttention`` modules."""
     groups: Mapping[str, int] = field(default_factory=dict)
     """Path of a grouped convolution → number of groups."""
+    transposed: frozenset[str] = frozenset()
+    """Paths of ``Conv1D`` modules, whose weight is ``[in, out]``."""
+    unread: frozenset[str] = frozenset()
+    """Paths of modules that the model never calls: it reads their weight itself, so PEFT's update has no effect."""
     optional: tuple[str, ...] = ()
     """Patterns of parameters that the class allows to be missing."""
     reads_tie: bool = False
@@ -102,6 +107,8 @@ def model_layout(config: Mapping[str, Any], architecture: str, tensors: Mapping[
         _saved_names(model, transforms, state, [name for name in shapes if name not in parts]),
         _attention_modules(model),
         _grouped_convolutions(model),
+        _conv1d_modules(model),
+        _unread_modules(model),
         tuple(getattr(model, "_keys_to_ignore_on_load_missing", None) or ()),
         _reads_tie(model),
     )
@@ -156,9 +163,9 @@ def _place(
     parts: dict[str, tuple[Part, ...]] = {}
     groups: dict[str, tuple[Any, list[tuple[str, str]]]] = {}
     unused: list[str] = []
-    added = ""
+    added, known = "", dict(state)
     for stored in sorted(tensors, key=dot_natural_key):
-        name, pattern = rename_source_key(stored, renamings, converters, prefix, dict(state))
+        name, pattern = rename_source_key(stored, renamings, converters, prefix, known)
         if name not in state and stored in state:
             name, pattern = stored, None
         if name.startswith(f"{prefix}.") and not stored.startswith(f"{prefix}."):
@@ -184,10 +191,10 @@ def _saved_names(model: Any, transforms: list[Any], state: Mapping[str, Any], na
     legacy = ("LayerNorm.gamma", "LayerNorm.beta", ".weight_g", ".weight_v")
     usual = [item for item in forward if not isinstance(item, PrefixChange) and item.source_patterns[0] not in legacy]
     backward: list[Any] = [item.reverse_transform() for item in reversed(usual)]
-    found = {}
+    found, known = {}, dict(state)
     for name in names:
         saved, _ = rename_source_key(name, backward, [], reverse=True)
-        loaded, pattern = rename_source_key(saved, forward, converters, model.base_model_prefix, dict(state))
+        loaded, pattern = rename_source_key(saved, forward, converters, model.base_model_prefix, known)
         if saved != name and loaded == name and pattern is None:
             found[name] = saved
     return found
@@ -279,6 +286,34 @@ def _grouped_convolutions(model: Any) -> dict[str, int]:
         for name, module in model.named_modules()
         if getattr(module, "groups", 1) not in (1, None) and hasattr(module, "kernel_size")
     }
+
+
+def _conv1d_modules(model: Any) -> frozenset[str]:
+    from transformers.pytorch_utils import Conv1D
+
+    return frozenset(name for name, module in model.named_modules() if isinstance(module, Conv1D))
+
+
+def _unread_modules(model: Any) -> frozenset[str]:
+    """Return the modules of which the model's source only reads the weight, as WavLM's attention and LayoutLMv3's biases."""
+    import inspect
+
+    sources: dict[str, str] = {}
+    found = set()
+    for name, _ in model.named_modules():
+        parent, _, leaf = name.rpartition(".")
+        home = type(model.get_submodule(parent)).__module__
+        if home.startswith("torch."):  # nn.MultiheadAttention has a rule of its own
+            continue
+        if home not in sources:
+            try:
+                sources[home] = inspect.getsource(sys.modules[home])
+            except (OSError, TypeError, KeyError):
+                sources[home] = ""
+        used = re.findall(rf"\.{leaf}\b(\.weight\b|\.bias\b|\s*=[^=])?", sources[home]) if leaf.isidentifier() else []
+        if ".weight" in used and "" not in used:
+            found.add(name)
+    return frozenset(found)
 
 
 def _reads_tie(model: Any) -> bool:

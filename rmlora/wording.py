@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["counted", "duration", "numbers"]
+from collections.abc import Sequence
+
+__all__ = ["counted", "duration", "nearest", "numbers"]
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
@@ -25,6 +27,11 @@ def duration(seconds: float) -> str:
         return f"{whole // 60} min {whole % 60} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def nearest(names: Sequence[str]) -> str:
+    """Return ``the nearest is a`` or ``the nearest are a, b``; an empty text for no names."""
+    return f"the nearest {'is' if len(names) == 1 else 'are'} {', '.join(names)}" if names else ""
 
 
 def numbers(values: list[int], most: int = 8) -> str:

@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from rmlora.errors import ReadOnlyError
+
 __all__ = ["Workplace", "apply_umask", "clean_abandoned", "workplace"]
 
 _MARK = ".partial-"
@@ -46,7 +48,11 @@ class Workplace:
         return self.path / f"{self.target.name}.previous"
 
     def settle(self) -> None:
-        """Put the old result back if it was not replaced, and delete everything else."""
+        """Put the old result back if it was not replaced, and delete everything else.
+
+        Raises:
+            ReadOnlyError: the old result belongs to another user.
+        """
         try:
             self._settle()
         except KeyboardInterrupt:  # Ctrl-C, while the result of a command is cleaned up
@@ -55,7 +61,13 @@ class Workplace:
 
     def _settle(self) -> None:
         if os.path.lexists(self.previous) and not os.path.lexists(self.target):
-            os.rename(self.previous, self.target)
+            try:
+                os.rename(self.previous, self.target)
+            except PermissionError:
+                raise ReadOnlyError(
+                    f"{self.previous} is the old {self.target.name}, which a killed run of another user has set aside: give "
+                    "the command again as that user, or move it back."
+                ) from None
         shutil.rmtree(self.path, ignore_errors=True)
 
 
@@ -79,6 +91,7 @@ def workplace(target: Path) -> Iterator[Workplace]:
 
     Raises:
         OSError: it cannot be made.
+        ReadOnlyError: a killed run of another user has set the old result aside.
     """
     clean_abandoned(target)
     path, lock = _make(target)

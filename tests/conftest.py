@@ -25,6 +25,21 @@ settings.register_profile("project", deadline=None, derandomize=True, print_blob
 settings.load_profile("project")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option with which ``make architectures`` selects the cases that ``make test`` leaves out."""
+    parser.addoption("--all-architectures", action="store_true", help="also run tests marked 'rare'")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect tests marked ``rare`` unless they are asked for; pytest's summary counts them."""
+    if config.getoption("all_architectures"):
+        return
+    rare = [item for item in items if item.get_closest_marker("rare")]
+    if rare:
+        config.hook.pytest_deselected(items=rare)
+        items[:] = [item for item in items if item not in rare]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def private_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep converted bases, recorded directories and datasets of a test run out of the user's cache."""

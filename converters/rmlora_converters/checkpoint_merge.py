@@ -99,7 +99,7 @@ def merge_checkpoint(
             nbytes=plan.nbytes,
             base_fingerprint=fingerprint,
         )
-        write_json(directory / CONFIG_NAME, plan.config)
+        write_json(directory / CONFIG_NAME, plan.config, allow_nan=True)
         _write_index(checkpoint, plan, directory)
         write_provenance(directory, checkpoint.path, adapter, report)
     if report.worst_loss > LOSS_WARNING:

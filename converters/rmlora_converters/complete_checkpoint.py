@@ -46,7 +46,7 @@ def check_complete(
     """
     if weights.layout is None:
         _check_by_index(weights, adapter, new)
-        return config
+        return _with_labels_of_tokens(config, adapter)
     layout = _layout(weights.layout.architecture, config, tensors, weights)
     if mismatched := _mismatched(layout, tensors):
         config = _with_labels_of_head(config, layout, mismatched, tensors)
@@ -118,11 +118,23 @@ def _with_labels_of_head(
     if len(heads) != 1:
         return config
     (count,) = heads
+    return _with_numbered_labels(config, count)
+
+
+def _with_labels_of_tokens(config: dict[str, Any], adapter: Adapter) -> dict[str, Any]:
+    """Return ``config`` with as many labels as the head of an adapter that labels tokens; other heads say it themselves."""
+    if adapter.peft_config.get("task_type") != "TOKEN_CLS":
+        return config
+    scores = TASKS["text-classification"].outputs
+    count = scores.count(adapter, config)
+    return config if count is None or count == len(scores.labels_in(config)) else _with_numbered_labels(config, count)
+
+
+def _with_numbered_labels(config: dict[str, Any], count: int) -> dict[str, Any]:
     names = [f"LABEL_{index}" for index in range(count)]
     labels = {"id2label": {str(index): name for index, name in enumerate(names)}}
     changed = {**config, **labels, "label2id": {name: index for index, name in enumerate(names)}}
-    changed.pop("num_labels", None)
-    return changed
+    return {**changed, "num_labels": count} if "num_labels" in changed else changed
 
 
 def _check_by_index(weights: StoredWeights, adapter: Adapter, new: Mapping[str, Array]) -> None:

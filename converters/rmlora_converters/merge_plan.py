@@ -212,6 +212,7 @@ def set_labels(config: dict[str, Any], adapter: Adapter) -> None:
     if labels:
         config["id2label"] = {str(index): label for index, label in enumerate(labels)}
         config["label2id"] = {label: index for index, label in enumerate(labels)}
-        config.pop("num_labels", None)
+        if "num_labels" in config:  # some classes have a default of their own, which would count if this were removed
+            config["num_labels"] = len(labels)
     if (kind := problem_type_of(adapter, config)) != config.get("problem_type"):
         config["problem_type"] = kind

@@ -76,10 +76,6 @@ def _sum(path: str, parts: Sequence[tuple[LoraModule, float]]) -> LoraModule:
                 f"'{path}' has {first.A.shape[1]} inputs and {first.B.shape[0]} outputs in one adapter and "
                 f"{module.A.shape[1]} and {module.B.shape[0]} in another: they were made for different bases."
             )
-        if module.fan_in_fan_out != first.fan_in_fan_out:
-            raise AdapterError(
-                f"'{path}' is fan_in_fan_out in only some of the adapters: they were made for different bases."
-            )
     A = np.concatenate([module.A for module, _ in parts])  # noqa: N806 - the paper's symbol
     B = np.concatenate([np.float32(weight * module.scale) * module.B for module, weight in parts], axis=1)  # noqa: N806
     return with_factors(first, A, B)

@@ -5,22 +5,64 @@ PEFT adds an update to one module alone, so a merged checkpoint that computes th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from rmlora.adapter import Adapter
-from rmlora.checkpoint import EMBEDDING_NAMES
+from rmlora.architecture import architecture_candidates
+from rmlora.checkpoint import EMBEDDING_NAMES, Checkpoint, values_of
 from rmlora.errors import AdapterError
 from rmlora.stored_weights import StoredWeights
 from rmlora.weight_parts import Part
 
-__all__ = ["Untying", "untie"]
+__all__ = ["OTHER_OUTPUT_LAYERS", "Untying", "untie"]
 
 _WITHOUT_OUTPUT = ("Model", "Classification", "QuestionAnswering", "MultipleChoice")
-"""Endings of class names whose models have no output layer over the vocabulary."""
+"""Endings of class names whose models have no output layer over the vocabulary, unless the name ends with one of these:"""
+
+_WITH_OUTPUT = ("HeadModel", "HeadsModel", "MTModel", "DecoderModel")
+
+_TASKS_WITHOUT_OUTPUT = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
+"""PEFT's task types whose models have no such layer."""
+
+OTHER_OUTPUT_LAYERS = frozenset(
+    [
+        "bert",
+        "bert-generation",
+        "big_bird",
+        "bigbird_pegasus",
+        "biogpt",
+        "blt",
+        "camembert",
+        "data2vec-text",
+        "electra",
+        "ernie",
+        "git",
+        "gpt_neox_japanese",
+        "megatron-bert",
+        "modernbert-decoder",
+        "prophetnet",
+        "reformer",
+        "rembert",
+        "roberta",
+        "roberta-prelayernorm",
+        "roc_bert",
+        "roformer",
+        "rwkv",
+        "trocr",
+        "whisper",
+        "xlm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xlnet",
+        "xmod",
+        "flaubert",
+    ]
+)
+"""Model types whose language models call their output layer otherwise than ``lm_head``, or share more than one pair."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +93,9 @@ def untie(weights: StoredWeights, adapter: Adapter) -> Untying:
     Raises:
         AdapterError: it is not known whether the changed weight is shared.
     """
-    changed = {module.parameter for module in adapter.modules.values()} | set(adapter.modules_to_save)
     if weights.layout is None and not weights.recorded_ties:
-        return _untie_by_name(weights, adapter, changed)
+        return _untie_by_name(weights, adapter)
+    changed = {module.parameter for module in adapter.modules.values()} | set(adapter.modules_to_save)
     apart = [name for name in sorted(changed) if _is_apart(weights, adapter, name)]
     if not apart:
         return Untying()
@@ -87,35 +129,59 @@ def _is_output(name: str) -> bool:
     return any(part in name for part in ("lm_head", "decoder.weight", "vocab_projector", "embed_out", "lm_predictions"))
 
 
-def _untie_by_name(weights: StoredWeights, adapter: Adapter, changed: set[str]) -> Untying:
+def _untie_by_name(weights: StoredWeights, adapter: Adapter) -> Untying:
     """Untie what can be recognized without transformers: the output layer of a causal language model.
 
     Raises:
-        AdapterError: the model has another output layer, which may share the changed weight.
+        AdapterError: a changed weight has one row per token, and it is not known with which other layers the model shares it.
     """
-    checkpoint = weights.checkpoint
-    embeddings = {name for name in changed if name.endswith(EMBEDDING_NAMES)}
-    tie = checkpoint.tied_output
-    outputs = {name for name in changed if tie and name == f"{tie.layer}.weight"}
-    if not embeddings and not outputs:
+    config = weights.checkpoint.config
+    words = _word_weights(adapter, config)
+    if not words:
         return Untying()
     task = adapter.peft_config.get("task_type")
-    architecture = str(
-        adapter.metadata.get("architecture") or next(iter(checkpoint.config.get("architectures") or []), "")
-    )
-    if task in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION") or (
-        task is None and architecture.endswith(_WITHOUT_OUTPUT)
-    ):
-        return Untying()
-    if tie is None and not checkpoint.config.get("tie_word_embeddings", True):
-        return Untying()
-    if task == "CAUSAL_LM" or architecture.endswith(("ForCausalLM", "LMHeadModel")):
-        if tie is None:
+    named = [name for name in architecture_candidates(config, adapter) if not name.startswith("Auto")]
+    architecture = next(iter(named), "")
+    if not _has_two_halves(config, architecture, words):
+        if task in _TASKS_WITHOUT_OUTPUT or (task is None and _has_no_output(architecture)):
             return Untying()
-        name = f"{tie.layer}.weight"
-        own = {} if name in checkpoint.tensors else {name: (Part(tie.embedding),)}
-        return Untying(tie.layer, own)
+        if task == "CAUSAL_LM" or architecture.endswith(("ForCausalLM", "LMHeadModel")):
+            if not _says_tied(weights.checkpoint):
+                return Untying()
+            tie = weights.checkpoint.tied_output
+            if tie is not None and config.get("model_type") not in OTHER_OUTPUT_LAYERS:
+                name = f"{tie.layer}.weight"
+                own = {} if name in weights.checkpoint.tensors else {name: (Part(tie.embedding),)}
+                return Untying(tie.layer, own)
     raise AdapterError(
-        f"The adapter changes '{min(embeddings | outputs)}', which {architecture or 'the model'} may share with another layer, "
+        f"The adapter changes '{min(words)}', which {architecture or 'the model'} may share with another layer, "
         "and only transformers knows with which: merge on a machine with torch and transformers."
     )
+
+
+def _has_no_output(architecture: str) -> bool:
+    return architecture.endswith(_WITHOUT_OUTPUT) and not architecture.endswith(_WITH_OUTPUT)
+
+
+def _word_weights(adapter: Adapter, config: Mapping[str, Any]) -> set[str]:
+    """Return the changed parameters that have one row per token: input embeddings and output layers."""
+    sizes = set(values_of("vocab_size", config))
+    updated = {
+        module.parameter: module.lora_A.shape[1] if module.kind == "embedding" else module.lora_B.shape[0]
+        for module in adapter.modules.values()
+        if module.kind != "conv"
+    }
+    saved = {name: array.shape[0] for name, array in adapter.modules_to_save.items() if array.ndim == 2}
+    return {name for name, rows in (updated | saved).items() if rows in sizes or name.endswith(EMBEDDING_NAMES)}
+
+
+def _has_two_halves(config: Mapping[str, Any], architecture: str, words: Collection[str]) -> bool:
+    """Return True if encoder and decoder may share their embeddings, in models of any task."""
+    named = any(name.endswith(("shared.weight", "encoder.embed_tokens.weight")) for name in words)
+    return named or "EncoderDecoder" in architecture or any(values_of("is_encoder_decoder", config))
+
+
+def _says_tied(checkpoint: Checkpoint) -> bool:
+    """Return True if a causal language model may share its embedding with its output layer."""
+    said = list(values_of("tie_word_embeddings", checkpoint.config))
+    return any(said) if said else "lm_head.weight" not in checkpoint.tensors

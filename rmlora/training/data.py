@@ -157,6 +157,7 @@ def load_split(
         input_column: [row for row in rows if task.inputs.is_empty(inputs[row])],
         label_column: [row for row in rows if labels[row] is None],
     }
+    _refuse_other_values(empty[input_column], table, input_column, source)
     notes = list(table.notes)
     if any(empty.values()):
         notes.append(_left_out(empty, table, source, reading))
@@ -164,7 +165,7 @@ def load_split(
     kept = [row for row in rows if row not in left_out]
     if not kept:
         raise InputError(f"{source} has no row with both '{input_column}' and '{label_column}': check the columns.")
-    if others := [name for name in table.columns if name not in (input_column, label_column)]:
+    if others := [name for name in table.columns if name and name not in (input_column, label_column)]:
         notes.append(f"Columns of {source} that are not used: {some_of(others)}.")
     return LabeledData(
         [task.inputs.locate(inputs[row], source) for row in kept],
@@ -195,6 +196,27 @@ def _column(
             "or join them into one column."
         )
     return found[0]
+
+
+def _refuse_other_values(rows: Sequence[int], table: Table, column: str, source: str) -> None:
+    """Raise :class:`InputError` if a cell that holds no input holds something else: that is no row to leave out."""
+    for row in rows:
+        value = table.columns[column][row]
+        kind = next((words for types, words in _OTHER_VALUES if isinstance(value, types)), None)
+        if kind is not None and value == value:  # NaN, with which tools fill empty cells, is not
+            raise InputError(
+                f"{table.unit.capitalize()} {table.numbers([row])[0]} of {source} has {kind} in '{column}', where a text belongs: "
+                "write it as one text."
+            )
+
+
+_OTHER_VALUES: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    (bool, "true or false"),
+    ((int, float), "a number"),
+    (list, "a list"),
+    (dict, "an object"),
+)
+"""Types of values that are no inputs → what they are called."""
 
 
 def _left_out(empty: dict[str, list[int]], table: Table, source: str, reading: Reading | None) -> str:

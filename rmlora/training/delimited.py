@@ -37,6 +37,8 @@ def read_delimited(path: Path, wanted: Collection[str], text: str) -> Table:
     Raises:
         InputError: a line does not fit the header.
     """
+    if not text.strip():
+        raise InputError(f"{path} is empty: there is nothing to train on.")
     csv.field_size_limit(_LONGEST_CELL)
     first, _, rest = text.partition("\n")
     declared = re.fullmatch(r"sep=([,;|\t])\r?", first)  # Excel's own line

@@ -36,6 +36,8 @@ def claim_run(run_dir: Path, identity: dict[str, Any], *, resume: bool) -> Path 
     found = is_readable_file(settings)
     if found and resume:
         before = read_json(settings, what="Settings of the interrupted run")
+        if not isinstance(before, dict):
+            raise ConfigError(f"{settings} holds no settings: it is damaged, start over with --no-resume.")
         changed = sorted(key for key in {*before, *identity} if before.get(key) != identity.get(key))
         if changed:
             raise ConfigError(

@@ -17,6 +17,8 @@ __all__ = ["RunParts"]
 _FILE = "parts.json"
 _INTERVAL = 1.0
 """Seconds between two writes at least."""
+_MOST_SECONDS = 1e10
+"""Three hundred years: a longer time is damage."""
 
 
 class RunParts(TrainerCallback):
@@ -66,5 +68,7 @@ def _read(file: Path) -> list[float]:
         content = read_json(file, what="Durations of the run")
     except InputError:
         return []
-    valid = isinstance(content, list) and all(isinstance(value, int | float) for value in content)
+    valid = isinstance(content, list) and all(
+        isinstance(value, int | float) and 0 <= value < _MOST_SECONDS for value in content
+    )
     return [float(value) for value in content] if valid else []

@@ -93,6 +93,8 @@ class TrainSettings:
         if task.not_trained is not None:
             raise ConfigError(task.not_trained)
         object.__setattr__(self, "output", Path(self.output))
+        if not self.output.name:
+            raise ConfigError(f"The output '{self.output}' has no name: give a new directory with --output.")
         run_dir = Path(self.run_dir) if self.run_dir else self.output.with_name(self.output.name + ".run")
         object.__setattr__(self, "run_dir", run_dir)
         for name in ("batch_size", "gradient_accumulation", "max_length", "image_size", "save_steps"):

@@ -6,6 +6,8 @@ import codecs
 from pathlib import Path
 
 from rmlora.errors import ConfigError, InputError, is_installed
+from rmlora.json_files import check_file
+from rmlora.readable import permissions_named
 
 __all__ = ["read_text"]
 
@@ -17,6 +19,8 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 """Byte order mark → encoding; UTF-32's first, because UTF-16's is its beginning."""
+_MAX_BYTES = 1 << 30
+"""Largest file of text, all of which is in memory at once."""
 _SAMPLE = 1 << 20
 """Bytes from which an encoding is guessed."""
 _PIECE = 200
@@ -40,8 +44,14 @@ def read_text(path: Path, encoding: str | None = None, *, flag: bool = True) -> 
         InputError: the file cannot be read, or is not in this encoding.
         ConfigError: there is no such encoding.
     """
+    size = check_file(path, what="Data").st_size
+    if size > _MAX_BYTES:
+        raise InputError(
+            f"{path} has {size:,} bytes, and at most {_MAX_BYTES:,} of text are read: convert it to parquet."
+        )
     try:
-        content = path.read_bytes()
+        with permissions_named(path):
+            content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
     marked = next((name for mark, name in _MARKS.items() if content.startswith(mark)), None)

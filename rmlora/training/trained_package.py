@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rmlora.config import RMLoRAConfig
 from rmlora.package import load_package, write_metadata
+from rmlora.processors import save_processor
 from rmlora.spectrum import adapter_spectrum
 from rmlora.storage import atomic_directory, write_json
 from rmlora.tasks import Task
@@ -41,7 +42,7 @@ def save_adapter_files(model: PeftModel, task: Task, directory: Path, *, base_na
     model.save_pretrained(str(directory), save_embedding_layers=False)
     (directory / "README.md").unlink(missing_ok=True)  # PEFT's model card is an empty form
     if task.inputs.packs_processor:
-        processor.save_pretrained(directory)
+        save_processor(processor, directory, source=base_name)
 
 
 def write_trained_package(

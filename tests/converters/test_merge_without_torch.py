@@ -13,12 +13,13 @@ from safetensors.numpy import load_file
 from rmlora.checkpoint import Checkpoint
 from rmlora.package import load_package, write_metadata
 from rmlora.stored_weights import recorded_weight_map, stored_weights
+from rmlora_converters.tied_weights import OTHER_OUTPUT_LAYERS
 from tests.helpers.cli import Finished, run_process
-from tests.helpers.merge_cases import CAUSAL, CLASSIFIERS, IMAGES, MLM, Case, edit, make
+from tests.helpers.merge_cases import CAUSAL, CLASSIFIERS, IMAGES, MLM, SEQ2SEQ, Case, edit, load_complete, make
 
 T: Any = transformers
 ABSENT = ("torch", "torchvision", "peft", "accelerate")
-CASES = {case.name: case for case in [*MLM, *CAUSAL, *CLASSIFIERS, *IMAGES]}
+CASES = {case.name: case for case in [*MLM, *CAUSAL, *SEQ2SEQ, *CLASSIFIERS, *IMAGES]}
 
 
 def merge_both(base: Path, adapter: Path, directory: Path) -> tuple[Finished, Path, Path]:
@@ -50,7 +51,18 @@ def test_the_record_of_a_package_replaces_transformers(name: str, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "name", ["swin", "vit-headless", "llama-tied", "llama-headless", "gpt2-head", "roberta-headless"]
+    "name",
+    [
+        "swin",
+        "vit-headless",
+        "llama-tied",
+        "llama-headless",
+        "gpt2-head",
+        "gpt2-linear-head",
+        "roberta-headless",
+        "pvt",
+        "linear-and-transposed",
+    ],
 )
 def test_common_names_are_understood_without_a_record(name: str, tmp_path: Path) -> None:
     base, adapter, _ = make(CASES[name], tmp_path)
@@ -72,8 +84,18 @@ def test_a_layer_norm_under_its_old_name_is_replaced(tmp_path: Path) -> None:
     assert equal(left, right)
 
 
-def test_an_output_layer_that_is_not_recognized_is_refused(tmp_path: Path) -> None:
-    base, adapter, _ = make(CASES["bert-mlm"], tmp_path)
+def test_the_labels_of_a_head_for_tokens_are_counted(tmp_path: Path) -> None:
+    base, adapter, model_class = make(CASES["t5-tokens"], tmp_path)
+    done, _, merged = merge_both(base, adapter, tmp_path)
+    assert done.code == 0, done.stderr
+    assert load_complete(model_class, merged).config.num_labels == 4
+
+
+@pytest.mark.parametrize(
+    "name", ["bert-mlm", "bert-causal", "flaubert", "encoder-decoder-embeddings", "bart-embeddings", "t5"]
+)
+def test_an_output_layer_that_is_not_recognized_is_refused(name: str, tmp_path: Path) -> None:
+    base, adapter, _ = make(CASES[name], tmp_path)
     done = run_process("merge", base, adapter, "-o", tmp_path / "out", without=ABSENT)
     assert done.code != 0
     assert "may share with another layer" in done.stderr and "a machine with torch and transformers" in done.stderr
@@ -85,6 +107,7 @@ def test_a_name_that_is_not_understood_is_refused(tmp_path: Path) -> None:
     done = run_process("merge", base, adapter, "-o", tmp_path / "out", without=ABSENT)
     assert done.code != 0
     assert "Traceback" not in done.stderr
+    assert "Only transformers knows which: use a machine with torch" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -105,3 +128,13 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     done = run_process("merge", base, adapter, "-o", tmp_path / "out", without=ABSENT)
     assert done.code != 0
     assert "weight_map in rmlora.json" in done.stderr and "is damaged" in done.stderr
+
+
+def test_every_language_model_with_another_output_layer_is_known() -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    for model_type, names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
+        for name in [names] if isinstance(names, str) else names:
+            tied = getattr(getattr(T, name, None), "_tied_weights_keys", None)
+            if tied and set(tied) != {"lm_head.weight"}:
+                assert model_type in OTHER_OUTPUT_LAYERS or model_type == "gpt_neox", (model_type, tied)

@@ -88,13 +88,25 @@ def test_the_graph_pools_as_pytorch_does(
         np.testing.assert_allclose(got[row], alone, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_vectors_that_the_exporter_pooled_are_normalized_as_asked(normalize: bool) -> None:
+    ready = graph({EMBEDDING_NAME: ["rows", WIDTH]})
+    for value in ready.graph.inputs:
+        value.shape = ir.Shape(["rows"])  # one token per text: what is looked up is the text's vector
+    insert_pooling(ready, Pooling(normalize=normalize))
+    ids = np.array([3, 8, 20])
+    got = embeddings(ready, ids, np.ones_like(ids))
+    lengths = np.linalg.norm(TABLE[ids], axis=-1, keepdims=True)
+    np.testing.assert_allclose(got, TABLE[ids] / (lengths if normalize else 1.0), rtol=1e-5)
+
+
 def test_the_embedding_output_is_found_in_graphs_of_any_exporter() -> None:
     tokens: list[str | int] = ["rows", "tokens", WIDTH]
     pooler: list[str | int] = ["rows", WIDTH]
     assert keep_answer(graph({"pooler_output": pooler, "last_hidden_state": tokens})).name == "last_hidden_state"
     assert keep_answer(graph({"output_1": pooler, "output_0": tokens})).name == "output_0"
     ready = graph({"token_embeddings": tokens, EMBEDDING_NAME: pooler})
-    insert_pooling(ready, Pooling())
+    insert_pooling(ready, Pooling(normalize=False))
     assert [node.op_type for node in ready.graph] == ["Gather"]  # pooled by its exporter already
     alone = graph({"pooled": pooler})
     assert keep_answer(alone).name == EMBEDDING_NAME

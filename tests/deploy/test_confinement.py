@@ -20,12 +20,14 @@ from rmlora.errors import InputError
 from rmlora.package import load_package
 from rmlora.pooling import read_pooling
 from rmlora.processors import load_tokenizer
-from rmlora.storage import write_json
+from rmlora.storage import sha256_file, write_json
 from rmlora_converters.graph.files.model_file import load_model
 from rmlora_converters.side_files import copy_side_files
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.changes import PENDING_FILE
+from rmlora_deploy.runtime.providers import create_session
 from tests.helpers.cli import ROOT, fails, run, tokenizer
+from tests.helpers.handmade import word_bundle
 from tests.helpers.models import adapt, build, lora_config, save_adapter
 
 OUTSIDE = "which is not a path inside|which is a link that leads out of"
@@ -146,8 +148,36 @@ def test_external_weights_of_graphs(tmp_path: Path, victim: Path, trick: str, pl
     directory = tmp_path / "graph"
     directory.mkdir()
     save_graph(directory / "m.onnx", TRICKS[trick](directory, victim), place)
-    with pytest.raises(InputError, match=OUTSIDE):
-        load_model(directory / "m.onnx")
+    for read in (load_model, create_session):
+        with pytest.raises(InputError, match=OUTSIDE):
+            read(directory / "m.onnx")
+
+
+def test_weights_that_the_manifest_does_not_list(tmp_path: Path) -> None:
+    words = word_bundle(tmp_path / "words")
+    onnx.save(
+        onnx.load(words / "model.onnx"),
+        words / "model.onnx",
+        save_as_external_data=True,
+        location="w",
+        size_threshold=64,
+    )
+    manifest = json.loads((words / "manifest.json").read_text())
+    listed = {name: sha256_file(words / name) for name in ("model.onnx", "w")}
+    write_json(words / "manifest.json", {**manifest, "model": {**manifest["model"], "files": listed}})
+    assert run("predict", words, "w1").code == 0
+    del listed["w"]
+    write_json(words / "manifest.json", {**manifest, "model": {**manifest["model"], "files": listed}})
+    fails(3, "keeps its weights in w, which manifest.json does not list", "predict", words, "w1")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", "a b", "a\n", "\x1b[2J", "a" * 101, "[/x]"])
+def test_names_of_adapters_in_manifests_are_those_that_can_be_given(bundle: Path, name: str) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    adapters = manifest["adapters"]
+    write_json(bundle / "manifest.json", {**manifest, "adapters": {name: adapters["near"], "far": adapters["far"]}})
+    fails(3, "cannot name an adapter", "adapter", "list", bundle)
+    fails(3, "cannot name an adapter", "serve", bundle, "--port", "0")
 
 
 def save_graph(path: Path, location: str, place: str) -> None:

@@ -207,6 +207,35 @@ def test_files_given_on_the_command_line(readable: Path, words: list[str]) -> No
         fails(3, f"Permission denied: this user may not read {text}", *filled)
 
 
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only the superuser can be several users")
+def test_what_a_killed_run_of_another_user_left_is_named(readable: Path) -> None:
+    readable.chmod(0o777)
+    words = ("compress", readable / "adapter", "--rank", "1", "-o", readable / "out")
+    abandoned = readable / ".out.partial-0123456789ab"
+    (abandoned / "out").mkdir(parents=True)
+    with another_user():
+        assert run(*words).code == 0, "an unfinished result stops nobody"
+    shutil.move(readable / "out", abandoned / "out.previous")
+    with another_user():
+        fails(
+            8, f"{abandoned / 'out.previous'} is the old out, which a killed run of another user has set aside", *words
+        )
+    assert run(*words, "--overwrite").code == 0
+    assert not list(readable.glob(".out.partial-*"))
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only the superuser can be several users")
+def test_a_change_that_cannot_be_completed_is_not_begun(readable: Path) -> None:
+    bundle = readable / "bundle"
+    before = (bundle / "manifest.json").read_bytes()
+    bundle.chmod(0o777)  # but its directory "adapters" is not
+    with another_user():
+        for words in (("remove", bundle, "a"), ("add", bundle, f"b={readable / 'adapter'}")):
+            fails(8, f"{bundle / 'adapters'} cannot be changed (Permission denied)", "adapter", *words)
+    assert (bundle / "manifest.json").read_bytes() == before
+    assert sorted(path.name for path in bundle.glob(".*")) == []
+
+
 def test_a_manifest_holds_no_paths_of_the_machine(readable: Path) -> None:
     text = (readable / "bundle" / "manifest.json").read_text()
     assert str(readable) not in text and str(readable.parent) + "/" not in text

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.transformers import optimizer
 from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -113,6 +113,33 @@ def _fused(path: Path) -> None:
     made.save_model_to_file(str(path))
 
 
+def _fused_but_embedding(path: Path) -> None:
+    options = optimizer.FusionOptions("bert")
+    options.enable_embed_layer_norm = False  # so that the tokens of each row are counted by a node of their own
+    made = optimizer.optimize_model(
+        str(path), "bert", num_heads=2, hidden_size=16, opt_level=1, optimization_options=options
+    )
+    assert made.get_fused_operator_statistics()["Attention"] == 2
+    made.save_model_to_file(str(path))
+
+
+def _stored_as(dtype: str) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        model = onnx.load(path)
+        casts = []
+        for weight in model.graph.initializer:
+            if weight.data_type == TensorProto.FLOAT:
+                name, content = weight.name, numpy_helper.to_array(weight)
+                weight.CopyFrom(numpy_helper.from_array(content.astype(dtype), f"{name}_stored"))
+                casts.append(helper.make_node("Cast", [weight.name], [name], to=TensorProto.FLOAT))
+        nodes = [*casts, *model.graph.node]
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+        onnx.save(model, path)
+
+    return change
+
+
 FORMS: dict[str, Callable[[Path], None]] = {
     "weights as constants": _weights_as_constants,
     "weights as inputs": _weights_as_inputs,
@@ -122,5 +149,8 @@ FORMS: dict[str, Callable[[Path], None]] = {
     "uint8 per channel": _dynamic_per_channel,
     "static int8": _static_int8,
     "fused attention": _fused,
+    "fused attention alone": _fused_but_embedding,
+    "weights stored in fp16": _stored_as("float16"),
+    "weights stored in float64": _stored_as("float64"),
 }
 """What people do to an export → a function that does it to a file in place."""

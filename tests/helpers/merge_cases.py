@@ -161,6 +161,12 @@ def _segformer() -> Any:
     return T.SegformerConfig(**stages, **shape, decoder_hidden_size=16, num_labels=3)
 
 
+def _pvt() -> Any:
+    stages = {"num_encoder_blocks": 2, "depths": [1, 1], "sequence_reduction_ratios": [2, 1], "hidden_sizes": [8, 16]}
+    shape = {"patch_sizes": [4, 2], "strides": [4, 2], "num_attention_heads": [1, 2], "mlp_ratios": [2, 2]}
+    return T.PvtConfig(image_size=32, **stages, **shape, num_labels=3)
+
+
 def _tied(name: str, model_class: Any, config: Any, targets: list[str], **lora: Any) -> Case:
     """Return a case whose adapter is saved without a copy of the embeddings."""
     return Case(
@@ -187,6 +193,9 @@ _GPT2 = T.GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2)
 CAUSAL = [
     _tied("gpt2-tied", T.GPT2LMHeadModel, _GPT2, ["wte", "c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True),
     _tied("gpt2-head", T.GPT2LMHeadModel, _GPT2, ["lm_head"], task_type="CAUSAL_LM"),
+    _tied("gpt2-linear-head", T.GPT2LMHeadModel, _GPT2, ["c_proj", "lm_head"], task_type="CAUSAL_LM"),
+    _tied("bert-causal", T.BertLMHeadModel, T.BertConfig(**TINY, is_decoder=True), ["word_embeddings"], task_type="CAUSAL_LM"),
+    _tied("flaubert", T.FlaubertWithLMHeadModel, T.FlaubertConfig(vocab_size=VOCABULARY, emb_dim=32, n_layers=2, n_heads=2, pad_index=1), ["embeddings"]),
     _tied("llama-tied", T.LlamaForCausalLM, T.LlamaConfig(**TINY, tie_word_embeddings=True), ["embed_tokens"], task_type="CAUSAL_LM"),
     _tied("llama-saved", T.LlamaForCausalLM, T.LlamaConfig(**TINY, tie_word_embeddings=True), ["q_proj"], task_type="CAUSAL_LM", modules_to_save=["lm_head"]),
     _tied("gemma2", T.Gemma2ForCausalLM, T.Gemma2Config(**TINY, head_dim=16, num_key_value_heads=1), ["lm_head", "o_proj"], task_type="CAUSAL_LM"),
@@ -201,7 +210,15 @@ CAUSAL = [
     _tied("mamba", T.MambaForCausalLM, T.MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=8), ["in_proj", "embeddings"], task_type="CAUSAL_LM"),
 ]  # fmt: skip
 
+
+def _encoder_decoder() -> Any:
+    decoder = T.GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=1, n_head=2, add_cross_attention=True)
+    return T.EncoderDecoderConfig.from_encoder_decoder_configs(T.BertConfig(**TINY), decoder)
+
+
 SEQ2SEQ = [
+    Case("linear-and-transposed", lambda: T.EncoderDecoderModel(_encoder_decoder()), {"target_modules": ["query", "c_proj"]}),
+    Case("encoder-decoder-embeddings", lambda: T.EncoderDecoderModel(_encoder_decoder()), {"target_modules": ["query", "wte"]}, save={"save_embedding_layers": False}),
     Case("bart", lambda: T.BartForConditionalGeneration(_bart()), {"target_modules": ["q_proj", "lm_head"]}, save={"save_embedding_layers": False}),
     Case("bart-encoder-embedding", lambda: T.BartForConditionalGeneration(_bart()), {"target_modules": ["encoder.embed_tokens"]}, save={"save_embedding_layers": False}),
     Case("t5", lambda: T.T5ForConditionalGeneration(T.T5Config(vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2)), {"target_modules": ["q", "lm_head"], "task_type": "SEQ_2_SEQ_LM"}),
@@ -220,6 +237,9 @@ CLASSIFIERS = [
     Case("modernbert-headless", lambda: T.ModernBertModel(T.ModernBertConfig(**TINY)), {**_SEQ_LORA, "target_modules": ["Wqkv"], "modules_to_save": ["head", "classifier"]}, _SEQ),
     Case("xlnet-headless", lambda: T.XLNetModel(T.XLNetConfig(vocab_size=VOCABULARY, d_model=32, n_layer=2, n_head=2, d_inner=48, pad_token_id=1)), {**_SEQ_LORA, "target_modules": ["layer_1"], "modules_to_save": ["sequence_summary", "logits_proj"]}, _SEQ),
     Case("esm", lambda: T.EsmForSequenceClassification(T.EsmConfig(**TINY, num_labels=3, position_embedding_type="rotary", mask_token_id=4)), {**_SEQ_LORA, "target_modules": ["query", "key"], "bias": "all"}, _SEQ),
+    Case("deberta-position-table", lambda: T.DebertaForSequenceClassification(T.DebertaConfig(**{**TINY, "pad_token_id": 0}, num_labels=3, relative_attention=True, pos_att_type=["p2c", "c2p"])), {**_SEQ_LORA, "target_modules": ["in_proj", "rel_embeddings"]}, _SEQ),
+    Case("bart-embeddings", lambda: T.BartForSequenceClassification(_bart()), {**_SEQ_LORA, "target_modules": ["shared", "q_proj"]}, _SEQ, save={"save_embedding_layers": False}),
+    Case("t5-tokens", lambda: T.T5EncoderModel(T.T5Config(vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2)), {"task_type": "TOKEN_CLS", "target_modules": ["q"]}, T.T5ForTokenClassification, {"num_labels": 4}),
     Case("bart-classifier", lambda: T.BartForSequenceClassification(_bart()), {**_SEQ_LORA, "target_modules": ["q_proj"], "modules_to_save": ["classification_head"]}, _SEQ),
     Case("mpnet-tokens", lambda: T.MPNetForTokenClassification(T.MPNetConfig(**TINY, num_labels=5)), {"task_type": "TOKEN_CLS", "target_modules": ["q", "v"]}),
     Case("nystromformer", lambda: T.NystromformerForSequenceClassification(T.NystromformerConfig(**TINY, num_labels=3, segment_means_seq_len=9, num_landmarks=9)), {**_SEQ_LORA, "target_modules": ["query"], "bias": "lora_only"}, _SEQ),
@@ -241,5 +261,6 @@ IMAGES = [
     Case("siglip", lambda: T.SiglipVisionModel(T.SiglipVisionConfig(**IMAGE)), {"target_modules": ["q_proj", "fc1"]}),
     Case("clip-vision", lambda: T.CLIPVisionModel(T.CLIPVisionConfig(**IMAGE)), {"target_modules": ["q_proj", "fc2"], "bias": "all"}),
     Case("mobilevit", lambda: T.MobileViTForImageClassification(T.MobileViTConfig(image_size=32, hidden_sizes=[16, 16, 16], neck_hidden_sizes=[4, 4, 8, 8, 8, 8, 16], num_attention_heads=2, num_labels=3)), {"target_modules": ["query", "classifier"]}),
+    Case("pvt", lambda: T.PvtForImageClassification(_pvt()), {"target_modules": ["query", "sequence_reduction"]}),
     Case("levit", lambda: T.LevitForImageClassification(T.LevitConfig(image_size=32, hidden_sizes=[16, 32, 32], num_attention_heads=[2, 2, 2], key_dim=[8, 8, 8], depths=[1, 1, 1], num_labels=3)), {"target_modules": ["linear"]}),
 ]  # fmt: skip

@@ -37,6 +37,6 @@ def test_prefix_of_the_model_in_memory() -> None:
 
 def test_a_missing_module_lists_the_nearest() -> None:
     with pytest.raises(
-        AdapterError, match=r"changes 'x\.query\.key\.weight', .* the nearest are y\.query\.key\.weight: "
+        AdapterError, match=r"changes 'x\.query\.key\.weight', .* the nearest is y\.query\.key\.weight: "
     ):
         find_tensors(["x.query.key.weight"], {"y.query.key.weight", "other.weight"}, where="the base")

@@ -73,7 +73,7 @@ def test_thousands_of_exact_patterns_take_no_time() -> None:
 @pytest.mark.parametrize(
     ("patterns", "sentence"),
     [
-        (["(a+)+b"], r"The pattern '.*\(a\+\)\+b.*' in rank_pattern of x takes too long to match"),
+        (["(a+)+b"], r"The pattern '\(a\+\)\+b' in rank_pattern of x takes too long to match"),
         (["(a"], r"in rank_pattern of x is not a regular expression: .*unterminated subpattern"),
         (["a" * 5000], "A pattern in rank_pattern of x has 5000 characters"),
         (["("*500 + ")" * 500], "in rank_pattern of x is not a regular expression|cannot be matched"),

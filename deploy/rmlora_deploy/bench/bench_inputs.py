@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from rmlora.errors import ConfigError, InputError
+from rmlora.file_models import BaseConfig
 from rmlora.inputs import Arrays
+from rmlora.json_files import check_values
 from rmlora.storage import read_json
 from rmlora_deploy.bundles.bundle import Bundle
 
@@ -25,9 +27,11 @@ def random_inputs(bundle: Bundle, rows: int, tokens: int | None, seed: int) -> A
         ConfigError: the model has fewer positions than ``tokens``.
         InputError: the graph takes an input that is neither text nor image, or images of no fixed size.
     """
-    config = read_json(bundle.path / "config.json", what="Model configuration")
+    path = bundle.path / "config.json"
+    config = read_json(path, what="Model configuration", finite=False)
+    check_values(BaseConfig, config, where=f"Model configuration {path}", advice="export the bundle again")
     positions = config.get("max_position_embeddings")
-    if tokens and positions and tokens > positions:
+    if isinstance(positions, int) and tokens and positions and tokens > positions:
         raise ConfigError(f"The model reads at most {positions} tokens, not {tokens}: lower --length.")
     rng = np.random.default_rng(seed)
     arrays: Arrays = {}
@@ -36,7 +40,10 @@ def random_inputs(bundle: Bundle, rows: int, tokens: int | None, seed: int) -> A
         if name == "pixel_values":
             arrays[name] = rng.standard_normal((rows, *_image_shape(item.shape)), dtype=np.float32)
         elif name == "input_ids":
-            arrays[name] = rng.integers(0, int(config["vocab_size"]), shape, dtype=np.int64)
+            words = config.get("vocab_size")
+            if not isinstance(words, int) or words < 1:
+                raise InputError(f"{path} does not say how many tokens the model knows (vocab_size): restore the file.")
+            arrays[name] = rng.integers(0, words, shape, dtype=np.int64)
         elif name in ("attention_mask", "token_type_ids"):
             arrays[name] = np.full(shape, int(name == "attention_mask"), dtype=np.int64)
         else:

@@ -6,7 +6,6 @@ leaves is removed by the next one (:mod:`rmlora_deploy.bundles.changes`).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.changes import announce, changing
 from rmlora_deploy.bundles.convert_adapter import TryOut, convert_adapter
 from rmlora_deploy.bundles.describe import describe_adapter
-from rmlora_deploy.bundles.manifest import AdapterEntry
+from rmlora_deploy.bundles.manifest import ADAPTER_NAME, AdapterEntry
 from rmlora_deploy.bundles.reference import save_reference
 from rmlora_deploy.bundles.report import VerificationReport, keep_reports
 from rmlora_deploy.bundles.sources import record_adapter_directory
@@ -29,12 +28,11 @@ from rmlora_deploy.bundles.sources import record_adapter_directory
 __all__ = ["add_adapter", "check_name", "record_verification", "remove_adapter", "store_reference", "write_adapter"]
 
 ADAPTERS = "adapters"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def check_name(name: str) -> None:
     """Raise :class:`ConfigError` unless ``name`` can name an adapter and its files."""
-    if not _NAME.fullmatch(name):
+    if not ADAPTER_NAME.fullmatch(name):
         raise ConfigError(
             f"'{name}' cannot name an adapter: use up to 100 letters, digits, dots, dashes and underscores, starting "
             "with a letter or digit."

@@ -29,13 +29,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rmlora.confine import confine, confine_files
 from rmlora.errors import ConfigError, InputError, some_of
 from rmlora.file_identity import FileIdentity
+from rmlora.file_models import BaseConfig
+from rmlora.json_files import check_values
 from rmlora.pooling import Pooling
 from rmlora.readable import is_readable_directory, is_readable_file
 from rmlora.scoring import Scoring
 from rmlora.storage import read_json, sha256_file, write_json
 from rmlora.tasks import Task, get_task
 from rmlora_converters.graph.contract.lora_inputs import LoraInputs, read_lora_inputs
-from rmlora_converters.graph.files.model_file import load_model
+from rmlora_converters.graph.files.model_file import external_files, load_model
 from rmlora_deploy.bundles.manifest import AdapterEntry, AdapterSource, BaseEntry, Manifest, read_manifest
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.runtime.providers import create_session
@@ -80,19 +82,36 @@ class Bundle:
         bundle = cls(path, read_manifest(path / MANIFEST_FILE), trust_remote_code)
         for name in bundle.files:
             bundle.file(name)
+        bundle._check_listed()
         confine_files(path, [MANIFEST_FILE, MODEL_FILE, REFERENCE_FILE])
         if check_files:
             bundle.check_files()
         return bundle
 
+    def _check_listed(self) -> None:
+        """Raise :class:`InputError` if a file of an adapter has no hash in the manifest."""
+        for name, entry in self.adapters.items():
+            for file in (entry.file, entry.reference):
+                if file is not None and file not in entry.files:
+                    raise InputError(
+                        f"{self.path / MANIFEST_FILE} lists '{file}' of the adapter '{name}' without its hash: the manifest is "
+                        "damaged, export again."
+                    )
+
     def check_files(self) -> None:
-        """Raise :class:`InputError` naming the first file that is missing or differs from the manifest."""
+        """Raise :class:`InputError` naming the first file that is missing or differs from the manifest, or is not listed."""
         for name, expected in self.files.items():
             file = self.file(name)
             if not is_readable_file(file):
                 raise InputError(f"{file} is missing: the bundle is incomplete, copy it again or export again.")
             if sha256_file(file) != expected:
                 raise InputError(f"{file} differs from the manifest (SHA-256): the bundle was altered or cut short.")
+        for name in external_files(self.model_path):
+            if name not in self.manifest.model.files:
+                raise InputError(
+                    f"{self.model_path} keeps its weights in {name}, which {MANIFEST_FILE} does not list: the bundle was "
+                    "altered, export again."
+                )
 
     @property
     def files(self) -> dict[str, str]:
@@ -185,9 +204,10 @@ class Bundle:
     def base_config(self) -> Mapping[str, Any]:
         """The model's ``config.json``: with branches, the base's; empty if there is none."""
         file = self.path / "config.json"
-        config = read_json(file, what="Model configuration") if file.is_file() else {}
-        if not isinstance(config, dict):
-            raise InputError(f"{file} does not hold a JSON object: the bundle is damaged, export again.")
+        if not is_readable_file(file):
+            return {}
+        config: dict[str, Any] = read_json(file, what="Model configuration", finite=False)
+        check_values(BaseConfig, config, where=f"Model configuration {file}", advice="export the bundle again")
         return config
 
     def scoring(self, adapter: str | None = None) -> Scoring | None:

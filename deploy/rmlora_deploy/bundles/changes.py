@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from rmlora.errors import InputError
 from rmlora.readable import is_readable_file
-from rmlora.storage import locked, read_json, write_json
+from rmlora.storage import check_changeable, locked, read_json, write_json
 from rmlora.workplace import clean_abandoned
 from rmlora_deploy.bundles.bundle import MANIFEST_FILE, MODEL_FILE, REFERENCE_FILE, Bundle
 
@@ -42,8 +42,11 @@ def announce(bundle: Bundle, files: Iterable[str]) -> None:
     """Record files that will be written before the manifest lists them, or deleted after it no longer does.
 
     Raises:
-        OutputError: the record cannot be written.
+        OutputError: the record cannot be written, or files cannot be written or deleted where they are.
     """
+    files = list(files)
+    for directory in {bundle.file(name).parent for name in files}:
+        check_changeable(directory)
     write_json(bundle.path / PENDING_FILE, sorted(files))
 
 

@@ -15,15 +15,17 @@ import re
 from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rmlora.errors import InputError
+from rmlora.json_files import check_values
 from rmlora.pooling import Pooling, PoolingMode
 from rmlora.scoring import FunctionToApply, problem_type_in, scoring_of
 from rmlora.storage import read_json
 from rmlora_deploy.bundles.report import VerificationReport
 
 __all__ = [
+    "ADAPTER_NAME",
     "FORMAT_VERSION",
     "PRECISIONS",
     "AdapterEntry",
@@ -56,12 +58,17 @@ class _Entry(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""What names an adapter: part of paths, URLs and lines of a log."""
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def _last_part(path: str) -> str:
     """Return the last part of a path of any system, so that nothing is looked for where a manifest says."""
     return PureWindowsPath(path).name or path
+
+
+_Amount = Annotated[int, Field(ge=0, lt=2**62)]
 
 
 class TensorEntry(_Entry):
@@ -79,13 +86,13 @@ class ModelEntry(_Entry):
 
     files: dict[str, str]
     """File → SHA-256."""
-    bytes: int
-    opset: int
-    operators: dict[str, int]
+    bytes: _Amount
+    opset: _Amount
+    operators: dict[str, _Amount]
     """Operator → number of nodes, the most frequent first."""
-    inputs: list[TensorEntry]
+    inputs: Annotated[list[TensorEntry], Field(min_length=1)]
     """The required inputs; LoRA inputs are optional and not listed."""
-    outputs: list[TensorEntry]
+    outputs: Annotated[list[TensorEntry], Field(min_length=1)]
 
 
 class Optimization(_Entry):
@@ -144,8 +151,8 @@ class AdapterSource(_Entry):
     """The last part of the directory's path, whatever path a manifest holds."""
     sha256: str
     """SHA-256 of the package's tensor file."""
-    modules: int
-    parameters: int
+    modules: _Amount
+    parameters: _Amount
     rmlora: dict[str, Any] | None = None
     """RM-LoRA settings; None for an adapter that was not trained with this toolkit."""
     metrics: dict[str, Any] | None = None
@@ -158,13 +165,13 @@ class AdapterEntry(AdapterSource):
     """Arrays for the graph's LoRA inputs, in onnxruntime's adapter format."""
     files: dict[str, str]
     """File → SHA-256 of every file of this adapter."""
-    bytes: int
-    rank: int
+    bytes: _Amount
+    rank: _Amount
     """The largest rank of its modules."""
     labels: list[str]
     function_to_apply: FunctionToApply | None = None
     """What turns its scores into answers, as in transformers' pipelines; None for vectors."""
-    max_length: int | None = None
+    max_length: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     """Tokens that texts are cut to."""
     reference: str | None = None
     """File with PyTorch's outputs with this adapter, on the bundle's reference inputs."""
@@ -184,7 +191,7 @@ class Manifest(_Entry):
     function_to_apply: FunctionToApply | None = None
     """What turns scores into answers, as in transformers' pipelines; None for vectors, and for a base without a head."""
     pooling: PoolingEntry | None = None
-    max_length: int | None = None
+    max_length: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     precision: Precision
     exporter: str | None = None
     optimization: Optimization | None = None
@@ -205,6 +212,13 @@ class Manifest(_Entry):
     earlier_verifications: list[VerificationReport] = Field(default_factory=list)
     """Reports before the latest, newest first: a few of each kind (:func:`rmlora_deploy.bundles.report.keep_reports`)."""
 
+    @field_validator("adapters")
+    @classmethod
+    def _can_be_named(cls, adapters: dict[str, AdapterEntry]) -> dict[str, AdapterEntry]:
+        if (wrong := next((name for name in adapters if not ADAPTER_NAME.fullmatch(name)), None)) is not None:
+            raise ValueError(f"{wrong!r} cannot name an adapter")
+        return adapters
+
     @property
     def verifications(self) -> list[VerificationReport]:
         """All reports that are kept, newest first."""
@@ -224,7 +238,7 @@ def read_manifest(path: Path) -> Manifest:
     """
     value, config = read_json(path, what="Bundle manifest"), path.with_name("config.json")
     old = isinstance(value, dict) and value.get("format_version") in (1, 2)
-    known = read_json(config, what="Model configuration") if old and config.is_file() else {}
+    known = read_json(config, what="Model configuration", finite=False) if old and config.is_file() else {}
     return parse_manifest(value, where=str(path), config=known)
 
 
@@ -240,19 +254,13 @@ def parse_manifest(value: Any, *, where: str, config: Any = None) -> Manifest:
         InputError: as those of :func:`read_manifest`.
     """
     version = value.get("format_version") if isinstance(value, dict) else None
-    if version == 1:
+    if version == 1 and isinstance(value, dict):
         value, version = _from_version_1(value), 2
     if version == 2:
         value = _from_version_2(value, config if isinstance(config, dict) else {})
     elif version != FORMAT_VERSION:
         raise InputError(f"{where} has format version {version}, this program reads {FORMAT_VERSION}: export again.")
-    try:
-        return Manifest.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        what = f"lacks '{key}'" if first["type"] == "missing" else f"has a wrong '{key}' ({first['msg']})"
-        raise InputError(f"{where} {what}: the manifest is damaged, export again.") from None
+    return check_values(Manifest, value, where=where, advice="the manifest is damaged, export again")
 
 
 def _from_version_1(value: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from rmlora_deploy.bundles.manifest import AdapterEntry, Manifest
 
 __all__ = ["adapter_meaning", "content_digest", "fixed_parts"]
 
-_FIXED = {"mode", "task", "labels", "pooling", "max_length", "precision", "model", "files"}
+_FIXED = {"mode", "task", "labels", "function_to_apply", "pooling", "max_length", "precision", "model", "files"}
+_OF_ADAPTERS = ("labels", "function_to_apply", "max_length")
 
 
 def fixed_parts(manifest: Manifest) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def fixed_parts(manifest: Manifest) -> dict[str, Any]:
 
 def adapter_meaning(entry: AdapterEntry) -> dict[str, Any]:
     """Return what of an adapter's entry decides its answers and their labels, as plain values."""
-    return {"sha256": entry.files.get(entry.file), "labels": entry.labels, "max_length": entry.max_length}
+    return {"sha256": entry.files.get(entry.file), **{key: getattr(entry, key) for key in _OF_ADAPTERS}}
 
 
 def content_digest(manifest: Manifest) -> str:

@@ -25,6 +25,7 @@ def opening(path: Path) -> Iterator[Bundle]:
     names = [*bundle.manifest.model.files, *bundle.manifest.files]
     before = [listed, *(_status(path / name) for name in names)]
     bundle.check_files()
+    _ = bundle.base_config  # read now and kept: later the file may be another one, with other labels
     yield bundle
     if [_status(path / name) for name in (MANIFEST_FILE, *names)] != before:
         raise InputError(f"{path} was changed while it was opened: open it again once nobody writes to it.")

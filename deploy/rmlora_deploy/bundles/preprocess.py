@@ -45,7 +45,7 @@ class Preprocessor:
         Raises:
             CheckpointError: the directory has no usable processor.
         """
-        processor = task.inputs.load_processor(directory, trust_remote_code=trust_remote_code)
+        processor = task.inputs.load_quick_processor(directory, trust_remote_code=trust_remote_code)
         return cls(task, processor, max_length, tuple(input_names))
 
     def __call__(self, inputs: Sequence[Any], *, lengths: Sequence[int | None] | None = None) -> Arrays:

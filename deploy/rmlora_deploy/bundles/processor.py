@@ -14,6 +14,7 @@ from rmlora.adapter import Adapter
 from rmlora.confine import confine_files
 from rmlora.errors import AdapterError
 from rmlora.pooling import read_text_length
+from rmlora.processors import save_processor
 from rmlora.readable import is_readable_file
 from rmlora.storage import read_json, write_json
 from rmlora.tasks import Task
@@ -51,9 +52,10 @@ def common_processor(base: Path, adapters: Sequence[Adapter], task: Task, *, tru
 
 def write_side_files(directory: Path, base: Path, config: Mapping[str, Any], processor: Any) -> None:
     """Write the processor and ``config`` to ``directory``, and copy the license of ``base``."""
-    processor.save_pretrained(directory)
+    save_processor(processor, directory, source=str(base))
     _record_sides(directory / "tokenizer_config.json", processor)
-    write_json(directory / "config.json", _jsonable({k: v for k, v in config.items() if k != "_name_or_path"}))
+    written = _jsonable({k: v for k, v in config.items() if k != "_name_or_path"})
+    write_json(directory / "config.json", written, allow_nan=True)
     for name in ("LICENSE", "LICENSE.txt"):
         if is_readable_file(base / name):
             confine_files(base, [name])
@@ -64,7 +66,8 @@ def _record_sides(settings: Path, processor: Any) -> None:
     """Write what transformers leaves to the class of a tokenizer into its settings, for readers without transformers."""
     if settings.is_file():
         sides = {name: getattr(processor, name) for name in ("padding_side", "truncation_side")}
-        write_json(settings, {**read_json(settings, what="Tokenizer configuration"), **sides})
+        given = read_json(settings, what="Tokenizer configuration", finite=False)
+        write_json(settings, {**given, **sides}, allow_nan=True)
 
 
 def max_length(adapters: Sequence[Adapter], processor: Any, task: Task, base: Path | None = None) -> int | None:

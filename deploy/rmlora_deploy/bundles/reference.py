@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from rmlora.errors import InputError
 from rmlora.inputs import Arrays
+from rmlora.library_calls import library_call
 from rmlora.readable import is_readable_file
 from rmlora.storage import write_tensors
 
@@ -36,15 +36,27 @@ def load_reference(path: Path) -> tuple[list[Arrays], list[np.ndarray]]:
         raise InputError(
             f"{path} is missing: the bundle cannot be verified without PyTorch; copy it again or export again."
         )
-    try:
+    advice = "copy the bundle again or export again"
+    with library_call(lambda reason: InputError(f"{path} cannot be read ({reason}): {advice}.")):
         tensors = load_file(path)
-    except SafetensorError as error:
-        raise InputError(f"{path} cannot be read ({error}): copy the bundle again or export again.") from None
     batches: dict[int, Arrays] = {}
     for key, array in tensors.items():
         number, _, name = key.partition("/")
+        if not number.isascii() or not number.isdigit() or len(number) > 9 or not name:
+            raise InputError(f"{path} holds '{key}', which is not called NUMBER/NAME: {advice}.")
         batches.setdefault(int(number), {})[name] = array
+    if not batches or not all("logits" in batch for batch in batches.values()):
+        raise InputError(f"{path} holds batches without outputs: {advice}.")
     ordered = [batches[number] for number in sorted(batches)]
+    for batch in ordered:
+        if (
+            batch["logits"].dtype.kind != "f"
+            or len({array.shape[:1] for array in batch.values()}) > 1
+            or 0 in batch["logits"].shape
+        ):
+            raise InputError(f"{path} holds a batch whose arrays do not belong together: {advice}.")
+        if not np.isfinite(batch["logits"]).all():
+            raise InputError(f"{path} holds outputs that are NaN or infinite: {advice}.")
     return [{k: v for k, v in batch.items() if k != "logits"} for batch in ordered], [
         batch["logits"] for batch in ordered
     ]

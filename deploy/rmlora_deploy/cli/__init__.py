@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
         except OSError as error:
-            _fail(f"{error.filename or 'A file'}: {error.strerror or error}.", 8)
+            _fail(f"{error.filename or 'Reading or writing failed'}: {error.strerror or error}.", 8)
         except Exception as error:
             if not came_from_interrupt(error):
                 raise

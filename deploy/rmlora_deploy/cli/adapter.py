@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import click
-from rich.markup import escape
 
 from rmlora.errors import ConfigError
 from rmlora.labels import parse_labels
@@ -58,7 +57,7 @@ def add(bundle: Path, adapters: tuple[str, ...], allow_base_mismatch: bool, labe
         added[name] = add_adapter(opened, name, Path(path), allow_base_mismatch=allow_base_mismatch, label_names=names)
         if not as_json:
             console.print(
-                f"Added '{escape(name)}' to {bundle}: rank {added[name].rank}, {added[name].bytes / 1e6:.2f} MB, "
+                f"Added '{name}' to {bundle}: rank {added[name].rank}, {added[name].bytes / 1e6:.2f} MB, "
                 f"{time.monotonic() - started:.1f} s. To compare it with PyTorch: rmlora-deploy verify {bundle}"
             )
     if as_json:
@@ -88,7 +87,7 @@ def remove(bundle: Path, names: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         print_json({"bundle": str(bundle), "removed": list(names), "left": list(opened.adapters)})
     else:
-        make_console().print(f"Removed {', '.join(map(escape, names))} from {bundle}; {len(opened.adapters)} left.")
+        make_console().print(f"Removed {', '.join(names)} from {bundle}; {len(opened.adapters)} left.")
 
 
 @command.command("list")

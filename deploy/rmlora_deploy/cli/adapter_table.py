@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from rmlora_deploy.bundles.bundle import Bundle
@@ -29,8 +28,8 @@ def show_adapters(console: Console, bundle: Bundle) -> None:
         labels = ", ".join(entry.labels[:_SHOWN]) + (" …" if len(entry.labels) > _SHOWN else "")
         measured = f"{verified[name].onnx.max_relative_error:.1e}" if name in verified else "not verified"
         table.add_row(
-            escape(name),
-            escape(labels),
+            name,
+            labels,
             str(entry.rank),
             str(entry.modules),
             f"{entry.bytes / 1e6:.2f}",

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from rmlora.plots import check_plot_path
@@ -21,7 +20,7 @@ from rmlora_deploy.bench.bench_plot import plot_bench
 from rmlora_deploy.bench.bench_warnings import bench_warnings
 from rmlora_deploy.bench.rounds import run_bench
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.cli.console import json_option, make_console, print_json, remote_code_option
+from rmlora_deploy.cli.console import colored, json_option, make_console, print_json, remote_code_option
 
 __all__ = ["command"]
 
@@ -151,12 +150,14 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
         )
     console.print(whole)
     for warning in bench_warnings(result):
-        console.print(escape(warning).replace("Warning:", "[yellow]Warning:[/]", 1))
+        word, colon, text = warning.partition(":")
+        console.print(colored(word + colon, "yellow", text))
     machine, settings = result["environment"], result["settings"]
     console.print(
-        f"[dim]{machine['processor']}, {counted(machine['cores'], 'core')}. Medians over {counted(settings['rounds'], 'round')} in new "
+        f"{machine['processor']}, {counted(machine['cores'], 'core')}. Medians over {counted(settings['rounds'], 'round')} in new "
         "processes, in alternating order, with their range; load and memory are those of the whole process, libraries "
-        "included; 'differs by' is the largest difference from PyTorch's outputs, relative to their largest value.[/]"
+        "included; 'differs by' is the largest difference from PyTorch's outputs, relative to their largest value.",
+        style="dim",
     )
 
 

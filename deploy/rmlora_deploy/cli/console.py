@@ -9,11 +9,13 @@ from typing import Any, TypeVar
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from rmlora.errors import ConfigError
 from rmlora_deploy.cli.output_encoding import shows_unicode
 
 __all__ = [
+    "colored",
     "data_options",
     "json_option",
     "labels_option",
@@ -43,6 +45,8 @@ remote_code_option = click.option(
 )
 """``--trust-remote-code``; without it code of a base never runs, and nobody is asked on the terminal."""
 
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+"""Characters that control a terminal → how they are shown."""
 _FILE_WIDTH = 110
 """Width in characters when the output goes to a file or a pipe."""
 
@@ -68,9 +72,24 @@ def data_options(purpose: str, *, multiple: bool = False) -> Callable[[_Function
     return decorate
 
 
+class _PlainConsole(Console):
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(text.translate(_CONTROLS), **options)
+
+
+def colored(words: str, style: str, text: str = "", *, before: str = "") -> Text:
+    """Return plain text, ``words`` in a style of rich, and plain text again."""
+    parts = before.translate(_CONTROLS), (words.translate(_CONTROLS), style), text.translate(_CONTROLS)
+    return Text.assemble(*parts)
+
+
 def make_console(*, as_json: bool = False) -> Console:
-    """Return a console on stdout, or on stderr if stdout is reserved for JSON."""
-    console = Console(stderr=as_json, highlight=False)
+    """Return a console on stdout, or on stderr if stdout is reserved for JSON.
+
+    Texts are printed as they are: names, labels and paths come from files and may hold ``[/]`` or codes that control a
+    terminal. Color is given with :func:`colored`.
+    """
+    console = _PlainConsole(stderr=as_json, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     return console

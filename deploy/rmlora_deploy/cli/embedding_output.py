@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from rmlora_deploy.inference.embedder import cosines
@@ -28,7 +27,7 @@ def show_vectors(console: Console, rows: Sequence[Mapping[str, Any]], names: Seq
         alike = cosines(vectors)
         few = len(rows) <= _MATRIX
         heads = [str(number + 1) for number in range(len(rows))] if few else ["nearest", "cosine"]
-        table = Table(f"{escape(name)}: cosines", *heads, f"the first of {vectors.shape[1]} numbers")
+        table = Table(f"{name}: cosines", *heads, f"the first of {vectors.shape[1]} numbers")
         for column in table.columns[1:-1]:
             column.justify = "right"
         for number, row in enumerate(rows):
@@ -38,5 +37,5 @@ def show_vectors(console: Console, rows: Sequence[Mapping[str, Any]], names: Seq
                 nearest = int(np.where(np.arange(len(rows)) == number, -2.0, alike[number]).argmax())
                 cells = [str(nearest + 1), f"{alike[number, nearest]:.3f}"]
             numbers = "  ".join(f"{value:+.3f}" for value in vectors[number, :_NUMBERS])
-            table.add_row(f"{number + 1}  {escape(row['input'])}", *cells, f"{numbers}  …")
+            table.add_row(f"{number + 1}  {row['input']}", *cells, f"{numbers}  …")
         console.print(table)

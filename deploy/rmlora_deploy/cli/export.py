@@ -20,6 +20,7 @@ from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.manifest import PRECISIONS
 from rmlora_deploy.cli.adapter_table import show_adapters
 from rmlora_deploy.cli.console import (
+    colored,
     data_options,
     json_option,
     labels_option,
@@ -162,13 +163,17 @@ def _show(console: Console, bundle: Bundle) -> None:
     if bundle.mode == "branches":
         show_adapters(console, bundle)
         if absent := bundle.lora_inputs().absent:
-            console.print(f"Left out {len(absent)} weights on which no output depends: {some_of(absent, 3)}.")
+            console.print(f"Left out {len(absent)} weights that the graph does not have: {some_of(absent, 3)}.")
     if optimization is not None and optimization.reason:
-        console.print(f"[yellow]Note:[/] {optimization.reason}; the graph without fusions was kept.")
+        console.print(colored("Note:", "yellow", f" {optimization.reason}; the graph without fusions was kept."))
     if manifest.verification is not None:
         show_report(console, manifest.verification)
     else:
         console.print(
-            "[yellow]Not verified[/] (--no-verify, or PyTorch is not installed): run  rmlora-deploy verify  where PyTorch is "
-            "installed before you rely on the bundle."
+            colored(
+                "Not verified",
+                "yellow",
+                " (--no-verify, or PyTorch is not installed): run  rmlora-deploy verify  where PyTorch is "
+                "installed before you rely on the bundle.",
+            )
         )

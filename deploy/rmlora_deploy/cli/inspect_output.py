@@ -14,6 +14,7 @@ from rmlora.spectrum import AdapterSpectrum
 from rmlora.wording import counted
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.cli.adapter_table import show_adapters
+from rmlora_deploy.cli.console import colored
 from rmlora_deploy.cli.report_table import show_earlier, show_report
 from rmlora_deploy.inspection.base_fit import Fit
 from rmlora_deploy.inspection.bundle_report import describe_bundle
@@ -45,7 +46,7 @@ def show_adapter(console: Console, adapter: Adapter, facts: Mapping[str, Any], *
             **{f"{split} metrics": _metrics(scores) for split, scores in _scores(facts["metrics"])},
         }
     )
-    console.print(f"[bold]Adapter {adapter.source}[/]")
+    console.print(colored(f"Adapter {adapter.source}", "bold"))
     console.print(grid)
     _show_modules(console, facts, show_all=show_all)
 
@@ -65,7 +66,8 @@ def _show_modules(console: Console, facts: Mapping[str, Any], *, show_all: bool)
         )  # fmt: skip
     console.print(table)
     if len(shown) < len(facts["modules"]):
-        console.print(f"[dim]… and {counted(len(facts['modules']) - len(shown), 'more module')}: see --all.[/]")
+        more = counted(len(facts["modules"]) - len(shown), "more module")
+        console.print(colored(f"… and {more}: see --all.", "dim"))
 
 
 def _common_prefix(paths: list[str]) -> str:
@@ -92,18 +94,19 @@ def show_spectra(console: Console, spectra: Mapping[str, AdapterSpectrum]) -> No
 def show_fit(console: Console, fit: Fit) -> None:
     """Print whether an adapter fits a base, and the first modules that do not."""
     found = len(fit.modules) - len(fit.misfits)
-    weights = {True: "the weights it was trained on", False: "[red]other weights[/]", None: "base not recorded"}
+    weights = {True: "the weights it was trained on", False: "other weights", None: "base not recorded"}
     verdict = "modules missing" if fit.fingerprint is None and fit.misfits else weights[fit.same_base]
-    console.print(f"Fit to {fit.base}: {found} of {len(fit.modules)} modules found with the right shape; {verdict}.")
+    found_of = f"Fit to {fit.base}: {found} of {len(fit.modules)} modules found with the right shape; "
+    console.print(colored(verdict, "red" if verdict == weights[False] else "", ".", before=found_of))
     for item in fit.misfits[:SHOWN]:
-        console.print(f"  [red]✗[/] {item.module}: {item.problem}")
+        console.print(colored("  ✗", "red", f" {item.module}: {item.problem}"))
 
 
 def _merged_adapter(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Return the row about the adapter of a merged bundle; none for a bundle with branches."""
-    if facts["mode"] == "branches":
+    """Return the row about the adapter of a merged bundle; none if it does not say, as one with branches."""
+    adapter = facts.get("adapter")
+    if adapter is None:
         return {}
-    adapter = facts["adapter"]
     return {
         "adapter": f"{adapter['source']} ({counted(adapter['modules'], 'module')}, {counted(adapter['parameters'], 'parameter')})"
     }
@@ -114,7 +117,7 @@ def show_bundle(console: Console, bundle: Bundle) -> None:
     facts, function = describe_bundle(bundle), bundle.manifest.function_to_apply
     model = facts["model"]
     operators = ", ".join(f"{name} {count}" for name, count in list(model["operators"].items())[:SHOWN])
-    console.print(f"[bold]Bundle {facts['source']}[/]")
+    console.print(colored(f"Bundle {facts['source']}", "bold"))
     console.print(
         _facts(
             {
@@ -144,7 +147,7 @@ def show_bundle(console: Console, bundle: Bundle) -> None:
         show_report(console, bundle.manifest.verification)
         show_earlier(console, bundle.manifest.earlier_verifications)
     else:
-        console.print("[yellow]Not verified:[/] run  rmlora-deploy verify  before you rely on this bundle.")
+        console.print(colored("Not verified:", "yellow", " run  rmlora-deploy verify  before you rely on this bundle."))
 
 
 def _files(sizes: Mapping[str, int]) -> Table:
@@ -158,7 +161,7 @@ def _files(sizes: Mapping[str, int]) -> Table:
 def _facts(facts: Mapping[str, str]) -> Table:
     grid = Table.grid(padding=(0, 2))
     for name, value in facts.items():
-        grid.add_row(f"[dim]{name}[/]", value)
+        grid.add_row(colored(name, "dim"), value)
     return grid
 
 
@@ -173,12 +176,14 @@ def _settings(settings: Mapping[str, Any] | None) -> str:
     )
 
 
-def _scores(metrics: Mapping[str, Any] | None) -> list[tuple[str, Mapping[str, float]]]:
-    return [(split, metrics[split]) for split in ("validation", "test") if metrics and split in metrics]
+def _scores(metrics: Mapping[str, Any] | None) -> list[tuple[str, Mapping[str, Any]]]:
+    found = [(split, (metrics or {}).get(split)) for split in ("validation", "test")]
+    return [(split, scores) for split, scores in found if isinstance(scores, dict)]
 
 
-def _metrics(scores: Mapping[str, float]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items())
+def _metrics(scores: Mapping[str, Any]) -> str:
+    numbers = {name: value for name, value in scores.items() if isinstance(value, float)}
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in numbers.items())
 
 
 def _list(names: list[str] | None) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from rmlora.errors import InputError, ParityError, require
@@ -118,7 +117,7 @@ def command(
     else:
         _show(console, result)
         for path in filter(None, (output, plot)):
-            console.print(f"Written: {escape(str(path))}")
+            console.print(f"Written: {path}")
     _raise_failures(result)
 
 

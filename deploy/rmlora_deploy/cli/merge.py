@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from rmlora.errors import some_of
 from rmlora.progress_display import ProgressDisplay
@@ -19,7 +19,7 @@ from rmlora_converters.checkpoint_merge import MergeReport
 from rmlora_converters.graph.passes.merge_weights import OnnxMergeReport
 from rmlora_converters.rounding import LOSS_WARNING
 from rmlora_deploy import api
-from rmlora_deploy.cli.console import json_option, make_console, print_json
+from rmlora_deploy.cli.console import colored, json_option, make_console, print_json
 
 __all__ = ["command"]
 
@@ -100,16 +100,16 @@ def _show(console: Console, report: MergeReport | OnnxMergeReport, output: Path)
             )
     if report.dropped:
         console.print(
-            f"Left out {len(report.dropped)} modules on which no output depends: {some_of(report.dropped, 3)}."
+            f"Left out {len(report.dropped)} modules that nothing computes with: {some_of(report.dropped, 3)}."
         )
     _show_rounding(console, report)
 
 
-def _verdict(verification: Mapping[str, Any] | None) -> str:
+def _verdict(verification: Mapping[str, Any] | None) -> str | Text:
     if verification is None:
         return "Not compared with PyTorch (--no-verify)."
     if verification["passed"] is None:
-        return f"[yellow]Not compared with PyTorch:[/] {escape(verification['reason'])}."
+        return colored("Not compared with PyTorch:", "yellow", f" {verification['reason']}.")
     onnx = verification["onnx"]
     return (
         f"Compared with PyTorch and PEFT on {counted(onnx['rows'], 'input')}: logits differ by at most "
@@ -124,6 +124,10 @@ def _show_rounding(console: Console, report: MergeReport | OnnxMergeReport) -> N
     console.print(table)
     if report.worst_loss > LOSS_WARNING:
         console.print(
-            f"[yellow]Warning:[/] {report.worst_loss:.1%} of the update of '{report.modules[0].module}' was lost in rounding: "
-            "merge into a float32 base, or export with --mode branches."
+            colored(
+                "Warning:",
+                "yellow",
+                f" {report.worst_loss:.1%} of the update of '{report.modules[0].module}' was lost in "
+                "rounding: merge into a float32 base, or export with --mode branches.",
+            )
         )

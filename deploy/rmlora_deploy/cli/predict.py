@@ -12,14 +12,13 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from rmlora.errors import ConfigError, InputError
-from rmlora.readable import permissions_named
+from rmlora.json_files import read_text
 from rmlora_deploy.api import load
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.cli.console import json_option, make_console, print_json, remote_code_option, unique_names
+from rmlora_deploy.cli.console import colored, json_option, make_console, print_json, remote_code_option, unique_names
 from rmlora_deploy.cli.embedding_output import show_vectors
 from rmlora_deploy.inference import Classifier, Embedder, Prediction
 
@@ -171,11 +170,11 @@ def _plain(answer: Any, top: int) -> list[Any]:
 
 
 def _table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Table:
-    table = Table("input", *(escape(name) for name in names))
+    table = Table("input", *names)
     for row in rows:
         ranked = (row["answers"][name] for name in names)
         cells = ("\n".join(f"{item['label']}  {_amount(item)}" for item in ranking) for ranking in ranked)
-        table.add_row(escape(row["input"]), *(escape(cell) for cell in cells))
+        table.add_row(row["input"], *cells)
     return table
 
 
@@ -185,7 +184,7 @@ def _amount(item: Mapping[str, Any]) -> str:
 
 def _converse(console: Console, answer: Callable[[Sequence[str]], None], names: Sequence[str]) -> None:
     """Ask for inputs until an empty line or the end of the input; one that cannot be used ends nothing."""
-    console.print(f"Type an input for {escape(' and '.join(names))}; an empty line ends.")
+    console.print(f"Type an input for {' and '.join(names)}; an empty line ends.")
     while True:
         try:
             line = console.input("> ").strip()
@@ -196,18 +195,16 @@ def _converse(console: Console, answer: Callable[[Sequence[str]], None], names: 
         try:
             answer([line])
         except InputError as error:
-            console.print(f"[yellow]{escape(str(error))}[/]")
+            console.print(colored(str(error), "yellow"))
 
 
 def _lines(file: Path) -> list[str]:
     """Return the lines of ``file`` that are not blank."""
-    try:
-        with permissions_named(file):
-            text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"Input file not found: {file} does not exist.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{file} cannot be read as UTF-8 text ({error}): give a file with one input per line."
-        ) from None
+    if str(file) != "-":
+        text = read_text(file, what="Input file")
+    else:
+        try:
+            text = sys.stdin.read()
+        except UnicodeDecodeError as error:
+            raise InputError(f"Standard input is not {error.encoding} text: give it as UTF-8.") from None
     return [line for line in text.splitlines() if line.strip()]

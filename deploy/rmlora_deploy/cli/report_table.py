@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from rmlora.wording import counted
 from rmlora_deploy.bundles.report import Comparison, VerificationReport
+from rmlora_deploy.cli.console import colored
 
 __all__ = ["show_earlier", "show_report"]
 
@@ -23,7 +23,7 @@ def show_report(console: Console, report: VerificationReport) -> None:
     table = Table("compared with " + report.against, "max error", "relative", "rms, relative", last)
     for name, row in rows:
         table.add_row(
-            escape(name),
+            name,
             f"{row.max_abs_error:.1e}",
             f"{row.max_relative_error:.1e}",
             f"{row.rms_relative_error:.1e}",
@@ -35,8 +35,12 @@ def show_report(console: Console, report: VerificationReport) -> None:
     console.print(f"Inputs of shapes {shapes}; allowed relative error {limit.relative_error:.2g}, {other}.")
     if report.unverified:
         console.print(
-            f"[yellow]Not verified:[/] {escape(', '.join(report.unverified))} (the bundle stores no outputs of PyTorch for "
-            "them: verify where PyTorch is installed)."
+            colored(
+                "Not verified:",
+                "yellow",
+                f" {', '.join(report.unverified)} (the bundle stores no outputs of PyTorch for them: "
+                "verify where PyTorch is installed).",
+            )
         )
     evaluations = [report.evaluation, *(row.evaluation for row in (report.adapters or {}).values())]
     for scores in evaluations:
@@ -55,11 +59,11 @@ def show_earlier(console: Console, reports: Sequence[VerificationReport]) -> Non
         versions = (report.tools or {}).get("onnxruntime")
         with_version = f", onnxruntime {versions}" if versions else ""
         scores = report.evaluation
-        measured = f", {scores.metric} {scores.onnx:.4f} on {escape(scores.data)}" if scores is not None else ""
-        console.print(
-            f"Earlier, {report.date} ({escape(report.provider)}{with_version}), compared with {report.against}: "
-            f"{'passed' if report.passed else '[red]failed[/]'}, relative error {max(errors, default=0.0):.1e}{measured}."
-        )
+        measured = f", {scores.metric} {scores.onnx:.4f} on {scores.data}" if scores is not None else ""
+        when = f"Earlier, {report.date} ({report.provider}{with_version}), compared with {report.against}: "
+        passed = ("passed", "") if report.passed else ("failed", "red")
+        after = f", relative error {max(errors, default=0.0):.1e}{measured}."
+        console.print(colored(*passed, after, before=when))
 
 
 def _agreement(row: Comparison) -> str:

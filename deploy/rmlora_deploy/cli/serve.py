@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.markup import escape
 
 from rmlora.errors import ConfigError, require
-from rmlora_deploy.cli.console import make_console, named
+from rmlora_deploy.cli.console import colored, make_console, named
 from rmlora_deploy.cli.ray_options import ray_options, take_ray_options
 
 __all__ = ["command"]
@@ -142,8 +141,12 @@ def command(bundles: tuple[str, ...], host: str, port: int, on_ray: bool, **limi
     if host not in LOOPBACK_ADDRESSES and keyless:
         called = ", ".join(limits["allowed_hosts"]) or "any name"
         console.print(
-            f"[yellow]Warning:[/] listening on {escape(host)} without --api-key: anybody who can reach it can use it. It "
-            f"answers to {escape(called)}; add names with --allowed-host."
+            colored(
+                "Warning:",
+                "yellow",
+                f" listening on {host} without --api-key: anybody who can reach it can use it. It "
+                f"answers to {called}; add names with --allowed-host.",
+            )
         )
     paths = {name: Path(path) for name, path in named(bundles, flag="serve").items()}
     if not paths:
@@ -156,5 +159,5 @@ def command(bundles: tuple[str, ...], host: str, port: int, on_ray: bool, **limi
         return
     settings = ServeSettings(**limits)
     log = start_log()
-    on_progress = (lambda line: console.print(escape(line))) if console.is_terminal else log.info
+    on_progress = console.print if console.is_terminal else log.info
     run_server(paths, settings, host=host, port=port, on_progress=on_progress)

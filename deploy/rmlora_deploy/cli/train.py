@@ -167,6 +167,9 @@ def _method(flags: dict[str, Any]) -> RMLoRAConfig:
             )
         flags["orth_weight"] = 0.0
     flags["target_modules"] = _targets(flags["target_modules"])
+    for name, rank in flags["rank_pattern"].items():
+        if not float(rank).is_integer():
+            raise ConfigError(f"The rank of '{name}' must be a whole number, not {rank}: change --rank-pattern.")
     flags["rank_pattern"] = {name: int(rank) for name, rank in flags["rank_pattern"].items()}
     names = [item.name for item in dataclasses.fields(RMLoRAConfig) if item.name != "seed"]
     return RMLoRAConfig(seed=flags.pop("mask_seed"), **{name: flags.pop(name) for name in names if name in flags})

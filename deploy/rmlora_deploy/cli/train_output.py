@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from rmlora.training.result import TrainResult
 from rmlora.wording import counted, duration
+from rmlora_deploy.cli.console import colored
 
 __all__ = ["export_command", "show_result"]
 
@@ -28,7 +28,7 @@ def show_result(console: Console, result: TrainResult, next_command: str) -> Non
         result: of the run.
         next_command: to suggest.
     """
-    console.print(escape(result.choice))
+    console.print(result.choice)
     for split in ("validation", "test"):
         if split in result.metrics:
             scores = result.metrics[split]
@@ -39,14 +39,14 @@ def show_result(console: Console, result: TrainResult, next_command: str) -> Non
             )
     _show_labels(console, result)
     for warning in result.warnings:
-        console.print(f"[yellow]Warning:[/] {escape(warning)}")
+        console.print(colored("Warning:", "yellow", f" {warning}"))
     parts = f" in {counted(result.parts, 'part')}" if result.parts > 1 else ""
     console.print(
-        f"Adapter written to {escape(str(result.output))}: {counted(result.trainable_parameters, 'trained parameter')}, "
+        f"Adapter written to {result.output}: {counted(result.trainable_parameters, 'trained parameter')}, "
         f"{counted(result.steps, 'step')}, {duration(result.seconds)}{parts}."
     )
     console.print("Next:", style="bold")
-    console.print(f"  {next_command}", soft_wrap=True, markup=False)
+    console.print(f"  {next_command}", soft_wrap=True)
 
 
 def export_command(output: Path, settings: Mapping[str, Any]) -> str:
@@ -71,7 +71,7 @@ def _show_labels(console: Console, result: TrainResult) -> None:
         column.justify = "right"
     for name, scores in list(labels.items())[:_SHOWN]:
         figures = (f"{scores[key]:.4f}" if scores["examples"] else "–" for key in ("precision", "recall", "f1"))
-        table.add_row(escape(name), f"{scores['examples']:,}", *figures)
+        table.add_row(name, f"{scores['examples']:,}", *figures)
     console.print(table)
     if len(labels) > _SHOWN:
         console.print(f"  and {counted(len(labels) - _SHOWN, 'more label')}: see evaluation.json in the package.")

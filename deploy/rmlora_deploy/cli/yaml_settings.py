@@ -11,8 +11,11 @@ from typing import Any
 
 import click
 
-from rmlora.errors import ConfigError, require
-from rmlora.readable import permissions_named
+from rmlora.errors import ConfigError, InputError, require
+from rmlora.json_files import read_text
+from rmlora.library_calls import library_call
+from rmlora.readable import check_readable
+from rmlora.unicode_text import is_unicode
 
 __all__ = ["load_yaml"]
 
@@ -59,16 +62,28 @@ def _read(path: Path) -> Mapping[Any, Any]:
     require("yaml", "train")
     import yaml
 
+    check_readable([path])
     try:
-        with permissions_named(path):
-            values = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} cannot be read as YAML: it is not UTF-8 text.") from None
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}.") from None
+        text = read_text(path, what="Settings").removeprefix("\ufeff")
+    except InputError as error:
+        raise ConfigError(str(error)) from None
+    with library_call(lambda reason: ConfigError(f"{path} cannot be read as YAML: {reason}.")):
+        values = yaml.safe_load(text)
+        twice = _repeated_key(yaml.compose(text, Loader=yaml.SafeLoader))
+    if twice is not None:
+        raise ConfigError(f"{path} has the setting '{twice}' twice: remove one.")
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold settings as 'name: value' lines.")
     return values
+
+
+def _repeated_key(document: Any) -> str | None:
+    """Return a key that a document has twice; YAML's reader would silently take the last."""
+    keys = (
+        [str(key.value) for key, _ in document.value] if hasattr(document, "value") and document.id == "mapping" else []
+    )
+    return next((key for number, key in enumerate(keys) if key in keys[:number]), None)
 
 
 def _default(flag: click.Option, value: Any, where: str) -> Any:
@@ -83,10 +98,16 @@ def _default(flag: click.Option, value: Any, where: str) -> Any:
         line = io.StringIO()
         csv.writer(line, lineterminator="").writerow([_scalar(item, where) for item in value])
         return line.getvalue()
-    return _scalar(value, where)
+    given = _scalar(value, where)
+    return given if flag.is_flag else str(given)  # click takes texts for all types, and other types for some
 
 
 def _scalar(value: Any, where: str) -> Any:
     if isinstance(value, dict | list | set):
         raise ConfigError(f"{where} a {type(value).__name__}: one value belongs there.")
-    return value if isinstance(value, bool | int | float) else str(value)
+    if isinstance(value, bool):
+        return value
+    text = str(value)
+    if "\0" in text or not is_unicode(text):
+        raise ConfigError(f"{where} a text with a null character or half of a surrogate pair: remove it.")
+    return text

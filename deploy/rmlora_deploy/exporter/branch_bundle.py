@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +16,7 @@ from rmlora.adapter import Adapter
 from rmlora.adapter_task import drop_unused_modules
 from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
-from rmlora.errors import AdapterError, ConfigError
+from rmlora.errors import AdapterError, ConfigError, InputError
 from rmlora.fingerprint import check_base, weight_digests, without_copies
 from rmlora.inputs import Arrays
 from rmlora.package import load_package
@@ -25,7 +26,7 @@ from rmlora.storage import atomic_directory
 from rmlora.stored_weights import stored_weights
 from rmlora_converters.graph.contract.lora_inputs import LoraInputs
 from rmlora_converters.graph.files.model_file import load_model
-from rmlora_converters.graph.locate.targets import check_adapters, find_targets
+from rmlora_converters.graph.locate.targets import check_adapters, check_nothing_computed, find_targets
 from rmlora_converters.graph.passes.adopt import adopt_graph, keep_named_output, keep_output
 from rmlora_converters.graph.passes.insert_branches import check_lora_inputs, insert_branches
 from rmlora_converters.graph.passes.open_attention import open_attention_per_projection
@@ -65,6 +66,8 @@ class _BaseGraph:
     optimization: Optimization
     precision: Precision = "fp32"
     """Precision of ``model``; other than fp32 only if the user gave a quantized graph."""
+    needed: frozenset[str] = frozenset()
+    """Parameters that PyTorch's output depends on; not known of a given graph."""
     new_weights: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Parameter → the weight with which it was exported, if the base has none."""
 
@@ -169,6 +172,7 @@ def _trace(plan: ExportPlan, scratch: Path) -> _BaseGraph:
         [] if loaded.new_modules else own,
         plan.settings.exporter,
         Optimization(level=traced.optimized.level, reason=traced.optimized.reason),
+        needed=traced.parameters,
         new_weights={
             name: value.numpy()
             for name, value in loaded.model.state_dict().items()
@@ -195,12 +199,32 @@ def _read_graph(plan: ExportPlan, graph: Path) -> _BaseGraph:
     else:
         keep_output(model, name=name, labels=len(labels), source=str(graph))
     names = [str(value.name) for value in model.graph.inputs if value.name not in model.graph.initializers]
+    if plan.task.inputs.varies_in_length:
+        _check_inputs(names, plan.processor, graph)
     preprocessor = plan.preprocessor(names)
     batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None))
     precision = found_precision(model)
     if precision != "fp32" and plan.settings.precision not in ("fp32", precision):
         raise ConfigError(f"{graph} is {precision} already: give the float32 graph, or leave --precision out.")
     return _BaseGraph(model, batches, labels, "given", Optimization(level="as given"), precision)
+
+
+def _check_inputs(names: Sequence[str], processor: Any, graph: Path) -> None:
+    """Raise :class:`InputError` if ``graph`` takes what no tokenizer makes, or cannot tell padding from text.
+
+    PyTorch without a mask computes the same wrong scores, so a comparison would not show it.
+    """
+    made = {"input_ids", "token_type_ids", *getattr(processor, "model_input_names", ("attention_mask",))}
+    if unknown := [name for name in names if name not in made]:
+        raise InputError(
+            f"{graph} takes '{unknown[0]}', which the base's tokenizer does not make: it makes {', '.join(sorted(made))}. Export "
+            "it with inputs of these names alone."
+        )
+    if "attention_mask" in made and "attention_mask" not in names:
+        raise InputError(
+            f"{graph} takes no attention_mask, so the answer of a text would depend on the longer texts in its batch: export it "
+            "with attention_mask among its inputs."
+        )
 
 
 def _insert_branches(
@@ -218,6 +242,7 @@ def _insert_branches(
     open_attention_per_projection(model)
     share_equal_weights(model, plan.checkpoint)
     targets = find_targets(model, list(plan.adapters.values()), plan.checkpoint, base.new_weights)
+    check_nothing_computed(targets, base.needed)
     plain = scratch / "plain.onnx"
     save_in_precision(model, plain, precision, scratch=scratch)
     if precision == "fp16":
@@ -226,7 +251,7 @@ def _insert_branches(
     lora_inputs = insert_branches(model, targets, base_weights=digests)
     save_in_precision(model, target, precision, scratch=scratch)
     _check_written(target, lora_inputs)
-    outputs = graph_logits(create_session(plain))
+    outputs = graph_logits(create_session(plain, called=plan.settings.graph))
     return lora_inputs, [outputs(batch) for batch in base.batches]
 
 

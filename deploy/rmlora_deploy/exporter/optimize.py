@@ -21,6 +21,7 @@ from rmlora.errors import RMLoRAError
 from rmlora.inputs import Arrays
 from rmlora_converters.graph.files.model_file import save_model
 from rmlora_converters.graph.passes.open_layer_norm import open_layer_norms
+from rmlora_deploy.exporter.quiet import quiet_libraries
 from rmlora_deploy.runtime.graph_logits import graph_logits
 from rmlora_deploy.runtime.providers import create_session
 
@@ -55,7 +56,7 @@ def optimize(model: ir.Model, batches: Sequence[Arrays], scratch: Path) -> Optim
     import onnxscript.optimizer
 
     expected = run_model(model, batches, scratch / "unoptimized.onnx")
-    with _constant_products_kept(model):
+    with quiet_libraries(), _constant_products_kept(model):
         onnxscript.optimizer.optimize(model)
     save_model(model, scratch / "folded.onnx")  # fusing changes the model in place
     try:
@@ -76,7 +77,7 @@ def _fuse(model: ir.Model) -> ir.Model:
     import onnxscript.optimizer
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
-    with _constant_products_kept(model):
+    with quiet_libraries(), _constant_products_kept(model):
         fused, _ = optimize_for_ort(model)
         onnxscript.optimizer.fold_constants(fused, should_fold=_joins_weights)
     open_layer_norms(fused)
@@ -106,8 +107,10 @@ def _constant_products_kept(model: ir.Model) -> Iterator[None]:
 
 
 def _reads_matrix(node: ir.Node) -> bool:
-    """Return True if ``node`` computes in floating point with a matrix."""
+    """Return True if ``node`` computes in floating point with a matrix, or with the transpose of one."""
     value = node.inputs[0 if node.op_type == "Gather" else 1]
+    while value is not None and (producer := value.producer()) is not None and producer.op_type == "Transpose":
+        value = producer.inputs[0]  # the exporter gives the transpose of a parameter neither type nor shape
     return (
         value is not None and value.dtype == ir.DataType.FLOAT and value.shape is not None and value.shape.rank() == 2
     )

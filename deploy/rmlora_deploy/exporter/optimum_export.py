@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import DependencyError, InputError, is_installed
+from rmlora.processors import save_processor
 from rmlora.tasks import Task
 from rmlora.torch_models import quiet_transformers
 
@@ -42,7 +43,7 @@ def export_optimum(model: Any, processor: Any, task: Task, *, opset: int, trust_
     with tempfile.TemporaryDirectory() as directory:
         source, target = Path(directory) / "merged", Path(directory) / "onnx"
         model.save_pretrained(source)
-        processor.save_pretrained(source)
+        save_processor(processor, source, source="the base")
         try:
             with quiet_transformers(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the tracer warns about every constant; verification decides

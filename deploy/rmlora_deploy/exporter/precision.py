@@ -13,9 +13,6 @@ int4 stores the weights of products in 4 bits, with a scale and an offset for ev
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from rmlora_converters.graph.passes.insert_branches import BRANCH_SCOPE
 from rmlora_converters.graph.passes.open_attention import open_attention
 from rmlora_converters.graph.passes.pooling import EMBEDDING_NAME, POOLING_SCOPE
 from rmlora_deploy.bundles.manifest import Precision
+from rmlora_deploy.exporter.quiet import quiet_libraries
 
 __all__ = ["found_precision", "lower_precision", "save_in_precision"]
 
@@ -125,7 +123,7 @@ def _quantize_dynamically(source: Path, operators: list[str]) -> Path:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantized = source.with_suffix(".int8.onnx")
-    with _quiet():
+    with quiet_libraries():
         quantize_dynamic(
             source,
             quantized,
@@ -144,7 +142,7 @@ def _to_int4(source: Path) -> ir.Model:
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     model = onnx.load(source)
-    with _quiet():
+    with quiet_libraries():
         quantizer = MatMulNBitsQuantizer(
             model,
             block_size=_BLOCK,
@@ -155,16 +153,6 @@ def _to_int4(source: Path) -> ir.Model:
         )
         quantizer.process()
     return ir.serde.deserialize_model(quantizer.model.model)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the quantizers' advice to preprocess the graph, which has been done."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _kept_in_float(graph: Any) -> list[str]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import InputError, require
+from rmlora_deploy.exporter.quiet import quiet_libraries
 from rmlora_deploy.exporter.trace_inputs import TraceInputs
+from rmlora_deploy.exporter.translations import translations
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -49,7 +47,7 @@ def export_torch(
         for name, axes in inputs.axes.items()
     }
     try:
-        with _quiet_exporter():
+        with quiet_libraries():
             program = torch.onnx.export(
                 model,
                 kwargs=inputs.tensors,
@@ -59,6 +57,7 @@ def export_torch(
                 opset_version=opset,
                 optimize=False,
                 verbose=False,
+                custom_translation_table=translations(),
             )
     except Exception as error:
         raise InputError(f"torch.onnx cannot export {type(model).__name__}: {_reason(error)}") from error
@@ -82,17 +81,3 @@ def _forget_machine(model: ir.Model) -> None:
         for node in graph:
             for key in ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node"):
                 node.metadata_props.pop(key, None)
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Hide the exporter's warnings about packages that this export does not use."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -7,6 +7,8 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
 from rmlora.inputs import Arrays
 from rmlora_converters.graph.passes.pooling import TOKENS_NAME, insert_pooling, keep_answer
 from rmlora_deploy.exporter.optimize import Optimized, optimize
@@ -24,6 +26,8 @@ class TracedGraph:
 
     optimized: Optimized
     batches: list[Arrays]
+    parameters: frozenset[str]
+    """Parameters that the output depends on; the optimizer may have computed with some of them."""
 
 
 def trace_graph(model: Any, plan: ExportPlan, *, scratch: Path) -> TracedGraph:
@@ -60,10 +64,12 @@ def trace_graph(model: Any, plan: ExportPlan, *, scratch: Path) -> TracedGraph:
         graph = export_torch(model, inputs, opset=opset, output=OUTPUT_NAME if pooling is None else TOKENS_NAME)
     if pooling is not None:
         keep_answer(graph)
+    RemoveUnusedNodesPass()(graph)
+    parameters = frozenset(name for name, value in graph.graph.initializers.items() if value.uses())
     preprocessor = plan.preprocessor(value.name or "" for value in graph.graph.inputs)
     batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None))
     plan.on_progress("optimizing for ONNX Runtime")
     optimized = optimize(graph, batches, scratch)
     if pooling is not None:
         insert_pooling(optimized.model, pooling)
-    return TracedGraph(optimized, batches)
+    return TracedGraph(optimized, batches, parameters)

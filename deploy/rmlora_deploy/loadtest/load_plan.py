@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rmlora.errors import ConfigError, InputError
-from rmlora.readable import permissions_named
+from rmlora.json_files import read_text
 from rmlora.storage import read_json
 
 __all__ = ["LoadPlan", "Reference", "draw_requests", "read_texts", "shares_of"]
@@ -44,7 +44,7 @@ class Reference:
                 for model, rows in dict(value["answers"]).items()
             }
             made = cls([str(text) for text in value["texts"]], answers, float(value["tolerance"]))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise InputError(
                 f"{path} is not a file of reference answers: it needs 'texts', 'answers' and 'tolerance'."
             ) from None
@@ -122,11 +122,7 @@ def read_texts(path: Path) -> Sequence[str]:
     Raises:
         InputError: the file cannot be read, or has no texts.
     """
-    try:
-        with permissions_named(path):
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as UTF-8 text ({error}).") from None
+    lines = [line for line in read_text(path, what="Text file").splitlines() if line.strip()]
     if not lines:
         raise InputError(f"{path} has no texts.")
     return lines

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rmlora.errors import InputError
 from rmlora.inputs import Arrays
 from rmlora_deploy.runtime.providers import run_error
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["graph_logits"]
+__all__ = ["check_output", "graph_logits"]
 
 
 def graph_logits(session: ort.InferenceSession, output: str | None = None) -> Callable[[Arrays], np.ndarray]:
@@ -32,8 +33,23 @@ def graph_logits(session: ort.InferenceSession, output: str | None = None) -> Ca
             if name in types
         }
         try:
-            return np.asarray(session.run(asked, feeds)[0])
+            found = np.asarray(session.run(asked, feeds)[0])
         except Exception as error:  # noqa: BLE001 - see run_error
             raise run_error(error, "The graph does not run on the model's own inputs") from None
+        return check_output(found, len(next(iter(feeds.values()), ())))
 
     return logits
+
+
+def check_output(output: np.ndarray, rows: int) -> np.ndarray:
+    """Return an output of a graph if it has a row of numbers for every row of the input.
+
+    Raises:
+        InputError: it has not: the graph is damaged, or not for one of the tasks.
+    """
+    if output.ndim < 2 or len(output) != rows or output.shape[-1] == 0 or output.dtype.kind not in "fV":
+        raise InputError(
+            f"The graph answers {rows} rows with {output.dtype} of the shape {list(output.shape)}, not with numbers for each "
+            "row: export it again."
+        )
+    return output

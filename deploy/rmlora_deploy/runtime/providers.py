@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import ConfigError, InputError, ProviderError, install_command, require
-from rmlora.readable import is_readable_file
+from rmlora_converters.graph.files.model_file import external_files
 from rmlora_deploy.runtime.device_libraries import missing_library, remedy
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ def create_session(
     memory_pattern: bool = True,
     made_from: Path | None = None,
     options: ort.SessionOptions | None = None,
+    called: Path | None = None,
 ) -> ort.InferenceSession:
     """Open ``model`` on exactly the requested provider; operators it does not support run on the CPU.
 
@@ -141,27 +142,28 @@ def create_session(
         memory_pattern: let ONNX Runtime plan memory for input shapes it has seen; with many inputs this costs more than it
             saves.
         made_from: for a serialized model, the file it was made from, whose folder holds the external weights.
-        options: session options to start from; without them only errors are logged.
+        options: session options to start from; without them nothing is logged.
+        called: what errors call the model; None for its own path.
 
     Raises:
         ProviderError: the provider is not in this build, or could not start (no device, no driver).
-        InputError: the file is missing or is not a model ONNX Runtime can load.
+        InputError: the file is missing, is not a model ONNX Runtime can load, or names a file outside its directory.
     """
     chosen = check_provider(provider)
     import onnxruntime as ort
 
     if options is None:
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # fatal: errors are raised, and the sentence says them
     if threads is not None:
         options.intra_op_num_threads = threads
     options.enable_mem_pattern = options.enable_mem_pattern and memory_pattern
-    if isinstance(model, Path) and not is_readable_file(model):
-        raise InputError(f"ONNX model not found: {model} does not exist.")
+    if isinstance(model, Path):
+        external_files(model)  # so that they are next to it, which not every ONNX Runtime checks
     if made_from is not None:
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(made_from.parent))
     chain = [(item.ort_name, dict(item.options)) for item in (chosen, *map(get_provider, chosen.others))]
-    name = made_from or (model if isinstance(model, Path) else "the model")
+    name = called or made_from or (model if isinstance(model, Path) else "the model")
     source = model if isinstance(model, bytes) else str(model)
     # rmlora_converters/graph/passes/open_layer_norm.py says why this one is slower.
     slower = ["SkipLayerNormFusion"] if chosen.name == "cpu" else []
@@ -170,8 +172,8 @@ def create_session(
         session = ort.InferenceSession(source, options, providers=chain, disabled_optimizers=slower, enable_fallback=0)
     except Exception as error:  # noqa: BLE001 - onnxruntime raises a family of pybind classes without a common public base
         if chosen.name == "cpu":
-            raise InputError(f"ONNX Runtime cannot load {name}: {_first_line(error)}") from None
-        raise ProviderError(f"Provider '{chosen.name}' could not open {name}: {_first_line(error)}") from None
+            raise InputError(f"ONNX Runtime cannot load {name}: {_reason(error)}.") from None
+        raise ProviderError(f"Provider '{chosen.name}' could not open {name}: {_reason(error)}.") from None
     if chosen.ort_name not in session.get_providers():
         raise ProviderError(
             f"Provider '{chosen.name}' did not start on this machine, and ONNX Runtime would have used the CPU instead: "
@@ -189,20 +191,15 @@ def run_error(error: Exception, what: str = "The graph cannot be run on these in
     if "BFCArena" in str(error) or "Failed to allocate memory" in str(error):
         return ProviderError(f"{what}: there is not enough memory ({_reason(error)}). Send fewer rows at once.")
     kind = ProviderError if _DEVICE_FAILURE.search(str(error)) else InputError
-    return kind(f"{what}: {_reason(error)}")
+    return kind(f"{what}: {_reason(error)}.")
 
 
 def _reason(error: Exception) -> str:
-    """Return what ONNX Runtime's error says, in one line, without the C++ signatures and source files around it."""
-    text = str(error).strip()
-    if found := _DEVICE_FAILURE.search(text) or _NO_MEMORY.search(text):
-        return found[0].strip()
-    return " ".join(text.split())[:300] or type(error).__name__
+    """Return ONNX Runtime's reason in one line of limited length, without its code, C++ signatures and the path it was given."""
+    if found := _DEVICE_FAILURE.search(str(error)) or _NO_MEMORY.search(str(error)):
+        return found[0].strip(". ")
+    line = _PREFIX.sub("", " ".join(str(error).split())) or type(error).__name__
+    return line[:300].rstrip(". ")
 
 
-def _first_line(error: Exception) -> str:
-    return (
-        _reason(error)
-        if _DEVICE_FAILURE.search(str(error))
-        else str(error).strip().partition("\n")[0] or type(error).__name__
-    )
+_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed: ?)?")

@@ -27,6 +27,7 @@ from rmlora_deploy.runtime.adapters.cache import AdapterCache, CachedAdapter, Lo
 from rmlora_deploy.runtime.adapters.device_bucket import DeviceBucket
 from rmlora_deploy.runtime.adapters.rank_buckets import BASE_INDEX, RankBucket, RankBuckets
 from rmlora_deploy.runtime.binding import BoundInputs
+from rmlora_deploy.runtime.graph_logits import check_output
 from rmlora_deploy.runtime.providers import create_session, get_provider
 
 if TYPE_CHECKING:
@@ -285,6 +286,7 @@ class AdapterSession:
         else:
             with self._binding(bucket, users[:1] if alike else users) as (binding, indices):
                 output = binding.run({**inputs, ADAPTER_INDICES: indices})
+        check_output(output, len(users))
         widths = [self._label_count(user) for user in users]
         return [row if width is None else row[..., :width] for row, width in zip(output, widths, strict=True)]
 

@@ -77,6 +77,8 @@ class Admission:
         returning = returning or (len(self.slots) > 0 and self.slots.redeem(ticket))
         allowed = int(self._max_queue * _EXTRA_ROWS) if returning else self._max_queue
         total = (load.light + load.paced) / self.workers
+        if not load.rows and not total:
+            self.slots.begin_anew()
         if load.rows + rows > allowed:
             reason = f"The queue is full: {load.rows} rows are waiting and at most {self._max_queue} may."
             excess = load.rows + rows - self._max_queue

@@ -50,8 +50,7 @@ def create_app(registry: Registry, metrics: Metrics) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(registry.close, service.stop())
-        service.reader.close()
-        service.json.close()
+        service.close()
 
     app = FastAPI(
         title="rmlora-deploy", version=__version__, lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None,

@@ -28,6 +28,8 @@ def hosts_for(host: str, allowed: Sequence[str], *, key: bool) -> tuple[str, ...
 
 def read_host(value: str) -> tuple[str, str] | None:
     """Return the name, in lower case, and the port of a Host header, an empty string if it has none; None if it is invalid."""
+    if not value.isascii() or not value.isprintable() or " " in value:  # urlsplit leaves tabs out
+        return None
     try:
         parts = urlsplit(f"//{value}")
         port = str(parts.port) if parts.port is not None else ""

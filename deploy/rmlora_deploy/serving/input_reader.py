@@ -17,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 
 from rmlora.errors import InputError
+from rmlora.unicode_text import is_unicode
 from rmlora_converters.graph.locate.id_limits import check_ids
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterName
 from rmlora_deploy.serving.errors import LateError, TooLargeError
@@ -37,7 +38,7 @@ _PIECE_CHARACTERS, _PIECE_TEXTS = 20_000, 32
 """Texts that are tokenized at once: so many, or one that is longer."""
 _THREADS = 4
 """Most threads that tokenize and decode; on a machine with few cores, half as many as it has cores."""
-_NICENESS = 10
+_NICENESS = 12
 """How much lower their priority is; that of the threads that compute batches is 5 lower."""
 _LARGE_PIXELS = 4_000_000
 """Images with more pixels than this are decoded one at a time, because of the memory that it takes."""
@@ -103,8 +104,8 @@ class InputReader:
         for number, text in enumerate(texts, 1):
             if model.task.inputs.is_empty(text):
                 raise InputError(f"Text {number} is empty: every input needs at least one word.")
-            if not text.isascii():
-                _check_unicode(text, number)
+            if not is_unicode(text):
+                raise InputError(f"Input {number} is not valid Unicode: it has half of a surrogate pair.")
         return total
 
     # -- images ------------------------------------------------------------------------------------------------------
@@ -194,10 +195,3 @@ def _pieces(texts: Sequence[str]) -> Iterator[Sequence[str]]:
             yield texts[start:index]
             start, characters = index, len(text)
     yield texts[start:]
-
-
-def _check_unicode(text: str, number: int) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"Input {number} is not valid Unicode: it has half of a surrogate pair.") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import pickle
 import struct
@@ -30,8 +31,9 @@ _MEDIUM, _VALUES = 1 << 20, 10_000
 """Bytes and values of a body that does not take longer, because most of it is text."""
 _SECONDS = 10.0
 """Time after which parsing is given up."""
-_NICENESS = 10
-"""How much lower the priority of the process is."""
+_NICENESS = 15
+"""How much lower the priority of the process is: it reads and writes a lot of memory, which slows other work down."""
+_log = logging.getLogger("rmlora.serve")
 
 
 class JsonBodies:
@@ -46,7 +48,7 @@ class JsonBodies:
 
         Raises:
             json.JSONDecodeError: it is not valid JSON, not UTF-8, nested too deep, or has a number that is too long.
-            HTTPException: parsing takes too long or too much memory.
+            HTTPException: parsing takes too long or too much memory, or the server cannot start the process.
         """
         if is_quick(body):
             try:
@@ -55,7 +57,15 @@ class JsonBodies:
                 raise
             except (ValueError, RecursionError) as error:
                 raise json.JSONDecodeError(type(error).__name__, "", 0) from None
-        kind, *values = await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, body)
+        try:
+            kind, *values = await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, body)
+        except HTTPException:
+            raise
+        except Exception as error:  # noqa: BLE001 - FastAPI would take it for an invalid body
+            _log.error("large bodies cannot be parsed", exc_info=error)
+            raise HTTPException(503, "The server cannot read large bodies at the moment: its log says why.") from None
+        if kind == "memory":
+            raise _too_large()
         if kind == "error":
             raise json.JSONDecodeError(values[0], "", values[1])
         return _with_numpy(values[0])
@@ -79,9 +89,7 @@ class JsonBodies:
             return pickle.loads(process.stdout.read(size))  # noqa: S301 - from our own process
         except (OSError, struct.error, EOFError, pickle.UnpicklingError):
             process.kill()
-            raise HTTPException(
-                413, "The body takes too long or too much memory to parse: send fewer values at once."
-            ) from None
+            raise _too_large() from None
         finally:
             limit.cancel()
 
@@ -116,6 +124,10 @@ class _JsonRequest(Request):
     async def json(self) -> Any:
         bodies: JsonBodies = self.app.state.service.json
         return await bodies.parse(await self.body())
+
+
+def _too_large() -> HTTPException:
+    return HTTPException(413, "The body takes too long or too much memory to parse: send fewer values at once.")
 
 
 def is_quick(body: bytes) -> bool:

@@ -2,9 +2,9 @@
 
 A parser holds the interpreter's lock until it is done, for a second or more on a hostile body, so no thread of the server
 can do this. The process needs the standard library only. It reads frames (length, then JSON) from its standard input and
-writes frames (length, then a pickle) to its standard output: ``("value", parsed)``, or ``("error", message, position)``
-if it is not valid JSON. Long lists come in a form that costs the server little to read: numbers as an array, and of
-anything but texts only the beginning, since no interface takes such a list.
+writes frames (length, then a pickle) to its standard output: ``("value", parsed)``, ``("error", message, position)`` if it
+is not valid JSON, or ``("memory",)`` if there is too little memory for it. Long lists come in a form that costs the server
+little to read: numbers as an array, and of anything but texts only the beginning, since no interface takes such a list.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def _parsed(body: bytes) -> tuple[Any, ...]:
         return "value", _reduced(json.loads(body))
     except json.JSONDecodeError as error:
         return "error", error.msg, error.pos
-    except (ValueError, RecursionError, MemoryError) as error:  # not UTF-8, for example
+    except MemoryError:
+        return ("memory",)
+    except (ValueError, RecursionError) as error:  # not UTF-8, for example
         return "error", type(error).__name__, 0
 
 
@@ -94,7 +96,9 @@ def _limit_memory() -> None:
         import resource
     except ImportError:  # not on Windows
         return
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    allowed = [limit for limit in resource.getrlimit(resource.RLIMIT_AS) if limit != resource.RLIM_INFINITY]
+    limit = min([_MEMORY, *allowed])
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 if __name__ == "__main__":

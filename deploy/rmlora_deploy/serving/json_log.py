@@ -45,6 +45,9 @@ def start_log() -> logging.Logger:
     handler.setFormatter(JsonLines())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.captureWarnings(True)
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = (
+        False  # no line has them, and they take time
+    )
     log = logging.getLogger("rmlora.serve")
     log.setLevel(logging.INFO)
     return log

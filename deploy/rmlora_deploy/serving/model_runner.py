@@ -25,6 +25,7 @@ from rmlora_deploy.bundles.mapped_files import MappedFiles
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.runtime import AdapterSession
 from rmlora_deploy.runtime.adapters.cache import AdapterCache
+from rmlora_deploy.runtime.graph_logits import check_output
 from rmlora_deploy.runtime.providers import run_error
 from rmlora_deploy.serving.availability import Availability
 from rmlora_deploy.serving.errors import UnavailableError, UnknownModelError
@@ -199,10 +200,12 @@ class ModelRunner:
             raise
 
     def _run_merged(self, rows: Sequence[Row]) -> Sequence[Answer]:
+        batch = self._preprocessor.collate([row.arrays for row in rows])
         try:
-            return list(np.asarray(self._merged.run(None, self._preprocessor.collate([row.arrays for row in rows]))[0]))
+            output = np.asarray(self._merged.run(None, batch)[0])
         except Exception as error:  # noqa: BLE001 - see run_error
             raise run_error(error) from None
+        return list(check_output(output, len(rows)))
 
 
 class _LargeInputs:

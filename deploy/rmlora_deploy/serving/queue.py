@@ -30,12 +30,13 @@ __all__ = ["RequestQueue", "Row"]
 Run: TypeAlias = "Callable[[Sequence[Row]], Sequence[Answer]]"
 
 _PACED_SECONDS = 0.03
-"""Time that a batch of a heavy request's rows may take, unless one row takes longer: a light request waits for it."""
-_NICENESS, _HEAVY_NICENESS = 5, 15
+"""Time that a batch of a heavy request's rows may take, unless one row takes longer."""
+_NICENESS, _HEAVY_NICENESS = 5, 12
 """How much lower the priority of the workers is than that of the threads that read and answer requests, and that of the
-thread that computes the rows of heavy requests while there are light ones."""
-_QUIET_SECONDS = 1.0
-"""After this time without light requests, a heavy one may use all workers."""
+workers that compute the rows of heavy requests: these get a sixth of the time beside busy workers, and the whole machine
+if there is nothing else to do."""
+_IDLE_SECONDS = 1.0
+"""After this time without light rows, what heavy ones took shows how fast the machine is."""
 _STUCK_SECONDS = 300.0
 """A batch that runs longer than this, and than twice the time limit of requests, will not end."""
 _log = logging.getLogger("rmlora.serve")
@@ -54,7 +55,7 @@ class _Batch:
     busy: bool
     """True if it was full, or others waited when it began."""
     heavy: bool
-    """True if the worker for heavy requests computes it."""
+    """True if it is of heavy requests, which have workers of their own."""
 
 
 class RequestQueue:
@@ -91,14 +92,14 @@ class RequestQueue:
         """Thread → what it computes."""
         self._local = threading.local()
         """``idle_since``: when this worker ended its last batch, unless it had to wait for work since then."""
-        self._light_arrived = -_QUIET_SECONDS
+        self._light_arrived = -_IDLE_SECONDS
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._stopping = False
         self._has_paced = threading.Condition(self._lock)
         supervised = partial(Supervised, on_failure=self._after_failure, on_loss=self._after_loss)
         self._workers = supervised(self._compute_next, count=workers, niceness=_NICENESS)
-        self._heavy = supervised(partial(self._compute_next, heavy=True), count=1, niceness=_HEAVY_NICENESS)
+        self._heavy = supervised(partial(self._compute_next, heavy=True), count=workers, niceness=_HEAVY_NICENESS)
         self._workers.start()
         self._heavy.start()
 
@@ -119,7 +120,7 @@ class RequestQueue:
     def _check_open(self) -> None:
         if self._stopping:
             raise StoppingError("The server is shutting down: send the request to another one.")
-        if not self._workers.alive:
+        if not (self._workers.alive and self._heavy.alive):
             raise BrokenError(_BROKEN)
 
     def _load(self) -> Load:
@@ -192,13 +193,13 @@ class RequestQueue:
 
     @property
     def alive(self) -> int:
-        """Workers that were not given up, without the one for heavy requests."""
+        """Workers that were not given up, without those for heavy requests."""
         return self._workers.alive
 
     def problem(self) -> str | None:
         """Say why this process should be replaced; None if all is well."""
         now, limit = time.monotonic(), max(_STUCK_SECONDS, 2 * self._timeout)
-        if self._workers.alive < self.admission.workers or not self._heavy.alive:
+        if min(self._workers.alive, self._heavy.alive) < self.admission.workers:
             return _BROKEN
         if any(now - batch.since > limit for batch in list(self._running.values())):
             return f"A batch has been running for more than {limit:g} s: restart this server."
@@ -239,12 +240,12 @@ class RequestQueue:
         """Wait for a batch and remove it from the queue; None means that there will be no more."""
         with self._changed:
             while True:
-                rows, first = (self._paced, self._paced.first()) if heavy else self._next_row()
+                rows, condition = (self._paced, self._has_paced) if heavy else (self._light, self._changed)
+                first = rows.first()
                 if first is None:
-                    if self._stopping and (heavy or not self.waiting):
+                    if self._stopping:
                         return None
-                    condition = self._has_paced if heavy else self._changed
-                    condition.wait(_QUIET_SECONDS if self.waiting and not heavy else None)
+                    condition.wait()
                     self._local.idle_since = None
                     continue
                 items = rows.select(first, self._max_rows(first))
@@ -257,29 +258,11 @@ class RequestQueue:
                     since = getattr(self._local, "idle_since", None) or time.monotonic()
                     batch = _Batch(items, since, seconds, busy, heavy)
                     self._running[threading.get_ident()] = batch
-                    if self.waiting:
-                        self._changed.notify()  # one call may bring rows for several workers
+                    if len(rows):
+                        condition.notify()  # one call may bring rows for several workers
                     return batch
-                self._changed.wait(left)
+                condition.wait(left)
                 self._local.idle_since = None
-
-    def _next_row(self) -> tuple[RowList, WaitingRow | None]:
-        """Return the row whose turn it is, and the list it is in; no row if there is none for this worker.
-
-        The rows of heavy requests have a worker of their own. The others help if there has been nothing else to do for a
-        while, and they make sure that each of these rows is computed in its turn: all but one of them at a time, or the
-        only one.
-        """
-        light, paced, now = self._light.first(), self._paced.first(), time.monotonic()
-        if paced is None:
-            return self._light, light
-        if light is None and (self._stopping or now - self._light_arrived > _QUIET_SECONDS):
-            return self._paced, paced
-        helping = sum(batch.items[0].paced and not batch.heavy for batch in self._running.values())
-        is_due = paced.turn <= (now if light is None else min(now, light.turn))
-        if is_due and helping < max(1, self.admission.workers - 1):
-            return self._paced, paced
-        return self._light, light
 
     def _max_rows(self, first: WaitingRow) -> int:
         """Return the number of rows that a batch with ``first`` may have."""
@@ -331,7 +314,7 @@ class RequestQueue:
             self._fail_all(RuntimeError("the workers failed again and again"))
 
     def _after_loss(self) -> None:
-        if not self._workers.alive:
+        if not (self._workers.alive and self._heavy.alive):
             self._fail_all(BrokenError(_BROKEN))
 
     def _fail_all(self, error: Exception) -> None:

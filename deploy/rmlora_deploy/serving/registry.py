@@ -18,6 +18,7 @@ from rmlora.errors import AdapterError, BaseMismatchError, ConfigError, InputErr
 from rmlora.file_identity import FileIdentity
 from rmlora.package import load_package
 from rmlora.storage import sha256_file
+from rmlora.wording import nearest
 from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter, write_onnx_adapter
 from rmlora_deploy.bundles.adapters import check_name
 from rmlora_deploy.bundles.bundle import Bundle
@@ -134,7 +135,7 @@ class Registry:
                 f"({some_of(names) or 'it has none'})."
             )
         near = nearest_names(name, [model.id for model in self.models])
-        hint = f"the nearest are {', '.join(near)}; " if near else ""
+        hint = f"{nearest(near)}; " if near else ""
         return UnknownModelError(f"There is no model '{shown}': {hint}GET /v1/models lists all.")
 
     def load(self, name: str, path: str) -> ServedModel:

@@ -40,7 +40,7 @@ _DESCRIPTIONS = {
 class ErrorDetail(BaseModel):
     """What went wrong."""
 
-    message: str = Field(examples=["There is no model 'spma': the nearest are spam; GET /v1/models lists all."])
+    message: str = Field(examples=["There is no model 'spma': the nearest is spam; GET /v1/models lists all."])
     type: str = Field(examples=["not_found_error"])
     param: str | None
     code: int = Field(description="The HTTP status.", examples=[404])
@@ -55,7 +55,7 @@ class Error(BaseModel):
 class ProtocolError(BaseModel):
     """An error in the format of the Open Inference Protocol."""
 
-    error: str = Field(examples=["There is no model 'spma': the nearest are spam; GET /v1/models lists all."])
+    error: str = Field(examples=["There is no model 'spma': the nearest is spam; GET /v1/models lists all."])
 
 
 def error_body(path: str, status: int, message: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from rmlora_deploy.serving.json_bodies import JsonBodies
 from rmlora_deploy.serving.metrics import Metrics
 from rmlora_deploy.serving.model_runner import ModelRunner
 from rmlora_deploy.serving.models import ServedModel
+from rmlora_deploy.serving.one_by_one import OneByOne
 from rmlora_deploy.serving.registry import Registry
 from rmlora_deploy.serving.serve_settings import ServeSettings
 from rmlora_deploy.serving.waiting_rows import Answer, Row
@@ -27,6 +28,7 @@ class Service:
         self.registry, self.metrics = registry, metrics
         self.settings: ServeSettings = registry.settings
         self.reader, self.json = InputReader(registry.settings), JsonBodies()
+        self.loading = OneByOne("loading and unloading adapters")
         self._drained_at: float | None = None
         """When the server stops waiting for requests in progress; None while it accepts new ones."""
 
@@ -40,6 +42,11 @@ class Service:
         if self._drained_at is None or at_once:
             self._drained_at = time.monotonic() + (0.0 if at_once else self.settings.drain)
         return max(0.0, self._drained_at - time.monotonic())
+
+    def close(self) -> None:
+        """End the threads and processes that read requests and load adapters."""
+        for part in (self.reader, self.json, self.loading):
+            part.close()
 
     def problem(self) -> str | None:
         """Say why this process should be replaced; None if all is well."""

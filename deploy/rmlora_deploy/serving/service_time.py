@@ -79,14 +79,22 @@ class ServiceTimes:
         A bucket that has not been seen is estimated from the nearest one that has, in proportion to the length.
         """
         with self._lock:
-            if not self._known:
-                return 0.0
-            nearest = min(self._known, key=lambda other: (abs(other - bucket), -other))
-            return _faded(self._known[nearest], self._clock()) * math.pow(2, (bucket - nearest) / 2)
+            return self._per_row(bucket, self._clock())
 
     def of(self, rows: Mapping[int, int]) -> float:
         """Return the seconds that rows take one after another; ``rows`` is bucket → number of rows."""
-        return sum(number * self.per_row(bucket) for bucket, number in rows.items() if number)
+        with self._lock:
+            now = self._clock()
+            return sum(number * self._per_row(bucket, now) for bucket, number in rows.items() if number)
+
+    def _per_row(self, bucket: int, now: float) -> float:
+        known = self._known.get(bucket)
+        if known is not None:
+            return _faded(known, now)
+        if not self._known:
+            return 0.0
+        nearest = min(self._known, key=lambda other: (abs(other - bucket), -other))
+        return _faded(self._known[nearest], now) * math.pow(2, (bucket - nearest) / 2)
 
 
 def _faded(known: _Estimate, now: float) -> float:

@@ -27,8 +27,8 @@ AnyArray = npt.NDArray[Any]
 
 _COUNTS = (1, 2, 3, 5)
 """Rows of the batches that are tried."""
-_UPDATE = 0.05
-"""Size of the random updates; the module's output changes by about as much of itself."""
+_UPDATE = 1.0
+"""Size of the random updates: about that of what the modules give, so that none is lost in a softmax that is nearly even."""
 _QUANTIZED = ("int8", "int4")
 """Precisions whose activations are rounded together, so that the rows of a batch are not independent."""
 

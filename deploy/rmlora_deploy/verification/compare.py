@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rmlora.errors import InputError
 from rmlora.outputs import Outputs
 from rmlora.scoring import Scoring
 from rmlora_deploy.bundles.report import Comparison, Tolerance
@@ -44,11 +45,16 @@ def compare(
         scoring: what scores mean; None judges by their number.
 
     Raises:
-        ValueError: shapes differ.
+        InputError: shapes differ, or there are not as many arrays.
     """
+    if len(expected) != len(got):
+        raise InputError(f"There are {len(expected)} batches of expected outputs for {len(got)}: export again.")
     for a, b in zip(expected, got, strict=True):
         if a.shape != b.shape:
-            raise ValueError(f"outputs of shape {b.shape} where {a.shape} is expected")
+            raise InputError(
+                f"The graph gives outputs of the shape {list(b.shape)} where {list(a.shape)} is expected: it, or the stored "
+                "outputs, are of another model; export again."
+            )
     first = np.concatenate([np.asarray(a, np.float64) for a in expected])
     second = np.concatenate([np.asarray(b, np.float64) for b in got])
     finite = np.isfinite(second)

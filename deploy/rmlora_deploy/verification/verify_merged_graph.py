@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from rmlora.adapter import Adapter
 from rmlora.adapter_task import task_of
-from rmlora.errors import AdapterError, ConfigError, ParityError, RMLoRAError, is_installed
+from rmlora.errors import AdapterError, ConfigError, InputError, ParityError, RMLoRAError, is_installed
 from rmlora.inputs import Arrays
 from rmlora.tasks import Task
 from rmlora.torch_models import load_adapted
@@ -44,12 +44,13 @@ def verify_merged_graph(
         with, ``passed`` is None and ``reason`` says why.
 
     Raises:
-        ParityError: the graph differs from PyTorch by more than its precision explains.
+        ParityError: the graph differs from PyTorch by more than its precision explains, or cannot be loaded.
     """
-    if not torch_is_installed():
-        return _unverified("PyTorch and PEFT are not installed")
     if not is_installed("onnxruntime"):
         return _unverified("onnxruntime is not installed")
+    _check_loads(graph)
+    if not torch_is_installed():
+        return _unverified("PyTorch and PEFT are not installed")
     try:
         task = task_of(adapter)
     except ConfigError:
@@ -94,6 +95,16 @@ def _run_both(
     output = score_output(load_model(graph), expected[0].shape[-1])
     outputs = graph_logits(session, None if output is None else output.name)
     return batches, expected, [np.asarray(outputs(batch), np.float32) for batch in batches]
+
+
+def _check_loads(graph: Path) -> None:
+    try:
+        create_session(graph)
+    except InputError as error:
+        reason = str(error).replace(str(graph), graph.name).rstrip(".")
+        raise ParityError(
+            f"The merged graph is of no use here: {reason}. Nothing was written; if other software loads it, pass --no-verify."
+        ) from None
 
 
 def _unverified(reason: str) -> dict[str, Any]:

@@ -312,9 +312,12 @@ def test_a_base_without_a_head_needs_an_adapter(tmp_path: Path) -> None:
         replace(headless, modules_to_save={}, metadata={"task": "text-classification", "labels": ["a", "b"]}),
         tmp_path / "h",
     )
-    fails(
-        3, "has no 'classifier.weight', and neither has the base", "adapter", "add", tmp_path / "bundle", tmp_path / "h"
-    )
+    words = ("adapter", "add", tmp_path / "bundle", tmp_path / "h")
+    fails(3, "h records 2 labels, but contains no head, and its base has 3 labels: train it again", *words)
+    config = json.loads((tmp_path / "bundle" / "config.json").read_text())
+    save_package(replace(load_package(tmp_path / "h"), metadata={"task": "text-classification"}), tmp_path / "plain")
+    assert len(config["id2label"]) == 3
+    fails(3, "has no 'classifier.weight', and neither has the base", *words[:3], tmp_path / "plain")
 
 
 def test_evaluation_data_is_given_by_adapter(made: Path, tmp_path: Path) -> None:

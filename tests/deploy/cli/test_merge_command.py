@@ -66,7 +66,7 @@ def test_broken_shards(tmp_path: Path) -> None:
     index_path.write_text(json.dumps({**index, "weight_map": {"a": "../outside.safetensors"}}))
     fails(3, "which is not a path inside", *words)
     index_path.write_text("{}")
-    fails(3, "has no weight_map", *words)
+    fails(3, "lacks 'weight_map': the index is broken", *words)
 
 
 @pytest.mark.e2e

@@ -14,6 +14,7 @@ import torch
 from onnx import numpy_helper
 
 import rmlora_deploy.exporter.optimize as optimize
+from rmlora.errors import InputError
 from rmlora.package import load_package, save_package
 from rmlora.storage import sha256_file
 from rmlora.tasks import get_task
@@ -235,7 +236,7 @@ def test_comparison_counts_errors_and_never_accepts_nan() -> None:
     assert result.argmax_agreement == 0.5
     nan = compare(expected, [np.full((2, 2), np.nan)], scores)
     assert not any(within(nan, tolerance) for tolerance in TOLERANCES.values())
-    with pytest.raises(ValueError, match="shape"):
+    with pytest.raises(InputError, match="shape"):
         compare(expected, [np.zeros((2, 3))], scores)
 
 

@@ -124,7 +124,7 @@ def test_mistakes_end_with_one_line_and_the_code_of_their_kind(bundle: Path, tmp
     fails(3, "Text 1 is empty", "predict", bundle, "  ")
     fails(3, "There is nothing to classify", "predict", bundle, "--file", os.devnull)
     fails(3, "Input file not found", "predict", bundle, "--file", tmp_path / "none.txt")
-    fails(3, "cannot be read as UTF-8", "predict", bundle, "--file", tmp_path)
+    fails(3, "is a directory, but a file is expected", "predict", bundle, "--file", tmp_path)
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     fails(3, "cannot be read as UTF-8", "predict", bundle, "--file", tmp_path / "latin.txt")
     fails(2, "Unknown provider 'gpu'", "predict", bundle, "w0", "--provider", "gpu")

@@ -231,7 +231,9 @@ def test_files_that_cannot_be_used(server: Server, reference: Path, tmp_path: Pa
     fails(2, "no answers for 'nobody'", "loadtest", server.url, "--reference", reference, "--model", "nobody")
     (tmp_path / "texts.txt").write_text("\n \n")
     fails(3, "has no texts", "loadtest", server.url, "--texts", tmp_path / "texts.txt")
-    fails(3, "cannot be read as UTF-8", "loadtest", server.url, "--texts", tmp_path / "nothing.txt")
+    fails(3, "nothing.txt does not exist", "loadtest", server.url, "--texts", tmp_path / "nothing.txt")
+    (tmp_path / "texts.txt").write_bytes(b"caf\xe9\n")
+    fails(3, "texts.txt cannot be read as UTF-8", "loadtest", server.url, "--texts", tmp_path / "texts.txt")
 
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:

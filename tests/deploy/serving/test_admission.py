@@ -204,18 +204,31 @@ def test_refused_clients_are_spread_over_time_and_let_in_when_they_come_back() -
     assert len(slots) == 0 and not slots.redeem(None)
 
 
-def test_clients_that_never_come_back_keep_no_room() -> None:
+def test_clients_that_never_come_back_are_forgotten() -> None:
     clock = Clock()
     slots = RetrySlots(clock)
-    for _ in range(200):
-        clock.now += 1
-        for ticket in range(40):
-            slots.give(ticket, 0.05, 0.0)
-    assert slots._returning < 0.4
-    clock.now += 1000
+    for ticket in range(1000):
+        slots.give(ticket, 0.01, 0.0)
+    assert len(slots) == 1000
+    clock.now += 100
+    assert not slots.redeem(999) and len(slots) == 0
     assert slots.give(1, 0.05, 2.0) == 2
     assert slots.give(1, 1e9, 0.0) <= MAX_WAIT and slots.give(1, 1.0, 0.0) == MAX_WAIT
-    assert len(slots) == 3
+
+
+def test_once_the_overload_is_over_nobody_has_to_wait_long() -> None:
+    admission = Admission(max_queue=10, timeout=10.0, workers=1)
+    admission.times.learn([8], 0.5, busy=True)
+    admission.admit(rows(1), Load(0, 0.0, 0.0))
+
+    def refused() -> int:
+        with pytest.raises(BusyError) as error:
+            admission.check(1, Load(10, 5.0, 0.0), ticket=1)
+        return error.value.retry_after
+
+    assert [refused() for _ in range(50)][-1] > 30
+    admission.check(1, Load(0, 0.0, 0.0))
+    assert refused() <= 2
 
 
 def test_a_client_that_obeys_retry_after_is_let_in(served: dict[str, Path]) -> None:

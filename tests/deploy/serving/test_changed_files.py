@@ -183,6 +183,19 @@ def test_loading_without_the_reference_is_the_servers_error(
     assert str(bundle / "reference.safetensors") in log.getvalue()
 
 
+def test_labels_of_a_loaded_adapter_are_those_of_the_base_that_runs(served: dict[str, Path], bundle: Path) -> None:
+    package = shutil.copytree(served["many"].parent / "two", bundle.parent / "packages" / "plain")
+    (package / "rmlora.json").unlink()  # so it takes its labels from the base
+    config = json.loads((bundle / "config.json").read_text())
+    labels = [config["id2label"][str(number)] for number in range(3)]
+    with serving({"many": bundle}, adapter_dirs=(package.parent,)) as server:
+        wrong = {str(number): f"wrong {number}" for number in range(3)}
+        (bundle / "config.json").write_text(json.dumps({**config, "id2label": wrong}))
+        assert ask(server.url, "/v1/load_lora_adapter", {"lora_name": "plain", "lora_path": "plain"}).status == 200
+        cards = {card["id"]: card["labels"] for card in ask(server.url, "/v1/models").body["data"]}
+    assert cards["plain"] == labels
+
+
 def test_weights_that_are_written_to_stop_their_models_and_no_others(
     tmp_path: Path, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,8 @@ def test_a_name_that_a_page_made_lead_here_is_refused(server: Server, path: str,
         "127.0.0.1.evil.example",
         "",
         "a@localhost",
+        "local\thost",
+        "localh\u00f6st",
         "/",
     ):
         assert refused(ask(server.url, path, body, host=host), 403, "does not answer to the name"), host

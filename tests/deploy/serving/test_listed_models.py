@@ -80,9 +80,9 @@ def test_a_server_of_merged_bundles_does_not_offer_to_load(served: dict[str, Pat
 
 def test_an_unknown_model_is_named_with_the_nearest(server: Server) -> None:
     answer = ask(server.url, "/classify", {"model": "One", "input": "w1"})
-    assert (answer.status, "There is no model 'One': the nearest are one; GET" in answer.message) == (404, True)
+    assert (answer.status, "There is no model 'One': the nearest is one; GET" in answer.message) == (404, True)
     answer = ask(server.url, "/v1/models/twoo")
-    assert (answer.status, "no model 'twoo': the nearest are two; GET" in answer.message) == (404, True)
+    assert (answer.status, "no model 'twoo': the nearest is two; GET" in answer.message) == (404, True)
     answer = ask(server.url, "/v1/models/xyz")
     assert (answer.status, "no model 'xyz': GET /v1/models lists all" in answer.message) == (404, True)
     answer = ask(server.url, "/classify", {"model": "x" * 50_000, "input": "w1"})

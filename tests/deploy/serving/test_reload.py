@@ -129,6 +129,9 @@ def test_a_bundle_that_cannot_be_taken_over_is_served_as_before(
         (bundle / "manifest.json").write_text(json.dumps({**json.loads(manifest), "max_length": 7}))
         with pytest.raises(ConfigError, match="'max_length' of .* has changed, and only adapters can be exchanged"):
             reload_bundle(server.registry, runner)
+        (bundle / "manifest.json").write_text(json.dumps({**json.loads(manifest), "function_to_apply": "sigmoid"}))
+        with pytest.raises(ConfigError, match="'function_to_apply' of .* has changed, and only adapters"):
+            reload_bundle(server.registry, runner)
         (bundle / "manifest.json").write_text(manifest)
         file = bundle / "adapters" / "four.onnx_adapter"
         right = file.read_bytes()
@@ -139,6 +142,21 @@ def test_a_bundle_that_cannot_be_taken_over_is_served_as_before(
         assert ask(server.url, "/v1/unload_lora_adapter", {"lora_name": "one"}).status == 200
         assert reload_bundle(server.registry, runner) == "added four; removed two; exchanged three"
         assert set(labels(server)) == {"many", "three", "four"}, "'one' was unloaded and has not changed"
+
+
+def test_scores_that_mean_something_else_are_a_change(bundle: Path) -> None:
+    with serving({"many": bundle}) as server:
+        assert server.registry is not None
+        before = classify(server.url, "three", *TEXTS)
+        manifest = json.loads((bundle / "manifest.json").read_text())
+        manifest["adapters"]["three"]["function_to_apply"] = "sigmoid"
+        (bundle / "manifest.json").write_text(json.dumps(manifest))
+        assert reload_bundle(server.registry, server.registry.runners["many"]) == "exchanged three"
+        cards = {card["id"]: card["function_to_apply"] for card in ask(server.url, "/v1/models").body["data"]}
+        assert cards["three"] == "sigmoid" and cards["one"] == "softmax"
+        scores = np.array(classify(server.url, "three", *TEXTS))
+        odds = np.log(before) - np.log(scores / (1 - scores))  # the logits but for a constant, minus the logits
+        np.testing.assert_allclose(odds, odds[:, :1] * np.ones_like(odds), atol=1e-4)
 
 
 def test_what_was_removed_is_forgotten_in_the_end(bundle: Path, change: Callable[[], dict[str, Path]]) -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import json
+import pickle
 import socket
+import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +24,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from rmlora_deploy.serving import json_child
 from rmlora_deploy.serving.json_bodies import JsonBodies, is_quick
 from rmlora_deploy.serving.text_prefix import TextPrefix
 from tests.helpers.servers import Server, ask, classify, serving, until
@@ -238,6 +243,42 @@ def test_a_parser_that_dies_is_replaced(bodies: JsonBodies) -> None:
     bodies._process.kill()
     bodies._process.wait()
     assert asyncio.run(_parse(bodies, value)).size == 90_000
+
+
+def test_a_parser_that_cannot_be_started_is_the_servers_error(
+    served: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = json.dumps({"model": "words", "input": "w1", "more": [[n] for n in range(30_000)]}).encode()
+    with serving({"words": served["words"]}) as running, monkeypatch.context() as patch:
+        patch.setattr("sys.executable", "/nowhere/python")
+        answer = ask(running.url, "/classify", body)
+        assert (answer.status, answer.message.partition(":")[0]) == (
+            503,
+            "The server cannot read large bodies at the moment",
+        )
+        patch.undo()
+        assert ask(running.url, "/classify", body).status == 200
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no limits on memory")
+@pytest.mark.parametrize(("megabytes", "kind"), [(150, "value"), (150, "memory"), (4000, "value")])
+def test_the_parser_keeps_to_what_memory_it_has(megabytes: int, kind: str) -> None:
+    """A container's limit may be lower than the parser's own, and too little memory is no invalid JSON."""
+    import resource
+
+    body = json.dumps([[n] for n in range(30_000 if kind == "value" else 2_000_000)]).encode()
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))
+
+    done = subprocess.run(
+        [sys.executable, "-I", str(Path(json_child.__file__))],
+        input=struct.pack("<Q", len(body)) + body,
+        capture_output=True,
+        preexec_fn=limit,
+        check=True,
+    )
+    assert pickle.loads(done.stdout[8:])[0] == kind  # noqa: S301 - from our own process
 
 
 def test_large_tensors_are_read(served: dict[str, Path]) -> None:

@@ -34,6 +34,24 @@ def refused(path: Path, content: str | bytes, message: str, **options: object) -
 
 
 @pytest.mark.parametrize(
+    ("value", "kind"),
+    [(["a"], "a list"), (5, "a number"), (1.5, "a number"), (True, "true or false"), ({}, "an object")],
+)
+def test_a_value_that_is_no_text_is_not_called_missing(tmp_path: Path, value: object, kind: str) -> None:
+    rows = [{"text": "a", "label": 1}, {"text": value, "label": 2}]
+    content = "\n".join(map(json.dumps, rows))
+    for options in ({}, {"skip_empty": True}):
+        refused(tmp_path / "d.jsonl", content, f"d.jsonl has {kind} in 'text', where a text belongs", **options)
+    kept = read(tmp_path / "d.jsonl", content.replace(json.dumps(value), "null"), skip_empty=True)
+    assert kept.inputs == ["a"]
+
+
+def test_separators_at_the_ends_of_lines_are_no_column(tmp_path: Path) -> None:
+    assert read(tmp_path / "d.csv", "text,label,\na,x,\n").notes == ()
+    refused(tmp_path / "d.csv", "\n \n\n", "d.csv is empty: there is nothing to train on.")
+
+
+@pytest.mark.parametrize(
     ("content", "texts"),
     [
         ('text\tlabel\n"Hi, he said\ta\nthen "what"\tb\n"end\tb\n', ['"Hi, he said', 'then "what"', '"end']),

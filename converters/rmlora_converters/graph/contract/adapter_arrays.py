@@ -68,7 +68,9 @@ def _factor_arrays(adapter: Adapter, lora_inputs: LoraInputs, dtypes: DTypes) ->
                 f"{branch.fan_out} in the graph: they were made for different bases."
             )
         arrays[branch.lora_A] = _one_row(module.A.T, dtypes[branch.lora_A], path)
-        arrays[branch.lora_B] = _one_row(np.float32(module.scale) * module.B.T, dtypes[branch.lora_B], path)
+        with np.errstate(over="ignore"):  # refused with the other values that the type cannot hold
+            scaled = np.float32(module.scale) * module.B.T
+        arrays[branch.lora_B] = _one_row(scaled, dtypes[branch.lora_B], path)
     return arrays
 
 

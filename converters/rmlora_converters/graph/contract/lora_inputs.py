@@ -23,8 +23,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+from pydantic import TypeAdapter, ValidationError
+
 from rmlora.adapter import ModuleKind
 from rmlora.errors import InputError
+from rmlora.json_files import parse_json
 from rmlora_converters.graph.locate.weights import WeightLocation
 
 __all__ = ["CONTRACT_VERSION", "BranchInputs", "HeadInputs", "LoraInputs", "read_lora_inputs"]
@@ -97,7 +100,7 @@ class LoraInputs:
     base_weights: Mapping[str, str] = field(default_factory=dict)
     """Module path → digest of the base's weight (:mod:`rmlora.fingerprint`); empty if unknown."""
     absent: tuple[str, ...] = ()
-    """Parameters that adapters may change and the graph does not have, because no output depends on them."""
+    """Parameters that adapters may change and the graph does not have; mostly because no output depends on them."""
 
     @property
     def names(self) -> list[str]:
@@ -118,18 +121,22 @@ def read_lora_inputs(props: Mapping[str, str], *, where: str) -> LoraInputs:
     """
     if _KEY not in props:
         raise InputError(f"{where} has no LoRA inputs: make it with  rmlora-deploy export --mode branches.")
-    try:
-        value = json.loads(props[_KEY])
-        version = value.pop("version")
-        if version != CONTRACT_VERSION:
-            raise InputError(
-                f"{where} follows version {version} of the graph contract, this program {CONTRACT_VERSION}: export it again."
-            )
-        return LoraInputs(
-            tuple(BranchInputs(**item) for item in value["modules"]),
-            tuple(HeadInputs(**item) for item in value["heads"]),
-            value["base_weights"],
-            tuple(str(name) for name in value.get("absent", ())),  # not in the first graphs of version 1
+    value = parse_json(props[_KEY], where=f"The list of LoRA inputs in {where}")
+    version = value.pop("version", None) if isinstance(value, dict) else None
+    if version is None:
+        raise InputError(f"The list of LoRA inputs in {where} is damaged: export it again.")
+    if version != CONTRACT_VERSION:
+        raise InputError(
+            f"{where} follows version {version} of the graph contract, this program {CONTRACT_VERSION}: export it again."
         )
-    except (ValueError, KeyError, TypeError, AttributeError):
+    try:
+        found = _ADAPTER.validate_python(value)
+    except ValidationError:
         raise InputError(f"The list of LoRA inputs in {where} is damaged: export it again.") from None
+    if len(set(found.names)) < len(found.names):
+        raise InputError(f"The list of LoRA inputs in {where} names one twice: export it again.")
+    return found
+
+
+_ADAPTER = TypeAdapter(LoraInputs)
+"""Checks the types of all fields; ``absent`` is not in the first graphs of version 1."""

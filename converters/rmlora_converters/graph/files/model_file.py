@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from contextlib import contextmanager
+from pathlib import Path, PurePath
 from typing import Any
 
 import onnx_ir as ir
 
 from rmlora.confine import confine
 from rmlora.errors import InputError, RMLoRAError
+from rmlora.library_calls import library_call, reason_of
 from rmlora.readable import is_readable_file
+from rmlora_converters.graph.files.check_graph import check_graph, tensors_of
 
-__all__ = ["INLINE_LIMIT", "external_tensors", "load_model", "save_model", "to_bytes"]
+__all__ = ["INLINE_LIMIT", "external_files", "external_tensors", "load_model", "save_model", "to_bytes"]
 
+_ADVICE = "export or download it again"
+_MAX_PROTOBUF = 1 << 31
+"""Bytes of the largest message that protobuf can hold."""
 INLINE_LIMIT = 1 << 20
 """A model with at most this many bytes of weights is one file."""
 
@@ -27,36 +34,83 @@ def load_model(path: Path) -> ir.Model:
     """
     if not is_readable_file(path):
         raise InputError(f"ONNX model not found: {path} does not exist.")
-    try:
+    if path.stat().st_size > _MAX_PROTOBUF:
+        raise InputError(
+            f"{path} has more than 2 GB, which no ONNX model has: larger ones keep weights in another file."
+        )
+    with (
+        library_call(lambda reason: InputError(f"{path} cannot be read as an ONNX model ({reason}): {_ADVICE}.")),
+        _quiet(),
+    ):
         model = ir.load(path)
-    except Exception as error:  # noqa: BLE001 - broken bytes make protobuf and onnx_ir raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path} cannot be read as an ONNX model ({reason}): export or download it again.") from None
-    one_per_file = {str(tensor.location): tensor for tensor in external_tensors(model)}
-    for name, tensor in one_per_file.items():
-        file = confine(path.parent, name, where=path)
-        if not is_readable_file(file):
-            raise InputError(f"{path} keeps its weights in {file}, which is missing: put it next to the model.")
-        try:
-            tensor.numpy()
-            tensor.release()
-        except (ValueError, OSError) as error:  # a hard link, which could be to any file, or a truncated file
-            raise InputError(
-                f"{path} keeps its weights in {file}, which cannot be read ({error}): put a copy next to the model."
-            ) from None
+    check_graph(model, path)
+    _check_external(model, path)
     return model
+
+
+def external_files(path: Path) -> list[str]:
+    """Return the files, relative to its directory, in which the graph at ``path`` keeps its weights.
+
+    Check a graph with this before other libraries open it: some versions of them read any file that it names.
+
+    Raises:
+        InputError: as :func:`load_model`.
+    """
+    names = {str(tensor.location) for tensor in external_tensors(load_model(path))}
+    return sorted({PurePath(name).as_posix() for name in names})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence onnx_ir, which logs what is wrong with a graph and goes on; :func:`check_graph` refuses it."""
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _check_external(model: ir.Model, path: Path) -> None:
+    """Check that the files with the weights of ``model`` are there, inside its directory, and long enough.
+
+    Raises:
+        InputError: one is not.
+    """
+    sizes: dict[str, int] = {}
+    for tensor in external_tensors(model):
+        name = str(tensor.location)
+        if name not in sizes:
+            file = confine(path.parent, name, where=path)
+            if not is_readable_file(file):
+                raise InputError(f"{path} keeps its weights in {file}, which is missing: put it next to the model.")
+            sizes[name] = file.stat().st_size
+            if (tensor.offset or 0) + tensor.nbytes <= sizes[name]:
+                _try_external(tensor, path, file)
+        if (tensor.offset or 0) + tensor.nbytes > sizes[name]:
+            raise InputError(
+                f"{path} keeps its weights in {name}, which cannot be read to the end of '{tensor.name}': it is truncated, get "
+                "it again."
+            )
+
+
+def _try_external(tensor: ir.ExternalTensor, path: Path, file: Path) -> None:
+    """Read one weight of a file, which onnx_ir refuses for a hard link, as that could be to any file."""
+
+    def refuse(reason: str) -> InputError:
+        return InputError(
+            f"{path} keeps its weights in {file}, which cannot be read ({reason}): put a copy next to the model."
+        )
+
+    with library_call(refuse):
+        tensor.numpy()
+        tensor.release()
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
     """Yield the tensors of ``model`` whose content is in other files: initializers and attributes, in all its graphs."""
-    for graph in (*model.graphs(), *(function.graph for function in model.functions.values())):
-        tensors: list[Any] = [value.const_value for value in graph.initializers.values()]
-        for attribute in (item for node in graph for item in node.attributes.values()):
-            if attribute.type == ir.AttributeType.TENSOR:
-                tensors.append(attribute.value)
-            elif attribute.type == ir.AttributeType.TENSORS:
-                tensors.extend(attribute.value)
-        yield from (tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
+    yield from (tensor for tensor in tensors_of(model) if isinstance(tensor, ir.ExternalTensor))
 
 
 def save_model(model: ir.Model, path: Path, on_progress: Callable[[int, int], None] | None = None) -> int:
@@ -95,12 +149,13 @@ def save_model(model: ir.Model, path: Path, on_progress: Callable[[int, int], No
 
 def to_bytes(model: ir.Model) -> bytes:
     """Return ``model`` serialized. Weights in other files stay there, and the result names those files."""
-    return bytes(ir.to_proto(model).SerializeToString())
+    with library_call(lambda reason: InputError(f"The graph cannot be written ({reason}): {_ADVICE}.")):
+        return bytes(ir.to_proto(model).SerializeToString())
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return the error of rmlora or of the operating system that onnx_ir wrapped, or ``error`` if there is none."""
+    """Return the error of rmlora or of the operating system that onnx_ir wrapped, or one that says what onnx_ir said."""
     inner: BaseException | None = error
     while inner is not None and not isinstance(inner, (RMLoRAError, OSError)):
         inner = inner.__cause__ or inner.__context__
-    return inner or error
+    return inner or InputError(f"The graph cannot be written ({reason_of(error)}): {_ADVICE}.")

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from rmlora.errors import InputError, OutputError, require
 from rmlora.file_identity import FileIdentity, status_of
+from rmlora.json_files import check_file
 from rmlora.readable import permissions_named
 from rmlora.storage import atomic_file
 from rmlora_converters.graph.files.buffer_pool import BufferPool
@@ -42,6 +43,8 @@ _DTYPES = {
 }
 """ONNX's number for a type → the numpy type."""
 
+_MAX_BYTES = 1 << 31
+"""A flatbuffer cannot be larger, as its offsets are 32-bit numbers with a sign."""
 _buffers = BufferPool()
 _INT32, _UINT32, _UINT16 = struct.Struct("<i"), struct.Struct("<I"), struct.Struct("<H")
 
@@ -106,6 +109,11 @@ def read_onnx_adapter(path: Path, identity: FileIdentity | None = None) -> Adapt
 
 
 def _read(path: Path, identity: FileIdentity | None) -> npt.NDArray[np.uint8]:
+    size = check_file(path, what="Adapter file").st_size
+    if size > _MAX_BYTES:
+        raise InputError(
+            f"{path} has {size:,} bytes, more than any .onnx_adapter file can have: add the adapter again."
+        )
     try:
         with permissions_named(path), path.open("rb", buffering=0) as file:
             started, before = time.time_ns(), status_of(file.fileno())
@@ -120,8 +128,6 @@ def _read(path: Path, identity: FileIdentity | None) -> npt.NDArray[np.uint8]:
                 after = status_of(file.fileno())
                 identity.check(before, after, started, lambda: hashlib.sha256(content.data).hexdigest())
             return content
-    except FileNotFoundError:
-        raise InputError(f"Adapter file not found: {path} does not exist.") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from None
 

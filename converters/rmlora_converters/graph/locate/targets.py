@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from rmlora.naming import find_tensor
 from rmlora.stored_weights import stored_weights
 from rmlora_converters.graph.locate.weights import WeightLocation, find_weights, query_of_module, query_of_parameter
 
-__all__ = ["Targets", "check_adapters", "find_targets", "head_shape"]
+__all__ = ["Targets", "check_adapters", "check_nothing_computed", "find_targets", "head_shape"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Targets:
     heads: tuple[tuple[WeightLocation, bool], ...]
     """Location of the weight of each head, and True if the base has trained weights for it."""
     absent: tuple[str, ...] = ()
-    """Parameters of adapted modules that the graph does not have, because no output depends on them."""
+    """Parameters of adapted modules that the graph does not have; mostly because no output depends on them."""
 
 
 def check_adapters(adapters: Sequence[Adapter]) -> None:
@@ -77,6 +77,15 @@ def find_targets(
         tuple((location, in_base[name]) for name, location in found.items()),
         tuple(absent),
     )
+
+
+def check_nothing_computed(targets: Targets, needed: Collection[str]) -> None:
+    """Raise :class:`AdapterError` if the graph lacks a parameter that is ``needed``: the exporter computed with it already."""
+    if computed := [name for name in targets.absent if name in needed]:
+        raise AdapterError(
+            f"The exporter replaced '{computed[0]}' by a constant result, so no adapter can change it in the graph: merge the "
+            "adapters (--mode merged), and please report this as a bug."
+        )
 
 
 def _modules(adapters: Sequence[Adapter]) -> dict[str, LoraModule]:

@@ -45,7 +45,7 @@ def stored_transposed(value: ir.Value, flipped: bool = False) -> bool | None:
 
 def constant_input(node: ir.Node, index: int | None = None) -> npt.NDArray[Any] | None:
     """Return the content of a constant input: the one at ``index``, or else the first; None if it is not constant."""
-    values = node.inputs if index is None else [node.inputs[index]]
+    values = node.inputs if index is None else node.inputs[index : index + 1]
     return next((content for content in map(_content, values) if content is not None), None)
 
 

@@ -14,6 +14,7 @@ from onnx_ir.passes.common import (
 )
 
 from rmlora.errors import InputError
+from rmlora.wording import counted
 from rmlora_converters.graph.passes.rewire import replace_uses
 from rmlora_converters.graph.passes.tape import OLDEST_OPSET, Tape
 
@@ -22,6 +23,8 @@ __all__ = ["adopt_graph", "keep_named_output", "keep_output", "score_output", "w
 _SCOPE = "adopted"
 _ANSWER_NAMES = ("logits", "scores", "output")
 """Names that exporters give to the scores of a classifier, most usual first."""
+_AFTER_SCORES = ("Softmax", "LogSoftmax", "Sigmoid", "ArgMax")
+"""Operators that turn scores into probabilities or choices."""
 _OLDEST_IR = 4
 """The first IR version in which an initializer need not be an input, so that inputs can have defaults."""
 
@@ -48,7 +51,7 @@ def adopt_graph(model: ir.Model, *, source: str) -> None:
     model.ir_version = max(model.ir_version, _OLDEST_IR)
     if not model.graph.inputs:
         raise InputError(f"{source} takes no inputs: it is not the graph of a model.")
-    _check_batch_axis(model.graph, source)
+    _check_axes(model.graph, source)
     for value in list(model.graph.inputs):
         if value.dtype == ir.DataType.INT32:
             _widen(model.graph, value)
@@ -85,6 +88,12 @@ def keep_output(model: ir.Model, *, name: str | None, labels: int | None, source
         raise InputError(
             f"The output {chosen.name} {_shown(chosen)} of {source} does not hold one row of scores per input: choose another "
             f"of {listed} with --output-name, or export the model with its classification head."
+        )
+    producer = chosen.producer()
+    if producer is not None and producer.op_type in _AFTER_SCORES:
+        raise InputError(
+            f"The output {chosen.name} of {source} is a {producer.op_type} of the scores, but adapters need the scores "
+            "themselves: choose another output with --output-name, or export the model without that last step."
         )
     model.graph.outputs[:] = [chosen]
     RemoveUnusedNodesPass()(model)
@@ -129,13 +138,20 @@ def _shown(value: ir.Value) -> str:
     return f"[{', '.join(map(str, value.shape))}]" if value.shape is not None else "[?]"
 
 
-def _check_batch_axis(graph: ir.Graph, source: str) -> None:
-    fixed = next((value for value in graph.inputs if value.shape and isinstance(value.shape[0], int)), None)
-    if fixed is not None:
-        raise InputError(
-            f"The input '{fixed.name}' of {source} has the shape {_shown(fixed)}, so it takes {fixed.shape[0]} rows and no other "  # type: ignore[index]
-            "number: export it with a variable batch axis (dynamic_axes, or Optimum without --batch_size)."
-        )
+def _check_axes(graph: ir.Graph, source: str) -> None:
+    """Raise :class:`InputError` if the graph takes only one number of rows, or of tokens."""
+    for value in graph.inputs:
+        shape = list(value.shape or ())
+        of_tokens = len(shape) == 2 and value.dtype in (ir.DataType.INT64, ir.DataType.INT32)
+        for size, what, axis in zip(
+            shape[: 2 if of_tokens else 1], ("row", "token"), ("batch", "sequence"), strict=False
+        ):
+            if isinstance(size, int):
+                raise InputError(
+                    f"The input '{value.name}' of {source} has the shape {_shown(value)}, so it takes {counted(size, what)} and no "
+                    f"other number: export it with a variable {axis} axis (dynamic_axes, or Optimum without --{axis}"
+                    f"{'_size' if axis == 'batch' else '_length'})."
+                )
 
 
 def _widen(graph: ir.Graph, value: ir.Value) -> None:

@@ -46,4 +46,8 @@ def base_head(model: ir.Model, head: HeadInputs) -> dict[str, AnyArray] | None:
         bias = constant_input(node, 2) if len(node.inputs) > 2 else bias
     if bias is None:
         bias = np.zeros(weight.shape[1], weight.dtype)
-    return {head.weight: np.ascontiguousarray(weight)[None], head.bias: bias.reshape(1, -1)}
+    taken = model.graph.initializers[head.weight].const_value
+    dtype = (
+        weight.dtype if taken is None else taken.dtype.numpy()
+    )  # weights may be stored in another type than is computed in
+    return {head.weight: np.ascontiguousarray(weight, dtype)[None], head.bias: bias.astype(dtype).reshape(1, -1)}

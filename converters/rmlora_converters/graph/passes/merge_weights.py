@@ -14,7 +14,9 @@ import onnx_ir as ir
 from rmlora.adapter import Adapter
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError
+from rmlora.file_models import BaseConfig
 from rmlora.fingerprint import check_base
+from rmlora.json_files import check_values
 from rmlora.renamed_modules import in_memory_names
 from rmlora.storage import atomic_directory, read_json, refuse_existing, write_json
 from rmlora.stored_weights import stored_weights
@@ -93,6 +95,11 @@ def merge_graph(
     meters: dict[str, RoundingMeter] = {}
     by_content, absent = _merge_weights(model, adapter, base, meters)
     dropped = tuple(path for path, module in adapter.modules.items() if module.parameter in absent)
+    if len(dropped) == len(adapter.modules):
+        raise AdapterError(
+            f"{graph} has no weight of any module that {adapter.source} changes: it is not an export of the model that the "
+            "adapter was made for."
+        )
     with atomic_directory(output, overwrite=overwrite) as directory:
         copy_side_files(graph.parent, directory, but=_STALE_FILES)
         _set_labels(directory / "config.json", adapter)
@@ -178,9 +185,12 @@ def _check_embedding_size(location: WeightLocation, array: AnyArray) -> None:
 
 def _set_labels(path: Path, adapter: Adapter) -> None:
     if path.is_file():
-        config = read_json(path, what="Model configuration")
+        config = read_json(path, what="Model configuration", finite=False)
+        check_values(
+            BaseConfig, config, where=f"Model configuration {path}", advice="restore the file next to the graph"
+        )
         set_labels(config, adapter)
-        write_json(path, config)
+        write_json(path, config, allow_nan=True)
 
 
 def _merge_initializer(

@@ -108,12 +108,14 @@ def _mask_can_stay(mask: ir.Value | None) -> bool:
 def _token_mask(mask: ir.Value | None) -> ir.Value | None:
     """Return the mask ``[batch, tokens]`` that ``mask`` is, or was computed from; None if there is none.
 
-    A fused embedding counts each row's tokens, and ``Attention`` takes the counts; the mask they were counted from is used
-    instead, since only some providers take counts in ``MultiHeadAttention``.
+    A fused embedding, or a sum beside one that was not fused, counts each row's tokens, and ``Attention`` takes the counts; the
+    mask they were counted from is used instead, since only some providers take counts in ``MultiHeadAttention``.
     """
     producer = mask.producer() if mask is not None else None
     if producer is not None and producer.op_type == "EmbedLayerNormalization" and mask is producer.outputs[1]:
         return _input(producer, 7)
+    if producer is not None and producer.op_type == "ReduceSum":
+        mask = _input(producer, 0)
     return mask if mask is not None and _rank(mask) == 2 else None
 
 

@@ -30,7 +30,7 @@ _MASK = "attention_mask"
 
 
 def insert_pooling(model: ir.Model, pooling: Pooling) -> None:
-    """Make ``model`` return one vector per row, in place. A model that already does so only loses its other outputs.
+    """Make ``model`` return one vector per row, in place. What a model has pooled already is at most normalized.
 
     Args:
         model: a graph with the token vectors ``[batch, tokens, width]`` among its outputs; the others are dropped.
@@ -40,11 +40,14 @@ def insert_pooling(model: ir.Model, pooling: Pooling) -> None:
         InputError: the graph has no such output or no attention mask.
     """
     tokens = keep_answer(model)
-    if tokens.name == EMBEDDING_NAME:
+    pooled = tokens.name == EMBEDDING_NAME
+    if pooled and not pooling.normalize:
         return
     nodes = Tape(model.graph, POOLING_SCOPE)
     hidden = nodes.op("Cast", tokens, attributes={"to": ir.DataType.FLOAT}) if _is_half(tokens) else tokens
-    vector = _pooled(nodes, hidden, model.graph, pooling)
+    if pooled:
+        tokens.name = f"{POOLING_SCOPE}/given"
+    vector = hidden if pooled else _pooled(nodes, hidden, model.graph, pooling)
     if pooling.normalize:
         squares = nodes.sum(nodes.op("Mul", vector, vector), -1)
         norm = nodes.op("Max", nodes.op("Sqrt", squares), nodes.constant("least_norm", np.float32(1e-12)))
@@ -53,6 +56,8 @@ def insert_pooling(model: ir.Model, pooling: Pooling) -> None:
     vector.type = ir.TensorType(ir.DataType.FLOAT)
     if tokens.shape is not None and tokens.shape.rank() == 3:
         vector.shape = ir.Shape([tokens.shape[0], tokens.shape[2]])
+    elif pooled:
+        vector.shape = tokens.shape
     model.graph.extend(nodes.nodes)
     model.graph.outputs[0] = vector
 

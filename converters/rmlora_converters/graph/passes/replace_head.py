@@ -48,9 +48,12 @@ def replace_head(graph: ir.Graph, location: WeightLocation, weight: AnyArray, bi
     _fill(value, content.T if location.transposed else content)
     if bias is None:
         bias = np.zeros(len(weight), np.float32)
-    shift = checked_cast(bias, dtype, location.parameter)
-    if consumer.bias is not None and consumer.bias.const_value is not None and len(list(consumer.bias.uses())) == 1:
-        _fill(consumer.bias, shift)
+    held = _stored(consumer.bias) if consumer.bias is not None else None
+    known = held.const_value if held is not None else None
+    computed = consumer.y.dtype.numpy() if consumer.y.dtype is not None else dtype
+    shift = checked_cast(bias, known.dtype.numpy() if known is not None else computed, location.parameter)
+    if held is not None and known is not None and len(list(held.uses())) == 1:
+        _fill(held, shift)
     elif consumer.bias is not None:
         raise AdapterError(
             f"The head '{location.parameter}' shares its bias with other nodes in the graph, or computes it: merge the checkpoint and export that."
@@ -59,6 +62,15 @@ def replace_head(graph: ir.Graph, location: WeightLocation, weight: AnyArray, bi
         _add_bias(graph, consumer, shift, location.module)
     if labels != len(weight):
         _resize(consumer.y, labels, len(weight))
+
+
+def _stored(value: ir.Value) -> ir.Value:
+    """Return the value that holds the content of ``value``, which may be stored in another type and cast where it is used."""
+    producer = value.producer()
+    while producer is not None and producer.op_type in ("Cast", "Identity") and producer.inputs[0] is not None:
+        value = producer.inputs[0]
+        producer = value.producer()
+    return value
 
 
 def _fill(value: ir.Value, array: AnyArray) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from queue import SimpleQueue
 __all__ = ["Prefetcher"]
 
 Job = Callable[[], None]
+_log = logging.getLogger("rmlora.runtime")
 
 
 class Prefetcher:
@@ -25,7 +27,7 @@ class Prefetcher:
         weakref.finalize(self, self._jobs.put, None)
 
     def submit(self, job: Job) -> None:
-        """Queue a job, which must not raise.
+        """Queue a job. An error in it is logged, and the next job is done.
 
         Raises:
             RuntimeError: the system cannot start another thread.
@@ -39,5 +41,8 @@ class Prefetcher:
 
 def _work(jobs: SimpleQueue[Job | None]) -> None:
     while (job := jobs.get()) is not None:
-        job()
+        try:
+            job()
+        except BaseException:  # noqa: BLE001 - whatever it is, adapters that are asked for later must be read
+            _log.exception("a job of the thread that reads adapters failed")
         del job  # it may hold the last reference to the Prefetcher that queued it

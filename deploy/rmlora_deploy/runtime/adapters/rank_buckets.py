@@ -103,7 +103,8 @@ class RankBucket:
             elif kind == "lora_B":
                 rank = source.shape[1] if source is not None else 0
                 if source is not None:
-                    np.multiply(source[0], strength, out=target[:rank])
+                    with np.errstate(all="ignore"):  # a damaged file's infinities are judged by what they lead to
+                        np.multiply(source[0], strength, out=target[:rank])
                 target[rank:] = 0
             else:
                 source = self._defaults[name] if source is None else source

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema
 
 from rmlora._version import __version__
 from rmlora.errors import InputError
+from rmlora.unicode_text import is_unicode
 from rmlora_deploy.bundles.manifest import TensorEntry
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterName
 from rmlora_deploy.serving.json_bodies import JsonRoute
@@ -52,6 +53,12 @@ Array = Annotated[Any, AfterValidator(_check_array)]
 """What a long list of numbers comes as."""
 
 
+def _encodable(text: str) -> str:
+    if not is_unicode(text):
+        raise ValueError("has half of a surrogate pair")
+    return text
+
+
 class Tensor(BaseModel):
     """A tensor; ``data`` flat or nested, in row-major order."""
 
@@ -72,7 +79,7 @@ class RequestedOutput(BaseModel):
 class InferRequest(BaseModel):
     """What to compute."""
 
-    id: str | None = Field(None, description="Repeated in the response.")
+    id: Annotated[str, AfterValidator(_encodable)] | None = Field(None, description="Repeated in the response.")
     inputs: Annotated[list[Tensor], FIRST_ERROR] = Field(min_length=1, max_length=64)
     outputs: Annotated[list[RequestedOutput], FIRST_ERROR] | None = Field(None, max_length=64)
     parameters: dict[str, Any] = Field(

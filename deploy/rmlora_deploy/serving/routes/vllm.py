@@ -7,7 +7,6 @@ import uuid
 from typing import Literal
 
 from fastapi import APIRouter
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, Field
 
@@ -122,7 +121,7 @@ async def classify(body: ClassifyRequest, service: ServiceOf, state: StateOf) ->
 )
 async def load_lora_adapter(body: LoadRequest, service: ServiceOf) -> str:
     """Load an adapter package from one of the server's directories."""
-    model = await run_in_threadpool(service.registry.load, body.lora_name, body.lora_path)
+    model = await service.loading.run(service.registry.load, body.lora_name, body.lora_path)
     return f"Success: LoRA adapter '{model.id}' added successfully."
 
 
@@ -133,5 +132,5 @@ async def load_lora_adapter(body: LoadRequest, service: ServiceOf) -> str:
 )
 async def unload_lora_adapter(body: UnloadRequest, service: ServiceOf) -> str:
     """Unload an adapter; batches that use it already are completed."""
-    await run_in_threadpool(service.registry.unload, body.lora_name)
+    await service.loading.run(service.registry.unload, body.lora_name)
     return f"Success: LoRA adapter '{body.lora_name}' removed successfully."

@@ -85,7 +85,7 @@ class AdapterState:
         try:
             entries = [_read_entry(entry) for entry in value["loaded"]]
             return cls(int(value["version"]), {entry.name: entry for entry in entries}, dict(value["removed"]))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise InputError(
                 f"{path} does not list loaded adapters: choose another --shared-dir, or delete the file."
             ) from None

@@ -1,0 +1,1 @@
+"""Tests of the fuzz command and, with a few inputs each, of every reader it knows."""
