@@ -14,7 +14,6 @@ from rmlora.errors import ConfigError, InputError
 from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter, write_onnx_adapter
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterKey, AdapterName, AdapterRef, resolve_choices
 from rmlora_deploy.runtime.adapters.cache import AdapterCache
-from rmlora_deploy.runtime.adapters.device_bucket import DeviceBucket
 from rmlora_deploy.runtime.adapters.rank_buckets import BASE_INDEX, BucketShape, RankBucket, RankBuckets
 from tests.helpers.branch_graphs import Branched, make_adapters, make_branched
 from tests.helpers.exports import export
@@ -261,42 +260,6 @@ def test_adapters_of_similar_size_share_a_bucket() -> None:
     assert buckets.bucket_for(arrays(8)) is small
     assert buckets.bucket_for(arrays(9)) is not small
     assert buckets.bucket_for(arrays(8, **head(17))).arrays["h.bias"].shape == (5, 32)
-
-
-def test_a_devices_copy_holds_what_was_written_and_grows() -> None:
-    """The CPU stands in for the device."""
-    bucket = RankBucket({**arrays(0), **head(2)}, BucketShape(8, (16,)), 30)
-    device = DeviceBucket(bucket, "cpu")
-
-    def values(index: int) -> list[float]:
-        return [
-            float(device.current().arrays[name].numpy()[index].max()) for name in ("m.lora_A", "m.lora_B", "h.bias")
-        ]
-
-    first = device.current()
-    assert first.arrays["m.lora_A"].shape()[0] == 8, "the whole bucket is not sent before it is used"
-    for index in (1, 2):
-        bucket.write(index, arrays(3, value=index, **head(5, index)))
-    assert device.current() is first, "what is written goes into its place"
-    assert [values(index) for index in (1, 2)] == [[1.0] * 3, [2.0] * 3]
-    bucket.write(1, arrays(3, value=4.0, **head(5, 4.0)))
-    assert [values(index) for index in (1, 2)] == [[4.0] * 3, [2.0] * 3]
-    bucket.write(20, arrays(3, value=5.0))
-    assert device.current().arrays["m.lora_A"].shape()[0] == 31, "it grows to the bucket's size at most"
-    assert [values(index)[0] for index in (1, 2, 20)] == [4.0, 2.0, 5.0]
-    assert first.arrays["m.lora_A"].numpy()[1].max() == 4.0, "a run that has begun keeps the smaller one"
-
-
-def test_what_could_not_be_sent_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    bucket = RankBucket({**arrays(0), **head(2)}, BucketShape(8, (16,)), 4)
-    device = DeviceBucket(bucket, "cpu")
-    device.current()
-    bucket.write(2, arrays(3, value=2.0))
-    with monkeypatch.context() as patch:
-        patch.setattr(device, "_send", lambda indices: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            device.current()
-    assert device.current().arrays["m.lora_A"].numpy()[2].max() == 2.0
 
 
 def test_arrays_gathered_on_the_host_give_the_output_of_arrays_gathered_in_the_graph(made: Branched) -> None:

@@ -104,13 +104,16 @@ class DeviceBucket:
 
 def _split_graph(arrays: Mapping[str, AnyArray], by_type: Mapping[np.dtype[Any], list[str]]) -> ir.Model:
     """Return a graph that splits the joined rows of each element type: one input for each type, one output for each array."""
-    inputs, nodes, outputs, sizes = [], [], [], []
+    inputs, nodes, sizes = [], [], []
+    outputs: list[ir.Value] = []
     for dtype, names in by_type.items():
         kind = ir.TensorType(ir.DataType.from_numpy(dtype))
         lengths = [arrays[name][0].size for name in names]
         joined = ir.Value(name=_joined(dtype), shape=ir.Shape([sum(lengths)]), type=kind)
         tensor = ir.tensor(np.array(lengths, np.int64), name=f"{_joined(dtype)}.lengths")
-        value = ir.Value(name=tensor.name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+        value = ir.Value(
+            name=tensor.name, const_value=tensor, shape=ir.Shape([len(lengths)]), type=ir.TensorType(tensor.dtype)
+        )
         node = ir.node("Split", [joined, value], {"axis": 0}, num_outputs=len(names))
         for output, name, length in zip(node.outputs, names, lengths, strict=True):
             output.name, output.type, output.shape = name, kind, ir.Shape([length])
