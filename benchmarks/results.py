@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from rmlora.storage import write_json
-from rmlora_deploy.bench.machine import processor_name, usable_cores
+from rmlora_deploy.bench.machine import gpu_names, processor_name, usable_cores
 
 __all__ = ["RESULTS", "environment", "write_result"]
 
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("torch", "transformers", "peft", "onnx", "onnxruntime", "onnxscript", "numpy")
+_PACKAGES = ("torch", "transformers", "peft", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "numpy")
 
 
 def write_result(name: str, value: dict[str, Any]) -> Path:
@@ -27,19 +27,20 @@ def write_result(name: str, value: dict[str, Any]) -> Path:
 
 
 def environment() -> dict[str, Any]:
-    """Return the command, processor, number of cores and package versions of this run."""
-    packages: dict[str, str | None] = {}
+    """Return the command, processor, number of cores, GPUs and package versions of this run."""
+    packages: dict[str, str] = {}
     for package in _PACKAGES:
         try:
             packages[package] = version(package)
         except PackageNotFoundError:
-            packages[package] = None
+            continue
     module = sys.modules["__main__"].__spec__
     command = f"python -m {module.name}" if module else os.path.basename(sys.argv[0])
     return {
         "command": " ".join([command, *sys.argv[1:]]),
         "processor": processor_name(),
         "cores": len(usable_cores()),
+        "gpus": gpu_names(),
         "python": platform.python_version(),
         "packages": packages,
     }

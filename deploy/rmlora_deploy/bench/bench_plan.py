@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from rmlora.errors import ConfigError, ProviderError
-from rmlora_deploy.runtime.providers import PROVIDERS, available, get_provider
+from rmlora.errors import ConfigError
+from rmlora_deploy.runtime.providers import PROVIDERS, check_provider, get_provider, unusable
 
 __all__ = [
     "DEFAULT_ENGINES",
@@ -121,29 +121,21 @@ def list_contestants(
         branches: the bundle has branches, so ONNX Runtime is measured with each of :data:`USES`.
 
     Raises:
-        ProviderError: the settings name a provider that the installed ONNX Runtime does not have.
+        ProviderError: the settings name a provider that is not in the installed ONNX Runtime or cannot start here.
     """
-    built = available()
-    names = [item.name for item in PROVIDERS]
-    chosen = names if settings.providers is None else [get_provider(name).name for name in settings.providers]
-    absent = [name for name in chosen if not built[name]]
-    if settings.providers is not None and absent:
-        raise ProviderError(
-            f"Provider '{absent[0]}' is not in the installed ONNX Runtime, which has: "
-            f"{', '.join(name for name in names if built[name])}. Install one that has it or change --provider."
-        )
+    chosen = [item.name for item in PROVIDERS]
+    if settings.providers is not None:
+        chosen = [check_provider(name).name for name in settings.providers]
     result = []
     for engine in settings.engines or DEFAULT_ENGINES:
         for provider in chosen:
-            if engine != "onnx" and (provider not in ("cpu", "cuda") or not built[provider]):
+            why_not = unusable(provider)
+            if engine != "onnx" and (provider not in ("cpu", "cuda") or why_not):
                 continue
-            missing = torch_missing if engine != "onnx" else None if built[provider] else _NOT_BUILT
+            missing = torch_missing if engine != "onnx" else why_not
             counts = threads if provider == "cpu" else (max(threads),)
-            uses: Sequence[Use | None] = USES if branches and engine == "onnx" and built[provider] else (None,)
+            uses: Sequence[Use | None] = USES if branches and engine == "onnx" and not why_not else (None,)
             result += [
                 Contestant(engine, provider, count, missing, use) for count in dict.fromkeys(counts) for use in uses
             ]
     return result
-
-
-_NOT_BUILT = "not in the installed ONNX Runtime"

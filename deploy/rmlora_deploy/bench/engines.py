@@ -17,6 +17,7 @@ from rmlora.errors import ProviderError, require
 from rmlora.inputs import Arrays
 from rmlora.wording import counted
 from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.runtime.providers import get_provider
 
 __all__ = ["BoundModel", "OpenedModel", "open_model"]
 
@@ -61,7 +62,7 @@ def _open_onnx(bundle: Bundle, job: Mapping[str, Any]) -> OpenedModel:
     import onnxruntime as ort
 
     session = bundle.session(job["provider"], threads=job["threads"])
-    device = "cuda" if job["provider"] in ("cuda", "tensorrt") else "cpu"
+    device = get_provider(job["provider"]).device
 
     def bind(arrays: Arrays) -> BoundModel:
         binding = session.io_binding()
@@ -100,7 +101,7 @@ def _open_branches(bundle: Bundle, job: Mapping[str, Any]) -> OpenedModel:
 
 
 def _open_torch(bundle: Bundle, job: Mapping[str, Any]) -> OpenedModel:
-    """Open the merged PyTorch model with its fastest settings: SDPA, inference mode, TF32 and fp16 on a GPU."""
+    """Open the merged PyTorch model with its fastest settings: SDPA, inference mode, and fp16 on a GPU if the bundle is fp16."""
     for module in ("torch", "transformers", "peft"):
         require(module, "export")
     import torch
@@ -113,7 +114,7 @@ def _open_torch(bundle: Bundle, job: Mapping[str, Any]) -> OpenedModel:
         raise ProviderError("PyTorch finds no CUDA device on this machine.")
     torch.set_num_threads(job["threads"])
     torch.set_num_interop_threads(1)
-    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as ONNX Runtime's own default; the CPU ignores it
+    torch.set_float32_matmul_precision("highest")  # no TF32, as runtime/providers.py sets; the CPU has none
     adapted, _ = load_adapted(
         resolve_base(job["base"]),
         Path(job["adapter"]),

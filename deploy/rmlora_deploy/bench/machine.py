@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["OthersWatch", "describe_machine", "peak_mb", "pin", "processor_name", "resident_mb", "usable_cores"]
+__all__ = [
+    "OthersWatch",
+    "describe_machine",
+    "gpu_names",
+    "peak_mb",
+    "pin",
+    "processor_name",
+    "resident_mb",
+    "usable_cores",
+]
 
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "torch", "transformers", "peft", "numpy")
 
@@ -60,7 +70,7 @@ class OthersWatch:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return the processor, the number of cores, the system, and versions."""
+    """Return the processor, the number of cores, the GPUs, the system, and versions."""
     packages = {}
     for name in _PACKAGES:
         try:
@@ -70,6 +80,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "processor": processor_name(),
         "cores": len(usable_cores()),
+        "gpus": gpu_names(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "packages": packages,
@@ -84,6 +95,16 @@ def processor_name() -> str:
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor() or platform.machine())
+
+
+def gpu_names() -> list[str]:
+    """Return NVIDIA's GPUs of this machine, each with its memory and the driver's version; empty if there are none."""
+    query = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [", driver ".join(line.rsplit(", ", 1)) for line in found.splitlines() if line.strip()]
 
 
 def _busy_seconds(cores: Sequence[int]) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rmlora_deploy.bench.bench_plan import BatchShape, Contestant
+from rmlora_deploy.runtime.providers import get_provider
 
 __all__ = ["summarize"]
 
@@ -83,7 +84,7 @@ def _row(item: Contestant, shape: BatchShape, rounds: Sequence[Row]) -> Row:
 
 def _add_comparison(row: Row, rows: Sequence[Row]) -> None:
     """Add to a row of ONNX Runtime how many times faster than PyTorch it is, and the range over the rounds."""
-    device = "cpu" if row["provider"] == "cpu" else "cuda"
+    device = get_provider(row["provider"]).device
     conditions = (device, row["threads"], row["rows"], row["tokens"])
     rivals = [
         other

@@ -31,6 +31,8 @@ __all__ = [
 
 _MODEL_FILES = (MODEL_FILE, f"{MODEL_FILE}.data")
 _TOOLS = ("torch", "transformers", "peft", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "optimum", "optimum-onnx")
+_BUILDS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
+"""Package → the distributions that install it, one of them at a time."""
 
 
 def describe_model(directory: Path) -> ModelEntry:
@@ -65,7 +67,7 @@ def describe_tools() -> dict[str, Any]:
 
 def tool_versions() -> dict[str, str | None]:
     """Return package → version of every package that takes part in an export; None for those not installed."""
-    return {name: _version(name) for name in _TOOLS}
+    return {name: _version(*_BUILDS.get(name, (name,))) for name in _TOOLS}
 
 
 def describe_base(base: str, revision: str | None, checkpoint: Checkpoint, modules: Iterable[str]) -> BaseEntry:
@@ -113,8 +115,11 @@ def _signature(value: ir.Value) -> TensorEntry:
     return TensorEntry(name=str(value.name), dtype=value.dtype.name.lower() if value.dtype else None, shape=shape)
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+def _version(*distributions: str) -> str | None:
+    """Return the version of the first distribution that is installed."""
+    for name in distributions:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None

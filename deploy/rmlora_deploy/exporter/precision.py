@@ -100,11 +100,21 @@ def found_precision(model: ir.Model) -> Precision:
 
 
 def _open(source: Path) -> Path:
-    """Write the graph, with fused attention split into its products, to the directory of ``source``; return the file."""
+    """Write the graph, with fused attention split into its products, to the directory of ``source``; return the file.
+
+    The shapes that it repeats for its weights are left out: quantizers before onnxruntime 1.32 transpose a head's weight and
+    then fail on the shape it had.
+    """
     model = ir.load(source)
     open_attention(model)
     opened = source.with_suffix(".opened.onnx")
     save_model(model, opened)
+    proto = onnx.load(opened, load_external_data=False)
+    weights = {item.name for item in proto.graph.initializer}
+    others = [item for item in proto.graph.value_info if item.name not in weights]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(others)
+    onnx.save(proto, opened)
     return opened
 
 

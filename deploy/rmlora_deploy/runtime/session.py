@@ -17,14 +17,16 @@ from rmlora.errors import ConfigError, InputError
 from rmlora.file_identity import ChangedFileError, Status, path_status
 from rmlora_converters.graph.contract.lora_inputs import LoraInputs, read_lora_inputs
 from rmlora_converters.graph.files.model_file import load_model, save_model, to_bytes
+from rmlora_converters.graph.locate.id_limits import check_ids, id_limits
 from rmlora_converters.graph.passes.base_head import base_head
 from rmlora_converters.graph.passes.gather_adapters import ADAPTER_INDICES, gather_adapters
 from rmlora_converters.graph.passes.specialize import specialize
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterChoice, AdapterName, AdapterRef, resolve_choices
 from rmlora_deploy.runtime.adapters.array_layout import ArrayCheck
 from rmlora_deploy.runtime.adapters.cache import AdapterCache, CachedAdapter, Loader
+from rmlora_deploy.runtime.adapters.device_bucket import DeviceBucket
 from rmlora_deploy.runtime.adapters.rank_buckets import BASE_INDEX, RankBucket, RankBuckets
-from rmlora_deploy.runtime.binding import BoundInputs, DeviceArrays
+from rmlora_deploy.runtime.binding import BoundInputs
 from rmlora_deploy.runtime.graph_logits import check_output
 from rmlora_deploy.runtime.providers import create_session, get_provider
 
@@ -91,6 +93,8 @@ class AdapterSession:
         """True if base-model rows can be mixed with adapter rows in one batch; a quantized head of the base's cannot be fed
         to them."""
         self._defaults = self._read_defaults(graph, model)
+        self._id_limits = id_limits(graph) if get_provider(provider).name != "cpu" else {}
+        """Input → number of ids, on providers that do not refuse what is outside."""
         gather_adapters(graph, self.lora_inputs)
         self._session = create_session(
             to_bytes(graph), provider, threads=threads, memory_pattern=False, made_from=model
@@ -100,7 +104,10 @@ class AdapterSession:
         """Serial of a cached adapter, or of the base → a session with a graph of its own."""
         self._zero_copy = get_provider(provider).name == "cpu"
         """True if a run uses the buckets' arrays as they are; other providers may copy what is bound."""
-        self._device = _device(provider)
+        self._device = get_provider(provider).device
+        self._device_buckets: dict[RankBucket, DeviceBucket] = {}
+        """Bucket → its copy on the device, for providers that compute on one."""
+        self._device_lock = threading.Lock()
         most_in_use = max_active_adapters + rows * max_concurrent_runs
         self._cache = AdapterCache(max_active_adapters, RankBuckets(self._defaults, most_in_use))
         self._check_arrays = ArrayCheck(self.lora_inputs, self._defaults)
@@ -113,7 +120,6 @@ class AdapterSession:
         self._untrained_head = next((head.module for head in heads if not head.in_base), None)
         self._idle_base_bindings: list[BoundInputs] = []
         """Bindings without LoRA inputs that no run is using."""
-        self._device_arrays = DeviceArrays(most_in_use)
 
     # -- adapters ---------------------------------------------------------------------------------------------------
 
@@ -240,6 +246,7 @@ class AdapterSession:
             ConfigError: the choices do not fit the rows, or more rows than the session's ``rows`` mix adapters.
         """
         rows = self._count_rows(inputs)
+        check_ids(inputs, self._id_limits)
         refs = resolve_choices(adapters, rows)
         if self._untrained_head is not None and None in refs:
             raise InputError(
@@ -275,7 +282,7 @@ class AdapterSession:
         alike = len(set(users)) == 1
         specialized = self._specialized.get(_serial(users[0])) if alike else None
         if specialized is not None:
-            output = BoundInputs(specialized, {}, output=self._output, device=self._device).run(inputs)
+            output = BoundInputs(specialized, {}, output=self._output).run(inputs)
         else:
             with self._binding(bucket, users[:1] if alike else users) as (binding, indices):
                 output = binding.run({**inputs, ADAPTER_INDICES: indices})
@@ -294,23 +301,31 @@ class AdapterSession:
             users: one for all rows, or one per row.
         """
         indices = np.array([user.index if user is not None else BASE_INDEX for user in users], np.int64)
-        if bucket is None or self._zero_copy:
-            idle = bucket.idle_bindings if bucket is not None else self._idle_base_bindings
-            try:
-                binding = idle.pop()
-            except IndexError:  # other threads are using all of them
-                binding = self._bind(bucket.arrays if bucket is not None else {})
-            yield binding, indices
-            idle.append(binding)
-        else:
-            key = tuple(map(_serial, users))
-            device_binding = self._device_arrays.take(key)
-            binding = device_binding or self._bind({name: array[indices] for name, array in bucket.arrays.items()})
-            yield binding, np.arange(len(users))
-            self._device_arrays.put(key, binding)
+        if bucket is not None and not self._zero_copy and self._device == "cpu":
+            yield self._bind({name: array[indices] for name, array in bucket.arrays.items()}), np.arange(len(users))
+            return
+        idle, arrays = self._bindings_of(bucket)
+        try:
+            binding = idle.pop()
+        except IndexError:  # other threads are using all of them
+            binding = self._bind(arrays)
+        yield binding, indices
+        idle.append(binding)
 
-    def _bind(self, arrays: Mapping[str, AnyArray]) -> BoundInputs:
-        return BoundInputs(self._session, arrays, output=self._output, device=self._device)
+    def _bindings_of(self, bucket: RankBucket | None) -> tuple[list[BoundInputs], Mapping[str, Any]]:
+        """Return the idle bindings of a bucket, and the arrays to make more of them for."""
+        if bucket is None:
+            return self._idle_base_bindings, {}
+        if self._zero_copy:
+            return bucket.idle_bindings, bucket.arrays
+        with self._device_lock:
+            if bucket not in self._device_buckets:
+                self._device_buckets[bucket] = DeviceBucket(bucket, self._device)
+        copy = self._device_buckets[bucket].current()
+        return copy.idle_bindings, copy.arrays
+
+    def _bind(self, arrays: Mapping[str, Any]) -> BoundInputs:
+        return BoundInputs(self._session, arrays, output=self._output)
 
     def _group_by_bucket(self, users: Sequence[CachedAdapter | None]) -> dict[RankBucket | None, list[int]]:
         """Return bucket → its rows. Base rows join the first bucket; they are under None if there is none to join."""
@@ -359,8 +374,3 @@ def _statuses(model: Path) -> list[Status | None]:
 
 def _serial(user: CachedAdapter | None) -> int:
     return user.serial if user is not None else _BASE_SERIAL
-
-
-def _device(provider: str) -> str:
-    """Return where inputs are bound: on the GPU if the provider computes there."""
-    return "cuda" if get_provider(provider).name in ("cuda", "tensorrt") else "cpu"

@@ -18,6 +18,7 @@ import numpy as np
 
 from rmlora.errors import InputError
 from rmlora.unicode_text import is_unicode
+from rmlora_converters.graph.locate.id_limits import check_ids
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterName
 from rmlora_deploy.serving.errors import LateError, TooLargeError
 from rmlora_deploy.serving.images import SentImage
@@ -152,7 +153,8 @@ class InputReader:
         """Return rows of raw tensors (batch first), which are batched only with others of the same shape.
 
         Raises:
-            InputError: tensors are missing, unknown, or of another type or shape than the graph's inputs.
+            InputError: tensors are missing, unknown, of another type or shape than the graph's inputs, or hold ids that the
+                model does not have.
         """
         inputs = runner.bundle.manifest.model.inputs
         names = [item.name for item in inputs]
@@ -172,6 +174,7 @@ class InputReader:
                 tokens = tensor.shape[1]
                 if tokens > runner.max_tokens:
                     raise InputError(f"'{item.name}' has {tokens} tokens; the limit is {runner.max_tokens}.")
+        check_ids(tensors, runner.id_limits)
         batch_key = ("tensors", *(tensors[name].shape[1:] for name in names))
         return [
             Row({name: tensors[name][number] for name in names}, adapter, batch_key, tokens)

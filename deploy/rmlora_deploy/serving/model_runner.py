@@ -17,6 +17,8 @@ import numpy.typing as npt
 from rmlora.errors import InputError
 from rmlora.inputs import Arrays
 from rmlora.storage import sha256_file
+from rmlora_converters.graph.files.model_file import load_model
+from rmlora_converters.graph.locate.id_limits import id_limits
 from rmlora_deploy.bundles.bundle import REFERENCE_FILE, Bundle
 from rmlora_deploy.bundles.convert_adapter import TryOut
 from rmlora_deploy.bundles.mapped_files import MappedFiles
@@ -65,6 +67,8 @@ class ModelRunner:
         self._max_batch = settings.max_batch
         self._preprocessor: Preprocessor = bundle.preprocessor()
         """Used in the event loop only: a tokenizer keeps its truncation settings in itself."""
+        self.id_limits = id_limits(load_model(bundle.model_path))
+        """Input → number of ids; tensors that clients send are held to them."""
         self._large = _LargeInputs(self._preprocessor)
         self.availability = Availability(name, MappedFiles(bundle))
         self.session: AdapterSession | None = None

@@ -20,6 +20,7 @@ from rmlora.storage import sha256_file
 from rmlora.tasks import get_task
 from rmlora.torch_models import load_adapted
 from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.exporter.precision import _open
 from rmlora_deploy.exporter.trace_inputs import trace_inputs
 from rmlora_deploy.verification.compare import TOLERANCES, compare, within
 from tests.helpers.bundles import LABELS, make_bundle, make_sources
@@ -71,6 +72,14 @@ def test_lower_precisions_stay_within_their_tolerance(name: str, precision: str,
     assert report["onnx"]["max_relative_error"] > 1e-6  # it is not simply the float32 graph
     assert ("MatMulInteger" in operators or "DynamicQuantizeLinear" in operators) == (precision == "int8")
     assert [item.dtype for item in bundle.manifest.model.outputs] == ["float"]
+
+
+def test_the_quantizer_is_given_no_shapes_of_weights_that_it_transposes(tmp_path: Path) -> None:
+    """Those of onnxruntime before 1.32 transpose the head's weight in place, and fail on the shape that it had."""
+    bundle = make_bundle("bert", tmp_path)
+    graph = onnx.load(_open(shutil.copy(bundle.model_path, tmp_path / "model.onnx"))).graph
+    assert graph.value_info
+    assert not {item.name for item in graph.value_info} & {item.name for item in graph.initializer}
 
 
 def test_rank_masks_are_applied(tmp_path: Path) -> None:

@@ -54,13 +54,19 @@ def test_inputs_characters_and_bytes_are_limited(server: Server) -> None:
     assert ask(server.url, "/classify", {"model": "words", "input": ["w" * 50] * 4}).status == 200
 
 
-def test_tokens_of_raw_tensors_are_limited(server: Server) -> None:
-    def tensors(tokens: int) -> dict[str, Any]:
-        data = {"datatype": "INT64", "shape": [1, tokens], "data": [1] * tokens}
+def test_raw_tensors_are_limited_to_the_models_tokens_and_ids(server: Server) -> None:
+    def tensors(tokens: int, number: int = 1) -> dict[str, Any]:
+        data = {"datatype": "INT64", "shape": [1, tokens], "data": [number] * tokens}
         return {"inputs": [{"name": name, **data} for name in ("input_ids", "attention_mask")]}
 
     assert ask(server.url, "/v2/models/words/infer", tensors(32)).status == 200
     refused(ask(server.url, "/v2/models/words/infer", tensors(33)), 400, "has 33 tokens; the limit is 32")
+    # A GPU would look up zeros for them, and answer.
+    refused(
+        ask(server.url, "/v2/models/words/infer", tensors(2, 10**6)),
+        400,
+        "'input_ids' holds 1000000, but the model has",
+    )
 
 
 def raw(server: Server, *parts: bytes, wait: float = 30.0) -> bytes:

@@ -91,7 +91,7 @@ def test_two_processes_draw_the_same_masks_and_end_equal(base: Path, data: Path,
     words = [tmp_path / "probe.py", *words_for(base, data, tmp_path / "adapter")]
     done = subprocess.run(
         [*command, *map(str, words)],
-        env=environment(PROBE_DIR=str(tmp_path)),
+        env=environment(PROBE_DIR=str(tmp_path), CUDA_VISIBLE_DEVICES=""),  # two processes cannot share one GPU
         capture_output=True,
         text=True,
         check=False,

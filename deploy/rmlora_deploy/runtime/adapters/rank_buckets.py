@@ -59,6 +59,8 @@ class RankBucket:
         """Unused indices; the next one to be taken is the last."""
         self.idle_bindings: list[BoundInputs] = []
         """Bindings of the arrays that no run is using."""
+        self.changed: set[int] = set()
+        """Indices that were written since they were last sent to a device."""
         self._bytes = [array.reshape(-1).view(np.uint8).data for array in self.arrays.values()]
         """Every array as bytes. Writing through these memory views keeps the interpreter lock; numpy would release it for
         each of a hundred small arrays, and getting it back can take longer than the copy."""
@@ -75,7 +77,12 @@ class RankBucket:
         """
         if not isinstance(adapter, AdapterArrays) or strength != 1.0:
             self._write_padded(index, self.arrays, adapter, strength)
-            return
+        else:
+            self._write_file(index, adapter, strength)
+        self.changed.add(index)
+
+    def _write_file(self, index: int, adapter: AdapterArrays, strength: float) -> None:
+        """Write an adapter as it was read from its file."""
         if adapter.layout not in self._copy_plans:
             self._copy_plans[adapter.layout] = _CopyPlan.of(adapter.layout, self.arrays)
         plan = self._copy_plans[adapter.layout]

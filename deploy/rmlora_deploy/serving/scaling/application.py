@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rmlora.errors import ConfigError
+from rmlora_deploy.runtime.providers import get_provider
 from rmlora_deploy.serving.host_names import LOOPBACK_HOSTS
 from rmlora_deploy.serving.serve_settings import ServeSettings
 
@@ -20,7 +21,6 @@ REPLICA, INGRESS = "Replica", "Ingress"
 """Names of its two deployments."""
 
 _KEY_VARIABLE = "RMLORA_API_KEY"
-_DEVICES = ("cuda", "tensorrt")
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Scale:
             "max_queued_requests": settings.max_queue,
             "ray_actor_options": {
                 "num_cpus": settings.threads or 1,
-                "num_gpus": 1 if settings.provider in _DEVICES else 0,
+                "num_gpus": 0 if get_provider(settings.provider).device == "cpu" else 1,
             },
             **shutdown,
             **health,
