@@ -2,8 +2,8 @@
 
 With a time limit of T seconds for requests, a new request is accepted as long as it would wait at most 0.4 T, and at most
 0.6 T of work may wait in all. The turns of a heavy request's rows are spread over at most 0.5 T, behind those of other heavy
-requests. So a light row is computed after at most 0.9 T. The workers of heavy requests get 17 % of the time beside busy ones
-(:mod:`rmlora_deploy.serving.queue`), so what is spread over 0.5 T at a pace of 25 % is computed after at most 0.73 T. The
+requests. So a light row is computed after at most 0.9 T. The workers of heavy requests get 12 % of the time beside busy ones
+(:mod:`rmlora_deploy.serving.queue`), so what is spread over 0.5 T at a pace of 17 % is computed after at most 0.72 T. The
 rest is the margin for errors of the estimates.
 """
 
@@ -25,7 +25,7 @@ _TOTAL, _NEW, _SPREAD = 0.6, 0.4, 0.5
 """Shares of the time limit; see above."""
 _LIGHT_SECONDS = 0.1
 """Work of a request above which it is heavy, and its rows are spread over time."""
-_PACE = 0.25
+_PACE = 0.17
 """Share of the server's time that heavy requests are accepted for. They get less beside busy workers, which the margin
 covers, and whatever light ones leave over."""
 _EXTRA_ROWS = 1.5

@@ -97,9 +97,12 @@ class JsonBodies:
         """Return the process, started anew if it has ended."""
         if self._process is None or self._process.poll() is not None:
             script = Path(__file__).parent / "json_child.py"
+            # Interrupts of a terminal are not for it. In a session of its own Linux would give it half of a core whatever its
+            # niceness is, which counts within a session only (sched_autogroup).
             self._process = subprocess.Popen(
                 [sys.executable, "-I", str(script)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                process_group=0 if os.name == "posix" else None,
             )  # fmt: skip
             if hasattr(os, "setpriority"):
                 with suppress(OSError):

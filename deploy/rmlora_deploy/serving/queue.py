@@ -31,9 +31,9 @@ Run: TypeAlias = "Callable[[Sequence[Row]], Sequence[Answer]]"
 
 _PACED_SECONDS = 0.03
 """Time that a batch of a heavy request's rows may take, unless one row takes longer."""
-_NICENESS, _HEAVY_NICENESS = 5, 12
+_NICENESS, _HEAVY_NICENESS = 5, 14
 """How much lower the priority of the workers is than that of the threads that read and answer requests, and that of the
-workers that compute the rows of heavy requests: these get a sixth of the time beside busy workers, and the whole machine
+workers that compute the rows of heavy requests: these get an eighth of the time beside busy workers, and the whole machine
 if there is nothing else to do."""
 _IDLE_SECONDS = 1.0
 """After this time without light rows, what heavy ones took shows how fast the machine is."""
