@@ -38,7 +38,7 @@ _PIECE_CHARACTERS, _PIECE_TEXTS = 20_000, 32
 """Texts that are tokenized at once: so many, or one that is longer."""
 _THREADS = 4
 """Most threads that tokenize and decode; on a machine with few cores, half as many as it has cores."""
-_NICENESS = 14
+_NICENESS = 16
 """How much lower their priority is; that of the threads that compute batches is 5 lower."""
 _LARGE_PIXELS = 4_000_000
 """Images with more pixels than this are decoded one at a time, because of the memory that it takes."""
