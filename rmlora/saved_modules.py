@@ -2,28 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rmlora.adapter import Adapter
 from rmlora.errors import AdapterError
+from rmlora.renamed_modules import in_memory_names
 from rmlora.stored_weights import StoredWeights
 
 __all__ = ["check_saved_modules"]
 
 
 def check_saved_modules(adapter: Adapter, weights: StoredWeights) -> None:
-    """Check every name in ``modules_to_save`` that the model has; PEFT lists some that only other models have.
+    """Check that every parameter of the modules in ``modules_to_save`` which the base stores is in the adapter too.
+
+    A name in the list stands for all modules whose path ends with it, as in PEFT's ``_set_trainable``. PEFT lists some that
+    only other models have.
 
     Raises:
-        AdapterError: the file has no tensor of such a module, so the base's own, untrained one would be used in its place.
+        AdapterError: the file lacks such a parameter, so the base's own, untrained one would be used in its place.
     """
     listed = adapter.peft_config.get("modules_to_save") or ()
-    changed = [*adapter.modules_to_save, *(f"{path}." for path in adapter.modules)]
-    parameters = weights.layout.shapes if weights.layout is not None else weights.checkpoint.tensors
-    for name in [listed] if isinstance(listed, str) else listed:
-        part = f".{name}."
-        if any(part in f".{parameter}" for parameter in changed):
+    names = [listed] if isinstance(listed, str) else list(listed)
+    if not names:
+        return
+    renamed = in_memory_names(adapter, weights)
+    for parameter in _parameters(weights):
+        name = next((name for name in names if _is_part(parameter, name)), None)
+        if name is None or any(parameter.startswith(f"{path}.") for path in renamed.modules):
             continue
-        if any(part in f".{parameter}" and weights.find_shared(parameter) for parameter in parameters):
-            raise AdapterError(
-                f"{adapter.source} says that '{name}' was trained and saved whole (modules_to_save), but its file has no tensor of "
-                "it: the adapter is incomplete, save it again with PEFT's save_pretrained."
+        if {parameter, *weights.shares_with(parameter)} & renamed.modules_to_save.keys():
+            continue
+        if weights.find_shared(parameter):
+            other = (
+                ""
+                if weights.layout is not None
+                else ", or made for a class of models that lacks it, which cannot be told without torch"
             )
+            raise AdapterError(
+                f"{adapter.source} says that '{name}' was trained and saved whole (modules_to_save), but its file has no "
+                f"'{parameter}', which the base has: the adapter is incomplete{other}. Save it again with PEFT's "
+                "save_pretrained."
+            )
+
+
+def _parameters(weights: StoredWeights) -> Iterable[str]:
+    """Return the names of the model's parameters; without torch those that are stored, and a tied output layer's."""
+    if weights.layout is not None:
+        return weights.layout.shapes
+    tie = weights.checkpoint.tied_output
+    return [*weights.checkpoint.tensors, *([f"{tie.layer}.weight"] if tie else [])]
+
+
+def _is_part(parameter: str, name: str) -> bool:
+    """Return True if ``parameter`` is of a module whose path ends with ``name``."""
+    path = parameter.rpartition(".")[0]
+    while path:
+        if path.endswith(name):
+            return True
+        path = path.rpartition(".")[0]
+    return False

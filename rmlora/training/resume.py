@@ -1,4 +1,4 @@
-"""Resuming a killed run: check that the settings are the same and find the last complete checkpoint."""
+"""Resuming a killed run: check that settings, data and base are the same and find the last complete checkpoint."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,30 @@ from rmlora.storage import atomic_directory, read_json, write_json
 from rmlora.tensors import TensorFile
 from rmlora.workplace import clean_abandoned
 
-__all__ = ["SETTINGS_FILE", "claim_run", "how_to_continue", "last_complete_checkpoint"]
+__all__ = [
+    "SETTINGS_FILE",
+    "check_run_base",
+    "claim_run",
+    "how_to_continue",
+    "last_complete_checkpoint",
+    "mark_finished",
+    "run_is_finished",
+]
 
 SETTINGS_FILE = "settings.json"
+_BASE_FILE, _FINISHED_FILE = "base.json", "finished.json"
+_DATA = "data"
+"""Key of the data's digests in the identity of a run."""
 
 
-def claim_run(run_dir: Path, identity: dict[str, Any], *, resume: bool) -> Path | None:
+def claim_run(run_dir: Path, identity: dict[str, Any], *, resume: bool, overwrite: bool = False) -> Path | None:
     """Prepare ``run_dir`` and return the checkpoint to continue from, if any.
 
     Args:
         run_dir: directory of checkpoints and logs; created.
-        identity: settings that must be the same as in the interrupted run.
-        resume: False starts over and deletes the interrupted run.
+        identity: settings, and under ``data`` the digests of the data, that must be the same as in the run found there.
+        resume: False starts over and deletes the run found there.
+        overwrite: delete a finished run of another identity, whose package is to be replaced.
 
     Raises:
         ConfigError: the directory belongs to a run with other settings, or holds files that are not of a run.
@@ -38,14 +51,19 @@ def claim_run(run_dir: Path, identity: dict[str, Any], *, resume: bool) -> Path 
         before = read_json(settings, what="Settings of the interrupted run")
         if not isinstance(before, dict):
             raise ConfigError(f"{settings} holds no settings: it is damaged, start over with --no-resume.")
-        changed = sorted(key for key in {*before, *identity} if before.get(key) != identity.get(key))
-        if changed:
+        difference = _difference(before, identity)
+        if difference is None:
+            return last_complete_checkpoint(run_dir)
+        if not run_is_finished(run_dir):
             raise ConfigError(
-                f"{run_dir} holds an interrupted run with another {changed[0].replace('_', ' ')} "
-                f"({_brief(before.get(changed[0]))}, now {_brief(identity.get(changed[0]))}): repeat its settings to "
-                "continue it, or start over with --no-resume."
+                f"{run_dir} holds an interrupted run with {difference}: repeat its settings and data to continue it, or start "
+                "over with --no-resume."
             )
-        return last_complete_checkpoint(run_dir)
+        if not overwrite:
+            raise ConfigError(
+                f"{run_dir} holds the checkpoints of a finished run with {difference}: choose another --run-dir, or delete "
+                "them with --no-resume."
+            )
     if not found and run_dir.is_dir() and any(run_dir.iterdir()):
         clean_abandoned(settings)  # of a run that was killed before it began
         if other := next(run_dir.iterdir(), None):
@@ -80,6 +98,31 @@ def last_complete_checkpoint(run_dir: Path) -> Path | None:
     return None
 
 
+def check_run_base(run_dir: Path, fingerprint: str) -> None:
+    """Record the fingerprint of the base's adapted weights in ``run_dir``, or compare it with the recorded one.
+
+    Raises:
+        ConfigError: the run began on other weights.
+    """
+    file = run_dir / _BASE_FILE
+    if not is_readable_file(file):
+        write_json(file, fingerprint)
+    elif read_json(file, what="Fingerprint of the run's base") != fingerprint:
+        raise ConfigError(
+            f"{run_dir} holds a run on other weights of the base, which have changed since: start over with --no-resume."
+        )
+
+
+def mark_finished(run_dir: Path, steps: int) -> None:
+    """Record in ``run_dir`` that the package was written, after so many steps."""
+    write_json(run_dir / _FINISHED_FILE, {"steps": steps})
+
+
+def run_is_finished(run_dir: Path) -> bool:
+    """Return True if the package of the run in ``run_dir`` was written."""
+    return is_readable_file(run_dir / _FINISHED_FILE)
+
+
 def how_to_continue(run_dir: Path) -> str:
     """Return the sentence for an interrupted run that says how it is continued."""
     steps = [int(path.name.rpartition("-")[2]) for path in run_dir.glob("checkpoint-*") if _is_complete(path)]
@@ -99,6 +142,26 @@ def _is_complete(checkpoint: Path) -> bool:
         return False
     states = [checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *checkpoint.glob("rng_state*.pth")]
     return len(states) > 2 and all(zipfile.is_zipfile(path) for path in states)
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Say in which setting or data two runs differ, with the values of both; None if they do not."""
+    for key in sorted({*before, *now}, key=lambda key: (key == _DATA, key)):
+        old, new = before.get(key), now.get(key)
+        if old == new:
+            continue
+        if key == _DATA:
+            splits = [split for split in ("train", "validation", "test") if _item(old, split) != _item(new, split)]
+            return f"other {' and '.join(splits)} data (the files have changed since)"
+        if isinstance(old, dict) and isinstance(new, dict):
+            inner = min(name for name in {*old, *new} if old.get(name) != new.get(name))
+            key, old, new = inner, old.get(inner), new.get(inner)
+        return f"another {key.replace('_', ' ')} ({_brief(old)}, now {_brief(new)})"
+    return None
+
+
+def _item(digests: Any, split: str) -> Any:
+    return digests.get(split) if isinstance(digests, dict) else None
 
 
 def _brief(value: Any) -> str:

@@ -24,7 +24,14 @@ from rmlora.training.fit import fit
 from rmlora.training.lora_layers import add_lora_layers
 from rmlora.training.rehearsal import rehearse_forward, rehearse_package
 from rmlora.training.result import TrainResult, summarize
-from rmlora.training.resume import claim_run, how_to_continue, last_complete_checkpoint
+from rmlora.training.resume import (
+    check_run_base,
+    claim_run,
+    how_to_continue,
+    last_complete_checkpoint,
+    mark_finished,
+    run_is_finished,
+)
 from rmlora.training.settings import TrainSettings
 from rmlora.training.table import Reading
 from rmlora.training.trained_package import write_trained_package
@@ -42,8 +49,8 @@ def train(
 ) -> TrainResult:
     """Train an adapter and write its package to ``settings.output``.
 
-    A killed run continues from its last complete checkpoint when it is started again with the same settings, and ends
-    with the same tensors as an uninterrupted one. Works under torchrun and accelerate.
+    A killed run continues from its last complete checkpoint when it is started again with the same settings, data and base,
+    and ends with the same tensors as an uninterrupted one. Works under torchrun and accelerate.
 
     Args:
         settings: the run.
@@ -94,9 +101,9 @@ def _train(settings: TrainSettings, console: Console, *, resume: bool, overwrite
     arguments = training_arguments(settings)
     processes = arguments.distributed_state
     main_process: bool = processes.is_main_process
-    checkpoint = _find_checkpoint(settings, processes, resume=resume)
+    checkpoint = _find_checkpoint(settings, processes, resume=resume, overwrite=overwrite)
     if checkpoint is not None:
-        console.print(f"Continuing the interrupted run at {checkpoint.name.replace('-', ' ')}.")
+        console.print(_continuing(checkpoint), markup=False, soft_wrap=True)
     base_record = _rehearse(run, settings, fresh=checkpoint is None) if main_process else {}
     processes.wait_for_everyone()
 
@@ -115,6 +122,7 @@ def _train(settings: TrainSettings, console: Console, *, resume: bool, overwrite
             log_history=fitted.log_history, processor=run.processor, overwrite=overwrite,
         )  # fmt: skip
         parts.record()
+        mark_finished(settings.checkpoints, result.steps)
     processes.wait_for_everyone()
     return result
 
@@ -127,7 +135,7 @@ def _prepare(settings: TrainSettings, console: Console) -> _Prepared:
     base = resolve_base(settings.base, revision=settings.revision)
     splits = _load_data(settings, task)
     for note in splits.notes:
-        console.print(f"Note: {note}", markup=False)
+        console.print(f"Note: {note}", markup=False, soft_wrap=True)
     set_seed(settings.seed)
     loaded = load_task_model(
         base,
@@ -151,16 +159,27 @@ def _trainable(model: PeftModel) -> int:
 
 
 def _rehearse(run: _Prepared, settings: TrainSettings, *, fresh: bool) -> dict[str, Any]:
-    """Rehearse writing the package; a run that could not end leaves no directory behind."""
+    """Rehearse writing the package, and check the base; a run that could not end leaves no directory behind."""
     try:
-        return rehearse_package(
+        record = rehearse_package(
             run.model, run.task, base=run.base, base_name=settings.base, processor=run.processor,
             scratch=settings.checkpoints / "rehearsal",
         )  # fmt: skip
+        check_run_base(settings.checkpoints, record["base_fingerprint"])
+        return record
     except RMLoRAError:
         if fresh:
             shutil.rmtree(settings.checkpoints, ignore_errors=True)
         raise
+
+
+def _continuing(checkpoint: Path) -> str:
+    if run_is_finished(checkpoint.parent):
+        return (
+            f"The run in {checkpoint.parent} had finished with these settings and data: its adapter is written again. To train "
+            "anew, pass --no-resume."
+        )
+    return f"Continuing the interrupted run at {checkpoint.name.replace('-', ' ')}."
 
 
 def _load_data(settings: TrainSettings, task: Task) -> Splits:
@@ -177,10 +196,11 @@ def _load_data(settings: TrainSettings, task: Task) -> Splits:
     )
 
 
-def _find_checkpoint(settings: TrainSettings, processes: Any, *, resume: bool) -> Path | None:
+def _find_checkpoint(settings: TrainSettings, processes: Any, *, resume: bool, overwrite: bool) -> Path | None:
     """Return the checkpoint to continue from; the main process prepares the run's directory before the others look."""
-    checkpoint = (
-        claim_run(settings.checkpoints, settings.identity(), resume=resume) if processes.is_main_process else None
-    )
+    checkpoint = None
+    if processes.is_main_process:
+        identity = {**settings.identity(), "data": settings.data_digests()}
+        checkpoint = claim_run(settings.checkpoints, identity, resume=resume, overwrite=overwrite)
     processes.wait_for_everyone()
     return checkpoint if processes.is_main_process else last_complete_checkpoint(settings.checkpoints)

@@ -13,6 +13,7 @@ from rmlora.config import RMLoRAConfig
 from rmlora.errors import ConfigError
 from rmlora.labels import parse_labels
 from rmlora.tasks import get_task
+from rmlora.training.source_digest import source_digest
 
 __all__ = ["BestMetric", "Precision", "TrainSettings"]
 
@@ -140,3 +141,8 @@ class TrainSettings:
     def identity(self) -> dict[str, Any]:
         """Return the settings that a resumed run must share with the run it continues: all but the directories."""
         return {key: value for key, value in self.to_dict().items() if key not in ("output", "run_dir")}
+
+    def data_digests(self) -> dict[str, str | None]:
+        """Return split → SHA-256 of its file or folder; None for data of the hub and for a split that is not given."""
+        sources = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {split: source_digest(source) if source else None for split, source in sources.items()}

@@ -150,12 +150,13 @@ def test_an_adapter_without_the_head_that_its_base_lacks_is_refused(tmp_path: Pa
     assert not (tmp_path / "merged").exists()
 
 
-def test_a_head_that_was_trained_but_is_not_in_the_file_is_refused(tmp_path: Path) -> None:
-    """The base has a head of its own, so the merge would load, and answer with the untrained one."""
+@pytest.mark.parametrize("missing", ["classifier", "classifier.weight", "classifier.bias"])
+def test_a_head_that_was_trained_but_is_not_in_the_file_is_refused(tmp_path: Path, missing: str) -> None:
+    """The base has a head of its own, so the merge would load, and answer with the untrained one, or with half of it."""
     base, adapter = bert(tmp_path)
     edit(
         adapter / "adapter_model.safetensors",
-        lambda tensors: {name: value for name, value in tensors.items() if "classifier" not in name},
+        lambda tensors: {name: value for name, value in tensors.items() if missing not in name},
     )
     with pytest.raises(AdapterError, match=r"'classifier' was trained and saved whole .* the adapter is incomplete"):
         merge_checkpoint(base, load_package(adapter), tmp_path / "merged")

@@ -13,7 +13,7 @@ from rmlora.errors import Interrupted
 __all__ = ["came_from_interrupt", "interrupt_message", "raising_swallowed_interrupts"]
 
 _HOW_TO_CONTINUE = {
-    "train": "Interrupted before the first checkpoint: give the same command again to start over.",
+    "train": "Interrupted before the first step: give the same command again.",
     **dict.fromkeys(
         ("merge", "mix", "compress", "export", "adapter"),
         "Interrupted: give the same command again; a result is written only when it is complete.",

@@ -92,16 +92,21 @@ def _default(flag: click.Option, value: Any, where: str) -> Any:
         if isinstance(value, dict):
             if "=" not in str(flag.metavar):
                 raise ConfigError(f"{where} a mapping: write a list of names.")
-            return [f"{name}={_scalar(item, where)}" for name, item in value.items()]
-        return [_scalar(item, where) for item in (value if isinstance(value, list) else [value])]
+            return [f"{_name(name, where)}={_scalar(item, where)}" for name, item in value.items()]
+        return [_name(item, where) for item in (value if isinstance(value, list) else [value])]
     if flag.name == "labels" and isinstance(value, list):
         line = io.StringIO()
-        csv.writer(line, lineterminator="").writerow([_scalar(item, where) for item in value])
+        csv.writer(line, lineterminator="").writerow([_name(item, where) for item in value])
         return line.getvalue()
-    if isinstance(value, bool) and not flag.is_flag:
-        raise ConfigError(f"{where} {str(value).lower()}, which is not what this setting takes.")
-    given = _scalar(value, where)
-    return given if flag.is_flag else str(given)  # click takes texts for all types, and other types for some
+    return _scalar(value, where) if flag.is_flag else _name(value, where)
+
+
+def _name(value: Any, where: str) -> str:
+    """Return a value as a text, which click takes for all types. YAML reads yes, no, on, off, true, false and null as others."""
+    if isinstance(value, bool) or value is None:
+        meant = "null" if value is None else "true (or yes, on)" if value else "false (or no, off)"
+        raise ConfigError(f"{where} {meant}, which is not what this setting takes: write names in quotes.")
+    return str(_scalar(value, where))
 
 
 def _scalar(value: Any, where: str) -> Any:

@@ -43,8 +43,8 @@ class Provider:
     name: str
     ort_name: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    needs: str = "gpu"
-    """The extra that installs an ONNX Runtime with this provider, if there is one."""
+    needs: str | None = None
+    """The extra that installs an ONNX Runtime with this provider; None if no extra does."""
     device: str = "cpu"
     """Where ONNX Runtime binds its inputs and outputs: ``cpu`` or ``cuda``."""
     others: tuple[str, ...] = ("cpu",)
@@ -55,12 +55,17 @@ PROVIDERS: tuple[Provider, ...] = (
     Provider("cpu", "CPUExecutionProvider", needs="cpu", others=()),
     # TF32 is on by default and keeps 10 of float32's 23 mantissa bits; for speed, export in fp16 instead.
     Provider(
-        "cuda", "CUDAExecutionProvider", {"arena_extend_strategy": "kSameAsRequested", "use_tf32": 0}, device="cuda"
+        "cuda",
+        "CUDAExecutionProvider",
+        {"arena_extend_strategy": "kSameAsRequested", "use_tf32": 0},
+        "gpu",
+        device="cuda",
     ),
     Provider(
         "tensorrt",
         "TensorrtExecutionProvider",
         {"trt_engine_cache_enable": False},
+        "gpu",
         device="cuda",
         others=("cuda", "cpu"),
     ),
@@ -111,9 +116,10 @@ def check_provider(name: str) -> Provider:
     built = available()
     if not built[chosen.name]:
         present = ", ".join(name for name, there in built.items() if there)
+        how = f" ({install_command(chosen.needs)})" if chosen.needs else ", such as its vendor's,"
         raise ProviderError(
             f"Provider '{chosen.name}' ({chosen.ort_name}) is not in the installed ONNX Runtime, which has: {present}. "
-            f"Install one that has it ({install_command(chosen.needs)}) or choose another --provider."
+            f"Install one that has it{how} or choose another --provider."
         )
     missing = missing_library(chosen.name)
     if missing is not None:

@@ -18,7 +18,7 @@ from rmlora.errors import InputError
 from rmlora.inputs import Arrays
 from rmlora.storage import sha256_file
 from rmlora_converters.graph.files.model_file import load_model
-from rmlora_converters.graph.locate.id_limits import id_limits
+from rmlora_converters.graph.locate.id_limits import check_ids, id_limits
 from rmlora_deploy.bundles.bundle import REFERENCE_FILE, Bundle
 from rmlora_deploy.bundles.convert_adapter import TryOut
 from rmlora_deploy.bundles.mapped_files import MappedFiles
@@ -68,7 +68,7 @@ class ModelRunner:
         self._preprocessor: Preprocessor = bundle.preprocessor()
         """Used in the event loop only: a tokenizer keeps its truncation settings in itself."""
         self.id_limits = id_limits(load_model(bundle.model_path))
-        """Input → number of ids; tensors that clients send are held to them."""
+        """Input → number of ids; a GPU would not refuse others, whether clients or a tokenizer with more ids made them."""
         self._large = _LargeInputs(self._preprocessor)
         self.availability = Availability(name, MappedFiles(bundle))
         self.session: AdapterSession | None = None
@@ -201,6 +201,7 @@ class ModelRunner:
 
     def _run_merged(self, rows: Sequence[Row]) -> Sequence[Answer]:
         batch = self._preprocessor.collate([row.arrays for row in rows])
+        check_ids(batch, self.id_limits)
         try:
             output = np.asarray(self._merged.run(None, batch)[0])
         except Exception as error:  # noqa: BLE001 - see run_error

@@ -42,6 +42,16 @@ def test_a_devices_copy_holds_what_was_written_and_grows() -> None:
     assert first.arrays["m.lora_A"].numpy()[1].max() == 4.0, "a run that has begun keeps the smaller one"
 
 
+def test_arrays_without_width_are_not_sent() -> None:
+    adapter = {name: array for name, array in arrays(3, 2.0, 0).items() if not name.startswith("h.")}
+    bucket = RankBucket({**arrays(0, 0.0, 0)}, BucketShape(8, (0,)), 4)
+    device = DeviceBucket(bucket, "cpu")
+    device.current()
+    bucket.write(2, adapter)
+    assert device.current().arrays["m.lora_A"].numpy()[2].max() == 2.0
+    assert device.current().arrays["h.bias"].shape() == [5, 0]
+
+
 def test_what_could_not_be_sent_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = RankBucket({**arrays(0, 0.0, 2)}, BucketShape(8, (16,)), 4)
     device = DeviceBucket(bucket, "cpu")

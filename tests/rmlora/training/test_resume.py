@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from rmlora.errors import ConfigError
-from rmlora.training.resume import claim_run, last_complete_checkpoint
+from rmlora.training.resume import check_run_base, claim_run, last_complete_checkpoint
+from rmlora.training.source_digest import source_digest
 from tests.helpers.cli import environment, fails, run
 from tests.rmlora.training.short_run import assert_equal, words_for
 
@@ -51,11 +52,63 @@ def test_half_written_checkpoints_are_not_resumed_from(base: Path, data: Path, t
     assert earlier != complete and not complete.exists()
 
 
-def test_another_runs_directory_is_refused(base: Path, data: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_no_hindrance_for_another_that_replaces_it(base: Path, data: Path, tmp_path: Path) -> None:
     words = words_for(base, data, tmp_path / "adapter")
     assert run(*words).code == 0
-    fails(2, "holds an interrupted run with another learning rate", *words, "--overwrite", "--learning-rate", "1e-4")
-    assert run(*words, "--overwrite", "--learning-rate", "1e-4", "--no-resume").code == 0
+    again = run(*words, "--overwrite")
+    assert again.code == 0 and "had finished with these settings and data: its adapter is written again" in again.stdout
+    other = run(*words, "--overwrite", "--learning-rate", "1e-4")
+    assert other.code == 0 and "had finished" not in other.stdout and "Continuing" not in other.stdout
+    (tmp_path / "adapter").rename(tmp_path / "kept")
+    fails(2, "a finished run with another learning rate (0.0001, now 0.001)", *words, "--learning-rate", "1e-3")
+    assert run(*words, "--learning-rate", "1e-3", "--no-resume").code == 0
+
+
+def test_data_that_changed_are_trained_on_and_never_get_the_old_adapter(base: Path, data: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text(data.read_text())
+    words = words_for(base, mine, tmp_path / "adapter")
+    assert run(*words).code == 0
+    lines = mine.read_text().splitlines()
+    mine.write_text("\n".join(lines[: len(lines) // 2]) + "\n")
+    done = run(*words, "--overwrite")
+    assert done.code == 0 and "had finished" not in done.stdout and "Continuing" not in done.stdout
+    assert run(*words_for(base, mine, tmp_path / "anew")).code == 0
+    assert_equal(tmp_path / "anew", tmp_path / "adapter")
+
+
+def test_an_interrupted_run_is_not_continued_on_other_settings_data_or_weights(tmp_path: Path) -> None:
+    run_dir, identity = (
+        tmp_path / "adapter.run",
+        {"seed": 1, "rmlora": {"rank": 8}, "data": {"train": "aa", "test": None}},
+    )
+    claim_run(run_dir, identity, resume=True)
+    for change, message in (
+        ({"seed": 2}, r"interrupted run with another seed \(1, now 2\)"),
+        ({"rmlora": {"rank": 4}}, r"interrupted run with another rank \(8, now 4\)"),
+        ({"data": {"train": "bb", "test": None}}, "interrupted run with other train data"),
+        ({"data": {"train": "bb", "test": "cc"}}, "interrupted run with other train and test data"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            claim_run(run_dir, {**identity, **change}, resume=True, overwrite=True)
+    check_run_base(run_dir, "sha256:1")
+    check_run_base(run_dir, "sha256:1")
+    with pytest.raises(
+        ConfigError, match="other weights of the base, which have changed since: start over with --no-resume"
+    ):
+        check_run_base(run_dir, "sha256:2")
+
+
+def test_a_folder_has_another_digest_when_a_file_changes_or_moves(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    image = tmp_path / "a" / "1.png"
+    image.write_bytes(b"one")
+    first = source_digest(str(tmp_path))
+    image.write_bytes(b"two")
+    second = source_digest(str(tmp_path))
+    image.rename(tmp_path / "2.png")
+    assert len({first, second, source_digest(str(tmp_path)), source_digest(str(tmp_path / "2.png"))}) == 4
+    assert source_digest("trec") is None
 
 
 def test_a_directory_with_other_files_is_never_deleted(base: Path, data: Path, tmp_path: Path) -> None:

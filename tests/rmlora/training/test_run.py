@@ -228,6 +228,11 @@ def test_target_modules_in_every_form(base: Path, data: Path, tmp_path: Path) ->
         ("rank_pattern: {query: [2]}", "sets 'rank_pattern' to a list"),
         ("base: x\ntrain: y\nrank: 2.5", "'2.5' is not a valid integer"),
         ("rank: true", "sets 'rank' to true"),
+        ("labels: [no, yes]", "sets 'labels' to false (or no, off)"),
+        ("target_modules: [query, on]", "sets 'target_modules' to true (or yes, on)"),
+        ("modules_to_save: false", "write names in quotes"),
+        ("target_modules: [null]", "sets 'target_modules' to null"),
+        ("rank_pattern: {yes: 4}", "sets 'rank_pattern' to true"),
         ("rang: 2", "did you mean 'rank'?"),
     ):
         config.write_text(settings)

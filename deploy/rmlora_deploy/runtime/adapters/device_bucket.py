@@ -56,7 +56,8 @@ class DeviceBucket:
         self._room = 0
         self._by_type: dict[np.dtype[Any], list[str]] = defaultdict(list)
         for name, array in bucket.arrays.items():
-            self._by_type[array.dtype].append(name)
+            if array[0].size:  # without a head of its own, the base's may have no width
+                self._by_type[array.dtype].append(name)
         self._split = create_session(to_bytes(_split_graph(bucket.arrays, self._by_type)), device)
 
     def current(self) -> DeviceCopy:
