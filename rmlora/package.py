@@ -23,6 +23,7 @@ from pydantic import BaseModel
 from rmlora._version import __version__
 from rmlora.adapter import Adapter, Array, LoraModule, ModuleKind
 from rmlora.confine import confine_files
+from rmlora.directory_kind import holds_model
 from rmlora.errors import AdapterError, InputError
 from rmlora.file_models import AdapterConfig, PackageMetadata
 from rmlora.json_files import check_values
@@ -100,6 +101,10 @@ def _check_files(path: Path) -> None:
         raise AdapterError(f"Adapter not found: {path} is not a directory; give the one that holds {CONFIG_FILE}.")
     confine_files(path, os.listdir(path))
     if not is_readable_file(path / CONFIG_FILE):
+        if holds_model(path):
+            raise AdapterError(
+                f"{path} is a model, not an adapter: give the base first, and then the directory that holds {CONFIG_FILE}."
+            )
         inner = sorted(item.name for item in path.iterdir() if item.is_dir() and is_readable_file(item / CONFIG_FILE))
         raise AdapterError(
             f"{path} holds no {CONFIG_FILE}, but its folders do ({', '.join(inner[:4])}): PEFT saves adapters of other names than "
