@@ -32,6 +32,7 @@ from rmlora.errors import ConfigError, InputError, some_of
 from rmlora.file_identity import FileIdentity
 from rmlora.file_models import BaseConfig
 from rmlora.json_files import check_values
+from rmlora.nearest_names import nearest_beside
 from rmlora.pooling import Pooling
 from rmlora.readable import is_readable_directory, is_readable_file
 from rmlora.scoring import Scoring
@@ -77,7 +78,8 @@ class Bundle:
         """
         path = Path(path)
         if not is_readable_directory(path):
-            raise InputError(f"Bundle not found: {path} is not a directory; make one with  rmlora-deploy export.")
+            advice = nearest_beside(path) or "make one with  rmlora-deploy export"
+            raise InputError(f"Bundle not found: {path} is not a directory; {advice}.")
         if not is_readable_file(path / MANIFEST_FILE):
             raise InputError(_no_bundle(path))
         bundle = cls(path, read_manifest(path / MANIFEST_FILE), trust_remote_code)

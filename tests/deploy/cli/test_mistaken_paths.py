@@ -45,6 +45,26 @@ def test_base_and_adapter_swapped(sources: tuple[Path, Path], tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
+def test_a_path_that_is_nearly_right(
+    sources: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, adapter = sources
+    monkeypatch.chdir(base.parent)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    words = ("merge", adapter, "-o", tmp_path / "out")
+    for given, message in (
+        ("bse", "'bse' is not a local directory (the nearest is base) and could not be fetched"),
+        ("./bse", "Base model not found: ./bse does not exist; the nearest is base."),
+        (str(base.parent / "Bases"), f"does not exist; the nearest is {base}."),
+        ("tiny.guf", "'tiny.guf' is not a local directory (the nearest is tiny.gguf) and"),
+        ("nothing-like-it", "'nothing-like-it' is not a local directory and could not be fetched"),
+    ):
+        (base.parent / "tiny.gguf").touch()
+        fails(3, message, words[0], given, *words[1:])
+    fails(3, "adaptor is not a directory; the nearest is adapter.", "merge", base, "adaptor", "-o", tmp_path / "out")
+    fails(3, "Bundle not found: bsae is not a directory; the nearest is base.", "predict", "bsae", "w0")
+
+
 def test_training_does_not_begin_where_it_cannot_write(place: Path) -> None:
     base, data = text_base(place / "base"), text_data(place / "train.jsonl")
     (place / "open").mkdir(mode=0o777)
