@@ -8,6 +8,7 @@ from pathlib import Path
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import CheckpointError, OutputError, require
 from rmlora.library_calls import library_call
+from rmlora.nearest_names import nearest_beside
 from rmlora.readable import check_readable
 from rmlora.storage import atomic_directory, sha256_file
 
@@ -47,7 +48,8 @@ def resolve_base(base: str | Path, *, revision: str | None = None) -> Path:
         return _from_gguf(path)
     name = str(base)
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or path.suffix.lower() in (".gguf", ".safetensors"):
-        raise CheckpointError(f"Base model not found: {name} does not exist.")
+        near = nearest_beside(path, files=".gguf")
+        raise CheckpointError(f"Base model not found: {name} does not exist{near and f'; {near}'}.")
     return _from_hub(name, revision)
 
 
@@ -58,11 +60,15 @@ def _from_hub(name: str, revision: str | None) -> Path:
     try:
         path = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
     except HFValidationError:
-        raise CheckpointError(f"Base model not found: '{name}' is neither a directory nor a valid hub name.") from None
+        near = nearest_beside(Path(name), files=".gguf")
+        raise CheckpointError(
+            f"Base model not found: '{name}' is neither a directory nor a valid hub name{near and f'; {near}'}."
+        ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
+        near = nearest_beside(Path(name), files=".gguf")
         raise CheckpointError(
-            f"Base model '{name}' is not a local directory and could not be fetched from the hub ({reason}): check the "
+            f"Base model '{name}' is not a local directory{near and f' ({near})'} and could not be fetched from the hub ({reason}): check the "
             "name, the network, or give a local path."
         ) from None
     Checkpoint(path)

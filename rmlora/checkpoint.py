@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rmlora.confine import confine
+from rmlora.directory_kind import holds_adapter
 from rmlora.errors import CheckpointError, InputError
 from rmlora.file_models import BaseConfig, CheckpointIndex
 from rmlora.json_files import check_values
@@ -103,6 +104,8 @@ class Checkpoint:
                 f"{self.path} holds only pickled weights ({pickled[0]}), which can run code when loaded: "
                 "convert them to safetensors with transformers' save_pretrained first."
             )
+        if holds_adapter(self.path):
+            raise CheckpointError(f"{self.path} is an adapter, not a model: give the base that it was trained on.")
         raise CheckpointError(f"{self.path} holds no {SINGLE_NAME} and no {INDEX_NAME}: it is not a model checkpoint.")
 
     def _open_indexed(self, index: Path) -> dict[str, TensorFile]:

@@ -23,9 +23,11 @@ from pydantic import BaseModel
 from rmlora._version import __version__
 from rmlora.adapter import Adapter, Array, LoraModule, ModuleKind
 from rmlora.confine import confine_files
+from rmlora.directory_kind import holds_model
 from rmlora.errors import AdapterError, InputError
 from rmlora.file_models import AdapterConfig, PackageMetadata
 from rmlora.json_files import check_values
+from rmlora.nearest_names import nearest_beside
 from rmlora.patterns import first_matches
 from rmlora.peft_names import PEFT_PREFIX, sort_tensors
 from rmlora.readable import is_readable_directory, is_readable_file
@@ -97,9 +99,14 @@ def load_package(path: Path | str) -> Adapter:
 def _check_files(path: Path) -> None:
     """Raise :class:`InputError` unless ``path`` holds an adapter, none of whose files is a link out of the directory."""
     if not is_readable_directory(path):
-        raise AdapterError(f"Adapter not found: {path} is not a directory; give the one that holds {CONFIG_FILE}.")
+        advice = nearest_beside(path) or f"give the one that holds {CONFIG_FILE}"
+        raise AdapterError(f"Adapter not found: {path} is not a directory; {advice}.")
     confine_files(path, os.listdir(path))
     if not is_readable_file(path / CONFIG_FILE):
+        if holds_model(path):
+            raise AdapterError(
+                f"{path} is a model, not an adapter: give the base first, and then the directory that holds {CONFIG_FILE}."
+            )
         inner = sorted(item.name for item in path.iterdir() if item.is_dir() and is_readable_file(item / CONFIG_FILE))
         raise AdapterError(
             f"{path} holds no {CONFIG_FILE}, but its folders do ({', '.join(inner[:4])}): PEFT saves adapters of other names than "

@@ -24,12 +24,13 @@ from rmlora.errors import OutputError, ReadOnlyError, RMLoRAError
 from rmlora.exchange import exchange
 from rmlora.json_files import read_json
 from rmlora.readable import permissions_named
-from rmlora.workplace import Workplace, apply_umask, workplace
+from rmlora.workplace import Workplace, apply_umask, is_workplace_of, workplace
 
 __all__ = [
     "atomic_directory",
     "atomic_file",
     "check_changeable",
+    "check_makeable",
     "check_writable",
     "locked",
     "read_json",
@@ -105,13 +106,16 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
     That is so for a file, for a directory that is not empty and may not be overwritten, and for a mount point.
     """
     target = Path(target)
-    if os.path.ismount(target):
-        raise OutputError(f"{target} is a mount point, which cannot be replaced: choose a directory inside it.")
-    if target.is_dir():
-        if not overwrite and any(target.iterdir()):
-            raise OutputError(f"{target} already exists and is not empty: choose another --output or pass --overwrite.")
-    elif target.exists():
-        raise OutputError(f"{target} exists and is a file, but the output is a directory: choose another --output.")
+    with _os_errors(target):
+        if os.path.ismount(target):
+            raise OutputError(f"{target} is a mount point, which cannot be replaced: choose a directory inside it.")
+        if target.is_dir():
+            if not overwrite and any(target.iterdir()):
+                raise OutputError(
+                    f"{target} already exists and is not empty: choose another --output or pass --overwrite."
+                )
+        elif target.exists():
+            raise OutputError(f"{target} exists and is a file, but the output is a directory: choose another --output.")
 
 
 def check_writable(target: Path) -> None:
@@ -125,6 +129,28 @@ def check_writable(target: Path) -> None:
         raise OutputError(f"{target} cannot be written: {target.parent} is not a directory; create it first.")
     if not _may_change(target.parent):
         raise ReadOnlyError(f"{target} cannot be written: choose a directory you may write to.")
+
+
+def check_makeable(directory: Path, *, replaced: bool = False) -> None:
+    """Raise :class:`OutputError` unless ``directory`` can be made; call this before long work.
+
+    It is tried, since permissions do not tell everything: of a read-only file system, for example.
+
+    Args:
+        directory: what will be made, with its parents.
+        replaced: one that exists will be exchanged for a new one; otherwise files will be written into it.
+    """
+    directory = Path(directory)
+    with _os_errors(directory):
+        place = _real(directory)
+        if not replaced and place.exists():
+            if not place.is_dir():
+                raise OutputError(f"{directory} exists and is a file, but it must be a directory: choose another.")
+            place = place / "new"
+        while not place.parent.exists():
+            place = place.parent
+        with workplace(place):
+            pass
 
 
 def check_changeable(directory: Path) -> None:
@@ -230,7 +256,7 @@ def _os_errors(target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _disk_full(target) from error
-        if error.errno in _REFUSED and _concerns(error, target):
+        if (error.errno in _REFUSED and _concerns(error, target)) or _cannot_make(error, target):
             kind = ReadOnlyError if error.errno in _READ_ONLY else OutputError
             raise kind(
                 f"{target} cannot be written ({error.strerror}): choose a directory you may write to."
@@ -254,6 +280,15 @@ def _concerns(error: OSError, target: Path) -> bool:
     return not names or any(
         parent in near for name in names for parent in (Path(name).absolute(), *Path(name).absolute().parents)
     )
+
+
+def _cannot_make(error: OSError, target: Path) -> bool:
+    """Return True if ``target`` or a directory above it cannot be made; ``/proc`` calls missing what it refuses to make."""
+    if error.errno not in (*_REFUSED, errno.ENOENT) or not isinstance(error.filename, (str, Path)):
+        return False
+    missing, real = Path(error.filename), Path(target).resolve()
+    made = [real, *real.parents]
+    return missing in made or any(is_workplace_of(missing, path) for path in made)
 
 
 def _disk_full(target: Path) -> OutputError:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from rmlora.errors import ReadOnlyError
 
-__all__ = ["Workplace", "apply_umask", "clean_abandoned", "workplace"]
+__all__ = ["Workplace", "apply_umask", "clean_abandoned", "is_workplace_of", "workplace"]
 
 _MARK = ".partial-"
 _LONGEST = 180
@@ -120,6 +120,11 @@ def clean_abandoned(target: Path) -> None:
             Workplace(path, target).settle()
         finally:
             os.close(lock)
+
+
+def is_workplace_of(path: Path, target: Path) -> bool:
+    """Return True if ``path`` has the name of a workplace for ``target``."""
+    return path.parent == target.parent and path.name.startswith(_prefix(target))
 
 
 def _make(target: Path) -> tuple[Path, int | None]:

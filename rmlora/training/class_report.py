@@ -98,12 +98,14 @@ def distrust(report: ClassReport, split: str) -> list[str]:
     """
     warnings = []
     true, predicted = report.confusion.sum(1), report.confusion.sum(0)
-    common = int(true.argmax())
+    common = max(range(len(true)), key=lambda label: (true[label], predicted[label]))  # of a tie, what it answers most
     share = float(true[common] / report.examples)
-    if (true > 0).sum() > 1 and report.accuracy <= share + math.sqrt(share * (1 - share) / report.examples):
+    margin = math.sqrt(share * (1 - share) / report.examples)
+    if (true > 0).sum() > 1 and report.accuracy <= share + margin:
+        relation = "below" if report.accuracy < share - margin else "about"
         warnings.append(
-            f"The {split} accuracy, {report.accuracy:.4f}, is about what always answering '{report.labels[common]}' reaches "
-            f"({share:.4f}): the adapter has learned little or nothing. Train for more epochs, or check data and "
+            f"The {split} accuracy, {report.accuracy:.4f}, is {relation} what always answering '{report.labels[common]}' "
+            f"reaches ({share:.4f}): the adapter has learned little or nothing. Train for more epochs, or check data and "
             "--learning-rate."
         )
     if missed := [label for label, t, p in zip(report.labels, true, predicted, strict=True) if t and not p]:

@@ -10,7 +10,7 @@ from typing import Any
 from rmlora.errors import ConfigError, InputError, some_of
 from rmlora.wording import counted
 
-__all__ = ["label_names", "number_labels", "order_labels"]
+__all__ = ["label_names", "number_labels", "numbers_labels", "order_labels"]
 
 _WHOLE = re.compile(r"-?\d{1,18}")
 """Digits that ``int()`` takes; ``str.isdigit`` is also true of ①, which it does not."""
@@ -107,6 +107,18 @@ def number_labels(
             )
         found.append(number)
     return found
+
+
+def numbers_labels(names: Sequence[str], labels: Sequence[str]) -> bool:
+    """Return True if rows number labels that have names: all are whole numbers, 0 among them, and no label is one.
+
+    Args:
+        names: label of every row.
+        labels: in the order of the head's outputs.
+    """
+    if any(_is_whole(label) for label in labels) or not all(_is_whole(name) for name in set(names)):
+        return False
+    return any(int(name.partition(".")[0]) == 0 for name in set(names))  # data that counts from 1 means other labels
 
 
 def _index(name: str, labels: Sequence[str], *, numbered: bool = True) -> int | None:

@@ -54,8 +54,10 @@ def add_lora_layers(loaded: TaskModel, task: Task, config: RMLoRAConfig) -> tupl
     except ValueError as error:
         if "arget" not in str(error):
             raise
+        given = [config.target_modules] if isinstance(config.target_modules, str) else config.target_modules
+        targets = ", ".join(f"'{name}'" for name in given)
         raise ConfigError(
-            f"target_modules {config.target_modules} matches no module of this model: choose --target-modules from "
+            f"target_modules {targets} matches no module of this model: choose --target-modules from "
             f"{', '.join(_adaptable(loaded.model))}."
         ) from None
 

@@ -15,7 +15,7 @@ from rmlora.base import resolve_base
 from rmlora.config import RMLoRAConfig
 from rmlora.errors import Interrupted, RMLoRAError, require
 from rmlora.progress_display import ProgressDisplay
-from rmlora.storage import refuse_existing
+from rmlora.storage import check_makeable, refuse_existing
 from rmlora.tasks import Task, get_task
 from rmlora.torch_models import load_task_model
 from rmlora.training.arguments import check_precision, training_arguments
@@ -91,6 +91,8 @@ def _train(settings: TrainSettings, console: Console, *, resume: bool, overwrite
     from rmlora.training.run_parts import RunParts
 
     started = time.monotonic()
+    check_makeable(settings.output, replaced=True)
+    check_makeable(settings.checkpoints)
     refuse_existing(settings.output, overwrite=overwrite)
     check_precision(settings)
     if os.environ.get("RANK", "0") != "0":  # the process group does not exist yet

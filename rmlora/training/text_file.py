@@ -24,9 +24,13 @@ _MAX_BYTES = 1 << 30
 _SAMPLE = 1 << 20
 """Bytes from which an encoding is guessed."""
 _PIECE = 200
-"""Bytes of it that are decoded for the error."""
+"""Bytes of UTF-16 that are decoded for the error."""
 _SHOWN = 30
 """Characters of the text that an error shows."""
+_CHOICES = 3
+"""Encodings that an error shows."""
+_FEW = 0.08
+"""Share of bytes beyond ASCII below which a text is taken for one of Western Europe."""
 
 
 def read_text(path: Path, encoding: str | None = None, *, flag: bool = True) -> str:
@@ -65,26 +69,88 @@ def read_text(path: Path, encoding: str | None = None, *, flag: bool = True) -> 
         raise ConfigError(f"There is no encoding '{encoding}': change --encoding, for example to cp1252.") from None
     except UnicodeDecodeError as error:
         bad = error.start
-    line = content.count(b"\n", 0, bad) + 1
-    raise InputError(f"Line {line} of {path} is not {chosen.upper()}{_guesses(content, bad, flag=flag)}")
+    raise InputError(_not_in(chosen, path, content, bad, flag=flag))
 
 
-def _guesses(content: bytes, bad: int, *, flag: bool) -> str:
-    """Return the rest of the error: how the text around the byte ``bad`` reads in the likely encodings."""
-    start = content.rfind(b"\n", 0, bad) + 1
-    likely: dict[str, str] = {}
-    for encoding in (*_likely(content)[:2], "cp1252", "cp1250"):
-        try:
-            piece = content[:_PIECE] if "16" in encoding else content[start : start + _PIECE]
-            shown = " ".join(piece.decode(encoding, "ignore").split())[:_SHOWN]
-        except (LookupError, UnicodeError):
-            continue
-        if shown.isprintable():
-            likely.setdefault(shown, encoding)
-    if not likely:
-        return ", and no other encoding is recognized: save it as UTF-8 text."
-    reads = ", ".join(f"as {encoding} it reads '{text}'" for text, encoding in list(likely.items())[:3])
-    return f"; {reads}. " + ("Pass the right one with --encoding, or save" if flag else "Save") + " the file as UTF-8."
+def _not_in(chosen: str, path: Path, content: bytes, bad: int, *, flag: bool) -> str:
+    """Return the error of a file that is not in the encoding ``chosen``: a line of it, as it reads in the likely ones."""
+    encodings = _candidates(content)
+    start = _telling_line(content, bad, chosen, encodings)
+    line = content[start : start + _SAMPLE].partition(b"\n")[0]
+    shown = _where_they_differ({name: _reading(content[:_PIECE] if "16" in name else line, name) for name in encodings})
+    number = content.count(b"\n", 0, start) + 1
+    wrong = f"Line {number} of {path} is not {chosen.upper()}"
+    if not shown:
+        return f"{wrong}, and no other encoding is recognized: save it as UTF-8 text."
+    reads = ", ".join(f"as {encoding} it reads '{text}'" for text, encoding in list(shown.items())[:_CHOICES])
+    return (
+        f"{wrong}; {reads}. "
+        + ("Pass the right one with --encoding, or save" if flag else "Save")
+        + " the file as UTF-8."
+    )
+
+
+def _candidates(content: bytes) -> list[str]:
+    """Return the encodings to show, the likeliest first.
+
+    Where few bytes are not ASCII, as in the languages of Western Europe, that is cp1252: a handful of '£' or 'é' is too
+    little to guess from, and cp1250 decodes it too.
+    """
+    sample = content[:_SAMPLE]
+    foreign = len(sample) - len(sample.decode("ascii", "ignore"))
+    likely, usual = _likely(content)[:2], [name for name in ("cp1252", "cp1250") if _decodes(sample, name)]
+    western = "cp1252" in usual and foreign < _FEW * len(sample) and b"\0" not in sample
+    return list(dict.fromkeys([*(["cp1252"] if western else []), *likely, *usual]))
+
+
+def _telling_line(content: bytes, bad: int, chosen: str, encodings: list[str]) -> int:
+    """Return where the line begins to show: of those that ``chosen`` cannot read, the first with the most readings."""
+    first = content.rfind(b"\n", 0, bad) + 1
+    best, most, start = first, 0, first
+    for line in content[first : first + _SAMPLE].split(b"\n"):
+        if not line.isascii() and not _decodes(line, chosen):
+            ways = len({_reading(line, encoding) for encoding in encodings})
+            if ways > most:
+                best, most = start, ways
+            if most == len(encodings):
+                break
+        start += len(line) + 1
+    return best
+
+
+def _where_they_differ(readings: dict[str, str]) -> dict[str, str]:
+    """Return what is shown → the first encoding that reads so: the beginning, or the part that tells the readings apart."""
+    texts = list(dict.fromkeys(filter(None, readings.values())))
+    differ = max((_common(texts[0], other) for other in texts[1:]), default=0)
+    begin = differ - _SHOWN // 2 if differ >= _SHOWN else 0
+    shown: dict[str, str] = {}
+    for encoding, text in readings.items():
+        part = text[begin : begin + _SHOWN].strip()
+        if part and part.isprintable():
+            shown.setdefault(("…" if begin else "") + part, encoding)
+    return shown
+
+
+def _common(text: str, other: str) -> int:
+    """Return how many characters two texts begin with that are the same."""
+    pairs = enumerate(zip(text, other, strict=False))
+    return next((number for number, (a, b) in pairs if a != b), min(len(text), len(other)))
+
+
+def _reading(piece: bytes, encoding: str) -> str:
+    """Return the text of ``piece`` in one line; empty if there is none."""
+    try:
+        return " ".join(piece.decode(encoding, "ignore").split())
+    except (LookupError, UnicodeError):
+        return ""
+
+
+def _decodes(piece: bytes, encoding: str) -> bool:
+    try:
+        piece.decode(encoding)
+    except (LookupError, UnicodeError):
+        return False
+    return True
 
 
 def _likely(content: bytes) -> list[str]:

@@ -27,10 +27,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rmlora.confine import confine, confine_files
+from rmlora.directory_kind import holds_adapter, holds_model
 from rmlora.errors import ConfigError, InputError, some_of
 from rmlora.file_identity import FileIdentity
 from rmlora.file_models import BaseConfig
 from rmlora.json_files import check_values
+from rmlora.nearest_names import nearest_beside
 from rmlora.pooling import Pooling
 from rmlora.readable import is_readable_directory, is_readable_file
 from rmlora.scoring import Scoring
@@ -76,9 +78,10 @@ class Bundle:
         """
         path = Path(path)
         if not is_readable_directory(path):
-            raise InputError(f"Bundle not found: {path} is not a directory; make one with  rmlora-deploy export.")
+            advice = nearest_beside(path) or "make one with  rmlora-deploy export"
+            raise InputError(f"Bundle not found: {path} is not a directory; {advice}.")
         if not is_readable_file(path / MANIFEST_FILE):
-            raise InputError(f"{path} holds no {MANIFEST_FILE}: it is not a bundle made by  rmlora-deploy export.")
+            raise InputError(_no_bundle(path))
         bundle = cls(path, read_manifest(path / MANIFEST_FILE), trust_remote_code)
         for name in bundle.files:
             bundle.file(name)
@@ -285,3 +288,12 @@ class Bundle:
     def save_manifest(self) -> None:
         """Write the manifest, atomically."""
         write_json(self.path / MANIFEST_FILE, self.manifest.to_dict())
+
+
+def _no_bundle(path: Path) -> str:
+    """Return what to say of a directory without a manifest."""
+    if holds_adapter(path):
+        return f"{path} is an adapter, not a bundle: export it first with  rmlora-deploy export BASE --adapter {path}."
+    if holds_model(path):
+        return f"{path} is a model, not a bundle: export it first with  rmlora-deploy export {path} --adapter ADAPTER."
+    return f"{path} holds no {MANIFEST_FILE}: it is not a bundle made by  rmlora-deploy export."

@@ -94,7 +94,9 @@ def remove(bundle: Path, names: tuple[str, ...], as_json: bool) -> None:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @json_option
 def list_(bundle: Path, as_json: bool) -> None:
-    """List the adapters of BUNDLE with labels, rank, size, and how far their outputs differ from PyTorch's.
+    """List the adapters of BUNDLE.
+
+    Shown are their labels, rank and size, and how far their outputs differ from PyTorch's.
 
     \b
     Examples:

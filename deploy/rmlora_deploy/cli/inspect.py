@@ -10,6 +10,7 @@ import click
 
 from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
+from rmlora.directory_kind import holds_model
 from rmlora.errors import ConfigError, InputError
 from rmlora.package import CONFIG_FILE, load_package
 from rmlora.plots import check_plot_path
@@ -104,6 +105,8 @@ def _is_bundle(path: Path) -> bool:
         raise InputError(f"{path} is a file: give the directory of an adapter or a bundle.")
     if (path / MANIFEST_FILE).is_file():
         return True
+    if holds_model(path):
+        raise InputError(f"{path} is a model: give an adapter trained on it, or a bundle made by rmlora-deploy export.")
     if not (path / CONFIG_FILE).is_file():
         raise InputError(
             f"{path} holds neither {CONFIG_FILE} nor {MANIFEST_FILE}: it is neither an adapter nor a bundle made by "

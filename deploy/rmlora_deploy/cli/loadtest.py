@@ -60,7 +60,7 @@ __all__ = ["command"]
 @click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds to wait for an answer.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random choices.")
 @click.option("--api-key", envvar="RMLORA_API_KEY", show_envvar=True, help="Key to send as a bearer token.")
-@click.option("--output", type=click.Path(path_type=Path), help="Write the figures to this JSON file.")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Write the figures to this JSON file.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Plot latency to this .png, .svg or .pdf file.")
 @json_option
 def command(
@@ -80,7 +80,7 @@ def command(
       rmlora-deploy loadtest --model spam --model trec --rows 8 --json
     """
     require("httptools", "serve")
-    from rmlora_deploy.loadtest.callers import list_models, run_load
+    from rmlora_deploy.loadtest.callers import check_models, list_models, run_load
     from rmlora_deploy.loadtest.load_plan import LoadPlan, Reference, read_texts
     from rmlora_deploy.loadtest.load_report import plot_load, summarize_load
 
@@ -93,9 +93,10 @@ def command(
     if output is not None:
         check_writable(output)
     settings = LoadPlan(
-        url=url, models=models or ("every",), texts=given, **choices
+        url=url, models=models or ("every",), texts=given, reference=expected if models else None, **choices
     )  # reports an invalid flag before the server is asked
-    known = asyncio.run(list_models(url, api_key, adapters_only=not models))
+    known = asyncio.run(list_models(url, api_key, adapters_only=not models, needed=not models))
+    check_models(models, known)
     asked = models or tuple(known)
     tasks = {name: TASKS.get(str(known.get(name))) for name in asked}
     embedders = frozenset(name for name, task in tasks.items() if task is not None and not task.outputs.has_labels)
@@ -149,6 +150,7 @@ def _raise_failures(result: Mapping[str, Any]) -> None:
     if result["wrong"]:
         raise ParityError(f"{result['wrong']} answers differ from the reference.")
     if failed := sum(result["errors"].values()):
-        raise InputError(f"{failed} of {result['requests']} requests were not answered.")
+        reasons = ", ".join(f"{count} × {status}" for status, count in result["errors"].items())
+        raise InputError(f"{failed} of {result['requests']} requests failed ({reasons}).")
     if not result["requests"]:
         raise InputError("No request was answered in this time: increase --seconds.")

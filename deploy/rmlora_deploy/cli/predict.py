@@ -24,6 +24,8 @@ from rmlora_deploy.inference import Classifier, Embedder, Prediction
 
 __all__ = ["command"]
 
+_TABLES = {".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"}
+"""Endings of data files, whose lines are more than texts."""
 _Loader = Callable[[Path], Classifier | Embedder]
 
 
@@ -72,11 +74,14 @@ def command(
       rmlora-deploy predict spam-bundle --file messages.txt --json
     """
     console = make_console(as_json=as_json)
+    _refuse_table(file)
     given = [*inputs, *(_lines(file) if file else [])]
     loader = partial(load, provider=provider, trust_remote_code=trust_remote_code)
     columns = _open_columns(unique_names((bundle, *others)), adapters, loader)
     names = [name for column in columns for name in column.names]
     vectors = isinstance(columns[0].opened, Embedder)
+    if columns[0].modality == "text":
+        _note_file(inputs)
 
     def answer(asked: Sequence[str]) -> None:
         rows = _ask(columns, asked, top, batch_size)
@@ -103,6 +108,8 @@ class _Columns:
     opened: Classifier | Embedder
     names: list[str]
     adapters: list[str | None]
+    modality: str
+    """What the bundle reads: text or image."""
 
     def answers(self, inputs: Sequence[str], batch_size: int) -> Iterator[Sequence[Any]]:
         """Yield for every input the answer in each column; a batch mixes the adapters."""
@@ -132,8 +139,9 @@ def _open(name: str, bundle: Bundle, adapters: Sequence[str], loader: _Loader, *
         raise InputError(f"{bundle.path} has no adapters yet: add one with  rmlora-deploy adapter add.")
     opened = loader(bundle.path)
     if not chosen:
-        return _Columns(opened, [name], [None])
-    return _Columns(opened, chosen if alone else [f"{name} · {adapter}" for adapter in chosen], [*chosen])
+        return _Columns(opened, [name], [None], bundle.task.inputs.modality)
+    names = chosen if alone else [f"{name} · {adapter}" for adapter in chosen]
+    return _Columns(opened, names, [*chosen], bundle.task.inputs.modality)
 
 
 def _refuse_mixture(bundles: Mapping[str, Bundle]) -> None:
@@ -196,6 +204,32 @@ def _converse(console: Console, answer: Callable[[Sequence[str]], None], names: 
             answer([line])
         except InputError as error:
             console.print(colored(str(error), "yellow"))
+
+
+def _refuse_table(file: Path | None) -> None:
+    """Raise :class:`InputError` if ``file`` is a table, whose lines are no texts: they hold labels and a header too."""
+    if file is not None and file.suffix.lower() in _TABLES:
+        raise InputError(
+            f"--file takes one text per line, and {file} is a table: write its text column, without the header, to a .txt "
+            "file and pass that; to measure how well its labels are predicted, use  rmlora-deploy verify --data."
+        )
+
+
+def _note_file(inputs: Sequence[str]) -> None:
+    """Say on stderr which of the texts is the name of a file: it is answered as it is."""
+    name = next(filter(_is_file, inputs), None)
+    if name is not None:
+        note = (
+            f"Note: {name} is a file; its name is the text that is answered here, and --file reads the lines of a file."
+        )
+        make_console(as_json=True).print(colored(note, "yellow"))
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # a text too long for a name
+        return False
 
 
 def _lines(file: Path) -> list[str]:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from rmlora.errors import InputError
+from rmlora.nearest_names import nearest_names
+from rmlora.wording import nearest
 from rmlora_deploy.loadtest.load_plan import LoadPlan, draw_requests
 from rmlora_deploy.loadtest.wire import Reply, Wire
 
-__all__ = ["Load", "Outcome", "list_models", "run_load"]
+__all__ = ["Load", "Outcome", "check_models", "list_models", "run_load"]
 
 _RETRIED = (429, 500, 502, 503, 504)
+_KEY_REFUSED = (401, 403)
+_NAMED = 4
+"""Models that are named if none is like the one that was asked for."""
 _PAUSE = 0.05
 """Seconds before a request is sent again; doubled every time."""
 _MAX_PAUSE = 5.0
@@ -50,13 +55,14 @@ class Load:
     not_sent: int = 0
 
 
-async def list_models(url: str, key: str | None, *, adapters_only: bool = True) -> dict[str, str]:
+async def list_models(url: str, key: str | None, *, adapters_only: bool = True, needed: bool = True) -> dict[str, str]:
     """Return the models of a server, each with its task.
 
     Args:
         url: of the server.
         key: sent as a bearer token.
         adapters_only: leave out the bundles, unless there are no adapters.
+        needed: False returns no models if the server responds, but does not list them.
 
     Raises:
         InputError: the server cannot be reached, or its answer is not a list of models.
@@ -64,20 +70,44 @@ async def list_models(url: str, key: str | None, *, adapters_only: bool = True) 
     try:
         async with Wire(url, _headers(key)) as wire:
             reply = await wire.request("GET", "/v1/models")
-        if reply.status != 200:
-            raise InputError(
-                f"{url}/v1/models answers {reply.status}: check --api-key, and that it is a server of rmlora-deploy."
-            )
-        cards = json.loads(reply.body)["data"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise _unreachable(url, error) from None
     try:
+        return _parse_models(url, reply, adapters_only=adapters_only)
+    except InputError:
+        if needed or reply.status in _KEY_REFUSED:
+            raise
+        return {}
+
+
+def _parse_models(url: str, reply: Reply, *, adapters_only: bool) -> dict[str, str]:
+    if reply.status != 200:
+        raise InputError(
+            f"{url}/v1/models answers {reply.status}: check --api-key, and that it is a server of rmlora-deploy."
+        )
+    try:
+        cards = json.loads(reply.body)["data"]
         selected = [card for card in cards if card.get("parent") or not adapters_only]
         return {str(card["id"]): str(card.get("task")) for card in selected or cards}
-    except (AttributeError, KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise InputError(
             f"{url}/v1/models lists its models in another format: is it a server of rmlora-deploy?"
         ) from None
+
+
+def check_models(asked: Sequence[str], known: Collection[str]) -> None:
+    """Raise :class:`InputError` if one of ``asked`` is not among ``known``, unless the server does not list its models."""
+    unknown = next((name for name in asked if name not in known), None)
+    if unknown is None or not known:
+        return
+    near = nearest_names(unknown, known)
+    hint = (
+        nearest(near)
+        if near
+        else f"it has {', '.join(sorted(known)[:_NAMED])}"
+        + (f" and {len(known) - _NAMED:,} more" if len(known) > _NAMED else "")
+    )
+    raise InputError(f"The server has no model '{unknown}': {hint}.")
 
 
 async def run_load(plan: LoadPlan, key: str | None, *, progress: Callable[[int, float], None] | None = None) -> Load:

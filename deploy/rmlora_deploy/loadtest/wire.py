@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from rmlora.errors import InputError
+
 __all__ = ["Reply", "Wire"]
 
 
@@ -29,13 +31,13 @@ class Wire:
         headers: sent with every request.
 
     Raises:
-        ValueError: it is not the address of a server.
+        InputError: it is not the address of a server.
     """
 
     def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"'{url}' is not an address like http://127.0.0.1:8000")
+        if not _is_address(url):
+            likely = f"http://{url}" if "://" not in url and _is_address(f"http://{url}") else "http://127.0.0.1:8000"
+            raise InputError(f"'{url}' is not an address: write {likely}.")
         self._url, self._headers = url.rstrip("/"), dict(headers or {})
         self._session: aiohttp.ClientSession | None = None
         self.in_progress = 0
@@ -79,3 +81,13 @@ class Wire:
             raise ConnectionResetError("the server closed the connection") from error
         finally:
             self.in_progress -= 1
+
+
+def _is_address(url: str) -> bool:
+    """Return True if ``url`` is that of a server: http or https, a host, and a valid port if there is one."""
+    try:
+        parts = urlsplit(url)
+        valid = parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+    return valid and parts.scheme in ("http", "https") and bool(parts.hostname) and not set(url) & set(" \t\n")

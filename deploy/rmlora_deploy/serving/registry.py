@@ -16,6 +16,7 @@ from pathlib import Path
 from rmlora.adapter import Adapter
 from rmlora.errors import AdapterError, BaseMismatchError, ConfigError, InputError, OutputError, some_of
 from rmlora.file_identity import FileIdentity
+from rmlora.nearest_names import nearest_names
 from rmlora.package import load_package
 from rmlora.storage import sha256_file
 from rmlora.wording import nearest
@@ -29,7 +30,6 @@ from rmlora_deploy.runtime.adapters.adapter_ref import AdapterKey
 from rmlora_deploy.serving.errors import ForbiddenError, UnavailableError, UnknownModelError
 from rmlora_deploy.serving.model_runner import ModelRunner
 from rmlora_deploy.serving.models import ServedModel
-from rmlora_deploy.serving.nearest_names import nearest_names
 from rmlora_deploy.serving.queue import Row
 from rmlora_deploy.serving.scratch import Scratch
 from rmlora_deploy.serving.serve_settings import ServeSettings

@@ -15,7 +15,7 @@ from rmlora.inputs import Arrays
 from rmlora.scoring import Scoring
 from rmlora.tasks import Task
 from rmlora.training.data import Columns, load_split
-from rmlora.training.label_values import number_labels
+from rmlora.training.label_values import number_labels, numbers_labels
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.report import Evaluation, Tolerance
 
@@ -58,10 +58,12 @@ def read_evaluation(
     data = load_split(task, source, columns, several=scoring.takes_lists)
     if scoring.function == "softmax":  # every row names one label, in any spelling that training accepts
         unknown = f"but the model's are {some_of(labels)}"
-        targets = np.eye(len(labels))[number_labels(data.labels, labels, source=source, unknown=unknown)]
+        numbered = numbers_labels(data.labels, labels)
+        rows = number_labels(data.labels, labels, source=source, unknown=unknown, numbered=numbered)
+        targets = np.eye(len(labels))[rows]
     else:
-        rows = enumerate(data.labels, 1)
-        targets = np.stack([scoring.target(cell, labels, where=f"Row {number} of {source}") for number, cell in rows])
+        cells = enumerate(data.labels, 1)
+        targets = np.stack([scoring.target(cell, labels, where=f"Row {number} of {source}") for number, cell in cells])
     return EvaluationData(source, data.inputs, targets, scoring)
 
 

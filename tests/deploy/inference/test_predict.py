@@ -101,6 +101,23 @@ def test_inputs_from_a_file_and_from_stdin(bundle: Path, tmp_path: Path, monkeyp
         assert json.loads(run("predict", bundle, *words, "--json").stdout) == from_file
 
 
+@pytest.mark.parametrize("name", ["data.csv", "DATA.TSV", "data.json", "data.jsonl", "data.parquet"])
+def test_a_table_is_not_taken_for_lines_of_texts(bundle: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("text,label\nw0,red\n")
+    message = "is a table: write its text column, without the header, to a .txt file"
+    fails(3, message, "predict", bundle, "--file", tmp_path / name)
+
+
+def test_the_name_of_a_file_as_a_text_is_answered_with_a_note(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "w0").write_text("w1\n")
+    done = run("predict", bundle, tmp_path / "w0", "--json")
+    assert [row["input"] for row in json.loads(done.stdout)] == [str(tmp_path / "w0")]
+    assert "w0 is a file; its name is the text that is answered here" in " ".join(done.stderr.split())
+    assert "is a file" not in run("predict", bundle, "w0 w1", "w1 " * 5000).stderr
+    Image.new("RGB", (20, 30), (0, 0, 250)).save(tmp_path / "blue.png")
+    assert "is a file" not in run("predict", color_bundle(tmp_path / "colors"), tmp_path / "blue.png").stderr
+
+
 @pytest.mark.parametrize("ending", ["\n", "\x04"])
 def test_on_a_terminal_it_asks_until_an_empty_line_or_the_end(bundle: Path, ending: str) -> None:
     parent, child = pty.openpty()

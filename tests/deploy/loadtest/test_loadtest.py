@@ -55,7 +55,7 @@ def load(server: Server, *flags: str | Path) -> dict[str, Any]:
 
 def test_a_closed_loop_counts_what_was_answered(server: Server, reference: Path, tmp_path: Path) -> None:
     plot, output = tmp_path / "latency.png", tmp_path / "figures.json"
-    result = load(server, "--reference", reference, "--plot", plot, "--output", output, "--rows", "2")
+    result = load(server, "--reference", reference, "--plot", plot, "-o", output, "--rows", "2")
     assert (result["loop"], result["clients"], result["models"], result["checked"], result["wrong"]) == (
         "closed",
         3,
@@ -108,12 +108,11 @@ def test_wrong_answers_are_found(server: Server, reference: Path, tmp_path: Path
     assert 0 < result["wrong"] < result["requests"]  # one text of three
 
 
-def test_errors_are_counted_by_status(server: Server) -> None:
-    done = run("loadtest", server.url, *SHORT, "--model", "first", "--model", "nobody", "--zipf", "0", "--json")
-    assert done.code == 3 and "requests were not answered" in done.stderr
-    result = json.loads(done.stdout)
-    assert list(result["errors"]) == ["404"]
-    assert result["answered"] + result["errors"]["404"] == result["requests"]
+def test_a_model_that_the_server_lacks_is_named_before_anything_is_sent(server: Server) -> None:
+    message = "The server has no model 'frist': the nearest is first."
+    fails(3, message, "loadtest", server.url, *SHORT, "--model", "second", "--model", "frist")
+    message = "The server has no model 'nope': it has first, second, third."
+    fails(3, message, "loadtest", server.url, *SHORT, "--model", "nope")
 
 
 class Odd(http.server.BaseHTTPRequestHandler):
@@ -121,8 +120,11 @@ class Odd(http.server.BaseHTTPRequestHandler):
 
     replies: dict[str, list[tuple[int, Any]]]
 
+    lists: tuple[int, Any] = (200, {"data": [{"id": "m"}]})
+    """The answer to ``GET /v1/models``."""
+
     def do_GET(self) -> None:
-        self._answer(200, {"data": [{"id": "m"}]} if self.path == "/v1/models" else {})
+        self._answer(*getattr(self.server, "lists", self.lists) if self.path == "/v1/models" else (200, {}))
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
@@ -166,6 +168,25 @@ def test_an_answer_of_another_form_is_wrong(odd: http.server.ThreadingHTTPServer
     url = f"http://127.0.0.1:{odd.server_address[1]}"
     flags = ("--seconds", "0.2", "--warmup", "0", "--clients", "1", "--reference", tmp_path / "one.json")
     fails(6, "answers differ from the reference", "loadtest", url, *flags)
+
+
+@pytest.mark.parametrize("listed", [(404, {}), (200, {"object": "list"}), (200, []), (200, {"data": []})])
+def test_errors_are_counted_by_status_and_a_server_need_not_list_its_models(
+    odd: http.server.ThreadingHTTPServer, listed: tuple[int, Any]
+) -> None:
+    odd.lists = listed  # type: ignore[attr-defined]
+    odd.replies = [(200, {"model": "any", "data": [{"probs": [0.5, 0.5]}]}), (404, {})]  # type: ignore[attr-defined]
+    url = f"http://127.0.0.1:{odd.server_address[1]}"
+    flags = ("--seconds", "0.6", "--warmup", "0", "--clients", "1", "--json")
+    done = run("loadtest", url, "--model", "any", *flags)
+    result = json.loads(done.stdout)
+    assert list(result["errors"]) == ["404"]
+    assert result["answered"] == 1 and result["answered"] + result["errors"]["404"] == result["requests"]
+    assert done.code == 3
+    assert (
+        f"{result['errors']['404']} of {result['requests']} requests failed ({result['errors']['404']} × 404)"
+        in done.stderr
+    )
 
 
 def test_what_was_refused_is_sent_again(odd: http.server.ThreadingHTTPServer) -> None:
@@ -242,7 +263,24 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
         fails(3, "is the server running?", "loadtest", url)
         fails(3, "is the server running?", "loadtest", url, "--model", "m")
-    fails(3, "is the server running?", "loadtest", "no address at all")
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        ("127.0.0.1:8123", "http://127.0.0.1:8123"),
+        ("localhost:8123", "http://localhost:8123"),
+        ("server", "http://server"),
+        ("no address at all", "http://127.0.0.1:8000"),
+        ("ftp://server", "http://127.0.0.1:8000"),
+        ("http://server:99999", "http://127.0.0.1:8000"),
+        ("http://[::1", "http://127.0.0.1:8000"),
+        ("", "http://127.0.0.1:8000"),
+    ],
+)
+def test_what_is_not_an_address_is_called_that(given: str, advice: str) -> None:
+    for flags in ((), ("--model", "m")):
+        fails(3, f"Error: '{given}' is not an address: write {advice}.", "loadtest", given, *flags)
 
 
 def test_a_key_is_sent(tmp_path: Path) -> None:

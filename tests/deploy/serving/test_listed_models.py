@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rmlora_deploy.serving.nearest_names import nearest_names
+from rmlora.nearest_names import nearest_names
 from tests.helpers.branch_graphs import make_adapter, make_base
 from tests.helpers.cli import run
 from tests.helpers.exports import with_bias

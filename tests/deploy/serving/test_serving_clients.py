@@ -239,7 +239,11 @@ def tensor(name: str, data: Any, *, datatype: str = "INT64", shape: list[int] | 
         ({"data": [3, 4, 5], "shape": [1, 2]}, "not INT64"),
         ({"datatype": "FP32", "data": [["3", "nan"]]}, "not FP32"),
         ({"datatype": "FP32", "data": [[3, 4]]}, "is float32, but the model takes int64"),
-        ({"datatype": "BYTES"}, "unknown datatype"),
+        (
+            {"datatype": "BYTES", "data": ["spam"]},
+            "is BYTES, but the model takes numbers, .* send texts and images to /classify",
+        ),
+        ({"datatype": "FP64"}, "unknown datatype"),
         ({"shape": [1, 0], "data": []}, "positive sizes"),
         ({"shape": [-1, 2]}, "positive sizes"),
         ({"shape": [2]}, "has the shape \\[2\\]"),

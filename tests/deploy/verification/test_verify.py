@@ -195,6 +195,23 @@ def test_wrong_data_and_providers_are_refused_before_the_work(copied: Path, tmp_
     fails(2, "Unknown provider 'gpu'", "verify", copied / "bundle", "--reference-only", "--provider", "gpu")
 
 
+def test_data_may_number_the_labels_as_in_training(copied: Path, tmp_path: Path) -> None:
+    named = text_data(tmp_path / "named.jsonl", rows=12)
+    rows = [json.loads(line) for line in named.read_text().splitlines()]
+    labels = ["red", "green", "blue"]
+    numbered = tmp_path / "numbered.jsonl"
+    numbered.write_text("".join(json.dumps({**row, "label": labels.index(row["label"])}) + "\n" for row in rows))
+    measured = [
+        json.loads(run("verify", copied / "bundle", "--reference-only", "--data", data, "--json").stdout)["evaluation"]
+        for data in (named, numbered)
+    ]
+    assert measured[0]["onnx"] == measured[1]["onnx"]
+    for cells, unknown in (((1, 2), "1"), ((0, 3), "3"), ((0, "red"), "0")):
+        numbered.write_text("".join(json.dumps({"text": "w1", "label": cell}) + "\n" for cell in cells))
+        message = f"has the label '{unknown}', but the model's are red, green, blue"
+        fails(3, message, "verify", copied / "bundle", "--data", numbered, "--reference-only")
+
+
 def test_a_lost_metric_fails_although_single_logits_pass(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = text_data(copied / "test.jsonl", rows=30)
     sources = ["--base", copied / "base", "--adapter", copied / "adapter"]

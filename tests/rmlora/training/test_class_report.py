@@ -44,6 +44,13 @@ def test_the_majority_class_is_named(counts: list[list[int]]) -> None:
     assert "is about what always answering 'ham' reaches (0.8680)" in distrust(confused(counts), "validation")[0]
 
 
+def test_worse_than_the_majority_class_is_said_and_a_tie_names_what_is_answered() -> None:
+    worse = distrust(confused([[10, 0], [90, 0]]), "validation")[0]
+    assert worse.startswith("The validation accuracy, 0.1000, is below what always answering 'spam' reaches (0.9000):")
+    for answers, named in (([[0, 50], [0, 50]], "spam"), ([[50, 0], [50, 0]], "ham")):
+        assert f"is about what always answering '{named}' reaches (0.5000)" in distrust(confused(answers), "test")[0]
+
+
 def test_a_label_never_predicted_and_chance_are_named() -> None:
     never, unsure = distrust(confused([[434, 0], [66, 0]], confidence=0.52), "test")[1:]
     assert never == "The label 'spam' is never predicted for the test data."

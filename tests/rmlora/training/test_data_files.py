@@ -230,6 +230,24 @@ def test_another_encoding_is_named_with_the_text_and_never_guessed_silently(
     assert read(tmp_path / "data.csv", content, encoding=encoding).inputs[0] == text
 
 
+@pytest.mark.parametrize(
+    ("rows", "line", "western", "other"),
+    [
+        (["Win £500 now,a", "see you later,b"], 2, "Win £500 now,a", "Win Ł500 now,a"),
+        (["café at nine,a", "you owe me £5,b"], 3, "you owe me £5,b", "you owe me Ł5,b"),
+        (["x " * 40 + "costs £5,a", "later,b"], 2, "…x x x x costs £5,a", "…x x x x costs Ł5,a"),
+    ],
+)
+def test_an_english_text_is_taken_for_western_and_shown_where_the_encodings_differ(
+    tmp_path: Path, rows: list[str], line: int, western: str, other: str
+) -> None:
+    for repeated in (1, 30):
+        content = ("text,label\n" + "\n".join(rows * repeated) + "\n").encode("latin-1")
+        refused(tmp_path / "data.csv", content, f"Line {line} of")
+        refused(tmp_path / "data.csv", content, f"is not UTF-8; as cp1252 it reads '{western}', as ")
+        refused(tmp_path / "data.csv", content, f", as cp1250 it reads '{other}'")
+
+
 def test_an_encoding_that_is_none_is_an_error_with_a_line(tmp_path: Path) -> None:
     refused(tmp_path / "data.csv", b"text,label\nw1,a\n" + bytes(range(256)) * 40, "is not UTF-8")
     refused(tmp_path / "data.csv", TEXT.encode("utf-16-le"), "is not UTF-8")

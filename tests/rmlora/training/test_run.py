@@ -159,7 +159,7 @@ def test_wrong_flags_and_paths(base: Path, data: Path, tmp_path: Path) -> None:
     fails(3, "Data not found: ./none.csv", "train", "--base", base, "--train", "./none.csv", "-o", tmp_path / "adapter")
     fails(
         2,
-        "matches no module of this model: choose --target-modules from",
+        "target_modules 'foo' matches no module of this model: choose --target-modules from",
         *start,
         "--base",
         base,

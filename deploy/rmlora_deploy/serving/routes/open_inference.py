@@ -183,6 +183,11 @@ def _adapters(value: Any, model: ServedModel, rows: int, service: ServiceOf) -> 
 
 
 def _array(tensor: Tensor) -> np.ndarray:
+    if tensor.datatype == "BYTES":
+        raise InputError(
+            f"'{tensor.name}' is BYTES, but the model takes numbers, such as token ids: send texts and images to /classify "
+            "or /v1/embeddings."
+        )
     dtype = _TYPES.get(tensor.datatype)
     if dtype is None:
         raise InputError(f"'{tensor.name}' has an unknown datatype: use one of {', '.join(_TYPES)}.")

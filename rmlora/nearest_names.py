@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import bisect
 import difflib
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-__all__ = ["nearest_names"]
+from rmlora.wording import nearest
+
+__all__ = ["nearest_beside", "nearest_names"]
 
 _MOST = 3
 """Names returned."""
@@ -35,3 +39,27 @@ def _neighbors(name: str, known: Sequence[str]) -> list[str]:
     ordered = sorted(known)
     place = bisect.bisect_left(ordered, name)
     return ordered[max(0, place - _NEIGHBORS) : place + _NEIGHBORS]
+
+
+def nearest_beside(path: Path, *, files: str | None = None) -> str:
+    """Return ``the nearest is MiniLM``: directories named like ``path``, which does not exist, where it would be.
+
+    Args:
+        path: what was asked for.
+        files: ending of files that count too, such as ``.gguf``.
+
+    Returns:
+        An empty text if ``path`` exists, or nothing similar does.
+    """
+    try:
+        if path.exists():
+            return ""
+        with os.scandir(path.parent) as entries:
+            beside = [
+                entry.name
+                for entry in entries
+                if not entry.name.startswith(".") and (entry.is_dir() or (files and entry.name.endswith(files)))
+            ]
+    except OSError:  # there is no such place, or this user may not look into it
+        return ""
+    return nearest([str(path.parent / name) for name in nearest_names(path.name, beside)])
