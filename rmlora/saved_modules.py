@@ -30,7 +30,8 @@ def check_saved_modules(adapter: Adapter, weights: StoredWeights) -> None:
         name = next((name for name in names if _is_part(parameter, name)), None)
         if name is None or any(parameter.startswith(f"{path}.") for path in renamed.modules):
             continue
-        if {parameter, *weights.shares_with(parameter)} & renamed.modules_to_save.keys():
+        copies = (other for other in weights.shares_with(parameter) if _is_part(other, name))  # of which PEFT saves one
+        if {parameter, *copies} & renamed.modules_to_save.keys():
             continue
         if weights.find_shared(parameter):
             other = (
