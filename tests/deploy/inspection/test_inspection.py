@@ -178,7 +178,8 @@ def test_figures_of_a_bundle(tmp_path: Path) -> None:
 def test_mistakes_end_with_one_line_and_their_exit_code(adapter: Path, base: Path, tmp_path: Path) -> None:
     fails(3, "Nothing to inspect", "inspect", tmp_path / "none")
     fails(3, "is a file: give the directory", "inspect", adapter / "adapter_model.safetensors")
-    fails(3, "holds neither adapter_config.json nor manifest.json", "inspect", base)
+    fails(3, "is a model: give an adapter trained on it, or a bundle", "inspect", base)
+    fails(3, "holds neither adapter_config.json nor manifest.json", "inspect", tmp_path)
     fails(3, "Base model not found", "inspect", adapter, "--base", tmp_path / "none")
     fails(3, "Adapter not found", "inspect", adapter, "--compare", tmp_path / "none")
     fails(2, "does not name a picture", "inspect", adapter, "--plot", tmp_path / "spectrum.txt")
