@@ -16,7 +16,7 @@ from rmlora.training.sources import open_table
 from rmlora.training.table import Reading, Table
 from rmlora.wording import counted, numbers
 
-__all__ = ["Columns", "LabeledData", "Splits", "load_split", "load_splits"]
+__all__ = ["Columns", "LabeledData", "Splits", "load_inputs", "load_split", "load_splits"]
 
 _LABEL_NAMES = ("label", "labels", "class", "category", "target", "intent", "topic")
 
@@ -173,6 +173,31 @@ def load_split(
         declared,
         tuple(notes),
     )
+
+
+def load_inputs(task: Task, source: str, columns: Columns) -> list[Any]:
+    """Load the inputs of a file, image folder or hub dataset, which needs no labels; empty ones are left out.
+
+    Args:
+        task: of the model.
+        source: where the data is.
+        columns: names of the columns.
+
+    Raises:
+        InputError: it does not exist, cannot be parsed, lacks the column, or holds no input.
+    """
+    table = open_table(source, {*task.inputs.column_names, *([columns.inputs.lower()] if columns.inputs else [])}, None)
+    flag = f"--{task.inputs.column_option.replace('_', '-')}"
+    usual = task.inputs.column_names
+    column = _column(table, columns.inputs, usual, flag, source, compete=task.inputs.columns_compete)
+    cells = table.columns[column]
+    empty = [row for row in range(table.rows) if task.inputs.is_empty(cells[row])]
+    _refuse_other_values(empty, table, column, source)
+    left_out = set(empty)
+    found = [task.inputs.locate(cells[row], source) for row in range(table.rows) if row not in left_out]
+    if not found:
+        raise InputError(f"{source} has no row with a '{column}': check the column.")
+    return found
 
 
 def _column(

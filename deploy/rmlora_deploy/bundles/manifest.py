@@ -38,7 +38,9 @@ __all__ = [
     "Optimization",
     "PoolingEntry",
     "Precision",
+    "QuantizationEntry",
     "TensorEntry",
+    "WeightBits",
     "parse_manifest",
     "read_manifest",
 ]
@@ -48,6 +50,8 @@ FORMAT_VERSION = 3
 Mode = Literal["merged", "branches"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+WeightBits = Literal[7, 8]
+"""Bits of an int8 weight that are used."""
 
 
 class _Entry(BaseModel):
@@ -102,6 +106,24 @@ class Optimization(_Entry):
     """``ort-fusions``, ``folded``, or ``as given``."""
     reason: str | None = None
     """Why it was not optimized further; None if it was."""
+
+
+class QuantizationEntry(_Entry):
+    """How the products of a merged int8 graph are rounded."""
+
+    weight_bits: WeightBits
+    activations: Literal["static", "dynamic"]
+    """Rounded to a grid fixed at export, or to the range of every batch."""
+    calibrated_on: str | None = None
+    """Last part of the name of the data that the grids were measured on; None if dynamic."""
+    samples: _Amount = 0
+    """Inputs of that data that were run."""
+    products: _Amount
+    """Products in 8 bits."""
+    balanced: _Amount = 0
+    """Inputs of products whose channels are balanced."""
+    kept_in_float: list[str] = Field(default_factory=list)
+    """Products that stay float32 because 8 bits were too coarse for them, the worst first; not the head, which always does."""
 
 
 class PoolingEntry(_Entry):
@@ -193,6 +215,8 @@ class Manifest(_Entry):
     pooling: PoolingEntry | None = None
     max_length: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     precision: Precision
+    quantization: QuantizationEntry | None = None
+    """Of a merged int8 graph; None for any other."""
     exporter: str | None = None
     optimization: Optimization | None = None
     base: BaseEntry | None = None

@@ -17,7 +17,7 @@ from rmlora.tasks import TASKS
 from rmlora.training.data import Columns
 from rmlora_deploy import api
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.bundles.manifest import PRECISIONS
+from rmlora_deploy.bundles.manifest import PRECISIONS, QuantizationEntry
 from rmlora_deploy.cli.adapter_table import show_adapters
 from rmlora_deploy.cli.console import (
     colored,
@@ -72,6 +72,19 @@ __all__ = ["command"]
     "in floating point.",
 )
 @click.option(
+    "--calibration",
+    metavar="FILE",
+    help="With --precision int8 and --mode merged: inputs like those to come, with or without labels, on which the ranges of "
+    "activations are measured.  [default: those of --data; without either, every batch has its own range, which is "
+    "slower and less exact]",
+)
+@click.option(
+    "--int8-bits",
+    type=click.Choice(["7", "8"]),
+    help="Bits of int8 weights. 7 is for x86 processors without VNNI (before 2019), on which 8 bits are slower.  "
+    "[default: 8]",
+)
+@click.option(
     "--exporter",
     type=click.Choice(["torch", "optimum"]),
     default="torch",
@@ -107,7 +120,7 @@ __all__ = ["command"]
 @json_option
 def command(
     base: str, adapters: tuple[str, ...], output: Path, data: tuple[str, ...], text_column: str | None,
-    image_column: str | None, label_column: str | None, labels: str | None, as_json: bool, **flags: Any,
+    image_column: str | None, label_column: str | None, labels: str | None, int8_bits: str | None, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Make an ONNX bundle from BASE and adapters, and verify it against PyTorch and PEFT.
 
@@ -134,7 +147,7 @@ def command(
     with ProgressDisplay(console, "starting") as display:
         bundle = api.export(
             base, paths, output, data=_data(data, list(paths)), columns=columns, labels=names,
-            on_progress=lambda line: display.update(title=line), **flags,
+            int8_bits=int(int8_bits) if int8_bits is not None else None, on_progress=lambda line: display.update(title=line), **flags,
         )  # fmt: skip
     if as_json:
         print_json({"output": str(bundle.path), **bundle.manifest.to_dict()})
@@ -160,6 +173,8 @@ def _show(console: Console, bundle: Bundle) -> None:
         source = manifest.pooling.source
         why = {"chosen": "as chosen", "default": "the default"}.get(source, f"from the files of the {source}")
         console.print(f"Pooling: {bundle.pooling} ({why}).")
+    if manifest.quantization is not None:
+        console.print(_rounding(manifest.quantization))
     if bundle.mode == "branches":
         show_adapters(console, bundle)
         if absent := bundle.lora_inputs().absent:
@@ -177,3 +192,18 @@ def _show(console: Console, bundle: Bundle) -> None:
                 "installed before you rely on the bundle.",
             )
         )
+
+
+def _rounding(entry: QuantizationEntry) -> str:
+    """Return the sentence about how a merged int8 graph is rounded."""
+    weights = f"{entry.products} products in int8, weights with {entry.weight_bits} bits"
+    if entry.activations == "dynamic":
+        return (
+            f"{weights}; activations rounded to the range of every batch. With --data or --calibration they are rounded to "
+            "fixed ranges, which is faster and more exact."
+        )
+    kept = f" and {len(entry.kept_in_float)} products kept in float32" if entry.kept_in_float else ""
+    return (
+        f"{weights}; activations rounded to ranges measured on {entry.samples} inputs of {entry.calibrated_on}, "
+        f"{entry.balanced} of them balanced{kept}."
+    )

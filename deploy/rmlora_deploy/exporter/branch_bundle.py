@@ -246,12 +246,13 @@ def _insert_branches(
     targets = find_targets(model, list(plan.adapters.values()), plan.checkpoint, base.new_weights)
     check_nothing_computed(targets, base.needed)
     plain = scratch / "plain.onnx"
-    save_in_precision(model, plain, precision, scratch=scratch)
+    bits = plan.settings.int8_bits or 8
+    save_in_precision(model, plain, precision, scratch=scratch, bits=bits)
     if precision == "fp16":
         model, precision = load_model(plain), "fp32"
     digests = weight_digests(plan.checkpoint, targets.modules)
     lora_inputs = insert_branches(model, targets, base_weights=digests)
-    save_in_precision(model, target, precision, scratch=scratch)
+    save_in_precision(model, target, precision, scratch=scratch, bits=bits)
     _check_written(target, lora_inputs)
     outputs = graph_logits(create_session(plain, called=plan.settings.graph))
     return lora_inputs, [outputs(batch) for batch in base.batches]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rmlora.pooling import PoolingMode
 from rmlora.training.data import Columns
-from rmlora_deploy.bundles.manifest import Mode, Precision
+from rmlora_deploy.bundles.manifest import Mode, Precision, WeightBits
 
 __all__ = ["ExportSettings"]
 
@@ -40,7 +40,11 @@ class ExportSettings:
     data: Mapping[str, str] = field(default_factory=dict)
     """Adapter's name → labeled data to measure the metric on."""
     columns: Columns = field(default_factory=Columns)
-    """Column names of ``data``."""
+    """Column names of ``data`` and ``calibration``."""
+    calibration: str | None = None
+    """Inputs that int8 is calibrated on, labeled or not; None takes those of ``data``. Merged int8 only."""
+    int8_bits: WeightBits | None = None
+    """Bits of int8's weights; None takes 8. 7 suits x86 processors without VNNI, on which 8 bits are slower."""
     verify: bool = True
     """Compare with PyTorch before the bundle is written."""
     overwrite: bool = False

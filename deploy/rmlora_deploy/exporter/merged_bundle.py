@@ -18,6 +18,7 @@ from rmlora_deploy.bundles.manifest import Manifest, Optimization
 from rmlora_deploy.bundles.processor import write_side_files
 from rmlora_deploy.bundles.reference import save_reference
 from rmlora_deploy.exporter.export_settings import ExportSettings
+from rmlora_deploy.exporter.int8 import save_in_int8
 from rmlora_deploy.exporter.plan import ExportPlan, complete_bundle, make_plan
 from rmlora_deploy.exporter.precision import save_in_precision
 from rmlora_deploy.verification.torch_pair import TorchPair
@@ -87,10 +88,16 @@ def _write_graph(plan: ExportPlan, pair: TorchPair, directory: Path) -> dict[str
         layers = confirmed_layers(graph.model, pair.merged, batches, scratch)
         if precision != "fp32":
             plan.on_progress(f"lowering to {precision}")
-        save_in_precision(graph.model, directory / MODEL_FILE, precision, scratch=scratch)
+        quantization = None
+        if precision == "int8":
+            data, bits = plan.calibration(graph.model), plan.settings.int8_bits or 8
+            quantization = save_in_int8(graph.model, directory / MODEL_FILE, data, scratch=scratch, bits=bits)
+        else:
+            save_in_precision(graph.model, directory / MODEL_FILE, precision, scratch=scratch)
     save_reference(directory / REFERENCE_FILE, batches, [pair.output(batch) for batch in batches])
     return {
         "precision": precision,
+        "quantization": quantization,
         "exporter": plan.settings.exporter,
         "optimization": Optimization(level=graph.level, reason=graph.reason),
         "layers": layers,

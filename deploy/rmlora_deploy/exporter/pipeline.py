@@ -40,6 +40,7 @@ def export_bundle(settings: ExportSettings, *, on_progress: Callable[[str], None
             f"--data is given for '{unknown[0]}', but the adapters are {', '.join(settings.adapters)}: write "
             "--data NAME=FILE with the name of one of them."
         )
+    _check_int8(settings)
     try:
         if settings.mode == "merged":
             from rmlora_deploy.exporter.merged_bundle import export_merged
@@ -50,3 +51,18 @@ def export_bundle(settings: ExportSettings, *, on_progress: Callable[[str], None
         return export_branches(settings, on_progress=report_progress)
     except ParityError as error:
         raise ParityError(f"{error} No bundle was written.") from None
+
+
+def _check_int8(settings: ExportSettings) -> None:
+    """Raise :class:`ConfigError` if options of int8 are given for what they do not change."""
+    if settings.int8_bits is not None and settings.precision != "int8":
+        raise ConfigError(f"--int8-bits goes with --precision int8, not {settings.precision}.")
+    if settings.int8_bits not in (None, 7, 8):
+        raise ConfigError(f"--int8-bits is 7 or 8, not {settings.int8_bits}.")
+    if settings.calibration is not None and settings.precision != "int8":
+        raise ConfigError(f"--calibration goes with --precision int8, not {settings.precision}: nothing else is calibrated.")
+    if settings.calibration is not None and settings.mode != "merged":
+        raise ConfigError(
+            "--calibration goes with --mode merged: adapters in branches change what the base computes with, so its "
+            "activations are rounded to the range of every batch."
+        )

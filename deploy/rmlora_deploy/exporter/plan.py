@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import onnx_ir as ir
 
 from rmlora.adapter import Adapter
 from rmlora.adapter_task import complete_labels, task_of
 from rmlora.checkpoint import Checkpoint
-from rmlora.errors import AdapterError
+from rmlora.errors import AdapterError, InputError
 from rmlora.pooling import Pooling
 from rmlora.tasks import Task
+from rmlora.training.data import load_inputs
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.choose_pooling import choose_pooling
 from rmlora_deploy.bundles.describe import describe_base, describe_files, describe_model, describe_tools
@@ -21,6 +24,7 @@ from rmlora_deploy.bundles.manifest import AdapterSource, PoolingEntry
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.processor import common_processor, max_length
 from rmlora_deploy.bundles.sources import record_adapter_directory, record_base_directory
+from rmlora_deploy.exporter.calibration import CalibrationData, calibration_batches
 from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.verification.evaluation import EvaluationData, read_evaluation
 
@@ -46,6 +50,8 @@ class ExportPlan:
     evaluations: Mapping[str, EvaluationData]
     """Adapter → labeled data to measure the metric on."""
     on_progress: Callable[[str], None]
+    calibration_inputs: list[Any] = field(default_factory=list)
+    """Inputs that int8 is calibrated on; empty if there are none."""
 
     @property
     def base(self) -> Path:
@@ -60,6 +66,22 @@ class ExportPlan:
     def preprocessor(self, input_names: Iterable[str]) -> Preprocessor:
         """Return the processor, set up for a graph with these inputs."""
         return Preprocessor(self.task, self.processor, self.max_length, tuple(input_names))
+
+    def calibration(self, model: ir.Model) -> CalibrationData | None:
+        """Return what to calibrate the graph ``model`` on; None if the user gave no data.
+
+        Raises:
+            InputError: an input cannot be used.
+        """
+        if not self.calibration_inputs:
+            return None
+        source = self.settings.calibration or next(iter(self.settings.data.values()))
+        self.on_progress(f"calibrating on {Path(source).name}")
+        preprocessor = self.preprocessor(value.name or "" for value in model.graph.inputs)
+        try:
+            return CalibrationData(source, calibration_batches(preprocessor, self.calibration_inputs))
+        except InputError as error:
+            raise InputError(f"Calibrating on {source}: {error}") from None
 
     def manifest_fields(
         self, directory: Path, modules: Iterable[str], labels: Sequence[str], problem: str | None
@@ -125,7 +147,21 @@ def make_plan(
     pooling = choose_pooling(
         task, checkpoint.path, adapters, processor, mode=settings.pooling, normalize=settings.normalize
     )
-    return ExportPlan(settings, checkpoint, adapters, task, processor, length, pooling, evaluations, on_progress)
+    return ExportPlan(
+        settings, checkpoint, adapters, task, processor, length, pooling, evaluations, on_progress,
+        _calibration_inputs(settings, task, evaluations),
+    )  # fmt: skip
+
+
+def _calibration_inputs(
+    settings: ExportSettings, task: Task, evaluations: Mapping[str, EvaluationData]
+) -> list[Any]:
+    """Return the inputs that a merged int8 graph is calibrated on: those of ``--calibration``, else of ``--data``."""
+    if settings.precision != "int8" or settings.mode != "merged":
+        return []
+    if settings.calibration is not None:
+        return load_inputs(task, settings.calibration, settings.columns)
+    return [row for data in evaluations.values() for row in data.inputs]
 
 
 def complete_bundle(bundle: Bundle, plan: ExportPlan, adapters: Mapping[str, AdapterSource], started: float) -> None:

@@ -2,11 +2,9 @@
 
 fp16 halves every weight; inputs and outputs keep their types, and pooling stays float32.
 
-int8 is dynamic: weights are quantized once per output channel, activations in every run, and the results of products are
-float. The head stays float32, because it has few weights and its rounding would go straight into the logits. Side-branches
-stay float32 too, because the values of their inputs are not known at export. Weights use 7 of the 8 bits: x86 processors
-without VNNI add pairs of 8-bit products in 16 bits, which overflow, and with all 8 bits a tiny ViT was right on one machine
-and far off on another (docs/export.md).
+int8 here is for graphs with side-branches, and dynamic: weights are quantized once per output channel, activations in every
+run, because adapters change them, and the results of products are float. The head and the side-branches stay float32.
+:mod:`rmlora_deploy.exporter.int8` makes the int8 of merged graphs.
 
 int4 stores the weights of products in 4 bits, with a scale and an offset for every 32 of them, and embedding tables in 8.
 """
@@ -14,7 +12,6 @@ int4 stores the weights of products in 4 bits, with a scale and an offset for ev
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -24,10 +21,10 @@ from rmlora_converters.graph.files.model_file import save_model
 from rmlora_converters.graph.passes.insert_branches import BRANCH_SCOPE
 from rmlora_converters.graph.passes.open_attention import open_attention
 from rmlora_converters.graph.passes.pooling import EMBEDDING_NAME, POOLING_SCOPE
-from rmlora_deploy.bundles.manifest import Precision
+from rmlora_deploy.bundles.manifest import Precision, WeightBits
 from rmlora_deploy.exporter.quiet import quiet_libraries
 
-__all__ = ["found_precision", "lower_precision", "save_in_precision"]
+__all__ = ["found_precision", "kept_in_float", "lower_precision", "save_in_precision"]
 
 _PRODUCTS = ["MatMul", "Gemm"]
 _TABLES = ["Gather"]
@@ -37,7 +34,9 @@ _BLOCK = 32
 """Weights that share a 4-bit scale."""
 
 
-def save_in_precision(model: ir.Model, target: Path, precision: Precision, *, scratch: Path) -> None:
+def save_in_precision(
+    model: ir.Model, target: Path, precision: Precision, *, scratch: Path, bits: WeightBits = 8
+) -> None:
     """Save a float32 graph to ``target`` in ``precision``.
 
     Args:
@@ -45,22 +44,24 @@ def save_in_precision(model: ir.Model, target: Path, precision: Precision, *, sc
         target: file to write; large weights go to ``<target>.data`` in the same directory.
         precision: any; fp32 saves the graph as it is.
         scratch: directory for temporary files.
+        bits: of int8's weights.
     """
     if precision == "fp32":
         save_model(model, target)
         return
     full = scratch / f"{target.stem}.fp32.onnx"
     save_model(model, full)
-    lower_precision(full, target, precision)
+    lower_precision(full, target, precision, bits=bits)
 
 
-def lower_precision(source: Path, target: Path, precision: Precision) -> None:
+def lower_precision(source: Path, target: Path, precision: Precision, *, bits: WeightBits = 8) -> None:
     """Write the graph at ``source`` to ``target`` in ``precision``.
 
     Args:
         source: float32 model.
         target: file to write; large weights go to ``<target>.data`` in the same directory.
         precision: ``fp16``, ``int8`` or ``int4``; with the last two, the head and side-branches stay float32.
+        bits: of int8's weights.
 
     Raises:
         ConfigError: any other precision.
@@ -69,7 +70,7 @@ def lower_precision(source: Path, target: Path, precision: Precision) -> None:
     if precision == "fp16":
         lowered = _to_fp16(source)
     elif precision == "int8":
-        lowered = ir.load(_quantize_dynamically(_open(source), [*_PRODUCTS, *_TABLES]))
+        lowered = ir.load(_quantize_dynamically(_open(source), [*_PRODUCTS, *_TABLES], bits=bits))
     elif precision == "int4":
         lowered = _to_int4(_quantize_dynamically(_open(source), _TABLES))
     else:
@@ -92,7 +93,7 @@ def found_precision(model: ir.Model) -> Precision:
     operators = {node.op_type for node in model.graph}
     if operators & {"MatMulNBits", "GatherBlockQuantized"}:
         return "int4"
-    if operators & {"MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul", "DequantizeLinear"}:
+    if operators & {"MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "DequantizeLinear"}:
         return "int8"
     weights = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
     largest = max(weights, key=lambda tensor: tensor.size, default=None)
@@ -118,8 +119,8 @@ def _open(source: Path) -> Path:
     return opened
 
 
-def _quantize_dynamically(source: Path, operators: list[str]) -> Path:
-    """Write the graph, with the weights of ``operators`` in 8 bits, to the directory of ``source``; return the file."""
+def _quantize_dynamically(source: Path, operators: list[str], *, bits: WeightBits = 8) -> Path:
+    """Write the graph, with the weights of ``operators`` in int8, to the directory of ``source``; return the file."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantized = source.with_suffix(".int8.onnx")
@@ -130,8 +131,8 @@ def _quantize_dynamically(source: Path, operators: list[str]) -> Path:
             op_types_to_quantize=operators,
             per_channel=True,
             weight_type=QuantType.QInt8,
-            reduce_range=True,
-            nodes_to_exclude=_kept_in_float(onnx.load(source, load_external_data=False).graph),
+            reduce_range=bits == 7,
+            nodes_to_exclude=kept_in_float(ir.load(source).graph),
             use_external_data_format=True,  # one file cannot hold more than 2 GB
             extra_options={"MatMulConstBOnly": True},
         )
@@ -148,32 +149,33 @@ def _to_int4(source: Path) -> ir.Model:
             block_size=_BLOCK,
             is_symmetric=False,
             accuracy_level=4,  # activations in 8 bits, the fastest level
-            nodes_to_exclude=_kept_in_float(model.graph),
+            nodes_to_exclude=kept_in_float(ir.load(source).graph),
             op_types_to_quantize=("MatMul",),
         )
         quantizer.process()
     return ir.serde.deserialize_model(quantizer.model.model)
 
 
-def _kept_in_float(graph: Any) -> list[str]:
+def kept_in_float(graph: ir.Graph) -> list[str]:
     """Return the names of the nodes of side-branches and heads."""
-    branches = [node.name for node in graph.node if node.name.startswith(f"{BRANCH_SCOPE}/")]
-    outputs = [output.name for output in graph.output if output.name != EMBEDDING_NAME]  # which has no head
-    return branches + [name for output in outputs for name in _head_nodes(graph, output)]
+    branches = [str(node.name) for node in graph if str(node.name).startswith(f"{BRANCH_SCOPE}/")]
+    outputs = [output for output in graph.outputs if output.name != EMBEDDING_NAME]  # which has no head
+    return branches + [name for output in outputs for name in _head_nodes(output)]
 
 
-def _head_nodes(graph: Any, output: str) -> list[str]:
+def _head_nodes(output: ir.Value) -> list[str]:
     """Return the names of the last products with a weight before the output."""
-    producers = {name: node for node in graph.node for name in node.output}
-    weights = {item.name for item in graph.initializer}
     found: list[str] = []
-    queue = [output]
+    seen: set[ir.Node] = set()
+    queue: list[ir.Value | None] = [output]
     while queue:
-        node = producers.get(queue.pop())
-        if node is None:
+        value = queue.pop()
+        node = value.producer() if value is not None else None
+        if node is None or node in seen:
             continue
-        if node.op_type in ("MatMul", "Gemm") and any(name in weights for name in node.input):
-            found += [node.name, f"{node.name}_MatMul"]  # the quantizer rewrites a Gemm to a MatMul of this name
+        seen.add(node)
+        if node.op_type in ("MatMul", "Gemm") and any(item is not None and item.is_initializer() for item in node.inputs):
+            found += [str(node.name), f"{node.name}_MatMul"]  # the quantizer rewrites a Gemm to a MatMul of this name
         else:
-            queue.extend(node.input)
+            queue.extend(node.inputs)
     return found
