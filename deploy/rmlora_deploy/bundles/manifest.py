@@ -124,6 +124,10 @@ class QuantizationEntry(_Entry):
     """Inputs of products whose channels are balanced."""
     kept_in_float: list[str] = Field(default_factory=list)
     """Products that stay float32 because 8 bits were too coarse for them, the worst first; not the head, which always does."""
+    held_out_error: dict[Literal["static", "dynamic"], float] | None = None
+    """Rms error of the output, relative to float32's, on inputs that were held out of the calibration."""
+    reason: str | None = None
+    """Why the ranges of every batch are used although data was given; None if they are not, or there was none."""
 
 
 class PoolingEntry(_Entry):

@@ -76,7 +76,7 @@ __all__ = ["command"]
     metavar="FILE",
     help="With --precision int8 and --mode merged: inputs like those to come, with or without labels, on which the ranges of "
     "activations are measured.  [default: those of --data; without either, every batch has its own range, which is "
-    "slower and less exact]",
+    "less exact]",
 )
 @click.option(
     "--int8-bits",
@@ -198,12 +198,15 @@ def _rounding(entry: QuantizationEntry) -> str:
     """Return the sentence about how a merged int8 graph is rounded."""
     weights = f"{entry.products} products in int8, weights with {entry.weight_bits} bits"
     if entry.activations == "dynamic":
-        return (
-            f"{weights}; activations rounded to the range of every batch. With --data or --calibration they are rounded to "
-            "fixed ranges, which is faster and more exact."
+        why = (
+            f", because {entry.reason}"
+            if entry.reason is not None
+            else ". With --data or --calibration they are rounded to fixed ranges, which is mostly more exact"
         )
-    kept = f" and {len(entry.kept_in_float)} products kept in float32" if entry.kept_in_float else ""
+        return f"{weights}; activations rounded to the range of every batch{why}."
+    error = (entry.held_out_error or {}).get("static", 0.0)
+    kept = f", {len(entry.kept_in_float)} products kept in float32" if entry.kept_in_float else ""
     return (
-        f"{weights}; activations rounded to ranges measured on {entry.samples} inputs of {entry.calibrated_on}, "
-        f"{entry.balanced} of them balanced{kept}."
+        f"{weights}; activations rounded to ranges measured on {entry.samples} inputs of {entry.calibrated_on}; "
+        f"{entry.balanced} of them balanced{kept}; rms error on inputs that were held out {error:.1%}."
     )

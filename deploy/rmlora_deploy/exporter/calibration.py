@@ -24,10 +24,14 @@ from rmlora_converters.graph.passes.quantize_products import InputScale, round_w
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.runtime.providers import create_session, run_error
 
-__all__ = ["MOST_SAMPLES", "Calibration", "CalibrationData", "calibrate", "calibration_batches"]
+__all__ = ["MOST_SAMPLES", "Calibration", "CalibrationData", "calibrate"]
 
 MOST_SAMPLES = 256
 """Inputs that are run, evenly spaced in the data."""
+_HELD_OUT = 4
+"""One input in this many is held out."""
+_ROWS = 8
+"""Inputs in a batch of those held out."""
 _TOKENS = 8
 """Tokens kept of every sample, evenly spaced, the first and the last among them: these often hold the outliers."""
 _MOST_TOKENS = 1024
@@ -49,8 +53,26 @@ class CalibrationData:
 
     source: str
     """Where they come from."""
+    count: int
+    """Inputs in ``batches`` and ``held_out``."""
     batches: Sequence[Arrays]
-    """One input each."""
+    """Batches of one input to measure ranges on."""
+    held_out: Sequence[Arrays]
+    """Batches of several other inputs, on which the result is compared with float32."""
+
+    @classmethod
+    def of(cls, source: str, preprocessor: Preprocessor, inputs: Sequence[Any]) -> CalibrationData:
+        """Take at most :data:`MOST_SAMPLES` of ``inputs``, evenly spaced, and hold out every fourth.
+
+        Raises:
+            InputError: an input cannot be used.
+        """
+        count = min(MOST_SAMPLES, len(inputs))
+        taken = [inputs[row] for row in np.linspace(0, len(inputs) - 1, count).round().astype(int)]
+        held_out = taken[_HELD_OUT - 1 :: _HELD_OUT]
+        rest = [value for number, value in enumerate(taken) if number % _HELD_OUT != _HELD_OUT - 1]
+        chunks = [held_out[start : start + _ROWS] for start in range(0, len(held_out), _ROWS)]
+        return cls(source, count, [preprocessor([value]) for value in rest], [preprocessor(chunk) for chunk in chunks])
 
 
 @dataclass(frozen=True)
@@ -63,13 +85,6 @@ class Calibration:
     """Names of the products that stay in floating point because they were far off, the worst first."""
     samples: int
     """Inputs that were run."""
-
-
-def calibration_batches(preprocessor: Preprocessor, inputs: Sequence[Any]) -> list[Arrays]:
-    """Return at most :data:`MOST_SAMPLES` of ``inputs``, evenly spaced, each as a batch of its own."""
-    count = min(MOST_SAMPLES, len(inputs))
-    chosen = np.linspace(0, len(inputs) - 1, count).round().astype(int)
-    return [preprocessor([inputs[row]]) for row in chosen]
 
 
 def calibrate(
@@ -92,15 +107,23 @@ def calibrate(
         groups.setdefault(str(product.x.name), []).append(product)
     observed = _observe(model, [group[0].x for group in groups.values()], batches, scratch)
     inputs_of = _inputs_of_weights(groups)
-    chosen = {
-        name: _choose(observed[name], group, bits, may_balance=all(len(inputs_of[p.weight]) == 1 for p in group))
-        for name, group in groups.items()
-    }
-    off = sorted((name for name, choice in chosen.items() if not choice.error <= _FAR_OFF), key=lambda n: -chosen[n].error)
+    chosen: dict[str, _Choice] = {}
+    for name, group in groups.items():
+        own = all(len(inputs_of[product.weight]) == 1 for product in group)
+        chosen[name] = _choose(observed[name], group, bits, may_balance=own and not _is_average(group[0].x))
+    off = sorted(
+        (name for name, choice in chosen.items() if not choice.error <= _FAR_OFF), key=lambda n: -chosen[n].error
+    )
     kept = off[: len(groups) // _KEPT_SHARE] + [name for name in off if chosen[name].scale is None]
     scales = {name: c.scale for name, c in chosen.items() if c.scale is not None and name not in kept}
     names = dict.fromkeys(str(product.node.name) for name in kept for product in groups[name])
     return Calibration(scales, tuple(names), len(batches))
+
+
+def _is_average(value: ir.Value) -> bool:
+    """Return True for what attention makes: averages of values have no outliers, and balancing them changed no result."""
+    producer = value.producer()
+    return producer is not None and producer.op_type in ("Attention", "MultiHeadAttention")
 
 
 @dataclass
@@ -131,7 +154,11 @@ def _observe(
     session = _session_with_outputs(model, values, scratch)
     taken = {item.name: np.int32 if item.type == "tensor(int32)" else None for item in session.get_inputs()}
     for batch in batches:
-        feeds = {name: array if taken[name] is None else array.astype(np.int32) for name, array in batch.items() if name in taken}
+        feeds = {
+            name: array if taken[name] is None else array.astype(np.int32)
+            for name, array in batch.items()
+            if name in taken
+        }
         try:
             outputs = session.run(list(observed), feeds)
         except Exception as error:  # noqa: BLE001 - see run_error

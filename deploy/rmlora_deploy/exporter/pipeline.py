@@ -60,7 +60,9 @@ def _check_int8(settings: ExportSettings) -> None:
     if settings.int8_bits not in (None, 7, 8):
         raise ConfigError(f"--int8-bits is 7 or 8, not {settings.int8_bits}.")
     if settings.calibration is not None and settings.precision != "int8":
-        raise ConfigError(f"--calibration goes with --precision int8, not {settings.precision}: nothing else is calibrated.")
+        raise ConfigError(
+            f"--calibration goes with --precision int8, not {settings.precision}: nothing else is calibrated."
+        )
     if settings.calibration is not None and settings.mode != "merged":
         raise ConfigError(
             "--calibration goes with --mode merged: adapters in branches change what the base computes with, so its "

@@ -24,7 +24,7 @@ from rmlora_deploy.bundles.manifest import AdapterSource, PoolingEntry
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.processor import common_processor, max_length
 from rmlora_deploy.bundles.sources import record_adapter_directory, record_base_directory
-from rmlora_deploy.exporter.calibration import CalibrationData, calibration_batches
+from rmlora_deploy.exporter.calibration import CalibrationData
 from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.verification.evaluation import EvaluationData, read_evaluation
 
@@ -79,7 +79,7 @@ class ExportPlan:
         self.on_progress(f"calibrating on {Path(source).name}")
         preprocessor = self.preprocessor(value.name or "" for value in model.graph.inputs)
         try:
-            return CalibrationData(source, calibration_batches(preprocessor, self.calibration_inputs))
+            return CalibrationData.of(source, preprocessor, self.calibration_inputs)
         except InputError as error:
             raise InputError(f"Calibrating on {source}: {error}") from None
 
@@ -153,9 +153,7 @@ def make_plan(
     )  # fmt: skip
 
 
-def _calibration_inputs(
-    settings: ExportSettings, task: Task, evaluations: Mapping[str, EvaluationData]
-) -> list[Any]:
+def _calibration_inputs(settings: ExportSettings, task: Task, evaluations: Mapping[str, EvaluationData]) -> list[Any]:
     """Return the inputs that a merged int8 graph is calibrated on: those of ``--calibration``, else of ``--data``."""
     if settings.precision != "int8" or settings.mode != "merged":
         return []

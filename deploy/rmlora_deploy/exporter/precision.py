@@ -93,7 +93,13 @@ def found_precision(model: ir.Model) -> Precision:
     operators = {node.op_type for node in model.graph}
     if operators & {"MatMulNBits", "GatherBlockQuantized"}:
         return "int4"
-    if operators & {"MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "DequantizeLinear"}:
+    if operators & {
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul",
+        "QLinearMatMul",
+        "DequantizeLinear",
+    }:
         return "int8"
     weights = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
     largest = max(weights, key=lambda tensor: tensor.size, default=None)
@@ -174,7 +180,9 @@ def _head_nodes(output: ir.Value) -> list[str]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node.op_type in ("MatMul", "Gemm") and any(item is not None and item.is_initializer() for item in node.inputs):
+        if node.op_type in ("MatMul", "Gemm") and any(
+            item is not None and item.is_initializer() for item in node.inputs
+        ):
             found += [str(node.name), f"{node.name}_MatMul"]  # the quantizer rewrites a Gemm to a MatMul of this name
         else:
             queue.extend(node.inputs)

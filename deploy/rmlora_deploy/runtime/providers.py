@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rmlora.errors import ConfigError, InputError, ProviderError, install_command, require
 from rmlora_converters.graph.files.model_file import external_files
 from rmlora_deploy.runtime.device_libraries import missing_library, remedy
+from rmlora_deploy.runtime.int8_products import EXACT_PRODUCTS, products_overflow
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -163,6 +164,8 @@ def create_session(
         options.log_severity_level = 4  # fatal: errors are raised, and the sentence says them
     if threads is not None:
         options.intra_op_num_threads = threads
+    if products_overflow():
+        options.add_session_config_entry(*EXACT_PRODUCTS)
     options.enable_mem_pattern = options.enable_mem_pattern and memory_pattern
     if isinstance(model, Path):
         external_files(model)  # so that they are next to it, which not every ONNX Runtime checks

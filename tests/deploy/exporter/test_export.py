@@ -70,7 +70,7 @@ def test_lower_precisions_stay_within_their_tolerance(name: str, precision: str,
     report = bundle.manifest.verification.to_dict()
     assert report["passed"]
     assert report["onnx"]["max_relative_error"] > 1e-6  # it is not simply the float32 graph
-    assert ("MatMulInteger" in operators or "DynamicQuantizeLinear" in operators) == (precision == "int8")
+    assert ("MatMulIntegerToFloat" in operators and "DynamicQuantizeLinear" in operators) == (precision == "int8")
     assert [item.dtype for item in bundle.manifest.model.outputs] == ["float"]
 
 
