@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +88,9 @@ def chain() -> ir.Model:
 @pytest.mark.parametrize("make", [plain_product, transposed_gemm, gelu, chain])
 @pytest.mark.parametrize("static", [True, False])
 @pytest.mark.parametrize("bits", [7, 8])
-def test_products_keep_their_result_and_their_name(make, static: bool, bits: int, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_products_keep_their_result_and_their_name(
+    make: Callable[[], ir.Model], static: bool, bits: int, tmp_path: Path
+) -> None:
     model = make()
     expected = run(model, tmp_path / "float.onnx", TOKENS)
     products, name = list(find_products(model.graph)), model.graph.outputs[0].name

@@ -28,6 +28,7 @@ __all__ = [
     "ADAPTER_NAME",
     "FORMAT_VERSION",
     "PRECISIONS",
+    "Activations",
     "AdapterEntry",
     "AdapterSource",
     "BaseEntry",
@@ -50,6 +51,8 @@ FORMAT_VERSION = 3
 Mode = Literal["merged", "branches"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+Activations = Literal["static", "dynamic"]
+"""Rounded to a grid fixed at export, or to the range of every batch."""
 WeightBits = Literal[7, 8]
 """Bits of an int8 weight that are used."""
 
@@ -112,8 +115,7 @@ class QuantizationEntry(_Entry):
     """How the products of a merged int8 graph are rounded."""
 
     weight_bits: WeightBits
-    activations: Literal["static", "dynamic"]
-    """Rounded to a grid fixed at export, or to the range of every batch."""
+    activations: Activations
     calibrated_on: str | None = None
     """Last part of the name of the data that the grids were measured on; None if dynamic."""
     samples: _Amount = 0
@@ -124,8 +126,8 @@ class QuantizationEntry(_Entry):
     """Inputs of products whose channels are balanced."""
     kept_in_float: list[str] = Field(default_factory=list)
     """Products that stay float32 because 8 bits were too coarse for them, the worst first; not the head, which always does."""
-    held_out_error: dict[Literal["static", "dynamic"], float] | None = None
-    """Rms error of the output, relative to float32's, on inputs that were held out of the calibration."""
+    held_out_error: dict[Activations, float] | None = None
+    """Mean error of the output, relative to float32's, on inputs that were held out of the calibration."""
     reason: str | None = None
     """Why the ranges of every batch are used although data was given; None if they are not, or there was none."""
 

@@ -208,5 +208,5 @@ def _rounding(entry: QuantizationEntry) -> str:
     kept = f", {len(entry.kept_in_float)} products kept in float32" if entry.kept_in_float else ""
     return (
         f"{weights}; activations rounded to ranges measured on {entry.samples} inputs of {entry.calibrated_on}; "
-        f"{entry.balanced} of them balanced{kept}; rms error on inputs that were held out {error:.1%}."
+        f"{entry.balanced} of them balanced{kept}; mean error on inputs that were held out {error:.1%}."
     )
