@@ -9,6 +9,7 @@ MEASUREMENTS = (
     "training_step",
     "accuracy",
     "graphs",
+    "int8",
     "merge_memory",
     "branches",
     "soak",
