@@ -81,8 +81,7 @@ __all__ = ["command"]
 @click.option(
     "--int8-bits",
     type=click.Choice(["7", "8"]),
-    help="Bits of int8 weights. 7 is for x86 processors without VNNI (before 2019), on which 8 bits are slower.  "
-    "[default: 8]",
+    help="Bits of int8 weights. 7 is for x86 processors without VNNI, on which 8 bits are slower.  [default: 8]",
 )
 @click.option(
     "--exporter",

@@ -6,7 +6,7 @@ of every batch. A quarter of the calibration inputs is held out and decides: fix
 float32 or closer. Attention between the projections, GELU, softmax and norms stay float32, and so does the head, which has few
 weights and whose rounding would go straight into the logits.
 
-Fused attention is opened per projection, into ONNX's ``Attention``: on CPUs it takes 0.5 to 0.65 of the time of
+Fused attention is opened per projection, into ONNX's ``Attention``: on CPUs it is faster than
 ``MultiHeadAttention``, and the query, key and value products share one rounding of their input.
 """
 
