@@ -45,7 +45,7 @@ def align_factors(
         raise TrainingError(
             "The trainer gave the RM-LoRA callback no training data to align the factors with: use init='peft'."
         )
-    inner = model.module if hasattr(model, "module") else model
+    inner: Any = getattr(model, "module", model)
     batches = _batches(dataloader, args.per_device_train_batch_size, seed)
     align_with_gradient(inner, factors, [_loss(inner, batch, args) for batch in batches], seed=seed)
     _share(factors)
