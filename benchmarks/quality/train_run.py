@@ -6,6 +6,7 @@ import math
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +26,24 @@ if TYPE_CHECKING:
 
     from rmlora.training.features import Examples
 
-__all__ = ["train_run"]
+__all__ = ["Trained", "base_of", "evaluate", "fit", "labels_of", "train_run"]
 
 _EVALUATION_BATCH = 128
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model after its run, and the data it is measured on."""
+
+    model: PeftModel
+    data: dict[str, Examples]
+    graded: bool
+    steps: int
+    seconds: float
+
+    def score(self, part: str) -> tuple[float, float]:
+        """Return score and mean loss on ``validation`` or ``test``."""
+        return evaluate(self.model, self.data[part], graded=self.graded)
 
 
 def train_run(spec: RunSpec, models: Path) -> dict[str, Any]:
@@ -38,9 +54,27 @@ def train_run(spec: RunSpec, models: Path) -> dict[str, Any]:
         models: directory for checkpoints that are rebuilt from packages, shared by all runs.
 
     Returns:
-        score (accuracy; of graded pairs, Spearman's rank correlation) and loss on validation and test data, the effective rank of the update, parameters trained, optimizer
-        steps, seconds of training, and the device.
+        score (accuracy; of graded pairs, Spearman's rank correlation) and loss on validation and test data, the effective rank
+        of the update, parameters trained, optimizer steps, seconds of training, and the device.
     """
+    trained = fit(spec, models)
+    validation, test = trained.score("validation"), trained.score("test")
+    METHODS[spec.method].finish(trained.model)
+    return {
+        "validation_score": validation[0],
+        "validation_loss": validation[1],
+        "test_score": test[0],
+        "test_loss": test[1],
+        "effective_rank": _effective_rank(trained.model) if METHODS[spec.method].measures_spectrum else None,
+        "trainable_parameters": sum(p.numel() for p in trained.model.parameters() if p.requires_grad),
+        "steps": trained.steps,
+        "seconds": round(trained.seconds, 2),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def fit(spec: RunSpec, models: Path) -> Trained:
+    """Train the model of a run."""
     from transformers import set_seed
 
     task, method = study_task(spec.task), METHODS[spec.method]
@@ -48,7 +82,7 @@ def train_run(spec: RunSpec, models: Path) -> dict[str, Any]:
     set_seed(spec.seed)
     schedule = SIZES[spec.size]
     steps = schedule.epochs * math.ceil(len(data["train"]) / schedule.batch)
-    labels = 1 if task.graded else len(_labels(spec.task))
+    labels = 1 if task.graded else len(labels_of(spec.task))
     model, config = _adapted_model(task, method, labels, steps, models)
     with tempfile.TemporaryDirectory() as directory:
         trainer = _trainer(model, data["train"], spec, labels, directory)
@@ -57,19 +91,7 @@ def train_run(spec: RunSpec, models: Path) -> dict[str, Any]:
         started = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - started
-    figures = {part: _evaluate(model, data[part], graded=task.graded) for part in ("validation", "test")}
-    method.finish(model)
-    return {
-        "validation_score": figures["validation"][0],
-        "validation_loss": figures["validation"][1],
-        "test_score": figures["test"][0],
-        "test_loss": figures["test"][1],
-        "effective_rank": _effective_rank(model) if method.measures_spectrum else None,
-        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "steps": trainer.state.global_step,
-        "seconds": round(seconds, 2),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-    }
+    return Trained(model, data, task.graded, trainer.state.global_step, seconds)
 
 
 @lru_cache(maxsize=2)
@@ -78,7 +100,7 @@ def _examples(dataset: str) -> Sequence[Example]:
 
 
 @lru_cache(maxsize=8)
-def _labels(task: str) -> list[str]:
+def labels_of(task: str) -> list[str]:
     """Return the names of the labels in the order of the head's outputs."""
     return sorted({str(example.label) for example in _examples(study_task(task).dataset)})
 
@@ -87,7 +109,7 @@ def _labels(task: str) -> list[str]:
 def _splits(name: str, size: int, seed: int, models: Path) -> dict[str, Examples]:
     """Return the prepared training, validation and test data of a task; small training sets are part of larger ones."""
     task = study_task(name)
-    examples, labels = _examples(task.dataset), _labels(name)
+    examples, labels = _examples(task.dataset), labels_of(name)
     parts = split(examples, seed=seed, validation=VALIDATION, test=task.test)
     chosen = {"train": parts.train[:size], "validation": parts.validation, "test": parts.test}
     return {part: _prepared(task, [examples[i] for i in indices], labels, models) for part, indices in chosen.items()}
@@ -99,7 +121,7 @@ def _prepared(task: StudyTask, examples: Sequence[Example], labels: Sequence[str
     from rmlora.training.features import ImageExamples, TextExamples
 
     inputs = [example.input for example in examples]
-    base = _base(task, models)
+    base = base_of(task, models)
     if task.graded:
         tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
         return PairExamples(inputs, [float(example.label) for example in examples], tokenizer, task.length)
@@ -111,7 +133,8 @@ def _prepared(task: StudyTask, examples: Sequence[Example], labels: Sequence[str
     return ImageExamples([Image.fromarray(pixels) for pixels in inputs], targets, processor)
 
 
-def _base(task: StudyTask, models: Path) -> Path:
+def base_of(task: StudyTask, models: Path) -> Path:
+    """Return the checkpoint directory of the task's base model."""
     from benchmarks.assets import dinov2_small, minilm
 
     return minilm() if task.modality == "text" else dinov2_small(models / "dinov2-small")
@@ -128,7 +151,7 @@ def _adapted_model(task: StudyTask, method: Method, labels: int, steps: int, mod
     config = dataclasses.replace(method.configure(steps), target_modules="all-linear")
     with quiet_transformers():
         loaded = load_task_model(
-            _base(task, models),
+            base_of(task, models),
             kind,
             [str(index) for index in range(labels)],
             problem_type="regression" if task.graded else None,
@@ -171,7 +194,7 @@ def _trainer(model: PeftModel, train: Examples, spec: RunSpec, labels: int, dire
     return trainer
 
 
-def _evaluate(model: PeftModel, examples: Examples, *, graded: bool) -> tuple[float, float]:
+def evaluate(model: PeftModel, examples: Examples, *, graded: bool) -> tuple[float, float]:
     """Return score and mean loss; texts of similar length share a batch."""
     device = next(model.parameters()).device
     model.eval()
