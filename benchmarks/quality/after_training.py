@@ -22,7 +22,7 @@ from rich.progress import track
 from benchmarks.quality.campaign import chosen_learning_rate
 from benchmarks.quality.plan import ROBUSTNESS_TASKS
 from benchmarks.quality.store import RunStore
-from benchmarks.quality.study import LEARNING_RATES, REPORTED, SEEDS, RunSpec, sizes_of
+from benchmarks.quality.study import LEARNING_RATES, SEEDS, RunSpec
 from benchmarks.results import RESULTS, environment
 from rmlora.errors import InputError
 from rmlora.storage import write_json
@@ -45,7 +45,7 @@ def main() -> None:
     study = RunStore(RESULTS / "quality.jsonl")
     store = RunStore(RESULTS / "quality_after.jsonl")
     specs = [
-        RunSpec(task, SIZE, method, _rate(study, method), seed)
+        RunSpec(task, SIZE, method, _rate(study, task, method), seed)
         for seed in SEEDS[: options.seeds]
         for task in ROBUSTNESS_TASKS
         for method in METHODS
@@ -85,12 +85,13 @@ def measure(spec: RunSpec, models: Path) -> dict[str, Any]:
     return {"ranks": ranks, "precisions": precisions}
 
 
-def _rate(study: RunStore, method: str) -> float:
+def _rate(study: RunStore, task: str, method: str) -> float:
     """Return the rate that the study chose for the method."""
-    tasks = [task for task in REPORTED if REPORTED[task].modality == "text" and SIZE in sizes_of(task)]
-    rate = chosen_learning_rate(study, tasks, SIZE, method, SEEDS[0], LEARNING_RATES)
+    rate = chosen_learning_rate(study, task, SIZE, method, SEEDS[0], LEARNING_RATES)
     if rate is None:
-        raise InputError(f"The study has not chosen a rate for {method} yet: run  python -m benchmarks.quality  first.")
+        raise InputError(
+            f"The study has not chosen a rate for {method} on {task} yet: run  python -m benchmarks.quality  first."
+        )
     return rate
 
 

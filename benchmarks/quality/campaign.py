@@ -7,14 +7,13 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks.quality.store import RunStore
-from benchmarks.quality.study import LEARNING_RATES, RunSpec, sizes_of, study_task
+from benchmarks.quality.study import LEARNING_RATES, RunSpec, sizes_of
 
 __all__ = ["Campaign", "chosen_learning_rate", "run_all"]
 
@@ -38,42 +37,29 @@ class Campaign:
         specs: list[RunSpec] = []
         for size in self.sizes:
             for method in self.methods:
-                for tasks in self._groups(size):
-                    specs += self._runs_of(store, size, method, tasks)
+                for task in self.tasks:
+                    if size in sizes_of(task):
+                        specs += self._runs_of(store, task, size, method)
         return [spec for spec in dict.fromkeys(specs) if spec not in store]
 
-    def _runs_of(self, store: RunStore, size: int, method: str, tasks: Sequence[str]) -> list[RunSpec]:
-        grid = [RunSpec(task, size, method, rate, self.seeds[0]) for task in tasks for rate in self.learning_rates]
-        rate = chosen_learning_rate(store, tasks, size, method, self.seeds[0], self.learning_rates)
+    def _runs_of(self, store: RunStore, task: str, size: int, method: str) -> list[RunSpec]:
+        rate = chosen_learning_rate(store, task, size, method, self.seeds[0], self.learning_rates)
         if rate is None:
-            return grid
+            return [RunSpec(task, size, method, rate, self.seeds[0]) for rate in self.learning_rates]
         rate = round(rate * self.rate_factor, 10)
-        return [RunSpec(task, size, method, rate, seed, self.label_noise) for seed in self.seeds for task in tasks]
-
-    def _groups(self, size: int) -> list[list[str]]:
-        """Return the tasks that have this size, by modality: one learning rate is chosen for each base model."""
-        groups: dict[str, list[str]] = {}
-        for task in [task for task in self.tasks if size in sizes_of(task)]:
-            groups.setdefault(study_task(task).modality, []).append(task)
-        return list(groups.values())
+        return [RunSpec(task, size, method, rate, seed, self.label_noise) for seed in self.seeds]
 
 
 def chosen_learning_rate(
-    store: RunStore, tasks: Sequence[str], size: int, method: str, seed: int, rates: Sequence[float]
+    store: RunStore, task: str, size: int, method: str, seed: int, rates: Sequence[float]
 ) -> float | None:
-    """Return the rate with the highest validation accuracy, mean over the tasks; None while a run of the grid is missing.
+    """Return the rate with the best validation score; None while a run of the grid is missing.
 
     Of equally good rates the one with the lowest validation loss is taken.
     """
-    scored = []
-    for rate in rates:
-        records = [store.get(RunSpec(task, size, method, rate, seed)) for task in tasks]
-        if any(record is None for record in records):
-            return None
-        found = [record for record in records if record is not None]
-        accuracy = fmean(record["validation_score"] for record in found)
-        scored.append((accuracy, -fmean(record["validation_loss"] for record in found), rate))
-    return max(scored)[2]
+    records = [(rate, store.get(RunSpec(task, size, method, rate, seed))) for rate in rates]
+    scored = [(r["validation_score"], -r["validation_loss"], rate) for rate, r in records if r is not None]
+    return max(scored)[2] if scored and len(scored) == len(records) else None
 
 
 def run_all(campaigns: Iterable[Campaign], store: RunStore, models: Path, *, workers: int, console: Console) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, geometric_mean, median
 from typing import Any
 
 from benchmarks.quality.campaign import chosen_learning_rate
@@ -59,26 +59,26 @@ _GENERATED = "<!-- Written by  python -m benchmarks.quality  from benchmarks/res
 
 
 def chosen_rates(store: RunStore) -> dict[tuple[str, int, str], float]:
-    """Return (task, size, method) → the learning rate that its modality's tasks chose, where the grid is complete.
+    """Return (task, size, method) → the chosen learning rate, where the grid is complete.
 
-    A campaign may have had a part of the tasks and rates only; what it ran counts as its grid.
+    A quick study tries fewer rates; those that the first seed has run count as its grid.
     """
-    chosen: dict[tuple[str, int, str], float] = {}
-    for size in SIZES:
-        for method in METHODS:
-            for modality in dict.fromkeys(task.modality for task in REPORTED.values()):
-                tried = [
-                    spec for spec in store
-                    if spec.size == size and spec.method == method and spec.seed == SEEDS[0] and not spec.label_noise
-                    and spec.task in REPORTED and REPORTED[spec.task].modality == modality
-                    and spec.learning_rate in LEARNING_RATES
-                ]  # fmt: skip
-                tasks = list(dict.fromkeys(spec.task for spec in tried))
-                rates = sorted({spec.learning_rate for spec in tried})
-                rate = chosen_learning_rate(store, tasks, size, method, SEEDS[0], rates) if tried else None
-                if rate is not None:
-                    chosen.update({(task, size, method): rate for task in tasks})
-    return chosen
+    tried: dict[tuple[str, int, str], list[float]] = {}
+    for spec in store:
+        if (
+            spec.seed == SEEDS[0]
+            and not spec.label_noise
+            and spec.learning_rate in LEARNING_RATES
+            and spec.task in REPORTED
+        ):
+            tried.setdefault((spec.task, spec.size, spec.method), []).append(spec.learning_rate)
+    whole = max((len(rates) for rates in tried.values()), default=0)
+    chosen = {
+        (task, size, method): chosen_learning_rate(store, task, size, method, SEEDS[0], rates)
+        for (task, size, method), rates in tried.items()
+        if len(rates) == whole
+    }
+    return {cell: rate for cell, rate in chosen.items() if rate is not None}
 
 
 def _cells(
@@ -182,24 +182,21 @@ def _how(store: RunStore, chosen: dict[tuple[str, int, str], float]) -> str:
         f"* **Data**: repeated examples are removed before splitting. Test sets of {min(t.test for t in REPORTED.values()):,} "
         f"examples or more, {VALIDATION} for validation, the same for all sizes of a seed.",
         f"* **Steps**: {schedules} (fewer where the data end), for every method. The last checkpoint is tested.",
-        f"* **Learning rates**: from {rates}, for each method, size and base model the one with the best mean validation "
-        "accuracy of the first seed:\n",
-        f"| method | {' | '.join(f'texts, {_NAMES[size]}' for size in SIZES)} | {' | '.join(f'images, {_NAMES[size]}' for size in SIZES)} |",
-        "|---|" + "---|" * (2 * len(SIZES)),
+        f"* **Learning rates**: from {rates}, for each method, task and size the one with the best validation score of the "
+        "first seed. The table shows their geometric mean over tasks.\n",
+        f"| method | {' | '.join(f'{size:,} examples' for size in SIZES)} |",
+        "|---|" + "---|" * len(SIZES),
     ]
     for name in METHODS:
-        cells = [_rate(chosen, name, size, modality) for modality in ("text", "image") for size in SIZES]
+        cells = [_rate(chosen, name, size) for size in SIZES]
         if any(cells):
             lines.append(f"| {METHODS[name].title} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _rate(chosen: dict[tuple[str, int, str], float], method: str, size: int, modality: str) -> str:
-    rates = {
-        rate for (task, of, name), rate in chosen.items()
-        if name == method and of == size and REPORTED[task].modality == modality
-    }  # fmt: skip
-    return " ".join(f"{rate:g}" for rate in rates)
+def _rate(chosen: dict[tuple[str, int, str], float], method: str, size: int) -> str:
+    rates = [rate for (_, of, name), rate in chosen.items() if name == method and of == size]
+    return f"{geometric_mean(rates):.1e}" if rates else ""
 
 
 def mean_score(

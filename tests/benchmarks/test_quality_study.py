@@ -81,7 +81,7 @@ def test_rates_are_chosen_before_other_seeds_run(tmp_path: Path) -> None:
         ("tweets", 1e-2, 1),
         ("digits", 1e-3, 1),
     }
-    assert chosen_learning_rate(store, ["trec"], 200, "lora", 1, (1e-3, 1e-2)) is None
+    assert chosen_learning_rate(store, "trec", 200, "lora", 1, (1e-3, 1e-2)) is None
     noisy = dataclasses.replace(campaign, label_noise=0.1, rate_factor=3.0)
     assert {(spec.learning_rate, spec.label_noise) for spec in noisy.to_do(store)} == {(3e-2, 0.1), (3e-3, 0.1)}
 
