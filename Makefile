@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -18,7 +19,7 @@ PROJECT := $(PIP) --no-deps --no-build-isolation
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup browser demo test architectures coverage lint bench docs lock sbom clean
+.PHONY: help setup browser demo test architectures coverage lint bench bench-quality docs lock sbom clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +47,9 @@ lint: $(READY) ## Check style, formatting and types
 
 bench: $(READY) ## Measure again what the documents state; writes benchmarks/results
 	$(BIN)/python -m benchmarks
+
+bench-quality: $(READY) ## Train what docs/evidence.md compares, and write the page: hours, resumable (BENCH_ARGS=--quick: minutes)
+	$(BIN)/python -m benchmarks.quality $(BENCH_ARGS)
 
 docs: $(DOCS) ## Build the documentation site into site/; a broken link is an error
 	$(BIN)/python docs/reference/generate_cli.py --check
