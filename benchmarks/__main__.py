@@ -10,6 +10,7 @@ MEASUREMENTS = (
     "accuracy",
     "graphs",
     "merge_memory",
+    "merge_speed",
     "branches",
     "soak",
     "kills",
