@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.assets import minilm
-from benchmarks.branches import ADAPTERS, make_bundles
+from benchmarks.branches import ADAPTERS
 from benchmarks.contest import Contestant, Kind, Table, make_parser, measure, save_table, settle, worker
 from benchmarks.peers import missing, python_of
+from benchmarks.speed_models import mixed_bundles
 
 COLUMN = "first answer"
 OURS = "ours, registered in a running graph"
@@ -38,10 +39,7 @@ WAYS: tuple[tuple[str, str, Kind, str], ...] = (
 def main() -> None:
     """Make adapters and bundles, measure and write the table."""
     options = settle(make_parser(__doc__, rounds=3).parse_args())
-    bundles = options.work / "mixed"
-    if not (bundles / "branches-int8").is_dir():
-        bundles.mkdir(parents=True, exist_ok=True)
-        make_bundles(bundles)
+    bundles = mixed_bundles(options.work)
     growing = options.work / "growing"
     shutil.rmtree(growing, ignore_errors=True)
     shutil.copytree(bundles / "branches", growing)

@@ -10,15 +10,15 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.assets import minilm
-from benchmarks.branches import make_bundles
 from benchmarks.contest import THREADS, Contestant, Table, make_parser, measure, save_table, settle, worker
 from benchmarks.encoder_speed import openvino, torch_contestants
 from benchmarks.random_adapters import save_random_adapter
-from benchmarks.speed_models import SpeedModels, command
+from benchmarks.speed_models import SpeedModels, command, mixed_bundles
 from rmlora.storage import atomic_directory
 
 MERGED, MIXED, PEFT = "ours, merged", "ours, an adapter in every row", "PEFT's adapter_names"
@@ -65,7 +65,7 @@ def threads_axis(options: argparse.Namespace) -> tuple[Table, list[Contestant]]:
 
 def _encoders(options: argparse.Namespace, table: Table, shapes: Sizes) -> Iterator[Contestant]:
     """Yield the engines that the axes of batches compare."""
-    models, bundles = SpeedModels(options.work), _mixed_bundles(options.work)
+    models, bundles = SpeedModels(options.work), mixed_bundles(options.work)
     job = {"seconds": options.seconds, "shapes": shapes, "columns": table.columns}
     ours = {**job, "bundle": str(models.bundle()), "provider": "cpu"}
     yield Contestant(MERGED, worker("encoder_ours"), ours, group="one adapter")
@@ -89,7 +89,7 @@ def rank_axis(options: argparse.Namespace) -> tuple[Table, list[Contestant]]:
         "growth_rank", "Rank of the adapters, one in every row, 8 × 32 tokens", "ms", MIXED, [str(n) for n in ranks],
         axis="rank",
     )  # fmt: skip
-    job = {"bundles": str(_mixed_bundles(options.work)), "ranks": ranks, "shape": SHAPE, "seconds": options.seconds}
+    job = {"bundles": str(mixed_bundles(options.work)), "ranks": ranks, "shape": SHAPE, "seconds": options.seconds}
     ways = ((MIXED, "ours", "ours"), (PEFT, "peft", "peer"))
     return table, [Contestant(name, worker("growth_rank"), {**job, "way": way}, kind) for name, way, kind in ways]
 
@@ -104,7 +104,7 @@ def adapters_axis(options: argparse.Namespace) -> tuple[Table, list[Contestant]]
         [column for column, _ in columns], axis="adapters",
         note="PEFT holds every adapter in memory and in the model's modules: its time to load 1,000 exceeds the benchmark's.",
     )  # fmt: skip
-    job = {"bundles": str(_mixed_bundles(options.work)), "counts": columns, "shape": SHAPE, "seconds": options.seconds}
+    job = {"bundles": str(mixed_bundles(options.work)), "counts": columns, "shape": SHAPE, "seconds": options.seconds}
     ways = ((reference, "few"), ("ours, Zipf 1.0 over all, 64 in memory", "zipf"))
     return table, [Contestant(name, worker("growth_adapters"), {**job, "use": use}) for name, use in ways]
 
@@ -153,17 +153,7 @@ def random_model(work: Path, column: str) -> Path:
     return path
 
 
-def _mixed_bundles(work: Path) -> Path:
-    bundles = work / "mixed"
-    if not (bundles / "branches-int8").is_dir():
-        bundles.mkdir(parents=True, exist_ok=True)
-        make_bundles(bundles)
-    return bundles
-
-
 def _with(item: Contestant, *, group: str | None = None, **job: Any) -> Contestant:
-    from dataclasses import replace
-
     return replace(item, group=item.group if group is None else group, job={**item.job, **job})
 
 

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.assets import minilm
+from benchmarks.branches import export_bundles
 from benchmarks.contest import Contestant, ContestantError, run_worker, worker
 from benchmarks.demo import PROJECTIONS
 from benchmarks.peers import missing, python_of
 from benchmarks.realdata import write_splits
 from rmlora.storage import atomic_directory
 
-__all__ = ["LABELS", "LENGTH", "Made", "SpeedModels", "command", "processor_flags"]
+__all__ = ["LABELS", "LENGTH", "Made", "SpeedModels", "command", "mixed_bundles", "processor_flags"]
 
 LABELS, LENGTH, TRAINING_ROWS = ("ham", "spam"), 64, 1200
 
@@ -48,7 +49,7 @@ class SpeedModels:
             targets = [part for name in PROJECTIONS for part in ("--target-modules", name)]
             command(
                 "train", "--base", minilm(), "--train", data / "train.jsonl", "--validation", data / "validation.jsonl",
-                "--output", path, "--epochs", "1", "--max-length", "32", *targets,
+                "--output", path, "--epochs", "2", "--max-length", "32", *targets,
             )  # fmt: skip
         return path
 
@@ -116,6 +117,15 @@ class SpeedModels:
 
     def _splits(self) -> Path:
         return write_splits("sms", self.work / "sms", limit=TRAINING_ROWS)
+
+
+def mixed_bundles(work: Path) -> Path:
+    """Export a graph with branches and a merged one, with the random adapters of ``benchmarks.branches``."""
+    path = work / "mixed"
+    if not path.is_dir():
+        with atomic_directory(path) as directory:
+            export_bundles(directory)
+    return path
 
 
 def command(*words: str | Path) -> None:

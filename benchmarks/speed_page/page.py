@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from benchmarks.speed_page.sections import SECTIONS, Section
 from benchmarks.speed_page.tables import render_result
 from benchmarks.speed_page.verdicts import judge
 
-__all__ = ["render_page", "write_page"]
+__all__ = ["drawn", "read_results", "render_page", "write_page"]
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -36,66 +36,73 @@ figures are in [One graph, many adapters](branches.md#on-a-gpu).
 
 def write_page(results: Path, output: Path) -> Path:
     """Write the page, and its plots into ``images/speed`` beside it; return the page's path."""
-    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))}
+    found = read_results(results)
     images = output.parent / "images" / "speed"
-    drawn = [
-        name
-        for section in SECTIONS
-        for name in section.results
-        if _is_table(found.get(name)) and plot(found[name], images / f"{name}.png")
-    ]
+    for name in drawn(found):
+        plot(found[name], images / f"{name}.png")
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(render_page(found, drawn), encoding="utf-8")
+    output.write_text(render_page(found), encoding="utf-8")
     return output
 
 
-def render_page(found: Results, drawn: Sequence[str] = ()) -> str:
-    """Return the page.
+def read_results(directory: Path) -> Results:
+    """Return name → content of every results file that the page shows."""
+    names = {name for section in SECTIONS for name in section.results}
+    files = (path for path in sorted(directory.glob("*.json")) if path.stem in names)
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
 
-    Args:
-        found: name of a results file → its content.
-        drawn: names of those that have a plot.
-    """
+
+def drawn(found: Results) -> list[str]:
+    """Return the names of the results that have a plot: those with a measured row."""
+    return [
+        name for name, result in found.items() if _is_table(result) and any("figures" in row for row in result["rows"])
+    ]
+
+
+def render_page(found: Results) -> str:
+    """Return the page for the results files of :func:`read_results`."""
     parts = [HEAD, _summary(found)]
-    parts += [_render_section(section, found, drawn) for section in SECTIONS]
+    parts += [_render_section(section, found) for section in SECTIONS]
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
 
 def _summary(found: Results) -> str:
-    """Return the tables in which a peer is faster, or that there is none."""
-    lines, missing = [], []
+    """Return the figures in which a peer is faster, or that there is none, and what is not measured yet."""
+    verdicts, missing = [], []
     for section in SECTIONS:
         measured = [name for name in section.results if _is_table(found.get(name))]
-        missing += [section] if not measured else []
-        for name in measured:
-            for item in judge(found[name]):
-                if item.outcome == "slower":
-                    what = ", ".join(part for part in (section.title.lower(), item.group, item.column) if part)
-                    lines.append(f"| {what} | {item.peer} | {item.ratio:.2f} |")
-    text = "## Where a peer is faster\n\n"
-    if lines:
-        text += "| what | fastest peer | our time, × the peer's |\n| --- | --- | --- |\n" + "\n".join(lines) + "\n"
-    else:
-        text += "In none of the rows measured so far, beyond the range of the rounds.\n"
+        missing += [section.title.lower()] if not measured else []
+        verdicts += [(section, item) for name in measured for item in judge(found[name])]
+    lost = [
+        f"| {', '.join(part for part in (section.title.lower(), item.group, item.column) if part)} | {item.peer} | "
+        f"{item.ratio:.2f} |"
+        for section, item in verdicts
+        if item.outcome == "slower"
+    ]
+    parts = ["## Where a peer is faster"]
+    if lost:
+        parts.append("| what | fastest peer | our time, × the peer's |\n| --- | --- | --- |\n" + "\n".join(lost))
+    elif verdicts:
+        parts.append("Nowhere, of what is measured, in every round.")
     if missing:
-        text += f"\nNot measured yet: {', '.join(section.title.lower() for section in missing)}.\n"
-    return text
+        parts.append(f"Not measured yet: {', '.join(missing)}.")
+    return "\n\n".join(parts) + "\n"
 
 
-def _render_section(section: Section, found: Results, drawn: Sequence[str]) -> str:
+def _render_section(section: Section, found: Results) -> str:
     parts = [f"## {section.title}", section.text]
+    if not any(name in found for name in section.results):
+        parts.append(f"Not measured yet: run `{section.command}`.")
     for name in section.results:
         result = found.get(name)
         if result is None:
-            if name not in section.optional:
-                parts.append(f"Not measured yet: run `{section.command}`.")
             continue
         if not _is_table(result):
             parts.append(f"`benchmarks/results/{name}.json` is of an older form: run `{section.command}`.")
             continue
         if len(section.results) > 1:
             parts.append(f"### {result['table']['title']}")
-        if name in drawn:
+        if name in drawn(found):
             parts.append(f"![{result['table']['title']}](images/speed/{name}.png)")
         parts.append(render_result(result))
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -16,15 +16,12 @@ COLORS = {"ours": "#2563eb", "peer": "#9ca3af", "floor": "#d97706"}
 LINES = ("-", "--", ":", "-.")
 
 
-def plot(result: Mapping[str, Any], path: Path) -> bool:
-    """Draw a results file to ``path``; return False if it has nothing to draw."""
+def plot(result: Mapping[str, Any], path: Path) -> None:
+    """Draw a results file that has a measured row to ``path``."""
     rows = [row for row in result["rows"] if row.get("figures")]
-    if not rows:
-        return False
     path.parent.mkdir(parents=True, exist_ok=True)
     figure = _curves(result, rows) if result["table"].get("axis") else _bars(result, rows)
     save_figure(figure, path)
-    return True
 
 
 def _bars(result: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> Figure:

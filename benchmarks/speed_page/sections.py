@@ -18,8 +18,6 @@ class Section:
     results: tuple[str, ...]
     """Names of the results files."""
     text: str = ""
-    optional: frozenset[str] = frozenset()
-    """Results that need a machine of another kind, and are not missed."""
 
     @property
     def command(self) -> str:
@@ -54,7 +52,6 @@ _ALL = (
         ("encoder_speed", "encoder_speed_cuda", "encoder_speed_tensorrt"),
         "MiniLM-L6 (22.7 M parameters) with an adapter merged in. Every engine starts from the same merged checkpoint, and "
         "classifies the same messages of the test set afterwards: accuracy, and the difference of its logits from PyTorch's.",
-        frozenset({"encoder_speed_cuda", "encoder_speed_tensorrt"}),
     ),
     Section("int8: speed and accuracy", "int8", ("int8",), "Recipes of int8 compared on speed and on what they cost."),
     Section(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.contest import Contestant, Table, summarize
-from benchmarks.speed_page.page import render_page, write_page
+from benchmarks.contest import ROOT, Contestant, Table, summarize
+from benchmarks.results import RESULTS
+from benchmarks.speed_page.page import read_results, render_page, write_page
 from benchmarks.speed_page.sections import SECTIONS
 from benchmarks.speed_page.tables import render_table
 from benchmarks.speed_page.verdicts import judge, sentences
@@ -67,7 +69,7 @@ def test_a_loss_is_said_in_the_section_and_at_the_top() -> None:
 
 def test_without_a_loss_the_page_says_so() -> None:
     page = render_page({"encoder_speed": result((1.0, 1.0), (2.0, 2.2))})
-    assert "In none of the rows measured so far" in page
+    assert "Nowhere, of what is measured, in every round." in page
     assert "fp32: ours is fastest (8 × 32: 0.48 × OpenVINO)." in page
 
 
@@ -107,3 +109,10 @@ def test_write_page_draws_bars_and_curves(tmp_path: Path) -> None:
     for name in ("encoder_speed", "growth_rows"):
         assert f"images/speed/{name}.png" in page
         assert (tmp_path / "docs" / "images" / "speed" / f"{name}.png").stat().st_size > 1000
+
+
+def test_the_page_is_the_one_that_the_results_give() -> None:
+    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    assert page == render_page(read_results(RESULTS)), "run  python -m benchmarks.speed_page"
+    for image in re.findall(r"\]\((images/\S+)\)", page):
+        assert (ROOT / "docs" / image).is_file()
