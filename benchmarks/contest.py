@@ -77,6 +77,8 @@ class Table:
     better: Literal["lower", "higher"] = "lower"
     note: str = ""
     """What a reader must know to read the figures."""
+    judged: Sequence[str] = ()
+    """Columns in which contestants are compared; empty: all of them."""
     axis: str = ""
     """What the columns count, if they are numbers along an axis; such a table is plotted as curves."""
 
@@ -155,7 +157,7 @@ def run_worker(contestant: Contestant, *, timeout: float = 1800) -> Report:
     threads = str(len(cores))
     environ = {
         **os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep),
+        "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("", "converters", "deploy")),
     }  # fmt: skip
     others, before, start = OthersWatch(cores), _children_seconds(), time.perf_counter()
     with pinned(cores):

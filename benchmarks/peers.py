@@ -19,6 +19,8 @@ import venv
 from collections.abc import Sequence
 from pathlib import Path
 
+from rmlora.storage import locked
+
 __all__ = ["PEERS", "REQUIREMENTS", "install", "missing", "names", "python_of"]
 
 ROOT = Path(__file__).parents[1]
@@ -48,17 +50,24 @@ def missing(peer: str) -> str | None:
 
 
 def install(peer: str) -> str | None:
-    """Make a peer's environment anew and return why that failed, or None."""
+    """Make a peer's environment anew and return why that failed, or None; one process at a time does that."""
+    PEERS.mkdir(parents=True, exist_ok=True)
+    with locked(PEERS):
+        return missing(peer) and _install(peer)
+
+
+def _install(peer: str) -> str | None:
     directory = PEERS / peer
-    venv.create(directory, clear=True, with_pip=True)
     reason = None
     try:
+        venv.create(directory, clear=True, with_pip=True)
         if "torch==" in (REQUIREMENTS / f"{peer}.in").read_text(encoding="utf-8"):
             _pip(peer, "-r", str(ROOT / "requirements" / "torch.txt"))
         _pip(peer, "--no-deps", "--require-hashes", "-r", str(REQUIREMENTS / f"{peer}.txt"))
     except subprocess.CalledProcessError as error:
-        said = [line for line in error.stderr.splitlines() if line.startswith("ERROR")] or error.stderr.splitlines()
-        reason = said[-1][:300] if said else f"pip ended with exit code {error.returncode}"
+        lines = (error.stderr or "").splitlines()
+        said = [line for line in lines if line.startswith("ERROR")] or lines
+        reason = said[-1][:300] if said else f"it ended with exit code {error.returncode}"
     (directory / "state").write_text(f"{_digest(peer)}\n{reason or ''}", encoding="utf-8")
     return reason
 

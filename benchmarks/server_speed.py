@@ -52,7 +52,7 @@ def main() -> None:
     ):
         columns = ["requests/s", "p50 ms", "p99 ms"]
         note = f"{CLIENTS} clients, one text in a request, {options.seconds:.0f} s in a round."
-        table = Table(name, title, "requests/s and ms", OURS, columns, "higher", note)
+        table = Table(name, title, "requests/s and ms", OURS, columns, "higher", note, columns[:1])
         contestants = list(prepare(options.work, options.seconds))
         save_table(table, measure(contestants, options, table), options)
 

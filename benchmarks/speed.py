@@ -15,6 +15,7 @@ import time
 from importlib.util import find_spec
 
 from benchmarks.contest import QUICK_RESULTS
+from benchmarks.peers import missing, python_of
 from benchmarks.speed_page.sections import SECTIONS
 
 
@@ -29,8 +30,8 @@ def main() -> None:
             continue
         start = time.monotonic()
         print(f"== {module}", flush=True)
-        quick = ["--quick"] if options.quick else []
-        if subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *quick], check=False).returncode:
+        words = [*(["--quick"] if options.quick else []), *more_words(module)]
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *words], check=False).returncode:
             failed.append(module)
         print(f"== {module}: {time.monotonic() - start:.0f} s", flush=True)
     page = [sys.executable, "-m", "benchmarks.speed_page"]
@@ -39,6 +40,13 @@ def main() -> None:
     subprocess.run(page, check=True)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
+
+
+def more_words(module: str) -> list[str]:
+    """Return what a table's command needs to know of the peers' environments."""
+    if module == "merge_speed" and missing("mergekit") is None:
+        return ["--mergekit", str(python_of("mergekit"))]
+    return []
 
 
 if __name__ == "__main__":

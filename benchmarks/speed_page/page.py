@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.speed_page.adapt import as_table
 from benchmarks.speed_page.plots import plot
 from benchmarks.speed_page.sections import SECTIONS, Section
 from benchmarks.speed_page.tables import render_result
@@ -49,7 +50,7 @@ def read_results(directory: Path) -> Results:
     """Return name → content of every results file that the page shows."""
     names = {name for section in SECTIONS for name in section.results}
     files = (path for path in sorted(directory.glob("*.json")) if path.stem in names)
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
+    return {path.stem: as_table(path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in files}
 
 
 def drawn(found: Results) -> list[str]:

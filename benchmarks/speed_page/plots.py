@@ -34,7 +34,7 @@ def _bars(result: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> Figure:
         values = [item["median"] if item else 0.0 for item in figures]
         axes.barh(heights, values, color=[COLORS[row["kind"]] for row in rows], height=0.72)
         for height, item in zip(heights, figures, strict=True):
-            if item:
+            if item and "range" in item:
                 axes.plot(item["range"], [height, height], color="#111827", linewidth=1.2)
         axes.set_title(column, fontsize=10, loc="left")
         axes.set_yticks(heights, [row["name"] for row in rows], fontsize=8)

@@ -67,7 +67,7 @@ def versions_line(result: Mapping[str, Any]) -> str:
 def _best(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield column → the contestant, floors apart, with the best median."""
     pick = min if result["table"]["better"] == "lower" else max
-    for column in result["table"]["columns"]:
+    for column in result["table"]["judged"] or result["table"]["columns"]:
         able = [row for row in result["rows"] if row["kind"] != "floor" and column in row.get("figures", {})]
         if able:
             yield column, pick(able, key=lambda row: row["figures"][column]["median"])["name"]
@@ -76,10 +76,10 @@ def _best(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _cell(figure: Mapping[str, Any] | None, *, bold: bool) -> str:
     if figure is None:
         return "–"
-    low, high = figure["range"]
     median = f"**{_number(figure['median'])}**" if bold else _number(figure["median"])
+    between = " [{}, {}]".format(*map(_number, figure["range"])) if "range" in figure else ""
     ratio = f" × {figure['ratio']:.2f}" if "ratio" in figure else ""
-    return f"{median} [{_number(low)}, {_number(high)}]{ratio}"
+    return f"{median}{between}{ratio}"
 
 
 def _answers(row: Mapping[str, Any]) -> tuple[str, str]:

@@ -35,7 +35,7 @@ def judge(result: Mapping[str, Any]) -> list[Verdict]:
     return [
         verdict
         for group in groups
-        for column in result["table"]["columns"]
+        for column in result["table"]["judged"] or result["table"]["columns"]
         if (verdict := _verdict([row for row in measured if row["group"] == group], group, column, lower=lower))
     ]
 
@@ -47,10 +47,19 @@ def _verdict(rows: Sequence[Row], group: str, column: str, *, lower: bool) -> Ve
         if not able:
             return None
         best[kind] = (min if lower else max)(able, key=lambda row: row["figures"][column]["median"])
-    mine, theirs = (best[kind]["figures"][column]["rounds"] for kind in ("ours", "peer"))
-    ratios = [a / b if lower else b / a for a, b in zip(mine, theirs, strict=False)]
-    outcome: Outcome = "faster" if max(ratios) < 1 else "slower" if min(ratios) > 1 else "level"
-    return Verdict(group, column, best["ours"]["name"], best["peer"]["name"], statistics.median(ratios), outcome)
+    mine, theirs = (best[kind]["figures"][column] for kind in ("ours", "peer"))
+    low, middle, high = _ratios(mine, theirs) if lower else _ratios(theirs, mine)
+    outcome: Outcome = "faster" if high < 1 else "slower" if low > 1 else "level"
+    return Verdict(group, column, best["ours"]["name"], best["peer"]["name"], middle, outcome)
+
+
+def _ratios(figure: Row, other: Row) -> tuple[float, float, float]:
+    """Return the smallest, the median and the largest ratio of the rounds; of the ranges, where rounds are not recorded."""
+    if "rounds" in figure and "rounds" in other:
+        ratios = [a / b for a, b in zip(figure["rounds"], other["rounds"], strict=False)]
+        return min(ratios), statistics.median(ratios), max(ratios)
+    (low, high), (least, most) = (item.get("range", [item["median"]] * 2) for item in (figure, other))
+    return low / most, figure["median"] / other["median"], high / least
 
 
 def sentences(verdicts: Sequence[Verdict]) -> Iterator[str]:

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.contest import ROOT, Contestant, Table, summarize
 from benchmarks.results import RESULTS
+from benchmarks.speed_page.adapt import as_table
 from benchmarks.speed_page.page import read_results, render_page, write_page
 from benchmarks.speed_page.sections import SECTIONS
 from benchmarks.speed_page.tables import render_table
@@ -23,7 +24,7 @@ def result(
 ) -> dict[str, Any]:
     """Return a results file with one row of ours, one of a peer, one that is missing, and a floor."""
     column = "8 × 32" if not axis else "8"
-    table = Table("encoder_speed", "Encoders", "ms", "ours, fp32", [column], better, "A note.", axis)  # type: ignore[arg-type]
+    table = Table("encoder_speed", "Encoders", "ms", "ours, fp32", [column], better, "A note.", axis=axis)  # type: ignore[arg-type]
     contestants = [
         Contestant("ours, fp32", group="fp32"),
         Contestant("OpenVINO", kind="peer", group="fp32"),
@@ -116,3 +117,29 @@ def test_the_page_is_the_one_that_the_results_give() -> None:
     assert page == render_page(read_results(RESULTS)), "run  python -m benchmarks.speed_page"
     for image in re.findall(r"\]\((images/\S+)\)", page):
         assert (ROOT / "docs" / image).is_file()
+
+
+def test_the_turns_of_a_shared_machine_become_a_table() -> None:
+    turns = {"alone | normal": [{"requests_per_second": 200.0}], "busy | normal": [{"requests_per_second": 100.0}]}
+    found = as_table("shared_machine", {"runs": {"default": turns}, "environment": {}, "settings": {"rounds": 1}})
+    assert found["table"]["columns"] == ["alone", "busy"]
+    (row,) = found["rows"]
+    assert row["name"] == "default, normal" and row["figures"]["busy"]["median"] == 100.0
+
+
+def test_merging_and_providers_become_tables() -> None:
+    def row(seconds: float, ratio: float, peak: float | None) -> dict[str, Any]:
+        around = {"seconds_range": [seconds - 0.1, seconds + 0.1], "ratio_range": [ratio, ratio]}
+        return {"seconds": seconds, "ratio_to_copy": ratio, "cpu_seconds": 2.0, "peak_mb": peak, **around}
+
+    about = {"environment": {}, "settings": {"dtype": "BF16", "rounds": 2}, "checkpoint_gb": 2.55}
+    rows = {"copy": row(1.0, 1.0, None), "ours, with torch": row(3.0, 3.0, 250.0), "PEFT": row(2.0, 2.0, 2900.0)}
+    merging = as_table("merge_speed", {**about, "product_floor_seconds": 0.3, "rows": rows})
+    assert [(item.column, item.outcome) for item in judge(merging)] == [("seconds", "slower")]
+    assert "| *copy* | 1.00 [0.90, 1.10] × 1.00 | 2.00 | – |" in render_table(merging)
+    providers = {
+        "cpu, fp32": {"8 × 32": {"ms": 10.0, "ratio": 1.0}},
+        "openvino, bf16": {"not_measured": "not in the build"},
+    }
+    table = render_table(as_table("provider_speed", {**about, "providers": providers}))
+    assert "| openvino, bf16 | not measured: not in the build |" in table
