@@ -58,6 +58,8 @@ class Contestant:
     missing: str | None = None
     """Why it cannot be measured here; None if it can."""
     threads: int = THREADS
+    quick: bool = True
+    """Whether ``--quick`` measures it too."""
     wall: str | None = None
     """Column of the whole process's wall time, for what starts from nothing."""
 
@@ -87,7 +89,7 @@ def make_parser(description: str | None, *, rounds: int = 5, seconds: float = 0.
     """Return a parser of the options that every table has."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few rounds and sizes; writes to build/speed-quick")
-    parser.add_argument("--rounds", type=int, help=f"turns of each contestant (default {rounds}, quick 2)")
+    parser.add_argument("--rounds", type=int, help=f"turns of each contestant (default {rounds}, quick 1)")
     parser.add_argument("--seconds", type=float, help=f"time on each figure in a turn (default {seconds}, quick 0.15)")
     parser.add_argument("--only", action="append", metavar="TEXT", help="measure contestants whose name contains TEXT")
     parser.add_argument(
@@ -99,7 +101,7 @@ def make_parser(description: str | None, *, rounds: int = 5, seconds: float = 0.
 
 def settle(options: argparse.Namespace) -> argparse.Namespace:
     """Fill in the rounds and seconds that were not given."""
-    rounds, seconds = (2, 0.15) if options.quick else options.full
+    rounds, seconds = (1, 0.15) if options.quick else options.full
     options.rounds = options.rounds or rounds
     options.seconds = options.seconds or seconds
     return options
@@ -147,8 +149,13 @@ def take_turns(
     return runs, failures
 
 
-def run_worker(contestant: Contestant, *, timeout: float = 1800) -> Report:
+def run_worker(contestant: Contestant, *, more: Mapping[str, Any] | None = None, timeout: float = 1800) -> Report:
     """Run a contestant in a new process and return its report, with the share of other programs added.
+
+    Args:
+        contestant: whose command is run.
+        more: added to its job.
+        timeout: seconds until it is given up.
 
     Raises:
         ContestantError: its process died, took too long or printed no report.
@@ -163,7 +170,7 @@ def run_worker(contestant: Contestant, *, timeout: float = 1800) -> Report:
     with pinned(cores):
         try:
             done = subprocess.run(
-                contestant.command, input=json.dumps({"threads": len(cores), **contestant.job}),
+                contestant.command, input=json.dumps({"threads": len(cores), **contestant.job, **(more or {})}),
                 capture_output=True, text=True, cwd=ROOT, env=environ, timeout=timeout, check=False,
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -183,26 +190,49 @@ def run_worker(contestant: Contestant, *, timeout: float = 1800) -> Report:
     return report
 
 
-def measure(contestants: Sequence[Contestant], options: argparse.Namespace, table: Table) -> list[dict[str, Any]]:
-    """Run the contestants in turns and return a row for each, the missing ones included, in their order."""
+def measure(
+    contestants: Sequence[Contestant],
+    options: argparse.Namespace,
+    table: Table,
+    *,
+    last: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Run the contestants in turns and return a row for each, the missing ones included, in their order.
+
+    ``last`` is added to the jobs of the last round, for what is to be done only once.
+    """
     by_name = {item.name: item for item in contestants}
     assert len(by_name) == len(contestants), "two contestants have the same name"
-    chosen = [item.name for item in contestants if item.missing is None and _is_chosen(item, options.only)]
+    skipped = {item.name: reason for item in contestants if (reason := _why_not(item, options)) is not None}
+    turns = dict.fromkeys(by_name, 0)
+
+    def run(name: str) -> Report:
+        turns[name] += 1
+        return run_worker(by_name[name], more=last if turns[name] == options.rounds else None)
+
     runs, failures = take_turns(
-        chosen,
+        [name for name in by_name if name not in skipped],
         options.rounds,
-        lambda name: run_worker(by_name[name]),
+        run,
         lambda name, report: print(f"  {name}: {_show(report['figures'])}", file=sys.stderr, flush=True),
     )
-    skipped = {item.name: item.missing for item in contestants if item.missing is not None}
-    left_out = {name: "left out by --only" for name in by_name if name not in {*runs, *failures, *skipped}}
-    return summarize(contestants, runs, {**failures, **skipped, **left_out}, table)
+    return summarize(contestants, runs, {**failures, **skipped}, table)
+
+
+def _why_not(contestant: Contestant, options: argparse.Namespace) -> str | None:
+    if contestant.missing is not None:
+        return contestant.missing
+    if options.quick and not contestant.quick:
+        return "left out by --quick"
+    if options.only and not any(text in contestant.name for text in options.only):
+        return "left out by --only"
+    return None
 
 
 def summarize(
     contestants: Sequence[Contestant],
     runs: Mapping[str, Sequence[Report]],
-    reasons: Mapping[str, str | None],
+    reasons: Mapping[str, str],
     table: Table,
 ) -> list[dict[str, Any]]:
     """Return a row for each contestant: medians and ranges of its figures, and of their ratios within each round."""
@@ -276,10 +306,6 @@ def _cell(figure: Mapping[str, Any]) -> str:
 
 def _show(figures: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.2f}" for name, value in figures.items())
-
-
-def _is_chosen(contestant: Contestant, only: Sequence[str] | None) -> bool:
-    return not only or any(text in contestant.name for text in only)
 
 
 def _children_seconds() -> float:

@@ -66,10 +66,12 @@ def list_contestants(bundles: Path, growing: Path) -> Iterator[Contestant]:
     for name, way, kind, group in WAYS:
         wall = COLUMN if group in (COLD, NEW_FILE) else None
         more = {"bundle": str(growing)} if way == "add" else {}
-        yield Contestant(name, worker("first_answer"), {**job, "way": way, **more}, kind, group, wall=wall)
+        quick = kind != "floor" and way != "add"
+        command = worker("first_answer")
+        yield Contestant(name, command, {**job, "way": way, **more}, kind, group, quick=quick, wall=wall)
     command = worker("export_first_answer", python=python_of("optimum"))
     name = "PEFT merge, Optimum export, onnxruntime"
-    yield Contestant(name, command, job, "peer", NEW_FILE, missing("optimum"), wall=COLUMN)
+    yield Contestant(name, command, job, "peer", NEW_FILE, missing("optimum"), quick=False, wall=COLUMN)
 
 
 if __name__ == "__main__":

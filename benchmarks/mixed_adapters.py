@@ -33,6 +33,11 @@ OURS = (
 )
 """Row of the table → contestant of ``benchmarks.branches``, and the group in which it is compared with the peers."""
 
+NOT_QUICK = {
+    "ours, an adapter in every row, at random", "ours, the same, 1,000 adapters registered",
+    "ours, an adapter in every row, int8 base", "ours, one adapter, graph of its own", "PEFT, one adapter",
+    "floor: the same with the branches' products",
+}  # fmt: skip
 NO_OPENVINO = (
     "OpenVINO applies LoRA adapters in openvino_genai only, to all rows of a generation pipeline, and not to an encoder"
 )
@@ -52,15 +57,18 @@ def main() -> None:
         [shape_name(*shape) for shape in shapes],
         note="Columns are rows × tokens. The merged model has one adapter for all rows and shows what branches cost.",
     )
-    contestants = [replace(item, job={**job, **item.job}) for item in list_contestants(bundles)]
+    contestants = [
+        replace(item, job={**job, **item.job}, quick=item.name not in NOT_QUICK)
+        for item in list_contestants(bundles, int8=not options.quick)
+    ]
     save_table(table, measure(contestants, options, table), options)
 
 
-def list_contestants(bundles: Path) -> Iterator[Contestant]:
+def list_contestants(bundles: Path, *, int8: bool) -> Iterator[Contestant]:
     """Yield ours, the others and the floor."""
     yield Contestant(MERGED, worker("mixed_ours"), {"contestant": "merged"})
     for name, contestant, group in OURS:
-        reason = _int8_missing(bundles) if "int8" in name else None
+        reason = _int8_missing(bundles) if "int8" in name and int8 else None
         yield Contestant(f"ours, {name}", worker("mixed_ours"), {"contestant": contestant}, group=group, missing=reason)
     for name, way, group in (
         ("onnxruntime's LoraAdapter, one for all rows", "one_run", "one adapter"),

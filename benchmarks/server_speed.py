@@ -4,7 +4,7 @@ Every server has the same merged checkpoint, and the same texts, written by peop
 its clients, on the same two cores. Afterwards its answers are compared with PyTorch's.
 
     python -m benchmarks.server_speed           # writes server_embeddings.json and server_classification.json, 12 minutes
-    python -m benchmarks.server_speed --quick   # the same in build/speed-quick
+    python -m benchmarks.server_speed --quick   # only embeddings, in build/speed-quick
 """
 
 from __future__ import annotations
@@ -46,10 +46,7 @@ def main() -> None:
     options = settle(make_parser(__doc__, rounds=3, seconds=15.0).parse_args())
     if options.quick:
         options.seconds = 3.0
-    for name, title, prepare in (
-        ("server_embeddings", "Embeddings over HTTP", embedding_models),
-        ("server_classification", "Classification over HTTP", classification_models),
-    ):
+    for name, title, prepare in TABLES[:1] if options.quick else TABLES:
         columns = ["requests/s", "p50 ms", "p99 ms"]
         note = f"{CLIENTS} clients, one text in a request, {options.seconds:.0f} s in a round."
         table = Table(name, title, "requests/s and ms", OURS, columns, "higher", note, columns[:1])
@@ -178,6 +175,11 @@ def _reference(
         rows = [answer(model, tokenizer([text], return_tensors="pt"))[0].numpy() for text in texts]
     return [[float(value) for value in row] for row in np.array(rows)]
 
+
+TABLES = (
+    ("server_embeddings", "Embeddings over HTTP", embedding_models),
+    ("server_classification", "Classification over HTTP", classification_models),
+)
 
 if __name__ == "__main__":
     main()

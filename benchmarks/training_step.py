@@ -28,12 +28,12 @@ METHODS = (
 def main() -> None:
     """Measure and write the table."""
     parser = make_parser(__doc__)
-    parser.add_argument("--steps", type=int, help="timed steps in each process (default 12, quick 4)")
+    parser.add_argument("--steps", type=int, help="timed steps in each process (default 12, quick 3)")
     parser.add_argument("--warmup", type=int, default=2, help="steps before timing (default %(default)s)")
     options = settle(parser.parse_args())
-    job = {"steps": options.steps or (4 if options.quick else 12), "warmup": options.warmup}
+    job = {"steps": options.steps or (3 if options.quick else 12), "warmup": options.warmup}
     contestants = [
-        Contestant(name, worker("training"), {**job, "method": method}, kind, group)
+        Contestant(name, worker("training"), {**job, "method": method}, kind, group, quick=bool(group))
         for name, method, kind, group in METHODS
     ]
     table = Table("training_step", "One optimizer step, MiniLM, 32 × 64 tokens", "ms", LORA, ["step"])

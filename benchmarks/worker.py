@@ -102,7 +102,7 @@ def run_encoder(open_model: Callable[[dict[str, Any]], Model], *packages: str) -
     for column, (rows, tokens) in columns_of(job):
         inputs = random_inputs(rows, tokens)
         figures[column] = median_ms(lambda inputs=inputs: model(inputs), job["seconds"])
-    more = compare_logits(model, job["check"]) if job.get("check") else {}
+    more = compare_logits(model, job["check"], pad=job.get("compiled", False)) if job.get("check") else {}
     report(figures, load_seconds=load_seconds, versions=versions(*packages, "numpy"), **more)
 
 
@@ -124,16 +124,22 @@ def time_thread_counts(open_model: Callable[[dict[str, Any]], Model], job: dict[
     return figures
 
 
-def compare_logits(model: Model, check: str) -> dict[str, float]:
-    """Return the model's accuracy on real texts, and the rms difference of its logits from PyTorch's."""
+def compare_logits(model: Model, check: str, *, pad: bool) -> dict[str, float]:
+    """Return the model's accuracy on real texts, and the rms difference of its logits from PyTorch's.
+
+    A batch is as wide as its longest text; with ``pad`` all batches have one shape, for engines that compile each.
+    """
     data = np.load(check)
     parts = []
     for first in range(0, len(data["input_ids"]), CHECK_ROWS):
-        rows = slice(first, first + CHECK_ROWS)
-        mask = data["attention_mask"][rows]
-        width = int(mask.sum(axis=1).max())
-        inputs = {"input_ids": data["input_ids"][rows, :width], "attention_mask": mask[:, :width]}
-        parts.append(np.asarray(model({**inputs, "token_type_ids": np.zeros_like(inputs["input_ids"])}), np.float64))
+        ids, mask = (data[name][first : first + CHECK_ROWS] for name in ("input_ids", "attention_mask"))
+        count, width = len(ids), int(mask.sum(axis=1).max())
+        if pad:
+            ids, mask = (np.resize(array, (CHECK_ROWS, array.shape[1])) for array in (ids, mask))
+        else:
+            ids, mask = ids[:, :width], mask[:, :width]
+        batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        parts.append(np.asarray(model(batch), np.float64)[:count])
     logits = np.concatenate(parts)
     return {
         "accuracy": float((logits.argmax(axis=1) == data["labels"]).mean()),

@@ -24,8 +24,7 @@ def open_model(job: dict[str, Any]) -> Model:
     )
     model = model.eval().to(job["device"])
     if job["compiled"]:
-        # One version for each timed shape; the comparison on texts has too many widths for that.
-        model = torch.compile(model, dynamic=False if job["shapes"] else None)
+        model = torch.compile(model, dynamic=False)
 
     def run(inputs: Inputs) -> Any:
         tensors = {name: torch.from_numpy(array).to(job["device"]) for name, array in inputs.items()}

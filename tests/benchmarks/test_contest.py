@@ -125,3 +125,13 @@ def test_quick_figures_never_replace_the_committed_ones(tmp_path: Path, monkeypa
     written = json.loads(path.read_text(encoding="utf-8"))
     assert written["table"]["columns"] == ["x"] and written["settings"]["quick"] is True
     assert written["rows"][0]["figures"]["x"]["median"] == 2.0
+
+
+def test_quick_leaves_out_what_says_so_and_the_last_round_gets_more_to_do() -> None:
+    text = "print(json.dumps({'figures': {'x': 0}, 'asked': job.get('check', False)}))"
+    contestants = [Contestant("a", program(text)), Contestant("slow", program(text), quick=False)]
+    a, slow = measure(contestants, options(quick=True), TABLE, last={"check": True})
+    assert a["asked"] is True and len(a["figures"]["x"]["rounds"]) == 2
+    assert slow["not_measured"] == "left out by --quick"
+    asked = [run_worker(contestants[0], more=more)["asked"] for more in (None, {"check": True})]
+    assert asked == [False, True]
