@@ -42,7 +42,8 @@ def main() -> None:
     on_cpu = options.provider == "cpu"
     contestants = list(cpu_contestants(models, options) if on_cpu else gpu_contestants(models, options))
     contestants = [
-        replace(item, job={**item.job, "seconds": options.seconds, "shapes": shapes}) for item in contestants
+        replace(item, job={**item.job, "seconds": options.seconds, "shapes": shapes}, quick=item.name not in NOT_QUICK)
+        for item in contestants
     ]
     name = "encoder_speed" if on_cpu else f"encoder_speed_{options.provider}"
     table = Table(

@@ -70,9 +70,8 @@ def _encoders(options: argparse.Namespace, table: Table, shapes: Sizes) -> Itera
     ours = {**job, "bundle": str(models.bundle()), "provider": "cpu"}
     yield Contestant(MERGED, worker("encoder_ours"), ours, group="one adapter")
     mixed = {**job, "bundles": str(bundles)}
-    yield Contestant(
-        MIXED, worker("mixed_ours"), {**mixed, "contestant": "one for each row"}, group="an adapter per row"
-    )
+    ours = {**mixed, "contestant": "one for each row"}
+    yield Contestant(MIXED, worker("mixed_ours"), ours, group="an adapter per row", quick=False)
     sdpa = next(item for item in torch_contestants(str(models.checkpoint()), "cpu") if item.name == "PyTorch, SDPA")
     yield _with(sdpa, group="one adapter", **job)
     yield _with(next(openvino(models)), group="one adapter", **job)
