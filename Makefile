@@ -19,10 +19,10 @@ PROJECT := $(PIP) --no-deps --no-build-isolation
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup browser demo test architectures coverage lint bench bench-quality docs lock sbom clean
+.PHONY: help setup browser demo test architectures coverage lint bench bench-quality bench-speed peers docs lock lock-peers sbom clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) ## Create .venv and install everything, pinned
 
@@ -44,6 +44,12 @@ lint: $(READY) ## Check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+peers: $(READY) ## Install what bench-speed compares with, each into an environment of its own in build/peers
+	$(BIN)/python -m benchmarks.peers
+
+bench-speed: peers ## Measure the tables of docs/speed.md and write the page (BENCH_ARGS=--quick: 10 minutes)
+	$(BIN)/python -m benchmarks.speed $(BENCH_ARGS)
 
 bench: $(READY) ## Measure again what the documents state; writes benchmarks/results
 	$(BIN)/python -m benchmarks
@@ -67,6 +73,12 @@ lock: $(RELEASE)/.ready ## Write the pinned versions and their hashes anew, afte
 	$(COMPILE) $(LOCK_ARGS) --extra serve,ray,gpu -c requirements/setup.txt -o requirements/serve-gpu.txt pyproject.toml
 	$(COMPILE) $(LOCK_ARGS) --extra docs -c requirements/setup.txt -o requirements/docs.txt pyproject.toml
 	$(COMPILE) $(LOCK_ARGS) --extra release -c requirements/setup.txt -o requirements/release.txt pyproject.toml
+
+lock-peers: $(RELEASE)/.ready ## Write the pinned versions of the peers that bench-speed compares with
+	for peer in $(basename $(notdir $(wildcard requirements/peers/*.in))); do \
+	  CUSTOM_COMPILE_COMMAND='make lock-peers' $(RELEASE)/bin/pip-compile --quiet --generate-hashes --strip-extras --no-annotate \
+	    --unsafe-package torch --no-emit-index-url --no-emit-find-links --no-emit-trusted-host $(LOCK_ARGS) \
+	    -o requirements/peers/$$peer.txt requirements/peers/$$peer.in || exit 1; done
 
 sbom: $(RELEASE)/.ready ## Write dist/sbom.cdx.json: what the serving image holds, with licenses (CycloneDX)
 	rm -rf build/sbom && mkdir -p dist && $(PYTHON) -m venv build/sbom

@@ -82,37 +82,39 @@ def main() -> None:
 
 def make_bundles(work: Path) -> dict[str, Any]:
     """Export the merged and the branch bundles with random adapters; compare the time of an export with adding an adapter."""
+    export = export_bundles(work)
+    export_int8(work)
+    adding = []
+    for _ in range(5):
+        adding.append(_command("adapter", "add", work / "branches", f"extra={work / f'a{ADAPTERS}'}"))
+        _command("adapter", "remove", work / "branches", "extra")
+    once = statistics.median(adding)
+    return {"seconds": {"export": round(export, 1), "adapter add": round(once, 2), "ratio": round(export / once, 1)}}
+
+
+def export_bundles(work: Path) -> float:
+    """Make random adapters, export one merged and all of them as branches, and return the seconds of the second export."""
     from benchmarks.random_adapters import save_random_adapter
 
-    names = [f"a{number}" for number in range(ADAPTERS + 1)]
-    for seed, name in enumerate(names):
+    for seed in range(ADAPTERS + 1):
+        name = f"a{seed}"
         if not (work / name).is_dir():
             save_random_adapter(
                 minilm(), "text-classification", work / name, rank=RANK, labels=LABELS, seed=seed, size=0.02
             )
-    flags = [part for name in names[:ADAPTERS] for part in ("--adapter", f"{name}={work / name}")]
     _command("export", minilm(), "--adapter", work / "a0", "--output", work / "merged", "--overwrite")
-    export = _command("export", minilm(), "--mode", "branches", *flags, "--output", work / "branches", "--overwrite")
-    lowered = work / "branches-int8"
-    _command(
-        "export",
-        minilm(),
-        "--mode",
-        "branches",
-        *flags,
-        "-o",
-        lowered,
-        "--precision",
-        "int8",
-        "--no-verify",
-        "--overwrite",
-    )
-    adding = []
-    for _ in range(5):
-        adding.append(_command("adapter", "add", work / "branches", f"extra={work / names[-1]}"))
-        _command("adapter", "remove", work / "branches", "extra")
-    once = statistics.median(adding)
-    return {"seconds": {"export": round(export, 1), "adapter add": round(once, 2), "ratio": round(export / once, 1)}}
+    words = ("--mode", "branches", *_adapter_flags(work), "--output", work / "branches", "--overwrite")
+    return _command("export", minilm(), *words)
+
+
+def export_int8(work: Path) -> None:
+    """Export the branches once more, on an int8 base."""
+    words = ("--mode", "branches", *_adapter_flags(work), "--output", work / "branches-int8", "--overwrite")
+    _command("export", minilm(), *words, "--precision", "int8", "--no-verify")
+
+
+def _adapter_flags(work: Path) -> list[str]:
+    return [part for seed in range(ADAPTERS) for part in ("--adapter", f"a{seed}={work / f'a{seed}'}")]
 
 
 def take_turns(work: Path, rounds: int, seconds: float) -> dict[str, list[dict[str, Any]]]:

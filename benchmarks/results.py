@@ -18,10 +18,10 @@ RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("torch", "transformers", "peft", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "numpy")
 
 
-def write_result(name: str, value: dict[str, Any]) -> Path:
-    """Write ``benchmarks/results/<name>.json`` and return its path."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def write_result(name: str, value: dict[str, Any], directory: Path = RESULTS) -> Path:
+    """Write ``<name>.json``, by default into ``benchmarks/results``, and return its path."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{name}.json"
     write_json(path, value)
     return path
 
