@@ -1,8 +1,8 @@
 """Time of merging an adapter into a bfloat16 checkpoint, beside a plain copy of the same files and beside other tools.
 
 Builds a checkpoint with the shapes of TinyLlama (26 layers, 2.55 GB) and a rank-16 adapter on all projections. Every merge is a
-process of its own, pinned to the same cores; a round runs each of them once, in turn, and ends with what was written on the
-disk. Floors stand beside the times: the copy, and the product B · A alone.
+process of its own, on the cores that this process may use; a round runs each of them once, in turn, and a run ends when its
+output is on the disk. Floors stand beside the times: the copy, and the product B · A alone.
 
     python -m benchmarks.merge_speed --work /some/disk          # needs about 8 GB there, removed afterwards
     python -m benchmarks.merge_speed --quick                    # 4 layers, 2 rounds: a trial, writes no results
@@ -92,12 +92,12 @@ def measure(work: Path, layers: int, rounds: int, dtype: str, mergekit: Path | N
     commands = _commands(base, adapter, mergekit)
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
     checked = 0
-    for number in range(rounds + 1):  # the first round fills the page cache and is not counted
+    run(commands["copy"], work / "out")  # not counted: it brings the base into the page cache
+    shutil.rmtree(work / "out")
+    for number in range(rounds):
         for name, command in commands.items():
-            figures = run(command, work / "out")
-            if number:
-                runs[name].append(figures)
-            elif name != "copy":
+            runs[name].append(run(command, work / "out"))
+            if number == 0 and name != "copy":
                 checked += spot_check(base, adapter, work / "out", TINY_LLAMA, layers)
             for path in work.glob("out*"):
                 shutil.rmtree(path)
