@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from rmlora.errors import ConfigError
-from rmlora_deploy.runtime.providers import PROVIDERS, check_provider, get_provider, unusable
+from rmlora_deploy.runtime.providers import PROVIDERS, check_provider, get_provider, provider_label, unusable
 
 __all__ = [
     "DEFAULT_ENGINES",
@@ -103,7 +103,7 @@ class Contestant:
     @property
     def name(self) -> str:
         """Short name for tables."""
-        return f"{ENGINES[self.engine]} {self.provider}" + (f", {self.use}" if self.use else "")
+        return f"{ENGINES[self.engine]} {provider_label(self.provider)}" + (f", {self.use}" if self.use else "")
 
 
 def list_contestants(
@@ -125,7 +125,7 @@ def list_contestants(
     """
     chosen = [item.name for item in PROVIDERS]
     if settings.providers is not None:
-        chosen = [check_provider(name).name for name in settings.providers]
+        chosen = list(map(_checked, settings.providers))
     result = []
     for engine in settings.engines or DEFAULT_ENGINES:
         for provider in chosen:
@@ -139,3 +139,9 @@ def list_contestants(
                 Contestant(engine, provider, count, missing, use) for count in dict.fromkeys(counts) for use in uses
             ]
     return result
+
+
+def _checked(provider: str) -> str:
+    """Return the name of a provider that works, or the whole choice if it has options, a device or a library."""
+    found = check_provider(provider)
+    return provider if provider_label(provider) != provider or "?" in provider or ":" in provider else found.name
