@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rmlora_deploy.runtime.processor import processor_name
+from rmlora_deploy.runtime.processor_name import processor_name
 
 __all__ = [
     "OthersWatch",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rmlora.errors import ProviderError
-from rmlora_deploy.runtime.processor import processor_name
+from rmlora_deploy.runtime.processor_name import processor_name
 from rmlora_deploy.runtime.provider_choice import ProviderChoice
 
 __all__ = ["Plugin", "choose_devices", "device_kind", "find_plugin", "installed_plugins"]
