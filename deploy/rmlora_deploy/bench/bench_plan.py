@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from rmlora.errors import ConfigError
+from rmlora_deploy.runtime.provider_choice import ProviderChoice
 from rmlora_deploy.runtime.providers import PROVIDERS, check_provider, get_provider, provider_label, unusable
 
 __all__ = [
@@ -142,6 +143,5 @@ def list_contestants(
 
 
 def _checked(provider: str) -> str:
-    """Return the name of a provider that works, or the whole choice if it has options, a device or a library."""
-    found = check_provider(provider)
-    return provider if provider_label(provider) != provider or "?" in provider or ":" in provider else found.name
+    """Return the choice of a provider that works, under its short name; errors as :func:`list_contestants`."""
+    return str(replace(ProviderChoice.parse(provider), name=check_provider(provider).name))
