@@ -17,14 +17,16 @@ from rmlora_deploy.runtime.providers import create_session
 ROWS, TOKENS, HEADS, WIDTH = 2, 5, 4, 24
 
 
-def attention_model(*, mask: int | None = TensorProto.FLOAT, **attributes: float) -> onnx.ModelProto:
+def attention_model(
+    *, mask: int | None = TensorProto.FLOAT, kind: int = TensorProto.FLOAT, **attributes: float
+) -> onnx.ModelProto:
     names = ["q", "k", "v"]
-    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", "t", WIDTH]) for name in names]
+    inputs = [helper.make_tensor_value_info(name, kind, ["b", "t", WIDTH]) for name in names]
     if mask is not None:
         inputs.append(helper.make_tensor_value_info("mask", mask, ["b", 1, "t", "t"]))
         names.append("mask")
     node = helper.make_node("Attention", names, ["y"], **{"q_num_heads": HEADS, "kv_num_heads": HEADS, **attributes})
-    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", "t", WIDTH])
+    output = helper.make_tensor_value_info("y", kind, ["b", "t", WIDTH])
     graph = helper.make_graph([node], "g", inputs, [output])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
 
@@ -54,6 +56,19 @@ def test_attention_is_what_it_stands_for(mask: int | None, attributes: dict[str,
     assert "Attention" not in {node.op_type for node in model.graph}
     want, got = (outputs(content, arrays(mask)) for content in (made.SerializeToString(), to_bytes(model)))
     np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+@pytest.mark.parametrize("attributes", [{}, {"scale": 0.3}])
+def test_attention_in_half_precision_is_what_it_stands_for(attributes: dict[str, float]) -> None:
+    made = attention_model(mask=TensorProto.BOOL, kind=TensorProto.FLOAT16, **attributes)
+    model = ir.serde.deserialize_model(made)
+    assert expand_attention(model) == 1
+    given = {
+        name: value if value.dtype == bool else value.astype(np.float16)
+        for name, value in arrays(TensorProto.BOOL).items()
+    }
+    want, got = (outputs(content, given) for content in (made.SerializeToString(), to_bytes(model)))
+    np.testing.assert_allclose(got, want, atol=5e-3)
 
 
 @pytest.mark.parametrize("attributes", [{"is_causal": 1}, {"softcap": 2.0}, {"kv_num_heads": 2}])

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from rmlora.errors import ConfigError, ProviderError
+from rmlora.errors import ConfigError
 from rmlora_converters.graph.files.model_file import load_model, to_bytes
 from rmlora_converters.graph.passes.expand_attention import expand_attention
 from rmlora_converters.graph.passes.truth_of_sizes import replace_truth_casts
@@ -68,14 +68,8 @@ def standard_operators(model: Path | bytes, made_from: Path | None) -> tuple[Pat
 
     Raises:
         InputError: the file is missing or is no ONNX model.
-        ProviderError: it has branches in half precision, on which OpenVINO 2025.4 ends the process.
     """
     graph = load_model(model) if isinstance(model, Path) else _parse(model)
-    if any(value.dtype == ir.DataType.FLOAT16 for value in _updates(graph)):
-        raise ProviderError(
-            "OpenVINO's provider does not run branches in fp16: export the bundle in fp32, and for more speed add "
-            "--provider-option INFERENCE_PRECISION_HINT=bf16, or choose --provider cpu."
-        )
     if not expand_attention(graph) + replace_truth_casts(graph) + _fill_updates(graph):
         return model, made_from
     return to_bytes(graph), model if isinstance(model, Path) else made_from

@@ -38,9 +38,7 @@ __all__ = [
 
 _DEVICE_FAILURE = re.compile(r"(?:CUDA|CUDNN|CUBLAS|CUFFT|HIP|TensorRT) (?:failure|error) [^;\n]*")
 _NO_MEMORY = re.compile(r"(?:Available memory of|Failed to allocate memory for) [^;\n]*")
-_OPENVINO_REASON = re.compile(
-    r"OpenVINO does not support[^\n]*|NotFound: [^\n]*|Invalid OpenVINO EP option: \S+|\[OpenVINO-EP\][^\n]*\n[^\n]+"
-)
+_OPENVINO_REASON = re.compile(r"OpenVINO does not support[^\n]*|NotFound: [^\n]*|Invalid OpenVINO EP option: \S+")
 """What an error of OpenVINO's says after its stack of C++."""
 _RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
 """ONNX Runtime's option for remembering which provider runs which node."""
