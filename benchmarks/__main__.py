@@ -15,8 +15,10 @@ MEASUREMENTS = (
     "soak",
     "kills",
     "serving",
+    "shared_machine",
     "overload",
     "hostile_client",
+    "provider_speed",
     "serving_ray",
 )
 """Modules of this package; each writes benchmarks/results/<name>.json."""
