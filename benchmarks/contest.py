@@ -174,7 +174,7 @@ def run_worker(contestant: Contestant, *, more: Mapping[str, Any] | None = None,
                 capture_output=True, text=True, cwd=ROOT, env=environ, timeout=timeout, check=False,
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise ContestantError(str(error)) from error
+            raise ContestantError(str(error).replace(f"{ROOT}/", "")) from error
     wall = time.perf_counter() - start
     if done.returncode == -signal.SIGINT:
         raise KeyboardInterrupt
@@ -318,4 +318,4 @@ def _last_words(process: subprocess.CompletedProcess[str]) -> str:
         return f"its process ended with {signal.Signals(-process.returncode).name}"
     lines = process.stderr.strip().splitlines()
     said = lines[-1].strip() if lines else f"exit code {process.returncode}"
-    return f"its process failed: {said[:300]}"
+    return f"its process failed: {said.replace(f'{ROOT}/', '')[:300]}"  # the results name no path of this machine

@@ -35,10 +35,7 @@ from benchmarks.speed_models import SpeedModels, command
 
 CLIENTS, CHECKED = 16, 8
 OURS = "ours, fp32"
-NO_TEI = (
-    "text-embeddings-inference is a Rust program: its package index has no wheel, and its container images and a Rust "
-    "toolchain are not part of this comparison"
-)
+NO_TEI = "text-embeddings-inference is not on the package index: it is built with Rust or runs from its container image"
 
 
 def main() -> None:

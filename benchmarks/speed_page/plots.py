@@ -25,7 +25,7 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
 
 
 def _bars(result: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> Figure:
-    columns = result["table"]["columns"]
+    columns = result["table"].get("judged") or result["table"]["columns"]
     figure = Figure(figsize=(2.6 + 2.3 * len(columns), 1.0 + 0.27 * len(rows)), layout="constrained")
     panels = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
     heights = list(range(len(rows)))[::-1]

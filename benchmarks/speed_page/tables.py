@@ -67,7 +67,7 @@ def versions_line(result: Mapping[str, Any]) -> str:
 def _best(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield column → the contestant, floors apart, with the best median."""
     pick = min if result["table"]["better"] == "lower" else max
-    for column in result["table"]["judged"] or result["table"]["columns"]:
+    for column in result["table"].get("judged") or result["table"]["columns"]:
         able = [row for row in result["rows"] if row["kind"] != "floor" and column in row.get("figures", {})]
         if able:
             yield column, pick(able, key=lambda row: row["figures"][column]["median"])["name"]

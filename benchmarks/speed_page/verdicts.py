@@ -28,14 +28,16 @@ class Verdict:
 
 
 def judge(result: Mapping[str, Any]) -> list[Verdict]:
-    """Return a verdict for each group and column in which both we and a peer were measured."""
+    """Return a verdict for each group and column in which both we and a peer were measured; one round decides nothing."""
+    if result["settings"].get("rounds", 0) < 2:
+        return []
     measured = [row for row in result["rows"] if "not_measured" not in row]
     groups = dict.fromkeys(row["group"] for row in measured)
     lower = result["table"]["better"] == "lower"
     return [
         verdict
         for group in groups
-        for column in result["table"]["judged"] or result["table"]["columns"]
+        for column in result["table"].get("judged") or result["table"]["columns"]
         if (verdict := _verdict([row for row in measured if row["group"] == group], group, column, lower=lower))
     ]
 

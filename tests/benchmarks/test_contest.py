@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import contest
 from benchmarks.contest import (
+    ROOT,
     Contestant,
     ContestantError,
     Table,
@@ -114,6 +115,11 @@ def test_the_wall_time_of_a_process_can_be_the_figure() -> None:
 def test_a_process_without_a_report_is_named(command: tuple[str, ...], reason: str) -> None:
     with pytest.raises(ContestantError, match=reason):
         run_worker(Contestant("a", command))
+
+
+def test_a_reason_names_no_path_of_this_machine() -> None:
+    with pytest.raises(ContestantError, match="^its process failed: no build/peers/x$"):
+        run_worker(Contestant("a", program(f"sys.exit('no {ROOT}/build/peers/x')")))
 
 
 def test_quick_figures_never_replace_the_committed_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

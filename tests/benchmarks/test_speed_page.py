@@ -58,6 +58,10 @@ def test_a_verdict_needs_every_round_to_agree(
     assert (verdict.ratio < 1) == (outcome == "faster") or outcome == "level"
 
 
+def test_one_round_decides_nothing() -> None:
+    assert judge(result((2.0,), (1.0,))) == []
+
+
 def test_a_loss_is_said_in_the_section_and_at_the_top() -> None:
     losing = result((2.0, 2.2), (1.0, 1.0))
     assert next(sentences(judge(losing))) == (
