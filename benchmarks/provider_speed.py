@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from benchmarks.results import environment, write_result
 from rmlora_deploy.bench.machine import usable_cores
@@ -49,7 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         measured = measure(Bundle.open(options.bundle or _exported(Path(scratch)), check_files=False), turns)
     result = {
-        "environment": {**environment(), "onnxruntime": ort.__version__},
+        "environment": environment(),
         "load_average_before": before,
         "settings": {"turns": turns, "threads": len(usable_cores())},
         "providers": measured,

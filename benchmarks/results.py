@@ -15,7 +15,9 @@ from rmlora_deploy.bench.machine import gpu_names, processor_name, usable_cores
 __all__ = ["RESULTS", "environment", "write_result"]
 
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("torch", "transformers", "peft", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "numpy")
+_PACKAGES = (
+    "torch", "transformers", "peft", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "openvino", "onnxscript", "numpy",
+)  # fmt: skip
 
 
 def write_result(name: str, value: dict[str, Any], directory: Path = RESULTS) -> Path:
