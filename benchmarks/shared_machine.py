@@ -4,8 +4,8 @@ The server is ``rmlora-deploy serve`` with MiniLM, merged, and the load is ``rml
 closed loop. Beside them there is nothing, or two busy threads of normal priority: in the same session as the server, or in
 a session of their own, because Linux weighs priorities within a session only (sched_autogroup). One server runs, and its
 workers change their priority from turn to turn, so that a disturbance meets all alike: ``nice 5`` is what they once
-had, ``normal`` is the priority of any program, and ``batch`` is that with Linux's policy SCHED_BATCH, which they have now.
-The rows of heavy requests stay 9 below.
+had, ``normal`` is the priority of any program, which they have now, and ``batch`` is that under Linux's policy SCHED_BATCH.
+Those for the rows of heavy requests stay 9 below.
 
     python -m benchmarks.shared_machine         # writes benchmarks/results/shared_machine.json, about 7 minutes
     python -m benchmarks.shared_machine --quick # one short round, nothing is written
@@ -93,11 +93,12 @@ class Workers:
     def __init__(self) -> None:
         usual = os.getpriority(os.PRIO_PROCESS, 0)
         threads = [int(task) for child in _children() for task in os.listdir(f"/proc/{child}/task")]
-        found = {task: os.getpriority(os.PRIO_PROCESS, task) - usual for task in threads if _is_batch(task)}
-        self._light = [task for task, niceness in found.items() if niceness == 0]
-        self._heavy = [task for task, niceness in found.items() if niceness == HEAVY]
-        if not self._light or not self._heavy:
-            raise RuntimeError(f"the workers were not recognized by their priorities: {found}")
+        self._heavy = [task for task in threads if os.getpriority(os.PRIO_PROCESS, task) - usual == HEAVY]
+        if not self._heavy:
+            raise RuntimeError("the workers for heavy requests were not recognized by their priority")
+        # The others are as many, and were started just before them.
+        earlier = sorted(task for task in threads if task < min(self._heavy))
+        self._light = earlier[-len(self._heavy) :]
 
     def become(self, kind: str) -> None:
         """Give the workers a kind's priority and policy; a lower priority than before needs no right, a higher one root's."""
@@ -114,10 +115,6 @@ def _children() -> list[int]:
         for path in Path(f"/proc/{os.getpid()}/task").glob("*/children")
         for child in path.read_text().split()
     ]
-
-
-def _is_batch(task: int) -> bool:
-    return os.sched_getscheduler(task) == os.SCHED_BATCH
 
 
 @contextmanager

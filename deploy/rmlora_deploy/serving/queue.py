@@ -33,8 +33,9 @@ _PACED_SECONDS = 0.03
 """Time that a batch of a heavy request's rows may take, unless one row takes longer."""
 _HEAVY_NICENESS = 9
 """How much lower the priority of the workers that compute the rows of heavy requests is: they get an eighth of the time
-beside the other workers, and the whole machine if there is nothing else to do. The other workers have the priority of any
-program, or they would get a third of a machine that they share."""
+beside the other workers, and the whole machine if there is nothing else to do. The other workers have the priority and
+the policy of any program: with a lower one they get a third of a machine that they share, and under SCHED_BATCH they wait for
+the heavy ones."""
 _IDLE_SECONDS = 1.0
 """After this time without light rows, what heavy ones took shows how fast the machine is."""
 _STUCK_SECONDS = 300.0

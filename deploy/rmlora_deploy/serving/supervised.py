@@ -61,7 +61,8 @@ class Supervised:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _work(self) -> None:
-        run_in_background(self._niceness)
+        if self._niceness:
+            run_in_background(self._niceness)
         in_a_row = 0
         while in_a_row < _ATTEMPTS:
             try:
@@ -87,16 +88,14 @@ class Supervised:
             _log.error("cleaning up after a worker failed", exc_info=second)
 
 
-def run_in_background(niceness: int = 0, process: int = 0) -> None:
-    """Let threads that read and answer requests go first when this thread becomes ready to compute.
+def run_in_background(niceness: int, process: int = 0) -> None:
+    """Let other threads go first: those that read and answer requests, and those that compute light ones.
 
-    Those threads need a core only briefly, but they hold the interpreter's lock while they wait for one, and every
-    worker that is ready for its next batch then waits for them. Linux's policy SCHED_BATCH never interrupts another
-    thread on waking up, and leaves this one its full share of the machine: a lower priority would give that share to
-    whatever else runs here.
+    Besides its lower priority the thread gets Linux's policy SCHED_BATCH, under which it never interrupts another on
+    waking up.
 
     Args:
-        niceness: how much lower this thread's priority is besides, for work that others should not wait for.
+        niceness: how much lower its priority is.
         process: id of another process to do this to; 0 is the calling thread.
     """
     if sys.platform == "linux":  # elsewhere threads have no policy and no priority of their own
@@ -105,5 +104,4 @@ def run_in_background(niceness: int = 0, process: int = 0) -> None:
             if os.sched_getscheduler(who) == os.SCHED_OTHER:  # an administrator's choice of another policy stays
                 os.sched_setscheduler(who, os.SCHED_BATCH, os.sched_param(0))
         with suppress(OSError):
-            if niceness:
-                os.setpriority(os.PRIO_PROCESS, who, os.getpriority(os.PRIO_PROCESS, who) + niceness)
+            os.setpriority(os.PRIO_PROCESS, who, os.getpriority(os.PRIO_PROCESS, who) + niceness)
