@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean, geometric_mean, median
 from typing import Any
 
+from benchmarks.quality.after_section import after_training_section
 from benchmarks.quality.campaign import chosen_learning_rate
 from benchmarks.quality.comparison import Comparison, compare
 from benchmarks.quality.methods import HEADLINE, METHODS
@@ -49,6 +50,7 @@ def write_page(store: RunStore, directory: Path | None = None) -> Path:
             _cells(store, chosen, at_budget, at_rank),
             _methods(store, chosen),
             _robustness(store, chosen),
+            after_training_section(RunStore(store.path.with_name("quality_after.jsonl"))),
             _how(store, chosen),
         ]
     with atomic_file(target / "evidence.md") as path:

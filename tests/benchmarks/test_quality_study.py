@@ -126,6 +126,17 @@ def test_the_page_opens_with_what_was_found(tmp_path: Path, gain: float, opening
     assert opening in first_paragraph(at_budget, at_rank, planned=6)
 
 
+def test_the_page_shows_what_is_left_after_training(tmp_path: Path) -> None:
+    store = filled(tmp_path / "quality.jsonl", {})
+    after = RunStore(tmp_path / "quality_after.jsonl")
+    for method, score in (("lora", 0.9), ("rmlora", 0.8)):
+        figures = {"score": score, "bytes": 1234}
+        after.add(RunSpec("trec", 1000, method, 1e-3, 0), {"ranks": {"8": figures}, "precisions": {"int8": figures}})
+    page = write_page(store, tmp_path).read_text()
+    assert "| rank 8 | 1,234 | 90.0 | 80.0 |" in page
+    assert "| int8 | 1,234 | 90.0 | 80.0 |" in page
+
+
 def test_the_page_without_runs_says_how_to_make_them(tmp_path: Path) -> None:
     page = write_page(RunStore(tmp_path / "none.jsonl"), tmp_path).read_text()
     assert "make bench-quality" in page
