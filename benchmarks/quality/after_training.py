@@ -72,11 +72,11 @@ def measure(spec: RunSpec, models: Path) -> dict[str, Any]:
         full = Path(work) / "full"
         trained.model.save_pretrained(str(full))
         adapter = load_package(full)
-        ranks = {8: {"score": trained.score("test")[0], "bytes": _factor_bytes(adapter)}}
+        ranks = {"8": {"score": trained.score("test")[0], "bytes": _factor_bytes(adapter)}}
         for rank in RANKS:
             smaller, _ = compress_adapter(adapter, rank=rank, refactor=True)
             save_package(smaller, Path(work) / f"rank{rank}")
-            ranks[rank] = {
+            ranks[str(rank)] = {
                 "score": _score(base, Path(work) / f"rank{rank}", labels, trained.data["test"]),
                 "bytes": _factor_bytes(smaller),
             }

@@ -7,13 +7,14 @@ from pathlib import Path
 from statistics import fmean, geometric_mean, median
 from typing import Any
 
+from benchmarks.quality.after_section import after_training_section
 from benchmarks.quality.campaign import chosen_learning_rate
 from benchmarks.quality.comparison import Comparison, compare
 from benchmarks.quality.methods import HEADLINE, METHODS
 from benchmarks.quality.plan import NOISES, RATE_FACTORS, ROBUSTNESS_TASKS
 from benchmarks.quality.plots import draw_differences
 from benchmarks.quality.store import RunStore
-from benchmarks.quality.study import LEARNING_RATES, REPORTED, SEEDS, SIZES, VALIDATION, RunSpec
+from benchmarks.quality.study import LEARNING_RATES, REPORTED, SEEDS, SIZES, VALIDATION, RunSpec, sizes_of
 from benchmarks.quality.verdict import first_paragraph
 from rmlora.storage import atomic_file
 
@@ -35,6 +36,7 @@ def write_page(store: RunStore, directory: Path | None = None) -> Path:
     chosen = chosen_rates(store)
     at_rank = compare(store, _DEFAULT, _EQUAL_RANK, chosen, SEEDS)
     at_budget = compare(store, _DEFAULT, _EQUAL_BUDGET, chosen, SEEDS)
+    planned = sum(len(sizes_of(task)) for task in REPORTED) * len(SEEDS)
     parts = ["# Evidence: does RM-LoRA generalize better?\n", _GENERATED]
     if not at_rank.cells or not at_budget.cells:
         parts.append("Nothing is measured yet: run  make bench-quality\n")
@@ -43,11 +45,12 @@ def write_page(store: RunStore, directory: Path | None = None) -> Path:
         images.mkdir(parents=True, exist_ok=True)
         draw_differences([at_budget, at_rank], images / "differences.svg")
         parts += [
-            first_paragraph(at_budget, at_rank),
+            first_paragraph(at_budget, at_rank, planned=planned),
             "![RM-LoRA against plain LoRA, cell by cell](images/evidence/differences.svg)\n",
             _cells(store, chosen, at_budget, at_rank),
             _methods(store, chosen),
             _robustness(store, chosen),
+            after_training_section(RunStore(store.path.with_name("quality_after.jsonl"))),
             _how(store, chosen),
         ]
     with atomic_file(target / "evidence.md") as path:

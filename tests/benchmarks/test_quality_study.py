@@ -16,6 +16,7 @@ from benchmarks.quality.page import chosen_rates, write_page
 from benchmarks.quality.pairs import rank_correlation
 from benchmarks.quality.store import RunStore
 from benchmarks.quality.study import LEARNING_RATES, RunSpec
+from benchmarks.quality.verdict import first_paragraph
 from rmlora.errors import InputError
 
 
@@ -115,12 +116,25 @@ def test_rank_correlation_shares_ranks() -> None:
 def test_the_page_opens_with_what_was_found(tmp_path: Path, gain: float, opening: str) -> None:
     store = filled(tmp_path / "runs.jsonl", {"rmlora": gain})
     page = write_page(store, tmp_path).read_text()
-    assert opening in page.splitlines()[4]
-    assert f"higher in {2 if gain > 0 else 0} of 2 cells" in page
+    assert page.splitlines()[4].startswith("**Preliminary: 6 of ")
+    assert f"in {2 if gain > 0 else 0} of 2 cells" in page
     assert (tmp_path / "images" / "evidence" / "differences.svg").is_file()
-    result = compare(store, "rmlora", "lora", chosen_rates(store), (0, 1, 2))
-    assert result.mean == pytest.approx(100 * gain, abs=0.15)
-    assert result.count("better" if gain > 0 else "worse") == 2
+    chosen = chosen_rates(store)
+    at_rank, at_budget = (compare(store, "rmlora", other, chosen, (0, 1, 2)) for other in ("lora", "lora-r4"))
+    assert at_rank.mean == pytest.approx(100 * gain, abs=0.15)
+    assert at_rank.count("better" if gain > 0 else "worse") == 2
+    assert opening in first_paragraph(at_budget, at_rank, planned=6)
+
+
+def test_the_page_shows_what_is_left_after_training(tmp_path: Path) -> None:
+    store = filled(tmp_path / "quality.jsonl", {})
+    after = RunStore(tmp_path / "quality_after.jsonl")
+    for method, score in (("lora", 0.9), ("rmlora", 0.8)):
+        figures = {"score": score, "bytes": 1234}
+        after.add(RunSpec("trec", 1000, method, 1e-3, 0), {"ranks": {"8": figures}, "precisions": {"int8": figures}})
+    page = write_page(store, tmp_path).read_text()
+    assert "| rank 8 | 1,234 | 90.0 | 80.0 |" in page
+    assert "| int8 | 1,234 | 90.0 | 80.0 |" in page
 
 
 def test_the_page_without_runs_says_how_to_make_them(tmp_path: Path) -> None:
