@@ -33,6 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.assets import minilm
+from benchmarks.contest import take_turns
 from benchmarks.results import environment, write_result
 from rmlora_deploy.bench.machine import OthersWatch, pin, usable_cores
 from rmlora_deploy.bundles.bundle import Bundle
@@ -62,7 +63,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         work = options.work or Path(scratch)
         made = make_bundles(work)
-        runs = take_turns(work, options.rounds, options.seconds)
+        runs = run_in_turns(work, options.rounds, options.seconds)
         result = {
             "environment": environment(),
             "settings": {"rounds": options.rounds, "seconds": options.seconds, "rank": RANK, "adapters": ADAPTERS},
@@ -117,16 +118,17 @@ def _adapter_flags(work: Path) -> list[str]:
     return [part for seed in range(ADAPTERS) for part in ("--adapter", f"a{seed}={work / f'a{seed}'}")]
 
 
-def take_turns(work: Path, rounds: int, seconds: float) -> dict[str, list[dict[str, Any]]]:
+def run_in_turns(work: Path, rounds: int, seconds: float) -> dict[str, list[dict[str, Any]]]:
     """Run each contestant ``rounds`` times, in alternating order, and return their reports."""
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTESTANTS}
-    for number in range(rounds):
-        for name in CONTESTANTS if number % 2 == 0 else reversed(CONTESTANTS):
-            command = [sys.executable, "-m", "benchmarks.branches", "--worker", name]
-            command += ["--work", str(work), "--seconds", str(seconds)]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            runs[name].append(json.loads(done.stdout.splitlines()[-1]))
-        print(f"round {number + 1} of {rounds}", file=sys.stderr)
+
+    def run(name: str) -> dict[str, Any]:
+        command = [sys.executable, "-m", "benchmarks.branches", "--worker", name]
+        command += ["--work", str(work), "--seconds", str(seconds)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return report
+
+    runs, _ = take_turns(list(CONTESTANTS), rounds, run, lambda name, _: print(name, file=sys.stderr))
     return runs
 
 

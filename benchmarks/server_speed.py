@@ -125,13 +125,16 @@ def _infinity(model: Path, engine: str) -> dict[str, Any]:
 
 
 def _optimum_model(work: Path, checkpoint: Path, task: str, kind: str) -> tuple[Path, str | None]:
-    """Return a directory with Optimum's export as infinity wants it, and why there is none."""
+    """Return a directory with Optimum's export as infinity wants it, and why there is none.
+
+    The Optimum in infinity's own environment runs such graphs, but cannot export with this torch.
+    """
     path = work / f"infinity-{task}-{kind}"
-    if path.is_dir():
-        return path, None
+    if path.is_dir() or missing("optimum"):
+        return path, missing("optimum")
     job = {"checkpoint": str(checkpoint), "output": str(path), "task": task, "kind": kind}
     try:
-        run_worker(Contestant(path.name, worker("export_infinity", python=python_of("infinity")), job))
+        run_worker(Contestant(path.name, worker("export_infinity", python=python_of("optimum")), job))
     except ContestantError as error:
         shutil.rmtree(path, ignore_errors=True)
         return path, f"Optimum could not export it: {error}"

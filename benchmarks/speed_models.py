@@ -49,7 +49,7 @@ class SpeedModels:
             targets = [part for name in PROJECTIONS for part in ("--target-modules", name)]
             command(
                 "train", "--base", minilm(), "--train", data / "train.jsonl", "--validation", data / "validation.jsonl",
-                "--output", path, "--epochs", "2", "--max-length", "32", *targets,
+                "--output", path, "--epochs", "2", "--max-length", str(LENGTH), *targets,
             )  # fmt: skip
         return path
 

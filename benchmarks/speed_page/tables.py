@@ -11,6 +11,14 @@ __all__ = ["machine_line", "render_result", "render_table", "versions_line"]
 
 BUSY = 0.1
 """Share of the cores that other programs may use before a row is marked."""
+ANSWERS = {
+    "accuracy": ("accuracy", ".4f"),
+    "logit_error": ("rms logit error", ".1e"),
+    "worst_cosine": ("smallest cosine", ".4f"),
+    "worst_probability": ("largest error of a probability", ".1e"),
+    "errors": ("failed requests", "d"),
+}
+"""What a row says of its answers: key of the report → column and format."""
 
 
 def render_result(result: Mapping[str, Any]) -> str:
@@ -24,9 +32,8 @@ def render_result(result: Mapping[str, Any]) -> str:
 def render_table(result: Mapping[str, Any]) -> str:
     """Return the Markdown table: median, range and ratio of each figure; the fastest of ours and of the peers is bold."""
     about = result["table"]
-    answers = any("accuracy" in row for row in result["rows"])
-    more = ["accuracy", "rms logit error"] if answers else []
-    head = [f"{about['unit']} (× {about['reference']})", *about["columns"], *more]
+    more = [key for key in ANSWERS if any(key in row for row in result["rows"])]
+    head = [f"{about['unit']} (× {about['reference']})", *about["columns"], *(ANSWERS[key][0] for key in more)]
     lines = [_line(head), _line(["---"] * len(head))]
     best = dict(_best(result))
     for row in result["rows"]:
@@ -36,7 +43,8 @@ def render_table(result: Mapping[str, Any]) -> str:
             continue
         busy = "†" if row.get("others_share") and row["others_share"] > BUSY else ""
         cells = [_cell(row["figures"].get(column), bold=best.get(column) == row["name"]) for column in about["columns"]]
-        lines.append(_line([name + busy, *cells, *(_answers(row) if answers else ())]))
+        answers = [f"{row[key]:{ANSWERS[key][1]}}" if key in row else "" for key in more]
+        lines.append(_line([name + busy, *cells, *answers]))
     return "\n".join(lines)
 
 
@@ -80,12 +88,6 @@ def _cell(figure: Mapping[str, Any] | None, *, bold: bool) -> str:
     between = " [{}, {}]".format(*map(_number, figure["range"])) if "range" in figure else ""
     ratio = f" × {figure['ratio']:.2f}" if "ratio" in figure else ""
     return f"{median}{between}{ratio}"
-
-
-def _answers(row: Mapping[str, Any]) -> tuple[str, str]:
-    if "accuracy" not in row:
-        return "", row.get("answers", "")
-    return f"{row['accuracy']:.4f}", f"{row['logit_error']:.1e}"
 
 
 def _number(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Worker: exports a checkpoint with the Optimum of infinity's environment, plain or quantized, for infinity's engine.
+"""Worker: exports a checkpoint for infinity's Optimum engine, plain or quantized, in Optimum's environment.
 
 The job has ``checkpoint``, ``output``, ``task`` and ``kind`` (plain or int8).
 """

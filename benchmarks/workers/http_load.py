@@ -58,12 +58,13 @@ def server(job: dict[str, Any]) -> Iterator[str]:
                 raise SystemExit(f"the server did not start: {log.read()[-300:].decode(errors='replace').strip()}")
             yield url
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                try:
+                    process.wait(15)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
 
 
 async def wait_until_ready(process: subprocess.Popen[bytes], url: str) -> bool:

@@ -99,6 +99,14 @@ def test_the_table_has_medians_ranges_ratios_reasons_and_floors() -> None:
     assert lines[5].startswith("| *floor: products* | 0.50")
 
 
+def test_what_the_answers_are_worth_stands_beside_the_speed() -> None:
+    found = result((1.0, 1.0), (2.0, 2.0))
+    found["rows"][0] |= {"accuracy": 0.99, "logit_error": 0.002}
+    lines = render_table(found).splitlines()
+    assert lines[0].endswith("| accuracy | rms logit error |")
+    assert lines[2].endswith("| 0.9900 | 2.0e-03 |") and lines[3].endswith("|  |  |")
+
+
 def test_a_busy_machine_is_marked() -> None:
     page = render_page({"encoder_speed": result((1.0,), (2.0,), others=0.4)})
     assert "| ours, fp32† |" in page and "† Other programs used more than 10%" in page
