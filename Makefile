@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -18,10 +19,10 @@ PROJECT := $(PIP) --no-deps --no-build-isolation
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup browser demo test architectures coverage lint bench docs lock sbom clean
+.PHONY: help setup browser demo test architectures coverage lint bench bench-quality bench-speed peers docs lock lock-peers sbom clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) ## Create .venv and install everything, pinned
 
@@ -44,8 +45,17 @@ lint: $(READY) ## Check style, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+peers: $(READY) ## Install what bench-speed compares with, each into an environment of its own in build/peers
+	$(BIN)/python -m benchmarks.peers
+
+bench-speed: peers ## Measure the tables of docs/speed.md and write the page (BENCH_ARGS=--quick: 10 minutes)
+	$(BIN)/python -m benchmarks.speed $(BENCH_ARGS)
+
 bench: $(READY) ## Measure again what the documents state; writes benchmarks/results
 	$(BIN)/python -m benchmarks
+
+bench-quality: $(READY) ## Train what docs/evidence.md compares, and write the page: hours, resumable (BENCH_ARGS=--quick: minutes)
+	$(BIN)/python -m benchmarks.quality $(BENCH_ARGS)
 
 docs: $(DOCS) ## Build the documentation site into site/; a broken link is an error
 	$(BIN)/python docs/reference/generate_cli.py --check
@@ -63,6 +73,12 @@ lock: $(RELEASE)/.ready ## Write the pinned versions and their hashes anew, afte
 	$(COMPILE) $(LOCK_ARGS) --extra serve,ray,gpu -c requirements/setup.txt -o requirements/serve-gpu.txt pyproject.toml
 	$(COMPILE) $(LOCK_ARGS) --extra docs -c requirements/setup.txt -o requirements/docs.txt pyproject.toml
 	$(COMPILE) $(LOCK_ARGS) --extra release -c requirements/setup.txt -o requirements/release.txt pyproject.toml
+
+lock-peers: $(RELEASE)/.ready ## Write the pinned versions of the peers that bench-speed compares with
+	for peer in $(basename $(notdir $(wildcard requirements/peers/*.in))); do \
+	  CUSTOM_COMPILE_COMMAND='make lock-peers' $(RELEASE)/bin/pip-compile --quiet --generate-hashes --strip-extras --no-annotate \
+	    --unsafe-package torch --no-emit-index-url --no-emit-find-links --no-emit-trusted-host $(LOCK_ARGS) \
+	    -o requirements/peers/$$peer.txt requirements/peers/$$peer.in || exit 1; done
 
 sbom: $(RELEASE)/.ready ## Write dist/sbom.cdx.json: what the serving image holds, with licenses (CycloneDX)
 	rm -rf build/sbom && mkdir -p dist && $(PYTHON) -m venv build/sbom

@@ -11,12 +11,15 @@ MEASUREMENTS = (
     "graphs",
     "int8",
     "merge_memory",
+    "merge_speed",
     "branches",
     "soak",
     "kills",
     "serving",
+    "shared_machine",
     "overload",
     "hostile_client",
+    "provider_speed",
     "serving_ray",
 )
 """Modules of this package; each writes benchmarks/results/<name>.json."""

@@ -1,4 +1,4 @@
-"""Accuracy of RM-LoRA and plain LoRA on MiniLM, in PyTorch and after export.
+"""Accuracy of RM-LoRA as published and of plain LoRA on MiniLM, in PyTorch and after export.
 
 The data are deduplicated and split by seed. Each model is trained by ``rmlora-deploy train`` and exported by
 ``rmlora-deploy export``, which evaluates PyTorch and ONNX Runtime on the same test examples.
@@ -49,7 +49,7 @@ def _measure(name: str, method: str, seed: int, data: Path, work: Path) -> dict[
     files = [part for split in ("train", "validation", "test") for part in (f"--{split}", str(data / f"{split}.jsonl"))]
     trained = _command(
         "train", "--base", base, *files, "--output", str(adapter), "--method", method, "--seed", str(seed),
-        "--mask-seed", str(seed), *targets, *SETTINGS[name],
+        "--mask-seed", str(seed), *(["--preset", "paper"] if method == "rmlora" else []), *targets, *SETTINGS[name],
     )  # fmt: skip
     row = {
         "data": name,

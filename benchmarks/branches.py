@@ -33,6 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.assets import minilm
+from benchmarks.contest import take_turns
 from benchmarks.results import environment, write_result
 from rmlora_deploy.bench.machine import OthersWatch, pin, usable_cores
 from rmlora_deploy.bundles.bundle import Bundle
@@ -62,7 +63,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         work = options.work or Path(scratch)
         made = make_bundles(work)
-        runs = take_turns(work, options.rounds, options.seconds)
+        runs = run_in_turns(work, options.rounds, options.seconds)
         result = {
             "environment": environment(),
             "settings": {"rounds": options.rounds, "seconds": options.seconds, "rank": RANK, "adapters": ADAPTERS},
@@ -82,49 +83,52 @@ def main() -> None:
 
 def make_bundles(work: Path) -> dict[str, Any]:
     """Export the merged and the branch bundles with random adapters; compare the time of an export with adding an adapter."""
-    from benchmarks.random_adapters import save_random_adapter
-
-    names = [f"a{number}" for number in range(ADAPTERS + 1)]
-    for seed, name in enumerate(names):
-        if not (work / name).is_dir():
-            save_random_adapter(
-                minilm(), "text-classification", work / name, rank=RANK, labels=LABELS, seed=seed, size=0.02
-            )
-    flags = [part for name in names[:ADAPTERS] for part in ("--adapter", f"{name}={work / name}")]
-    _command("export", minilm(), "--adapter", work / "a0", "--output", work / "merged", "--overwrite")
-    export = _command("export", minilm(), "--mode", "branches", *flags, "--output", work / "branches", "--overwrite")
-    lowered = work / "branches-int8"
-    _command(
-        "export",
-        minilm(),
-        "--mode",
-        "branches",
-        *flags,
-        "-o",
-        lowered,
-        "--precision",
-        "int8",
-        "--no-verify",
-        "--overwrite",
-    )
+    export = export_bundles(work)
+    export_int8(work)
     adding = []
     for _ in range(5):
-        adding.append(_command("adapter", "add", work / "branches", f"extra={work / names[-1]}"))
+        adding.append(_command("adapter", "add", work / "branches", f"extra={work / f'a{ADAPTERS}'}"))
         _command("adapter", "remove", work / "branches", "extra")
     once = statistics.median(adding)
     return {"seconds": {"export": round(export, 1), "adapter add": round(once, 2), "ratio": round(export / once, 1)}}
 
 
-def take_turns(work: Path, rounds: int, seconds: float) -> dict[str, list[dict[str, Any]]]:
+def export_bundles(work: Path) -> float:
+    """Make random adapters, export one merged and all of them as branches, and return the seconds of the second export."""
+    from benchmarks.random_adapters import save_random_adapter
+
+    for seed in range(ADAPTERS + 1):
+        name = f"a{seed}"
+        if not (work / name).is_dir():
+            save_random_adapter(
+                minilm(), "text-classification", work / name, rank=RANK, labels=LABELS, seed=seed, size=0.02
+            )
+    _command("export", minilm(), "--adapter", work / "a0", "--output", work / "merged", "--overwrite")
+    words = ("--mode", "branches", *_adapter_flags(work), "--output", work / "branches", "--overwrite")
+    return _command("export", minilm(), *words)
+
+
+def export_int8(work: Path) -> None:
+    """Export the branches once more, on an int8 base."""
+    words = ("--mode", "branches", *_adapter_flags(work), "--output", work / "branches-int8", "--overwrite")
+    _command("export", minilm(), *words, "--precision", "int8", "--no-verify")
+
+
+def _adapter_flags(work: Path) -> list[str]:
+    return [part for seed in range(ADAPTERS) for part in ("--adapter", f"a{seed}={work / f'a{seed}'}")]
+
+
+def run_in_turns(work: Path, rounds: int, seconds: float) -> dict[str, list[dict[str, Any]]]:
     """Run each contestant ``rounds`` times, in alternating order, and return their reports."""
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTESTANTS}
-    for number in range(rounds):
-        for name in CONTESTANTS if number % 2 == 0 else reversed(CONTESTANTS):
-            command = [sys.executable, "-m", "benchmarks.branches", "--worker", name]
-            command += ["--work", str(work), "--seconds", str(seconds)]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            runs[name].append(json.loads(done.stdout.splitlines()[-1]))
-        print(f"round {number + 1} of {rounds}", file=sys.stderr)
+
+    def run(name: str) -> dict[str, Any]:
+        command = [sys.executable, "-m", "benchmarks.branches", "--worker", name]
+        command += ["--work", str(work), "--seconds", str(seconds)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return report
+
+    runs, _ = take_turns(list(CONTESTANTS), rounds, run, lambda name, _: print(name, file=sys.stderr))
     return runs
 
 

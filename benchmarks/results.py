@@ -15,13 +15,15 @@ from rmlora_deploy.bench.machine import gpu_names, processor_name, usable_cores
 __all__ = ["RESULTS", "environment", "write_result"]
 
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("torch", "transformers", "peft", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "numpy")
+_PACKAGES = (
+    "torch", "transformers", "peft", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "openvino", "onnxscript", "numpy",
+)  # fmt: skip
 
 
-def write_result(name: str, value: dict[str, Any]) -> Path:
-    """Write ``benchmarks/results/<name>.json`` and return its path."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def write_result(name: str, value: dict[str, Any], directory: Path = RESULTS) -> Path:
+    """Write ``<name>.json``, by default into ``benchmarks/results``, and return its path."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{name}.json"
     write_json(path, value)
     return path
 

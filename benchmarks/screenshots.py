@@ -82,7 +82,9 @@ def prepare(work: Path) -> Path:
 @contextmanager
 def traffic(url: str) -> Iterator[None]:
     """Send each adapter texts of its own data until the block ends, from clients whose rate goes up and down."""
-    texts = {name: [str(text) for text, _ in DATASETS[source]()[:500]] for name, (source, *_) in ADAPTERS.items()}
+    texts = {
+        name: [str(example.input) for example in DATASETS[source]()[:500]] for name, (source, *_) in ADAPTERS.items()
+    }
     texts |= {name: texts[whole] for name, whole in SMALL.items()}
     weights = [1 / (rank + 1) for rank in range(len(texts))]
     ended = threading.Event()

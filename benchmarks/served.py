@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks import contest
 from rmlora_deploy.bench.machine import pin, usable_cores
 
 __all__ = ["load", "make_parser", "server", "settings_of", "split_cores", "take_turns"]
@@ -44,12 +45,10 @@ def take_turns(
     names: Sequence[str], rounds: int, run: Callable[[str], Run], show: Callable[[Run], str]
 ) -> dict[str, list[Run]]:
     """Run each contestant ``rounds`` times, in alternating order, and print a line after each turn."""
-    runs: dict[str, list[Run]] = {name: [] for name in names}
     width = max(map(len, names))
-    for number in range(rounds):
-        for name in names if number % 2 == 0 else reversed(names):
-            runs[name].append(run(name))
-            print(f"{name:{width}} {show(runs[name][-1])}", flush=True)
+    runs, _ = contest.take_turns(
+        names, rounds, run, lambda name, turn: print(f"{name:{width}} {show(turn)}", flush=True)
+    )
     return runs
 
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks.assets import minilm
 from benchmarks.random_adapters import draw_arrays, save_random_adapter
-from benchmarks.realdata import movie_reviews, sms_spam, trec, tweets
+from benchmarks.realdata import DATASETS
 from benchmarks.results import environment, write_result
 from benchmarks.served import load, make_parser, server, settings_of, take_turns
 from rmlora.storage import sha256_file, write_json
@@ -107,7 +107,8 @@ def make_bundles(work: Path, adapters: int) -> None:
 def real_texts() -> list[str]:
     """Return texts of every length that people write, the same number from each dataset."""
     draw = random.Random(0)
-    return [text for read in (sms_spam, trec, tweets, movie_reviews) for text, _ in draw.sample(read(), TEXTS_OF_EACH)]
+    names = ("sms", "trec", "tweets", "movies")
+    return [example.input for name in names for example in draw.sample(DATASETS[name](), TEXTS_OF_EACH)]
 
 
 def write_reference(path: Path, texts: list[str], logits: dict[str, list[np.ndarray]], bundle: Bundle) -> None:

@@ -8,6 +8,7 @@ Training, with any transformers ``Trainer`` or a loop of your own (needs torch a
 ``find_factors``         the trainable LoRA factors of a PEFT model, for hand-written loops
 ``regularize_gradients`` adds the orthogonality penalty's gradient; once per optimizer step
 ``mask_gradients``       zeroes the gradients of this step's masked directions; once per optimizer step
+``finish_step``          lengthens the masked step and keeps the directions apart; after the optimizer's step
 ======================== ========================================================================================
 
 Adapters on disk and in memory (numpy only):
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from rmlora.factors import find_factors
     from rmlora.package import load_package, save_package
     from rmlora.spectrum import AdapterSpectrum, Spectrum, adapter_spectrum, module_spectrum
-    from rmlora.steps import mask_gradients, regularize_gradients
+    from rmlora.steps import finish_step, mask_gradients, regularize_gradients
 
 __all__ = [
     "Adapter",
@@ -53,6 +54,7 @@ __all__ = [
     "__version__",
     "adapter_spectrum",
     "find_factors",
+    "finish_step",
     "load_package",
     "mask_gradients",
     "module_spectrum",
@@ -70,6 +72,7 @@ _HOMES = {
     "Spectrum": "rmlora.spectrum",
     "adapter_spectrum": "rmlora.spectrum",
     "find_factors": "rmlora.factors",
+    "finish_step": "rmlora.steps",
     "load_package": "rmlora.package",
     "mask_gradients": "rmlora.steps",
     "module_spectrum": "rmlora.spectrum",

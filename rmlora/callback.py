@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -9,7 +10,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from rmlora.config import RMLoRAConfig
 from rmlora.errors import TrainingError
 from rmlora.factors import Factors, find_factors
-from rmlora.steps import MaskedStep, mask_gradients, regularize_gradients
+from rmlora.steps import MaskedStep, finish_step, mask_gradients, regularize_gradients
+from rmlora.trainer_init import align_factors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,9 +21,9 @@ __all__ = ["RMLoRACallback"]
 
 
 class RMLoRACallback(TrainerCallback):
-    """Regularize and mask the LoRA gradients once per optimizer step.
+    """Mask the LoRA gradients in every optimizer step, and keep the directions apart.
 
-        >>> config = RMLoRAConfig(rank=8, active_rank=4, orth_weight=0.1)
+        >>> config = RMLoRAConfig(rank=8, active_rank=4)
         >>> model = get_peft_model(model, config.to_peft(task_type="SEQ_CLS"))          # doctest: +SKIP
         >>> trainer = Trainer(model=model, callbacks=[RMLoRACallback(config)], ...)     # doctest: +SKIP
         >>> trainer.train()                                                             # doctest: +SKIP
@@ -59,10 +61,16 @@ class RMLoRACallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Find the factors; raise :class:`TrainingError` if there are none or they are sharded."""
+        """Find the factors, and align fresh ones with the gradient unless a checkpoint is continued.
+
+        Raises:
+            TrainingError: there are none, they are sharded, or the model does not return a loss.
+        """
         _refuse_sharding(args)
         self._factors = find_factors(_model(kwargs))
         self._steps, self._first_step = 0, state.global_step
+        if self.config.init == "gradient" and state.global_step == 0:
+            align_factors(_model(kwargs), self._factors, kwargs.get("train_dataloader"), args, seed=self.config.seed)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -76,8 +84,9 @@ class RMLoRACallback(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Restore the masked directions under ``mask_mode="update"``."""
-        self._masked.restore()
+        """Lengthen the step, decorrelate the directions, and restore masked ones under ``mask_mode="update"``."""
+        rate = _learning_rate(kwargs.get("optimizer"), self._factors) if self.config.decorrelation else 0.0
+        finish_step(self._factors, self.config, self._masked, rate)
 
     def on_log(
         self,
@@ -110,6 +119,18 @@ def _model(kwargs: dict[str, Any]) -> Module:
     if model is None:
         raise TrainingError("The trainer gave the RM-LoRA callback no model: pass model= to the trainer.")
     return model
+
+
+def _learning_rate(optimizer: Any, factors: Sequence[Factors]) -> float:
+    """Return the rate of the parameter group that holds the first factor.
+
+    Raises:
+        TrainingError: the trainer gave no optimizer, or one that does not hold the factors.
+    """
+    for group in getattr(optimizer, "param_groups", ()):
+        if any(parameter is factors[0].A for parameter in group["params"]):
+            return float(group["lr"])
+    raise TrainingError("The trainer's optimizer does not hold the LoRA factors: give it all trainable parameters.")
 
 
 def _refuse_sharding(args: TrainingArguments) -> None:

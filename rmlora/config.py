@@ -5,6 +5,9 @@ Symbols of the paper (Mao et al., arXiv 2407.12074) and PEFT's names::
     W = W0 + s·B A      A [rank, in]   B [out, rank]   s = alpha / rank   (rslora: alpha / √rank)
     loss = task + orth_weight · mean over all A, B of ‖A Aᵀ − I‖_F and ‖Bᵀ B − I‖_F
     each optimizer step updates active_rank of the rank directions of every layer and masks the others
+
+The defaults are the settings that did best on data kept apart for choosing them (docs/evidence.md); the paper's are
+``RMLoRAConfig(**PRESETS["paper"])``.
 """
 
 from __future__ import annotations
@@ -19,10 +22,11 @@ from rmlora.errors import ConfigError, require
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-__all__ = ["MaskMode", "MaskSharing", "RMLoRAConfig"]
+__all__ = ["PRESETS", "Init", "MaskMode", "MaskSharing", "RMLoRAConfig"]
 
 MaskSharing = Literal["shared", "independent"]
 MaskMode = Literal["gradient", "update"]
+Init = Literal["gradient", "peft"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,7 @@ class RMLoRAConfig:
         >>> model = get_peft_model(model, config.to_peft(task_type="SEQ_CLS"))          # doctest: +SKIP
         >>> Trainer(model=model, callbacks=[RMLoRACallback(config)], ...).train()       # doctest: +SKIP
 
-    ``RMLoRAConfig(rank=r, active_rank=r, orth_weight=0)`` is plain LoRA. Published settings: rank 4 with 2 active or rank
-    8 with 4, alpha 16 or 32, orth_weight up to 0.1, learning rate 1e-3.
+    ``RMLoRAConfig(rank=r, active_rank=r, **PRESETS["lora"])`` is plain LoRA.
 
     Raises:
         ConfigError: a value is invalid; the message names the setting and its flag.
@@ -45,14 +48,25 @@ class RMLoRAConfig:
     active_rank: int = 4
     """Directions k updated in one optimizer step; k/r is the paper's parameter budget. The other r − k are masked."""
     alpha: float = 16.0
-    """Numerator of the scale s. The penalty pulls the singular values of B A towards 1, so with it ``alpha / rank`` is the
-    actual magnitude of the update, not just a learning-rate factor."""
-    orth_weight: float = 0.1
-    """Weight of the orthogonality penalty; published values lie in (0, 0.1]. 0 turns it off."""
+    """Numerator of the scale s. The paper's penalty pulls the singular values of B A towards 1, so with it ``alpha / rank``
+    is the actual magnitude of the update, not just a learning-rate factor."""
+    init: Init = "gradient"
+    """How A starts, with B = 0: ``gradient`` sets its rows to an orthogonal basis of the leading directions of the task's
+    gradient, from one pass over 64 examples before the first step; ``peft`` keeps PEFT's random values."""
+    decorrelation: float = 10.0
+    """Strength of the scale-free regularizer: after each step, the directions of A and of B turn away from each other by
+    this times the learning rate, and keep their lengths. 0 turns it off."""
+    orth_weight: float = 0.0
+    """Weight of the paper's orthogonality penalty; published values lie in (0, 0.1]. 0 turns it off."""
     squared: bool = False
     """Penalize squared Frobenius norms; the paper uses the norms themselves."""
     mask_sharing: MaskSharing = "shared"
     """``shared``: A and B of a layer have the same mask (the authors' v1); ``independent``: one each (v2)."""
+    mask_interval: int = 1
+    """Optimizer steps for which a mask is kept; the paper draws a new one for every step."""
+    compensate: bool = True
+    """Lengthen the steps of the factors to make up for the mask: under Adam, a direction whose gradient is zero in half of
+    the steps moves about 0.7 times as far. Factor √(r/k), with ``mask_mode="update"`` r/k."""
     mask_mode: MaskMode = "gradient"
     """``gradient`` only zeroes gradients, as in the paper: Adam's momentum still moves masked directions. ``update`` also
     restores the masked directions after the step."""
@@ -87,26 +101,39 @@ class RMLoRAConfig:
     def _check(self) -> None:
         _check_whole("rank", self.rank, minimum=1)
         _check_whole("active_rank", self.active_rank, minimum=1)
+        _check_whole("mask_interval", self.mask_interval, minimum=1)
         _check_whole("seed", self.seed, minimum=0)
         if self.active_rank > self.rank:
             raise ConfigError(
                 f"active_rank {self.active_rank} is larger than rank {self.rank}: lower --active-rank or raise --rank."
             )
         _check_alpha("alpha", self.alpha, "--alpha")
-        if not 0 <= self.orth_weight < float("inf"):
-            raise ConfigError(f"orth_weight must be 0 or more, not {self.orth_weight}: change --orth-weight.")
+        for name in ("orth_weight", "decorrelation"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                flag = "--" + name.replace("_", "-")
+                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}: change {flag}.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must lie in [0, 1), not {self.dropout}: change --dropout.")
         if self.mask_sharing not in get_args(MaskSharing):
             raise ConfigError(f"mask_sharing must be shared or independent, not '{self.mask_sharing}'.")
         if self.mask_mode not in get_args(MaskMode):
             raise ConfigError(f"mask_mode must be gradient or update, not '{self.mask_mode}'.")
+        if self.init not in get_args(Init):
+            raise ConfigError(f"init must be gradient or peft, not '{self.init}'.")
         if not self.target_modules:
             raise ConfigError("target_modules is empty: name at least one module ending, or all-linear.")
         for pattern, rank in self.rank_pattern.items():
             _check_whole(f"rank_pattern['{pattern}']", rank, minimum=1)
         for pattern, alpha in self.alpha_pattern.items():
             _check_alpha(f"alpha_pattern['{pattern}']", alpha, "--alpha-pattern")
+
+    @property
+    def step_factor(self) -> float:
+        """What the steps of masked factors are multiplied by; 1 without ``compensate`` or masks."""
+        if not (self.compensate and self.masks):
+            return 1.0
+        share = self.rank / self.active_rank
+        return float(share if self.mask_mode == "update" else share**0.5)
 
     @property
     def masks(self) -> bool:
@@ -165,6 +192,16 @@ class RMLoRAConfig:
                 f"Unknown RM-LoRA setting {', '.join(unknown)}: the known ones are {', '.join(sorted(known))}."
             )
         return cls(**values)
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "default": {},
+    "paper": {"init": "peft", "orth_weight": 0.1, "decorrelation": 0.0, "compensate": False},
+    "lora": {"init": "peft", "orth_weight": 0.0, "decorrelation": 0.0, "compensate": False},
+}
+"""Name → settings that differ from the defaults. ``paper`` is Mao et al.'s method as their scripts have it (rank 8 with 4
+active directions, or 4 with 2; alpha 16 or 32; learning rate 1e-3); ``lora`` turns off all but the mask, which has no effect
+with ``active_rank = rank``."""
 
 
 def _strings(name: str, value: Any) -> tuple[str, ...]:

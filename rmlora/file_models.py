@@ -73,6 +73,7 @@ class _Settings(_File):
     active_rank: _Count
     alpha: _Number
     orth_weight: _Number
+    decorrelation: _Number = 0.0
     mask_sharing: str
     mask_mode: str
 

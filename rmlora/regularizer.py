@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["penalty", "penalty_and_gradients"]
+__all__ = ["group_by_shape", "penalty", "penalty_and_gradients"]
 
 
 def penalty(matrices: Sequence[Tensor], *, squared: bool = False) -> Tensor:
@@ -29,7 +29,7 @@ def penalty(matrices: Sequence[Tensor], *, squared: bool = False) -> Tensor:
     import torch
 
     norms = []
-    for group in _by_shape(matrices).values():
+    for group in group_by_shape(matrices).values():
         gram = _gram_minus_identity(torch.stack([matrices[i].float() for i in group]))
         square = gram.square().sum(dim=(1, 2))
         norms.append(square if squared else square.sqrt())
@@ -52,7 +52,7 @@ def penalty_and_gradients(matrices: Sequence[Tensor], *, squared: bool = False) 
     gradients: list[Tensor | None] = [None] * len(matrices)
     norms = []
     with torch.no_grad():
-        for group in _by_shape(matrices).values():
+        for group in group_by_shape(matrices).values():
             stacked = torch.stack([matrices[i].float() for i in group])
             gram = _gram_minus_identity(stacked)
             square = gram.square().sum(dim=(1, 2))
@@ -75,7 +75,8 @@ def _gram_minus_identity(stacked: Tensor) -> Tensor:
     return gram - torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
 
 
-def _by_shape(matrices: Sequence[Tensor]) -> dict[tuple[object, ...], list[int]]:
+def group_by_shape(matrices: Sequence[Tensor]) -> dict[tuple[object, ...], list[int]]:
+    """Return the indices of matrices of the same shape on the same device, which can share one batched product."""
     groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for index, matrix in enumerate(matrices):
         key = (tuple(matrix.shape), matrix.device)

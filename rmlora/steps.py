@@ -1,4 +1,4 @@
-"""Regularizing and masking gradients, as plain functions for hand-written training loops (torch).
+"""One optimizer step of RM-LoRA, as plain functions for hand-written training loops (torch).
 
 ::
 
@@ -9,7 +9,7 @@
         regularize_gradients(factors, config)
         masked = mask_gradients(factors, config, step)
         optimizer.step()
-        masked.restore()          # only has an effect with mask_mode="update"
+        finish_step(factors, config, masked, learning_rate)
         optimizer.zero_grad()
 """
 
@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rmlora.config import RMLoRAConfig
+from rmlora.decorrelation import decorrelate
 from rmlora.factors import Factors
 from rmlora.mask import Side, masked_directions_of_many
 from rmlora.regularizer import penalty_and_gradients
@@ -29,14 +30,26 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
-__all__ = ["MaskedStep", "mask_gradients", "regularize_gradients"]
+__all__ = ["MaskedStep", "finish_step", "mask_gradients", "regularize_gradients"]
 
 
 @dataclass
 class MaskedStep:
-    """The directions masked in one step; with ``mask_mode="update"`` also their values before it."""
+    """What a step with masks has to put right after the optimizer: values from before it."""
 
+    _before: list[tuple[Parameter, Tensor]] = field(default_factory=list)
+    """Factors whose step is lengthened, and their values."""
     _kept: list[tuple[Parameter, int, Tensor, Tensor]] = field(default_factory=list)
+    """Factors whose masked directions do not move: the axis of the directions, their numbers and their values."""
+
+    def lengthen(self, factor: float) -> None:
+        """Multiply the step that the factors have made by ``factor``, whichever optimizer made it."""
+        import torch
+
+        with torch.no_grad():
+            for parameter, before in self._before:
+                parameter.lerp_(before, 1.0 - factor)
+        self._before.clear()
 
     def restore(self) -> None:
         """Restore the masked directions to their values before the step (``mask_mode="update"``)."""
@@ -79,15 +92,16 @@ def mask_gradients(factors: Sequence[Factors], config: RMLoRAConfig, step: int) 
     Args:
         factors: from :func:`rmlora.factors.find_factors`.
         config: the method.
-        step: number of optimizer steps already done; step 0 has no mask.
+        step: number of optimizer steps already done; step 0, with ``mask_interval`` the whole first interval, has no mask.
 
     Returns:
-        the masked directions; with ``mask_mode="update"`` call its :meth:`MaskedStep.restore` after the optimizer step.
+        what :func:`finish_step` needs after the optimizer's step.
     """
     import torch
 
     masked = MaskedStep()
-    if not config.masks or step == 0:
+    interval = step // config.mask_interval
+    if not config.masks or interval == 0:
         return masked
     with torch.no_grad():
         for rank, group in _by_rank(factors).items():
@@ -96,7 +110,9 @@ def mask_gradients(factors: Sequence[Factors], config: RMLoRAConfig, step: int) 
                 continue
             sides: tuple[Side, Side] = ("AB", "AB") if config.mask_sharing == "shared" else ("A", "B")
             names = [(item.module, side) for item in group for side in sides]
-            rows = masked_directions_of_many(seed=config.seed, step=step, names=names, rank=rank, active_rank=active)
+            rows = masked_directions_of_many(
+                seed=config.seed, step=interval, names=names, rank=rank, active_rank=active
+            )
             directions = torch.from_numpy(rows).to(group[0].A.device, non_blocking=True)
             for index, item in enumerate(group):
                 for parameter, axis, chosen in (
@@ -104,7 +120,31 @@ def mask_gradients(factors: Sequence[Factors], config: RMLoRAConfig, step: int) 
                     (item.B, 1, directions[2 * index + 1]),
                 ):
                     _mask(parameter, axis, chosen.to(parameter.device), masked, keep=config.mask_mode == "update")
+                    if config.compensate:
+                        masked._before.append((parameter, parameter.detach().clone()))
     return masked
+
+
+def finish_step(factors: Sequence[Factors], config: RMLoRAConfig, masked: MaskedStep, learning_rate: float) -> None:
+    """Do what follows the optimizer's step: lengthen it, decorrelate the directions, restore what must not move.
+
+    Args:
+        factors: from :func:`rmlora.factors.find_factors`.
+        config: the method.
+        masked: from :func:`mask_gradients`, before the step.
+        learning_rate: with which the optimizer has moved the factors.
+    """
+    masked.lengthen(config.step_factor)
+    if config.decorrelation:
+        decorrelate(
+            [
+                view(p.detach())
+                for item in factors
+                for view, p in ((item.matrix_of_A, item.A), (item.matrix_of_B, item.B))
+            ],
+            config.decorrelation * learning_rate,
+        )
+    masked.restore()
 
 
 def _mask(parameter: Parameter, axis: int, directions: Tensor, masked: MaskedStep, *, keep: bool) -> None:

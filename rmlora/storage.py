@@ -32,6 +32,7 @@ __all__ = [
     "check_changeable",
     "check_makeable",
     "check_writable",
+    "flush",
     "locked",
     "read_json",
     "refuse_existing",
@@ -52,9 +53,9 @@ def atomic_file(target: Path) -> Iterator[Path]:
     with _os_errors(target), workplace(_real(target)) as place:
         yield place.new
         apply_umask(place.new, place.path)
-        _flush(place.new)
+        flush(place.new)
         os.replace(place.new, place.target)
-        _flush(place.target.parent)
+        flush(place.target.parent)
 
 
 @contextmanager
@@ -76,9 +77,9 @@ def atomic_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]
             yield place.new
             apply_umask(place.new, place.path)
             for path in (*sorted(place.new.rglob("*")), place.new):
-                _flush(path)
+                flush(path)
             _put_in_place(place, overwrite=overwrite)
-            _flush(real.parent)
+            flush(real.parent)
 
 
 @contextmanager
@@ -235,7 +236,8 @@ def _real(target: Path) -> Path:
         raise OutputError(f"{target} is a link that leads to itself: choose another name.") from None
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have the disk store a file or directory, as far as its file system can do that."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -88,8 +88,22 @@ class TensorInfo:
             file.seek(self.offset + start)
             data = file.read(count)
         if len(data) != count:
-            raise InputError(f"{self.path} ends inside tensor '{self.name}': the file is truncated, fetch it again.")
+            raise self._truncated()
         return data
+
+    def read_into(self, buffer: npt.NDArray[np.uint8], start: int) -> None:
+        """Fill ``buffer`` with raw bytes, starting ``start`` bytes into the tensor.
+
+        Raises:
+            InputError: the file ends early.
+        """
+        with permissions_named(self.path), open(self.path, "rb") as file:
+            file.seek(self.offset + start)
+            if file.readinto(buffer.data) != buffer.nbytes:
+                raise self._truncated()
+
+    def _truncated(self) -> InputError:
+        return InputError(f"{self.path} ends inside tensor '{self.name}': the file is truncated, fetch it again.")
 
 
 class TensorFile:

@@ -23,7 +23,7 @@ from rmlora.adapter import LoraModule
 from rmlora.errors import AdapterError
 from rmlora.wording import counted
 
-__all__ = ["delta_rows", "stores_transposed"]
+__all__ = ["delta_rows", "stores_transposed", "update_factors"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -52,6 +52,22 @@ def stores_transposed(module: LoraModule, shape: tuple[int, ...]) -> bool:
     return transposed
 
 
+def update_factors(module: LoraModule, shape: tuple[int, ...]) -> tuple[FloatArray, FloatArray]:
+    """Return (left, right) whose product is the update in the layout of a base weight of ``shape``, scale included.
+
+    ``left`` is ``[rows, active rank]``, ``right`` ``[active rank, elements of a row]``. B is scaled and not the product, which
+    is larger. The product may overflow; callers check the sum.
+
+    Raises:
+        AdapterError: the update does not fit the weight.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        b = module.B * np.float32(module.scale)
+    if stores_transposed(module, shape):
+        return np.ascontiguousarray(module.A.T), np.ascontiguousarray(b.T)
+    return b, module.A
+
+
 def delta_rows(module: LoraModule, shape: tuple[int, ...], start: int = 0, stop: int | None = None) -> FloatArray:
     """Return rows ``start:stop`` of the update in the layout of a base weight of ``shape``, scale included.
 
@@ -60,10 +76,7 @@ def delta_rows(module: LoraModule, shape: tuple[int, ...], start: int = 0, stop:
     Raises:
         AdapterError: the update does not fit the weight.
     """
+    left, right = update_factors(module, shape)
     with np.errstate(over="ignore", invalid="ignore"):  # callers refuse a sum that is not finite
-        if stores_transposed(module, shape):
-            block = module.A[:, start:stop].T @ module.B.T
-        else:
-            block = module.B[start:stop] @ module.A
-        block *= np.float32(module.scale)
+        block = left[start:stop] @ right
     return np.asarray(block.reshape(-1, *shape[1:]), dtype=np.float32)

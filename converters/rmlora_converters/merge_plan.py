@@ -87,7 +87,7 @@ def make_plan(checkpoint: Checkpoint, adapter: Adapter) -> MergePlan:
     last += [PlannedTensor(ShardEntry(weights.new_name(n), dtype, a.shape), ArraySource(a)) for n, a in new.items()]
     if new:
         _add_prefix(shards, weights, {weights.new_name(name) for name in (*new, *untying.own)}, modules)
-    for items in shards.values():  # widest element types first, see write_shard
+    for items in shards.values():  # widest element types first, see ShardWriter
         items.sort(key=lambda item: -DTYPES[item.entry.dtype].itemsize if item.entry.dtype in DTYPES else 0)
     replaced = {part.tensor for name in adapter.modules_to_save if name not in new for part in weights.find(name)}
     config = _new_config(weights, adapter, untying)

@@ -56,10 +56,12 @@ class PatchedSource:
 
     def read(self, start: int = 0, stop: int | None = None) -> Array:
         """Return rows along the first axis."""
-        whole = self.stored.read().copy()
+        block = self.stored.read(start, stop).copy()
         for rows, content in self.rows:
-            whole[np.asarray(rows)] = content
-        return whole[start:stop]
+            index = np.asarray(rows) - start
+            inside = (index >= 0) & (index < len(block))
+            block[index[inside]] = content[inside]
+        return block
 
 
 @dataclass(frozen=True)

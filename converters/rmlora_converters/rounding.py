@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from rmlora.errors import AdapterError
 from rmlora.tensors import DTYPES, FLOATING
+from rmlora_converters.block_sum import SquareSums, overflow_error
 
 __all__ = ["LOSS_WARNING", "ModuleRounding", "RoundingMeter", "RoundingReport", "checked_cast", "collect_roundings"]
 
@@ -58,24 +59,17 @@ class RoundingReport:
 
 
 class RoundingMeter:
-    """Adds the update of one module to its weight, block by block, and measures the rounding loss."""
+    """Adds up the rounding loss of one module over all its blocks."""
 
     def __init__(self, module: str) -> None:
         self.module = module
         self._error = self._delta = self._weight = 0.0
 
-    def merge(self, weight: AnyArray, delta: AnyArray, dtype: np.dtype[Any]) -> AnyArray:
-        """Return ``weight + delta``, added in the type of ``weight`` and cast to ``dtype``.
-
-        Raises:
-            AdapterError: the sum overflows ``dtype``.
-        """
-        exact = weight + delta
-        cast = checked_cast(exact, dtype, self.module)
-        self._error += _square_sum(cast.astype(exact.dtype) - exact)
-        self._delta += _square_sum(delta)
-        self._weight += _square_sum(weight)
-        return cast
+    def add(self, sums: SquareSums) -> None:
+        """Add what :func:`rmlora_converters.block_sum.add_update` returned for some rows of the module."""
+        self._error += sums.error
+        self._delta += sums.delta
+        self._weight += sums.weight
 
     def result(self) -> ModuleRounding:
         """Return the ratios for all blocks so far; an update of zeros loses nothing."""
@@ -94,12 +88,8 @@ def checked_cast(values: AnyArray, dtype: np.dtype[Any], name: str) -> AnyArray:
     """
     with np.errstate(over="ignore"):
         cast = values.astype(dtype)
-    kind = next((key for key, value in DTYPES.items() if value == dtype), str(dtype))
-    if kind in FLOATING and not np.isfinite(cast.astype(np.float32)).all():
-        raise AdapterError(
-            f"Merging '{name}' gives values that {kind} cannot hold (infinity or NaN): the update is broken or too large "
-            "for this base's type; merge into a float32 base."
-        )
+    if any(DTYPES[kind] == dtype for kind in FLOATING) and not np.isfinite(cast.astype(np.float32)).all():
+        raise overflow_error(name, dtype)
     return cast
 
 
@@ -113,7 +103,3 @@ def collect_roundings(modules: Iterable[str], meters: Iterable[RoundingMeter]) -
     if missing := sorted(set(modules) - {item.module for item in results}):
         raise AdapterError(f"The update of '{missing[0]}' was not merged: please report this as a bug.")
     return tuple(results)
-
-
-def _square_sum(block: AnyArray) -> float:
-    return float(np.square(block, dtype=np.float64).sum())

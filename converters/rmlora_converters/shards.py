@@ -1,17 +1,21 @@
-"""Writes a safetensors file tensor by tensor and block by block, with only one block in memory."""
+"""Writes a safetensors file in pieces and in any order, so that no tensor has to be in memory as a whole."""
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 from pathlib import Path
+from typing import Self
 
+from rmlora.storage import flush
 from rmlora.tensors import DTYPES
 
-__all__ = ["ShardEntry", "write_shard"]
+__all__ = ["ShardEntry", "ShardWriter"]
 
 
 @dataclass(frozen=True)
@@ -29,36 +33,55 @@ class ShardEntry:
         return prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
-def write_shard(
-    path: Path, entries: Sequence[ShardEntry], content: Iterable[Iterator[bytes]], metadata: Mapping[str, str]
-) -> None:
-    """Write a safetensors file to ``path``.
+class ShardWriter:
+    """A safetensors file whose size and places are fixed when it is created; its tensors are written in any order.
 
-    Args:
-        path: file to create.
-        entries: tensors in file order. Wider element types come first, because readers need each tensor aligned to its
-            element size.
-        content: the bytes of each entry, in blocks.
-        metadata: the ``__metadata__`` of the header.
+    Several threads may write at the same time.
 
-    Raises:
-        ValueError: the blocks of a tensor do not add up to its size.
+    Attributes:
+        starts: tensor name → position of its first byte in the file.
     """
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    offset = 0
-    for entry in entries:
-        header[entry.name] = {
-            "dtype": entry.dtype,
-            "shape": list(entry.shape),
-            "data_offsets": [offset, offset + entry.nbytes],
-        }
-        offset += entry.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)))
-        file.write(text)
-        for entry, blocks in zip(entries, content, strict=True):
-            written = sum(file.write(block) for block in blocks)
-            if written != entry.nbytes:
-                raise ValueError(f"Tensor '{entry.name}' has {written} bytes, but its shape needs {entry.nbytes}.")
+
+    def __init__(self, path: Path, entries: Sequence[ShardEntry], metadata: Mapping[str, str]) -> None:
+        """Create ``path`` and write its header.
+
+        Args:
+            path: file to create.
+            entries: tensors in file order. Wider element types come first, because readers need each tensor aligned to its
+                element size.
+            metadata: the ``__metadata__`` of the header.
+        """
+        header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+        *starts, size = accumulate((entry.nbytes for entry in entries), initial=0)
+        for entry, start in zip(entries, starts, strict=True):
+            offsets = [start, start + entry.nbytes]
+            header[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": offsets}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        first = 8 + len(text)
+        self.starts = {entry.name: first + start for entry, start in zip(entries, starts, strict=True)}
+        self._path = path
+        self._lock = threading.Lock()
+        self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by __exit__
+        self.write(0, struct.pack("<Q", len(text)) + text)
+        self._file.truncate(first + size)
+
+    def write(self, position: int, content: bytes | memoryview) -> None:
+        """Write ``content`` at ``position``."""
+        rest = memoryview(content)
+        with self._lock:  # the kernel writes to one file at a time as well
+            self._file.seek(position)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+
+    def flush(self) -> None:
+        """Have the disk store what was written, after the file was closed."""
+        flush(self._path)
+
+    def __enter__(self) -> Self:
+        """Return the writer."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        self._file.close()

@@ -305,7 +305,8 @@ def load(
 
     Args:
         path: bundle directory, merged or with branches.
-        provider: execution provider, such as ``cpu`` or ``cuda``.
+        provider: execution provider, such as ``cpu``, ``cuda``, or ``openvino?INFERENCE_PRECISION_HINT=bf16``
+            (docs/providers.md).
         trust_remote_code: run code that comes with the tokenizer; only for sources you trust.
         **options: ``threads``; with branches also ``max_active_adapters``, ``rows`` and ``max_concurrent_runs`` of
             :class:`rmlora_deploy.runtime.AdapterSession`.

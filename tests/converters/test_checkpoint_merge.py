@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from peft import PeftModel
 
 import rmlora_converters.checkpoint_merge as checkpoint_merge
+import rmlora_converters.write_planned as write_planned
 from rmlora.adapter import Adapter
 from rmlora.errors import AdapterError, BaseMismatchError, OutputError
 from rmlora.package import load_package, save_package
@@ -115,7 +116,7 @@ def test_shards_and_blocks_make_no_difference(tmp_path: Path, monkeypatch: pytes
     merge_checkpoint(base, load_package(adapter), tmp_path / "whole")
     sharded = save_base(build("bert"), tmp_path / "sharded", max_shard_size="6KB")
     assert len(list(sharded.glob("*.safetensors"))) > 3
-    monkeypatch.setattr(checkpoint_merge, "BLOCK_BYTES", 256)
+    monkeypatch.setattr(write_planned, "PIECE_BYTES", 256)
     report = merge_checkpoint(sharded, load_package(adapter), tmp_path / "pieces")
     assert report.shards == len(list((tmp_path / "pieces").glob("*.safetensors"))) > 3
     left, right = load("bert", tmp_path / "whole").state_dict(), load("bert", tmp_path / "pieces").state_dict()
@@ -226,8 +227,9 @@ def test_a_disk_too_small_is_refused_before_writing(tmp_path: Path, monkeypatch:
 KILLED = """
 import sys, time
 import rmlora_converters.checkpoint_merge as m
+import rmlora_converters.write_planned as w
 from rmlora.package import load_package
-m.BLOCK_BYTES = 512
+w.PIECE_BYTES = 512
 slow = lambda done, total: time.sleep(0.002)
 print("ready", flush=True)
 m.merge_checkpoint(sys.argv[1], load_package(sys.argv[2]), sys.argv[3], overwrite=True, on_progress=slow)

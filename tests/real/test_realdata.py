@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,19 @@ import numpy as np
 import pytest
 
 from benchmarks import assets, realdata
+from benchmarks.realdata.__main__ import main
+from benchmarks.realdata.example import Example, normal
 from rmlora.errors import DependencyError, InputError
 
-TEXTS = [name for name in realdata.DATASETS if name != "mnist"]
+IMAGES = ("mnist", "animals")
+TEXTS = [name for name in realdata.DATASETS if name not in (*IMAGES, "stsb")]
+ALONE = [name for name in TEXTS if name not in ("intents", "diagnoses")]
+"""Datasets without groups."""
 
 
-def _normal(text: str) -> str:
-    return " ".join(text.lower().split())
+@cache
+def _read(name: str, *, unique: bool = True) -> list[Example]:
+    return realdata.DATASETS[name](unique=unique)
 
 
 def _rows(directory: Path, split: str) -> list[dict[str, str]]:
@@ -33,53 +41,137 @@ def _rows(directory: Path, split: str) -> list[dict[str, str]]:
         ("trec", 15452, 5381, 5380, {"ABBR": 86, "DESC": 1152, "ENTY": 1245, "HUM": 1215, "LOC": 824, "NUM": 858}),
         ("tweets", 3362, 3362, 3302, {"positive": 2270, "negative": 1032}),
         ("movies", 10043, 10041, 10041, {"positive": 4981, "negative": 5060}),
+        ("products", 2943, 2935, 2935, {"positive": 1719, "negative": 1216}),
+        ("editorials", 2788, 2751, 2751, {"positive": 1088, "negative": 1663}),
+        ("bbc", 2225, 2127, 2124, {"business": 503, "entertainment": 369, "politics": 403, "sports": 502, "tech": 347}),
     ],
 )
 def test_counts(name: str, stored: int, texts: int, unique: int, labels: dict[str, int]) -> None:
     """Counts as stored, by exact text, and by text with spaces and case aside (what is split)."""
-    everything = realdata.DATASETS[name](unique=False)
-    kept = realdata.DATASETS[name]()
+    everything = _read(name, unique=False)
+    kept = _read(name)
     assert len(everything) == stored
-    assert len({text for text, _ in everything}) == texts
+    assert len({example.input for example in everything}) == texts
     assert len(kept) == unique
-    assert Counter(label for _, label in kept) == labels
-    assert all(text and text == text.strip() for text, _ in kept)
+    assert Counter(example.label for example in kept) == labels
+    assert all(example.input and example.input == example.input.strip() for example in kept)
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_equal_texts_carry_one_label_and_are_kept_once(name: str) -> None:
-    labels: dict[str, set[str]] = {}
-    for text, label in realdata.DATASETS[name](unique=False):
-        labels.setdefault(_normal(text), set()).add(label)
-    kept = [_normal(text) for text, _ in realdata.DATASETS[name]()]
-    assert all(len(found) == 1 for found in labels.values())
+def test_texts_are_kept_once_and_with_one_label(name: str) -> None:
+    labels: dict[str, set[str | float]] = {}
+    for example in _read(name, unique=False):
+        labels.setdefault(normal(example.input), set()).add(example.label)
+    examples = _read(name)
+    kept = [normal(example.input) for example in examples]
     assert len(kept) == len(set(kept))
-    assert set(kept) == set(labels)
+    assert all(len(labels[text]) == 1 for text in kept)
+    if name != "intents":  # which leaves out small intents too
+        assert set(kept) == {text for text, found in labels.items() if len(found) == 1}
+    assert examples == realdata.DATASETS[name]()  # the same ones in the same order
+
+
+def test_intents() -> None:
+    """Enough for 4,000 and 1,000; each intent has templates for every part, and no template is left unfilled."""
+    examples = _read("intents")
+    templates: dict[str | float, set[str | None]] = {}
+    for example in examples:
+        templates.setdefault(example.label, set()).add(example.group)
+    assert len(examples) > 6000
+    assert len(templates) == 26
+    assert min(map(len, templates.values())) >= 4
+    assert not [example.input for example in examples if set(example.input) & set("[]()<>{}|;:")]
+    assert max(Counter(example.group for example in examples).values()) <= 24
+
+
+def test_health_news_do_not_carry_their_publishers_marks() -> None:
+    examples = _read("health")
+    assert len({example.label for example in examples}) == 16
+    assert len(examples) > 50_000
+    assert not [example.input for example in examples if re.search(r"http|@\w|^RT\b", example.input)]
+
+
+def test_diagnoses_are_grouped_by_category() -> None:
+    examples = _read("diagnoses")
+    assert len({example.label for example in examples}) == 21
+    assert len(examples) > 10_000
+    chapters: dict[str | None, set[str | float]] = {}
+    for example in examples:
+        chapters.setdefault(example.group, set()).add(example.label)
+    assert all(len(found) == 1 for found in chapters.values())
+
+
+def test_similar_sentences() -> None:
+    """No pair twice in either order, and no sentence in two groups."""
+    examples = _read("stsb")
+    assert len(_read("stsb", unique=False)) == 8628
+    assert len(examples) == len({tuple(sorted(map(normal, example.input))) for example in examples}) == 8515
+    assert {type(example.label) for example in examples} == {float}
+    assert min(example.label for example in examples) == 0.0
+    assert max(example.label for example in examples) == 5.0
+    groups: dict[str, set[str | None]] = {}
+    for example in examples:
+        for text in example.input:
+            groups.setdefault(normal(text), set()).add(example.group)
+    assert all(len(found) == 1 for found in groups.values())
 
 
 def test_no_message_swallows_another() -> None:
     """The bad quoting of the SMS file: a swallowed message would leave its label inside a text."""
-    assert not any("\nham\t" in text or "\nspam\t" in text for text, _ in realdata.sms_spam())
+    texts = [example.input for example in _read("sms")]
+    assert not any("\nham\t" in text or "\nspam\t" in text for text in texts)
 
 
 def test_mnist() -> None:
-    digits = realdata.mnist()
-    assert Counter(label for _, label in digits) == {str(digit): 500 for digit in range(10)}
-    assert {(image.shape, image.dtype.name) for image, _ in digits} == {((28, 28), "uint8")}
-    assert len({image.tobytes() for image, _ in digits}) == 5000
-    assert max(int(image.max()) for image, _ in digits) == 255
+    digits = _read("mnist")
+    assert Counter(example.label for example in digits) == {str(digit): 500 for digit in range(10)}
+    assert {(example.input.shape, example.input.dtype.name) for example in digits} == {((28, 28), "uint8")}
+    assert len({example.input.tobytes() for example in digits}) == 5000
+    assert max(int(example.input.max()) for example in digits) == 255
 
 
-@pytest.mark.parametrize("name", TEXTS)
+def test_animals() -> None:
+    kept = _read("animals")
+    assert {(example.input.shape, example.input.dtype.name) for example in kept} == {((28, 28), "uint8")}
+    assert len(_read("animals", unique=False)) == 10_000
+    assert len(kept) == len({example.input.tobytes() for example in kept}) == 9716
+    sizes = Counter(example.label for example in kept)
+    assert len(sizes) == 10
+    assert (sizes["bird"], sizes["giraffe"]) == (812, 1000)
+
+
+@pytest.mark.parametrize("name", ALONE)
 def test_text_splits_are_disjoint_and_complete(name: str, tmp_path: Path) -> None:
     directory = realdata.write_splits(name, tmp_path / name)
     parts = {split: _rows(directory, split) for split in ("train", "validation", "test")}
-    texts = [_normal(row["text"]) for rows in parts.values() for row in rows]
-    examples = realdata.DATASETS[name]()
+    texts = [normal(row["text"]) for rows in parts.values() for row in rows]
+    examples = _read(name)
     assert len(texts) == len(set(texts)) == len(examples)
-    assert {(row["text"], row["label"]) for rows in parts.values() for row in rows} == set(examples)
+    written = {(row["text"], row["label"]) for rows in parts.values() for row in rows}
+    assert written == {(example.input, example.label) for example in examples}
     assert len(parts["test"]) == len(parts["validation"]) == round(0.1 * len(examples))
-    assert {row["label"] for row in parts["test"]} == {label for _, label in examples}
+    assert {row["label"] for row in parts["test"]} == {example.label for example in examples}
+
+
+@pytest.mark.parametrize("name", ["intents", "diagnoses", "stsb"])
+def test_written_splits_do_not_divide_a_group(name: str, tmp_path: Path) -> None:
+    examples = _read(name)
+    groups = {normal(" ".join(_texts(example.input))): example.group for example in examples}
+    directory = realdata.write_splits(name, tmp_path / name)
+    found = []
+    for split in ("train", "validation", "test"):
+        rows = _rows(directory, split)
+        assert len(rows) > 0.04 * len(examples)
+        found.append({groups[normal(" ".join([row["text"], *_second(row)]))] for row in rows})
+    assert sum(map(len, found)) == len(set().union(*found)) == len(set(groups.values()))
+
+
+def _texts(value: str | tuple[str, str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else value
+
+
+def _second(row: dict[str, str]) -> list[str]:
+    return [row["text_pair"]] if "text_pair" in row else []
 
 
 def test_splits_follow_the_seed_and_the_limit(tmp_path: Path) -> None:
@@ -123,14 +215,14 @@ def test_image_splits_are_what_datasets_reads(tmp_path: Path) -> None:
     assert not images["train"] & images["test"]
     assert not images["train"] & images["validation"]
     assert not images["validation"] & images["test"]
-    known = {image.tobytes(): label for image, label in realdata.mnist()}
+    known = {example.input.tobytes(): example.label for example in _read("mnist")}
     row = loaded["test"][0]
     assert known[np.asarray(row["image"]).tobytes()] == str(row["label"])
 
 
 def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["realdata", "trec", str(tmp_path / "trec"), "--seed", "3"])
-    realdata.main()
+    main()
     assert capsys.readouterr().out.strip() == str(tmp_path / "trec")
     assert len(_rows(tmp_path / "trec", "test")) == 538
 

@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from rmlora.callback import RMLoRACallback, _unscale
-from rmlora.config import RMLoRAConfig
+from rmlora.config import PRESETS, RMLoRAConfig
 from rmlora.errors import TrainingError
 from tests.helpers.models import ARCHITECTURES, LABELS, adapt, build, lora_config
 
@@ -104,10 +104,10 @@ def test_gradient_accumulation_gives_the_same_run(tmp_path: Path) -> None:
             torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_full_rank_without_penalty_is_plain_lora(tmp_path: Path) -> None:
+def test_full_rank_without_regularizer_is_plain_lora(tmp_path: Path) -> None:
     plain = trainer(tmp_path, [])
     plain.train()
-    none = trainer(tmp_path, [RMLoRACallback(RMLoRAConfig(rank=4, active_rank=4, orth_weight=0))])
+    none = trainer(tmp_path, [RMLoRACallback(RMLoRAConfig(rank=4, active_rank=4, **PRESETS["lora"]))])
     none.train()
     for name, value in tensors(plain.model).items():
         assert torch.equal(tensors(none.model)[name], value)
@@ -200,3 +200,11 @@ def word_tokenizer() -> Any:
     words = Tokenizer(WordLevel({w: i for i, w in enumerate(["<pad>", "<eos>", "<unk>", *"abcd"])}, unk_token="<unk>"))
     words.pre_tokenizer = Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+
+
+def test_an_optimizer_without_the_factors_is_an_error(tmp_path: Path) -> None:
+    head = torch.nn.Parameter(torch.zeros(1))
+    run = trainer(tmp_path, [RMLoRACallback(RMLoRAConfig(rank=4, active_rank=2))])
+    run.optimizer = torch.optim.SGD([head], lr=0.1)
+    with pytest.raises(TrainingError, match="does not hold the LoRA factors"):
+        run.train()

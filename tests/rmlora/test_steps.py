@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from rmlora.errors import TrainingError
 from rmlora.factors import find_factors
 from rmlora.mask import masked_directions
 from rmlora.regularizer import penalty
-from rmlora.steps import mask_gradients, regularize_gradients
+from rmlora.steps import finish_step, mask_gradients, regularize_gradients
 from tests.helpers.models import ARCHITECTURES, adapt, build, lora_config, output
 
 NAMES = sorted(ARCHITECTURES)
@@ -87,7 +89,7 @@ def test_infinite_gradients_are_zeroed_not_multiplied() -> None:
 
 @pytest.mark.parametrize("mode", ["gradient", "update"])
 def test_adam_moves_masked_directions_unless_the_mode_restores_them(mode: str) -> None:
-    config = RMLoRAConfig(rank=4, active_rank=2, orth_weight=0, mask_mode=mode)
+    config = RMLoRAConfig(rank=4, active_rank=2, mask_mode=mode)
     model = adapt(build("bert"), lora_config("bert"))
     factors = find_factors(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
@@ -97,7 +99,7 @@ def test_adam_moves_masked_directions_unless_the_mode_restores_them(mode: str) -
         before = {item.module: (item.A.detach().clone(), item.B.detach().clone()) for item in factors}
         masked = mask_gradients(factors, config, step)
         optimizer.step()
-        masked.restore()
+        finish_step(factors, config, masked, 1e-2)
     directions = {
         item.module: masked_directions(seed=42, step=5, module=item.module, side="AB", rank=4, active_rank=2)
         for item in factors
@@ -147,3 +149,49 @@ def test_embeddings_and_convolutions_are_masked_along_their_rank() -> None:
 def test_a_model_without_factors_is_refused() -> None:
     with pytest.raises(TrainingError, match=r"no trainable LoRA factors: wrap it with peft\.get_peft_model"):
         find_factors(build("bert"))
+
+
+@pytest.mark.parametrize(("mode", "factor"), [("gradient", 2**0.5), ("update", 2.0)])
+def test_steps_are_lengthened_to_make_up_for_the_mask(mode: str, factor: float) -> None:
+    config = RMLoRAConfig(rank=4, active_rank=2, mask_mode=mode, decorrelation=0)
+    moved = []
+    for one in (config, dataclasses.replace(config, compensate=False)):
+        model = adapt(build("bert"), lora_config("bert"))
+        factors = find_factors(model)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+        task_loss(model, "bert").backward()
+        before = [p.detach().clone() for f in factors for p in (f.A, f.B)]
+        masked = mask_gradients(factors, one, step=1)
+        optimizer.step()
+        finish_step(factors, one, masked, 1e-3)
+        moved.append(
+            [p.detach() - old for p, old in zip((p for f in factors for p in (f.A, f.B)), before, strict=True)]
+        )
+    for longer, plain in zip(*moved, strict=True):
+        torch.testing.assert_close(longer, factor * plain, rtol=1e-3, atol=1e-7)
+
+
+def test_the_first_step_has_no_mask_and_its_own_length() -> None:
+    config = RMLoRAConfig(rank=4, active_rank=2, decorrelation=0)
+    model = adapt(build("bert"), lora_config("bert"))
+    factors = find_factors(model)
+    masked = mask_gradients(factors, config, step=0)
+    with torch.no_grad():
+        for item in factors:
+            item.A.add_(1)
+    after = [item.A.detach().clone() for item in factors]
+    finish_step(factors, config, masked, 1e-3)
+    assert all(torch.equal(item.A, value) for item, value in zip(factors, after, strict=True))
+
+
+def test_a_mask_is_kept_for_its_interval() -> None:
+    config = RMLoRAConfig(rank=4, active_rank=2, mask_interval=3)
+    seen = []
+    for step in range(9):
+        model = adapt(build("bert"), lora_config("bert"))
+        task_loss(model, "bert").backward()
+        factors = find_factors(model)
+        mask_gradients(factors, config, step)
+        seen.append([tuple((f.A.grad == 0).all(dim=1).tolist()) for f in factors])  # type: ignore[union-attr]
+    assert seen[3] == seen[4] == seen[5] != seen[6] == seen[7] == seen[8]
+    assert not any(any(row) for row in seen[0] + seen[2])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from rmlora.errors import ConfigError
-from rmlora_deploy.runtime.providers import PROVIDERS, check_provider, get_provider, unusable
+from rmlora_deploy.runtime.provider_choice import ProviderChoice
+from rmlora_deploy.runtime.providers import PROVIDERS, check_provider, get_provider, provider_label, unusable
 
 __all__ = [
     "DEFAULT_ENGINES",
@@ -103,7 +104,7 @@ class Contestant:
     @property
     def name(self) -> str:
         """Short name for tables."""
-        return f"{ENGINES[self.engine]} {self.provider}" + (f", {self.use}" if self.use else "")
+        return f"{ENGINES[self.engine]} {provider_label(self.provider)}" + (f", {self.use}" if self.use else "")
 
 
 def list_contestants(
@@ -125,7 +126,7 @@ def list_contestants(
     """
     chosen = [item.name for item in PROVIDERS]
     if settings.providers is not None:
-        chosen = [check_provider(name).name for name in settings.providers]
+        chosen = list(map(_checked, settings.providers))
     result = []
     for engine in settings.engines or DEFAULT_ENGINES:
         for provider in chosen:
@@ -139,3 +140,8 @@ def list_contestants(
                 Contestant(engine, provider, count, missing, use) for count in dict.fromkeys(counts) for use in uses
             ]
     return result
+
+
+def _checked(provider: str) -> str:
+    """Return the choice of a provider that works, under its short name; errors as :func:`list_contestants`."""
+    return str(replace(ProviderChoice.parse(provider), name=check_provider(provider).name))

@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rmlora_deploy.runtime.processor_name import processor_name
+
 __all__ = [
     "OthersWatch",
     "describe_machine",
@@ -85,16 +87,6 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": packages,
     }
-
-
-def processor_name() -> str:
-    """Return the name of the processor, as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
 
 
 def gpu_names() -> list[str]:

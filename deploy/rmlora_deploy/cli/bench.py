@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from rmlora.errors import ConfigError
 from rmlora.plots import check_plot_path
 from rmlora.progress_display import ProgressDisplay
 from rmlora.storage import check_writable, write_json
@@ -21,6 +22,7 @@ from rmlora_deploy.bench.bench_warnings import bench_warnings
 from rmlora_deploy.bench.rounds import run_bench
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.cli.console import colored, json_option, make_console, print_json, remote_code_option
+from rmlora_deploy.cli.provider_options import add_options, provider_parts, show_providers
 
 __all__ = ["command"]
 
@@ -40,7 +42,7 @@ def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
 
 
 @click.command("bench")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
 @click.option(
     "--provider",
     "providers",
@@ -48,6 +50,10 @@ def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
     show_default=True,
     callback=_names,
     help="Execution providers to measure, e.g. cpu,cuda; each one named must work. all measures every available one and lists the others.",
+)
+@provider_parts
+@click.option(
+    "--list-providers", is_flag=True, help="List the providers and the devices that they offer here, and stop."
 )
 @click.option(
     "--engine",
@@ -76,8 +82,9 @@ def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
 @remote_code_option
 @json_option
 def command(
-    bundle: Path, batch: tuple[int, ...], length: tuple[int, ...], base: str | None, adapter: Path | None,
-    output: Path | None, plot: Path | None, as_json: bool, **settings: Any,
+    bundle: Path | None, batch: tuple[int, ...], length: tuple[int, ...], base: str | None, adapter: Path | None,
+    output: Path | None, plot: Path | None, as_json: bool, provider_library: str | None,
+    provider_options: tuple[str, ...], list_providers: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Measure a BUNDLE on every execution provider and compare it with PyTorch on the same inputs.
 
@@ -93,8 +100,20 @@ def command(
       rmlora-deploy bench spam-bundle --plot bench.png
       rmlora-deploy bench spam-bundle --provider cpu,cuda --batch 1,32 --length 64 --output bench.json
       rmlora-deploy bench spam-bundle --engine onnx,torch,torch-compile --threads 2
+      rmlora-deploy bench --list-providers
     """
+    if list_providers:
+        show_providers(provider_library)
+        return
+    if bundle is None:
+        raise click.UsageError("Missing argument 'BUNDLE'.")
     console = make_console(as_json=as_json)
+    if provider_library is not None or provider_options:
+        if settings["providers"] is None:
+            raise ConfigError(
+                "--provider-library and --provider-option need the name of their provider: add --provider."
+            )
+        settings["providers"] = add_options(settings["providers"], provider_library, provider_options)
     bench_settings = BenchSettings(batches=batch, lengths=length, **settings)
     if output is not None:
         check_writable(output)

@@ -169,11 +169,13 @@ def _settings(settings: Mapping[str, Any] | None) -> str:
     if settings is None:
         return "not recorded: a PEFT adapter from another program"
     rank, active = settings["rank"], settings["active_rank"]
-    kind = "plain LoRA" if active == rank and not settings["orth_weight"] else "RM-LoRA"
-    return (
-        f"{kind}: rank {rank}, {active} active in a step, alpha {settings['alpha']:g}, orth_weight "
-        f"{settings['orth_weight']:g}, {settings['mask_sharing']} masks, mode {settings['mask_mode']}"
-    )
+    regularizers = {name: settings[name] for name in ("decorrelation", "orth_weight") if settings.get(name)}
+    kind = "RM-LoRA" if active < rank or regularizers else "plain LoRA"
+    parts = [f"{kind}: rank {rank}", f"{active} active in a step", f"alpha {settings['alpha']:g}"]
+    parts += [f"{name} {value:g}" for name, value in regularizers.items()]
+    if active < rank:
+        parts += [f"{settings['mask_sharing']} masks", f"mode {settings['mask_mode']}"]
+    return ", ".join(parts)
 
 
 def _scores(metrics: Mapping[str, Any] | None) -> list[tuple[str, Mapping[str, Any]]]:

@@ -20,6 +20,7 @@ from rmlora_deploy.api import load
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.cli.console import colored, json_option, make_console, print_json, remote_code_option, unique_names
 from rmlora_deploy.cli.embedding_output import show_vectors
+from rmlora_deploy.cli.provider_options import provider_option
 from rmlora_deploy.inference import Classifier, Embedder, Prediction
 
 __all__ = ["command"]
@@ -50,7 +51,7 @@ _Loader = Callable[[Path], Classifier | Embedder]
     "--top", type=click.IntRange(1), default=1, show_default=True, help="Labels shown for each input, likeliest first."
 )
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Inputs computed at once.")
-@click.option("--provider", default="cpu", show_default=True, help="Execution provider: cpu, cuda, tensorrt, …")
+@provider_option()
 @remote_code_option
 @json_option
 def command(

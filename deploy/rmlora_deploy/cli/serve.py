@@ -9,6 +9,7 @@ import click
 
 from rmlora.errors import ConfigError, require
 from rmlora_deploy.cli.console import colored, make_console, named
+from rmlora_deploy.cli.provider_options import provider_option
 from rmlora_deploy.cli.ray_options import ray_options, take_ray_options
 
 __all__ = ["command"]
@@ -37,7 +38,7 @@ __all__ = ["command"]
     type=click.Path(path_type=Path),
     help="Directory that adapters may be loaded from at run time; repeatable.  [default: none, loading is off]",
 )
-@click.option("--provider", default="cpu", show_default=True, help="Execution provider: cpu, cuda, tensorrt, …")
+@provider_option()
 @click.option(
     "--threads", type=click.IntRange(1), help="Threads that compute one batch.  [default: ONNX Runtime's choice]"
 )

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
-from rmlora.config import RMLoRAConfig
+from rmlora.config import PRESETS, RMLoRAConfig
 from rmlora.errors import ConfigError
 from rmlora.tasks import TASKS
 from rmlora_deploy import api
@@ -42,19 +43,28 @@ def _method_options(function: _Function) -> _Function:
     default = RMLoRAConfig()
     options = [
         click.option("--method", type=click.Choice(["rmlora", "lora"]), default="rmlora", show_default=True,
-                     help="lora is short for --active-rank RANK --orth-weight 0: plain LoRA."),
+                     help="lora is plain LoRA: no masks, no regularizer."),
+        click.option("--preset", type=click.Choice([name for name in PRESETS if name != "lora"]), default="default", show_default=True,
+                     help="default is what did best in our study (docs/evidence.md), paper the published method; flags win."),
         click.option("--rank", type=int, default=default.rank, show_default=True, help="Rank r of each update: its number of directions."),
         click.option("--active-rank", type=int, help="Directions that are trained in a step.  [default: half the rank]"),
         click.option("--alpha", type=float, default=default.alpha, show_default=True,
-                     help="Updates are scaled by alpha/rank. The penalty pulls the singular values of BA to 1, so this is "
-                          "an update's real size."),
+                     help="Updates are scaled by alpha/rank. With --orth-weight this is an update's real size, because the "
+                          "penalty pulls the singular values of BA to 1."),
+        click.option("--init", type=click.Choice(["gradient", "peft"]), default=default.init, show_default=True,
+                     help="How A starts: along the gradient of 64 examples, or at PEFT's random values."),
+        click.option("--decorrelation", type=float, default=default.decorrelation, show_default=True,
+                     help="Turns the directions away from each other after each step, by this times the learning rate; 0 does not."),
         click.option("--orth-weight", type=float, default=default.orth_weight, show_default=True,
-                     help="Weight of the orthogonality penalty; published values lie in (0, 0.1]."),
+                     help="Weight of the paper's orthogonality penalty; published values lie in (0, 0.1]."),
         click.option("--squared", is_flag=True, help="Penalize squared norms."),
         click.option("--mask-sharing", type=click.Choice(["shared", "independent"]), default=default.mask_sharing,
                      show_default=True, help="Train the same directions of A and B in a step, or draw each anew."),
         click.option("--mask-mode", type=click.Choice(["gradient", "update"]), default=default.mask_mode, show_default=True,
                      help="gradient is the paper's; update also keeps the optimizer's momentum from moving masked directions."),
+        click.option("--mask-interval", type=int, default=default.mask_interval, show_default=True, help="Steps for which a mask is kept."),
+        click.option("--compensate/--no-compensate", default=default.compensate, show_default=True,
+                     help="Lengthen the steps to make up for the masked ones, so that a learning rate suits RM-LoRA and LoRA alike."),
         click.option("--mask-seed", type=int, default=default.seed, show_default=True, help="Seed of the masks."),
         click.option("--target-modules", multiple=True, default=["all-linear"], show_default=True,
                      help="End of the names of modules to adapt, repeatable; or one regular expression for whole names."),
@@ -126,8 +136,8 @@ def _run_options(function: _Function) -> _Function:
 def command(resume: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
     """Train an RM-LoRA adapter and write it as a package that PEFT loads.
 
-    Every step trains half of each update's rank directions (--active-rank), and a penalty keeps the directions
-    orthogonal (--orth-weight); docs/method.md explains both. The checkpoint with the best validation metric is kept. To
+    Every step trains half of each update's rank directions (--active-rank), and the directions are kept apart
+    (--decorrelation); docs/method.md explains both. The checkpoint with the best validation metric is kept. To
     continue a run that was killed, give the same command again. To train in several processes:
     `torchrun --no-python --nproc-per-node 2 rmlora-deploy train …`, or `accelerate launch --no_python rmlora-deploy train …`.
 
@@ -156,16 +166,15 @@ def _method(flags: dict[str, Any]) -> RMLoRAConfig:
     """Take the flags of :class:`RMLoRAConfig` out of ``flags`` and return the configuration.
 
     Raises:
-        ConfigError: ``--method lora`` with another ``--active-rank`` than its rank.
+        ConfigError: ``--method lora`` with a flag that plain LoRA has no use for.
     """
+    _apply_preset(flags)
     method, rank, active = flags.pop("method"), flags["rank"], flags.pop("active_rank")
     flags["active_rank"] = active if active is not None else (rank if method == "lora" else max(1, rank // 2))
-    if method == "lora":
-        if flags["active_rank"] != rank:
-            raise ConfigError(
-                "--method lora trains every direction in every step: leave --active-rank out, or use --method rmlora."
-            )
-        flags["orth_weight"] = 0.0
+    if method == "lora" and flags["active_rank"] != rank:
+        raise ConfigError(
+            "--method lora trains every direction in every step: leave --active-rank out, or use --method rmlora."
+        )
     flags["target_modules"] = _targets(flags["target_modules"])
     for name, rank in flags["rank_pattern"].items():
         if not float(rank).is_integer():
@@ -173,6 +182,24 @@ def _method(flags: dict[str, Any]) -> RMLoRAConfig:
     flags["rank_pattern"] = {name: int(rank) for name, rank in flags["rank_pattern"].items()}
     names = [item.name for item in dataclasses.fields(RMLoRAConfig) if item.name != "seed"]
     return RMLoRAConfig(seed=flags.pop("mask_seed"), **{name: flags.pop(name) for name in names if name in flags})
+
+
+def _apply_preset(flags: dict[str, Any]) -> None:
+    """Take ``preset`` out of ``flags`` and set what it says, where neither a flag nor the YAML file does.
+
+    Raises:
+        ConfigError: a setting that plain LoRA does not have, with ``--method lora``.
+    """
+    preset, context = flags.pop("preset"), click.get_current_context()
+    plain = flags["method"] == "lora"
+    if plain and preset != "default":
+        raise ConfigError(f"--method lora is plain LoRA and --preset {preset} is not: leave one of them out.")
+    for name, value in PRESETS["lora" if plain else preset].items():
+        if context.get_parameter_source(name) == ParameterSource.DEFAULT:
+            flags[name] = value
+        elif plain and flags[name] != value:
+            flag = "--compensate" if name == "compensate" else f"--{name.replace('_', '-')} {flags[name]:g}"
+            raise ConfigError(f"--method lora is plain LoRA, without masks and regularizer: leave {flag} out.")
 
 
 def _targets(values: Sequence[str]) -> str | tuple[str, ...]:

@@ -13,6 +13,7 @@ from rmlora.training.data import Columns
 from rmlora_deploy import api
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.cli.console import data_options, json_option, make_console, named, print_json, remote_code_option
+from rmlora_deploy.cli.provider_options import provider_option
 from rmlora_deploy.cli.report_table import show_report
 from rmlora_deploy.verification.torch_pair import torch_is_installed
 
@@ -30,9 +31,7 @@ __all__ = ["command"]
     help="Adapter package, with its name if the bundle has several.  [default: where it was at export]",
 )
 @data_options("Labeled data to compare the metric on; NAME=FILE, repeatable, for several adapters.", multiple=True)
-@click.option(
-    "--provider", default="cpu", show_default=True, help="Execution provider to verify: cpu, cuda, tensorrt, …"
-)
+@provider_option(" to verify")
 @click.option(
     "--reference-only",
     is_flag=True,

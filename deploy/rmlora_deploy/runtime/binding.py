@@ -37,8 +37,12 @@ class BoundInputs:
 
         self._session, self._output = session, output
         self._binding = session.io_binding()
-        for name, array in lora_inputs.items():
-            value = ort.OrtValue.ortvalue_from_numpy(array) if isinstance(array, np.ndarray) else array
+        self._bound = {
+            name: ort.OrtValue.ortvalue_from_numpy(array) if isinstance(array, np.ndarray) else array
+            for name, array in lora_inputs.items()
+        }
+        """What is bound. ONNX Runtime reads the arrays' memory, which would be given back without this."""
+        for name, value in self._bound.items():
             self._binding.bind_ortvalue_input(name, value)
 
     def run(self, inputs: Mapping[str, AnyArray]) -> AnyArray:

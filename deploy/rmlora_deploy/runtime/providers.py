@@ -1,14 +1,14 @@
-"""The ONNX Runtime execution providers this project supports, in one table, and opening a session on one.
+"""The ONNX Runtime execution providers that have a short name, in one table, and opening a session on any provider.
 
-A provider is never silently replaced by another: if the requested one is not installed, or ONNX Runtime drops it while
-opening the model, that is an error.
+A provider is never silently replaced by another: if the requested one is not installed, offers no device, runs none of the
+graph, or is dropped by ONNX Runtime while it opens the model, that is an error.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,9 @@ from rmlora.errors import ConfigError, InputError, ProviderError, install_comman
 from rmlora_converters.graph.files.model_file import external_files
 from rmlora_deploy.runtime.device_libraries import missing_library, remedy
 from rmlora_deploy.runtime.int8_products import EXACT_PRODUCTS, products_overflow
+from rmlora_deploy.runtime.openvino import fill_options, inference_precision, standard_operators
+from rmlora_deploy.runtime.plugin_libraries import choose_devices, find_plugin, installed_plugins
+from rmlora_deploy.runtime.provider_choice import ProviderChoice
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -24,15 +27,22 @@ __all__ = [
     "PROVIDERS",
     "Provider",
     "available",
+    "built_providers",
     "check_provider",
+    "computed_in",
     "create_session",
     "get_provider",
+    "provider_label",
     "run_error",
     "unusable",
 ]
 
 _DEVICE_FAILURE = re.compile(r"(?:CUDA|CUDNN|CUBLAS|CUFFT|HIP|TensorRT) (?:failure|error) [^;\n]*")
 _NO_MEMORY = re.compile(r"(?:Available memory of|Failed to allocate memory for) [^;\n]*")
+_OPENVINO_REASON = re.compile(r"OpenVINO does not support[^\n]*|NotFound: [^\n]*|Invalid OpenVINO EP option: \S+")
+"""What an error of OpenVINO's says after its stack of C++."""
+_RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
+"""ONNX Runtime's option for remembering which provider runs which node."""
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 """ONNX Runtime's option for the folder in which a model opened from memory finds its external weights."""
 
@@ -50,10 +60,17 @@ class Provider:
     """Where ONNX Runtime binds its inputs and outputs: ``cpu`` or ``cuda``."""
     others: tuple[str, ...] = ("cpu",)
     """Providers that run the operators it does not support, the first choice first."""
+    runs_nodes: bool = False
+    """True if it runs a graph node by node, so that an optional input may be fed; one that compiles a graph takes the default of
+    such an input for a constant, and what is fed changes nothing."""
+    install: str = "Install a build of ONNX Runtime that has it, such as its vendor's,"
+    """What to do where it is absent, if no extra installs it."""
+    devices: tuple[Any, ...] = field(default=(), compare=False)
+    """Devices that a plugin library offers it; empty for a provider of ONNX Runtime's own build."""
 
 
 PROVIDERS: tuple[Provider, ...] = (
-    Provider("cpu", "CPUExecutionProvider", needs="cpu", others=()),
+    Provider("cpu", "CPUExecutionProvider", needs="cpu", others=(), runs_nodes=True),
     # TF32 is on by default and keeps 10 of float32's 23 mantissa bits; for speed, export in fp16 instead.
     Provider(
         "cuda",
@@ -61,6 +78,7 @@ PROVIDERS: tuple[Provider, ...] = (
         {"arena_extend_strategy": "kSameAsRequested", "use_tf32": 0},
         "gpu",
         device="cuda",
+        runs_nodes=True,
     ),
     Provider(
         "tensorrt",
@@ -70,58 +88,106 @@ PROVIDERS: tuple[Provider, ...] = (
         device="cuda",
         others=("cuda", "cpu"),
     ),
-    Provider("rocm", "ROCMExecutionProvider"),
+    Provider("rocm", "ROCMExecutionProvider", runs_nodes=True),
     Provider("migraphx", "MIGraphXExecutionProvider"),
-    Provider("openvino", "OpenVINOExecutionProvider"),
-    Provider("dml", "DmlExecutionProvider"),
+    Provider(
+        "openvino",
+        "OpenVINOExecutionProvider",
+        install="Install onnxruntime-openvino in place of onnxruntime, with the release of openvino that it was built for,",
+    ),
+    Provider("dml", "DmlExecutionProvider", runs_nodes=True),
     Provider("coreml", "CoreMLExecutionProvider"),
 )
 
 
-def get_provider(name: str) -> Provider:
-    """Return a provider by its short name or ONNX Runtime's name, in any case.
+def get_provider(provider: str) -> Provider:
+    """Return a provider, with the options chosen for it; nothing is loaded.
+
+    Args:
+        provider: a short name or ONNX Runtime's name, in any case, or a whole choice
+            (:mod:`rmlora_deploy.runtime.provider_choice`).
 
     Raises:
-        ConfigError: there is no such provider.
+        ConfigError: there is no such provider, and neither a library nor an installed package that could have it.
     """
+    choice = ProviderChoice.parse(provider)
+    found = _known(choice.name)
+    if found is None:
+        if choice.library is None and choice.name.lower() not in installed_plugins():
+            raise ConfigError(
+                f"Unknown provider '{choice.name}': choose one of {', '.join(p.name for p in PROVIDERS)}, or name a plugin's "
+                "library with --provider-library."
+            )
+        found = Provider(choice.name, choice.name, install="See which hardware and drivers it needs,")
+    options = dict(choice.options)
+    if found.name == "openvino":
+        options = fill_options(options, choice.device)
+    return replace(found, options={**found.options, **options}) if options else found
+
+
+def _known(name: str) -> Provider | None:
+    """Return a provider of the table, or another one that the installed ONNX Runtime was built with."""
+    lower = name.lower()
     for provider in PROVIDERS:
-        if name.lower() in (provider.name, provider.ort_name.lower()):
+        if lower in (provider.name, provider.ort_name.lower()):
             return provider
-    raise ConfigError(f"Unknown provider '{name}': choose one of {', '.join(p.name for p in PROVIDERS)}.")
+    for ort_name in built_providers():
+        if lower in (ort_name.lower(), ort_name.lower().removesuffix("executionprovider")):
+            return Provider(lower.removesuffix("executionprovider"), ort_name)
+    return None
+
+
+def built_providers() -> list[str]:
+    """Return ONNX Runtime's names of the providers in the installed build."""
+    require("onnxruntime", "cpu")
+    import onnxruntime as ort
+
+    return list(ort.get_available_providers())
+
+
+def provider_label(provider: str) -> str:
+    """Return what tables and reports call a choice of provider."""
+    return ProviderChoice.parse(provider).label
+
+
+def computed_in(provider: str) -> str | None:
+    """Return the precision that a provider is told to compute in by its options; None if it takes the graph's."""
+    found = get_provider(provider)
+    return inference_precision(found.options) if found.name == "openvino" else None
 
 
 def available() -> dict[str, bool]:
     """Return short name → True if the installed ONNX Runtime was built with that provider."""
-    require("onnxruntime", "cpu")
-    import onnxruntime as ort
-
-    built = set(ort.get_available_providers())
+    built = set(built_providers())
     return {provider.name: provider.ort_name in built for provider in PROVIDERS}
 
 
-def unusable(name: str) -> str | None:
+def unusable(provider: str) -> str | None:
     """Return why sessions cannot be opened on a provider here, as a part of a sentence; None if nothing is known to be missing."""
-    if not available()[name]:
-        return "not in the installed ONNX Runtime"
-    return missing_library(name)
+    choice = ProviderChoice.parse(provider)
+    found = _known(choice.name)
+    if found is None or choice.library is not None or found.ort_name not in built_providers():
+        try:
+            plugin = find_plugin(choice)
+        except ProviderError as error:
+            return str(error).rstrip(".")
+        if plugin is None:
+            return "not in the installed ONNX Runtime"
+        return None if plugin.devices else f"its library {plugin.library} offers no device on this machine"
+    return missing_library(found.name)
 
 
-def check_provider(name: str) -> Provider:
-    """Return a provider by its name (see :func:`get_provider`).
+def check_provider(provider: str) -> Provider:
+    """Return a provider (see :func:`get_provider`), with the devices that its library offers if it is a plugin.
 
     Raises:
         ConfigError: there is no such provider.
-        ProviderError: it is not in this build, or a library that it needs is missing.
+        ProviderError: it is not in this build, its plugin library cannot be loaded or offers no device, or a library that it
+            needs is missing.
     """
-    chosen = get_provider(name)
-    built = available()
-    if not built[chosen.name]:
-        present = ", ".join(name for name, there in built.items() if there)
-        how = f" ({install_command(chosen.needs)})" if chosen.needs else ", such as its vendor's,"
-        raise ProviderError(
-            f"Provider '{chosen.name}' ({chosen.ort_name}) is not in the installed ONNX Runtime, which has: {present}. "
-            f"Install one that has it{how} or choose another --provider."
-        )
+    choice, chosen = ProviderChoice.parse(provider), get_provider(provider)
+    if choice.library is not None or chosen.ort_name not in built_providers():
+        return _with_plugin(choice, chosen)
     missing = missing_library(chosen.name)
     if missing is not None:
         raise ProviderError(
@@ -129,6 +195,25 @@ def check_provider(name: str) -> Provider:
             "another --provider."
         )
     return chosen
+
+
+def _with_plugin(choice: ProviderChoice, chosen: Provider) -> Provider:
+    """Return the provider as its plugin library offers it; errors as :func:`check_provider`."""
+    plugin = find_plugin(choice)
+    present = ", ".join(name for name, there in available().items() if there)
+    how = f"Install one that has it ({install_command(chosen.needs)})" if chosen.needs else chosen.install
+    if plugin is None:
+        raise ProviderError(
+            f"Provider '{chosen.name}' ({chosen.ort_name}) is not in the installed ONNX Runtime, which has: {present}. "
+            f"{how} or choose another --provider; a plugin is named with --provider-library."
+        )
+    try:
+        devices = choose_devices(choice, plugin)
+    except ProviderError as error:
+        if plugin.devices:
+            raise
+        raise ProviderError(f"{error} {how} or choose another --provider: this ONNX Runtime has {present}.") from None
+    return replace(chosen, ort_name=devices[0].ep_name, devices=devices, options=dict(choice.options))
 
 
 def create_session(
@@ -167,29 +252,67 @@ def create_session(
     if products_overflow():
         options.add_session_config_entry(*EXACT_PRODUCTS)
     options.enable_mem_pattern = options.enable_mem_pattern and memory_pattern
+    name = called or made_from or (model if isinstance(model, Path) else "the model")
     if isinstance(model, Path):
         external_files(model)  # so that they are next to it, which not every ONNX Runtime checks
+    if chosen.name == "openvino":
+        model, made_from = standard_operators(model, made_from)
     if made_from is not None:
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(made_from.parent))
-    chain = [(item.ort_name, dict(item.options)) for item in (chosen, *map(get_provider, chosen.others))]
-    name = called or made_from or (model if isinstance(model, Path) else "the model")
-    source = model if isinstance(model, bytes) else str(model)
-    # rmlora_converters/graph/passes/open_layer_norm.py says why this one is slower.
-    slower = ["SkipLayerNormFusion"] if chosen.name == "cpu" else []
-    try:
-        # Without enable_fallback=0, a provider that fails, now or in a later run, is replaced by the CPU.
-        session = ort.InferenceSession(source, options, providers=chain, disabled_optimizers=slower, enable_fallback=0)
-    except Exception as error:  # noqa: BLE001 - onnxruntime raises a family of pybind classes without a common public base
-        reason = _reason(error, str(error).strip().partition("\n")[0])  # what follows is a stack of C++
-        if chosen.name == "cpu":
-            raise InputError(f"ONNX Runtime cannot load {name}: {reason}.") from None
-        raise ProviderError(f"Provider '{chosen.name}' could not open {name}: {reason}.") from None
+    if chosen.device == "cpu" and chosen.name != "cpu":
+        options.add_session_config_entry(_RECORD_ASSIGNMENT, "1")
+    session = _open(model, chosen, options, name, threads)
     if chosen.ort_name not in session.get_providers():
         raise ProviderError(
             f"Provider '{chosen.name}' did not start on this machine, and ONNX Runtime would have used the CPU instead: "
             "see its log above, or choose --provider cpu."
         )
+    if chosen.device == "cpu" and chosen.name != "cpu":
+        _refuse_idle(session, chosen, name)
     return session
+
+
+def _open(
+    model: Path | bytes, chosen: Provider, options: ort.SessionOptions, name: object, threads: int | None
+) -> ort.InferenceSession:
+    """Open a session; errors as :func:`create_session`."""
+    import onnxruntime as ort
+
+    source = model if isinstance(model, bytes) else str(model)
+    # rmlora_converters/graph/passes/open_layer_norm.py says why this one is slower.
+    slower = ["SkipLayerNormFusion"] if chosen.name == "cpu" else []
+    chain = None
+    try:
+        if chosen.devices:  # the CPU runs what the plugin does not
+            options.add_provider_for_devices(
+                list(chosen.devices), {key: str(value) for key, value in chosen.options.items()}
+            )
+        else:
+            own = {**chosen.options, **({"num_of_threads": threads} if threads and chosen.name == "openvino" else {})}
+            chain = [(chosen.ort_name, own)]
+            chain += [(item.ort_name, dict(item.options)) for item in map(get_provider, chosen.others)]
+        # Without enable_fallback=0, a provider that fails, now or in a later run, is replaced by the CPU.
+        return ort.InferenceSession(source, options, providers=chain, disabled_optimizers=slower, enable_fallback=0)
+    except Exception as error:  # noqa: BLE001 - onnxruntime raises a family of pybind classes without a common public base
+        text = str(error).strip()
+        found = _OPENVINO_REASON.search(text)
+        reason = _reason(error, found[0] if found else text.partition("\n")[0])  # what follows is a stack of C++
+        if chosen.name == "cpu":
+            raise InputError(f"ONNX Runtime cannot load {name}: {reason}.") from None
+        raise ProviderError(f"Provider '{chosen.name}' could not open {name}: {reason}.") from None
+
+
+def _refuse_idle(session: ort.InferenceSession, chosen: Provider, name: object) -> None:
+    """Raise :class:`ProviderError` if the CPU runs every node of the graph, because the provider took none."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):  # ONNX Runtime before 1.24
+        return
+    parts = session.get_provider_graph_assignment_info()
+    if parts and all(part.ep_name != chosen.ort_name for part in parts):
+        count = sum(len(part.get_nodes()) for part in parts)
+        raise ProviderError(
+            f"Provider '{chosen.name}' runs none of the {count} operators of {name}, so the CPU would run all of them: see what "
+            "the provider supports and its options (--provider-option), or choose --provider cpu."
+        )
 
 
 def run_error(error: Exception, what: str = "The graph cannot be run on these inputs") -> InputError | ProviderError:

@@ -19,13 +19,13 @@ from rmlora_converters.graph.contract.lora_inputs import LoraInputs, read_lora_i
 from rmlora_converters.graph.files.model_file import load_model, save_model, to_bytes
 from rmlora_converters.graph.locate.id_limits import check_ids, id_limits
 from rmlora_converters.graph.passes.base_head import base_head
-from rmlora_converters.graph.passes.gather_adapters import ADAPTER_INDICES, gather_adapters
+from rmlora_converters.graph.passes.gather_adapters import ADAPTER_INDICES, gather_adapters, require_lora_inputs
 from rmlora_converters.graph.passes.specialize import specialize
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterChoice, AdapterName, AdapterRef, resolve_choices
 from rmlora_deploy.runtime.adapters.array_layout import ArrayCheck
 from rmlora_deploy.runtime.adapters.cache import AdapterCache, CachedAdapter, Loader
 from rmlora_deploy.runtime.adapters.device_bucket import DeviceBucket
-from rmlora_deploy.runtime.adapters.rank_buckets import BASE_INDEX, RankBucket, RankBuckets
+from rmlora_deploy.runtime.adapters.rank_buckets import BASE_INDEX, RankBucket, RankBuckets, base_arrays
 from rmlora_deploy.runtime.binding import BoundInputs
 from rmlora_deploy.runtime.graph_logits import check_output
 from rmlora_deploy.runtime.providers import create_session, get_provider
@@ -93,18 +93,23 @@ class AdapterSession:
         """True if base-model rows can be mixed with adapter rows in one batch; a quantized head of the base's cannot be fed
         to them."""
         self._defaults = self._read_defaults(graph, model)
-        self._id_limits = id_limits(graph) if get_provider(provider).name != "cpu" else {}
+        chosen = get_provider(provider)
+        self._id_limits = id_limits(graph) if chosen.name != "cpu" else {}
         """Input → number of ids, on providers that do not refuse what is outside."""
         gather_adapters(graph, self.lora_inputs)
+        if not chosen.runs_nodes:
+            require_lora_inputs(graph, self.lora_inputs)
+        self._base_arrays = {} if chosen.runs_nodes else base_arrays(self._defaults)
+        """What is fed for base rows alone; nothing if the graph's defaults count."""
         self._session = create_session(
             to_bytes(graph), provider, threads=threads, memory_pattern=False, made_from=model
         )
         self._model, self._provider, self._threads = model, provider, threads
         self._specialized: dict[int, ort.InferenceSession] = {}
         """Serial of a cached adapter, or of the base → a session with a graph of its own."""
-        self._zero_copy = get_provider(provider).name == "cpu"
+        self._zero_copy = chosen.name == "cpu"
         """True if a run uses the buckets' arrays as they are; other providers may copy what is bound."""
-        self._device = get_provider(provider).device
+        self._device = chosen.device
         self._device_buckets: dict[RankBucket, DeviceBucket] = {}
         """Bucket → its copy on the device, for providers that compute on one."""
         self._device_lock = threading.Lock()
@@ -114,7 +119,8 @@ class AdapterSession:
         self._max_rows = rows
         self._mixed_runs = threading.BoundedSemaphore(max_concurrent_runs)
         self._output = self._session.get_outputs()[0].name
-        self._inputs = [item.name for item in self._session.get_inputs() if item.name != ADAPTER_INDICES]
+        added = {ADAPTER_INDICES, *self.lora_inputs.names}
+        self._inputs = [item.name for item in self._session.get_inputs() if item.name not in added]
         heads = self.lora_inputs.heads
         self._last_head = heads[-1].module if heads else None
         self._untrained_head = next((head.module for head in heads if not head.in_base), None)
@@ -315,7 +321,7 @@ class AdapterSession:
     def _bindings_of(self, bucket: RankBucket | None) -> tuple[list[BoundInputs], Mapping[str, Any]]:
         """Return the idle bindings of a bucket, and the arrays to make more of them for."""
         if bucket is None:
-            return self._idle_base_bindings, {}
+            return self._idle_base_bindings, self._base_arrays
         if self._zero_copy:
             return bucket.idle_bindings, bucket.arrays
         with self._device_lock:

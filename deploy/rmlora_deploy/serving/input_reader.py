@@ -25,7 +25,7 @@ from rmlora_deploy.serving.images import SentImage
 from rmlora_deploy.serving.model_runner import ModelRunner
 from rmlora_deploy.serving.models import ServedModel
 from rmlora_deploy.serving.serve_settings import ServeSettings
-from rmlora_deploy.serving.supervised import lower_priority
+from rmlora_deploy.serving.supervised import run_in_background
 from rmlora_deploy.serving.waiting_rows import Answer, Row
 
 __all__ = ["InputReader"]
@@ -38,8 +38,8 @@ _PIECE_CHARACTERS, _PIECE_TEXTS = 20_000, 32
 """Texts that are tokenized at once: so many, or one that is longer."""
 _THREADS = 4
 """Most threads that tokenize and decode; on a machine with few cores, half as many as it has cores."""
-_NICENESS = 16
-"""How much lower their priority is; that of the threads that compute batches is 5 lower."""
+_NICENESS = 11
+"""How much lower their priority is than that of the threads that compute batches; those for heavy requests are in between."""
 _LARGE_PIXELS = 4_000_000
 """Images with more pixels than this are decoded one at a time, because of the memory that it takes."""
 
@@ -55,7 +55,7 @@ class InputReader:
         self._settings = settings
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = max(1, min(_THREADS, cores // 2))
-        self._threads = ThreadPoolExecutor(threads, "reader", initializer=partial(lower_priority, _NICENESS))
+        self._threads = ThreadPoolExecutor(threads, "reader", initializer=partial(run_in_background, _NICENESS))
         self._large_image = asyncio.Lock()
 
     async def read(self, inputs: Sequence[str], model: ServedModel, deadline: float) -> list[Row]:

@@ -14,7 +14,6 @@ import threading
 from array import array
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ import numpy as np
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+
+from rmlora_deploy.serving.supervised import run_in_background
 
 __all__ = ["JsonBodies", "JsonRoute"]
 
@@ -31,7 +32,7 @@ _MEDIUM, _VALUES = 1 << 20, 10_000
 """Bytes and values of a body that does not take longer, because most of it is text."""
 _SECONDS = 10.0
 """Time after which parsing is given up."""
-_NICENESS = 15
+_NICENESS = 10
 """How much lower the priority of the process is: it reads and writes a lot of memory, which slows other work down."""
 _log = logging.getLogger("rmlora.serve")
 
@@ -104,9 +105,7 @@ class JsonBodies:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                 process_group=0 if os.name == "posix" else None,
             )  # fmt: skip
-            if hasattr(os, "setpriority"):
-                with suppress(OSError):
-                    os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
+            run_in_background(_NICENESS, self._process.pid)
         return self._process
 
 

@@ -10,14 +10,14 @@ from functools import partial
 from typing import Any, TypeVar
 
 from rmlora_deploy.serving.errors import BusyError
-from rmlora_deploy.serving.supervised import lower_priority
+from rmlora_deploy.serving.supervised import run_in_background
 
 __all__ = ["OneByOne"]
 
 _Result = TypeVar("_Result")
 _MOST = 16
 """Calls that may run or wait."""
-_NICENESS = 10
+_NICENESS = 5
 """How much lower the priority of the thread, and of the processes that it starts, is than that of the server."""
 _RETRY_SECONDS = 5
 
@@ -31,7 +31,7 @@ class OneByOne:
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._thread = ThreadPoolExecutor(1, what.replace(" ", "-"), initializer=partial(lower_priority, _NICENESS))
+        self._thread = ThreadPoolExecutor(1, what.replace(" ", "-"), initializer=partial(run_in_background, _NICENESS))
         self._lock = threading.Lock()
         self._open = 0
         """Calls that run or wait."""

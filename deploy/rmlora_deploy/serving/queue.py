@@ -31,10 +31,11 @@ Run: TypeAlias = "Callable[[Sequence[Row]], Sequence[Answer]]"
 
 _PACED_SECONDS = 0.03
 """Time that a batch of a heavy request's rows may take, unless one row takes longer."""
-_NICENESS, _HEAVY_NICENESS = 5, 14
-"""How much lower the priority of the workers is than that of the threads that read and answer requests, and that of the
-workers that compute the rows of heavy requests: these get an eighth of the time beside busy workers, and the whole machine
-if there is nothing else to do."""
+_HEAVY_NICENESS = 9
+"""How much lower the priority of the workers that compute the rows of heavy requests is: they get an eighth of the time
+beside the other workers, and the whole machine if there is nothing else to do. The other workers have the priority and
+the policy of any program: with a lower one they get a third of a machine that they share, and under SCHED_BATCH they wait for
+the heavy ones."""
 _IDLE_SECONDS = 1.0
 """After this time without light rows, what heavy ones took shows how fast the machine is."""
 _STUCK_SECONDS = 300.0
@@ -98,7 +99,7 @@ class RequestQueue:
         self._stopping = False
         self._has_paced = threading.Condition(self._lock)
         supervised = partial(Supervised, on_failure=self._after_failure, on_loss=self._after_loss)
-        self._workers = supervised(self._compute_next, count=workers, niceness=_NICENESS)
+        self._workers = supervised(self._compute_next, count=workers, niceness=0)
         self._heavy = supervised(partial(self._compute_next, heavy=True), count=workers, niceness=_HEAVY_NICENESS)
         self._workers.start()
         self._heavy.start()

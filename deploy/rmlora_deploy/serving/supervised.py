@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-__all__ = ["Supervised", "lower_priority"]
+__all__ = ["Supervised", "run_in_background"]
 
 _PAUSE = 0.05
 """Seconds before a worker goes on after a failure; doubled every time."""
@@ -25,7 +25,7 @@ class Supervised:
     Args:
         step: called again and again by every thread, until it returns False.
         count: number of threads.
-        niceness: how much lower their priority is than that of the thread that starts them.
+        niceness: how much lower their priority is than that of the thread that starts them; 0 is the same.
         on_failure: called after a failure with the number of failures in a row.
         on_loss: called after a worker was given up.
     """
@@ -61,7 +61,8 @@ class Supervised:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _work(self) -> None:
-        lower_priority(self._niceness)
+        if self._niceness:
+            run_in_background(self._niceness)
         in_a_row = 0
         while in_a_row < _ATTEMPTS:
             try:
@@ -87,13 +88,20 @@ class Supervised:
             _log.error("cleaning up after a worker failed", exc_info=second)
 
 
-def lower_priority(niceness: int) -> None:
-    """Lower this thread's priority, so that threads which read and answer requests get a core at once.
+def run_in_background(niceness: int, process: int = 0) -> None:
+    """Let other threads go first: those that read and answer requests, and those that compute light ones.
 
-    Those threads need a core only briefly, but they hold the interpreter's lock while they wait for one, and every
-    worker that is ready for its next batch then waits for them.
+    Besides its lower priority the thread gets Linux's policy SCHED_BATCH, under which it never interrupts another on
+    waking up.
+
+    Args:
+        niceness: how much lower its priority is.
+        process: id of another process to do this to; 0 is the calling thread.
     """
-    if sys.platform == "linux":  # elsewhere threads have no priority of their own
+    if sys.platform == "linux":  # elsewhere threads have no policy and no priority of their own
+        who = process or threading.get_native_id()
         with suppress(OSError):
-            thread = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + niceness)
+            if os.sched_getscheduler(who) == os.SCHED_OTHER:  # an administrator's choice of another policy stays
+                os.sched_setscheduler(who, os.SCHED_BATCH, os.sched_param(0))
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, who, os.getpriority(os.PRIO_PROCESS, who) + niceness)

@@ -12,7 +12,7 @@ from rmlora.outputs import Outputs
 from rmlora.scoring import Scoring
 from rmlora_deploy.bundles.report import Comparison, Tolerance
 
-__all__ = ["TOLERANCES", "compare", "mismatch", "within"]
+__all__ = ["TOLERANCES", "accepted", "compare", "mismatch", "within"]
 
 
 def _tolerance(relative: float, rms: float, agreement: float, cosine: float, metric: float) -> Tolerance:
@@ -24,6 +24,8 @@ TOLERANCES: dict[str, Tolerance] = {
     "fp32": _tolerance(1e-4, 1e-4, 1.0, 0.99999999, 0.0),
     # 11 bits per number, errors add up over the layers: 6e-4 on MiniLM.
     "fp16": _tolerance(2e-2, 1e-2, 0.98, 0.9999, 0.002),
+    # 8 bits per number: 9e-3 on MiniLM.
+    "bf16": _tolerance(8e-2, 4e-2, 0.95, 0.999, 0.005),
     # 8 bits per factor. The errors of activations have long tails: single logits of a good model move far, so the root mean
     # square and the metric decide.
     "int8": _tolerance(1.0, 1.5e-1, 0.90, 0.95, 0.01),
@@ -31,6 +33,23 @@ TOLERANCES: dict[str, Tolerance] = {
     "int4": _tolerance(1.5, 3.5e-1, 0.80, 0.85, 0.03),
 }
 """Precision → accepted differences."""
+
+
+def accepted(precision: str, computed_in: str | None = None) -> Tolerance:
+    """Return what may differ in a graph of one precision that a provider computes in another.
+
+    Args:
+        precision: of the graph's weights.
+        computed_in: precision that the provider was told to compute in; None if it takes the graph's.
+    """
+    one, other = TOLERANCES[precision], TOLERANCES[computed_in or precision]
+    return _tolerance(
+        max(one.relative_error, other.relative_error),
+        max(one.rms_error, other.rms_error),
+        min(one.agreement, other.agreement),
+        min(one.cosine, other.cosine),
+        max(one.metric_loss, other.metric_loss),
+    )
 
 
 def compare(

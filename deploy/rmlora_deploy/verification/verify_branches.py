@@ -18,11 +18,13 @@ from rmlora_deploy.bundles.report import (
     BaseReport,
     Comparison,
     MixedReport,
+    Tolerance,
     VerificationReport,
 )
 from rmlora_deploy.runtime import AdapterSession
 from rmlora_deploy.runtime.graph_logits import graph_logits
-from rmlora_deploy.verification.compare import TOLERANCES, compare, mismatch, within
+from rmlora_deploy.runtime.providers import computed_in, provider_label
+from rmlora_deploy.verification.compare import accepted, compare, mismatch, within
 from rmlora_deploy.verification.evaluation import EvaluationData, keeps_metric, lost_metric, measure
 from rmlora_deploy.verification.sample_batches import batch_shapes
 from rmlora_deploy.verification.torch_outputs import finite_outputs
@@ -56,7 +58,7 @@ def verify_branches(
         InputError: PyTorch itself gives NaN, or there are no outputs to compare with.
         ProviderError: the provider is not available.
     """
-    session = bundle.adapter_session(provider)
+    session, tolerance = bundle.adapter_session(provider), accepted(bundle.precision, computed_in(provider))
     batches, base_outputs = load_reference(bundle.path / REFERENCE_FILE)
     reports: dict[str, AdapterReport] = {}
     expected: dict[str, OutputBatches] = {}
@@ -65,21 +67,22 @@ def verify_branches(
         known = _expected(bundle, name, batches, pair)
         if known is not None:
             expected[name] = known
-            reports[name] = _verify_alone(bundle, session, name, batches, known, pair, (evaluations or {}).get(name))
+            data = (evaluations or {}).get(name)
+            reports[name] = _verify_alone(bundle, session, name, batches, known, pair, data, tolerance)
     unverified = [name for name in bundle.adapters if name not in reports]
     if unverified and not reports:
         raise InputError(
             f"{bundle.path} stores no outputs of PyTorch for '{unverified[0]}', which was added without PyTorch: verify where "
             "PyTorch is installed, without --reference-only."
         )
-    base = _verify_base(bundle, batches, base_outputs, provider)
-    mixed = _verify_mixed(bundle, session, batches, expected) if expected else None
+    base = _verify_base(bundle, batches, base_outputs, provider, tolerance)
+    mixed = _verify_mixed(bundle, session, batches, expected, tolerance) if expected else None
     parts: list[BaseReport | AdapterReport | MixedReport | None] = [base, *reports.values(), mixed]
     report = VerificationReport(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         tools=tool_versions(),
-        provider=provider,
-        tolerance=TOLERANCES[bundle.precision],
+        provider=provider_label(provider),
+        tolerance=tolerance,
         against=source_of_outputs(pair_of),
         shapes=batch_shapes(batches),
         base=base,
@@ -99,7 +102,9 @@ def _expected(bundle: Bundle, name: str, batches: Sequence[Arrays], pair: TorchP
     return load_reference(bundle.file(stored))[1] if stored is not None else None
 
 
-def _verify_base(bundle: Bundle, batches: Sequence[Arrays], expected: OutputBatches, provider: str) -> BaseReport:
+def _verify_base(
+    bundle: Bundle, batches: Sequence[Arrays], expected: OutputBatches, provider: str, tolerance: Tolerance
+) -> BaseReport:
     """Compare the graph without an adapter with the base's graph before branches were inserted."""
     outputs = graph_logits(bundle.session(provider))
     got = [outputs(batch) for batch in batches]
@@ -107,16 +112,16 @@ def _verify_base(bundle: Bundle, batches: Sequence[Arrays], expected: OutputBatc
     return BaseReport(
         **dict(result),
         bit_equal=all(np.array_equal(a, b) for a, b in zip(expected, got, strict=True)),
-        passed=within(result, TOLERANCES[bundle.precision]),
+        passed=within(result, tolerance),
     )
 
 
 def _verify_alone(
     bundle: Bundle, session: AdapterSession, name: str, batches: Sequence[Arrays], expected: OutputBatches,
-    pair: TorchPair | None, data: EvaluationData | None,
+    pair: TorchPair | None, data: EvaluationData | None, tolerance: Tolerance,
 ) -> AdapterReport:  # fmt: skip
     """Compare one adapter, alone in every batch, with PyTorch."""
-    tolerance, kind = TOLERANCES[bundle.precision], (bundle.task.outputs, bundle.scoring(name))
+    kind = (bundle.task.outputs, bundle.scoring(name))
     result = compare(expected, [np.stack(session.run(batch, name)) for batch in batches], *kind)
     passed = within(result, tolerance)
     optional: dict[str, Any] = {}  # fields that the manifest leaves out if they were not measured
@@ -148,8 +153,9 @@ def raise_on_branch_mismatch(report: VerificationReport, precision: str) -> None
 
 
 def _verify_mixed(
-    bundle: Bundle, session: AdapterSession, batches: Sequence[Arrays], expected: Mapping[str, OutputBatches]
-) -> MixedReport:
+    bundle: Bundle, session: AdapterSession, batches: Sequence[Arrays], expected: Mapping[str, OutputBatches],
+    tolerance: Tolerance,
+) -> MixedReport:  # fmt: skip
     """Compare batches whose rows use all adapters in turn; repeat until every adapter has had a row."""
     names, start = list(expected), 0
     want: dict[str, OutputBatches] = {name: [] for name in names}
@@ -163,7 +169,7 @@ def _verify_mixed(
                 want[name].append(expected[name][number][row][None])
                 got[name].append(np.asarray(output)[None])
     worst = _worst([compare(want[name], got[name], bundle.task.outputs, bundle.scoring(name)) for name in names])
-    return MixedReport(**dict(worst), passed=within(worst, TOLERANCES[bundle.precision]))
+    return MixedReport(**dict(worst), passed=within(worst, tolerance))
 
 
 def _worst(every: Sequence[Comparison]) -> Comparison:

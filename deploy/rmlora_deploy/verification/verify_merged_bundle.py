@@ -16,7 +16,8 @@ from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.reference import load_reference
 from rmlora_deploy.bundles.report import LayerMismatch, Tolerance, VerificationReport
 from rmlora_deploy.runtime.graph_logits import graph_logits
-from rmlora_deploy.verification.compare import TOLERANCES, compare, mismatch, within
+from rmlora_deploy.runtime.providers import computed_in, provider_label
+from rmlora_deploy.verification.compare import accepted, compare, mismatch, within
 from rmlora_deploy.verification.evaluation import EvaluationData, keeps_metric, lost_metric, measure
 from rmlora_deploy.verification.first_mismatch import first_mismatch
 from rmlora_deploy.verification.sample_batches import batch_shapes, make_sample_batches, sample_inputs
@@ -47,7 +48,7 @@ def verify_bundle(
         InputError: PyTorch itself gives NaN, so nothing can be compared with it.
         ProviderError: the provider is not available.
     """
-    tolerance, outputs = TOLERANCES[bundle.precision], bundle.task.outputs
+    tolerance, outputs = accepted(bundle.precision, computed_in(provider)), bundle.task.outputs
     onnx = graph_logits(bundle.session(provider))
     batches, expected = _expected(bundle, preprocessor, pair, evaluation)
     got = [onnx(batch) for batch in batches]
@@ -67,7 +68,7 @@ def verify_bundle(
     return VerificationReport(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         tools=tool_versions(),
-        provider=provider,
+        provider=provider_label(provider),
         tolerance=tolerance,
         against=source_of_outputs(pair),
         shapes=batch_shapes(batches),

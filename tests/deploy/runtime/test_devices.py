@@ -16,11 +16,11 @@ import pytest
 
 from rmlora.errors import InputError
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.runtime import AdapterSession
+from rmlora_deploy.runtime import AdapterSession, providers
 from rmlora_deploy.runtime import session as runtime_session
 from rmlora_deploy.runtime.adapters.device_bucket import DeviceBucket
 from rmlora_deploy.runtime.device_libraries import missing_library
-from rmlora_deploy.runtime.providers import available, create_session
+from rmlora_deploy.runtime.providers import Provider, available, create_session
 from tests.helpers.branch_graphs import LABELS, Branched, make_adapter, make_adapters, make_base, make_branched
 from tests.helpers.bundles import make_bundle
 from tests.helpers.cli import run
@@ -30,6 +30,8 @@ from tests.helpers.servers import classify, reference, served_by_command
 
 COPIES = "cpu with copies"
 """The CPU in the place of a device: what a session does for a device is done on the host."""
+COMPILES = "compiles"
+"""The CPU in the place of a provider that compiles the graph: every LoRA input is fed, in memory of its own."""
 STARTABLE = [name for name, built in available().items() if built and missing_library(name) is None]
 RANKS = (1, 3, 8, 12)
 """Ranks of the adapters of ``made``; 12 needs a larger bucket than the others."""
@@ -47,9 +49,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Branched:
 Open = Callable[..., AdapterSession]
 
 
-@pytest.fixture(params=[*STARTABLE, COPIES])
+@pytest.fixture(params=[*STARTABLE, COPIES, COMPILES])
 def opened(request: pytest.FixtureRequest, made: Branched, monkeypatch: pytest.MonkeyPatch) -> Open:
     """Open ``made`` on a provider."""
+    compiles = Provider(COMPILES, "CPUExecutionProvider", others=())
+    monkeypatch.setattr(providers, "PROVIDERS", (*providers.PROVIDERS, compiles))
     if request.param != COPIES:
         return partial(made.session, provider=request.param)
 

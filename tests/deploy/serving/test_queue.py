@@ -330,11 +330,16 @@ def test_whatever_the_mix_every_row_gets_its_own_answer(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux only")
-def test_computing_has_a_lower_priority_than_reading_and_answering() -> None:
+def test_computing_gives_no_share_of_the_machine_away_and_heavy_work_interrupts_nothing() -> None:
     def run(rows: Sequence[Row]) -> list[np.ndarray]:
-        return [np.array([os.getpriority(os.PRIO_PROCESS, threading.get_native_id())]) for _ in rows]
+        own = threading.get_native_id()
+        return [np.array([os.sched_getscheduler(own), os.getpriority(os.PRIO_PROCESS, own)]) for _ in rows]
 
-    queue = RequestQueue(run, max_batch=1, max_wait=0, max_queue=1)
-    (answer,) = queue.submit([Row({"x": np.array([1])}, None, "key")]).result(LONG)
+    queue = RequestQueue(run, max_batch=2, max_wait=0, max_queue=10, timeout=LONG)
+    (light,) = queue.submit([Row({"x": np.array([1])}, None, "key")]).result(LONG)
+    queue.admission.times.learn([0], LONG / 100, busy=True)  # from now on two rows are a heavy request
+    heavy, _ = queue.submit([Row({"x": np.array([1])}, None, "key")] * 2).result(LONG)
     queue.close()
-    assert answer[0] > os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    usual = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert list(light) == [os.SCHED_OTHER, usual]
+    assert list(heavy) == [os.SCHED_BATCH, usual + 9]

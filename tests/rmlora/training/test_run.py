@@ -152,6 +152,22 @@ def test_yaml_gives_defaults_and_flags_win(base: Path, data: Path, tmp_path: Pat
     fails(2, "cannot be read as YAML", "train", "--config", config, "-o", tmp_path / "no")
 
 
+def test_presets_give_defaults_and_flags_win(base: Path, data: Path, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("preset: paper\north-weight: 0.05\n")
+    start = ["train", "--base", base, "--train", data, "--epochs", "1", "--target-modules", "query"]
+    done = run(*start, "-o", tmp_path / "paper", "--config", config)
+    assert done.code == 0, done.stderr
+    settings = load_package(tmp_path / "paper").metadata["rmlora"]
+    assert (settings["orth_weight"], settings["decorrelation"], settings["compensate"]) == (0.05, 0.0, False)
+    shown = run("inspect", tmp_path / "paper")
+    assert "RM-LoRA: rank 8, 4 active in a step, alpha 16, orth_weight 0.05" in " ".join(shown.stdout.split())
+    no = [*start, "-o", tmp_path / "no", "--method", "lora"]
+    fails(2, "--method lora is plain LoRA and --preset paper is not", *no, "--preset", "paper")
+    fails(2, "without masks and regularizer: leave --decorrelation 3 out", *no, "--decorrelation", "3")
+    fails(2, "without masks and regularizer: leave --compensate out", *no, "--compensate")
+
+
 def test_wrong_flags_and_paths(base: Path, data: Path, tmp_path: Path) -> None:
     start = ["train", "--train", data, "-o", tmp_path / "adapter"]
     fails(3, "Base model not found: ./nowhere", *start, "--base", "./nowhere")

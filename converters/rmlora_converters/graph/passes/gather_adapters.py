@@ -15,7 +15,7 @@ from rmlora_converters.graph.passes.insert_branches import BRANCH_SCOPE
 from rmlora_converters.graph.passes.rewire import replace_uses
 from rmlora_converters.graph.passes.tape import Tape
 
-__all__ = ["ADAPTER_INDICES", "gather_adapters"]
+__all__ = ["ADAPTER_INDICES", "gather_adapters", "require_lora_inputs"]
 
 ADAPTER_INDICES = f"{BRANCH_SCOPE}.adapter_indices"
 """Name of the added input: the adapter index of every row, int64 ``[rows]``, or ``[1]`` for one adapter for all rows."""
@@ -44,6 +44,15 @@ def gather_adapters(model: ir.Model, lora_inputs: LoraInputs) -> None:
             gathered = nodes.op("Gather", source, indices, attributes={"axis": 0})
             graph.insert_before(min((use.node for use in uses), key=lambda node: order[node]), nodes.nodes)
             replace_uses(graph, source, gathered, name=name, uses=uses)
+
+
+def require_lora_inputs(model: ir.Model, lora_inputs: LoraInputs) -> None:
+    """Make the LoRA inputs ordinary inputs without defaults, in place.
+
+    A provider that compiles the graph may take a default for a constant, and then ignores what is fed.
+    """
+    for name in lora_inputs.names:
+        model.graph.initializers.pop(name).const_value = None
 
 
 def _table_uses(graph: ir.Graph, table: ir.Value, module: str) -> dict[ir.Value, list[ir._core.Usage]]:

@@ -20,7 +20,8 @@ from rmlora.json_files import check_values
 from rmlora.renamed_modules import in_memory_names
 from rmlora.storage import atomic_directory, read_json, refuse_existing, write_json
 from rmlora.stored_weights import stored_weights
-from rmlora_converters.delta import delta_rows
+from rmlora_converters.block_sum import add_update, one_blas_thread
+from rmlora_converters.delta import update_factors
 from rmlora_converters.graph.files.lazy_tensor import lazy_transform
 from rmlora_converters.graph.files.model_file import load_model, save_model
 from rmlora_converters.graph.locate.targets import head_shape
@@ -103,7 +104,8 @@ def merge_graph(
     with atomic_directory(output, overwrite=overwrite) as directory:
         copy_side_files(graph.parent, directory, but=_STALE_FILES)
         _set_labels(directory / "config.json", adapter)
-        nbytes = save_model(model, directory / graph.name, on_progress)
+        with one_blas_thread():
+            nbytes = save_model(model, directory / graph.name, on_progress)
         report = OnnxMergeReport(
             modules=collect_roundings(set(adapter.modules) - set(dropped), meters.values()),
             replaced=tuple(sorted(set(adapter.modules_to_save) - set(absent))),
@@ -217,8 +219,9 @@ def _merged(part: AnyArray, location: WeightLocation, adapter: Adapter, meters: 
     if not _is_updated(location.parameter, adapter):
         return whole
     path = location.module
-    weight = whole.astype(np.float32)
+    merged = np.array(whole, order="C")
     # The graph decides the orientation, of square weights too: the adapter's flag is about the checkpoint.
-    delta = delta_rows(replace(adapter.modules[path], fan_in_fan_out=location.transposed), weight.shape)
+    module = replace(adapter.modules[path], fan_in_fan_out=location.transposed)
     meters[path] = RoundingMeter(path)
-    return meters[path].merge(weight, delta, part.dtype)
+    meters[path].add(add_update(merged, *update_factors(module, merged.shape), path))
+    return merged

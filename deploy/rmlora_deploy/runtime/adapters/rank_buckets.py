@@ -19,7 +19,7 @@ from rmlora.wording import counted
 from rmlora_converters.graph.files.onnx_adapter import AdapterArrays, Layout
 from rmlora_deploy.runtime.binding import BoundInputs
 
-__all__ = ["BASE_INDEX", "BucketShape", "RankBucket", "RankBuckets"]
+__all__ = ["BASE_INDEX", "BucketShape", "RankBucket", "RankBuckets", "base_arrays"]
 
 AnyArray = npt.NDArray[Any]
 
@@ -111,6 +111,15 @@ class RankBucket:
                 width = source.shape[-1]
                 target[..., :width] = source[0]
                 target[..., width:] = 0
+
+
+def base_arrays(defaults: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+    """Return LoRA inputs that leave the base as it is, ``[1, …]``: updates of zeros, and the base model's own heads.
+
+    The defaults of a graph say the same with updates of rank 0, which not every provider can compute.
+    """
+    labels = tuple(defaults[f"{head}.bias"].shape[-1] for head in _heads(defaults))
+    return RankBucket(defaults, BucketShape(_MIN_RANK, labels), 0).arrays
 
 
 @dataclass(frozen=True)

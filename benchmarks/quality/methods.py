@@ -1,0 +1,192 @@
+"""The contestants: how each builds its PEFT model, and what it adds to a plain Trainer (torch, peft).
+
+All are LoRA on the same projections with a head trained in full beside it. ``LoRA r4`` moves as many parameters in a step as
+RM-LoRA of rank 8 with 4 active directions; the others have its rank.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rmlora.config import PRESETS, RMLoRAConfig
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch.optim import Optimizer
+    from transformers import TrainerCallback
+
+__all__ = ["ABLATIONS", "HEADLINE", "METHODS", "PEERS", "Method"]
+
+_RANK = 8
+
+
+@dataclass(frozen=True)
+class PeerConfig(RMLoRAConfig):
+    """Plain LoRA's settings with PEFT options of a peer added to them."""
+
+    active_rank: int = _RANK
+    decorrelation: float = 0.0
+    compensate: bool = False
+    peft_options: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of PEFT's LoraConfig."""
+
+    def to_peft(self, *, task_type: str | None = None) -> Any:
+        """Return PEFT's configuration with the peer's options."""
+        return dataclasses.replace(super().to_peft(task_type=task_type), **self.peft_options)
+
+
+@dataclass(frozen=True)
+class AdaLoRAConfig(PeerConfig):
+    """AdaLoRA (Zhang et al., 2023): 12 directions, pruned to 8 on average by their importance."""
+
+    steps: int = 0
+    """Steps of the whole run; the budget falls between a tenth and seven tenths of it."""
+
+    def to_peft(self, *, task_type: str | None = None) -> Any:
+        """Return PEFT's AdaLoraConfig."""
+        from peft import AdaLoraConfig
+
+        lora = super().to_peft(task_type=task_type)
+        return AdaLoraConfig(
+            task_type=task_type,
+            init_r=12,
+            target_r=_RANK,
+            lora_alpha=lora.lora_alpha * 12 // _RANK,
+            target_modules=lora.target_modules,
+            exclude_modules=lora.exclude_modules,
+            modules_to_save=lora.modules_to_save,
+            total_step=self.steps,
+            tinit=self.steps // 10,
+            tfinal=self.steps * 3 // 10,
+            deltaT=max(1, self.steps // 50),
+        )
+
+
+@dataclass(frozen=True)
+class Method:
+    """One contestant. This class is plain LoRA; peers that do more than change PEFT's configuration override a method."""
+
+    title: str
+    config: RMLoRAConfig = field(default_factory=PeerConfig)
+    measures_spectrum: bool = True
+    """False if the trained update is not ``s · B A``."""
+
+    def configure(self, steps: int) -> RMLoRAConfig:
+        """Return the configuration for a run of ``steps`` optimizer steps."""
+        return self.config
+
+    def callbacks(self, model: PeftModel, config: RMLoRAConfig, learning_rate: float) -> Sequence[TrainerCallback]:
+        """Return what joins the Trainer."""
+        return ()
+
+    def optimizer(self, model: PeftModel, learning_rate: float) -> Optimizer | None:
+        """Return the method's own optimizer; None leaves the Trainer's AdamW."""
+        return None
+
+    def finish(self, model: PeftModel) -> None:
+        """Turn the trained layers back into plain LoRA layers."""
+
+
+@dataclass(frozen=True)
+class RMLoRA(Method):
+    """RM-LoRA with the settings in ``config``; those that are not given are the toolkit's defaults."""
+
+    config: RMLoRAConfig = field(default_factory=RMLoRAConfig)
+
+    def configure(self, steps: int) -> RMLoRAConfig:
+        """Return the configuration."""
+        return self.config
+
+    def callbacks(self, model: PeftModel, config: RMLoRAConfig, learning_rate: float) -> Sequence[TrainerCallback]:
+        """Return the callback that masks and regularizes."""
+        from rmlora.callback import RMLoRACallback
+
+        return [RMLoRACallback(config)]
+
+
+@dataclass(frozen=True)
+class LoRAPlus(Method):
+    """LoRA+ (Hayou et al., 2024): the learning rate of B is 16 times that of A."""
+
+    def optimizer(self, model: PeftModel, learning_rate: float) -> Optimizer | None:
+        """Return PEFT's optimizer for it."""
+        from peft.optimizers import create_loraplus_optimizer
+        from torch.optim import AdamW
+
+        # B gets the rate of the grid, A a sixteenth of it: the grid is made for the factor that moves most.
+        optimizer: Optimizer = create_loraplus_optimizer(
+            model=model,
+            optimizer_cls=AdamW,
+            lr=learning_rate / 4,
+            loraplus_lr_ratio=16,
+            loraplus_weight_decay=0.0,
+            weight_decay=0.0,
+        )
+        return optimizer
+
+
+@dataclass(frozen=True)
+class AdaLoRA(Method):
+    """AdaLoRA, with PEFT's own allocator."""
+
+    measures_spectrum: bool = False
+
+    def configure(self, steps: int) -> RMLoRAConfig:
+        """Return the configuration, which depends on the length of the run."""
+        return AdaLoRAConfig(steps=steps)
+
+    def callbacks(self, model: PeftModel, config: RMLoRAConfig, learning_rate: float) -> Sequence[TrainerCallback]:
+        """Return the callback that prunes the budget after each step."""
+        from benchmarks.quality.peer_callbacks import AllocateBudget
+
+        return [AllocateBudget(model)]
+
+
+@dataclass(frozen=True)
+class SparseLoRA(Method):
+    """SoRA (Ding et al., 2023): a gate for each direction, driven to zero by a proximal step."""
+
+    def callbacks(self, model: PeftModel, config: RMLoRAConfig, learning_rate: float) -> Sequence[TrainerCallback]:
+        """Return the callback that shrinks the gates."""
+        from benchmarks.quality.peer_callbacks import SparseGates
+
+        return [SparseGates(model)]
+
+    def finish(self, model: PeftModel) -> None:
+        """Multiply the gates into A."""
+        from benchmarks.quality.peer_callbacks import fold_gates
+
+        fold_gates(model)
+
+
+HEADLINE: Mapping[str, Method] = {
+    "lora": Method("LoRA"),
+    "lora-r4": Method("LoRA r4", PeerConfig(rank=4, active_rank=4, alpha=8)),
+    "rmlora": RMLoRA("RM-LoRA"),
+}
+"""What the first table compares."""
+
+ABLATIONS: Mapping[str, Method] = {
+    "rmlora-paper": RMLoRA("RM-LoRA, preset paper", RMLoRAConfig(**PRESETS["paper"])),
+    "mask-only": RMLoRA("RM-LoRA, mask only", RMLoRAConfig(decorrelation=0)),
+    "regularizer-only": RMLoRA("RM-LoRA, regularizer only", RMLoRAConfig(active_rank=_RANK)),
+    "independent": RMLoRA("RM-LoRA, independent masks", RMLoRAConfig(mask_sharing="independent")),
+    "update": RMLoRA("RM-LoRA, mask_mode update", RMLoRAConfig(mask_mode="update")),
+}
+"""RM-LoRA with parts of it changed or left out."""
+
+PEERS: Mapping[str, Method] = {
+    "rslora": Method("rsLoRA", PeerConfig(rslora=True)),
+    "dora": Method("DoRA", PeerConfig(peft_options={"use_dora": True}), measures_spectrum=False),
+    "pissa": Method("PiSSA", PeerConfig(peft_options={"init_lora_weights": "pissa_niter_4"}), measures_spectrum=False),
+    "adalora": AdaLoRA("AdaLoRA"),
+    "loraplus": LoRAPlus("LoRA+"),
+    "sora": SparseLoRA("SoRA"),
+}
+"""Other ways to train a low-rank update, at their published settings."""
+
+METHODS: Mapping[str, Method] = {**HEADLINE, **ABLATIONS, **PEERS}
+"""Name → contestant."""

@@ -1,0 +1,247 @@
+"""Turning the runs into docs/evidence.md and its plots. Every figure on the page is computed here; none is typed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean, geometric_mean, median
+from typing import Any
+
+from benchmarks.quality.after_section import after_training_section
+from benchmarks.quality.campaign import chosen_learning_rate
+from benchmarks.quality.comparison import Comparison, compare
+from benchmarks.quality.methods import HEADLINE, METHODS
+from benchmarks.quality.plan import NOISES, RATE_FACTORS, ROBUSTNESS_TASKS
+from benchmarks.quality.plots import draw_differences
+from benchmarks.quality.store import RunStore
+from benchmarks.quality.study import LEARNING_RATES, REPORTED, SEEDS, SIZES, VALIDATION, RunSpec, sizes_of
+from benchmarks.quality.verdict import first_paragraph
+from rmlora.storage import atomic_file
+
+__all__ = ["write_page"]
+
+_DOCS = Path("docs")
+_NAMES = {size: f"{size:,}" for size in SIZES}
+_DEFAULT, _EQUAL_RANK, _EQUAL_BUDGET = "rmlora", "lora", "lora-r4"
+
+
+def write_page(store: RunStore, directory: Path | None = None) -> Path:
+    """Write the page and its plots, and return its path.
+
+    Args:
+        store: the runs.
+        directory: where to; None is docs/.
+    """
+    target = directory or _DOCS
+    chosen = chosen_rates(store)
+    at_rank = compare(store, _DEFAULT, _EQUAL_RANK, chosen, SEEDS)
+    at_budget = compare(store, _DEFAULT, _EQUAL_BUDGET, chosen, SEEDS)
+    planned = sum(len(sizes_of(task)) for task in REPORTED) * len(SEEDS)
+    parts = ["# Evidence: does RM-LoRA generalize better?\n", _GENERATED]
+    if not at_rank.cells or not at_budget.cells:
+        parts.append("Nothing is measured yet: run  make bench-quality\n")
+    else:
+        images = target / "images" / "evidence"
+        images.mkdir(parents=True, exist_ok=True)
+        draw_differences([at_budget, at_rank], images / "differences.svg")
+        parts += [
+            first_paragraph(at_budget, at_rank, planned=planned),
+            "![RM-LoRA against plain LoRA, cell by cell](images/evidence/differences.svg)\n",
+            _cells(store, chosen, at_budget, at_rank),
+            _methods(store, chosen),
+            _robustness(store, chosen),
+            after_training_section(RunStore(store.path.with_name("quality_after.jsonl"))),
+            _how(store, chosen),
+        ]
+    with atomic_file(target / "evidence.md") as path:
+        path.write_text("\n".join(part for part in parts if part), encoding="utf-8")
+    return target / "evidence.md"
+
+
+_GENERATED = "<!-- Written by  python -m benchmarks.quality  from benchmarks/results/quality.jsonl: do not edit. -->\n"
+
+
+def chosen_rates(store: RunStore) -> dict[tuple[str, int, str], float]:
+    """Return (task, size, method) → the chosen learning rate, where the grid is complete.
+
+    A quick study tries fewer rates; those that the first seed has run count as its grid.
+    """
+    tried: dict[tuple[str, int, str], list[float]] = {}
+    for spec in store:
+        if (
+            spec.seed == SEEDS[0]
+            and not spec.label_noise
+            and spec.learning_rate in LEARNING_RATES
+            and spec.task in REPORTED
+        ):
+            tried.setdefault((spec.task, spec.size, spec.method), []).append(spec.learning_rate)
+    whole = max((len(rates) for rates in tried.values()), default=0)
+    chosen = {
+        (task, size, method): chosen_learning_rate(store, task, size, method, SEEDS[0], rates)
+        for (task, size, method), rates in tried.items()
+        if len(rates) == whole
+    }
+    return {cell: rate for cell, rate in chosen.items() if rate is not None}
+
+
+def _cells(
+    store: RunStore, chosen: dict[tuple[str, int, str], float], at_budget: Comparison, at_rank: Comparison
+) -> str:
+    lines = [
+        "## Cell by cell\n",
+        "Test accuracy in percent, mean over seeds. A difference is the mean over seeds of RM-LoRA minus the other, on the "
+        "same split with the same head and order of data, with its 95 % confidence interval; **bold** where the interval "
+        "excludes zero.\n",
+        f"| data | training examples | {' | '.join(HEADLINE[name].title for name in HEADLINE)} | over LoRA r4 (equal moving "
+        "budget) | over LoRA (equal rank) |",
+        "|---|---|" + "---|" * (len(HEADLINE) + 2),
+    ]
+    by_rank = {(cell.task, cell.size): cell for cell in at_rank.cells}
+    for cell in sorted(at_budget.cells, key=lambda cell: (list(REPORTED).index(cell.task), cell.size)):
+        means = [mean_score(store, chosen, cell.task, cell.size, name) for name in HEADLINE]
+        shown = " | ".join("" if mean is None else f"{mean:.1f}" for mean in means)
+        other = by_rank.get((cell.task, cell.size))
+        lines.append(
+            f"| {REPORTED[cell.task].title} | {_NAMES[cell.size]} | {shown} | {_difference(cell.mean, cell.half_width)} | "
+            f"{_difference(other.mean, other.half_width) if other else ''} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _methods(store: RunStore, chosen: dict[tuple[str, int, str], float]) -> str:
+    lines = [
+        "## All methods\n",
+        "Difference of test accuracy to plain LoRA of rank 8 in percentage points, mean over the cells that both have run. "
+        "Time is that of a run relative to LoRA's, the median over the same cells; the effective rank is the mean over all "
+        "updates.\n",
+        "| method | cells | over LoRA | ahead · behind | clearly better · worse | effective rank | time |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in [name for name in METHODS if name != _EQUAL_RANK]:
+        result = compare(store, name, _EQUAL_RANK, chosen, SEEDS)
+        if not result.cells:
+            continue
+        lines.append(
+            f"| {METHODS[name].title} | {len(result.cells)} | {_difference(result.mean, result.half_width)} | {result.ahead} · "
+            f"{result.behind} | {result.count('better')} · {result.count('worse')} | {_rank(store, chosen, name)} | "
+            f"{_relative_time(store, chosen, name)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _robustness(store: RunStore, chosen: dict[tuple[str, int, str], float]) -> str:
+    """Return the table of runs with wrong labels and with rates that are too high."""
+    lines = [
+        "## Wrong labels and rates that are too high\n",
+        f"1,000 training examples of {', '.join(REPORTED[task].title for task in ROBUSTNESS_TASKS)}; mean test accuracy over "
+        "tasks and seeds. Wrong labels are drawn once for each seed; the learning rate is the one chosen without them.\n",
+        f"| change | {' | '.join(HEADLINE[name].title for name in HEADLINE)} |",
+        "|---|" + "---|" * len(HEADLINE),
+    ]
+    rows = [("none", 0.0, 1.0)]
+    rows += [(f"{noise:.0%} of the labels wrong", noise, 1.0) for noise in NOISES]
+    rows += [(f"{factor:g} × the chosen rate", 0.0, factor) for factor in RATE_FACTORS]
+    measured = False
+    for title, noise, factor in rows:
+        means = [_robust_mean(store, chosen, name, noise, factor) for name in HEADLINE]
+        measured |= title != "none" and all(mean is not None for mean in means)
+        if all(mean is not None for mean in means):
+            lines.append(f"| {title} | {' | '.join(f'{mean:.1f}' for mean in means)} |")
+    return "\n".join(lines) + "\n" if measured else ""
+
+
+def _robust_mean(
+    store: RunStore, chosen: dict[tuple[str, int, str], float], method: str, noise: float, factor: float
+) -> float | None:
+    """Return the mean test accuracy in percent over the robustness tasks; None if a task has no run."""
+    means = []
+    for task in ROBUSTNESS_TASKS:
+        rate = chosen.get((task, 1000, method))
+        if rate is None:
+            return None
+        records = [store.get(RunSpec(task, 1000, method, round(rate * factor, 10), seed, noise)) for seed in SEEDS]
+        found = [100 * record["test_score"] for record in records if record is not None]
+        if not found:
+            return None
+        means.append(fmean(found))
+    return fmean(means)
+
+
+def _how(store: RunStore, chosen: dict[tuple[str, int, str], float]) -> str:
+    """Return how the figures came about, with the chosen learning rates."""
+    schedules = ", ".join(
+        f"{size:,} examples for {schedule.epochs} epochs in batches of {schedule.batch}"
+        for size, schedule in SIZES.items()
+    )
+    devices = ", ".join(sorted({str(store[spec]["device"]) for spec in store}))
+    rates = ", ".join(f"{rate:g}" for rate in LEARNING_RATES)
+    lines = [
+        "## How it was measured\n",
+        "`make bench-quality` repeats all of it, run by run, and continues where it was stopped. The runs are in "
+        f"`benchmarks/results/quality.jsonl`: {len(store):,} of them, computed on {devices}.\n",
+        "* **Models**: MiniLM-L6 (22.7 M) for texts, DINOv2-small (22 M) for images; every linear projection of the encoder "
+        "is adapted, and a new head (with MiniLM a pooler too) is trained in full. PEFT and the transformers Trainer, AdamW "
+        "without weight decay, linear decay after 6 % of warm-up, gradients clipped at 1, bf16 autocast.",
+        f"* **Data**: repeated examples are removed before splitting. Test sets of {min(t.test for t in REPORTED.values()):,} "
+        f"examples or more, {VALIDATION} for validation, the same for all sizes of a seed.",
+        f"* **Steps**: {schedules} (fewer where the data end), for every method. The last checkpoint is tested.",
+        f"* **Learning rates**: from {rates}, for each method, task and size the one with the best validation score of the "
+        "first seed. The table shows their geometric mean over tasks.\n",
+        f"| method | {' | '.join(f'{size:,} examples' for size in SIZES)} |",
+        "|---|" + "---|" * len(SIZES),
+    ]
+    for name in METHODS:
+        cells = [_rate(chosen, name, size) for size in SIZES]
+        if any(cells):
+            lines.append(f"| {METHODS[name].title} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _rate(chosen: dict[tuple[str, int, str], float], method: str, size: int) -> str:
+    rates = [rate for (_, of, name), rate in chosen.items() if name == method and of == size]
+    return f"{geometric_mean(rates):.1e}" if rates else ""
+
+
+def mean_score(
+    store: RunStore, chosen: dict[tuple[str, int, str], float], task: str, size: int, method: str
+) -> float | None:
+    """Return the mean test accuracy over the seeds, in percent; None without a run."""
+    records = _records(store, chosen, task, size, method)
+    return 100 * fmean(record["test_score"] for record in records) if records else None
+
+
+def _records(
+    store: RunStore, chosen: dict[tuple[str, int, str], float], task: str, size: int, method: str
+) -> list[Mapping[str, Any]]:
+    rate = chosen.get((task, size, method))
+    if rate is None:
+        return []
+    found = [store.get(RunSpec(task, size, method, rate, seed)) for seed in SEEDS]
+    return [record for record in found if record is not None]
+
+
+def _rank(store: RunStore, chosen: dict[tuple[str, int, str], float], method: str) -> str:
+    values = [
+        record["effective_rank"]
+        for task, size, name in chosen
+        if name == method
+        for record in _records(store, chosen, task, size, name)
+        if record["effective_rank"] is not None
+    ]
+    return f"{fmean(values):.1f}" if values else ""
+
+
+def _relative_time(store: RunStore, chosen: dict[tuple[str, int, str], float], method: str) -> str:
+    ratios = []
+    for task, size, name in chosen:
+        mine = _records(store, chosen, task, size, name) if name == method else []
+        other = _records(store, chosen, task, size, _EQUAL_RANK) if mine else []
+        if other:
+            ratios.append(median(r["seconds"] for r in mine) / median(r["seconds"] for r in other))
+    return f"{median(ratios):.2f}" if ratios else ""
+
+
+def _difference(mean: float, half_width: float) -> str:
+    """Return ``+0.4 ± 0.9``, in bold where zero is outside."""
+    text = f"{mean:+.1f}" if half_width == float("inf") else f"{mean:+.1f} ± {half_width:.1f}"
+    return f"**{text}**" if abs(mean) > half_width else text

@@ -1,0 +1,31 @@
+"""The readers by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.realdata.example import Example
+from benchmarks.realdata.images import animals, mnist
+from benchmarks.realdata.intents import intents
+from benchmarks.realdata.short_texts import editorials, movie_reviews, products, sms_spam, trec, tweets
+from benchmarks.realdata.similarity import sts_benchmark
+from benchmarks.realdata.topics import diagnoses, health_news, news
+
+__all__ = ["DATASETS"]
+
+DATASETS: dict[str, Callable[..., list[Example]]] = {
+    "sms": sms_spam,
+    "trec": trec,
+    "tweets": tweets,
+    "movies": movie_reviews,
+    "products": products,
+    "editorials": editorials,
+    "intents": intents,
+    "bbc": news,
+    "health": health_news,
+    "diagnoses": diagnoses,
+    "stsb": sts_benchmark,
+    "mnist": mnist,
+    "animals": animals,
+}
+"""Name → reader, which drops repeated inputs unless it is called with ``unique=False``."""

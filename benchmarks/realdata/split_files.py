@@ -1,0 +1,88 @@
+"""Write the splits of a dataset as the files that training reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.realdata.datasets import DATASETS
+from benchmarks.realdata.example import Example
+from benchmarks.realdata.splitting import groups_of
+from rmlora.errors import InputError
+from rmlora.storage import atomic_directory, write_json
+
+__all__ = ["write_splits"]
+
+_RECIPE = "splits.json"
+
+
+def write_splits(
+    name: str, target: Path, *, seed: int = 0, test: float = 0.1, validation: float = 0.1, limit: int | None = None
+) -> Path:
+    """Write ``train``, ``validation`` and ``test`` of a dataset under ``target`` and return it.
+
+    Texts become ``<split>.jsonl`` with the columns text and label, and text_pair for pairs; images become
+    ``<split>/<label>/<number>.png``. A group is never divided; the shares are then of groups.
+
+    Args:
+        name: one of :data:`DATASETS`.
+        target: directory to create; if an equal call has written it, it is kept.
+        seed: decides which split an example is in.
+        test: share of examples to test with.
+        validation: share of examples to validate with.
+        limit: largest number of training examples.
+
+    Raises:
+        InputError: ``target`` exists and holds something else, say another seed's splits.
+    """
+    recipe = {"name": name, "seed": seed, "test": test, "validation": validation, "limit": limit}
+    if target.exists():
+        if _recipe(target) != recipe:
+            raise InputError(f"{target} exists and does not hold these splits of {name}: delete it or name another.")
+        return target
+    examples = DATASETS[name]()
+    groups = groups_of(examples)
+    order = np.random.default_rng(seed).permutation(len(groups))
+    ends = np.cumsum([round(test * len(groups)), round(validation * len(groups))])
+    divided = [list(chain.from_iterable(groups[i] for i in part)) for part in np.split(order, ends)]
+    parts = dict(zip(("test", "validation", "train"), divided, strict=True))
+    parts["train"] = parts["train"][:limit]
+    with atomic_directory(target) as directory:
+        write_json(directory / _RECIPE, recipe)
+        for split, indices in parts.items():
+            chosen = [examples[i] for i in indices]
+            if isinstance(chosen[0].input, np.ndarray):
+                _write_images(directory / split, chosen)
+            else:
+                lines = [json.dumps(_row(example), ensure_ascii=False) for example in chosen]
+                (directory / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return target
+
+
+def _recipe(directory: Path) -> Any:
+    """Return the arguments that :func:`write_splits` recorded in ``directory``, or None if it did not write there."""
+    try:
+        return json.loads((directory / _RECIPE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _row(example: Example) -> dict[str, Any]:
+    if isinstance(example.input, str):
+        return {"text": example.input, "label": example.label}
+    text, text_pair = example.input
+    return {"text": text, "text_pair": text_pair, "label": example.label}
+
+
+def _write_images(directory: Path, examples: Sequence[Example]) -> None:
+    from PIL import Image
+
+    for number, example in enumerate(examples):
+        folder = directory / str(example.label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(example.input).save(folder / f"{number:05}.png")

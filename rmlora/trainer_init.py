@@ -1,0 +1,93 @@
+"""Aligning new factors with the gradient before a transformers ``Trainer`` takes its first step (torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rmlora.errors import TrainingError
+from rmlora.factors import Factors
+from rmlora.initialization import align_with_gradient, fresh_factors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+    from transformers import TrainingArguments
+
+__all__ = ["EXAMPLES", "align_factors"]
+
+EXAMPLES = 64
+"""Training examples whose gradient is used, in batches of the trainer's size."""
+
+_NO_LOSS = (
+    "The factors cannot be aligned with the gradient, because the model gives no loss for a training batch: let the batches "
+    "have labels, or set init='peft' in RMLoRAConfig"
+)
+
+
+def align_factors(
+    model: Module, factors: Sequence[Factors], dataloader: Any, args: TrainingArguments, *, seed: int
+) -> None:
+    """Align the fresh factors with the gradient of some training examples.
+
+    The examples are drawn by ``seed`` from the dataloader's dataset, past its sampler: the order of training does not
+    change. All processes draw the same ones, and the first one's result is sent to the others.
+
+    Raises:
+        TrainingError: there is no dataloader to draw from, or the model returns no loss.
+    """
+    if not fresh_factors(factors):
+        return
+    if dataloader is None:
+        raise TrainingError(
+            "The trainer gave the RM-LoRA callback no training data to align the factors with: use init='peft'."
+        )
+    inner: Any = getattr(model, "module", model)
+    batches = _batches(dataloader, args.per_device_train_batch_size, seed)
+    align_with_gradient(inner, factors, [_loss(inner, batch, args) for batch in batches], seed=seed)
+    _share(factors)
+
+
+def _batches(dataloader: Any, size: int, seed: int) -> list[Any]:
+    """Return a few collated batches."""
+    dataset = dataloader.dataset
+    if hasattr(dataset, "__len__"):
+        chosen = np.random.default_rng(seed).permutation(len(dataset))[:EXAMPLES]
+        examples = [dataset[int(index)] for index in chosen]
+    else:
+        examples = list(islice(iter(dataset), EXAMPLES))
+    return [dataloader.collate_fn(examples[start : start + size]) for start in range(0, len(examples), size)]
+
+
+def _loss(model: Module, batch: Any, args: TrainingArguments) -> Callable[[], Tensor]:
+    """Return a function that computes the model's own loss on a batch."""
+    import torch
+
+    device = next(model.parameters()).device
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+
+    def compute() -> Tensor:
+        inputs = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
+        try:
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                outputs = model(**inputs)
+        except (TypeError, ValueError) as error:  # a trainer that takes its batches apart itself
+            raise TrainingError(f"{_NO_LOSS} ({error}).") from error
+        loss: Tensor | None = outputs.get("loss") if hasattr(outputs, "get") else getattr(outputs, "loss", None)
+        if loss is None:
+            raise TrainingError(f"{_NO_LOSS}.")
+        return loss
+
+    return compute
+
+
+def _share(factors: Sequence[Factors]) -> None:
+    """Give every process the factors of the first one."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for item in factors:
+            torch.distributed.broadcast(item.A.data, 0)
