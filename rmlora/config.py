@@ -6,8 +6,8 @@ Symbols of the paper (Mao et al., arXiv 2407.12074) and PEFT's names::
     loss = task + orth_weight · mean over all A, B of ‖A Aᵀ − I‖_F and ‖Bᵀ B − I‖_F
     each optimizer step updates active_rank of the rank directions of every layer and masks the others
 
-The defaults are the settings that did best on data kept apart for choosing them (docs/evidence.md); the paper's are
-``RMLoRAConfig(**PRESETS["paper"])``.
+The defaults were chosen on data kept apart for it, in few runs so far; docs/evidence.md says how far the study is that tests
+them. The paper's settings are ``RMLoRAConfig(**PRESETS["paper"])``.
 """
 
 from __future__ import annotations

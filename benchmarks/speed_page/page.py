@@ -37,7 +37,7 @@ figures are in [One graph, many adapters](branches.md#on-a-gpu).
 
 
 def write_page(results: Path, output: Path) -> Path:
-    """Write the page, and its plots into ``images/speed`` beside it; return the page's path."""
+    """Write the page, with its plots in ``images/speed`` beside it, and return its path."""
     found = read_results(results)
     images = output.parent / "images" / "speed"
     for name in drawn(found):
