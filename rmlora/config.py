@@ -6,8 +6,8 @@ Symbols of the paper (Mao et al., arXiv 2407.12074) and PEFT's names::
     loss = task + orth_weight · mean over all A, B of ‖A Aᵀ − I‖_F and ‖Bᵀ B − I‖_F
     each optimizer step updates active_rank of the rank directions of every layer and masks the others
 
-The defaults are the settings that did best on data kept apart for choosing them (docs/evidence.md); the paper's are
-``RMLoRAConfig(**PRESETS["paper"])``.
+The defaults were chosen on data kept apart for it, in few runs so far; docs/evidence.md says how far the study is that tests
+them. The paper's settings are ``RMLoRAConfig(**PRESETS["paper"])``.
 """
 
 from __future__ import annotations
@@ -128,14 +128,6 @@ class RMLoRAConfig:
             _check_alpha(f"alpha_pattern['{pattern}']", alpha, "--alpha-pattern")
 
     @property
-    def step_factor(self) -> float:
-        """What the steps of masked factors are multiplied by; 1 without ``compensate`` or masks."""
-        if not (self.compensate and self.masks):
-            return 1.0
-        share = self.rank / self.active_rank
-        return float(share if self.mask_mode == "update" else share**0.5)
-
-    @property
     def masks(self) -> bool:
         """True if any direction is ever masked."""
         return self.active_rank < self.rank
@@ -145,6 +137,11 @@ class RMLoRAConfig:
         if rank == self.rank:
             return self.active_rank
         return max(1, round(rank * self.active_rank / self.rank))
+
+    def step_factor_of(self, rank: int) -> float:
+        """Return what ``compensate`` multiplies the steps of a module with ``rank`` directions by; 1 if none is masked."""
+        share = rank / self.active_rank_of(rank)
+        return float(share if self.mask_mode == "update" else share**0.5)
 
     def to_peft(self, *, task_type: str | None = None) -> LoraConfig:
         """Return the PEFT configuration of this adapter.

@@ -2,10 +2,10 @@
 
 With B = 0 an update starts at zero whatever A is, and the first steps move B alone: ``∂L/∂B = s · G Aᵀ`` with ``G = ∂L/∂W
 [out, in]``. PEFT's random A keeps ``r / in`` of G's energy. Here the rows of A become an orthogonal basis of the leading right
-singular directions of G, with the lengths that PEFT gave them, found without forming G by the randomized range finder (Halko, Martinsson & Tropp, 2011): with A = 0
-and a random B = Ω the model is the base, and ``∂L/∂A = s · Ωᵀ G`` is the sketch whose rows are made orthogonal. It costs one
-forward and backward pass over a few examples and no memory beyond the factors'. Choosing A by a gradient follows LoRA-GA (Wang
-et al., 2024).
+singular directions of G, with the lengths that PEFT gave them. G is not formed (randomized range finder; Halko, Martinsson &
+Tropp, 2011): with A = 0 and a random B = Ω the model is the base, and ``∂L/∂A = s · Ωᵀ G`` is the sketch whose rows are made
+orthogonal. It costs one forward and backward pass over a few examples and no memory beyond the factors'. Choosing A by a
+gradient follows LoRA-GA (Wang et al., 2024).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -37,17 +37,17 @@ __all__ = ["MaskedStep", "finish_step", "mask_gradients", "regularize_gradients"
 class MaskedStep:
     """What a step with masks has to put right after the optimizer: values from before it."""
 
-    _before: list[tuple[Parameter, Tensor]] = field(default_factory=list)
-    """Factors whose step is lengthened, and their values."""
+    _before: list[tuple[Parameter, Tensor, float]] = field(default_factory=list)
+    """Factors whose step is lengthened, their values, and by how much."""
     _kept: list[tuple[Parameter, int, Tensor, Tensor]] = field(default_factory=list)
     """Factors whose masked directions do not move: the axis of the directions, their numbers and their values."""
 
-    def lengthen(self, factor: float) -> None:
-        """Multiply the step that the factors have made by ``factor``, whichever optimizer made it."""
+    def lengthen(self) -> None:
+        """Multiply the steps that the factors have made, whichever optimizer made them (``compensate``)."""
         import torch
 
         with torch.no_grad():
-            for parameter, before in self._before:
+            for parameter, before, factor in self._before:
                 parameter.lerp_(before, 1.0 - factor)
         self._before.clear()
 
@@ -74,7 +74,7 @@ def regularize_gradients(factors: Sequence[Factors], config: RMLoRAConfig) -> Te
 
     if config.orth_weight == 0:
         return None
-    pairs = [pair for item in factors for pair in ((item.A, item.matrix_of_A), (item.B, item.matrix_of_B))]
+    pairs = _matrices(factors)
     value, gradients = penalty_and_gradients([view(p.detach()) for p, view in pairs], squared=config.squared)
     with torch.no_grad():
         for (parameter, view), gradient in zip(pairs, gradients, strict=True):
@@ -121,7 +121,7 @@ def mask_gradients(factors: Sequence[Factors], config: RMLoRAConfig, step: int) 
                 ):
                     _mask(parameter, axis, chosen.to(parameter.device), masked, keep=config.mask_mode == "update")
                     if config.compensate:
-                        masked._before.append((parameter, parameter.detach().clone()))
+                        masked._before.append((parameter, parameter.detach().clone(), config.step_factor_of(rank)))
     return masked
 
 
@@ -134,17 +134,15 @@ def finish_step(factors: Sequence[Factors], config: RMLoRAConfig, masked: Masked
         masked: from :func:`mask_gradients`, before the step.
         learning_rate: with which the optimizer has moved the factors.
     """
-    masked.lengthen(config.step_factor)
+    masked.lengthen()
     if config.decorrelation:
-        decorrelate(
-            [
-                view(p.detach())
-                for item in factors
-                for view, p in ((item.matrix_of_A, item.A), (item.matrix_of_B, item.B))
-            ],
-            config.decorrelation * learning_rate,
-        )
+        decorrelate([view(p.detach()) for p, view in _matrices(factors)], config.decorrelation * learning_rate)
     masked.restore()
+
+
+def _matrices(factors: Sequence[Factors]) -> list[tuple[Parameter, Callable[[Tensor], Tensor]]]:
+    """Return every factor with the function that views it, or its gradient, as ``[r, …]``."""
+    return [pair for item in factors for pair in ((item.A, item.matrix_of_A), (item.B, item.matrix_of_B))]
 
 
 def _mask(parameter: Parameter, axis: int, directions: Tensor, masked: MaskedStep, *, keep: bool) -> None:

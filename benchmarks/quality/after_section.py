@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
+from benchmarks.markdown import markdown_table
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.store import RunStore
 
@@ -18,24 +19,28 @@ def after_training_section(store: RunStore) -> str:
     first = store[next(iter(store))]
     tasks = ", ".join(dict.fromkeys(spec.task for spec in store))
     seeds = len({spec.seed for spec in store})
-    titles = " | ".join(METHODS[name].title for name in methods)
-    lines = [
-        "## After training\n",
+    titles = [METHODS[name].title for name in methods]
+    about = (
+        "## After training\n\n"
         f"Does the higher intrinsic dimension pay once training is over? Test accuracy in percent, mean over {tasks} with 1,000 "
         f"training examples and {seeds} seeds, after `compress` to fewer directions and after `export` in lower precisions "
-        "(`python -m benchmarks.quality.after_training`).\n",
-        f"| adapter | bytes of the factors | {titles} |",
-        "|---|---|" + "---|" * len(methods),
+        "(`python -m benchmarks.quality.after_training`)."
+    )
+    ranks = [
+        [f"rank {key}", f"{values['bytes']:,}", *(_mean(store, name, "ranks", key) for name in methods)]
+        for key, values in first["ranks"].items()
     ]
-    for rank, values in first["ranks"].items():
-        shown = " | ".join(f"{_mean(store, name, 'ranks', rank):.1f}" for name in methods)
-        lines.append(f"| rank {rank} | {values['bytes']:,} | {shown} |")
-    lines += ["", f"| merged and exported | bytes of the graph | {titles} |", "|---|---|" + "---|" * len(methods)]
-    for precision, values in first["precisions"].items():
-        shown = " | ".join(f"{_mean(store, name, 'precisions', precision):.1f}" for name in methods)
-        lines.append(f"| {precision} | {values['bytes']:,} | {shown} |")
-    return "\n".join(lines) + "\n"
+    precisions = [
+        [key, f"{values['bytes']:,}", *(_mean(store, name, "precisions", key) for name in methods)]
+        for key, values in first["precisions"].items()
+    ]
+    tables = [
+        markdown_table(["adapter", "bytes of the factors", *titles], ranks),
+        markdown_table(["merged and exported", "bytes of the graph", *titles], precisions),
+    ]
+    return "\n\n".join([about, *tables]) + "\n"
 
 
-def _mean(store: RunStore, method: str, kind: str, key: str) -> float:
-    return 100 * fmean(store[spec][kind][key]["score"] for spec in store if spec.method == method)
+def _mean(store: RunStore, method: str, kind: str, key: str) -> str:
+    """Return the mean score of a method in percent."""
+    return f"{100 * fmean(store[spec][kind][key]['score'] for spec in store if spec.method == method):.1f}"

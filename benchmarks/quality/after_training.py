@@ -23,6 +23,7 @@ from benchmarks.quality.campaign import chosen_learning_rate
 from benchmarks.quality.plan import ROBUSTNESS_TASKS
 from benchmarks.quality.store import RunStore
 from benchmarks.quality.study import LEARNING_RATES, SEEDS, RunSpec
+from benchmarks.realdata import Example
 from benchmarks.results import RESULTS, environment
 from rmlora.errors import InputError
 from rmlora.storage import write_json
@@ -62,7 +63,7 @@ def measure(spec: RunSpec, models: Path) -> dict[str, Any]:
         ``ranks``: directions → score and bytes of the adapter file; ``precisions``: precision → score and bytes of the graph.
     """
     from benchmarks.quality.study import study_task
-    from benchmarks.quality.train_run import base_of, fit, labels_of
+    from benchmarks.quality.train_run import base_of, examples_of, fit, labels_of
     from rmlora.package import load_package, save_package
     from rmlora_converters.compress import compress_adapter
 
@@ -80,8 +81,8 @@ def measure(spec: RunSpec, models: Path) -> dict[str, Any]:
                 "score": _score(base, Path(work) / f"rank{rank}", labels, trained.data["test"]),
                 "bytes": _factor_bytes(smaller),
             }
-        texts, targets = _test_texts(spec)
-        precisions = {p: _exported(base, full, Path(work) / p, p, labels, texts, targets) for p in PRECISIONS}
+        tested = examples_of(spec.task, spec.seed)["test"]
+        precisions = {p: _exported(base, full, Path(work) / p, p, labels, tested) for p in PRECISIONS}
     return {"ranks": ranks, "precisions": precisions}
 
 
@@ -109,18 +110,8 @@ def _score(base: Path, package: Path, labels: Sequence[str], examples: Any) -> f
     return evaluate(model, examples, graded=False)[0]
 
 
-def _test_texts(spec: RunSpec) -> tuple[list[str], list[str]]:
-    from benchmarks.quality.study import VALIDATION, study_task
-    from benchmarks.realdata import DATASETS, split
-
-    task = study_task(spec.task)
-    examples = DATASETS[task.dataset]()
-    chosen = split(examples, seed=spec.seed, validation=VALIDATION, test=task.test).test
-    return [examples[i].input for i in chosen], [str(examples[i].label) for i in chosen]
-
-
 def _exported(
-    base: Path, package: Path, output: Path, precision: str, labels: Sequence[str], texts: list[str], targets: list[str]
+    base: Path, package: Path, output: Path, precision: str, labels: Sequence[str], tested: Sequence[Example]
 ) -> dict[str, Any]:
     """Return score and bytes of the merged model in a precision, computed by ONNX Runtime."""
     from rmlora_deploy import export, load
@@ -134,11 +125,11 @@ def _exported(
         task="text-classification",
         labels=tuple(labels),  # type: ignore[arg-type]
     )
-    answers = load(output).predict(texts)
+    answers = load(output).predict([example.input for example in tested])
     size = sum(file.stat().st_size for file in bundle.path.glob("*.onnx*"))
     shutil.rmtree(output)
-    right = sum(answer.label == target for answer, target in zip(answers, targets, strict=True))
-    return {"score": right / len(targets), "bytes": size}
+    right = sum(answer.label == str(example.label) for answer, example in zip(answers, tested, strict=True))
+    return {"score": right / len(tested), "bytes": size}
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +86,9 @@ def run_all(campaigns: Iterable[Campaign], store: RunStore, models: Path, *, wor
                 progress.remove_task(bar)
 
 
-def _finished(pool: ProcessPoolExecutor, specs: Sequence[RunSpec], models: Path, *, ahead: int) -> Any:
+def _finished(
+    pool: ProcessPoolExecutor, specs: Sequence[RunSpec], models: Path, *, ahead: int
+) -> Iterator[tuple[RunSpec, dict[str, Any]]]:
     """Yield each run with its record, in the order in which they finish."""
     waiting = list(reversed(specs))
     running: dict[Future[dict[str, Any]], RunSpec] = {}

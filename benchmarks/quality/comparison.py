@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from benchmarks.quality.store import RunStore
+from benchmarks.quality.study import RunSpec
 
 __all__ = ["Comparison", "Difference", "compare", "sign_test"]
 
@@ -32,10 +33,7 @@ class Difference:
     @property
     def half_width(self) -> float:
         """Half the 95 % confidence interval of the mean; infinite with a single seed."""
-        count = len(self.values)
-        if count < 2:
-            return math.inf
-        return _T_975[min(count - 1, len(_T_975)) - 1] * stdev(self.values) / math.sqrt(count)
+        return _half_width(self.values)
 
     @property
     def verdict(self) -> str:
@@ -61,11 +59,7 @@ class Comparison:
     @property
     def half_width(self) -> float:
         """Half the 95 % confidence interval of the mean over cells, which are taken as independent."""
-        values = [cell.mean for cell in self.cells]
-        if len(values) < 2:
-            return math.inf
-        t = _T_975[len(values) - 2] if len(values) - 2 < len(_T_975) else 1.96 + 2.4 / (len(values) - 1)
-        return t * stdev(values) / math.sqrt(len(values))
+        return _half_width([cell.mean for cell in self.cells])
 
     @property
     def ahead(self) -> int:
@@ -82,8 +76,17 @@ class Comparison:
         return sum(cell.verdict == verdict for cell in self.cells)
 
 
+def _half_width(values: Sequence[float]) -> float:
+    """Return half the 95 % confidence interval of a mean; infinite for a single value."""
+    freedom = len(values) - 1
+    if freedom < 1:
+        return math.inf
+    t = _T_975[freedom - 1] if freedom <= len(_T_975) else 1.96 + 2.4 / freedom
+    return t * stdev(values) / math.sqrt(len(values))
+
+
 def compare(
-    store: RunStore, method: str, against: str, chosen: dict[tuple[str, int, str], float], seeds: Sequence[int]
+    store: RunStore, method: str, against: str, chosen: Mapping[tuple[str, int, str], float], seeds: Sequence[int]
 ) -> Comparison:
     """Return the paired differences of test accuracy of ``method`` over ``against``.
 
@@ -94,8 +97,6 @@ def compare(
         chosen: (task, size, method) → learning rate at which the method is compared.
         seeds: those to look at; a seed that one of the two lacks is left out.
     """
-    from benchmarks.quality.study import RunSpec
-
     cells = []
     for task, size, name in chosen:
         if name != method or (task, size, against) not in chosen:

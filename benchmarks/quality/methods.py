@@ -1,6 +1,6 @@
 """The contestants: how each builds its PEFT model, and what it adds to a plain Trainer (torch, peft).
 
-All are LoRA on the same projections with a head trained in full beside it. ``LoRA r4`` moves as many parameters in a step as
+All are LoRA on the same projections, and all train a new head in full. ``LoRA r4`` moves as many parameters in a step as
 RM-LoRA of rank 8 with 4 active directions; the others have its rank.
 """
 
@@ -116,7 +116,7 @@ class LoRAPlus(Method):
         from peft.optimizers import create_loraplus_optimizer
         from torch.optim import AdamW
 
-        # B gets the rate of the grid, A a sixteenth of it: the grid is made for the factor that moves most.
+        # A and the head's weights get a quarter of the grid's rate, B four times it: the grid lies between the two.
         optimizer: Optimizer = create_loraplus_optimizer(
             model=model,
             optimizer_cls=AdamW,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from statistics import fmean, geometric_mean, median
 from typing import Any
 
+from benchmarks.markdown import markdown_table
 from benchmarks.quality.after_section import after_training_section
 from benchmarks.quality.campaign import chosen_learning_rate
-from benchmarks.quality.comparison import Comparison, compare
+from benchmarks.quality.comparison import Comparison, Difference, compare
 from benchmarks.quality.methods import HEADLINE, METHODS
 from benchmarks.quality.plan import NOISES, RATE_FACTORS, ROBUSTNESS_TASKS
 from benchmarks.quality.plots import draw_differences
@@ -21,8 +23,11 @@ from rmlora.storage import atomic_file
 __all__ = ["write_page"]
 
 _DOCS = Path("docs")
-_NAMES = {size: f"{size:,}" for size in SIZES}
 _DEFAULT, _EQUAL_RANK, _EQUAL_BUDGET = "rmlora", "lora", "lora-r4"
+
+
+Chosen = Mapping[tuple[str, int, str], float]
+"""(task, size, method) → the learning rate at which the method is compared."""
 
 
 def write_page(store: RunStore, directory: Path | None = None) -> Path:
@@ -61,7 +66,7 @@ def write_page(store: RunStore, directory: Path | None = None) -> Path:
 _GENERATED = "<!-- Written by  python -m benchmarks.quality  from benchmarks/results/quality.jsonl: do not edit. -->\n"
 
 
-def chosen_rates(store: RunStore) -> dict[tuple[str, int, str], float]:
+def chosen_rates(store: RunStore) -> Chosen:
     """Return (task, size, method) → the chosen learning rate, where the grid is complete.
 
     A quick study tries fewer rates; those that the first seed has run count as its grid.
@@ -84,75 +89,79 @@ def chosen_rates(store: RunStore) -> dict[tuple[str, int, str], float]:
     return {cell: rate for cell, rate in chosen.items() if rate is not None}
 
 
-def _cells(
-    store: RunStore, chosen: dict[tuple[str, int, str], float], at_budget: Comparison, at_rank: Comparison
-) -> str:
-    lines = [
-        "## Cell by cell\n",
+def _cells(store: RunStore, chosen: Chosen, at_budget: Comparison, at_rank: Comparison) -> str:
+    about = (
+        "## Cell by cell\n\n"
         "Test accuracy in percent, mean over seeds. A difference is the mean over seeds of RM-LoRA minus the other, on the "
         "same split with the same head and order of data, with its 95 % confidence interval; **bold** where the interval "
-        "excludes zero.\n",
-        f"| data | training examples | {' | '.join(HEADLINE[name].title for name in HEADLINE)} | over LoRA r4 (equal moving "
-        "budget) | over LoRA (equal rank) |",
-        "|---|---|" + "---|" * (len(HEADLINE) + 2),
-    ]
+        "excludes zero.\n\n"
+    )
+    titles = [method.title for method in HEADLINE.values()]
+    head = ["data", "training examples", *titles, "over LoRA r4 (equal moving budget)", "over LoRA (equal rank)"]
     by_rank = {(cell.task, cell.size): cell for cell in at_rank.cells}
+    rows = []
     for cell in sorted(at_budget.cells, key=lambda cell: (list(REPORTED).index(cell.task), cell.size)):
         means = [mean_score(store, chosen, cell.task, cell.size, name) for name in HEADLINE]
-        shown = " | ".join("" if mean is None else f"{mean:.1f}" for mean in means)
         other = by_rank.get((cell.task, cell.size))
-        lines.append(
-            f"| {REPORTED[cell.task].title} | {_NAMES[cell.size]} | {shown} | {_difference(cell.mean, cell.half_width)} | "
-            f"{_difference(other.mean, other.half_width) if other else ''} |"
+        rows.append(
+            [
+                REPORTED[cell.task].title,
+                f"{cell.size:,}",
+                *("" if mean is None else f"{mean:.1f}" for mean in means),
+                _difference(cell),
+                _difference(other) if other else "",
+            ]
         )
-    return "\n".join(lines) + "\n"
+    return about + markdown_table(head, rows) + "\n"
 
 
-def _methods(store: RunStore, chosen: dict[tuple[str, int, str], float]) -> str:
-    lines = [
-        "## All methods\n",
+def _methods(store: RunStore, chosen: Chosen) -> str:
+    about = (
+        "## All methods\n\n"
         "Difference of test accuracy to plain LoRA of rank 8 in percentage points, mean over the cells that both have run. "
         "Time is that of a run relative to LoRA's, the median over the same cells; the effective rank is the mean over all "
-        "updates.\n",
-        "| method | cells | over LoRA | ahead · behind | clearly better · worse | effective rank | time |",
-        "|---|---|---|---|---|---|---|",
-    ]
+        "updates.\n\n"
+    )
+    head = ["method", "cells", "over LoRA", "ahead · behind", "clearly better · worse", "effective rank", "time"]
+    rows = []
     for name in [name for name in METHODS if name != _EQUAL_RANK]:
         result = compare(store, name, _EQUAL_RANK, chosen, SEEDS)
-        if not result.cells:
-            continue
-        lines.append(
-            f"| {METHODS[name].title} | {len(result.cells)} | {_difference(result.mean, result.half_width)} | {result.ahead} · "
-            f"{result.behind} | {result.count('better')} · {result.count('worse')} | {_rank(store, chosen, name)} | "
-            f"{_relative_time(store, chosen, name)} |"
-        )
-    return "\n".join(lines) + "\n"
+        if result.cells:
+            rows.append(
+                [
+                    METHODS[name].title,
+                    str(len(result.cells)),
+                    _difference(result),
+                    f"{result.ahead} · {result.behind}",
+                    f"{result.count('better')} · {result.count('worse')}",
+                    _rank(store, chosen, name),
+                    _relative_time(store, chosen, name),
+                ]
+            )
+    return about + markdown_table(head, rows) + "\n"
 
 
-def _robustness(store: RunStore, chosen: dict[tuple[str, int, str], float]) -> str:
-    """Return the table of runs with wrong labels and with rates that are too high."""
-    lines = [
-        "## Wrong labels and rates that are too high\n",
+def _robustness(store: RunStore, chosen: Chosen) -> str:
+    """Return the table of runs with wrong labels and with rates that are too high; empty if there are none."""
+    about = (
+        "## Wrong labels and rates that are too high\n\n"
         f"1,000 training examples of {', '.join(REPORTED[task].title for task in ROBUSTNESS_TASKS)}; mean test accuracy over "
-        "tasks and seeds. Wrong labels are drawn once for each seed; the learning rate is the one chosen without them.\n",
-        f"| change | {' | '.join(HEADLINE[name].title for name in HEADLINE)} |",
-        "|---|" + "---|" * len(HEADLINE),
-    ]
-    rows = [("none", 0.0, 1.0)]
-    rows += [(f"{noise:.0%} of the labels wrong", noise, 1.0) for noise in NOISES]
-    rows += [(f"{factor:g} × the chosen rate", 0.0, factor) for factor in RATE_FACTORS]
-    measured = False
-    for title, noise, factor in rows:
+        "tasks and seeds. Wrong labels are drawn once for each seed; the learning rate is the one chosen without them.\n\n"
+    )
+    changes = [("none", 0.0, 1.0)]
+    changes += [(f"{noise:.0%} of the labels wrong", noise, 1.0) for noise in NOISES]
+    changes += [(f"{factor:g} × the chosen rate", 0.0, factor) for factor in RATE_FACTORS]
+    rows = []
+    for title, noise, factor in changes:
         means = [_robust_mean(store, chosen, name, noise, factor) for name in HEADLINE]
-        measured |= title != "none" and all(mean is not None for mean in means)
-        if all(mean is not None for mean in means):
-            lines.append(f"| {title} | {' | '.join(f'{mean:.1f}' for mean in means)} |")
-    return "\n".join(lines) + "\n" if measured else ""
+        if None not in means:
+            rows.append([title, *(f"{mean:.1f}" for mean in means)])
+    if not any(row[0] != "none" for row in rows):
+        return ""
+    return about + markdown_table(["change", *(method.title for method in HEADLINE.values())], rows) + "\n"
 
 
-def _robust_mean(
-    store: RunStore, chosen: dict[tuple[str, int, str], float], method: str, noise: float, factor: float
-) -> float | None:
+def _robust_mean(store: RunStore, chosen: Chosen, method: str, noise: float, factor: float) -> float | None:
     """Return the mean test accuracy in percent over the robustness tasks; None if a task has no run."""
     means = []
     for task in ROBUSTNESS_TASKS:
@@ -167,7 +176,7 @@ def _robust_mean(
     return fmean(means)
 
 
-def _how(store: RunStore, chosen: dict[tuple[str, int, str], float]) -> str:
+def _how(store: RunStore, chosen: Chosen) -> str:
     """Return how the figures came about, with the chosen learning rates."""
     schedules = ", ".join(
         f"{size:,} examples for {schedule.epochs} epochs in batches of {schedule.batch}"
@@ -187,32 +196,24 @@ def _how(store: RunStore, chosen: dict[tuple[str, int, str], float]) -> str:
         f"* **Steps**: {schedules} (fewer where the data end), for every method. The last checkpoint is tested.",
         f"* **Learning rates**: from {rates}, for each method, task and size the one with the best validation score of the "
         "first seed. The table shows their geometric mean over tasks.\n",
-        f"| method | {' | '.join(f'{size:,} examples' for size in SIZES)} |",
-        "|---|" + "---|" * len(SIZES),
     ]
-    for name in METHODS:
-        cells = [_rate(chosen, name, size) for size in SIZES]
-        if any(cells):
-            lines.append(f"| {METHODS[name].title} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    rates_of = {name: [_rate(chosen, name, size) for size in SIZES] for name in METHODS}
+    rows = [[METHODS[name].title, *cells] for name, cells in rates_of.items() if any(cells)]
+    return "\n".join([*lines, markdown_table(["method", *(f"{size:,} examples" for size in SIZES)], rows)]) + "\n"
 
 
-def _rate(chosen: dict[tuple[str, int, str], float], method: str, size: int) -> str:
+def _rate(chosen: Chosen, method: str, size: int) -> str:
     rates = [rate for (_, of, name), rate in chosen.items() if name == method and of == size]
     return f"{geometric_mean(rates):.1e}" if rates else ""
 
 
-def mean_score(
-    store: RunStore, chosen: dict[tuple[str, int, str], float], task: str, size: int, method: str
-) -> float | None:
+def mean_score(store: RunStore, chosen: Chosen, task: str, size: int, method: str) -> float | None:
     """Return the mean test accuracy over the seeds, in percent; None without a run."""
     records = _records(store, chosen, task, size, method)
     return 100 * fmean(record["test_score"] for record in records) if records else None
 
 
-def _records(
-    store: RunStore, chosen: dict[tuple[str, int, str], float], task: str, size: int, method: str
-) -> list[Mapping[str, Any]]:
+def _records(store: RunStore, chosen: Chosen, task: str, size: int, method: str) -> list[Mapping[str, Any]]:
     rate = chosen.get((task, size, method))
     if rate is None:
         return []
@@ -220,7 +221,7 @@ def _records(
     return [record for record in found if record is not None]
 
 
-def _rank(store: RunStore, chosen: dict[tuple[str, int, str], float], method: str) -> str:
+def _rank(store: RunStore, chosen: Chosen, method: str) -> str:
     values = [
         record["effective_rank"]
         for task, size, name in chosen
@@ -231,7 +232,7 @@ def _rank(store: RunStore, chosen: dict[tuple[str, int, str], float], method: st
     return f"{fmean(values):.1f}" if values else ""
 
 
-def _relative_time(store: RunStore, chosen: dict[tuple[str, int, str], float], method: str) -> str:
+def _relative_time(store: RunStore, chosen: Chosen, method: str) -> str:
     ratios = []
     for task, size, name in chosen:
         mine = _records(store, chosen, task, size, name) if name == method else []
@@ -241,7 +242,7 @@ def _relative_time(store: RunStore, chosen: dict[tuple[str, int, str], float], m
     return f"{median(ratios):.2f}" if ratios else ""
 
 
-def _difference(mean: float, half_width: float) -> str:
+def _difference(result: Difference | Comparison) -> str:
     """Return ``+0.4 ± 0.9``, in bold where zero is outside."""
-    text = f"{mean:+.1f}" if half_width == float("inf") else f"{mean:+.1f} ± {half_width:.1f}"
-    return f"**{text}**" if abs(mean) > half_width else text
+    text = f"{result.mean:+.1f}" + (f" ± {result.half_width:.1f}" if isfinite(result.half_width) else "")
+    return f"**{text}**" if abs(result.mean) > result.half_width else text

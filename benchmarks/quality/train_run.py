@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from rmlora.training.features import Examples
 
-__all__ = ["Trained", "base_of", "evaluate", "fit", "labels_of", "train_run"]
+__all__ = ["Trained", "base_of", "evaluate", "examples_of", "fit", "labels_of", "train_run"]
 
 _EVALUATION_BATCH = 128
 
@@ -108,11 +108,19 @@ def labels_of(task: str) -> list[str]:
 @lru_cache(maxsize=4)
 def _splits(name: str, size: int, seed: int, models: Path) -> dict[str, Examples]:
     """Return the prepared training, validation and test data of a task; small training sets are part of larger ones."""
+    task, labels = study_task(name), labels_of(name)
+    parts = examples_of(name, seed)
+    parts = {**parts, "train": parts["train"][:size]}
+    return {part: _prepared(task, examples, labels, models) for part, examples in parts.items()}
+
+
+@lru_cache(maxsize=4)
+def examples_of(name: str, seed: int) -> dict[str, list[Example]]:
+    """Return the examples of a task that are left for training, those for validation and those for testing."""
     task = study_task(name)
-    examples, labels = _examples(task.dataset), labels_of(name)
+    examples = _examples(task.dataset)
     parts = split(examples, seed=seed, validation=VALIDATION, test=task.test)
-    chosen = {"train": parts.train[:size], "validation": parts.validation, "test": parts.test}
-    return {part: _prepared(task, [examples[i] for i in indices], labels, models) for part, indices in chosen.items()}
+    return {part: [examples[i] for i in indices] for part, indices in parts._asdict().items()}
 
 
 def _prepared(task: StudyTask, examples: Sequence[Example], labels: Sequence[str], models: Path) -> Examples:
@@ -226,15 +234,13 @@ def _with_wrong_labels(examples: Examples, spec: RunSpec, labels: int) -> list[d
 
 
 def _effective_rank(model: PeftModel) -> float:
-    """Return the mean effective rank of the updates, through QR of their factors."""
+    """Return the mean effective rank of the updates; it does not depend on their scale."""
+    from rmlora.adapter import LoraModule
     from rmlora.factors import find_factors
-    from rmlora.spectrum import spectrum_of
+    from rmlora.spectrum import module_spectrum
 
-    ranks = []
-    for item in find_factors(model):
-        a, b = (
-            torch.linalg.qr(f.detach().float().cpu())[1]
-            for f in (item.matrix_of_A(item.A).T, item.matrix_of_B(item.B).T)
-        )
-        ranks.append(spectrum_of(torch.linalg.svdvals(b @ a.T).numpy()).effective_rank)
-    return float(np.mean(ranks))
+    modules = [
+        LoraModule(item.module, "linear", *(p.detach().float().cpu().numpy() for p in (item.A, item.B)), scale=1.0)
+        for item in find_factors(model)
+    ]
+    return float(np.mean([module_spectrum(module).effective_rank for module in modules]))

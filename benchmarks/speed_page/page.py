@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.markdown import markdown_table
 from benchmarks.speed_page.adapt import as_table
 from benchmarks.speed_page.plots import plot
 from benchmarks.speed_page.sections import SECTIONS, Section
@@ -37,7 +38,7 @@ figures are in [One graph, many adapters](branches.md#on-a-gpu).
 
 
 def write_page(results: Path, output: Path) -> Path:
-    """Write the page, and its plots into ``images/speed`` beside it; return the page's path."""
+    """Write the page, with its plots in ``images/speed`` beside it, and return its path."""
     found = read_results(results)
     images = output.parent / "images" / "speed"
     for name in drawn(found):
@@ -76,14 +77,17 @@ def _summary(found: Results) -> str:
         missing += [section.title.lower()] if not measured else []
         verdicts += [(section, item) for name in measured for item in judge(found[name])]
     lost = [
-        f"| {', '.join(part for part in (section.title.lower(), item.group, item.column) if part)} | {item.peer} | "
-        f"{item.ratio:.2f} |"
+        [
+            ", ".join(part for part in (section.title.lower(), item.group, item.column) if part),
+            item.peer,
+            f"{item.ratio:.2f}",
+        ]
         for section, item in verdicts
         if item.outcome == "slower"
     ]
     parts = ["## Where a peer is faster"]
     if lost:
-        parts.append("| what | fastest peer | our time, × the peer's |\n| --- | --- | --- |\n" + "\n".join(lost))
+        parts.append(markdown_table(["what", "fastest peer", "our time, × the peer's"], lost))
     elif verdicts:
         parts.append("Nowhere, of what is measured, in every round.")
     if missing:

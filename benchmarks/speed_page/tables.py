@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from benchmarks.markdown import markdown_table
 from benchmarks.speed_page.verdicts import judge, sentences
 
 __all__ = ["machine_line", "render_result", "render_table", "versions_line"]
@@ -34,18 +35,18 @@ def render_table(result: Mapping[str, Any]) -> str:
     about = result["table"]
     more = [key for key in ANSWERS if any(key in row for row in result["rows"])]
     head = [f"{about['unit']} (× {about['reference']})", *about["columns"], *(ANSWERS[key][0] for key in more)]
-    lines = [_line(head), _line(["---"] * len(head))]
+    lines: list[list[str]] = []
     best = dict(_best(result))
     for row in result["rows"]:
         name = f"*{row['name']}*" if row["kind"] == "floor" else row["name"]
         if "not_measured" in row:
-            lines.append(_line([name, f"not measured: {_escape(row['not_measured'])}", *[""] * (len(head) - 2)]))
+            lines.append([name, f"not measured: {_escape(row['not_measured'])}", *[""] * (len(head) - 2)])
             continue
         busy = "†" if row.get("others_share") and row["others_share"] > BUSY else ""
         cells = [_cell(row["figures"].get(column), bold=best.get(column) == row["name"]) for column in about["columns"]]
         answers = [f"{row[key]:{ANSWERS[key][1]}}" if key in row else "" for key in more]
-        lines.append(_line([name + busy, *cells, *answers]))
-    return "\n".join(lines)
+        lines.append([name + busy, *cells, *answers])
+    return markdown_table(head, lines)
 
 
 def machine_line(result: Mapping[str, Any]) -> str:
@@ -95,10 +96,6 @@ def _number(value: float) -> str:
     if value >= 1000:
         return f"{value:,.0f}"
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _escape(text: str) -> str:

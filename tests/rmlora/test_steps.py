@@ -195,3 +195,20 @@ def test_a_mask_is_kept_for_its_interval() -> None:
         seen.append([tuple((f.A.grad == 0).all(dim=1).tolist()) for f in factors])  # type: ignore[union-attr]
     assert seen[3] == seen[4] == seen[5] != seen[6] == seen[7] == seen[8]
     assert not any(any(row) for row in seen[0] + seen[2])
+
+
+def test_steps_are_lengthened_by_the_share_of_their_own_rank() -> None:
+    config = RMLoRAConfig(rank=4, active_rank=2, decorrelation=0)
+    targets = ARCHITECTURES["bert"].targets
+    model = adapt(build("bert"), lora_config("bert", rank_pattern={targets[0]: 3, targets[1]: 1}))
+    factors = find_factors(model)
+    masked = mask_gradients(factors, config, step=1)
+    before = [item.A.detach().clone() for item in factors]
+    with torch.no_grad():
+        for item in factors:
+            item.A.add_(1)
+    finish_step(factors, config, masked, 1e-3)
+    expected = {4: 2**0.5, 3: 1.5**0.5, 1: 1.0}  # 2 of 4, 2 of 3 and 1 of 1 directions are active
+    assert {item.rank for item in factors} == set(expected)
+    for item, old in zip(factors, before, strict=True):
+        torch.testing.assert_close(item.A - old, torch.full_like(old, expected[item.rank]))

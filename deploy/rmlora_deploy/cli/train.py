@@ -45,7 +45,7 @@ def _method_options(function: _Function) -> _Function:
         click.option("--method", type=click.Choice(["rmlora", "lora"]), default="rmlora", show_default=True,
                      help="lora is plain LoRA: no masks, no regularizer."),
         click.option("--preset", type=click.Choice([name for name in PRESETS if name != "lora"]), default="default", show_default=True,
-                     help="default is what did best in our study (docs/evidence.md), paper the published method; flags win."),
+                     help="default is ours (docs/method.md), paper the published method; flags win."),
         click.option("--rank", type=int, default=default.rank, show_default=True, help="Rank r of each update: its number of directions."),
         click.option("--active-rank", type=int, help="Directions that are trained in a step.  [default: half the rank]"),
         click.option("--alpha", type=float, default=default.alpha, show_default=True,
