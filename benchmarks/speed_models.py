@@ -44,7 +44,7 @@ class SpeedModels:
 
     def adapter(self) -> Path:
         """Train an RM-LoRA adapter that tells spam from ham, and return it."""
-        data, path = self._splits(), self.work / "spam"
+        data, path = self.splits(), self.work / "spam"
         if not path.is_dir():
             targets = [part for name in PROJECTIONS for part in ("--target-modules", name)]
             command(
@@ -64,7 +64,7 @@ class SpeedModels:
         """Export a merged bundle of ours."""
         path = self.work / f"bundle-{precision}"
         if not path.is_dir():
-            data = ("--data", self._splits() / "validation.jsonl")
+            data = ("--data", self.splits() / "validation.jsonl")
             command("export", minilm(), "--adapter", self.adapter(), "--output", path, "--precision", precision, *data)
         return path
 
@@ -72,7 +72,7 @@ class SpeedModels:
         """Tokenize a split of the real texts; the test split also gets PyTorch's logits, which every row is compared with."""
         path = self.work / f"{split}.npz"
         if not path.is_file():
-            np.savez(path, **_tokenized(self.checkpoint(), self._splits() / f"{split}.jsonl", logits=split == "test"))
+            np.savez(path, **_tokenized(self.checkpoint(), self.splits() / f"{split}.jsonl", logits=split == "test"))
         return path
 
     def optimum(self, kind: str) -> Made:
@@ -115,8 +115,9 @@ class SpeedModels:
             return Made(path, f"{peer} could not make the model: {error}")
         return Made(path)
 
-    def _splits(self) -> Path:
-        return write_splits("sms", self.work / "sms", limit=TRAINING_ROWS)
+    def splits(self, dataset: str = "sms") -> Path:
+        """Write the splits of a dataset, and return their directory."""
+        return write_splits(dataset, self.work / dataset, limit=TRAINING_ROWS)
 
 
 def mixed_bundles(work: Path) -> Path:

@@ -21,6 +21,7 @@ __all__ = [
     "random_inputs",
     "read_job",
     "report",
+    "run_batches",
     "run_encoder",
     "shape_name",
     "versions",
@@ -89,7 +90,8 @@ def run_encoder(open_model: Callable[[dict[str, Any]], Model], *packages: str) -
     """Be a contestant of a table of encoders: open the model, time every shape, and compare its logits if that is asked.
 
     The job has ``seconds`` and ``shapes``, and optionally ``columns``, names of the shapes; ``thread_counts``, which are the
-    columns then; and ``check``: a file with token ids, labels and PyTorch's logits.
+    columns then; ``check``: a file with token ids, labels and PyTorch's logits; and ``check_vectors``: a file with token ids and
+    float32 vectors, for the model that the job has with the changes in ``vectors``.
     """
     job = read_job()
     if job.get("thread_counts"):
@@ -103,6 +105,8 @@ def run_encoder(open_model: Callable[[dict[str, Any]], Model], *packages: str) -
         inputs = random_inputs(rows, tokens)
         figures[column] = median_ms(lambda inputs=inputs: model(inputs), job["seconds"])
     more = compare_logits(model, job["check"], pad=job.get("compiled", False)) if job.get("check") else {}
+    if job.get("vectors") and job.get("check_vectors"):
+        more |= compare_vectors(open_model({**job, **job["vectors"]}), job["check_vectors"])
     report(figures, load_seconds=load_seconds, versions=versions(*packages, "numpy"), **more)
 
 
@@ -125,11 +129,30 @@ def time_thread_counts(open_model: Callable[[dict[str, Any]], Model], job: dict[
 
 
 def compare_logits(model: Model, check: str, *, pad: bool) -> dict[str, float]:
-    """Return the model's accuracy on real texts, and the rms difference of its logits from PyTorch's.
+    """Return the model's accuracy on real texts, and the rms difference of its logits from PyTorch's; see :func:`run_batches`."""
+    data = np.load(check)
+    logits = run_batches(model, data, pad=pad)
+    return {
+        "accuracy": float((logits.argmax(axis=1) == data["labels"]).mean()),
+        "logit_error": float(np.sqrt(((logits - data["logits"]) ** 2).mean())),
+    }
+
+
+def compare_vectors(model: Model, check: str) -> dict[str, float]:
+    """Return the mean and the smallest cosine between the model's vectors of real texts and the float32 ones."""
+    data = np.load(check)
+    found, exact = (
+        rows / np.linalg.norm(rows, axis=1)[:, None] for rows in (run_batches(model, data), data["vectors"])
+    )
+    cosines = (found * exact).sum(axis=1)
+    return {"mean_cosine": float(cosines.mean()), "worst_cosine": float(cosines.min())}
+
+
+def run_batches(model: Model, data: Mapping[str, Any], *, pad: bool = False) -> npt.NDArray[np.float64]:
+    """Return the model's outputs ``[rows, …]`` for padded token ids and masks.
 
     A batch is as wide as its longest text; with ``pad`` all batches have one shape, for engines that compile each.
     """
-    data = np.load(check)
     parts = []
     for first in range(0, len(data["input_ids"]), CHECK_ROWS):
         ids, mask = (data[name][first : first + CHECK_ROWS] for name in ("input_ids", "attention_mask"))
@@ -140,8 +163,4 @@ def compare_logits(model: Model, check: str, *, pad: bool) -> dict[str, float]:
             ids, mask = ids[:, :width], mask[:, :width]
         batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         parts.append(np.asarray(model(batch), np.float64)[:count])
-    logits = np.concatenate(parts)
-    return {
-        "accuracy": float((logits.argmax(axis=1) == data["labels"]).mean()),
-        "logit_error": float(np.sqrt(((logits - data["logits"]) ** 2).mean())),
-    }
+    return np.concatenate(parts)

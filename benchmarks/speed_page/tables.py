@@ -15,6 +15,7 @@ BUSY = 0.1
 ANSWERS = {
     "accuracy": ("accuracy", ".4f"),
     "logit_error": ("rms logit error", ".1e"),
+    "mean_cosine": ("mean cosine", ".4f"),
     "worst_cosine": ("smallest cosine", ".4f"),
     "worst_probability": ("largest error of a probability", ".1e"),
     "errors": ("failed requests", "d"),
@@ -53,9 +54,10 @@ def machine_line(result: Mapping[str, Any]) -> str:
     """Return the command, settings and machine in one sentence."""
     machine, settings = result["environment"], result["settings"]
     gpus = f", {', '.join(machine['gpus'])}" if machine.get("gpus") else ""
+    cores = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
     rounds = f"; medians of {settings['rounds']} alternating rounds, ranges in brackets" if "rounds" in settings else ""
     quick = ", with `--quick`: rough figures" if settings.get("quick") else ""
-    return f"`{machine['command']}` on {machine['processor']}, {machine['cores']} cores{gpus}{rounds}{quick}."
+    return f"`{machine['command']}` on {machine['processor']}, {cores}{gpus}{rounds}{quick}."
 
 
 def versions_line(result: Mapping[str, Any]) -> str:
