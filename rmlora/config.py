@@ -6,8 +6,8 @@ Symbols of the paper (Mao et al., arXiv 2407.12074) and PEFT's names::
     loss = task + orth_weight · mean over all A, B of ‖A Aᵀ − I‖_F and ‖Bᵀ B − I‖_F
     each optimizer step updates active_rank of the rank directions of every layer and masks the others
 
-The defaults were chosen on data kept apart for it, in few runs so far; docs/evidence.md says how far the study is that tests
-them. The paper's settings are ``RMLoRAConfig(**PRESETS["paper"])``.
+The defaults were chosen on data kept apart for it (docs/method.md); docs/evidence.md is the study that tests them. The
+paper's settings are ``RMLoRAConfig(**PRESETS["paper"])``.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ Init = Literal["gradient", "peft"]
 class RMLoRAConfig:
     """Settings of the method, independent of task, data and trainer.
 
-        >>> config = RMLoRAConfig(rank=8, active_rank=4, target_modules=("query", "value"))
+        >>> config = RMLoRAConfig(rank=8, target_modules=("query", "value"))
         >>> model = get_peft_model(model, config.to_peft(task_type="SEQ_CLS"))          # doctest: +SKIP
         >>> Trainer(model=model, callbacks=[RMLoRACallback(config)], ...).train()       # doctest: +SKIP
 
-    ``RMLoRAConfig(rank=r, active_rank=r, **PRESETS["lora"])`` is plain LoRA.
+    ``RMLoRAConfig(**PRESETS["lora"])`` is plain LoRA.
 
     Raises:
         ConfigError: a value is invalid; the message names the setting and its flag.
@@ -45,14 +45,15 @@ class RMLoRAConfig:
 
     rank: int = 8
     """Directions r of each update."""
-    active_rank: int = 4
-    """Directions k updated in one optimizer step; k/r is the paper's parameter budget. The other r − k are masked."""
+    active_rank: int = 0
+    """Directions k updated in one optimizer step; k/r is the paper's parameter budget. The other r − k are masked. 0 stands
+    for all of them, and is replaced by ``rank``: nothing is masked."""
     alpha: float = 16.0
     """Numerator of the scale s. The paper's penalty pulls the singular values of B A towards 1, so with it ``alpha / rank``
     is the actual magnitude of the update, not just a learning-rate factor."""
-    init: Init = "gradient"
-    """How A starts, with B = 0: ``gradient`` sets its rows to an orthogonal basis of the leading directions of the task's
-    gradient, from one pass over 64 examples before the first step; ``peft`` keeps PEFT's random values."""
+    init: Init = "peft"
+    """How A starts, with B = 0: ``peft`` keeps PEFT's random values; ``gradient`` sets its rows to an orthogonal basis of the
+    leading directions of the task's gradient, from one pass over 64 examples before the first step."""
     decorrelation: float = 10.0
     """Strength of the scale-free regularizer: after each step, the directions of A and of B turn away from each other by
     this times the learning rate, and keep their lengths. 0 turns it off."""
@@ -64,7 +65,7 @@ class RMLoRAConfig:
     """``shared``: A and B of a layer have the same mask (the authors' v1); ``independent``: one each (v2)."""
     mask_interval: int = 1
     """Optimizer steps for which a mask is kept; the paper draws a new one for every step."""
-    compensate: bool = True
+    compensate: bool = False
     """Lengthen the steps of the factors to make up for the mask: under Adam, a direction whose gradient is zero in half of
     the steps moves about 0.7 times as far. Factor √(r/k), with ``mask_mode="update"`` r/k."""
     mask_mode: MaskMode = "gradient"
@@ -94,13 +95,15 @@ class RMLoRAConfig:
             object.__setattr__(self, name, _strings(name, getattr(self, name)))
         if not isinstance(self.target_modules, str):
             object.__setattr__(self, "target_modules", _strings("target_modules", self.target_modules))
+        if self.active_rank == 0 and not isinstance(self.active_rank, bool):
+            object.__setattr__(self, "active_rank", self.rank)
         object.__setattr__(self, "rank_pattern", dict(self.rank_pattern))
         object.__setattr__(self, "alpha_pattern", dict(self.alpha_pattern))
         self._check()
 
     def _check(self) -> None:
         _check_whole("rank", self.rank, minimum=1)
-        _check_whole("active_rank", self.active_rank, minimum=1)
+        _check_whole("active_rank", self.active_rank, minimum=0)
         _check_whole("mask_interval", self.mask_interval, minimum=1)
         _check_whole("seed", self.seed, minimum=0)
         if self.active_rank > self.rank:
@@ -193,12 +196,11 @@ class RMLoRAConfig:
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
-    "paper": {"init": "peft", "orth_weight": 0.1, "decorrelation": 0.0, "compensate": False},
+    "paper": {"active_rank": 4, "orth_weight": 0.1, "decorrelation": 0.0},
     "lora": {"init": "peft", "orth_weight": 0.0, "decorrelation": 0.0, "compensate": False},
 }
 """Name → settings that differ from the defaults. ``paper`` is Mao et al.'s method as their scripts have it (rank 8 with 4
-active directions, or 4 with 2; alpha 16 or 32; learning rate 1e-3); ``lora`` turns off all but the mask, which has no effect
-with ``active_rank = rank``."""
+active directions, or 4 with 2; alpha 16 or 32; learning rate 1e-3); ``lora`` is plain LoRA."""
 
 
 def _strings(name: str, value: Any) -> tuple[str, ...]:

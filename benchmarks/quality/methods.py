@@ -1,7 +1,7 @@
 """The contestants: how each builds its PEFT model, and what it adds to a plain Trainer (torch, peft).
 
-All are LoRA on the same projections, and all train a new head in full. ``LoRA r4`` moves as many parameters in a step as
-RM-LoRA of rank 8 with 4 active directions; the others have its rank.
+All are LoRA of rank 8 on the same projections, and all train a new head in full. ``LoRA r4`` moves as many parameters in a
+step as RM-LoRA of rank 8 with 4 active directions.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from transformers import TrainerCallback
 
-__all__ = ["ABLATIONS", "HEADLINE", "METHODS", "PEERS", "Method"]
+__all__ = ["ABLATIONS", "HEADLINE", "MASKED", "METHODS", "PEERS", "Method"]
 
 _RANK = 8
+_ACTIVE = 4
 
 
 @dataclass(frozen=True)
 class PeerConfig(RMLoRAConfig):
     """Plain LoRA's settings with PEFT options of a peer added to them."""
 
-    active_rank: int = _RANK
     decorrelation: float = 0.0
-    compensate: bool = False
     peft_options: Mapping[str, Any] = field(default_factory=dict)
     """Fields of PEFT's LoraConfig."""
 
@@ -164,17 +163,22 @@ class SparseLoRA(Method):
 
 HEADLINE: Mapping[str, Method] = {
     "lora": Method("LoRA"),
-    "lora-r4": Method("LoRA r4", PeerConfig(rank=4, active_rank=4, alpha=8)),
     "rmlora": RMLoRA("RM-LoRA"),
 }
-"""What the first table compares."""
+"""What the first table compares: equal rank, and equally many parameters that move in a step."""
+
+MASKED: Mapping[str, Method] = {
+    "lora-r4": Method("LoRA r4", PeerConfig(rank=4, alpha=8)),
+    "rmlora-k4": RMLoRA("RM-LoRA, 4 of 8 active", RMLoRAConfig(active_rank=_ACTIVE)),
+}
+"""RM-LoRA with a mask, and plain LoRA that moves as many parameters in a step."""
 
 ABLATIONS: Mapping[str, Method] = {
     "rmlora-paper": RMLoRA("RM-LoRA, preset paper", RMLoRAConfig(**PRESETS["paper"])),
-    "mask-only": RMLoRA("RM-LoRA, mask only", RMLoRAConfig(decorrelation=0)),
-    "regularizer-only": RMLoRA("RM-LoRA, regularizer only", RMLoRAConfig(active_rank=_RANK)),
-    "independent": RMLoRA("RM-LoRA, independent masks", RMLoRAConfig(mask_sharing="independent")),
-    "update": RMLoRA("RM-LoRA, mask_mode update", RMLoRAConfig(mask_mode="update")),
+    "mask-only": RMLoRA("RM-LoRA, mask only", RMLoRAConfig(active_rank=_ACTIVE, decorrelation=0)),
+    "independent": RMLoRA("RM-LoRA, independent masks", RMLoRAConfig(active_rank=_ACTIVE, mask_sharing="independent")),
+    "update": RMLoRA("RM-LoRA, mask_mode update", RMLoRAConfig(active_rank=_ACTIVE, mask_mode="update")),
+    "aligned": RMLoRA("RM-LoRA, A along the gradient", RMLoRAConfig(init="gradient")),
 }
 """RM-LoRA with parts of it changed or left out."""
 
@@ -188,5 +192,5 @@ PEERS: Mapping[str, Method] = {
 }
 """Other ways to train a low-rank update, at their published settings."""
 
-METHODS: Mapping[str, Method] = {**HEADLINE, **ABLATIONS, **PEERS}
+METHODS: Mapping[str, Method] = {**HEADLINE, **MASKED, **ABLATIONS, **PEERS}
 """Name → contestant."""

@@ -12,7 +12,7 @@ from benchmarks.markdown import markdown_table
 from benchmarks.quality.after_section import after_training_section
 from benchmarks.quality.campaign import chosen_learning_rate
 from benchmarks.quality.comparison import Comparison, Difference, compare
-from benchmarks.quality.methods import HEADLINE, METHODS
+from benchmarks.quality.methods import HEADLINE, MASKED, METHODS
 from benchmarks.quality.plan import NOISES, RATE_FACTORS, ROBUSTNESS_TASKS
 from benchmarks.quality.plots import draw_differences
 from benchmarks.quality.store import RunStore
@@ -23,7 +23,8 @@ from rmlora.storage import atomic_file
 __all__ = ["write_page"]
 
 _DOCS = Path("docs")
-_DEFAULT, _EQUAL_RANK, _EQUAL_BUDGET = "rmlora", "lora", "lora-r4"
+_DEFAULT, _PLAIN = "rmlora", "lora"
+_MASKED, _EQUAL_BUDGET = "rmlora-k4", "lora-r4"
 
 
 Chosen = Mapping[tuple[str, int, str], float]
@@ -39,20 +40,21 @@ def write_page(store: RunStore, directory: Path | None = None) -> Path:
     """
     target = directory or _DOCS
     chosen = chosen_rates(store)
-    at_rank = compare(store, _DEFAULT, _EQUAL_RANK, chosen, SEEDS)
-    at_budget = compare(store, _DEFAULT, _EQUAL_BUDGET, chosen, SEEDS)
+    result = compare(store, _DEFAULT, _PLAIN, chosen, SEEDS)
+    masked = compare(store, _MASKED, _EQUAL_BUDGET, chosen, SEEDS)
     planned = sum(len(sizes_of(task)) for task in REPORTED) * len(SEEDS)
     parts = ["# Evidence: does RM-LoRA generalize better?\n", _GENERATED]
-    if not at_rank.cells or not at_budget.cells:
+    if not result.cells:
         parts.append("Nothing is measured yet: run  make bench-quality\n")
     else:
         images = target / "images" / "evidence"
         images.mkdir(parents=True, exist_ok=True)
-        draw_differences([at_budget, at_rank], images / "differences.svg")
+        draw_differences([item for item in (result, masked) if item.cells], images / "differences.svg")
         parts += [
-            first_paragraph(at_budget, at_rank, planned=planned),
+            first_paragraph(result, masked, planned=planned),
             "![RM-LoRA against plain LoRA, cell by cell](images/evidence/differences.svg)\n",
-            _cells(store, chosen, at_budget, at_rank),
+            _cells(store, chosen, result, masked),
+            _by_rate(store, chosen),
             _methods(store, chosen),
             _robustness(store, chosen),
             after_training_section(RunStore(store.path.with_name("quality_after.jsonl"))),
@@ -89,43 +91,59 @@ def chosen_rates(store: RunStore) -> Chosen:
     return {cell: rate for cell, rate in chosen.items() if rate is not None}
 
 
-def _cells(store: RunStore, chosen: Chosen, at_budget: Comparison, at_rank: Comparison) -> str:
+def _cells(store: RunStore, chosen: Chosen, result: Comparison, masked: Comparison) -> str:
     about = (
         "## Cell by cell\n\n"
-        "Test accuracy in percent, mean over seeds. A difference is the mean over seeds of RM-LoRA minus the other, on the "
-        "same split with the same head and order of data, with its 95 % confidence interval; **bold** where the interval "
-        "excludes zero.\n\n"
+        "Test score in percent, mean over seeds: accuracy, for pairs Spearman's rank correlation. A difference is the mean over "
+        "seeds of RM-LoRA minus the LoRA before it, on the same split with the same head and order of data, with its 95 % "
+        "confidence interval; **bold** where the interval excludes zero.\n\n"
     )
-    titles = [method.title for method in HEADLINE.values()]
-    head = ["data", "training examples", *titles, "over LoRA r4 (equal moving budget)", "over LoRA (equal rank)"]
-    by_rank = {(cell.task, cell.size): cell for cell in at_rank.cells}
+    pairs = [(list(HEADLINE), result)] + [(list(MASKED), masked)] * bool(masked.cells)
+    head = ["data", "training examples"]
+    for names, _ in pairs:
+        head += [*(METHODS[name].title for name in names), "difference"]
+    found = [{(cell.task, cell.size): cell for cell in item.cells} for _, item in pairs]
     rows = []
-    for cell in sorted(at_budget.cells, key=lambda cell: (list(REPORTED).index(cell.task), cell.size)):
-        means = [mean_score(store, chosen, cell.task, cell.size, name) for name in HEADLINE]
-        other = by_rank.get((cell.task, cell.size))
-        rows.append(
-            [
-                REPORTED[cell.task].title,
-                f"{cell.size:,}",
-                *("" if mean is None else f"{mean:.1f}" for mean in means),
-                _difference(cell),
-                _difference(other) if other else "",
-            ]
-        )
+    for task, size in sorted(set().union(*found), key=lambda cell: (list(REPORTED).index(cell[0]), cell[1])):
+        row = [REPORTED[task].title, f"{size:,}"]
+        for (names, _), cells in zip(pairs, found, strict=True):
+            means = [mean_score(store, chosen, task, size, name) for name in names]
+            row += ["" if mean is None else f"{mean:.1f}" for mean in means]
+            row.append(_difference(cells[task, size]) if (task, size) in cells else "")
+        rows.append(row)
+    return about + markdown_table(head, rows) + "\n"
+
+
+def _by_rate(store: RunStore, chosen: Chosen) -> str:
+    """Return how the score depends on the learning rate, from the runs with which the rates were chosen."""
+    about = "## By learning rate\n\nMean test score over the tasks at every rate of the grid, first seed.\n\n"
+    rows = []
+    for size in SIZES:
+        for name in (*HEADLINE, *MASKED):
+            tasks = [task for task, of, method in chosen if of == size and method == name]
+            if not tasks:
+                continue
+            row = [f"{size:,}", METHODS[name].title]
+            for rate in LEARNING_RATES:
+                records = [store.get(RunSpec(task, size, name, rate, SEEDS[0])) for task in tasks]
+                scores = [100 * record["test_score"] for record in records if record is not None]
+                row.append(f"{fmean(scores):.1f}" if scores else "")
+            rows.append([*row, str(len(tasks))])
+    head = ["training examples", "method", *(f"{rate:g}" for rate in LEARNING_RATES), "tasks"]
     return about + markdown_table(head, rows) + "\n"
 
 
 def _methods(store: RunStore, chosen: Chosen) -> str:
     about = (
         "## All methods\n\n"
-        "Difference of test accuracy to plain LoRA of rank 8 in percentage points, mean over the cells that both have run. "
+        "Difference of the test score to plain LoRA of rank 8 in percentage points, mean over the cells that both have run. "
         "Time is that of a run relative to LoRA's, the median over the same cells; the effective rank is the mean over all "
         "updates.\n\n"
     )
     head = ["method", "cells", "over LoRA", "ahead · behind", "clearly better · worse", "effective rank", "time"]
     rows = []
-    for name in [name for name in METHODS if name != _EQUAL_RANK]:
-        result = compare(store, name, _EQUAL_RANK, chosen, SEEDS)
+    for name in [name for name in METHODS if name != _PLAIN]:
+        result = compare(store, name, _PLAIN, chosen, SEEDS)
         if result.cells:
             rows.append(
                 [
@@ -236,7 +254,7 @@ def _relative_time(store: RunStore, chosen: Chosen, method: str) -> str:
     ratios = []
     for task, size, name in chosen:
         mine = _records(store, chosen, task, size, name) if name == method else []
-        other = _records(store, chosen, task, size, _EQUAL_RANK) if mine else []
+        other = _records(store, chosen, task, size, _PLAIN) if mine else []
         if other:
             ratios.append(median(r["seconds"] for r in mine) / median(r["seconds"] for r in other))
     return f"{median(ratios):.2f}" if ratios else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.quality.campaign import Campaign
-from benchmarks.quality.methods import ABLATIONS, HEADLINE, PEERS
+from benchmarks.quality.methods import ABLATIONS, HEADLINE, MASKED, PEERS
 from benchmarks.quality.study import REPORTED, SEEDS, SELECTION, SIZES
 
 __all__ = ["NOISES", "RATE_FACTORS", "ROBUSTNESS_TASKS", "full_study", "quick_study", "selection"]
@@ -23,6 +23,7 @@ def full_study() -> list[Campaign]:
     small = sizes[:2]
     return [
         *(Campaign(tasks, [size], list(HEADLINE), SEEDS) for size in sizes),
+        *(Campaign(tasks, [size], list(MASKED), SEEDS) for size in small),
         *(Campaign(tasks, [size], list(ABLATIONS), SEEDS) for size in small),
         *(Campaign(tasks, [size], list(PEERS), SEEDS) for size in small),
         *(Campaign(ROBUSTNESS_TASKS, [1000], list(HEADLINE), SEEDS, label_noise=noise) for noise in NOISES),

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.quality import study
 from benchmarks.quality.campaign import Campaign, chosen_learning_rate
 from benchmarks.quality.comparison import Difference, compare, sign_test
-from benchmarks.quality.methods import HEADLINE, METHODS
+from benchmarks.quality.methods import HEADLINE, MASKED, METHODS
 from benchmarks.quality.page import chosen_rates, write_page
 from benchmarks.quality.pairs import rank_correlation
 from benchmarks.quality.store import RunStore
@@ -40,7 +40,7 @@ def filled(path: Path, gains: dict[str, float]) -> RunStore:
     for task in ("trec", "tweets"):
         for seed in (0, 1, 2):
             noise = draw.normal(0, 0.002)
-            for method in HEADLINE:
+            for method in (*HEADLINE, *MASKED):
                 for rate in LEARNING_RATES if seed == 0 else LEARNING_RATES[:1]:
                     gain = gains.get(method, 0.0) + draw.normal(0, 0.0005)
                     store.add(
@@ -120,10 +120,14 @@ def test_the_page_opens_with_what_was_found(tmp_path: Path, gain: float, opening
     assert f"in {2 if gain > 0 else 0} of 2 cells" in page
     assert (tmp_path / "images" / "evidence" / "differences.svg").is_file()
     chosen = chosen_rates(store)
-    at_rank, at_budget = (compare(store, "rmlora", other, chosen, (0, 1, 2)) for other in ("lora", "lora-r4"))
-    assert at_rank.mean == pytest.approx(100 * gain, abs=0.15)
-    assert at_rank.count("better" if gain > 0 else "worse") == 2
-    assert opening in first_paragraph(at_budget, at_rank, planned=6)
+    result, masked = (
+        compare(store, *pair, chosen, (0, 1, 2)) for pair in (("rmlora", "lora"), ("rmlora-k4", "lora-r4"))
+    )
+    assert result.mean == pytest.approx(100 * gain, abs=0.15)
+    assert result.count("better" if gain > 0 else "worse") == 2
+    assert opening in first_paragraph(result, masked, planned=6)
+    assert "With half of its directions masked" in page
+    assert "| 200 | RM-LoRA | " in page.split("## By learning rate")[1]
 
 
 def test_the_page_shows_what_is_left_after_training(tmp_path: Path) -> None:

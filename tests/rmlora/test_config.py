@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmlora.config import RMLoRAConfig
+from rmlora.config import PRESETS, RMLoRAConfig
 from rmlora.errors import ConfigError
 
 
@@ -83,3 +83,9 @@ def test_to_peft_carries_every_setting() -> None:
     assert (peft.target_modules, peft.exclude_modules, peft.modules_to_save) == ({"query"}, {"layer.0"}, ["head"])
     assert (peft.rank_pattern, peft.alpha_pattern, peft.fan_in_fan_out) == ({"a": 2}, {"a": 8}, True)
     assert peft.task_type == "SEQ_CLS"
+
+
+def test_all_directions_are_active_unless_fewer_are_asked_for() -> None:
+    assert RMLoRAConfig(rank=6).active_rank == 6
+    assert not RMLoRAConfig(rank=6).masks
+    assert RMLoRAConfig(**PRESETS["paper"]).active_rank == 4

@@ -102,7 +102,7 @@ def test_a_gradient_that_is_not_finite_is_an_error_and_changes_nothing() -> None
 def test_the_callback_aligns_before_the_first_step_and_not_when_it_continues(tmp_path: Path) -> None:
     def first_rows(init: str, steps: int) -> torch.Tensor:
         model = fresh("bert")
-        callback = RMLoRACallback(RMLoRAConfig(rank=4, active_rank=2, init=init))  # type: ignore[arg-type]
+        callback = RMLoRACallback(RMLoRAConfig(rank=4, init=init))  # type: ignore[arg-type]
         run = trainer(tmp_path, [callback], model=model, max_steps=2, learning_rate=1e-12)
         run.state.global_step = steps
         callback.on_train_begin(
@@ -116,7 +116,7 @@ def test_the_callback_aligns_before_the_first_step_and_not_when_it_continues(tmp
 
 def test_a_model_without_a_loss_is_an_error(tmp_path: Path) -> None:
     model = fresh("bert")
-    run = trainer(tmp_path, [RMLoRACallback(RMLoRAConfig(rank=4, active_rank=2))], model=model)
+    run = trainer(tmp_path, [RMLoRACallback(RMLoRAConfig(rank=4, init="gradient"))], model=model)
     run.train_dataset = run.train_dataset.remove_columns("labels")
     with pytest.raises(TrainingError, match="gives no loss for a training batch"):
         run.train()

@@ -153,7 +153,7 @@ def test_a_model_without_factors_is_refused() -> None:
 
 @pytest.mark.parametrize(("mode", "factor"), [("gradient", 2**0.5), ("update", 2.0)])
 def test_steps_are_lengthened_to_make_up_for_the_mask(mode: str, factor: float) -> None:
-    config = RMLoRAConfig(rank=4, active_rank=2, mask_mode=mode, decorrelation=0)
+    config = RMLoRAConfig(rank=4, active_rank=2, mask_mode=mode, decorrelation=0, compensate=True)
     moved = []
     for one in (config, dataclasses.replace(config, compensate=False)):
         model = adapt(build("bert"), lora_config("bert"))
@@ -172,7 +172,7 @@ def test_steps_are_lengthened_to_make_up_for_the_mask(mode: str, factor: float) 
 
 
 def test_the_first_step_has_no_mask_and_its_own_length() -> None:
-    config = RMLoRAConfig(rank=4, active_rank=2, decorrelation=0)
+    config = RMLoRAConfig(rank=4, active_rank=2, decorrelation=0, compensate=True)
     model = adapt(build("bert"), lora_config("bert"))
     factors = find_factors(model)
     masked = mask_gradients(factors, config, step=0)
@@ -198,7 +198,7 @@ def test_a_mask_is_kept_for_its_interval() -> None:
 
 
 def test_steps_are_lengthened_by_the_share_of_their_own_rank() -> None:
-    config = RMLoRAConfig(rank=4, active_rank=2, decorrelation=0)
+    config = RMLoRAConfig(rank=4, active_rank=2, decorrelation=0, compensate=True)
     targets = ARCHITECTURES["bert"].targets
     model = adapt(build("bert"), lora_config("bert", rank_pattern={targets[0]: 3, targets[1]: 1}))
     factors = find_factors(model)

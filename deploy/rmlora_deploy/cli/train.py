@@ -43,11 +43,11 @@ def _method_options(function: _Function) -> _Function:
     default = RMLoRAConfig()
     options = [
         click.option("--method", type=click.Choice(["rmlora", "lora"]), default="rmlora", show_default=True,
-                     help="lora is plain LoRA: no masks, no regularizer."),
+                     help="lora is plain LoRA: no regularizer, no masks."),
         click.option("--preset", type=click.Choice([name for name in PRESETS if name != "lora"]), default="default", show_default=True,
                      help="default is ours (docs/method.md), paper the published method; flags win."),
         click.option("--rank", type=int, default=default.rank, show_default=True, help="Rank r of each update: its number of directions."),
-        click.option("--active-rank", type=int, help="Directions that are trained in a step.  [default: half the rank]"),
+        click.option("--active-rank", type=int, help="Directions that are trained in a step; the others are masked.  [default: all, half with --preset paper]"),
         click.option("--alpha", type=float, default=default.alpha, show_default=True,
                      help="Updates are scaled by alpha/rank. With --orth-weight this is an update's real size, because the "
                           "penalty pulls the singular values of BA to 1."),
@@ -64,7 +64,7 @@ def _method_options(function: _Function) -> _Function:
                      help="gradient is the paper's; update also keeps the optimizer's momentum from moving masked directions."),
         click.option("--mask-interval", type=int, default=default.mask_interval, show_default=True, help="Steps for which a mask is kept."),
         click.option("--compensate/--no-compensate", default=default.compensate, show_default=True,
-                     help="Lengthen the steps to make up for the masked ones, so that a learning rate suits RM-LoRA and LoRA alike."),
+                     help="Lengthen the steps of masked training: Adam moves a direction that is masked half of the time 0.7 times as far."),
         click.option("--mask-seed", type=int, default=default.seed, show_default=True, help="Seed of the masks."),
         click.option("--target-modules", multiple=True, default=["all-linear"], show_default=True,
                      help="End of the names of modules to adapt, repeatable; or one regular expression for whole names."),
@@ -136,8 +136,8 @@ def _run_options(function: _Function) -> _Function:
 def command(resume: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
     """Train an RM-LoRA adapter and write it as a package that PEFT loads.
 
-    Every step trains half of each update's rank directions (--active-rank), and the directions are kept apart
-    (--decorrelation); docs/method.md explains both. The checkpoint with the best validation metric is kept. To
+    The rank directions of each update are kept apart (--decorrelation), so that all of them are used; --preset paper is the
+    published method, which also masks half of them in every step. docs/method.md explains both. The checkpoint with the best validation metric is kept. To
     continue a run that was killed, give the same command again. To train in several processes:
     `torchrun --no-python --nproc-per-node 2 rmlora-deploy train …`, or `accelerate launch --no_python rmlora-deploy train …`.
 
@@ -168,9 +168,11 @@ def _method(flags: dict[str, Any]) -> RMLoRAConfig:
     Raises:
         ConfigError: ``--method lora`` with a flag that plain LoRA has no use for.
     """
+    preset = flags["preset"]
     _apply_preset(flags)
-    method, rank, active = flags.pop("method"), flags["rank"], flags.pop("active_rank")
-    flags["active_rank"] = active if active is not None else (rank if method == "lora" else max(1, rank // 2))
+    method, rank = flags.pop("method"), flags["rank"]
+    if flags["active_rank"] is None:
+        flags["active_rank"] = max(1, rank // 2) if preset == "paper" else rank
     if method == "lora" and flags["active_rank"] != rank:
         raise ConfigError(
             "--method lora trains every direction in every step: leave --active-rank out, or use --method rmlora."
@@ -195,10 +197,13 @@ def _apply_preset(flags: dict[str, Any]) -> None:
     if plain and preset != "default":
         raise ConfigError(f"--method lora is plain LoRA and --preset {preset} is not: leave one of them out.")
     for name, value in PRESETS["lora" if plain else preset].items():
+        if name == "active_rank":  # a share of the rank, see _method
+            continue
         if context.get_parameter_source(name) == ParameterSource.DEFAULT:
             flags[name] = value
         elif plain and flags[name] != value:
-            flag = "--compensate" if name == "compensate" else f"--{name.replace('_', '-')} {flags[name]:g}"
+            given = "" if flags[name] is True else f" {flags[name]}"
+            flag = f"--{name.replace('_', '-')}{given}"
             raise ConfigError(f"--method lora is plain LoRA, without masks and regularizer: leave {flag} out.")
 
 

@@ -30,7 +30,7 @@ def test_a_run_leaves_a_complete_package(base: Path, data: Path, tmp_path: Path)
     assert metadata["architecture"] == "BertForSequenceClassification"
     assert adapter.fingerprint and adapter.fingerprint.startswith("sha256:")
     assert metadata["metrics"]["test"] == answer["metrics"]["test"]
-    assert (metadata["rmlora"]["active_rank"], metadata["training"]["settings"]["epochs"]) == (2, 3.0)
+    assert (metadata["rmlora"]["active_rank"], metadata["training"]["settings"]["epochs"]) == (4, 3.0)
     assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -164,7 +164,8 @@ def test_presets_give_defaults_and_flags_win(base: Path, data: Path, tmp_path: P
     assert "RM-LoRA: rank 8, 4 active in a step, alpha 16, orth_weight 0.05" in " ".join(shown.stdout.split())
     no = [*start, "-o", tmp_path / "no", "--method", "lora"]
     fails(2, "--method lora is plain LoRA and --preset paper is not", *no, "--preset", "paper")
-    fails(2, "without masks and regularizer: leave --decorrelation 3 out", *no, "--decorrelation", "3")
+    fails(2, "without masks and regularizer: leave --decorrelation 3.0 out", *no, "--decorrelation", "3")
+    fails(2, "without masks and regularizer: leave --init gradient out", *no, "--init", "gradient")
     fails(2, "without masks and regularizer: leave --compensate out", *no, "--compensate")
 
 
