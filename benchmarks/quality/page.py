@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from statistics import fmean, geometric_mean, median
@@ -16,7 +16,7 @@ from benchmarks.quality.methods import HEADLINE, MASKED, METHODS
 from benchmarks.quality.plan import NOISES, RATE_FACTORS, ROBUSTNESS_TASKS
 from benchmarks.quality.plots import draw_differences
 from benchmarks.quality.store import RunStore
-from benchmarks.quality.study import LEARNING_RATES, REPORTED, SEEDS, SIZES, VALIDATION, RunSpec, sizes_of
+from benchmarks.quality.study import LEARNING_RATES, REPORTED, SEEDS, SELECTION, SIZES, VALIDATION, RunSpec, sizes_of
 from benchmarks.quality.verdict import first_paragraph
 from rmlora.storage import atomic_file
 
@@ -54,10 +54,11 @@ def write_page(store: RunStore, directory: Path | None = None) -> Path:
             first_paragraph(result, masked, planned=planned),
             "![RM-LoRA against plain LoRA, cell by cell](images/evidence/differences.svg)\n",
             _cells(store, chosen, result, masked),
-            _by_rate(store, chosen),
+            _by_rate(store),
             _methods(store, chosen),
             _robustness(store, chosen),
             after_training_section(RunStore(store.path.with_name("quality_after.jsonl"))),
+            _selection(RunStore(store.path.with_name("quality_selection.jsonl"))),
             _how(store, chosen),
         ]
     with atomic_file(target / "evidence.md") as path:
@@ -114,23 +115,40 @@ def _cells(store: RunStore, chosen: Chosen, result: Comparison, masked: Comparis
     return about + markdown_table(head, rows) + "\n"
 
 
-def _by_rate(store: RunStore, chosen: Chosen) -> str:
+def _by_rate(store: RunStore) -> str:
     """Return how the score depends on the learning rate, from the runs with which the rates were chosen."""
-    about = "## By learning rate\n\nMean test score over the tasks at every rate of the grid, first seed.\n\n"
+    table = _rate_table(store, list(REPORTED), LEARNING_RATES)
+    if not table:
+        return ""
+    return f"## By learning rate\n\nMean test score over the tasks at every rate of the grid, first seed.\n\n{table}\n"
+
+
+def _selection(store: RunStore) -> str:
+    """Return the runs on other data, from which the defaults were chosen; empty without any."""
+    table = _rate_table(store, list(SELECTION), sorted({spec.learning_rate for spec in store}))
+    if not table:
+        return ""
+    data = ", ".join(task.title for task in SELECTION.values())
+    return (
+        f"## How the defaults were chosen\n\nMean test score on {data}, first seed, with MiniLM. None of these is reported "
+        f"above. [The method](method.md#presets) says what follows.\n\n{table}\n"
+    )
+
+
+def _rate_table(store: RunStore, tasks: Sequence[str], rates: Sequence[float]) -> str:
+    """Return the mean over tasks for every size, method and rate of which all tasks have run; empty if there is none."""
     rows = []
     for size in SIZES:
-        for name in (*HEADLINE, *MASKED):
-            tasks = [task for task, of, method in chosen if of == size and method == name]
-            if not tasks:
-                continue
-            row = [f"{size:,}", METHODS[name].title]
-            for rate in LEARNING_RATES:
-                records = [store.get(RunSpec(task, size, name, rate, SEEDS[0])) for task in tasks]
+        sized = [task for task in tasks if size in sizes_of(task)]
+        for name, method in METHODS.items():
+            row = []
+            for rate in rates:
+                records = [store.get(RunSpec(task, size, name, rate, SEEDS[0])) for task in sized]
                 scores = [100 * record["test_score"] for record in records if record is not None]
-                row.append(f"{fmean(scores):.1f}" if scores else "")
-            rows.append([*row, str(len(tasks))])
-    head = ["training examples", "method", *(f"{rate:g}" for rate in LEARNING_RATES), "tasks"]
-    return about + markdown_table(head, rows) + "\n"
+                row.append(f"{fmean(scores):.1f}" if len(scores) == len(sized) else "")
+            if any(row):
+                rows.append([f"{size:,}", method.title, *row])
+    return markdown_table(["training examples", "method", *(f"{rate:g}" for rate in rates)], rows) if rows else ""
 
 
 def _methods(store: RunStore, chosen: Chosen) -> str:
