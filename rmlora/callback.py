@@ -50,7 +50,7 @@ class RMLoRACallback(TrainerCallback):
         self._factors: list[Factors] = []
         self._masked = MaskedStep()
         self._penalty: Tensor | None = None
-        self._steps = 0
+        self._steps = self._finished = 0
         self._first_step = 0
 
     @property
@@ -68,7 +68,7 @@ class RMLoRACallback(TrainerCallback):
         """
         _refuse_sharding(args)
         self._factors = find_factors(_model(kwargs))
-        self._steps, self._first_step = 0, state.global_step
+        self._steps, self._finished, self._first_step = 0, 0, state.global_step
         if self.config.init == "gradient" and state.global_step == 0:
             align_factors(_model(kwargs), self._factors, kwargs.get("train_dataloader"), args, seed=self.config.seed)
 
@@ -87,6 +87,7 @@ class RMLoRACallback(TrainerCallback):
         """Lengthen the step, decorrelate the directions, and restore masked ones under ``mask_mode="update"``."""
         rate = _learning_rate(kwargs.get("optimizer"), self._factors) if self.config.decorrelation else 0.0
         finish_step(self._factors, self.config, self._masked, rate)
+        self._finished += 1
 
     def on_log(
         self,
@@ -106,11 +107,12 @@ class RMLoRACallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Raise :class:`TrainingError` if the trainer took optimizer steps without calling this callback before them."""
-        if self._steps == 0 and state.global_step > self._first_step:
+        """Raise :class:`TrainingError` if the trainer took optimizer steps without calling this callback before and after them."""
+        if state.global_step > self._first_step and not (self._steps and self._finished):
+            missing = "on_optimizer_step" if self._steps else "on_pre_optimizer_step"
             raise TrainingError(
                 f"{state.global_step - self._first_step} optimizer steps ran without RM-LoRA: this trainer never calls "
-                "on_pre_optimizer_step, so the adapter is plain LoRA; use regularize_gradients and mask_gradients instead."
+                f"{missing}, so the adapter is not what its settings say; call the functions of rmlora.steps instead."
             )
 
 

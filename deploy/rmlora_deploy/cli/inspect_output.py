@@ -171,7 +171,8 @@ def _settings(settings: Mapping[str, Any] | None) -> str:
     rank, active = settings["rank"], settings["active_rank"]
     regularizers = {name: settings[name] for name in ("decorrelation", "orth_weight") if settings.get(name)}
     kind = "RM-LoRA" if active < rank or regularizers else "plain LoRA"
-    parts = [f"{kind}: rank {rank}", f"{active} active in a step", f"alpha {settings['alpha']:g}"]
+    masked = [f"{active} active in a step"] if active < rank else []
+    parts = [f"{kind}: rank {rank}", *masked, f"alpha {settings['alpha']:g}"]
     parts += [f"{name} {value:g}" for name, value in regularizers.items()]
     if active < rank:
         parts += [f"{settings['mask_sharing']} masks", f"mode {settings['mask_mode']}"]
