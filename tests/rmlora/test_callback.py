@@ -124,7 +124,9 @@ def test_a_trainer_that_never_calls_it_is_an_error() -> None:
     model = adapt(build("bert"), lora_config("bert"))
     callback.on_train_begin(arguments, state, None, model=model)  # type: ignore[arg-type]
     state.global_step = 7
-    with pytest.raises(TrainingError, match="7 optimizer steps ran without RM-LoRA: .* never calls on_pre_optimizer_step"):
+    with pytest.raises(
+        TrainingError, match="7 optimizer steps ran without RM-LoRA: .* never calls on_pre_optimizer_step"
+    ):
         callback.on_train_end(arguments, state, None)  # type: ignore[arg-type]
     callback.on_pre_optimizer_step(arguments, state, None)  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match="never calls on_optimizer_step"):
