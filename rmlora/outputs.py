@@ -1,4 +1,4 @@
-"""Kinds of outputs: scores for labels or one vector per row (numpy).
+"""Kinds of outputs: scores for labels or one vector per row (numpy); :mod:`rmlora.generated_text` has the third kind.
 
 Every task has one (:mod:`rmlora.tasks`). It says what the head is, which labels and modules count, and how two outputs are
 compared.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from rmlora.adapter import Adapter
 
-__all__ = ["ClassScores", "Outputs", "SentenceVector", "problem_type_of"]
+__all__ = ["ClassScores", "Outputs", "SentenceVector", "first_head", "problem_type_of"]
 
 AnyArray = npt.NDArray[Any]
 
@@ -30,7 +30,7 @@ AnyArray = npt.NDArray[Any]
 class Outputs(ABC):
     """A kind of outputs. Instances have no state."""
 
-    kind: ClassVar[Literal["scores", "vector"]]
+    kind: ClassVar[Literal["scores", "vector", "text"]]
     has_labels: ClassVar[bool]
     """True if outputs are scores for labels, so metrics can be measured on labeled data."""
     pools: ClassVar[bool]
@@ -90,7 +90,7 @@ class Outputs(ABC):
 
     @abstractmethod
     def of_model(self, output: Any, inputs: Mapping[str, Tensor], pooling: Pooling | None) -> Tensor:
-        """Return float32 ``[rows, labels]`` or ``[rows, width]`` from the output of a PyTorch model.
+        """Return float32 ``[rows, labels]``, ``[rows, width]`` or ``[rows, tokens, vocabulary]`` from a PyTorch model's output.
 
         Args:
             output: of the transformers model.
@@ -238,7 +238,7 @@ class SentenceVector(Outputs):
 
     def check_adapter(self, adapter: Adapter, task: str) -> None:
         """Refuse an adapter with a classifier head."""
-        if head := next(_head_weights(adapter), None):
+        if head := first_head(adapter):
             raise AdapterError(
                 f"{adapter.source} contains '{head}', the head of a classification adapter: it cannot be used for {task}."
             )
@@ -283,6 +283,11 @@ def _numbered(count: int) -> list[str]:
     return [f"LABEL_{index}" for index in range(count)]
 
 
+def first_head(adapter: Adapter) -> str | None:
+    """Return the name of a classifier head's weight that ``adapter`` saved whole; None if it has none."""
+    return next(_head_weights(adapter), None)
+
+
 def _head_weights(adapter: Adapter) -> Iterator[str]:
     """Yield the names of classifier head weights in ``adapter``, the last first.
 
@@ -321,6 +326,8 @@ def problem_type_of(adapter: Adapter, config: Mapping[str, Any]) -> ProblemType 
     """
     if "problem_type" in adapter.metadata:
         return problem_type_in(adapter.metadata)
-    if "training" in adapter.metadata:  # rmlora-deploy train uses cross-entropy whatever the base was made for
+    if (
+        "training" in adapter.metadata and adapter.labels
+    ):  # rmlora-deploy train uses cross-entropy whatever the base was made for
         return "single_label_classification"
     return problem_type_in(config)

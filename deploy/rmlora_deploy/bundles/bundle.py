@@ -186,7 +186,9 @@ class Bundle:
     @property
     def task(self) -> Task:
         """The task of the bundle."""
-        return get_task(self.manifest.task)
+        task = get_task(self.manifest.task)
+        task.check_exported()
+        return task
 
     @property
     def pooling(self) -> Pooling | None:

@@ -182,10 +182,11 @@ def _common_task(settings: ExportSettings, adapters: Mapping[str, Adapter]) -> T
     """Return the task of all adapters.
 
     Raises:
-        ConfigError: an adapter does not record its task.
+        ConfigError: an adapter does not record its task, or there are no bundles for it.
         AdapterError: the adapters are for different tasks.
     """
     (first, task), *others = ((name, task_of(adapter, settings.task)) for name, adapter in adapters.items())
+    task.check_exported()
     for name, other in others:
         if other != task:
             raise AdapterError(
