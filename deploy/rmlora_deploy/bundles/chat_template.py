@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rmlora.errors import InputError, require
+from rmlora.json_files import read_text
 from rmlora.library_calls import library_call
 from rmlora.readable import is_readable_file
 from rmlora.storage import read_json
-from rmlora.training.text_file import read_text
 
 __all__ = ["ChatTemplate", "Messages"]
 
@@ -44,7 +44,9 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         self._tokens, self._where = tokens, where
-        with library_call(lambda reason: InputError(f"The chat template in {where} is no template ({reason}): get it again.")):
+        with library_call(
+            lambda reason: InputError(f"The chat template in {where} is no template ({reason}): get it again.")
+        ):
             self._template = environment.from_string(source)
 
     @classmethod
@@ -73,7 +75,9 @@ class ChatTemplate:
         Raises:
             InputError: the template refuses these messages.
         """
-        with library_call(lambda reason: InputError(f"The chat template in {self._where} refuses these messages: {reason}.")):
+        with library_call(
+            lambda reason: InputError(f"The chat template in {self._where} refuses these messages: {reason}.")
+        ):
             return self._template.render(
                 messages=[dict(message) for message in messages], tools=None, documents=None, add_generation_prompt=True,
                 **self._tokens,

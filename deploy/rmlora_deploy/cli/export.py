@@ -84,6 +84,13 @@ __all__ = ["command"]
     help="Bits of int8 weights. 7 is for x86 processors without VNNI, on which 8 bits are slower.  [default: 8]",
 )
 @click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Language models: execution provider that the graph is built for. All other graphs run on every provider.",
+)
+@click.option(
     "--exporter",
     type=click.Choice(["torch", "optimum"]),
     default="torch",

@@ -40,7 +40,11 @@ class BlockQuantized:
     def of(cls, value: ir.Value) -> BlockQuantized | None:
         """Return the weight that an initializer holds; None if it is not quantized in this way."""
         for use in value.uses():
-            if use.node.op_type == "MatMulNBits" and use.idx == 1 and use.node.attributes.get_int("bits", 4) in _MOST_ERROR:
+            if (
+                use.node.op_type == "MatMulNBits"
+                and use.idx == 1
+                and use.node.attributes.get_int("bits", 4) in _MOST_ERROR
+            ):
                 return cls(str(value.name), use.node)
         return None
 
@@ -76,7 +80,11 @@ class BlockQuantized:
         if len(self.node.inputs) < 4 or self.node.inputs[3] is None:
             return np.full((count, blocks), 1 << (self.bits - 1), np.uint8)
         zeros = self._input(3)
-        return _unpacked(zeros.reshape(count, -1), self.bits)[:, :blocks] if zeros.dtype == np.uint8 else zeros.reshape(count, blocks)
+        return (
+            _unpacked(zeros.reshape(count, -1), self.bits)[:, :blocks]
+            if zeros.dtype == np.uint8
+            else zeros.reshape(count, blocks)
+        )
 
     def _input(self, index: int) -> AnyArray:
         value = self.node.inputs[index]

@@ -53,7 +53,9 @@ def check_architecture(config: Mapping[str, Any], source: object) -> str:
     if name in BUILT:
         return name
     if not name:
-        raise CheckpointError(f"{source} does not say of which class its model is: add 'architectures' to its config.json.")
+        raise CheckpointError(
+            f"{source} does not say of which class its model is: add 'architectures' to its config.json."
+        )
     reason = NOT_BUILT.get(name, "ONNX Runtime GenAI's builder does not know it")
     raise CheckpointError(
         f"{source} is a {name}, which is not exported: {reason}. Exported are {', '.join(BUILT)}. Merge the adapter into its "

@@ -58,7 +58,14 @@ def build_decoder(
         "--execution_provider", provider, "--cache_dir", str(output / "cache"),
         "--extra_options", *(f"{key}={value}" for key, value in options.items()),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
     if done.returncode != 0 or not (output / GENAI_CONFIG).is_file():
         reason = _reason(done.stderr)
         if "No space left" in done.stderr:

@@ -178,5 +178,7 @@ def _checked(tokens: Sequence[int], session: DecoderSession, new_tokens: int, nu
         )
     found = np.asarray(tokens, np.int64)
     if found.min() < 0 or found.max() >= layout.vocabulary:
-        raise InputError(f"Prompt {number} has a token that the model does not know: its tokenizer is of another model.")
+        raise InputError(
+            f"Prompt {number} has a token that the model does not know: its tokenizer is of another model."
+        )
     return found

@@ -21,7 +21,7 @@ from rmlora_deploy.runtime.decoder.key_values import GrowingKeyValues, KeyValues
 from rmlora_deploy.runtime.providers import create_session, get_provider
 
 if TYPE_CHECKING:
-    import onnxruntime as ort
+    pass
 
 __all__ = ["DecoderSession"]
 
@@ -71,13 +71,19 @@ class DecoderSession:
         types = {item.name: item.type for item in self.session.get_inputs()}
         needed = {layout.input_ids, layout.attention_mask, *layout.past}
         if needed - set(types):
-            raise InputError(f"{model} has no input '{min(needed - set(types))}': it is not of its genai_config.json, export it again.")
+            raise InputError(
+                f"{model} has no input '{min(needed - set(types))}': it is not of its genai_config.json, export it again."
+            )
         self.takes_positions = layout.position_ids in types
         if unknown := sorted(set(types) - needed - {layout.position_ids}):
-            raise InputError(f"{model} takes '{unknown[0]}', which this program does not know how to feed: run it with onnxruntime_genai.")
+            raise InputError(
+                f"{model} takes '{unknown[0]}', which this program does not know how to feed: run it with onnxruntime_genai."
+            )
         self._dtype = _TYPES.get(types[layout.past[0]])
         if self._dtype is None:
-            raise InputError(f"{model} keeps keys and values as {types[layout.past[0]]}: run it with onnxruntime_genai.")
+            raise InputError(
+                f"{model} keeps keys and values as {types[layout.past[0]]}: run it with onnxruntime_genai."
+            )
 
     def register(self, name: AdapterName, loader: Loader) -> None:
         """Make an adapter known; arguments and errors as :meth:`DecoderAdapters.register`."""
@@ -99,7 +105,9 @@ class DecoderSession:
             return SharedKeyValues(self.layout, self._dtype, rows, capacity)
         return GrowingKeyValues(self.layout, self._dtype)
 
-    def logits(self, tokens: Sequence[int], adapter: AdapterRef | None = None, *, start: int = 0) -> npt.NDArray[np.float32]:
+    def logits(
+        self, tokens: Sequence[int], adapter: AdapterRef | None = None, *, start: int = 0
+    ) -> npt.NDArray[np.float32]:
         """Return the logits ``[positions, vocabulary]`` of a text, in one run.
 
         Args:
