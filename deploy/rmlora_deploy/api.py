@@ -36,6 +36,7 @@ from rmlora_deploy.inference import Classifier, Embedder, Generator, open_bundle
 from rmlora_deploy.verification.compare_bundle import ComparisonInputs, compare_bundle
 from rmlora_deploy.verification.torch_pair import torch_is_installed
 from rmlora_deploy.verification.verify_branches import raise_on_branch_mismatch
+from rmlora_deploy.verification.verify_decoder import raise_on_text_mismatch
 from rmlora_deploy.verification.verify_merged_bundle import raise_on_mismatch
 from rmlora_deploy.verification.verify_merged_graph import verify_merged_graph
 
@@ -295,6 +296,9 @@ def raise_if_failed(report: VerificationReport, bundle: Bundle) -> None:
         report: of :func:`verify`.
         bundle: that was verified.
     """
+    if bundle.task.outputs.kind == "text":
+        raise_on_text_mismatch(report, bundle.precision)
+        return
     (raise_on_branch_mismatch if bundle.mode == "branches" else raise_on_mismatch)(report, bundle.precision)
 
 

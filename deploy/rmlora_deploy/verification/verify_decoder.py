@@ -75,7 +75,11 @@ class _Adapter:
 
 
 def verify_decoder(
-    bundle: Bundle, torch_of: Callable[[str | None], TorchDecoder] | None, data: Mapping[str | None, DecoderData]
+    bundle: Bundle,
+    torch_of: Callable[[str | None], TorchDecoder] | None,
+    data: Mapping[str | None, DecoderData],
+    *,
+    provider: str = "cpu",
 ) -> tuple[VerificationReport, Expected]:
     """Compare a bundle for text-generation with PyTorch; a failed comparison is in the report, not raised.
 
@@ -84,6 +88,7 @@ def verify_decoder(
         torch_of: PyTorch's model with the adapter of that name, None for the merged one; None compares with what is stored in
             the bundle.
         data: name of an adapter, None for the merged one → data of the user's.
+        provider: execution provider; ``cpu``.
 
     Returns:
         the report, and PyTorch's last logits by adapter, to store in the bundle.
@@ -91,7 +96,7 @@ def verify_decoder(
     Raises:
         InputError: the data cannot be used, or PyTorch itself gives NaN.
     """
-    session, codec = bundle.decoder_session(), TextCodec.open(bundle.path)
+    session, codec = bundle.decoder_session(provider), TextCodec.open(bundle.path)
     tolerance = TEXT_TOLERANCES[bundle.precision]
     batches, base_logits = load_reference(bundle.path / REFERENCE_FILE)
     prompts = [batch["input_ids"][0].tolist() for batch in batches]
