@@ -86,9 +86,8 @@ __all__ = ["command"]
 @click.option(
     "--provider",
     type=click.Choice(["cpu", "cuda"]),
-    default="cpu",
-    show_default=True,
-    help="Language models: execution provider that the graph is built for. All other graphs run on every provider.",
+    help="Language models: execution provider that the graph is built for; other graphs run on every one.  [default: cuda for "
+    "fp16, else cpu]",
 )
 @click.option(
     "--exporter",

@@ -27,7 +27,8 @@ __all__ = ["command"]
 
 _TABLES = {".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"}
 """Endings of data files, whose lines are more than texts."""
-_Loader = Callable[[Path], Classifier | Embedder]
+_Loader = Callable[[Path], Any]
+"""Opens a bundle: a :class:`Classifier` or an :class:`Embedder`."""
 
 
 @click.command("predict")

@@ -60,7 +60,7 @@ def _exporter(settings: ExportSettings) -> Callable[..., Bundle]:
         from rmlora_deploy.exporter.decoder.decoder_bundle import export_decoder
 
         return export_decoder
-    if settings.provider != "cpu":
+    if settings.provider is not None:
         raise ConfigError(
             "--provider chooses what a language model's graph is built for; other graphs run on every provider."
         )

@@ -111,10 +111,10 @@ class Generator:
             ConfigError: the choices do not fit the prompts, or the bundle is merged and there is nothing to choose.
         """
         rows, refs = self._prepare(prompts, adapter, max_new_tokens, raw=raw)
-        size = batch_size if self.session.mixes_rows else 1
         answers: list[Generated] = []
-        for begin in range(0, len(rows), size):
-            answers += self._answer(rows[begin : begin + size], refs[begin : begin + size], max_new_tokens, sampling)
+        for begin in range(0, len(rows), batch_size):
+            part = slice(begin, begin + batch_size)
+            answers += self._answer(rows[part], refs[part], max_new_tokens, sampling)
         return answers
 
     def stream(

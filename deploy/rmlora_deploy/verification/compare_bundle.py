@@ -61,7 +61,8 @@ def _compare_texts(
     paths: Mapping[str | None, str]
     sources: Mapping[str | None, str]
     if bundle.mode == "branches":
-        paths, sources = {**_by_name(bundle, "adapters", inputs.adapters)}, {**_by_name(bundle, "data", inputs.data)}
+        paths = dict(_by_name(bundle, "adapters", inputs.adapters).items())
+        sources = dict(_by_name(bundle, "data", inputs.data).items())
     else:
         _refuse_mappings(bundle, inputs)
         paths = {None: str(inputs.adapters)} if inputs.adapters else {}

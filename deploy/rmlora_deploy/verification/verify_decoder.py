@@ -50,6 +50,9 @@ NEW_TOKENS = 24
 TAIL = 4
 """Positions at the end of a prompt whose logits are stored in the bundle."""
 
+_STEPS = 3
+"""Tokens that rows with different adapters are continued by, together and alone."""
+
 Tokens = Sequence[int]
 Expected = dict[str | None, list[np.ndarray]]
 """Name of an adapter, None for the merged one → PyTorch's last logits for the reference prompts."""
@@ -157,9 +160,7 @@ def _tails(torch: TorchDecoder, prompts: Sequence[Tokens]) -> list[np.ndarray]:
 def continued(
     session: DecoderSession, prompts: Sequence[Tokens], refs: Sequence[AdapterRef | None], count: int = NEW_TOKENS
 ) -> list[list[int]]:
-    """Return the likeliest continuation of every prompt, all in one batch if the graph can."""
-    if not session.mixes_rows and len(prompts) > 1:
-        return [continued(session, [prompt], [ref], count)[0] for prompt, ref in zip(prompts, refs, strict=True)]
+    """Return the likeliest continuation of every prompt, all in one batch."""
     batch, found = DecoderBatch(session, prompts, refs, new_tokens=count), [list[int]() for _ in prompts]
     for row in range(len(prompts)):
         found[row].append(int(batch.read(row)[-1].argmax()))
@@ -269,22 +270,17 @@ def _mixed(session: DecoderSession, prompts: Sequence[Tokens], refs: Sequence[Ad
     everyone: list[AdapterRef | None] = [*refs, None]
     chosen = [everyone[row % len(everyone)] for row in range(len(prompts))]
     errors = LogitErrors()
-    together = DecoderBatch(session, prompts, chosen, new_tokens=3) if session.mixes_rows else None
-    if together is not None:
-        steps = [[together.read(row)[-1] for row in range(len(prompts))]]
-        for _ in range(2):
-            steps.append(list(together.advance([int(logits.argmax()) for logits in steps[-1]])))
-        for row, prompt in enumerate(prompts):
-            alone = DecoderBatch(session, [prompt], [chosen[row]], new_tokens=3)
-            logits = alone.read(0)[-1]
-            for number, step in enumerate(steps):
-                errors.add(logits[None], step[row][None])
-                if number < len(steps) - 1:
-                    logits = alone.advance([int(step[row].argmax())])[0]
-    else:
-        for row, prompt in enumerate(prompts):
-            logits = session.logits(prompt, chosen[row], start=-1)
-            errors.add(logits, logits)
+    together = DecoderBatch(session, prompts, chosen, new_tokens=_STEPS)
+    steps = [[together.read(row)[-1] for row in range(len(prompts))]]
+    for _ in range(_STEPS - 1):
+        steps.append(list(together.advance([int(logits.argmax()) for logits in steps[-1]])))
+    for row, prompt in enumerate(prompts):
+        alone = DecoderBatch(session, [prompt], [chosen[row]], new_tokens=_STEPS)
+        logits = alone.read(0)[-1]
+        for number, step in enumerate(steps):
+            if number:
+                logits = alone.advance([int(steps[number - 1][row].argmax())])[0]
+            errors.add(logits[None], step[row][None])
     found = errors.comparison()
     return MixedReport(**dict(found), passed=within(found, TEXT_TOLERANCES["fp32"]))
 

@@ -15,7 +15,7 @@ from rmlora.adapter_task import drop_unused_modules
 from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
 from rmlora.confine import confine_files
-from rmlora.errors import AdapterError, ConfigError
+from rmlora.errors import AdapterError, ConfigError, require
 from rmlora.fingerprint import check_base, weight_digests
 from rmlora.package import load_package
 from rmlora.readable import is_readable_file
@@ -33,8 +33,9 @@ from rmlora_deploy.bundles.manifest import AdapterSource, DecoderEntry, Manifest
 from rmlora_deploy.bundles.reference import load_reference, save_reference
 from rmlora_deploy.bundles.text_codec import TextCodec
 from rmlora_deploy.exporter.branch_bundle import check_written, read_adapter
-from rmlora_deploy.exporter.decoder.genai_architectures import check_architecture
-from rmlora_deploy.exporter.decoder.genai_builder import INT4_RECIPE, build_decoder
+from rmlora_deploy.exporter.decoder.builder_checkpoint import builder_checkpoint
+from rmlora_deploy.exporter.decoder.genai_architectures import check_architecture, check_branches
+from rmlora_deploy.exporter.decoder.genai_builder import INT4_RECIPE, build_decoder, builders_provider
 from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.exporter.plan import ExportPlan, common_task, complete_bundle
 from rmlora_deploy.runtime.decoder.decoder_layout import DecoderLayout
@@ -61,6 +62,7 @@ def export_decoder(settings: ExportSettings, *, on_progress: Callable[[str], Non
     Arguments and errors as those of :func:`rmlora_deploy.exporter.pipeline.export_bundle`.
     """
     _refuse_other_options(settings)
+    require("onnxruntime_genai", "genai")
     started = time.monotonic()
     on_progress("loading base and adapters" if len(settings.adapters) > 1 else "loading base and adapter")
     plan, codec = _plan(settings, on_progress)
@@ -108,6 +110,7 @@ def _refuse_other_options(settings: ExportSettings) -> None:
         raise ConfigError(
             f"{flag} does not go with adapters for text-generation, whose graph the GenAI builder writes: leave it out."
         )
+    _provider(settings)
     if settings.mode == "merged" and len(settings.adapters) != 1:
         raise ConfigError(
             f"--mode merged takes one --adapter, not {len(settings.adapters)}: use --mode branches, or add them up with  "
@@ -115,15 +118,21 @@ def _refuse_other_options(settings: ExportSettings) -> None:
         )
 
 
+def _provider(settings: ExportSettings) -> str:
+    return builders_provider(settings.precision, settings.provider)
+
+
 def _plan(settings: ExportSettings, on_progress: Callable[[str], None]) -> tuple[ExportPlan, TextCodec]:
     """Return the plan of the export and the tokenizer; whatever can be refused is refused here, before the work."""
     checkpoint = Checkpoint(resolve_base(settings.base, revision=settings.revision))
-    check_architecture(checkpoint.config, settings.base)
+    architecture = check_architecture(checkpoint.config, settings.base)
     codec = TextCodec.open(checkpoint.path)
     adapters = {name: load_package(path) for name, path in settings.adapters.items()}
     task = common_task(settings, adapters)
     if settings.mode == "branches":
         adapters = {name: _switchable(name, path, checkpoint, settings) for name, path in settings.adapters.items()}
+        for name, adapter in adapters.items():
+            check_branches(architecture, adapter.modules, name)
         check_adapters(list(adapters.values()))
     else:
         for adapter in adapters.values():
@@ -176,6 +185,11 @@ def _build_branches(plan: ExportPlan, codec: TextCodec, directory: Path) -> _Bui
         plan.on_progress("inserting branches")
         model = load_model(built / MODEL_FILE)
         targets = find_targets(model, list(plan.adapters.values()), plan.checkpoint)
+        if targets.absent:
+            raise AdapterError(
+                f"The GenAI builder's graph has no product for '{targets.absent[0]}', so it has no branch: merge the adapter (--mode "
+                "merged), or leave that module out of its target_modules."
+            )
         digests = weight_digests(plan.checkpoint, targets.modules)
         lora_inputs = insert_branches(model, targets, base_weights=digests)
         add_logits_start(model)
@@ -188,8 +202,9 @@ def _build_branches(plan: ExportPlan, codec: TextCodec, directory: Path) -> _Bui
 def _build(plan: ExportPlan, checkpoint: Path, output: Path) -> Path:
     settings = plan.settings
     plan.on_progress(f"building the graph in {settings.precision}")
+    source = builder_checkpoint(Checkpoint(checkpoint), output.with_name("source"))
     build_decoder(
-        checkpoint, output, settings.precision, provider=settings.provider, trust_remote_code=settings.trust_remote_code
+        source, output, settings.precision, provider=_provider(settings), trust_remote_code=settings.trust_remote_code
     )
     return output
 
@@ -229,7 +244,7 @@ def _manifest(plan: ExportPlan, codec: TextCodec, directory: Path, built: _Built
         exporter="genai",
         optimization=Optimization(level="as built"),
         decoder=DecoderEntry(
-            built_for=settings.provider,
+            built_for=_provider(settings),
             recipe=INT4_RECIPE if settings.precision == "int4" else None,
             context_length=DecoderLayout.read(directory).context_length,
             chat=codec.chat is not None,

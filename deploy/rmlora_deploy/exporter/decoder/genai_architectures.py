@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rmlora.errors import CheckpointError
+from rmlora.errors import AdapterError, CheckpointError
 
-__all__ = ["BUILT", "NOT_BUILT", "check_architecture"]
+__all__ = ["BUILT", "NOT_BUILT", "check_architecture", "check_branches"]
 
 BUILT = (
     "Ernie4_5ForCausalLM",
@@ -18,7 +18,6 @@ BUILT = (
     "LlamaForCausalLM",
     "MistralForCausalLM",
     "NemotronForCausalLM",
-    "OlmoForCausalLM",
     "Phi3ForCausalLM",
     "PhiForCausalLM",
     "Qwen2ForCausalLM",
@@ -33,9 +32,30 @@ NOT_BUILT: Mapping[str, str] = {
     "OpenAI's own MXFP4 files",
     "GraniteMoeHybridForCausalLM": "part of its layers keep a recurrent state instead of keys and values",
     "Lfm2ForCausalLM": "part of its layers keep the state of a convolution instead of keys and values",
+    "OlmoForCausalLM": "the builder normalizes by the root mean square where the model also subtracts the mean",
     "PhiMoEForCausalLM": "its experts are one fused operator, which the builder makes for CUDA only",
 }  # fmt: skip
 """Model classes that the builder knows or might be expected to → why they are not exported."""
+
+
+_SPLIT = {"Phi3ForCausalLM": ("gate_up_proj",)}
+"""Model class → modules whose weight the builder splits into several products."""
+
+
+def check_branches(architecture: str, modules: Iterable[str], name: str) -> None:
+    """Raise :class:`AdapterError` if an adapter changes a module that has no product of its own in the graph.
+
+    Args:
+        architecture: model class.
+        modules: paths of the modules that the adapter changes.
+        name: of the adapter.
+    """
+    split = next((path for path in modules if path.rpartition(".")[2] in _SPLIT.get(architecture, ())), None)
+    if split is not None:
+        raise AdapterError(
+            f"'{name}' changes '{split}', which the GenAI builder splits into two products, so it has no branch: merge the adapter "
+            "(--mode merged), or leave that module out of its target_modules."
+        )
 
 
 def check_architecture(config: Mapping[str, Any], source: object) -> str:

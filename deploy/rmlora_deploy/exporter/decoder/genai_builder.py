@@ -17,10 +17,11 @@ from rmlora.errors import CheckpointError, ConfigError, OutputError, require
 from rmlora_deploy.bundles.manifest import Precision
 from rmlora_deploy.runtime.decoder.decoder_layout import GENAI_CONFIG
 
-__all__ = ["BUILDERS_PROVIDERS", "INT4_RECIPE", "build_decoder"]
+__all__ = ["INT4_RECIPE", "build_decoder", "builders_provider"]
 
-BUILDERS_PROVIDERS = ("cpu", "cuda")
-"""Execution providers that graphs are built for."""
+_BUILT_IN: Mapping[str, tuple[Precision, ...]] = {"cpu": ("fp32", "int8", "int4"), "cuda": ("fp16", "int8", "int4")}
+"""Execution provider → precisions in which the builder's graph for it runs: for the CPU, its fp16 declares wrong shapes; for
+CUDA, its fp32 leaves out the keys and values."""
 
 INT4_RECIPE = "k_quant_mixed"
 """The builder's recipe for int4: 4 bits, and 8 for the output layer and the layers that suffer most."""
@@ -31,8 +32,26 @@ _MODULE = "onnxruntime_genai.models.builder"
 _REASON = re.compile(r"^(?:[\w.]+(?:Error|Exception|Interrupt)|Exception): ?(.*)$")
 
 
+def builders_provider(precision: Precision, provider: str | None) -> str:
+    """Return the execution provider that a graph is built for; None takes the first in which there is this precision.
+
+    Raises:
+        ConfigError: the builder makes no graph in this precision for the provider that runs.
+    """
+    able = [name for name, precisions in _BUILT_IN.items() if precision in precisions]
+    if provider is None:
+        return able[0]
+    if provider not in able:
+        made = ", ".join(_BUILT_IN.get(provider, ())) or "nothing"
+        raise ConfigError(
+            f"The GenAI builder's graph in {precision} for {provider} does not run; for {provider} it makes {made}, and {precision} "
+            f"for {' and '.join(able)}: change --precision or --provider."
+        )
+    return provider
+
+
 def build_decoder(
-    checkpoint: Path, output: Path, precision: Precision, *, provider: str = "cpu", trust_remote_code: bool = False
+    checkpoint: Path, output: Path, precision: Precision, *, provider: str, trust_remote_code: bool = False
 ) -> None:
     """Write graph, ``genai_config.json`` and tokenizer of the model in ``checkpoint`` to ``output``.
 
@@ -45,13 +64,10 @@ def build_decoder(
 
     Raises:
         DependencyError: onnxruntime-genai is not installed.
-        ConfigError: graphs are not built for the provider.
         CheckpointError: the builder fails.
         OutputError: the disk is full.
     """
     require("onnxruntime_genai", "genai")
-    if provider not in BUILDERS_PROVIDERS:
-        raise ConfigError(f"Language models are exported for {' or '.join(BUILDERS_PROVIDERS)}, not for {provider}.")
     options = {"hf_token": "false", "hf_remote": str(trust_remote_code).lower(), **_OPTIONS.get(precision, {})}
     command = [
         sys.executable, "-m", _MODULE, "--input", str(checkpoint), "--output", str(output), "--precision", precision,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from rmlora.errors import ConfigError, InputError
+from rmlora.errors import InputError
 from rmlora_converters.graph.passes.logits_start import LOGITS_START
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterRef
 from rmlora_deploy.runtime.providers import run_error
@@ -43,7 +43,6 @@ class DecoderBatch:
 
     Raises:
         InputError: a prompt is empty, has a token that the model does not know, or is too long; or an adapter cannot be used.
-        ConfigError: the graph does not mix rows, and there are several.
     """
 
     def __init__(
@@ -54,8 +53,6 @@ class DecoderBatch:
         *,
         new_tokens: int,
     ) -> None:
-        if len(prompts) > 1 and not session.mixes_rows:
-            raise ConfigError("This graph continues one row at a time.")
         self._session = session
         self._prompts = [_checked(tokens, session, new_tokens, number) for number, tokens in enumerate(prompts, 1)]
         self._refs = list(adapters)
@@ -68,7 +65,8 @@ class DecoderBatch:
         self._lora = session.adapters.stacked(self._refs)
         self._binding: ort.IOBinding | None = None
         """For advancing the rows that are left; None after their number changed."""
-        self._bound: list[ort.OrtValue] = []
+        self._alive: list[ort.OrtValue] = []
+        """What is bound: ONNX Runtime uses the memory of these."""
 
     def read(self, row: int, *, start: int = -1, chunk: int = _CHUNK) -> Logits:
         """Read the prompt of a row and return logits ``[positions, vocabulary]``.
@@ -82,11 +80,11 @@ class DecoderBatch:
             InputError: the graph cannot be run.
         """
         tokens, place = self._prompts[row], slice(row, row + 1)
-        binding, bound = self._bind(place, self._session.adapters.arrays(self._refs[row]))
+        binding, _alive = self._bind(place, self._session.adapters.arrays(self._refs[row]))
         logits: Logits = np.empty((0, 0), np.float32)
         for done in range(0, len(tokens), chunk):
             part = tokens[done : done + chunk]
-            logits = self._run(binding, bound, part[None], np.array([done + len(part)]), start)[0]
+            logits = self._run(binding, part[None], np.array([done + len(part)]), start)[0]
         return logits
 
     def advance(self, tokens: Sequence[int]) -> Logits:
@@ -101,10 +99,10 @@ class DecoderBatch:
         count = len(self.rows)
         if self._binding is None:
             lora = {name: array[:count] for name, array in self._lora.items()}
-            self._binding, self._bound = self._bind(slice(0, count), lora)
+            self._binding, self._alive = self._bind(slice(0, count), lora)
         self._lengths[:count] += 1
         ids = np.array(tokens, np.int64)[:, None]
-        return self._run(self._binding, self._bound, ids, self._lengths[:count], -1)[:, -1]
+        return self._run(self._binding, ids, self._lengths[:count], -1)[:, -1]
 
     def finish(self, place: int) -> None:
         """Take the row at ``place`` out; the last row moves there."""
@@ -125,16 +123,13 @@ class DecoderBatch:
 
         binding = self._session.session.io_binding()
         binding.bind_output(self._session.layout.logits)  # first, so that it is the first of the outputs
-        self._values.bind(binding, rows)
-        bound = []
+        bound = self._values.bind(binding, rows)
         for name, array in lora.items():
             bound.append(ort.OrtValue.ortvalue_from_numpy(array))
             binding.bind_ortvalue_input(name, bound[-1])
         return binding, bound
 
-    def _run(
-        self, binding: ort.IOBinding, bound: list[ort.OrtValue], ids: AnyArray, lengths: AnyArray, start: int
-    ) -> Logits:
+    def _run(self, binding: ort.IOBinding, ids: AnyArray, lengths: AnyArray, start: int) -> Logits:
         """Run new tokens ``ids [rows, n]`` of rows that have ``lengths`` tokens with them."""
         import onnxruntime as ort
 
@@ -156,7 +151,6 @@ class DecoderBatch:
             logits: Logits = binding.get_outputs()[0].numpy().astype(np.float32, copy=True)
         except Exception as error:  # noqa: BLE001 - see run_error
             raise run_error(error, "The model cannot be run on this text") from None
-        self._values.store(binding)
         if not self._session.chooses_logits:
             logits = logits[:, start:]
         return logits

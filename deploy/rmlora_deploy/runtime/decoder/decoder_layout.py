@@ -80,7 +80,7 @@ class DecoderLayout:
     vocabulary: int
     """Number of tokens."""
     shares_memory: bool
-    """True if past and present may be one memory: the graph then takes rows of different lengths in one batch."""
+    """True if past and present are one memory, as in graphs with grouped-query attention."""
 
     @classmethod
     def read(cls, directory: Path) -> DecoderLayout:

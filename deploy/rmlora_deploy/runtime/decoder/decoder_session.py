@@ -17,7 +17,7 @@ from rmlora_deploy.runtime.adapters.adapter_ref import AdapterName, AdapterRef
 from rmlora_deploy.runtime.adapters.cache import Loader
 from rmlora_deploy.runtime.decoder.decoder_adapters import DecoderAdapters
 from rmlora_deploy.runtime.decoder.decoder_layout import DecoderLayout
-from rmlora_deploy.runtime.decoder.key_values import GrowingKeyValues, KeyValues, SharedKeyValues
+from rmlora_deploy.runtime.decoder.key_values import KeyValues
 from rmlora_deploy.runtime.providers import create_session, get_provider
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ __all__ = ["DecoderSession"]
 
 AnyArray = npt.NDArray[Any]
 
-_TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
+_TYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 
 
 class DecoderSession:
@@ -59,6 +59,8 @@ class DecoderSession:
                 f"Text is generated on --provider cpu, not {provider}: run the bundle there with onnxruntime_genai, which "
                 "loads it as it is."
             )
+        if not layout.shares_memory:
+            raise InputError(f"The graph of {model} keeps past and present keys apart: run it with onnxruntime_genai.")
         graph = load_model(model)
         branches = any(name.startswith("rmlora.") for name in graph.metadata_props)
         self.lora_inputs = read_lora_inputs(graph.metadata_props, where=str(model)) if branches else LoraInputs(())
@@ -79,11 +81,11 @@ class DecoderSession:
             raise InputError(
                 f"{model} takes '{unknown[0]}', which this program does not know how to feed: run it with onnxruntime_genai."
             )
-        self._dtype = _TYPES.get(types[layout.past[0]])
-        if self._dtype is None:
+        if types[layout.past[0]] not in _TYPES:
             raise InputError(
                 f"{model} keeps keys and values as {types[layout.past[0]]}: run it with onnxruntime_genai."
             )
+        self._dtype: np.dtype[Any] = _TYPES[types[layout.past[0]]]
 
     def register(self, name: AdapterName, loader: Loader) -> None:
         """Make an adapter known; arguments and errors as :meth:`DecoderAdapters.register`."""
@@ -93,17 +95,9 @@ class DecoderSession:
         """Forget an adapter; errors as :meth:`DecoderAdapters.unload`."""
         self.adapters.unload(name)
 
-    @property
-    def mixes_rows(self) -> bool:
-        """True if rows of different lengths may advance together; else rows are answered one after the other."""
-        return self.layout.shares_memory
-
     def key_values(self, rows: int, capacity: int) -> KeyValues:
         """Return empty memory for the keys and values of ``rows`` rows of at most ``capacity`` tokens."""
-        assert self._dtype is not None  # noqa: S101 - checked when it was opened
-        if self.mixes_rows:
-            return SharedKeyValues(self.layout, self._dtype, rows, capacity)
-        return GrowingKeyValues(self.layout, self._dtype)
+        return KeyValues(self.layout, self._dtype, rows, capacity)
 
     def logits(
         self, tokens: Sequence[int], adapter: AdapterRef | None = None, *, start: int = 0
