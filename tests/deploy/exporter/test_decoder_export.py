@@ -117,7 +117,7 @@ def test_perplexity_is_measured_on_the_users_data(made: Path, tmp_path: Path) ->
     assert report.perplexity is not None and report.perplexity.data == "texts.jsonl"
     assert report.perplexity.tokens == sum(len(f"Line {number} of a story.") - 1 for number in range(9))
     done = run("verify", made / "merged", "--data", data, "--no-write")
-    assert done.code == 0 and "perplexity on 189 tokens of texts.jsonl: PyTorch in float32" in done.stdout
+    assert done.code == 0 and "perplexity on 153 tokens of texts.jsonl: PyTorch in float32" in done.stdout
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
