@@ -43,6 +43,6 @@ class Sampling:
         order = np.argsort(-scaled, kind="stable")
         chances = np.exp(scaled[order] - scaled[order[0]])
         chances /= chances.sum()
-        kept = int(np.searchsorted(np.cumsum(chances), self.top_p)) + 1
+        kept = min(len(order), int(np.searchsorted(np.cumsum(chances), self.top_p)) + 1)
         chances = chances[:kept] / chances[:kept].sum()
         return int(order[self._random.choice(kept, p=chances)])
