@@ -58,9 +58,7 @@ TASKS: dict[str, Task] = {
         ),
         Task(
             "text-generation", PromptInputs(), GeneratedText(), "AutoModelForCausalLM", "CAUSAL_LM",
-            not_trained="rmlora-deploy train does not train text-generation yet: train with trl's SFTTrainer and the "
-            "RMLoRACallback; the adapter can be merged.",
-            not_exported="Adapters for text-generation are merged, but not exported: there are no bundles for them, "
+            not_exported="Adapters for text-generation are trained and merged, but not exported: there are no bundles for them, "
             "so nothing to predict with or to serve. Merge the adapter into its base with rmlora-deploy merge, and run the result "
             "with an engine for language models.",
         ),
