@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from rmlora.package import load_package
 from rmlora.torch_models import load_adapted
 from rmlora.training.conversations import Conversation
 from tests.helpers.chats import CHATML, chat_base, chat_tokenizer, conversations, write_rows
-from tests.helpers.cli import fails, run
+from tests.helpers.cli import environment, fails, run
 from tests.rmlora.training.short_run import assert_equal
 
 SHORT = ["--rank", "4", "--batch-size", "8", "--epochs", "3", "--learning-rate", "2e-2"]
@@ -192,3 +194,22 @@ def test_what_cannot_be_trained_is_refused_first(chat_model: Path, chats: Path, 
 )  # fmt: skip
 def test_settings_of_other_tasks_are_refused(flags: list[str], message: str, tmp_path: Path) -> None:
     fails(2, message, *words(tmp_path / "base", tmp_path / "data.jsonl", tmp_path / "no", *flags))
+
+
+def test_two_processes_equal_one_with_the_same_global_batch(chat_model: Path, chats: Path, tmp_path: Path) -> None:
+    same = ["--no-group-by-length", "--init", "peft", "--metric", "exact_match", "--max-new-tokens", "4", "--validation", chats]
+    done = run(*words(chat_model, chats, tmp_path / "one", *same, "--json"))
+    assert done.code == 0, done.stderr
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29741"]
+    command = ["-m", "rmlora_deploy", *words(chat_model, chats, tmp_path / "two", *same, "--batch-size", "4", "--json")]
+    both = subprocess.run(
+        [*launcher, *map(str, command)],
+        env=environment(CUDA_VISIBLE_DEVICES=""), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert both.returncode == 0, both.stderr
+    alone, together = json.loads(done.stdout), json.loads(both.stdout[both.stdout.index("{") :])
+    assert alone["steps"] == together["steps"]
+    assert together["metrics"]["validation"] == pytest.approx(alone["metrics"]["validation"], rel=1e-4)
+    ours = load_package(tmp_path / "one").modules
+    for path, module in load_package(tmp_path / "two").modules.items():
+        torch.testing.assert_close(torch.tensor(module.lora_B), torch.tensor(ours[path].lora_B), rtol=1e-3, atol=1e-5)
