@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -30,6 +30,13 @@ class GeneratedText(Outputs):
     has_labels = False
     pools = False
     route = "/v1/completions"
+    train_defaults: ClassVar[Mapping[str, Any]] = {"best_metric": "loss", "max_length": 1024, "group_by_length": True}
+    train_settings = frozenset(
+        {
+            "messages_column", "prompt_column", "completion_column", "raw", "skip_long", "metric", "max_new_tokens",
+        }
+    )  # fmt: skip
+    best_metrics = ("loss", "exact_match", "json", "rougeL")
 
     def head_options(self, labels: Sequence[str], problem_type: ProblemType | None = None) -> dict[str, Any]:
         """Return nothing: the output layer is the base's."""

@@ -37,6 +37,12 @@ class Outputs(ABC):
     """True if the token vectors are pooled into one."""
     route: ClassVar[str]
     """HTTP path of the server that returns such outputs."""
+    train_defaults: ClassVar[Mapping[str, Any]] = {}
+    """Settings of a training run whose default depends on the kind of outputs."""
+    train_settings: ClassVar[frozenset[str]] = frozenset()
+    """Settings of a training run that only this kind has."""
+    best_metrics: ClassVar[tuple[str, ...]] = ()
+    """Validation metrics that can choose the checkpoint to keep."""
 
     @abstractmethod
     def head_options(self, labels: Sequence[str], problem_type: ProblemType | None = None) -> dict[str, Any]:
@@ -116,6 +122,13 @@ class ClassScores(Outputs):
     has_labels = True
     pools = False
     route = "/classify"
+    train_defaults: ClassVar[Mapping[str, Any]] = {
+        "best_metric": "accuracy",
+        "max_length": 128,
+        "group_by_length": False,
+    }
+    train_settings = frozenset({"label_column", "labels"})
+    best_metrics = ("accuracy", "macro_f1", "loss")
 
     def head_options(self, labels: Sequence[str], problem_type: ProblemType | None = None) -> dict[str, Any]:
         """Return number, names and kind of the labels; a head of another size is initialized anew."""

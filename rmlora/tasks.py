@@ -49,11 +49,7 @@ TASKS: dict[str, Task] = {
             not_trained="rmlora-deploy train does not train embeddings: train with sentence-transformers and the "
             "RMLoRACallback, or with anything else that writes PEFT's format, and deploy the adapter from there.",
         ),
-        Task(
-            "text-generation", PromptInputs(), GeneratedText(), "AutoModelForCausalLM", "CAUSAL_LM",
-            not_trained="rmlora-deploy train does not train text-generation yet: train with trl's SFTTrainer and the "
-            "RMLoRACallback; the adapter can be merged.",
-        ),
+        Task("text-generation", PromptInputs(), GeneratedText(), "AutoModelForCausalLM", "CAUSAL_LM"),
     )
 }  # fmt: skip
 

@@ -84,6 +84,10 @@ class TextCodec:
         text = self.chat.render(prompt)
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)  # the template writes them
 
+    def encode_answer(self, text: str) -> list[int]:
+        """Return the tokens of a text that follows a prompt, without those that begin a text."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, without special ones."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))

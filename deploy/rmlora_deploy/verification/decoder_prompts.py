@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from rmlora.sample_data import SENTENCES
-from rmlora.tasks import Task
-from rmlora.training.data import Columns, load_inputs
+from rmlora.training.conversations import TextColumns, read_conversations, usual_names
+from rmlora.training.data import Columns
+from rmlora.training.sources import open_table
+from rmlora.training.table import Reading
 from rmlora_deploy.bundles.text_codec import TextCodec
+from rmlora_deploy.verification.perplexity import Window
 
 __all__ = ["DecoderSamples", "decoder_samples"]
 
@@ -43,18 +46,17 @@ class DecoderSamples:
     prompts: list[list[int]]
     source: str
     """Name of the data, or ``built-in text``."""
-    windows: list[list[int]]
+    windows: list[Window]
     """Texts whose perplexity is measured, each at most as long as one context."""
 
 
 def decoder_samples(
-    codec: TextCodec, task: Task, source: str | None, columns: Columns, *, context_length: int, new_tokens: int
+    codec: TextCodec, source: str | None, columns: Columns, *, context_length: int, new_tokens: int
 ) -> DecoderSamples:
     """Return prompts and texts: of ``source``, or built in.
 
     Args:
         codec: tokenizer of the model.
-        task: of the model.
         source: data of the user's; None for built-in texts.
         columns: names of its columns.
         context_length: tokens that the model holds.
@@ -72,17 +74,34 @@ def decoder_samples(
             *spoken,
             text[: min(_LENGTHS[-1], longest)],
         ]
-        return DecoderSamples(_different(prompts), "built-in text", _windows([text], context_length))
-    texts = load_inputs(task, source, columns)
-    chosen = [
-        texts[number] for number in np.linspace(0, len(texts) - 1, min(_MOST_PROMPTS, len(texts))).round().astype(int)
-    ]
-    prompts = [codec.encode(text)[-longest:] for text in chosen]
+        return DecoderSamples(_different(prompts), "built-in text", _windows([([], text)], context_length))
+    rows = _rows(codec, source, columns)
+    chosen = np.linspace(0, len(rows) - 1, min(_MOST_PROMPTS, len(rows))).round().astype(int)
     return DecoderSamples(
-        _different(prompts),
+        _different([rows[number][0][-longest:] for number in chosen]),
         Path(source).name,
-        _windows([codec.encode(text, raw=True) for text in texts[:_MOST_TEXTS]], context_length),
+        _windows([(asked if answer else [], answer or asked) for asked, answer in rows[:_MOST_TEXTS]], context_length),
     )
+
+
+def _rows(codec: TextCodec, source: str, columns: Columns) -> list[tuple[list[int], list[int]]]:
+    """Return for every row of instruction data what is asked and what answers it, as tokens; a plain text has no answer.
+
+    Raises:
+        InputError: the data cannot be used.
+    """
+    wanted = usual_names() | ({columns.inputs.lower()} if columns.inputs else set())
+    reading = Reading(skip_empty=True)
+    data = read_conversations(open_table(source, wanted, reading), source, TextColumns(text=columns.inputs), reading)
+    rows: list[tuple[list[int], list[int]]] = []
+    for row in data.rows:
+        if data.form == "text":
+            rows.append((codec.encode(row.completion, raw=True), []))
+            continue
+        chat = data.form == "messages" or codec.chat is not None
+        asked = codec.encode(row.as_messages()[:-1]) if chat else codec.encode(row.prompt, raw=True)
+        rows.append((asked, codec.encode_answer(row.answer)))
+    return rows
 
 
 def _different(prompts: Sequence[list[int]]) -> list[list[int]]:
@@ -90,14 +109,17 @@ def _different(prompts: Sequence[list[int]]) -> list[list[int]]:
     return [list(prompt) for prompt in dict.fromkeys(map(tuple, prompts)) if prompt]
 
 
-def _windows(texts: Sequence[list[int]], context_length: int) -> list[list[int]]:
-    """Return texts cut into windows of at least two tokens, up to a number of tokens in all."""
-    size, found, left = min(_WINDOW, context_length), [], _MOST_TOKENS
-    for text in texts:
-        for begin in range(0, len(text), size):
-            part = text[begin : begin + min(size, left)]
-            if len(part) > 1:
-                found.append(part)
+def _windows(texts: Sequence[tuple[list[int], list[int]]], context_length: int) -> list[Window]:
+    """Return texts, each with what is asked before it, cut into windows, up to a number of tokens in all."""
+    size, left = min(_WINDOW, context_length), _MOST_TOKENS
+    found: list[Window] = []
+    for asked, text in texts:
+        whole, start = asked + text, max(1, len(asked))
+        for begin in range(0, len(whole), size):
+            part = whole[begin : begin + min(size, left)]
+            first = max(1, start - begin)
+            if len(part) > first:
+                found.append(Window(part, first))
                 left -= len(part)
             if left < 2:  # a single token predicts none
                 return found

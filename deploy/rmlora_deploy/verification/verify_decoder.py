@@ -180,7 +180,6 @@ def _samples(bundle: Bundle, codec: TextCodec, session: DecoderSession, data: De
     data = data or DecoderData()
     return decoder_samples(
         codec,
-        bundle.task,
         data.source,
         data.columns,
         context_length=session.layout.context_length,

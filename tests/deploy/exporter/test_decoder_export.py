@@ -120,6 +120,23 @@ def test_perplexity_is_measured_on_the_users_data(made: Path, tmp_path: Path) ->
     assert done.code == 0 and "perplexity on 153 tokens of texts.jsonl: PyTorch in float32" in done.stdout
 
 
+@pytest.mark.parametrize("form", ["messages", "completion"])
+def test_of_instruction_data_the_answers_count(made: Path, tmp_path: Path, form: str) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": f"{number} ?"}, {"role": "assistant", "content": "Yes, it is."}]}
+        if form == "messages"
+        else {"prompt": f"{number} ?", "completion": "Yes, it is."}
+        for number in range(7)
+    ]
+    data = tmp_path / "chats.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = verify(made / "both", data={"a": str(data)}, record=False)
+    row = (report.adapters or {})["a"]
+    assert row.passed and row.perplexity is not None and row.texts is not None
+    assert row.perplexity.tokens == 7 * len("Yes, it is.") and row.texts.prompts == 6
+    assert (report.adapters or {})["b"].perplexity.data == "built-in text"  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_quantized_branches_are_bit_equal_to_the_quantized_base(made: Path, tmp_path: Path, precision: str) -> None:
     bundle = export(made / "base", {"a": made / "a", "b": made / "b"}, tmp_path / "bundle", precision=precision)

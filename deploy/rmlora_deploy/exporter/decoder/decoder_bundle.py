@@ -231,7 +231,7 @@ def _save_reference(plan: ExportPlan, codec: TextCodec, session: DecoderSession,
 
 def _prompts(plan: ExportPlan, codec: TextCodec, layout: DecoderLayout) -> list[list[int]]:
     samples = decoder_samples(
-        codec, plan.task, None, plan.settings.columns, context_length=layout.context_length, new_tokens=NEW_TOKENS
+        codec, None, plan.settings.columns, context_length=layout.context_length, new_tokens=NEW_TOKENS
     )
     return samples.prompts[:_STORED_PROMPTS]
 
