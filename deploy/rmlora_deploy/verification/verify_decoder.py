@@ -40,6 +40,7 @@ __all__ = [
     "TAIL",
     "DecoderData",
     "continued",
+    "last_logits",
     "raise_on_text_mismatch",
     "reference_case",
     "verify_decoder",
@@ -112,7 +113,7 @@ def verify_decoder(
         parts = {name: value for name, value in measured.items() if value is not None}
         passed = parts.pop("passed")
         if torch is not None:
-            expected[None] = _tails(torch, prompts)
+            expected[None] = last_logits(torch, prompts)
     else:
         parts["base"] = base = _base(session, prompts, base_logits, tolerance)
         parts["adapters"], unverified = {}, []
@@ -128,7 +129,7 @@ def verify_decoder(
                 **{key: value for key, value in measured.items() if value is not None}
             )
             if torch is not None:
-                expected[name] = _tails(torch, prompts)
+                expected[name] = last_logits(torch, prompts)
         if unverified:
             parts["unverified"] = unverified
         if bundle.adapters:
@@ -153,7 +154,8 @@ def reference_case(tokens: Tokens, logits: np.ndarray) -> tuple[dict[str, np.nda
     return {"input_ids": np.array([tokens], np.int64)}, logits[None, -TAIL:].astype(np.float32)
 
 
-def _tails(torch: TorchDecoder, prompts: Sequence[Tokens]) -> list[np.ndarray]:
+def last_logits(torch: TorchDecoder, prompts: Sequence[Tokens]) -> list[np.ndarray]:
+    """Return the logits ``[1, TAIL, vocabulary]`` at the end of every prompt, as they are stored in a bundle."""
     return [torch.logits(prompt)[None, -TAIL:] for prompt in prompts]
 
 

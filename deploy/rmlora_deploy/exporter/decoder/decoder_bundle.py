@@ -7,8 +7,10 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from rmlora.adapter import Adapter
 from rmlora.adapter_task import drop_unused_modules
@@ -45,6 +47,7 @@ from rmlora_deploy.verification.torch_decoder import TorchDecoder
 from rmlora_deploy.verification.verify_decoder import (
     NEW_TOKENS,
     DecoderData,
+    last_logits,
     raise_on_text_mismatch,
     reference_case,
     verify_decoder,
@@ -62,35 +65,29 @@ def export_decoder(settings: ExportSettings, *, on_progress: Callable[[str], Non
     Arguments and errors as those of :func:`rmlora_deploy.exporter.pipeline.export_bundle`.
     """
     _refuse_other_options(settings)
-    require("onnxruntime_genai", "genai")
     started = time.monotonic()
     on_progress("loading base and adapters" if len(settings.adapters) > 1 else "loading base and adapter")
     plan, codec = _plan(settings, on_progress)
+    require("onnxruntime_genai", "genai")
     branches = settings.mode == "branches"
     with atomic_directory(settings.output, overwrite=settings.overwrite) as directory:
-        made = _build_branches(plan, codec, directory) if branches else _build_merged(plan, codec, directory)
-        bundle = Bundle(directory, _manifest(plan, codec, directory, made), settings.trust_remote_code)
+        modules = (_build_branches if branches else _build_merged)(plan, codec, directory)
+        bundle = Bundle(directory, _manifest(plan, codec, directory, modules), settings.trust_remote_code)
         if branches:
             _write_adapters(plan, bundle)
         else:
             ((_, adapter),) = plan.adapters.items()
             bundle.manifest.adapter = describe_adapter(adapter)
         if settings.verify:
-            on_progress("verifying against PyTorch and PEFT")
             _verify(plan, bundle)
+        elif not branches:  # so that it can be verified later without PyTorch
+            prompts = [batch["input_ids"][0].tolist() for batch in load_reference(directory / REFERENCE_FILE)[0]]
+            _store_merged_reference(bundle, last_logits(_torch_of(plan, None), prompts))
         sources: Mapping[str, AdapterSource] = bundle.adapters
         if not branches:
             sources = dict.fromkeys(plan.adapters, bundle.merged_adapter)
         complete_bundle(bundle, plan, sources, started)
     return Bundle.open(settings.output, check_files=False)
-
-
-@dataclass(frozen=True)
-class _Built:
-    """What was written."""
-
-    modules: Sequence[str]
-    """Paths of the adapted modules."""
 
 
 def _refuse_other_options(settings: ExportSettings) -> None:
@@ -158,8 +155,8 @@ def _switchable(name: str, path: Path, checkpoint: Checkpoint, settings: ExportS
     return adapter
 
 
-def _build_merged(plan: ExportPlan, codec: TextCodec, directory: Path) -> _Built:
-    """Merge the adapter into a copy of the checkpoint, and write what the builder makes of it."""
+def _build_merged(plan: ExportPlan, codec: TextCodec, directory: Path) -> list[str]:
+    """Merge the adapter into a copy of the checkpoint, write what the builder makes of it, and return the adapted modules."""
     ((_, adapter),) = plan.adapters.items()
     with tempfile.TemporaryDirectory(dir=directory) as temporary:
         merged = Path(temporary) / "merged"
@@ -174,11 +171,11 @@ def _build_merged(plan: ExportPlan, codec: TextCodec, directory: Path) -> _Built
         _copy_side_files(built, directory, Checkpoint(merged))
     session = DecoderSession(directory / MODEL_FILE, DecoderLayout.read(directory))
     _save_reference(plan, codec, session, directory)
-    return _Built(list(adapter.modules))
+    return list(adapter.modules)
 
 
-def _build_branches(plan: ExportPlan, codec: TextCodec, directory: Path) -> _Built:
-    """Write what the builder makes of the base, with branches, and what it computes without them."""
+def _build_branches(plan: ExportPlan, codec: TextCodec, directory: Path) -> list[str]:
+    """Write what the builder makes of the base, with branches, and what it computes without; return the modules that have one."""
     with tempfile.TemporaryDirectory(dir=directory) as temporary:
         built = _build(plan, plan.base, Path(temporary) / "built")
         _copy_side_files(built, directory, plan.checkpoint)
@@ -196,7 +193,7 @@ def _build_branches(plan: ExportPlan, codec: TextCodec, directory: Path) -> _Bui
         save_model(model, directory / MODEL_FILE)
         check_written(directory / MODEL_FILE, lora_inputs)
         _save_reference(plan, codec, DecoderSession(built / MODEL_FILE, DecoderLayout.read(built)), directory)
-    return _Built(sorted(branch.module for branch in lora_inputs.modules))
+    return sorted(branch.module for branch in lora_inputs.modules)
 
 
 def _build(plan: ExportPlan, checkpoint: Path, output: Path) -> Path:
@@ -236,10 +233,10 @@ def _prompts(plan: ExportPlan, codec: TextCodec, layout: DecoderLayout) -> list[
     return samples.prompts[:_STORED_PROMPTS]
 
 
-def _manifest(plan: ExportPlan, codec: TextCodec, directory: Path, built: _Built) -> Manifest:
+def _manifest(plan: ExportPlan, codec: TextCodec, directory: Path, modules: Sequence[str]) -> Manifest:
     settings = plan.settings
     return Manifest(
-        **plan.manifest_fields(directory, built.modules, [], None),
+        **plan.manifest_fields(directory, modules, [], None),
         precision=settings.precision,
         exporter="genai",
         optimization=Optimization(level="as built"),
@@ -269,26 +266,37 @@ def _verify(plan: ExportPlan, bundle: Bundle) -> None:
     Raises:
         ParityError: the graph differs from PyTorch by more than its precision explains.
     """
-    settings, merged = plan.settings, plan.settings.mode == "merged"
-    only = next(iter(settings.adapters))
-
-    def torch_of(name: str | None) -> TorchDecoder:
-        from rmlora.torch_models import load_adapted
-
-        adapted, _ = load_adapted(
-            plan.base, settings.adapters[name or only], task=plan.task.name, allow_base_mismatch=True,
-            trust_remote_code=settings.trust_remote_code,
-        )  # fmt: skip
-        return TorchDecoder(adapted, f"the adapter {settings.adapters[name or only]}")
-
+    plan.on_progress("verifying against PyTorch and PEFT")
+    merged = bundle.mode == "merged"
     data: dict[str | None, DecoderData] = {
-        None if merged else name: DecoderData(source, settings.columns) for name, source in settings.data.items()
+        None if merged else name: DecoderData(source, plan.settings.columns)
+        for name, source in plan.settings.data.items()
     }
-    report, expected = verify_decoder(bundle, torch_of, data)
+    report, expected = verify_decoder(bundle, partial(_torch_of, plan), data)
     raise_on_text_mismatch(report, bundle.precision)
     store_reference(bundle, {name: logits for name, logits in expected.items() if name is not None})
     if None in expected:
-        file = bundle.path / REFERENCE_FILE
-        save_reference(file, load_reference(file)[0], expected[None])
-        bundle.manifest.files = {**bundle.manifest.files, REFERENCE_FILE: sha256_file(file)}
+        _store_merged_reference(bundle, expected[None])
     bundle.manifest.verification = report
+
+
+def _torch_of(plan: ExportPlan, name: str | None) -> TorchDecoder:
+    """Return the base with PEFT's layers of an adapter; None names the only one."""
+    from rmlora.torch_models import load_adapted
+
+    path = plan.settings.adapters[name or next(iter(plan.settings.adapters))]
+    adapted, _ = load_adapted(
+        plan.base,
+        path,
+        task=plan.task.name,
+        allow_base_mismatch=True,
+        trust_remote_code=plan.settings.trust_remote_code,
+    )
+    return TorchDecoder(adapted, f"the adapter {path}")
+
+
+def _store_merged_reference(bundle: Bundle, logits: Sequence[np.ndarray]) -> None:
+    """Replace the graph's own last logits in a merged bundle by PyTorch's."""
+    file = bundle.path / REFERENCE_FILE
+    save_reference(file, load_reference(file)[0], logits)
+    bundle.manifest.files = {**bundle.manifest.files, REFERENCE_FILE: sha256_file(file)}
