@@ -197,7 +197,17 @@ def test_settings_of_other_tasks_are_refused(flags: list[str], message: str, tmp
 
 
 def test_two_processes_equal_one_with_the_same_global_batch(chat_model: Path, chats: Path, tmp_path: Path) -> None:
-    same = ["--no-group-by-length", "--init", "peft", "--metric", "exact_match", "--max-new-tokens", "4", "--validation", chats]
+    same = [
+        "--no-group-by-length",
+        "--init",
+        "peft",
+        "--metric",
+        "exact_match",
+        "--max-new-tokens",
+        "4",
+        "--validation",
+        chats,
+    ]
     done = run(*words(chat_model, chats, tmp_path / "one", *same, "--json"))
     assert done.code == 0, done.stderr
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29741"]
