@@ -11,7 +11,7 @@ from rich.console import Console
 
 from rmlora.config import RMLoRAConfig
 from rmlora.progress_display import ProgressDisplay
-from rmlora.torch_models import quiet_transformers
+from rmlora.quiet import quiet_transformers
 from rmlora.training.settings import TrainSettings
 from rmlora.training.task_training import Evaluation, TaskTraining
 
