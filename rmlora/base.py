@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 from rmlora.checkpoint import Checkpoint
-from rmlora.errors import CheckpointError, OutputError, require
+from rmlora.errors import CheckpointError, OutputError, require, some_of
 from rmlora.library_calls import library_call
 from rmlora.nearest_names import nearest_beside
+from rmlora.quiet import quiet_transformers
 from rmlora.readable import check_readable
 from rmlora.storage import atomic_directory, sha256_file
 
@@ -26,8 +27,8 @@ def resolve_base(base: str | Path, *, revision: str | None = None) -> Path:
     """Return a local directory with ``config.json`` and safetensors weights for ``base``.
 
     Args:
-        base: a checkpoint directory, a ``.gguf`` file (dequantized once into :func:`cache_directory`; needs torch and gguf), or
-            a hub name (downloaded by huggingface_hub into its own cache).
+        base: a checkpoint directory, a ``.gguf`` file or a directory with one (dequantized once into :func:`cache_directory`;
+            needs torch and gguf), or a hub name (downloaded by huggingface_hub into its own cache).
         revision: branch, tag or commit of a hub name.
 
     Raises:
@@ -38,6 +39,8 @@ def resolve_base(base: str | Path, *, revision: str | None = None) -> Path:
     path = Path(base)
     check_readable([path])
     if path.is_dir():
+        if (gguf := _only_gguf(path)) is not None:
+            return _from_gguf(gguf)
         Checkpoint(path)
         return path
     if path.is_file():
@@ -51,6 +54,22 @@ def resolve_base(base: str | Path, *, revision: str | None = None) -> Path:
         near = nearest_beside(path, files=".gguf")
         raise CheckpointError(f"Base model not found: {name} does not exist{near and f'; {near}'}.")
     return _from_hub(name, revision)
+
+
+def _only_gguf(directory: Path) -> Path | None:
+    """Return the GGUF file of a directory that holds no safetensors; None if there is none.
+
+    Raises:
+        CheckpointError: there are several.
+    """
+    if any(directory.glob("*.safetensors*")):
+        return None
+    files = sorted(directory.glob("*.gguf"))
+    if len(files) > 1:
+        raise CheckpointError(
+            f"{directory} holds {len(files)} GGUF files ({some_of([file.name for file in files])}): name one of them."
+        )
+    return files[0] if files else None
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
@@ -85,9 +104,10 @@ def _from_gguf(path: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with library_call(
-        lambda reason: CheckpointError(f"{path} cannot be read as a GGUF model ({reason}): fetch it again.")
-    ):
+    def refuse(reason: str) -> CheckpointError:
+        return CheckpointError(f"{path} cannot be read as a GGUF model ({reason}): fetch it again.")
+
+    with library_call(refuse), quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
         )

@@ -1,4 +1,4 @@
-"""Kinds of inputs: how texts or images become the arrays that a model takes (no torch).
+"""Kinds of inputs: how texts or images become a model's arrays (no torch); prompts are in :mod:`rmlora.prompt_inputs`.
 
 Every task has one (:mod:`rmlora.tasks`). Data loading, training, export, verification and serving call its methods, so they
 need not distinguish texts from images.
@@ -154,7 +154,7 @@ class TextInputs(Inputs):
 
     modality = "text"
     column_option = "text_column"
-    column_names = ("text", "sentence", "question", "content", "message", "review", "input")
+    column_names: ClassVar[tuple[str, ...]] = ("text", "sentence", "question", "content", "message", "review", "input")
     columns_compete = True
     varies_in_length = True
     packs_processor = False

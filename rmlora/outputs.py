@@ -1,4 +1,4 @@
-"""Kinds of outputs: scores for labels or one vector per row (numpy).
+"""Kinds of outputs: scores for labels or one vector per row (numpy); :mod:`rmlora.generated_text` has the third kind.
 
 Every task has one (:mod:`rmlora.tasks`). It says what the head is, which labels and modules count, and how two outputs are
 compared.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from rmlora.adapter import Adapter
 
-__all__ = ["ClassScores", "Outputs", "SentenceVector", "problem_type_of"]
+__all__ = ["ClassScores", "Outputs", "SentenceVector", "first_head", "problem_type_of"]
 
 AnyArray = npt.NDArray[Any]
 
@@ -30,13 +30,19 @@ AnyArray = npt.NDArray[Any]
 class Outputs(ABC):
     """A kind of outputs. Instances have no state."""
 
-    kind: ClassVar[Literal["scores", "vector"]]
+    kind: ClassVar[Literal["scores", "vector", "text"]]
     has_labels: ClassVar[bool]
     """True if outputs are scores for labels, so metrics can be measured on labeled data."""
     pools: ClassVar[bool]
     """True if the token vectors are pooled into one."""
     route: ClassVar[str]
     """HTTP path of the server that returns such outputs."""
+    train_defaults: ClassVar[Mapping[str, Any]] = {}
+    """Settings of a training run whose default depends on the kind of outputs."""
+    train_settings: ClassVar[frozenset[str]] = frozenset()
+    """Settings of a training run that only this kind has."""
+    best_metrics: ClassVar[tuple[str, ...]] = ()
+    """Validation metrics that can choose the checkpoint to keep."""
 
     @abstractmethod
     def head_options(self, labels: Sequence[str], problem_type: ProblemType | None = None) -> dict[str, Any]:
@@ -90,7 +96,7 @@ class Outputs(ABC):
 
     @abstractmethod
     def of_model(self, output: Any, inputs: Mapping[str, Tensor], pooling: Pooling | None) -> Tensor:
-        """Return float32 ``[rows, labels]`` or ``[rows, width]`` from the output of a PyTorch model.
+        """Return float32 ``[rows, labels]``, ``[rows, width]`` or ``[rows, tokens, vocabulary]`` from a PyTorch model's output.
 
         Args:
             output: of the transformers model.
@@ -116,6 +122,13 @@ class ClassScores(Outputs):
     has_labels = True
     pools = False
     route = "/classify"
+    train_defaults: ClassVar[Mapping[str, Any]] = {
+        "best_metric": "accuracy",
+        "max_length": 128,
+        "group_by_length": False,
+    }
+    train_settings = frozenset({"label_column", "labels"})
+    best_metrics = ("accuracy", "macro_f1", "loss")
 
     def head_options(self, labels: Sequence[str], problem_type: ProblemType | None = None) -> dict[str, Any]:
         """Return number, names and kind of the labels; a head of another size is initialized anew."""
@@ -238,7 +251,7 @@ class SentenceVector(Outputs):
 
     def check_adapter(self, adapter: Adapter, task: str) -> None:
         """Refuse an adapter with a classifier head."""
-        if head := next(_head_weights(adapter), None):
+        if head := first_head(adapter):
             raise AdapterError(
                 f"{adapter.source} contains '{head}', the head of a classification adapter: it cannot be used for {task}."
             )
@@ -283,6 +296,11 @@ def _numbered(count: int) -> list[str]:
     return [f"LABEL_{index}" for index in range(count)]
 
 
+def first_head(adapter: Adapter) -> str | None:
+    """Return the name of a classifier head's weight that ``adapter`` saved whole; None if it has none."""
+    return next(_head_weights(adapter), None)
+
+
 def _head_weights(adapter: Adapter) -> Iterator[str]:
     """Yield the names of classifier head weights in ``adapter``, the last first.
 
@@ -321,6 +339,8 @@ def problem_type_of(adapter: Adapter, config: Mapping[str, Any]) -> ProblemType 
     """
     if "problem_type" in adapter.metadata:
         return problem_type_in(adapter.metadata)
-    if "training" in adapter.metadata:  # rmlora-deploy train uses cross-entropy whatever the base was made for
+    if (
+        "training" in adapter.metadata and adapter.labels
+    ):  # rmlora-deploy train uses cross-entropy whatever the base was made for
         return "single_label_classification"
     return problem_type_in(config)

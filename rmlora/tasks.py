@@ -1,7 +1,7 @@
 """The supported tasks, one object each, made of a kind of inputs and a kind of outputs.
 
-To add a task, add an object to :data:`TASKS`; if it needs a new kind of inputs or outputs, add a class to
-:mod:`rmlora.inputs` or :mod:`rmlora.outputs`. Nothing else in the toolkit distinguishes tasks.
+To add a task, add an object to :data:`TASKS`; if it needs a new kind of inputs or outputs, add a subclass of
+:class:`rmlora.inputs.Inputs` or :class:`rmlora.outputs.Outputs`. Nothing else in the toolkit distinguishes tasks.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rmlora.errors import ConfigError
+from rmlora.generated_text import GeneratedText
 from rmlora.inputs import ImageInputs, Inputs, TextInputs
 from rmlora.outputs import ClassScores, Outputs, SentenceVector
+from rmlora.prompt_inputs import PromptInputs
 
 __all__ = ["OTHER_TASKS", "TASKS", "Task", "get_task", "recorded_task"]
 
@@ -47,6 +49,7 @@ TASKS: dict[str, Task] = {
             not_trained="rmlora-deploy train does not train embeddings: train with sentence-transformers and the "
             "RMLoRACallback, or with anything else that writes PEFT's format, and deploy the adapter from there.",
         ),
+        Task("text-generation", PromptInputs(), GeneratedText(), "AutoModelForCausalLM", "CAUSAL_LM"),
     )
 }  # fmt: skip
 
@@ -66,7 +69,6 @@ OTHER_TASKS: dict[str, tuple[str | None, str | tuple[str, ...]]] = {
     "token-classification": ("TOKEN_CLS", "ForTokenClassification"),
     "question-answering": ("QUESTION_ANS", "ForQuestionAnswering"),
     "fill-mask": (None, "ForMaskedLM"),
-    "text-generation": ("CAUSAL_LM", ("ForCausalLM", "LMHeadModel")),
     "text2text-generation": ("SEQ_2_SEQ_LM", "ForConditionalGeneration"),
     "multiple-choice": (None, "ForMultipleChoice"),
     "audio-classification": (None, "ForAudioClassification"),
@@ -78,6 +80,7 @@ OTHER_TASKS: dict[str, tuple[str | None, str | tuple[str, ...]]] = {
 _CLASSES: dict[str, str | tuple[str, ...]] = {
     "text-classification": "ForSequenceClassification",
     "image-classification": "ForImageClassification",
+    "text-generation": ("ForCausalLM", "LMHeadModel"),
 }
 """Task → how the names of its model classes end. The encoders for feature-extraction are also inside all other models."""
 

@@ -20,6 +20,7 @@ from rmlora.outputs import problem_type_of
 from rmlora.package import CONFIG_FILE, TENSORS_FILE, load_package, peft_tensors, save_package
 from rmlora.patterns import check_selection
 from rmlora.processors import refuse_own_code
+from rmlora.quiet import quiet_transformers
 from rmlora.renamed_modules import in_memory_names
 from rmlora.scoring import ProblemType
 from rmlora.stored_weights import stored_weights
@@ -35,7 +36,6 @@ __all__ = [
     "check_complete",
     "load_adapted",
     "load_task_model",
-    "quiet_transformers",
 ]
 
 
@@ -217,21 +217,3 @@ def _apply_rank_masks(model: PeftModel, adapter: Adapter) -> None:
         masked = torch.from_numpy(~module.rank_mask).nonzero().flatten()
         with torch.no_grad():
             getattr(factor, "weight", factor).index_fill_(0, masked, 0)
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' progress bars and warnings; errors are still raised."""
-    from transformers import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning)
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

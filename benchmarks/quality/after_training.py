@@ -103,7 +103,8 @@ def _factor_bytes(adapter: Any) -> int:
 
 def _score(base: Path, package: Path, labels: Sequence[str], examples: Any) -> float:
     from benchmarks.quality.train_run import evaluate
-    from rmlora.torch_models import load_adapted, quiet_transformers
+    from rmlora.quiet import quiet_transformers
+    from rmlora.torch_models import load_adapted
 
     with quiet_transformers():
         model, _ = load_adapted(base, package, task="text-classification", labels=labels)

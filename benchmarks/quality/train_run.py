@@ -151,8 +151,9 @@ def base_of(task: StudyTask, models: Path) -> Path:
 def _adapted_model(task: StudyTask, method: Method, labels: int, steps: int, models: Path) -> tuple[PeftModel, Any]:
     import dataclasses
 
+    from rmlora.quiet import quiet_transformers
     from rmlora.tasks import get_task
-    from rmlora.torch_models import load_task_model, quiet_transformers
+    from rmlora.torch_models import load_task_model
     from rmlora.training.lora_layers import add_lora_layers
 
     kind = get_task("text-classification" if task.modality == "text" else "image-classification")

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from benchmarks.realdata.example import Example
 from benchmarks.realdata.images import animals, mnist
-from benchmarks.realdata.intents import intents
+from benchmarks.realdata.intents import home_commands, intents
 from benchmarks.realdata.short_texts import editorials, movie_reviews, products, sms_spam, trec, tweets
 from benchmarks.realdata.similarity import sts_benchmark
 from benchmarks.realdata.topics import diagnoses, health_news, news
 
-__all__ = ["DATASETS"]
+__all__ = ["DATASETS", "INSTRUCTIONS"]
 
 DATASETS: dict[str, Callable[..., list[Example]]] = {
     "sms": sms_spam,
@@ -29,3 +29,6 @@ DATASETS: dict[str, Callable[..., list[Example]]] = {
     "animals": animals,
 }
 """Name → reader, which drops repeated inputs unless it is called with ``unique=False``."""
+
+INSTRUCTIONS: dict[str, Callable[[], list[Example]]] = {"home": home_commands}
+"""Name → reader of prompts whose labels are the texts that answer them."""

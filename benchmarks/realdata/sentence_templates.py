@@ -10,11 +10,11 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 
-__all__ = ["draw_sentence", "expand_rules"]
+__all__ = ["draw_filled", "draw_sentence", "expand_rules"]
 
 _RULE = re.compile(r"<(\w+)>")
 _INNERMOST = re.compile(r"\(([^()\[\]]*)\)|\[([^()\[\]]*)\]")
-_SLOT = re.compile(r"\{(\w+)(?::\w+)?\}")
+_SLOT = re.compile(r"\{(\w+)(?::(\w+))?\}")
 
 
 def expand_rules(template: str, rules: Mapping[str, str]) -> str:
@@ -32,10 +32,23 @@ def draw_sentence(template: str, values: Mapping[str, Sequence[str]], draw: rand
         values: list → what may stand in its slots.
         draw: decides.
     """
+    return draw_filled(template, values, draw)[0]
+
+
+def draw_filled(
+    template: str, values: Mapping[str, Sequence[str]], draw: random.Random
+) -> tuple[str, dict[str, tuple[str, str]]]:
+    """Return a sentence as :func:`draw_sentence` does, and slot → (list, value) for every slot that was filled."""
     while _INNERMOST.search(template):
         template = _INNERMOST.sub(lambda match: _chosen(match, draw), template)
-    filled = _SLOT.sub(lambda match: draw_sentence(draw.choice(values[match[1]]), values, draw), template)
-    return " ".join(filled.split())
+    slots: dict[str, tuple[str, str]] = {}
+
+    def fill(match: re.Match[str]) -> str:
+        value = draw.choice(values[match[1]])
+        slots[match[2] or match[1]] = (match[1], value)
+        return draw_sentence(value, values, draw)
+
+    return " ".join(_SLOT.sub(fill, template).split()), slots
 
 
 def _chosen(match: re.Match[str], draw: random.Random) -> str:

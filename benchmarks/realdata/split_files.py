@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.realdata.datasets import DATASETS
+from benchmarks.realdata.datasets import DATASETS, INSTRUCTIONS
 from benchmarks.realdata.example import Example
 from benchmarks.realdata.splitting import groups_of
 from rmlora.errors import InputError
@@ -19,6 +19,8 @@ from rmlora.storage import atomic_directory, write_json
 __all__ = ["write_splits"]
 
 _RECIPE = "splits.json"
+_SYSTEM = "Answer with the command as JSON."
+"""What a language model is told before every prompt."""
 
 
 def write_splits(
@@ -26,11 +28,11 @@ def write_splits(
 ) -> Path:
     """Write ``train``, ``validation`` and ``test`` of a dataset under ``target`` and return it.
 
-    Texts become ``<split>.jsonl`` with the columns text and label, and text_pair for pairs; images become
-    ``<split>/<label>/<number>.png``. A group is never divided; the shares are then of groups.
+    Texts become ``<split>.jsonl`` with the columns text and label, and text_pair for pairs, or messages; images
+    become ``<split>/<label>/<number>.png``. A group is never divided; the shares are then of groups.
 
     Args:
-        name: one of :data:`DATASETS`.
+        name: one of :data:`DATASETS` or :data:`INSTRUCTIONS`.
         target: directory to create; if an equal call has written it, it is kept.
         seed: decides which split an example is in.
         test: share of examples to test with.
@@ -45,7 +47,7 @@ def write_splits(
         if _recipe(target) != recipe:
             raise InputError(f"{target} exists and does not hold these splits of {name}: delete it or name another.")
         return target
-    examples = DATASETS[name]()
+    examples = INSTRUCTIONS[name]() if name in INSTRUCTIONS else DATASETS[name]()
     groups = groups_of(examples)
     order = np.random.default_rng(seed).permutation(len(groups))
     ends = np.cumsum([round(test * len(groups)), round(validation * len(groups))])
@@ -59,7 +61,7 @@ def write_splits(
             if isinstance(chosen[0].input, np.ndarray):
                 _write_images(directory / split, chosen)
             else:
-                lines = [json.dumps(_row(example), ensure_ascii=False) for example in chosen]
+                lines = [json.dumps(_row(example, name), ensure_ascii=False) for example in chosen]
                 (directory / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return target
 
@@ -72,7 +74,10 @@ def _recipe(directory: Path) -> Any:
         return None
 
 
-def _row(example: Example) -> dict[str, Any]:
+def _row(example: Example, name: str) -> dict[str, Any]:
+    if name in INSTRUCTIONS:
+        turns = {"system": _SYSTEM, "user": example.input, "assistant": example.label}
+        return {"messages": [{"role": role, "content": text} for role, text in turns.items()]}
     if isinstance(example.input, str):
         return {"text": example.input, "label": example.label}
     text, text_pair = example.input

@@ -17,8 +17,9 @@ from benchmarks.assets import minilm
 from benchmarks.worker import read_job, report, versions
 from rmlora.callback import RMLoRACallback
 from rmlora.config import RMLoRAConfig
+from rmlora.quiet import quiet_transformers
 from rmlora.tasks import get_task
-from rmlora.torch_models import load_task_model, quiet_transformers
+from rmlora.torch_models import load_task_model
 
 LENGTH, BATCH, RANK, ACTIVE = 64, 32, 8, 4
 SEED = 0

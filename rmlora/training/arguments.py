@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,11 @@ def training_arguments(settings: TrainSettings) -> TrainingArguments:
         "dataloader_pin_memory": torch.cuda.is_available(),
         **cadence,
     }
+    if settings.gradient_checkpointing:
+        fields = {item.name for item in dataclasses.fields(TrainingArguments)}
+        name = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
+        # the reentrant kind passes no gradient into a model whose embeddings are frozen
+        options |= {name: True, f"{name}_kwargs": {"use_reentrant": False}}
     if int(version("transformers").partition(".")[0]) >= 5:
         options["warmup_steps"] = settings.warmup_ratio  # transformers 5 reads a fraction as a ratio
     else:

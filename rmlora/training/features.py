@@ -1,4 +1,4 @@
-"""Torch datasets of model inputs, each with its collator: one for texts, one for images."""
+"""Torch datasets of labeled model inputs, each with its collator: one for texts, one for images."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from rmlora.images import open_image
+from rmlora.training.language_rows import LanguageRows
 
 __all__ = ["Examples", "ImageExamples", "TextExamples"]
 
@@ -63,7 +64,7 @@ class ImageExamples(Dataset[Row]):
         return {"pixel_values": torch.from_numpy(pixels), "labels": self._labels[index]}
 
 
-Examples: TypeAlias = TextExamples | ImageExamples
+Examples: TypeAlias = TextExamples | ImageExamples | LanguageRows
 
 
 def _stack(rows: list[Row]) -> dict[str, torch.Tensor]:

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from rich.console import Console
 
 from rmlora.config import RMLoRAConfig
-from rmlora.errors import TrainingError
 from rmlora.progress_display import ProgressDisplay
-from rmlora.torch_models import quiet_transformers
-from rmlora.training.class_report import ClassReport, report_classes
+from rmlora.quiet import quiet_transformers
 from rmlora.training.settings import TrainSettings
+from rmlora.training.task_training import Evaluation, TaskTraining
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -30,10 +28,8 @@ __all__ = ["Fitted", "fit"]
 class Fitted:
     """What training returns beside the model."""
 
-    losses: dict[str, float]
-    """Split → loss of the kept checkpoint, for validation and test data."""
-    reports: dict[str, ClassReport]
-    """Split → its predictions, counted."""
+    evaluations: dict[str, Evaluation]
+    """Split → what the kept checkpoint reaches, for validation and test data."""
     log_history: list[dict[str, Any]]
     """Entries of the trainer's state, of all parts of a resumed run."""
     best_step: int | None
@@ -48,8 +44,9 @@ def fit(
     config: RMLoRAConfig,
     model: PeftModel,
     examples: Mapping[str, Examples],
-    labels: Sequence[str],
+    training: TaskTraining,
     *,
+    processor: Any,
     checkpoint: Path | None,
     console: Console,
     callbacks: Sequence[TrainerCallback] = (),
@@ -62,7 +59,8 @@ def fit(
         config: the method.
         model: with LoRA layers.
         examples: ``train``, ``validation`` and, if there is test data, ``test``.
-        labels: names in the order of the head's outputs.
+        training: of the task.
+        processor: of the base.
         checkpoint: where to continue; None starts from the beginning.
         console: where the main process shows progress.
         callbacks: for the main process.
@@ -73,7 +71,7 @@ def fit(
     from rmlora.training.checkpoint_permissions import CheckpointPermissions
     from rmlora.training.progress import TrainingProgress
 
-    trainer = _build_trainer(settings, arguments, config, model, examples)
+    trainer = _build_trainer(arguments, config, model, examples, training, processor)
     progress = TrainingProgress(console)
     if trainer.is_world_process_zero():
         for callback in (_tensorboard(settings, checkpoint), progress, CheckpointPermissions(), *callbacks):
@@ -82,19 +80,15 @@ def fit(
         with quiet_transformers():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             with ProgressDisplay(console, "evaluating"):
-                outputs = {
-                    name: trainer.predict(examples[name], metric_key_prefix=name)
+                evaluations = {
+                    name: training.evaluate(trainer, examples, name)
                     for name in ("validation", "test")
                     if name in examples
                 }
     finally:
         progress.close()
     return Fitted(
-        losses={name: _loss(output, name) for name, output in outputs.items()},
-        reports={
-            name: report_classes(_logits(output), np.asarray(output.label_ids), labels)
-            for name, output in outputs.items()
-        },
+        evaluations=evaluations,
         log_history=trainer.state.log_history,
         best_step=_step_of(trainer.state.best_model_checkpoint),
         steps=trainer.state.global_step,
@@ -102,28 +96,26 @@ def fit(
 
 
 def _build_trainer(
-    settings: TrainSettings,
     arguments: TrainingArguments,
     config: RMLoRAConfig,
     model: PeftModel,
     examples: Mapping[str, Examples],
+    training: TaskTraining,
+    processor: Any,
 ) -> Trainer:
     from transformers import PrinterCallback, ProgressCallback
 
     from rmlora.callback import RMLoRACallback
-    from rmlora.training.best_checkpoint import BestCheckpointTrainer
-    from rmlora.training.objective import StopOnNaN, classification_metrics, cross_entropy
-    from rmlora.training.sampler import LengthGroupingTrainer
+    from rmlora.training.objective import StopOnNaN
 
-    trainer = (LengthGroupingTrainer if settings.group_by_length else BestCheckpointTrainer)(
-        model=model,
-        args=arguments,
-        train_dataset=examples["train"],
-        eval_dataset=examples["validation"],
-        data_collator=examples["train"].collate,
-        compute_metrics=classification_metrics,
-        compute_loss_func=cross_entropy,
-    )
+    shared = {
+        "model": model,
+        "args": arguments,
+        "train_dataset": examples["train"],
+        "eval_dataset": examples["validation"],
+        "data_collator": examples["train"].collate,
+    }
+    trainer = training.trainer(shared, examples, processor)
     for default in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(default)
     # First in the list, so that the loggers after it see the penalty.
@@ -140,18 +132,6 @@ def _tensorboard(settings: TrainSettings, checkpoint: Path | None) -> Any:
     return TensorBoardCallback(
         SummaryWriter(str(settings.checkpoints / "tensorboard"), purge_step=_step_of(checkpoint))
     )
-
-
-def _logits(output: Any) -> Any:
-    """Return the logits; some models return more beside them."""
-    return output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
-
-
-def _loss(output: Any, split: str) -> float:
-    loss = float(output.metrics[f"{split}_loss"])
-    if loss != loss:
-        raise TrainingError(f"The trained model's {split} loss is NaN: lower --learning-rate.")
-    return loss
 
 
 def _step_of(checkpoint: Path | str | None) -> int | None:

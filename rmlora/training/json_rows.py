@@ -63,7 +63,7 @@ def _table(rows: Sequence[Any], path: Path, lines: Sequence[int] | None) -> Tabl
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             where = f"line {lines[number]}" if lines is not None else f"row {number + 1}"
-            raise _unreadable(path, f"{where} is not an object with a text and a label")
+            raise _unreadable(path, f"{where} is not an object with named columns")
     names = dict.fromkeys(str(key) for row in rows for key in row)
     columns = {name: [row.get(name) for row in rows] for name in names}
     return Table(columns, len(rows), lines=lines)

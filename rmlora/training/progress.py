@@ -9,6 +9,7 @@ from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rmlora.progress_display import ProgressDisplay
+from rmlora.training.result import metric_name, metrics_in
 
 __all__ = ["TrainingProgress"]
 
@@ -62,7 +63,6 @@ class TrainingProgress(TrainerCallback):
 
     def _show_evaluation(self, logs: Mapping[str, Any], epoch: float | None) -> None:
         """Print the figures of a finished evaluation; do nothing for another log entry."""
-        if "eval_loss" in logs:
-            names = ("eval_loss", "eval_accuracy", "eval_macro_f1")
-            figures = "  ".join(f"{key.removeprefix('eval_').replace('_', ' ')} {logs[key]:.4f}" for key in names)
+        if metrics := metrics_in(logs):
+            figures = "  ".join(f"{metric_name(name)} {value:.4f}" for name, value in metrics.items())
             self._console.print(f"  epoch {epoch or 0:4.1f}  {figures}")

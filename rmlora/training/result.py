@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmlora.training.class_report import distrust
 from rmlora.training.settings import TrainSettings
 from rmlora.wording import counted
 
 if TYPE_CHECKING:
     from rmlora.training.fit import Fitted
 
-__all__ = ["TrainResult", "evaluations_in", "explain_choice", "summarize"]
+__all__ = ["TrainResult", "evaluations_in", "explain_choice", "metric_name", "metrics_in", "summarize"]
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,9 @@ class TrainResult:
     output: Path
     """Directory of the adapter package."""
     metrics: dict[str, Any]
-    """``validation`` and, if test data was given, ``test``: loss, accuracy, macro F1 and mean confidence of the packaged
-    checkpoint; ``examples``: rows per split; ``best_checkpoint_step``."""
+    """``validation`` and, if test data was given, ``test``: figures of the packaged checkpoint (loss, accuracy, macro F1 and
+    mean confidence; for text-generation loss, perplexity and those of generated answers); ``examples``: rows per split;
+    ``best_checkpoint_step``."""
     trainable_parameters: int
     """Elements of all trained tensors: factors and modules_to_save."""
     steps: int
@@ -37,9 +37,10 @@ class TrainResult:
     parts: int = 1
     """How often the run was started until it was complete."""
     history: list[dict[str, float]] = field(default_factory=list)
-    """Every evaluation of the run: step, epoch, loss, accuracy, macro F1."""
-    per_class: dict[str, Any] = field(default_factory=dict)
-    """For ``validation`` and ``test``: precision, recall and F1 of every label, and the confusion matrix."""
+    """Every evaluation of the run: step, epoch, loss and the other metrics."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """For ``validation`` and ``test``: precision, recall and F1 of every label, and the confusion matrix; for text-generation
+    some of the generated answers."""
     choice: str = ""
     """Sentence that says which checkpoint was packaged and why."""
     warnings: tuple[str, ...] = ()
@@ -67,15 +68,7 @@ def summarize(
         parts: how often it was started.
         main_process: False on the other processes of a distributed run.
     """
-    scores = {
-        split: {
-            "loss": fitted.losses[split],
-            "accuracy": report.accuracy,
-            "macro_f1": report.macro_f1,
-            "confidence": report.confidence,
-        }
-        for split, report in fitted.reports.items()
-    }
+    scores = {split: dict(evaluation.scores) for split, evaluation in fitted.evaluations.items()}
     evaluations = evaluations_in(fitted.log_history)
     return TrainResult(
         output=settings.output,
@@ -86,16 +79,41 @@ def summarize(
         main_process=main_process,
         parts=parts,
         history=evaluations,
-        per_class={split: report.to_dict() for split, report in fitted.reports.items()},
-        choice=explain_choice(evaluations, fitted.best_step, settings.best_metric),
-        warnings=tuple(line for split, report in fitted.reports.items() for line in distrust(report, split)),
+        details={split: dict(evaluation.details) for split, evaluation in fitted.evaluations.items()},
+        choice=explain_choice(evaluations, fitted.best_step, str(settings.best_metric)),
+        warnings=tuple(line for evaluation in fitted.evaluations.values() for line in evaluation.warnings),
     )
 
 
 def evaluations_in(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Return the evaluations in a trainer's history: step, epoch, loss, accuracy and macro F1 of each, in order."""
-    names = {"step": "step", "epoch": "epoch", "eval_loss": "loss", "eval_accuracy": "accuracy", "eval_macro_f1": "macro_f1"}  # fmt: skip
-    return [{name: entry[key] for key, name in names.items()} for entry in log_history if "eval_loss" in entry]
+    """Return the evaluations in a trainer's history: step, epoch, loss and the other metrics of each, in order."""
+    return [
+        {"step": entry["step"], "epoch": entry["epoch"], **metrics_in(entry)}
+        for entry in log_history
+        if "eval_loss" in entry
+    ]
+
+
+def metrics_in(entry: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics of an entry in a trainer's history, the loss first; none unless it is an evaluation."""
+    found = {name.removeprefix("eval_"): value for name, value in entry.items() if name.startswith("eval_")}
+    cost = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+    others = {name: value for name, value in found.items() if name not in ("loss", *cost)}
+    return {"loss": found["loss"], **others} if "loss" in found else {}
+
+
+def metric_name(key: str) -> str:
+    """Return how a metric is called in sentences: ``macro F1`` for ``macro_f1``."""
+    return _NAMES.get(key, key.replace("_", " "))
+
+
+_NAMES = {
+    "macro_f1": "macro F1",
+    "confidence": "mean confidence",
+    "json": "equal JSON",
+    "json_valid": "valid JSON",
+    "rougeL": "ROUGE-L",
+}
 
 
 def explain_choice(evaluations: Sequence[Mapping[str, float]], step: int | None, metric: str) -> str:
@@ -104,12 +122,12 @@ def explain_choice(evaluations: Sequence[Mapping[str, float]], step: int | None,
     Args:
         evaluations: of :func:`evaluations_in`.
         step: of the kept checkpoint; None if none was chosen.
-        metric: that chooses: ``accuracy``, ``macro_f1`` or ``loss``.
+        metric: that chooses, as ``accuracy`` or ``loss``.
     """
     kept = next((item for item in evaluations if item["step"] == step), None)
     if kept is None:
         return "Kept the last step: no checkpoint was evaluated before it."
-    name, value = metric.replace("_", " ").replace("f1", "F1"), f"{kept[metric]:.4f}"
+    name, value = metric_name(metric), f"{kept[metric]:.4f}"
     start = f"Kept epoch {kept['epoch']:.3g} (step {kept['step']}): "
     if len(evaluations) == 1:
         return f"{start}the only one evaluated, {name} {value}."

@@ -16,11 +16,12 @@ from rmlora.config import RMLoRAConfig
 from rmlora.errors import Interrupted, RMLoRAError, require
 from rmlora.progress_display import ProgressDisplay
 from rmlora.storage import check_makeable, refuse_existing
-from rmlora.tasks import Task, get_task
+from rmlora.tasks import get_task
 from rmlora.torch_models import load_task_model
 from rmlora.training.arguments import check_precision, training_arguments
-from rmlora.training.data import Columns, Splits, load_splits
+from rmlora.training.classifier_training import ClassifierTraining
 from rmlora.training.fit import fit
+from rmlora.training.language_training import LanguageTraining
 from rmlora.training.lora_layers import add_lora_layers
 from rmlora.training.rehearsal import rehearse_forward, rehearse_package
 from rmlora.training.result import TrainResult, summarize
@@ -33,7 +34,7 @@ from rmlora.training.resume import (
     run_is_finished,
 )
 from rmlora.training.settings import TrainSettings
-from rmlora.training.table import Reading
+from rmlora.training.task_training import TaskTraining
 from rmlora.training.trained_package import write_trained_package
 
 if TYPE_CHECKING:
@@ -76,9 +77,8 @@ def train(
 class _Prepared:
     """What a run trains, and on what."""
 
-    task: Task
+    training: TaskTraining
     base: Path
-    labels: tuple[str, ...]
     model: PeftModel
     config: RMLoRAConfig
     processor: Any
@@ -111,8 +111,8 @@ def _train(settings: TrainSettings, console: Console, *, resume: bool, overwrite
 
     parts = RunParts(settings.checkpoints, started)
     fitted = fit(
-        settings, arguments, run.config, run.model, run.examples, run.labels, checkpoint=checkpoint, console=console,
-        callbacks=[parts],
+        settings, arguments, run.config, run.model, run.examples, run.training, processor=run.processor, checkpoint=checkpoint,
+        console=console, callbacks=[parts],
     )  # fmt: skip
     result = summarize(
         fitted, settings, {name: len(rows) for name, rows in run.examples.items()}, trainable=_trainable(run.model),
@@ -120,8 +120,8 @@ def _train(settings: TrainSettings, console: Console, *, resume: bool, overwrite
     )  # fmt: skip
     if main_process:
         write_trained_package(
-            result, settings, run.config, run.model, run.task, run.labels, base_record=base_record,
-            log_history=fitted.log_history, processor=run.processor, overwrite=overwrite,
+            result, settings, run.config, run.model, run.training.task, run.training.metadata(run.model),
+            base_record=base_record, log_history=fitted.log_history, processor=run.processor, overwrite=overwrite,
         )  # fmt: skip
         parts.record()
         mark_finished(settings.checkpoints, result.steps)
@@ -134,26 +134,31 @@ def _prepare(settings: TrainSettings, console: Console) -> _Prepared:
     from transformers import set_seed
 
     task = get_task(settings.task)
+    training = _TRAININGS[task.outputs.kind](settings, task)
     base = resolve_base(settings.base, revision=settings.revision)
-    splits = _load_data(settings, task)
-    for note in splits.notes:
+    data = training.load()
+    processor = task.inputs.load_processor(base, trust_remote_code=settings.trust_remote_code)
+    task.inputs.resize(processor, settings.image_size)
+    data = training.check_data(data, processor)
+    for note in data.notes:
         console.print(f"Note: {note}", markup=False, soft_wrap=True)
     set_seed(settings.seed)
     loaded = load_task_model(
         base,
         task,
-        splits.labels,
-        problem_type="single_label_classification",
+        data.labels,
+        problem_type="single_label_classification" if data.labels else None,
         trust_remote_code=settings.trust_remote_code,
     )
+    training.check_model(loaded, base)
     model, config = add_lora_layers(loaded, task, settings.rmlora)
-    processor = task.inputs.load_processor(base, trust_remote_code=settings.trust_remote_code)
-    task.inputs.resize(processor, settings.image_size)
-    examples = {
-        name: task.inputs.examples(*rows, processor, settings.max_length) for name, rows in splits.by_name().items()
-    }
+    examples = training.examples(data, processor)
     rehearse_forward(model, task, examples)
-    return _Prepared(task, base, splits.labels, model, config, processor, examples)
+    return _Prepared(training, base, model, config, processor, examples)
+
+
+_TRAININGS: dict[str, type[TaskTraining]] = {"scores": ClassifierTraining, "text": LanguageTraining}
+"""Kind of a task's outputs → how it is trained."""
 
 
 def _trainable(model: PeftModel) -> int:
@@ -164,7 +169,7 @@ def _rehearse(run: _Prepared, settings: TrainSettings, *, fresh: bool) -> dict[s
     """Rehearse writing the package, and check the base; a run that could not end leaves no directory behind."""
     try:
         record = rehearse_package(
-            run.model, run.task, base=run.base, base_name=settings.base, processor=run.processor,
+            run.model, run.training.task, base=run.base, base_name=settings.base, processor=run.processor,
             scratch=settings.checkpoints / "rehearsal",
         )  # fmt: skip
         check_run_base(settings.checkpoints, record["base_fingerprint"])
@@ -182,20 +187,6 @@ def _continuing(checkpoint: Path) -> str:
             "anew, pass --no-resume."
         )
     return f"Continuing the interrupted run at {checkpoint.name.replace('-', ' ')}."
-
-
-def _load_data(settings: TrainSettings, task: Task) -> Splits:
-    return load_splits(
-        task,
-        settings.train,
-        settings.validation,
-        settings.test,
-        columns=Columns(getattr(settings, task.inputs.column_option), settings.label_column),
-        validation_fraction=settings.validation_fraction,
-        seed=settings.seed,
-        labels=settings.labels,
-        reading=Reading(skip_empty=settings.skip_empty, encoding=settings.encoding),
-    )
 
 
 def _find_checkpoint(settings: TrainSettings, processes: Any, *, resume: bool, overwrite: bool) -> Path | None:

@@ -12,13 +12,14 @@ from typing import Any, Literal, get_args
 from rmlora.config import RMLoRAConfig
 from rmlora.errors import ConfigError
 from rmlora.labels import parse_labels
-from rmlora.tasks import get_task
+from rmlora.tasks import TASKS, Task, get_task
 from rmlora.training.source_digest import source_digest
 
-__all__ = ["BestMetric", "Precision", "TrainSettings"]
+__all__ = ["BestMetric", "Metric", "Precision", "TrainSettings"]
 
 Precision = Literal["fp32", "bf16", "fp16"]
-BestMetric = Literal["accuracy", "macro_f1", "loss"]
+BestMetric = Literal["accuracy", "macro_f1", "loss", "exact_match", "json", "rougeL"]
+Metric = Literal["exact_match", "json", "rougeL"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,22 @@ class TrainSettings:
     """Encoding of csv, tsv and json files, such as ``cp1252``; None takes UTF-8 or what a byte order mark says."""
     image_column: str | None = None
     """Column of the images; None looks for the usual names (``image``, ``path``, …)."""
+    messages_column: str | None = None
+    """Column of chats, each a list of messages with role and content; None looks for ``messages``. Like the other settings that
+    say so, only for text-generation."""
+    prompt_column: str | None = None
+    """Column of prompts; None looks for ``prompt``, ``instruction``, … Only for text-generation."""
+    completion_column: str | None = None
+    """Column of what answers a prompt; None looks for ``completion``, ``response``, … Only for text-generation."""
+    raw: bool = False
+    """Join prompt and completion as they stand, without the base's chat template. Only for text-generation."""
+    skip_long: bool = False
+    """Leave out rows none of whose answer fits into ``max_length``; False refuses them. Only for text-generation."""
+    metric: Metric | None = None
+    """What is measured on answers generated for validation and test data; None measures loss and perplexity alone. Only for
+    text-generation."""
+    max_new_tokens: int = 128
+    """Most tokens of a generated answer. Only for text-generation."""
     validation_fraction: float = 0.1
     """Share of the training data used for validation if ``validation`` is None."""
     epochs: float = 5.0
@@ -66,16 +83,19 @@ class TrainSettings:
     """AdamW's weight decay."""
     max_grad_norm: float = 1.0
     """Norm to which the task's gradient is clipped; 0 turns clipping off."""
-    max_length: int = 128
-    """Tokens; longer texts are truncated."""
-    group_by_length: bool = False
-    """Batch texts of similar length: less padding, but less random batches."""
+    max_length: int | None = None
+    """Tokens; longer texts are truncated. None takes 128 for classification and 1024 for text-generation."""
+    group_by_length: bool | None = None
+    """Batch texts of similar length: less padding, but less random batches. None does it for text-generation."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third more time."""
     image_size: int | None = None
     """Width and height of images in pixels; None keeps the base's."""
     save_steps: int | None = None
     """Optimizer steps between checkpoints; None saves after every epoch."""
-    best_metric: BestMetric = "accuracy"
-    """Validation metric that chooses the checkpoint to package."""
+    best_metric: BestMetric | None = None
+    """Validation metric that chooses the checkpoint to package. None takes accuracy for classification and the loss for
+    text-generation."""
     precision: Precision = "fp32"
     """Arithmetic of training; the parameters stay float32."""
     seed: int = 42
@@ -93,12 +113,16 @@ class TrainSettings:
         task = get_task(self.task)
         if task.not_trained is not None:
             raise ConfigError(task.not_trained)
+        _refuse_others(self, task)
+        for name, value in task.outputs.train_defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         object.__setattr__(self, "output", Path(self.output))
         if not self.output.name:
             raise ConfigError(f"The output '{self.output}' has no name: give a new directory with --output.")
         run_dir = Path(self.run_dir) if self.run_dir else self.output.with_name(self.output.name + ".run")
         object.__setattr__(self, "run_dir", run_dir)
-        for name in ("batch_size", "gradient_accumulation", "max_length", "image_size", "save_steps"):
+        for name in ("batch_size", "gradient_accumulation", "max_length", "max_new_tokens", "image_size", "save_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, not {value}: change --{name.replace('_', '-')}.")
@@ -119,8 +143,7 @@ class TrainSettings:
             raise ConfigError("validation_fraction must lie between 0 and 1: change --validation-fraction.")
         if self.group_by_length and not task.inputs.varies_in_length:
             raise ConfigError(f"--group-by-length is for texts, but the task is {self.task}: leave it out.")
-        if self.best_metric not in get_args(BestMetric):
-            raise ConfigError(f"best_metric must be one of {', '.join(get_args(BestMetric))}: change --best-metric.")
+        _check_metrics(self, task)
         if self.precision not in get_args(Precision):
             raise ConfigError(f"precision must be one of {', '.join(get_args(Precision))}: change --precision.")
 
@@ -130,6 +153,13 @@ class TrainSettings:
         if self.run_dir is None:  # __post_init__ sets it; this is for the type checker
             raise ConfigError("run_dir is not set.")
         return self.run_dir
+
+    @property
+    def token_limit(self) -> int:
+        """``max_length``, never None."""
+        if self.max_length is None:  # __post_init__ sets it; this is for the type checker
+            raise ConfigError("max_length is not set.")
+        return self.max_length
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -146,3 +176,27 @@ class TrainSettings:
         """Return split → SHA-256 of its file or folder; None for data of the hub and for a split that is not given."""
         sources = {"train": self.train, "validation": self.validation, "test": self.test}
         return {split: source_digest(source) if source else None for split, source in sources.items()}
+
+
+def _refuse_others(settings: TrainSettings, task: Task) -> None:
+    """Raise :class:`ConfigError` for a setting that only other kinds of tasks have."""
+    defaults = {item.name: item.default for item in dataclasses.fields(settings)}
+    for other in TASKS.values():
+        for name in sorted(other.outputs.train_settings - task.outputs.train_settings):
+            if getattr(settings, name) != defaults[name]:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} is for {other.name}, but the task is {task.name}: leave it out, or pass --task "
+                    f"{other.name}."
+                )
+
+
+def _check_metrics(settings: TrainSettings, task: Task) -> None:
+    if settings.metric is not None and settings.metric not in get_args(Metric):
+        raise ConfigError(f"metric must be one of {', '.join(get_args(Metric))}: change --metric.")
+    best = task.outputs.best_metrics
+    if settings.best_metric not in best:
+        raise ConfigError(f"best_metric must be one of {', '.join(best)} for {task.name}: change --best-metric.")
+    if settings.best_metric in get_args(Metric) and settings.best_metric != settings.metric:
+        raise ConfigError(
+            f"--best-metric {settings.best_metric} chooses by what --metric measures: pass --metric {settings.best_metric} too."
+        )

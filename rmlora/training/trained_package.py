@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["EVALUATION_FILE", "PLOT_FILE", "save_adapter_files", "write_trained_package"]
 
 EVALUATION_FILE = "evaluation.json"
-"""Metrics by label, confusion matrix, history and warnings of the run."""
+"""Metrics by label and confusion matrix, or generated answers; history and warnings of the run."""
 PLOT_FILE = "training.png"
 """Plot of the run."""
 
@@ -51,7 +51,7 @@ def write_trained_package(
     config: RMLoRAConfig,
     model: PeftModel,
     task: Task,
-    labels: Sequence[str],
+    task_record: Mapping[str, Any],
     *,
     base_record: Mapping[str, Any],
     log_history: Sequence[Mapping[str, Any]],
@@ -66,7 +66,7 @@ def write_trained_package(
         config: the method as trained, with the modules to save that were added.
         model: with the trained LoRA layers.
         task: of the adapter.
-        labels: names in the order of the head's outputs.
+        task_record: fields of the metadata that only this kind of task has.
         base_record: fields of the metadata about the base, of :func:`rmlora.training.rehearsal.rehearse_package`.
         log_history: of the trainer, to plot.
         processor: of the base; written for tasks whose packages carry one.
@@ -84,8 +84,7 @@ def write_trained_package(
             {
                 "rmlora": config.to_dict(),
                 "task": task.name,
-                "labels": list(labels),
-                "problem_type": "single_label_classification",
+                **task_record,
                 "base_model": settings.base,
                 **base_record,
                 "metrics": {
@@ -107,7 +106,7 @@ def write_trained_package(
 
 def _write_evaluation(result: TrainResult, directory: Path, log_history: Sequence[Mapping[str, Any]]) -> None:
     kept = result.metrics["best_checkpoint_step"]
-    content = {"kept": result.choice, "warnings": list(result.warnings), **result.per_class, "history": result.history}
+    content = {"kept": result.choice, "warnings": list(result.warnings), **result.details, "history": result.history}
     write_json(directory / EVALUATION_FILE, content)
     plot_training(
         log_history,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import require
 from rmlora.plots import COLORS, add_notes, clean_axes, save_figure
+from rmlora.training.result import metric_name, metrics_in
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,8 +44,10 @@ def plot_training(
     figure = Figure(figsize=(11, 7.2), layout="constrained")
     (loss, metric), (rate, penalty) = figure.subplots(2, 2)
     _curves(loss, log_history, {"loss": "training", "eval_loss": "validation"}, "Loss (cross entropy)")
-    _curves(metric, log_history, {"eval_accuracy": "accuracy", "eval_macro_f1": "macro F1"}, "Validation metric")
-    metric.set_ylim(-0.03, 1.03)
+    measured = [name for entry in log_history for name in metrics_in(entry) if name != "loss"]
+    _curves(metric, log_history, {f"eval_{n}": metric_name(n) for n in dict.fromkeys(measured)}, "Validation metric")
+    if "perplexity" not in measured:
+        metric.set_ylim(-0.03, 1.03)
     _curves(rate, log_history, {"learning_rate": ""}, "Learning rate")
     _curves(penalty, log_history, {"orth_penalty": ""}, "Orthogonality penalty, not weighted")
     for axes in (loss, metric, rate, penalty):

@@ -24,7 +24,14 @@ NOT_IN_PREDICT = (
 )  # fmt: skip
 """What the extra ``predict`` does not install."""
 
-TRAINING_ONLY = {"rmlora.training.features", "rmlora.training.objective", "rmlora.training.sampler"}
+TRAINING_ONLY = {
+    "rmlora.training.features",
+    "rmlora.training.generate_answers",
+    "rmlora.training.language_rows",
+    "rmlora.training.language_trainer",
+    "rmlora.training.objective",
+    "rmlora.training.sampler",
+}
 """Modules that define subclasses of torch's or the Trainer's own classes, imported when training starts."""
 
 IMPORT_ALL = """

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 from click.core import ParameterSource
@@ -14,9 +14,10 @@ from click.core import ParameterSource
 from rmlora.config import PRESETS, RMLoRAConfig
 from rmlora.errors import ConfigError
 from rmlora.tasks import TASKS
+from rmlora.training.settings import BestMetric, Metric
 from rmlora_deploy import api
 from rmlora_deploy.cli.console import json_option, make_console, print_json
-from rmlora_deploy.cli.train_output import export_command, show_result
+from rmlora_deploy.cli.train_output import next_command, show_result
 from rmlora_deploy.cli.yaml_settings import load_yaml
 
 __all__ = ["command"]
@@ -104,12 +105,14 @@ def _run_options(function: _Function) -> _Function:
         click.option("--warmup-ratio", type=float, default=0.06, show_default=True, help="Share of steps in which the learning rate rises to its peak."),
         click.option("--weight-decay", type=float, default=0.0, show_default=True, help="Weight decay of AdamW."),
         click.option("--max-grad-norm", type=float, default=1.0, show_default=True, help="Clip the task's gradient to this norm; 0 does not clip."),
-        click.option("--max-length", type=int, default=128, show_default=True, help="Tokens that longer texts are cut to."),
-        click.option("--group-by-length", is_flag=True, help="Batch texts of similar length: less padding, up to twice as fast."),
+        click.option("--max-length", type=int, help="Tokens that longer texts are cut to, at their end.  [default: 128; 1024 for text-generation]"),
+        click.option("--group-by-length/--no-group-by-length", default=None,
+                     help="Batch texts of similar length: less padding, up to twice as fast.  [default: for text-generation]"),
+        click.option("--gradient-checkpointing", is_flag=True, help="Compute activations twice: much less memory, about a third more time."),
         click.option("--image-size", type=int, help="Height and width of images in pixels.  [default: the base's]"),
         click.option("--save-steps", type=int, help="Steps between checkpoints.  [default: one per epoch]"),
-        click.option("--best-metric", type=click.Choice(["accuracy", "macro_f1", "loss"]), default="accuracy",
-                     show_default=True, help="Validation metric that chooses the checkpoint to keep."),
+        click.option("--best-metric", type=click.Choice(get_args(BestMetric)),
+                     help="Validation metric that chooses the checkpoint to keep.  [default: accuracy; loss for text-generation]"),
         click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True,
                      help="Number format that training computes in."),
         click.option("--seed", type=int, default=42, show_default=True, help="Seed of the new head, data order and dropout."),
@@ -122,11 +125,29 @@ def _run_options(function: _Function) -> _Function:
     return function
 
 
+def _text_generation_options(function: _Function) -> _Function:
+    """The flags of :class:`TrainSettings` for ``--task text-generation``."""
+    options = [
+        click.option("--messages-column", help="text-generation: column of chats, lists of {role, content}.  [default: messages, …]"),
+        click.option("--prompt-column", help="text-generation: column of prompts.  [default: prompt, instruction, …]"),
+        click.option("--completion-column", help="text-generation: column of their answers.  [default: completion, response, …]"),
+        click.option("--raw", is_flag=True, help="text-generation: join prompt and completion as they stand, without the base's chat template."),
+        click.option("--skip-long", is_flag=True, help="text-generation: leave out rows whose answer lies beyond --max-length; without it they are an error."),
+        click.option("--metric", type=click.Choice(get_args(Metric)),
+                     help="text-generation: what to measure on generated answers; rougeL needs the extra metrics.  [default: only loss and perplexity]"),
+        click.option("--max-new-tokens", type=int, default=128, show_default=True, help="text-generation: longest answer that is generated for --metric."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 @click.command("train")
 @click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False, readable=False),
               is_eager=True, expose_value=False,
               callback=load_yaml, help="YAML file of settings named like the flags; flags win.")  # fmt: skip
 @_run_options
+@_text_generation_options
 @_method_options
 @click.option(
     "--resume/--no-resume", default=True, show_default=True, help="Continue an interrupted run with the same settings."
@@ -146,6 +167,11 @@ def command(resume: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
       rmlora-deploy train --base MiniLM --train data/sms/train.jsonl --output spam
       rmlora-deploy train --config run.yaml --rank 4 --active-rank 2
       rmlora-deploy train --task image-classification --base dinov2 --train photos --output photos-adapter
+      rmlora-deploy train --task text-generation --base SmolLM2-135M-Instruct --train chats.jsonl --metric exact_match -o chats
+
+    Data for text-generation has a column `messages` (chats, for a base with a chat template), or a prompt and what answers it
+    (prompt/completion, prompt/response, instruction/input/output, question/answer), or a column `text`. Only answers are
+    learned; all of a text is.
     """
     console = make_console(as_json=as_json)
     config = _method(flags)
@@ -159,7 +185,7 @@ def command(resume: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
     if as_json:
         print_json({**dataclasses.asdict(result), "output": str(result.output)})
         return
-    show_result(console, result, export_command(result.output, words))
+    show_result(console, result, next_command(result.output, words))
 
 
 def _method(flags: dict[str, Any]) -> RMLoRAConfig:

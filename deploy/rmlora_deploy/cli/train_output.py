@@ -10,34 +10,33 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rmlora.training.result import TrainResult
+from rmlora.training.result import TrainResult, metric_name
 from rmlora.wording import counted, duration
 from rmlora_deploy.cli.console import colored
 
-__all__ = ["export_command", "show_result"]
+__all__ = ["next_command", "show_result"]
 
 _SHOWN = 20
 """Labels that are listed with their figures; ``evaluation.json`` has all."""
+_ANSWERS = 3
+"""Generated answers that are shown; ``evaluation.json`` has more."""
 
 
-def show_result(console: Console, result: TrainResult, next_command: str) -> None:
+def show_result(console: Console, result: TrainResult, suggestion: str) -> None:
     """Print the result of a training run.
 
     Args:
         console: to print on.
         result: of the run.
-        next_command: to suggest.
+        suggestion: next command.
     """
     console.print(result.choice)
     for split in ("validation", "test"):
         if split in result.metrics:
-            scores = result.metrics[split]
-            console.print(
-                f"{split:>10}: accuracy {scores['accuracy']:.4f}, macro F1 {scores['macro_f1']:.4f}, loss "
-                f"{scores['loss']:.4f}, mean confidence {scores['confidence']:.2f} on "
-                f"{counted(result.metrics['examples'][split], 'example')}"
-            )
+            figures = ", ".join(f"{metric_name(name)} {value:.4f}" for name, value in result.metrics[split].items())
+            console.print(f"{split:>10}: {figures} on {counted(result.metrics['examples'][split], 'example')}")
     _show_labels(console, result)
+    _show_answers(console, result)
     for warning in result.warnings:
         console.print(colored("Warning:", "yellow", f" {warning}"))
     parts = f" in {counted(result.parts, 'part')}" if result.parts > 1 else ""
@@ -46,26 +45,26 @@ def show_result(console: Console, result: TrainResult, next_command: str) -> Non
         f"{counted(result.steps, 'step')}, {duration(result.seconds)}{parts}."
     )
     console.print("Next:", style="bold")
-    console.print(f"  {next_command}", soft_wrap=True)
+    console.print(f"  {suggestion}", soft_wrap=True)
 
 
-def export_command(output: Path, settings: Mapping[str, Any]) -> str:
+def next_command(output: Path, settings: Mapping[str, Any]) -> str:
     """Return the command that exports the adapter at ``output``.
 
     Args:
         output: directory of the adapter.
         settings: ``base`` and ``revision`` of the run.
     """
-    words = ["rmlora-deploy", "export", settings["base"], "--adapter", str(output)]
-    if settings["revision"]:
-        words += ["--revision", settings["revision"]]
-    return shlex.join([*words, "--output", f"{output}-bundle"])
+    revision = ["--revision", settings["revision"]] if settings["revision"] else []
+    words = ["export", settings["base"], "--adapter", str(output), *revision, "--output", f"{output}-bundle"]
+    return shlex.join(["rmlora-deploy", *words])
 
 
 def _show_labels(console: Console, result: TrainResult) -> None:
     """Print the figures of every label on the test data, or on the validation data if there is none."""
-    split = "test" if "test" in result.per_class else "validation"
-    labels = result.per_class[split]["per_class"]
+    split, labels = _last(result, "per_class")
+    if not labels:
+        return
     table = Table(f"label ({split})", "examples", "precision", "recall", "F1")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -75,3 +74,17 @@ def _show_labels(console: Console, result: TrainResult) -> None:
     console.print(table)
     if len(labels) > _SHOWN:
         console.print(f"  and {counted(len(labels) - _SHOWN, 'more label')}: see evaluation.json in the package.")
+
+
+def _show_answers(console: Console, result: TrainResult) -> None:
+    """Print a generated answer beside the expected one, for the test data if there is any."""
+    split, answers = _last(result, "answers")
+    for item in answers[:_ANSWERS]:
+        console.print(f"{split:>10}: expected  {item['expected']}", markup=False, soft_wrap=True)
+        console.print(f"{'':>10}  generated {item['generated']}", markup=False, soft_wrap=True)
+
+
+def _last(result: TrainResult, what: str) -> tuple[str, Any]:
+    """Return the last split whose details have ``what``, and that; an empty name and collection if none has."""
+    found = [(split, details[what]) for split, details in result.details.items() if details.get(what)]
+    return found[-1] if found else ("", [])

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import DependencyError, InputError, is_installed
 from rmlora.processors import save_processor
+from rmlora.quiet import quiet_transformers
 from rmlora.tasks import Task
-from rmlora.torch_models import quiet_transformers
 
 if TYPE_CHECKING:
     import onnx_ir as ir

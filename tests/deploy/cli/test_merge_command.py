@@ -13,6 +13,7 @@ from peft import PeftModel
 
 from benchmarks.assets import smollm2_gguf
 from rmlora.base import resolve_base
+from rmlora.errors import CheckpointError
 from tests.helpers.bundles import make_sources
 from tests.helpers.cli import fails, run
 from tests.helpers.models import adapt, build, lora_config, output, relative_error, save_base
@@ -85,3 +86,12 @@ def test_a_gguf_base_is_dequantized_once_and_merges(tmp_path: Path) -> None:
     merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
     assert relative_error(output(merged, inputs), expected) <= 1e-5
     assert isinstance(adapted, PeftModel)
+
+
+def test_a_directory_with_one_gguf_file_is_that_file(tmp_path: Path) -> None:
+    (tmp_path / "a.Q4_1.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match="a.Q4_1.gguf cannot be read as a GGUF model"):
+        resolve_base(tmp_path)
+    (tmp_path / "b.Q8_0.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match=r"holds 2 GGUF files \(a.Q4_1.gguf, b.Q8_0.gguf\): name one of them"):
+        resolve_base(tmp_path)

@@ -1,0 +1,57 @@
+"""Loading the splits of instruction data, and splitting off validation data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from rmlora.errors import InputError
+from rmlora.training.conversations import Conversations, TextColumns, read_conversations, usual_names
+from rmlora.training.sources import open_table
+from rmlora.training.table import Reading
+
+__all__ = ["load_conversations"]
+
+
+def load_conversations(
+    sources: Mapping[str, str | None], columns: TextColumns, reading: Reading, *, validation_fraction: float, seed: int
+) -> dict[str, Conversations]:
+    """Load all splits; if no validation data is given, split it off the training data.
+
+    Rows that ask the same end up on the same side. The split depends on ``seed`` only.
+
+    Args:
+        sources: split → file or data set; None if it is not given.
+        columns: names that the user chose.
+        reading: how the user wants files read.
+        validation_fraction: share of the prompts of the training data that is split off.
+        seed: of the split.
+
+    Raises:
+        InputError: data is missing, unreadable or empty, or a row cannot be used.
+    """
+    wanted = usual_names() | {name.lower() for name in vars(columns).values() if name}
+    splits = {
+        name: read_conversations(open_table(source, wanted, reading), source, columns, reading)
+        for name, source in sources.items()
+        if source is not None
+    }
+    if "validation" not in splits:
+        splits["train"], held_out = _split_off(splits["train"], validation_fraction, seed)
+        splits = {"train": splits["train"], "validation": held_out, **splits}
+    return splits
+
+
+def _split_off(data: Conversations, fraction: float, seed: int) -> tuple[Conversations, Conversations]:
+    keys = sorted({row.key for row in data.rows})
+    if len(keys) < 2:
+        raise InputError(
+            f"{data.source} asks only one thing, so no validation data can be split off: add rows, or give --validation."
+        )
+    count = min(max(1, round(fraction * len(keys))), len(keys) - 1)
+    chosen = {keys[index] for index in np.random.default_rng(seed).permutation(len(keys))[:count]}
+    train = tuple(row for row in data.rows if row.key not in chosen)
+    held_out = tuple(row for row in data.rows if row.key in chosen)
+    return replace(data, rows=train), replace(data, rows=held_out, notes=())

@@ -1,0 +1,72 @@
+"""A torch dataset of token rows for a causal language model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.utils.data import Dataset
+
+from rmlora.training.answer_tokens import EncodedRow
+
+__all__ = ["IGNORED", "LanguageRows"]
+
+IGNORED = -100
+"""Label of a token whose prediction is not learned."""
+
+Row = dict[str, list[int]]
+
+
+class LanguageRows(Dataset[Row]):
+    """One row each; the collator pads a batch on the right to its longest row.
+
+    Args:
+        rows: with their answers.
+        padding: token to pad with; it is masked.
+    """
+
+    def __init__(self, rows: Sequence[EncodedRow], padding: int) -> None:
+        self._rows = [{"input_ids": row.ids, "labels": _labels(row)} for row in rows]
+        self._padding = padding
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self._rows[index]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Number of tokens in every row."""
+        return [len(row["input_ids"]) for row in self._rows]
+
+    @property
+    def longest(self) -> int:
+        """Index of the row with the most tokens."""
+        lengths = self.lengths
+        return lengths.index(max(lengths))
+
+    @property
+    def answer_tokens(self) -> int:
+        """Number of tokens in all rows that are learned."""
+        return sum(label != IGNORED for row in self._rows for label in row["labels"])
+
+    def collate(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """Return int64 ``input_ids``, ``attention_mask`` and ``labels``, each ``[rows, tokens]``."""
+        ones = [[1] * len(row["input_ids"]) for row in rows]
+        return {
+            "input_ids": _padded([row["input_ids"] for row in rows], self._padding),
+            "attention_mask": _padded(ones, 0),
+            "labels": _padded([row["labels"] for row in rows], IGNORED),
+        }
+
+
+def _labels(row: EncodedRow) -> list[int]:
+    """Return each token that is learned, else :data:`IGNORED`; a row's first token follows nothing."""
+    labels = [token if learned else IGNORED for token, learned in zip(row.ids, row.answer, strict=True)]
+    return [IGNORED, *labels[1:]]
+
+
+def _padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    width = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])

@@ -1,0 +1,172 @@
+"""Training of causal language models: conversations, loss on the answers, perplexity, generated answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rmlora.errors import CheckpointError, ConfigError, TrainingError
+from rmlora.torch_models import TaskModel
+from rmlora.training.answer_metrics import check_metric, score_answers
+from rmlora.training.answer_tokens import EncodedSplit, PromptFormat, encode_split
+from rmlora.training.conversations import Conversations, TextColumns
+from rmlora.training.language_data import load_conversations
+from rmlora.training.table import Reading
+from rmlora.training.task_training import Evaluation, TaskTraining, TrainingData
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import Trainer
+
+    from rmlora.training.features import Examples
+
+__all__ = ["LanguageTraining"]
+
+_SHOWN = 5
+"""Generated answers of a split that the package records."""
+
+
+class LanguageTraining(TaskTraining):
+    """Training for :class:`rmlora.generated_text.GeneratedText`."""
+
+    _format: PromptFormat
+    _splits: Mapping[str, EncodedSplit]
+
+    def load(self) -> TrainingData:
+        """Read conversations."""
+        settings = self.settings
+        check_metric(settings.metric)
+        splits = load_conversations(
+            {"train": settings.train, "validation": settings.validation, "test": settings.test},
+            TextColumns(
+                settings.messages_column, settings.prompt_column, settings.completion_column, settings.text_column
+            ),
+            Reading(skip_empty=settings.skip_empty, encoding=settings.encoding),
+            validation_fraction=settings.validation_fraction,
+            seed=settings.seed,
+        )
+        for data in splits.values():
+            self._check_metric(data)
+        return TrainingData(splits)
+
+    def check_data(self, data: TrainingData, processor: Any) -> TrainingData:
+        """Return the rows as tokens."""
+        self._format = PromptFormat(processor, self.settings.base, raw=self.settings.raw)
+        self._splits = {
+            name: encode_split(
+                rows, self._format, max_length=self.settings.token_limit, skip_long=self.settings.skip_long
+            )
+            for name, rows in data.splits.items()
+        }
+        notes = dict.fromkeys(note for split in self._splits.values() for note in split.notes)
+        return TrainingData(self._splits, notes=tuple(notes))
+
+    def check_model(self, loaded: TaskModel, base: Path) -> None:
+        """Refuse a base without output layer, and one that sees what it is to predict."""
+        if loaded.new_modules:
+            raise CheckpointError(
+                f"The base at {base} has no weights for '{loaded.new_modules[0]}', so it is no language model: give one whose "
+                "config.json names an architecture that ends with ForCausalLM or LMHeadModel."
+            )
+        if _sees_the_future(loaded.model):
+            raise CheckpointError(
+                f"The base at {base} is no causal language model: what it says at a token depends on the tokens after it. Give a "
+                "decoder, such as a Llama, Qwen or GPT-2."
+            )
+
+    def examples(self, data: TrainingData, processor: Any) -> dict[str, Examples]:
+        """Return the rows with the tokens that are learned."""
+        from rmlora.training.language_rows import LanguageRows
+
+        self._padding = self._format.end if processor.pad_token_id is None else int(processor.pad_token_id)
+        return {name: LanguageRows(split.rows, self._padding) for name, split in data.splits.items()}
+
+    def trainer(self, arguments: Mapping[str, Any], examples: Mapping[str, Examples], processor: Any) -> Trainer:
+        """Return a trainer whose loss is a mean over all answer tokens of a step."""
+        from rmlora.training.language_trainer import GroupedLanguageTrainer, LanguageTrainer
+
+        model, metric = arguments["model"], self.settings.metric
+        model.config.use_cache = False  # of no use in training
+        self._model, self._processor = model, processor
+        self._answers: dict[str, list[str]] = {}
+        kind = GroupedLanguageTrainer if self.settings.group_by_length else LanguageTrainer
+        return kind(
+            scores=self._measure if metric else None,
+            at_every_evaluation=self.settings.best_metric not in ("loss", None),
+            **arguments,
+        )
+
+    def evaluate(self, trainer: Trainer, examples: Mapping[str, Examples], split: str) -> Evaluation:
+        """Return loss and perplexity per answer token, and the figures of generated answers."""
+        output: Any = trainer.predict(examples[split], metric_key_prefix=split)
+        names = [*(self._names if self.settings.metric else ()), "loss", "perplexity"]
+        scores = {name: float(output.metrics[f"{split}_{name}"]) for name in names}
+        if scores["loss"] != scores["loss"]:
+            raise TrainingError(f"The trained model's {split} loss is NaN: lower --learning-rate.")
+        tokens: Any = examples[split]
+        return Evaluation(scores, {"answer_tokens": tokens.answer_tokens, **self._samples(split)})
+
+    def metadata(self, model: PeftModel) -> dict[str, Any]:
+        """Return how the base was asked, which generation must do alike."""
+        return {
+            "prompt_format": self._format.kind,
+            "chat_template": self._format.fingerprint,
+            "end_tokens": self._end_tokens(),
+            "max_length": self.settings.token_limit,
+        }
+
+    def _measure(self, split: str) -> dict[str, float]:
+        """Return figures of the answers that the model generates for a split."""
+        from rmlora.training.generate_answers import generate_answers
+
+        if self.settings.metric is None:
+            return {}
+        encoded = self._splits[split]
+        self._answers[split] = generate_answers(
+            self._model, encoded.prompts, self._processor, end=self._end_tokens(), padding=self._padding,
+            batch_size=2 * self.settings.batch_size, max_new_tokens=self.settings.max_new_tokens,
+        )  # fmt: skip
+        scores = score_answers(self.settings.metric, self._answers[split], encoded.references)
+        self._names = tuple(scores)
+        return scores
+
+    def _end_tokens(self) -> list[int]:
+        """Return the tokens that end an answer: the end-of-text token, and what ends the answers of the training data."""
+        last = {row.ids[-1] for row in self._splits["train"].rows if row.answer[-1]} & self._format.special
+        return sorted({self._format.end, *last})
+
+    def _samples(self, split: str) -> dict[str, Any]:
+        if split not in self._answers:
+            return {}
+        encoded, answers = self._splits[split], self._answers[split]
+        return {
+            "answers": [
+                {"prompt": self._processor.decode(prompt), "expected": reference, "generated": answer}
+                for prompt, reference, answer in zip(
+                    encoded.prompts[:_SHOWN], encoded.references[:_SHOWN], answers[:_SHOWN], strict=True
+                )
+            ]
+        }
+
+    def _check_metric(self, data: Conversations) -> None:
+        if self.settings.metric is not None and data.form == "text":
+            raise ConfigError(
+                f"--metric {self.settings.metric} compares answers, and {data.source} holds plain texts without any: leave it out, "
+                "or give prompts with completions."
+            )
+
+
+def _sees_the_future(model: Any) -> bool:
+    """Return True if the output at a token changes with the tokens after it."""
+    import torch
+
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            first = model(input_ids=torch.tensor([[5, 6, 7]])).logits[0, 0].float()
+            second = model(input_ids=torch.tensor([[5, 8, 4]])).logits[0, 0].float()
+    finally:
+        model.train(was_training)
+    return not torch.allclose(first, second, rtol=1e-3, atol=1e-4 * float(first.abs().max()))

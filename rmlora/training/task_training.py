@@ -1,0 +1,99 @@
+"""How the runs of one kind of task differ: data, examples, loss, figures, and what the package records."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rmlora.tasks import Task
+from rmlora.torch_models import TaskModel
+from rmlora.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import Trainer
+
+    from rmlora.training.features import Examples
+
+__all__ = ["Evaluation", "TaskTraining", "TrainingData"]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The data of a run as it was read."""
+
+    splits: Mapping[str, Any]
+    """``train``, ``validation`` and, if there is test data, ``test`` → rows, in the form that the kind of task reads."""
+    labels: tuple[str, ...] = ()
+    """Label names in the order of the head's outputs; empty if there is none."""
+    notes: tuple[str, ...] = ()
+    """Sentences about how the data was read and what was not used."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the kept checkpoint reaches on one split."""
+
+    scores: Mapping[str, float]
+    """Name → figure, the most telling first; ``loss`` is one of them."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """JSON-ready: figures of every label, or some of the generated answers."""
+    warnings: tuple[str, ...] = ()
+    """Sentences about what speaks against trusting the adapter."""
+
+
+class TaskTraining(ABC):
+    """The training of one kind of task. An instance belongs to one run.
+
+    The methods are called in the order in which they stand here.
+
+    Args:
+        settings: of the run.
+        task: of the adapter.
+    """
+
+    def __init__(self, settings: TrainSettings, task: Task) -> None:
+        self.settings, self.task = settings, task
+
+    @abstractmethod
+    def load(self) -> TrainingData:
+        """Read the data and split off validation data if none is given.
+
+        Raises:
+            InputError: data is missing, unreadable, empty or inconsistent; rows are named by their numbers.
+        """
+
+    @abstractmethod
+    def check_data(self, data: TrainingData, processor: Any) -> TrainingData:
+        """Return ``data`` as far as the processor can take it, before the model is loaded.
+
+        Raises:
+            InputError: a row does not fit; it is named by its number.
+        """
+
+    @abstractmethod
+    def check_model(self, loaded: TaskModel, base: Path) -> None:
+        """Raise :class:`CheckpointError` if the base cannot be trained for the task."""
+
+    @abstractmethod
+    def examples(self, data: TrainingData, processor: Any) -> dict[str, Examples]:
+        """Return split → torch dataset with a collator."""
+
+    @abstractmethod
+    def trainer(self, arguments: Mapping[str, Any], examples: Mapping[str, Examples], processor: Any) -> Trainer:
+        """Return the trainer with the task's loss and metrics; ``arguments`` are those that all tasks share."""
+
+    @abstractmethod
+    def evaluate(self, trainer: Trainer, examples: Mapping[str, Examples], split: str) -> Evaluation:
+        """Return what the trained model reaches on a split.
+
+        Raises:
+            TrainingError: its loss is NaN.
+        """
+
+    @abstractmethod
+    def metadata(self, model: PeftModel) -> dict[str, Any]:
+        """Return the fields of ``rmlora.json`` that only this kind of task has."""

@@ -1,0 +1,82 @@
+"""Training SmolLM2-135M: its template's answer tokens, and a short run on commands of a home."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.assets import smollm2, smollm2_gguf
+from benchmarks.realdata.intents import home_commands
+from benchmarks.realdata.split_files import write_splits
+from rmlora.package import load_package
+from rmlora.torch_models import load_adapted
+from rmlora.training.answer_tokens import PromptFormat
+from rmlora.training.conversations import Conversation
+from tests.helpers.cli import run
+
+pytestmark = pytest.mark.e2e
+
+CHAT = (
+    {"role": "user", "content": "What is 2 + 2?"},
+    {"role": "assistant", "content": "4"},
+    {"role": "user", "content": "And a haiku?\n"},
+    {"role": "assistant", "content": "\n Café, naïve 🙂\nends here. "},
+)
+
+
+def test_only_answers_and_their_end_of_turn_are_learned_with_its_template() -> None:
+    tokenizer: Any = AutoTokenizer.from_pretrained(smollm2())
+    form = PromptFormat(tokenizer, "SmolLM2")
+    (row,) = form.encode(Conversation(1, CHAT))
+    text = tokenizer.apply_chat_template(list(CHAT), tokenize=False)
+    assert tokenizer.decode(row.ids) == text.rstrip()
+    begins = [i for i, answer in enumerate(row.answer) if answer and not row.answer[i - 1]]
+    ends = [i + 1 for i, (now, after) in enumerate(pairwise([*row.answer, False])) if now and not after]
+    learned = [tokenizer.decode(row.ids[begin:end]) for begin, end in zip(begins, ends, strict=True)]
+    assert learned == ["4<|im_end|>", f"{CHAT[3]['content']}<|im_end|>"]
+    assert row.ids[: begins[1]] == tokenizer.apply_chat_template(
+        list(CHAT[:3]), tokenize=True, add_generation_prompt=True, return_dict=True
+    )["input_ids"]  # fmt: skip
+    assert form.prompt(Conversation(1, CHAT)) == row.ids[: begins[1]]
+
+
+def test_commands_of_a_home_are_json_with_templates_held_out(tmp_path: Path) -> None:
+    examples = home_commands()
+    assert len(examples) > 2000 and len({example.input for example in examples}) == len(examples)
+    by_sentence = {example.input: json.loads(str(example.label)) for example in examples}
+    assert all("intent" in command for command in by_sentence.values())
+    directory = write_splits("home", tmp_path / "home", limit=600)
+    asked = {
+        name: {json.loads(line)["messages"][1]["content"] for line in (directory / f"{name}.jsonl").open()}
+        for name in ("train", "validation", "test")
+    }
+    template = {example.input: example.group for example in examples}
+    held_out = [{template[sentence] for sentence in sentences} for sentences in asked.values()]
+    assert not held_out[0] & held_out[1] and not held_out[0] & held_out[2] and len(asked["train"]) == 600
+
+
+def test_a_short_run_on_the_gguf_file(tmp_path: Path) -> None:
+    data = write_splits("home", tmp_path / "home", limit=40)
+    lines = (data / "test.jsonl").read_text().splitlines()[:4]
+    (tmp_path / "test.jsonl").write_text("\n".join(lines) + "\n")
+    done = run(
+        "train", "--task", "text-generation", "--base", smollm2_gguf(), "--train", data / "train.jsonl",
+        "--validation", tmp_path / "test.jsonl", "-o", tmp_path / "adapter", "--batch-size", "4", "--epochs", "1",
+        "--learning-rate", "2e-3", "--precision", "bf16", "--metric", "json", "--max-new-tokens", "32", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.stderr
+    scores = json.loads(done.stdout)["metrics"]["validation"]
+    assert scores["loss"] < 1.5  # the base: 2.2
+    assert len(load_package(tmp_path / "adapter").modules) == 30 * 7
+    base: Any = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.float32)
+    ids = torch.tensor([[1, 4093, 198, 2683, 335, 260, 1420, 2, 198]])
+    ours = load_adapted(smollm2(), tmp_path / "adapter")[0](input_ids=ids).logits
+    theirs = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()(input_ids=ids).logits
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
