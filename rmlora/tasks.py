@@ -35,13 +35,6 @@ class Task:
     """PEFT's task type, with which PEFT also saves the head; None if PEFT has none for this task."""
     not_trained: str | None = None
     """Error sentence if ``rmlora-deploy train`` does not train this task; None if it does."""
-    not_exported: str | None = None
-    """Error sentence if there are no bundles for this task, so nothing to predict with or to serve; None if there are."""
-
-    def check_exported(self) -> None:
-        """Raise :class:`ConfigError` if there are no bundles for this task."""
-        if self.not_exported is not None:
-            raise ConfigError(self.not_exported)
 
 
 TASKS: dict[str, Task] = {
@@ -56,12 +49,7 @@ TASKS: dict[str, Task] = {
             not_trained="rmlora-deploy train does not train embeddings: train with sentence-transformers and the "
             "RMLoRACallback, or with anything else that writes PEFT's format, and deploy the adapter from there.",
         ),
-        Task(
-            "text-generation", PromptInputs(), GeneratedText(), "AutoModelForCausalLM", "CAUSAL_LM",
-            not_exported="Adapters for text-generation are trained and merged, but not exported: there are no bundles for them, "
-            "so nothing to predict with or to serve. Merge the adapter into its base with rmlora-deploy merge, and run the result "
-            "with an engine for language models.",
-        ),
+        Task("text-generation", PromptInputs(), GeneratedText(), "AutoModelForCausalLM", "CAUSAL_LM"),
     )
 }  # fmt: skip
 

@@ -32,10 +32,11 @@ from rmlora_deploy.bundles.manifest import Mode, Precision
 from rmlora_deploy.bundles.report import VerificationReport
 from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.exporter.pipeline import export_bundle
-from rmlora_deploy.inference import Classifier, Embedder, open_bundle
+from rmlora_deploy.inference import Classifier, Embedder, Generator, open_bundle
 from rmlora_deploy.verification.compare_bundle import ComparisonInputs, compare_bundle
 from rmlora_deploy.verification.torch_pair import torch_is_installed
 from rmlora_deploy.verification.verify_branches import raise_on_branch_mismatch
+from rmlora_deploy.verification.verify_decoder import raise_on_text_mismatch
 from rmlora_deploy.verification.verify_merged_bundle import raise_on_mismatch
 from rmlora_deploy.verification.verify_merged_graph import verify_merged_graph
 
@@ -295,13 +296,16 @@ def raise_if_failed(report: VerificationReport, bundle: Bundle) -> None:
         report: of :func:`verify`.
         bundle: that was verified.
     """
+    if bundle.task.outputs.kind == "text":
+        raise_on_text_mismatch(report, bundle.precision)
+        return
     (raise_on_branch_mismatch if bundle.mode == "branches" else raise_on_mismatch)(report, bundle.precision)
 
 
 def load(
     path: str | Path, *, provider: str = "cpu", trust_remote_code: bool = False, **options: Any
-) -> Classifier | Embedder:
-    """Open a bundle of any kind, to predict or embed with it; needs no torch.
+) -> Classifier | Embedder | Generator:
+    """Open a bundle of any kind, to predict, embed or generate with it; needs no torch.
 
     Args:
         path: bundle directory, merged or with branches.
@@ -312,7 +316,8 @@ def load(
             :class:`rmlora_deploy.runtime.AdapterSession`.
 
     Returns:
-        a :class:`Classifier` (``predict``) or, for feature-extraction, an :class:`Embedder` (``embed``).
+        a :class:`Classifier` (``predict``), for feature-extraction an :class:`Embedder` (``embed``), or for text-generation a
+        :class:`Generator` (``generate``).
 
     Raises:
         InputError: the directory is not a bundle, or is damaged.

@@ -12,6 +12,7 @@ from typing import Any
 import rmlora.errors
 from rmlora.errors import ConfigError, InputError
 from rmlora_deploy.bench.bench_plan import BatchShape, BenchSettings, Contestant, list_contestants
+from rmlora_deploy.bench.generation_bench import run_generation_bench
 from rmlora_deploy.bench.machine import describe_machine, usable_cores
 from rmlora_deploy.bench.summary import summarize
 from rmlora_deploy.bench.worker_process import Job, run_job
@@ -48,7 +49,8 @@ def run_bench(
         on_progress: called with (contestant, runs done, runs in total).
 
     Returns:
-        ``bundle``, ``environment``, ``settings``, ``contestants`` and ``rows``; see docs/bench.md.
+        ``bundle``, ``environment``, ``settings``, ``contestants`` and ``rows``; see docs/bench.md. A language model's result is
+        that of :func:`rmlora_deploy.bench.generation_bench.run_generation_bench`.
 
     Raises:
         ConfigError: more threads than cores, or texts longer than the model reads.
@@ -57,6 +59,8 @@ def run_bench(
             missing.
         DependencyError: the settings name PyTorch and it is not installed.
     """
+    if bundle.task.outputs.kind == "text":
+        return run_generation_bench(bundle, settings, command=command, on_progress=on_progress)
     cores = usable_cores()
     threads = settings.threads or tuple(count for count in (1, 2) if count <= len(cores))
     if max(threads) > len(cores):

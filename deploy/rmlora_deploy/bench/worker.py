@@ -16,6 +16,7 @@ import numpy as np
 from rmlora.errors import RMLoRAError
 from rmlora_deploy.bench.bench_inputs import random_inputs
 from rmlora_deploy.bench.engines import open_model
+from rmlora_deploy.bench.generation_worker import measure_generation
 from rmlora_deploy.bench.machine import OthersWatch, peak_mb, pin, resident_mb
 from rmlora_deploy.bundles.bundle import Bundle
 
@@ -35,8 +36,10 @@ def main() -> None:
 
 
 def _run(job: Mapping[str, Any]) -> dict[str, Any]:
-    pinned = pin(job["cores"]) if job["cores"] else False
     bundle = Bundle.open(job["bundle"], check_files=False)
+    if bundle.task.outputs.kind == "text":
+        return measure_generation(bundle, job)
+    pinned = pin(job["cores"]) if job["cores"] else False
     batches = [(rows, random_inputs(bundle, rows, tokens, job["seed"])) for rows, tokens in job["shapes"]]
     started = time.perf_counter()
     model = open_model(bundle, job)

@@ -8,6 +8,7 @@
     config.json, LICENSE     of the base
     tokenizer.json … or preprocessor_config.json    the tokenizer or image processor
     reference.safetensors    sample batches and PyTorch's outputs on them, to verify the bundle without torch
+    genai_config.json        of a language model: what onnxruntime_genai loads it by
 
 In mode ``branches`` the graph is the base, ``reference.safetensors`` holds the outputs of the base's graph before branches
 were inserted, and there are two more files for each adapter:
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
     from rmlora_converters.graph.files.onnx_adapter import AdapterArrays
     from rmlora_deploy.runtime import AdapterSession
+    from rmlora_deploy.runtime.decoder.decoder_session import DecoderSession
 
 __all__ = ["MANIFEST_FILE", "MODEL_FILE", "REFERENCE_FILE", "Bundle"]
 
@@ -186,9 +188,7 @@ class Bundle:
     @property
     def task(self) -> Task:
         """The task of the bundle."""
-        task = get_task(self.manifest.task)
-        task.check_exported()
-        return task
+        return get_task(self.manifest.task)
 
     @property
     def pooling(self) -> Pooling | None:
@@ -256,6 +256,26 @@ class Bundle:
 
         self.require_branches()
         session = AdapterSession(self.model_path, provider=provider, **options)
+        for name, entry in self.adapters.items():
+            session.register(name, self.loader(entry))
+        return session
+
+    def decoder_session(self, provider: str = "cpu", **options: Any) -> DecoderSession:
+        """Open the graph of a language model and register all its adapters, each to be read when it is first used.
+
+        Args:
+            provider: execution provider.
+            options: ``threads`` and ``max_active_adapters`` of
+                :class:`rmlora_deploy.runtime.decoder.decoder_session.DecoderSession`.
+
+        Raises:
+            InputError: the graph or its ``genai_config.json`` cannot be used.
+            ConfigError: the provider is not ``cpu``.
+        """
+        from rmlora_deploy.runtime.decoder.decoder_layout import DecoderLayout
+        from rmlora_deploy.runtime.decoder.decoder_session import DecoderSession
+
+        session = DecoderSession(self.model_path, DecoderLayout.read(self.path), provider=provider, **options)
         for name, entry in self.adapters.items():
             session.register(name, self.loader(entry))
         return session

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,8 @@ from rmlora_deploy.bundles.choose_pooling import check_pooling
 from rmlora_deploy.bundles.manifest import PoolingEntry
 from rmlora_deploy.bundles.processor import trained_length
 from rmlora_deploy.bundles.reference import load_reference
-from rmlora_deploy.runtime import AdapterKey, AdapterSession
+from rmlora_deploy.runtime import AdapterKey, AdapterRef, AdapterSession
+from rmlora_deploy.runtime.decoder.decoder_session import DecoderSession
 
 __all__ = ["ConvertedAdapter", "TryOut", "convert_adapter"]
 
@@ -60,22 +61,42 @@ class ConvertedAdapter:
 class TryOut:
     """An open graph with a batch to try adapters on, and the base's output for it."""
 
-    session: AdapterSession
-    batch: Arrays
+    session: AdapterSession | DecoderSession
+    outputs: Callable[[AdapterKey], AnyArray]
+    """Runs the batch with a registered adapter."""
     base: AnyArray
     """The base's output, ``[rows, n]``."""
     precision: str
     """Precision of the graph, for error messages."""
 
     @classmethod
-    def of(cls, bundle: Bundle, session: AdapterSession | None = None) -> TryOut:
+    def of(cls, bundle: Bundle, session: AdapterSession | DecoderSession | None = None) -> TryOut:
         """Return one that uses the first reference batch of ``bundle``; None opens a session on its graph.
 
         Raises:
             InputError: the reference batches or the graph cannot be read.
         """
         batches, base = load_reference(bundle.path / REFERENCE_FILE)
-        return cls(session or bundle.adapter_session(), batches[0], base[0], bundle.precision)
+        if session is None:
+            session = bundle.decoder_session() if bundle.manifest.decoder is not None else bundle.adapter_session()
+        if isinstance(session, DecoderSession):
+            return cls._of_text(session, batches[0], base[0], bundle.precision)
+        opened = session
+
+        def outputs(key: AdapterKey) -> AnyArray:
+            return np.stack(opened.run(batches[0], key))
+
+        return cls(session, outputs, base[0], bundle.precision)
+
+    @classmethod
+    def _of_text(cls, session: DecoderSession, batch: Arrays, base: AnyArray, precision: str) -> TryOut:
+        """Return one that computes the last logits of a text; ``base`` is ``[1, positions, vocabulary]``."""
+        tokens = batch["input_ids"][0].tolist()
+
+        def outputs(key: AdapterKey) -> AnyArray:
+            return session.logits(tokens, AdapterRef(key), start=-1)
+
+        return cls(session, outputs, base[0, -1:], precision)
 
     def check(self, name: str, arrays: Mapping[str, AnyArray]) -> None:
         """Run the batch with an adapter.
@@ -86,7 +107,7 @@ class TryOut:
         key = AdapterKey(name, -next(_attempts))  # unique, so an adapter of the same name keeps serving its rows
         self.session.register(key, lambda: arrays)
         try:
-            got = np.stack(self.session.run(self.batch, key))
+            got = self.outputs(key)
         finally:
             self.session.unload(key)
         if not np.isfinite(got).all():

@@ -30,8 +30,22 @@ __all__ = [
 ]
 
 _MODEL_FILES = (MODEL_FILE, f"{MODEL_FILE}.data")
-_TOOLS = ("torch", "transformers", "peft", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "optimum", "optimum-onnx")
-_BUILDS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
+_TOOLS = (
+    "torch",
+    "transformers",
+    "peft",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-genai",
+    "optimum",
+    "optimum-onnx",
+)
+_BUILDS = {
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "onnxruntime-genai": ("onnxruntime-genai", "onnxruntime-genai-cuda"),
+}
 """Package → the distributions that install it, one of them at a time."""
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "AdapterEntry",
     "AdapterSource",
     "BaseEntry",
+    "DecoderEntry",
     "Layer",
     "Manifest",
     "Mode",
@@ -106,7 +107,7 @@ class Optimization(_Entry):
     """How far the graph was optimized."""
 
     level: str
-    """``ort-fusions``, ``folded``, or ``as given``."""
+    """``ort-fusions``, ``folded``, ``as given``, or ``as built`` by the GenAI builder."""
     reason: str | None = None
     """Why it was not optimized further; None if it was."""
 
@@ -130,6 +131,19 @@ class QuantizationEntry(_Entry):
     """Mean error of the output, relative to float32's, on inputs that were held out of the calibration."""
     reason: str | None = None
     """Why the ranges of every batch are used although data was given; None if they are not, or there was none."""
+
+
+class DecoderEntry(_Entry):
+    """A language model: how it was built, and how much text it holds."""
+
+    built_for: str
+    """Execution provider that the graph was built for."""
+    recipe: str | None = None
+    """The builder's recipe for rounding the weights; None for its default."""
+    context_length: Annotated[int, Field(ge=1, lt=2**31)]
+    """Tokens of the longest text, prompt and answer together."""
+    chat: bool
+    """True if a prompt becomes the user's message of a chat."""
 
 
 class PoolingEntry(_Entry):
@@ -223,6 +237,8 @@ class Manifest(_Entry):
     precision: Precision
     quantization: QuantizationEntry | None = None
     """Of a merged int8 graph; None for any other."""
+    decoder: DecoderEntry | None = None
+    """Of a language model; None for any other."""
     exporter: str | None = None
     optimization: Optimization | None = None
     base: BaseEntry | None = None

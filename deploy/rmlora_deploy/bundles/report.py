@@ -15,6 +15,8 @@ __all__ = [
     "Evaluation",
     "LayerMismatch",
     "MixedReport",
+    "Perplexity",
+    "TextReport",
     "Tolerance",
     "VerificationReport",
     "keep_reports",
@@ -38,6 +40,10 @@ class Tolerance(_Part):
     """Least cosine of a row's two vectors; for vectors it replaces ``rms_error`` and ``agreement``."""
     metric_loss: float
     """How much of the metric may be lost on evaluation data; one example more or less never counts as a loss."""
+    absolute_error: float | None = None
+    """Difference of a logit that is accepted whatever the largest one is; None for none."""
+    perplexity: float | None = None
+    """Largest ratio of the graph's perplexity to PyTorch's; None for models that do not generate text."""
 
     def accepts_metric(self, expected: float, got: float, examples: int) -> bool:
         """Return True if a metric that fell from ``expected`` to ``got`` over ``examples`` is acceptable."""
@@ -74,6 +80,35 @@ class Evaluation(_Part):
     """The metric of PyTorch with PEFT; None if PyTorch was not installed."""
 
 
+class TextReport(_Part):
+    """Texts that the graph and PyTorch continue, both taking the likeliest token each time."""
+
+    prompts: int
+    identical: int
+    """Prompts with the same answer."""
+    ties: int
+    """Prompts whose answers part where PyTorch's two likeliest tokens are as close as the accepted difference."""
+    tokens: int
+    """Tokens of PyTorch's answers."""
+
+    @property
+    def agree(self) -> bool:
+        """True if no answer is another one than PyTorch's, ties aside."""
+        return self.identical + self.ties == self.prompts
+
+
+class Perplexity(_Part):
+    """How surprised a model is by a text: the exponential of the mean negative log-probability of its tokens."""
+
+    data: str
+    """Name of the file, or ``built-in text``."""
+    tokens: int
+    """Tokens that were predicted."""
+    onnx: FiniteFloat
+    pytorch: FiniteFloat | None = None
+    """Of PyTorch with PEFT in float32; None if PyTorch was not installed."""
+
+
 class LayerMismatch(_Part):
     """The first layer whose tensor differs from PyTorch's."""
 
@@ -90,6 +125,8 @@ class AdapterReport(_Part):
     pytorch_merged: Comparison | None = None
     """How far PyTorch's merged model is from PyTorch with PEFT's layers: the error of merging itself."""
     evaluation: Evaluation | None = None
+    texts: TextReport | None = None
+    perplexity: Perplexity | None = None
     passed: bool
 
 
@@ -124,6 +161,10 @@ class VerificationReport(_Part):
     first_mismatch: LayerMismatch | None = None
     """None if layers were compared and none could be named; never set if they were not compared."""
     evaluation: Evaluation | None = None
+    texts: TextReport | None = None
+    """Of a merged language model."""
+    perplexity: Perplexity | None = None
+    """Of a merged language model."""
     base: BaseReport | None = None
     adapters: dict[str, AdapterReport] | None = None
     mixed: MixedReport | None = None

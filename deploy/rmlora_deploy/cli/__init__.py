@@ -27,6 +27,7 @@ _COMMANDS = {
     "verify": "Compare a bundle with PyTorch and PEFT.",
     "bench": "Measure a bundle on every execution provider.",
     "predict": "Classify or embed inputs with a bundle, without torch.",
+    "generate": "Continue a prompt with a language model's bundle, without torch.",
     "serve": "Serve bundles over HTTP, batched across adapters.",
     "loadtest": "Put load on a server and measure its answers.",
     "inspect": "Show an adapter or a bundle.",

@@ -21,15 +21,16 @@ def show_adapters(console: Console, bundle: Bundle) -> None:
     verified = {
         name: row for report in reversed(bundle.manifest.verifications) for name, row in (report.adapters or {}).items()
     }
-    table = Table("adapter", "labels", "rank", "modules", "MB", "differs from PyTorch by")
-    for column in table.columns[2:]:
+    labeled = bundle.task.outputs.has_labels
+    table = Table("adapter", *(["labels"] if labeled else []), "rank", "modules", "MB", "differs from PyTorch by")
+    for column in table.columns[-4:]:
         column.justify = "right"
     for name, entry in bundle.adapters.items():
         labels = ", ".join(entry.labels[:_SHOWN]) + (" …" if len(entry.labels) > _SHOWN else "")
         measured = f"{verified[name].onnx.max_relative_error:.1e}" if name in verified else "not verified"
         table.add_row(
             name,
-            labels,
+            *([labels] if labeled else []),
             str(entry.rank),
             str(entry.modules),
             f"{entry.bytes / 1e6:.2f}",

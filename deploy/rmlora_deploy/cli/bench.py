@@ -93,6 +93,7 @@ def command(
     with their range. PyTorch runs the merged model with SDPA in inference mode, with the same number of threads. A bundle
     with branches is measured with no adapter, with its first adapter, and with a different adapter for each row; PyTorch
     then runs the first adapter merged. Engines and providers that this machine lacks are listed as not measured.
+    A language model is measured in ONNX Runtime alone: time to the first token, and tokens a second.
     docs/bench.md explains every figure.
 
     \b
@@ -120,6 +121,9 @@ def command(
     if plot is not None:
         check_plot_path(plot)
     opened = Bundle.open(bundle)
+    writes_text = opened.task.outputs.kind == "text"
+    if plot is not None and writes_text:
+        raise ConfigError(f"{bundle} is for {opened.task.name}, whose figures are not plotted: leave --plot out.")
     with ProgressDisplay(console, "starting", noun="measurement") as display:
         result = run_bench(
             opened,
@@ -136,7 +140,7 @@ def command(
     if as_json:
         print_json(result)
     else:
-        _show(console, result)
+        (_show_generation if writes_text else _show)(console, result)
         for path in filter(None, (output, plot)):
             console.print(f"Written: {path}")
 
@@ -176,6 +180,32 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
         f"{machine['processor']}, {counted(machine['cores'], 'core')}. Medians over {counted(settings['rounds'], 'round')} in new "
         "processes, in alternating order, with their range; load and memory are those of the whole process, libraries "
         "included; 'differs by' is the largest difference from PyTorch's outputs, relative to their largest value.",
+        style="dim",
+    )
+
+
+def _show_generation(console: Console, result: Mapping[str, Any]) -> None:
+    """Print the figures of a language model."""
+    table = _table(
+        "adapters", "threads", "rows × prompt", "first token ms (range)", "tokens/s (range)", "load s", "MB peak"
+    )
+    for row in result["rows"]:
+        low, high = row["tokens_per_second_range"]
+        table.add_row(
+            row["name"],
+            str(row["threads"]),
+            str(BatchShape(row["rows"], row["tokens"])),
+            f"{_ms(row['first_token_ms'])} ({'–'.join(map(_ms, row['first_token_ms_range']))})",
+            f"{row['tokens_per_second']:,.1f} ({low:,.1f}–{high:,.1f})",
+            f"{row['load_seconds']:.2f}",
+            "–" if row["peak_mb"] is None else f"{row['peak_mb']:,.0f}",
+        )
+    console.print(table)
+    machine, settings = result["environment"], result["settings"]
+    console.print(
+        f"{machine['processor']}, {counted(machine['cores'], 'core')}. Medians over {counted(settings['rounds'], 'round')} in new "
+        f"processes, with their range: the time until every row has its first token, and the tokens of all rows together in a "
+        f"second, over {settings['new_tokens']} tokens a row after the first.",
         style="dim",
     )
 

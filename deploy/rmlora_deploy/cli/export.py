@@ -84,6 +84,12 @@ __all__ = ["command"]
     help="Bits of int8 weights. 7 is for x86 processors without VNNI, on which 8 bits are slower.  [default: 8]",
 )
 @click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda"]),
+    help="Language models: execution provider that the graph is built for; other graphs run on every one.  [default: cuda for "
+    "fp16, else cpu]",
+)
+@click.option(
     "--exporter",
     type=click.Choice(["torch", "optimum"]),
     default="torch",

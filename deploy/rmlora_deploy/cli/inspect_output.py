@@ -29,6 +29,8 @@ _ANSWERS = {
     "none": "numbers (regression)",
 }
 """Function that turns scores into answers → what the answers are."""
+_KEY_VALUES = ("past_key_values.", "present.")
+"""How the names of a language model's cache begin."""
 _MEASURES = ("numerical", "stable", "effective")
 
 
@@ -126,6 +128,7 @@ def show_bundle(console: Console, bundle: Bundle) -> None:
                 **({"answers": _ANSWERS[function]} if function is not None else {}),
                 **({"pooling": str(bundle.pooling)} if bundle.pooling is not None else {}),
                 "precision": f"{facts['precision']}, {facts['mode']}",
+                **_decoder(bundle),
                 "graph": f"{facts['nodes']} nodes, opset {model['opset']}, {model['bytes'] / 1e6:.1f} MB",
                 "operators": operators,
                 "base": facts["base"]["source"],
@@ -136,9 +139,12 @@ def show_bundle(console: Console, bundle: Bundle) -> None:
     )
     values = Table("", "name", "type", "shape")
     for role in ("inputs", "outputs"):
-        for item in model[role]:
+        kept = [item for item in model[role] if not item["name"].startswith(_KEY_VALUES)]
+        for item in kept:
             shape = " × ".join(str(side) for side in item["shape"])
             values.add_row(role.removesuffix("s"), item["name"], item["dtype"], shape)
+        if hidden := len(model[role]) - len(kept):
+            values.add_row(role.removesuffix("s"), f"keys and values of {hidden // 2} layers", "", "")
     console.print(values)
     if bundle.mode == "branches":
         show_adapters(console, bundle)
@@ -148,6 +154,19 @@ def show_bundle(console: Console, bundle: Bundle) -> None:
         show_earlier(console, bundle.manifest.earlier_verifications)
     else:
         console.print(colored("Not verified:", "yellow", " run  rmlora-deploy verify  before you rely on this bundle."))
+
+
+def _decoder(bundle: Bundle) -> dict[str, str]:
+    """Return the rows about a language model; none for other bundles."""
+    entry = bundle.manifest.decoder
+    if entry is None:
+        return {}
+    recipe = f", recipe {entry.recipe}" if entry.recipe is not None else ""
+    return {
+        "built": f"by ONNX Runtime GenAI's builder for {entry.built_for}{recipe}; loads in onnxruntime_genai as it is",
+        "texts": f"of at most {entry.context_length} tokens, prompt and answer together",
+        "prompts": "become the user's message of a chat" if entry.chat else "are continued as they are",
+    }
 
 
 def _files(sizes: Mapping[str, int]) -> Table:

@@ -27,7 +27,8 @@ __all__ = ["command"]
 
 _TABLES = {".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"}
 """Endings of data files, whose lines are more than texts."""
-_Loader = Callable[[Path], Classifier | Embedder]
+_Loader = Callable[[Path], Any]
+"""Opens a bundle: a :class:`Classifier` or an :class:`Embedder`."""
 
 
 @click.command("predict")
@@ -126,6 +127,10 @@ class _Columns:
 def _open_columns(paths: Mapping[str, Path], adapters: Sequence[str], loader: _Loader) -> list[_Columns]:
     """Open every bundle; errors before any is asked if they cannot be asked together."""
     bundles = {name: Bundle.open(path, check_files=False) for name, path in paths.items()}
+    if writer := next((bundle for bundle in bundles.values() if bundle.task.outputs.kind == "text"), None):
+        raise ConfigError(
+            f"{writer.path} is for {writer.task.name}, not for labels or vectors: ask it with  rmlora-deploy generate."
+        )
     _refuse_mixture(bundles)
     if adapters and all(bundle.mode == "merged" for bundle in bundles.values()):
         raise ConfigError("--adapter is for bundles made with --mode branches; this one has its adapter merged.")

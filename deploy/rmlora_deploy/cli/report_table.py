@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rmlora.wording import counted
-from rmlora_deploy.bundles.report import Comparison, VerificationReport
+from rmlora_deploy.bundles.report import AdapterReport, Comparison, Perplexity, TextReport, VerificationReport
 from rmlora_deploy.cli.console import colored
 
 __all__ = ["show_earlier", "show_report"]
@@ -42,6 +42,8 @@ def show_report(console: Console, report: VerificationReport) -> None:
                 "verify where PyTorch is installed).",
             )
         )
+    for name, part in _text_parts(report):
+        _show_texts(console, name, part.texts, part.perplexity)
     evaluations = [report.evaluation, *(row.evaluation for row in (report.adapters or {}).values())]
     for scores in evaluations:
         if scores is not None:
@@ -50,6 +52,27 @@ def show_report(console: Console, report: VerificationReport) -> None:
                 f"{scores.metric[0].upper()}{scores.metric[1:]} on {counted(scores.examples, 'example')} of {scores.data}: {torch_score}"
                 f"ONNX Runtime {scores.onnx:.4f}."
             )
+
+
+def _text_parts(report: VerificationReport) -> Iterator[tuple[str, VerificationReport | AdapterReport]]:
+    """Yield the parts of a report that may say how texts were continued, each with its adapter's name."""
+    yield "", report
+    yield from (report.adapters or {}).items()
+
+
+def _show_texts(console: Console, adapter: str, texts: TextReport | None, perplexity: Perplexity | None) -> None:
+    """Print how a language model's texts compare with PyTorch's."""
+    who = f"{adapter}: " if adapter else ""
+    if texts is not None:
+        ties = f", {texts.ties} part at a tie" if texts.ties else ""
+        console.print(
+            f"{who}{texts.identical} of {counted(texts.prompts, 'prompt')} continued as by PyTorch{ties} (the likeliest token each time)."
+        )
+    if perplexity is not None:
+        before = f"PyTorch in float32 {perplexity.pytorch:.2f}, " if perplexity.pytorch is not None else ""
+        console.print(
+            f"{who}perplexity on {counted(perplexity.tokens, 'token')} of {perplexity.data}: {before}ONNX Runtime {perplexity.onnx:.2f}."
+        )
 
 
 def show_earlier(console: Console, reports: Sequence[VerificationReport]) -> None:

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from rmlora.config import PRESETS, RMLoRAConfig
 from rmlora.errors import ConfigError
-from rmlora.tasks import TASKS, get_task
+from rmlora.tasks import TASKS
 from rmlora.training.settings import BestMetric, Metric
 from rmlora_deploy import api
 from rmlora_deploy.cli.console import json_option, make_console, print_json
@@ -176,7 +176,6 @@ def command(resume: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
     console = make_console(as_json=as_json)
     config = _method(flags)
     words = {name: flags[name] for name in ("base", "revision")}
-    exported = get_task(flags["task"]).not_exported is None
     result = api.train(
         flags.pop("base"), flags.pop("train_data"), flags.pop("output"), config=config, console=console, resume=resume,
         overwrite=overwrite, **flags,
@@ -186,7 +185,7 @@ def command(resume: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
     if as_json:
         print_json({**dataclasses.asdict(result), "output": str(result.output)})
         return
-    show_result(console, result, next_command(result.output, words, exported=exported))
+    show_result(console, result, next_command(result.output, words))
 
 
 def _method(flags: dict[str, Any]) -> RMLoRAConfig:

@@ -48,19 +48,15 @@ def show_result(console: Console, result: TrainResult, suggestion: str) -> None:
     console.print(f"  {suggestion}", soft_wrap=True)
 
 
-def next_command(output: Path, settings: Mapping[str, Any], *, exported: bool) -> str:
-    """Return the command that exports the adapter at ``output`` or, for tasks without bundles, merges it.
+def next_command(output: Path, settings: Mapping[str, Any]) -> str:
+    """Return the command that exports the adapter at ``output``.
 
     Args:
         output: directory of the adapter.
         settings: ``base`` and ``revision`` of the run.
-        exported: there are bundles for the task.
     """
     revision = ["--revision", settings["revision"]] if settings["revision"] else []
-    if not exported:
-        words = ["merge", settings["base"], str(output), *revision, "--output", f"{output}-merged"]
-    else:
-        words = ["export", settings["base"], "--adapter", str(output), *revision, "--output", f"{output}-bundle"]
+    words = ["export", settings["base"], "--adapter", str(output), *revision, "--output", f"{output}-bundle"]
     return shlex.join(["rmlora-deploy", *words])
 
 

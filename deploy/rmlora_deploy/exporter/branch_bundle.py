@@ -48,7 +48,7 @@ from rmlora_deploy.verification.sample_batches import make_sample_batches, sampl
 from rmlora_deploy.verification.torch_pair import TorchPair, torch_is_installed
 from rmlora_deploy.verification.verify_branches import raise_on_branch_mismatch, verify_branches
 
-__all__ = ["export_branches"]
+__all__ = ["check_written", "export_branches", "read_adapter"]
 
 _SEED = 0
 """Seed of the head given to a base that has none; adapters replace this head, and no output ever comes from it."""
@@ -107,7 +107,7 @@ def _load(settings: ExportSettings, on_progress: Callable[[str], None]) -> Expor
     for name in settings.adapters:
         check_name(name)
     checkpoint = Checkpoint(resolve_base(settings.base, revision=settings.revision))
-    adapters = {name: _read_adapter(path, checkpoint, settings) for name, path in settings.adapters.items()}
+    adapters = {name: read_adapter(path, checkpoint, settings) for name, path in settings.adapters.items()}
     if not adapters:
         raise ConfigError(
             "--mode branches needs at least one --adapter NAME=PATH: the adapters decide which modules get branches."
@@ -120,7 +120,7 @@ def _load(settings: ExportSettings, on_progress: Callable[[str], None]) -> Expor
     return replace(plan, adapters=used)
 
 
-def _read_adapter(path: Path, checkpoint: Checkpoint, settings: ExportSettings) -> Adapter:
+def read_adapter(path: Path, checkpoint: Checkpoint, settings: ExportSettings) -> Adapter:
     """Return the adapter at ``path``, with the names of the modules in memory and without copies of the base's weights."""
     adapter = load_package(path)
     check_base(adapter, checkpoint, allow_mismatch=settings.allow_base_mismatch)
@@ -253,12 +253,12 @@ def _insert_branches(
     digests = weight_digests(plan.checkpoint, targets.modules)
     lora_inputs = insert_branches(model, targets, base_weights=digests)
     save_in_precision(model, target, precision, scratch=scratch, bits=bits)
-    _check_written(target, lora_inputs)
+    check_written(target, lora_inputs)
     outputs = graph_logits(create_session(plain, called=plan.settings.graph))
     return lora_inputs, [outputs(batch) for batch in base.batches]
 
 
-def _check_written(graph: Path, lora_inputs: LoraInputs) -> None:
+def check_written(graph: Path, lora_inputs: LoraInputs) -> None:
     """Raise :class:`AdapterError` if a pass lost a LoRA input of ``graph``, or their description."""
     written = load_model(graph)
     check_lora_inputs(written, lora_inputs)

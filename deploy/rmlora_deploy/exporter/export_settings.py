@@ -25,6 +25,9 @@ class ExportSettings:
     """Bundle directory to write."""
     mode: Mode = "merged"
     precision: Precision = "fp32"
+    provider: str | None = None
+    """Execution provider that a language model's graph is built for; None takes ``cuda`` for fp16, else ``cpu``. Other graphs run
+    on any."""
     exporter: str = "torch"
     """``torch`` or ``optimum``."""
     opset: int | None = None

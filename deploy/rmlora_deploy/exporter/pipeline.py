@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
-from rmlora.errors import ConfigError, ParityError, require
+from rmlora.errors import ConfigError, InputError, ParityError, require
+from rmlora.package import load_package
 from rmlora.storage import refuse_existing
+from rmlora.tasks import TASKS
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.exporter.export_settings import ExportSettings
 
@@ -42,15 +45,41 @@ def export_bundle(settings: ExportSettings, *, on_progress: Callable[[str], None
         )
     _check_int8(settings)
     try:
-        if settings.mode == "merged":
-            from rmlora_deploy.exporter.merged_bundle import export_merged
-
-            return export_merged(settings, on_progress=report_progress)
-        from rmlora_deploy.exporter.branch_bundle import export_branches
-
-        return export_branches(settings, on_progress=report_progress)
+        return _exporter(settings)(settings, on_progress=report_progress)
     except ParityError as error:
         raise ParityError(f"{error} No bundle was written.") from None
+
+
+def _exporter(settings: ExportSettings) -> Callable[..., Bundle]:
+    """Return what exports these adapters: it depends on the kind of their outputs, and on the mode.
+
+    Raises:
+        ConfigError: an option goes with another kind of model.
+    """
+    if _generates_text(settings):
+        from rmlora_deploy.exporter.decoder.decoder_bundle import export_decoder
+
+        return export_decoder
+    if settings.provider is not None:
+        raise ConfigError(
+            "--provider chooses what a language model's graph is built for; other graphs run on every provider."
+        )
+    if settings.mode == "merged":
+        from rmlora_deploy.exporter.merged_bundle import export_merged
+
+        return export_merged
+    from rmlora_deploy.exporter.branch_bundle import export_branches
+
+    return export_branches
+
+
+def _generates_text(settings: ExportSettings) -> bool:
+    """Return True if the first adapter is for text; the exporters say what is wrong with one that cannot be read."""
+    name = settings.task
+    if name is None and settings.adapters:
+        with suppress(InputError):
+            name = load_package(next(iter(settings.adapters.values()))).task
+    return name in TASKS and TASKS[name].outputs.kind == "text"
 
 
 def _check_int8(settings: ExportSettings) -> None:

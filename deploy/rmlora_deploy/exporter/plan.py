@@ -28,7 +28,7 @@ from rmlora_deploy.exporter.calibration import CalibrationData
 from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.verification.evaluation import EvaluationData, read_evaluation
 
-__all__ = ["ExportPlan", "complete_bundle", "make_plan"]
+__all__ = ["ExportPlan", "common_task", "complete_bundle", "make_plan"]
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def make_plan(
         CheckpointError: the base's configuration cannot be used.
         InputError: the evaluation data cannot be used.
     """
-    task = _common_task(settings, adapters)
+    task = common_task(settings, adapters)
     adapters = {
         name: complete_labels(adapter, task, checkpoint.config, settings.labels) for name, adapter in adapters.items()
     }
@@ -178,15 +178,14 @@ def complete_bundle(bundle: Bundle, plan: ExportPlan, adapters: Mapping[str, Ada
         record_adapter_directory(bundle.manifest, entry, plan.settings.adapters[name])
 
 
-def _common_task(settings: ExportSettings, adapters: Mapping[str, Adapter]) -> Task:
+def common_task(settings: ExportSettings, adapters: Mapping[str, Adapter]) -> Task:
     """Return the task of all adapters.
 
     Raises:
-        ConfigError: an adapter does not record its task, or there are no bundles for it.
+        ConfigError: an adapter does not record its task.
         AdapterError: the adapters are for different tasks.
     """
     (first, task), *others = ((name, task_of(adapter, settings.task)) for name, adapter in adapters.items())
-    task.check_exported()
     for name, other in others:
         if other != task:
             raise AdapterError(

@@ -1,4 +1,4 @@
-"""Asking a bundle: labels for inputs, or vectors for texts; ``opened_bundle`` runs both."""
+"""Asking a bundle: labels for inputs, vectors for texts, or text that continues prompts."""
 
 from pathlib import Path
 from typing import Any
@@ -6,18 +6,23 @@ from typing import Any
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.inference.classifier import Classifier
 from rmlora_deploy.inference.embedder import Embedder
+from rmlora_deploy.inference.generator import Generated, Generator
 from rmlora_deploy.inference.prediction import Prediction
 
-__all__ = ["Classifier", "Embedder", "Prediction", "open_bundle"]
+__all__ = ["Classifier", "Embedder", "Generated", "Generator", "Prediction", "open_bundle"]
 
 
 def open_bundle(
     path: Path | str, *, provider: str = "cpu", trust_remote_code: bool = False, **options: Any
-) -> Classifier | Embedder:
+) -> Classifier | Embedder | Generator:
     """Open a bundle of any kind with the class for its task; arguments and errors as those of the classes."""
     kind = _KINDS[Bundle.open(path, check_files=False).task.outputs.kind]
     return kind.open(path, provider=provider, trust_remote_code=trust_remote_code, **options)
 
 
-_KINDS: dict[str, type[Classifier] | type[Embedder]] = {"scores": Classifier, "vector": Embedder}
+_KINDS: dict[str, type[Classifier] | type[Embedder] | type[Generator]] = {
+    "scores": Classifier,
+    "vector": Embedder,
+    "text": Generator,
+}
 """Kind of a task's outputs → the class that asks for them."""

@@ -33,6 +33,7 @@ from rmlora_deploy.serving.models import ServedModel
 from rmlora_deploy.serving.queue import Row
 from rmlora_deploy.serving.scratch import Scratch
 from rmlora_deploy.serving.serve_settings import ServeSettings
+from rmlora_deploy.serving.served_tasks import check_served
 
 __all__ = ["Registry"]
 
@@ -73,6 +74,7 @@ class Registry:
         if name in self.runners:
             raise ConfigError(f"Two bundles are called '{name}': serve them as NAME=PATH with different names.")
         with opening(path) as bundle:
+            check_served(bundle)
             runner = ModelRunner(name, bundle, self.settings, self._observe)
         self.runners[name] = runner
         if runner.answers_alone:

@@ -12,7 +12,7 @@ from rmlora.outputs import Outputs
 from rmlora.scoring import Scoring
 from rmlora_deploy.bundles.report import Comparison, Tolerance
 
-__all__ = ["TOLERANCES", "accepted", "compare", "mismatch", "within"]
+__all__ = ["TEXT_TOLERANCES", "TOLERANCES", "accepted", "compare", "mismatch", "within"]
 
 
 def _tolerance(relative: float, rms: float, agreement: float, cosine: float, metric: float) -> Tolerance:
@@ -33,6 +33,27 @@ TOLERANCES: dict[str, Tolerance] = {
     "int4": _tolerance(1.5, 3.5e-1, 0.80, 0.85, 0.03),
 }
 """Precision → accepted differences."""
+
+
+def _of_text(
+    relative: float, rms: float, agreement: float, perplexity: float, absolute: float | None = None
+) -> Tolerance:
+    return Tolerance(
+        relative_error=relative, rms_error=rms, agreement=agreement, cosine=0.0, metric_loss=0.0, absolute_error=absolute,
+        perplexity=perplexity,
+    )  # fmt: skip
+
+
+TEXT_TOLERANCES: dict[str, Tolerance] = {
+    # Logits of language models reach 30 and more; the same sums in another order differ by 1e-4 on SmolLM2.
+    "fp32": _of_text(1e-5, 1e-5, 0.99, 1.001, 3e-4),
+    "fp16": _of_text(2e-2, 1e-2, 0.97, 1.01),
+    # Weights in 8 bits, and activations too while they are multiplied: perplexity decides.
+    "int8": _of_text(1.0, 1.5e-1, 0.85, 1.05),
+    # Weights in 4 bits lose much in small models; the report says how much, and only a broken graph is refused.
+    "int4": _of_text(1.5, 1.0, 0.40, 1.60),
+}
+"""Precision → accepted differences of a language model's logits, and of its perplexity."""
 
 
 def accepted(precision: str, computed_in: str | None = None) -> Tolerance:
@@ -101,7 +122,7 @@ def mismatch(measured: Comparison, tolerance: Tolerance) -> str | None:
     if measured.not_finite:
         what = "logits" if cosine is None else "components"
         return f"gives {measured.not_finite} {what} that are NaN or infinite"
-    if measured.max_relative_error <= tolerance.relative_error and _alike(measured, tolerance):
+    if _close(measured, tolerance) and _alike(measured, tolerance):
         return None
     largest = "logit" if cosine is None else "component"
     how = (
@@ -114,6 +135,12 @@ def mismatch(measured: Comparison, tolerance: Tolerance) -> str | None:
     if measured.argmax_agreement is None:
         return how
     return f"{how}, and agrees on {measured.argmax_agreement:.1%} of the choices (at least {tolerance.agreement:.0%})"
+
+
+def _close(measured: Comparison, tolerance: Tolerance) -> bool:
+    """Return True if the largest difference is accepted: in relation to the largest output, or by itself."""
+    small = tolerance.absolute_error is not None and measured.max_abs_error <= tolerance.absolute_error
+    return small or measured.max_relative_error <= tolerance.relative_error
 
 
 def _alike(measured: Comparison, tolerance: Tolerance) -> bool:

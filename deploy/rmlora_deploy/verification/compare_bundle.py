@@ -14,8 +14,10 @@ from rmlora.training.data import Columns
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.report import VerificationReport
 from rmlora_deploy.verification.evaluation import EvaluationData, read_evaluation
-from rmlora_deploy.verification.torch_pair import TorchPair, load_torch_pair
+from rmlora_deploy.verification.torch_decoder import TorchDecoder
+from rmlora_deploy.verification.torch_pair import TorchPair, load_recorded, load_torch_pair
 from rmlora_deploy.verification.verify_branches import verify_branches
+from rmlora_deploy.verification.verify_decoder import DecoderData, verify_decoder
 from rmlora_deploy.verification.verify_merged_bundle import verify_bundle
 
 __all__ = ["ComparisonInputs", "compare_bundle"]
@@ -47,19 +49,55 @@ def compare_bundle(
         InputError: the bundle, its base or an adapter cannot be used.
         ProviderError: the provider is not available.
     """
+    if bundle.task.outputs.kind == "text":
+        return _compare_texts(bundle, inputs, provider)
     return (_compare_branches if bundle.mode == "branches" else _compare_merged)(bundle, inputs, provider)
+
+
+def _compare_texts(
+    bundle: Bundle, inputs: ComparisonInputs, provider: str
+) -> tuple[VerificationReport, dict[str, list[np.ndarray]]]:
+    """Compare a language model."""
+    paths: Mapping[str | None, str]
+    sources: Mapping[str | None, str]
+    if bundle.mode == "branches":
+        paths = dict(_by_name(bundle, "adapters", inputs.adapters).items())
+        sources = dict(_by_name(bundle, "data", inputs.data).items())
+    else:
+        _refuse_mappings(bundle, inputs)
+        paths = {None: str(inputs.adapters)} if inputs.adapters else {}
+        sources = {None: str(inputs.data)} if inputs.data else {}
+
+    def torch_of(name: str | None) -> TorchDecoder:
+        path = Path(paths[name]) if name in paths else None
+        return TorchDecoder(
+            load_recorded(bundle, inputs.base, path, name=name), f"the adapter '{name}'" if name else "the adapter"
+        )
+
+    report, expected = verify_decoder(
+        bundle,
+        torch_of if inputs.with_torch else None,
+        {name: DecoderData(source, inputs.columns) for name, source in sources.items()},
+        provider=provider,
+    )
+    return report, {name: logits for name, logits in expected.items() if name is not None}
 
 
 def _compare_merged(
     bundle: Bundle, inputs: ComparisonInputs, provider: str
 ) -> tuple[VerificationReport, dict[str, list[np.ndarray]]]:
-    for what, given in (("adapter", inputs.adapters), ("data", inputs.data)):
-        if isinstance(given, Mapping):
-            raise ConfigError(f"{bundle.path} holds one adapter: give {what} as one path.")
+    _refuse_mappings(bundle, inputs)
     adapter = Path(str(inputs.adapters)) if inputs.adapters else None
     evaluation = _evaluation(bundle, None, str(inputs.data), inputs.columns) if inputs.data else None
     pair = load_torch_pair(bundle, inputs.base, adapter) if inputs.with_torch else None
     return verify_bundle(bundle, bundle.preprocessor(), pair, evaluation=evaluation, provider=provider), {}
+
+
+def _refuse_mappings(bundle: Bundle, inputs: ComparisonInputs) -> None:
+    """Raise :class:`ConfigError` if several adapters are given for a merged bundle."""
+    for what, given in (("adapter", inputs.adapters), ("data", inputs.data)):
+        if isinstance(given, Mapping):
+            raise ConfigError(f"{bundle.path} holds one adapter: give {what} as one path.")
 
 
 def _compare_branches(

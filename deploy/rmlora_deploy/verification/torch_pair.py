@@ -27,7 +27,15 @@ from rmlora_deploy.verification.torch_outputs import torch_output
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["TorchPair", "find_adapter", "find_base", "load_torch_pair", "source_of_outputs", "torch_is_installed"]
+__all__ = [
+    "TorchPair",
+    "find_adapter",
+    "find_base",
+    "load_recorded",
+    "load_torch_pair",
+    "source_of_outputs",
+    "torch_is_installed",
+]
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,12 @@ class TorchPair:
 
 
 def load_torch_pair(bundle: Bundle, base: str | None, adapter: Path | None, *, name: str | None = None) -> TorchPair:
-    """Load the models that a bundle was made from.
+    """Load the models that a bundle was made from; arguments and errors as :func:`load_recorded`."""
+    return TorchPair.of(load_recorded(bundle, base, adapter, name=name), bundle.task.outputs, bundle.pooling)
+
+
+def load_recorded(bundle: Bundle, base: str | None, adapter: Path | None, *, name: str | None = None) -> PeftModel:
+    """Load the base that a bundle was made from, with PEFT's layers of its adapter.
 
     Args:
         bundle: its manifest says how to recognize base and adapter.
@@ -89,7 +102,7 @@ def load_torch_pair(bundle: Bundle, base: str | None, adapter: Path | None, *, n
         raise BaseMismatchError(
             f"{directory} is not the base this bundle was made from (fingerprint differs): pass the right --base."
         )
-    return TorchPair.of(adapted, bundle.task.outputs, bundle.pooling)
+    return adapted
 
 
 def find_adapter(bundle: Bundle, recorded: AdapterSource) -> Path:

@@ -103,7 +103,7 @@ def test_the_end_names_the_command_that_works(chat_model: Path, chats: Path, tmp
     done = run(*words(chat_model, chats, tmp_path / "adapter", "--epochs", "1", "--metric", "json"))
     assert done.code == 0, done.stderr
     output = done.stdout + done.stderr
-    assert f"rmlora-deploy merge {chat_model} {tmp_path / 'adapter'} --output" in output
+    assert f"rmlora-deploy export {chat_model} --adapter {tmp_path / 'adapter'} --output" in output
     assert "equal JSON 0.0000" in output and "expected" in output and "generated" in output
 
 

@@ -21,6 +21,7 @@ from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError
 from rmlora.naming import find_tensor
 from rmlora.stored_weights import stored_weights
+from rmlora_converters.graph.locate.block_quantized import find_in_blocks
 from rmlora_converters.graph.locate.contents import (
     QUANTIZED_SUFFIXES,
     equals_in_type,
@@ -122,7 +123,11 @@ def find_weights(
         if base is not None and (location is None or not _holds_base_weight(location, query, weights, base)):
             location = _by_content(query, weights, base)
         if location is None and quantized:
-            location = _by_quantized_name(query, weights) or _by_quantized_content(query, weights, base)
+            location = (
+                _in_blocks(query, weights, base)
+                or _by_quantized_name(query, weights)
+                or _by_quantized_content(query, weights, base)
+            )
         if location is None and absent is not None and base is not None and _is_absent(query, absent, weights, base):
             absent.append(query.parameter)
             continue
@@ -214,6 +219,11 @@ def _by_content(query: WeightQuery, weights: Mapping[str, ir.Value], base: Check
         if _tensor(value).dtype in _FLOATING and _is_used_as(query.kind, value)
         for transposed, start in occurrences(query.kind, _tensor(value).numpy(), expected)
     ]
+    return _only(query, found)
+
+
+def _only(query: WeightQuery, found: list[WeightLocation]) -> WeightLocation | None:
+    """Return the only one of ``found``, None if there is none, and raise :class:`AdapterError` if there are several."""
     if len(found) > 1:
         listed = ", ".join(f"'{location.initializer}'" for location in found[:4])
         raise AdapterError(
@@ -221,6 +231,20 @@ def _by_content(query: WeightQuery, weights: Mapping[str, ir.Value], base: Check
             "one to change: export the graph with torch's names kept."
         )
     return found[0] if found else None
+
+
+def _in_blocks(query: WeightQuery, weights: Mapping[str, ir.Value], base: Checkpoint | None) -> WeightLocation | None:
+    """Return the weight that is quantized in blocks and holds the base's as far as its bits can."""
+    expected = _base_weight(query, base) if base is not None and query.kind == "linear" else None
+    if expected is None:
+        return None
+    return _only(
+        query,
+        [
+            WeightLocation(query.parameter, name, False, start, start + query.shape[0], "content")
+            for name, start in find_in_blocks(query.parameter, expected, weights)
+        ],
+    )
 
 
 def _by_quantized_content(

@@ -104,9 +104,9 @@ def _add_branches(
     """Add the branches of all modules whose weights are in one initializer."""
     packed = [branches[location.module] for location in locations]
     width = _width(graph.initializers[locations[0].initializer], locations[0])
-    for number in range(len(find_consumers(graph, locations[0]))):
+    for number in range(len(_own_consumers(graph, locations[0], packed[0]))):
         # Found again each time, because the last branch may have replaced the input of this consumer.
-        consumer = find_consumers(graph, locations[0])[number]
+        consumer = _own_consumers(graph, locations[0], packed[0])[number]
         before = Tape(graph, f"{BRANCH_SCOPE}/{packed[0].module}" + (f"/call_{number}" if number else ""))
         dtype = _dtype(consumer)
         factors = [_factors(graph, branch, dtype) for branch in packed]
@@ -123,6 +123,16 @@ def _add_branches(
             else:
                 update = product(before, x, parts, width=width, fan_in=packed[0].fan_in, batch=batch.axis)
         _add_update(graph, consumer, update, before, batch)
+
+
+def _own_consumers(graph: ir.Graph, location: WeightLocation, branch: BranchInputs) -> list[Consumer]:
+    """Return the consumers that belong to a module: a tied weight is the embedding's and the output layer's, and is used by both.
+
+    Raises:
+        AdapterError: as :func:`find_consumers`.
+    """
+    looks_up = branch.kind == "embedding"
+    return [item for item in find_consumers(graph, location) if (item.how == "lookup") == looks_up]
 
 
 def _batch_first(nodes: Tape, consumer: Consumer, values: BatchValues) -> ir.Value:

@@ -15,6 +15,7 @@ from rmlora_deploy.serving.scaling.cluster import run_on_ray
 from rmlora_deploy.serving.scaling.config_file import write_config
 from rmlora_deploy.serving.scratch import Scratch
 from rmlora_deploy.serving.serve_settings import ServeSettings
+from rmlora_deploy.serving.served_tasks import check_served
 
 __all__ = ["launch"]
 
@@ -68,7 +69,7 @@ def launch(
     else:
         settings = ServeSettings(**{**chosen, "adapter_dirs": directories})
         for path in bundles.values():
-            Bundle.open(path, check_files=False)
+            check_served(Bundle.open(path, check_files=False))
     with ExitStack() as stack:
         if shared_dir is None:
             shared_dir = stack.enter_context(Scratch()).path

@@ -1,0 +1,135 @@
+"""``rmlora-deploy generate``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from rmlora.errors import ConfigError, InputError, some_of
+from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.cli.console import colored, json_option, make_console, print_json
+from rmlora_deploy.inference.generator import Generated, Generator, Piece
+from rmlora_deploy.inference.sampling import Sampling
+
+__all__ = ["command"]
+
+
+@click.command("generate")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("prompt")
+@click.option(
+    "--adapter", "-a", metavar="NAME", help="Adapter of a bundle with branches.  [default: none, the base answers]"
+)
+@click.option(
+    "--max-new-tokens", type=click.IntRange(1), default=128, show_default=True, help="Tokens of the longest answer."
+)
+@click.option(
+    "--raw",
+    is_flag=True,
+    help="Continue PROMPT as it is.  [default: the user's message of a chat, if the model has a chat template]",
+)
+@click.option(
+    "--temperature", type=float, default=0.0, show_default=True, help="Draw tokens at random; 0 takes the likeliest."
+)
+@click.option(
+    "--top-p",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Draw from the likeliest tokens of this total probability.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random numbers.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: ONNX Runtime's choice]")
+@json_option
+def command(
+    bundle: Path, prompt: str, adapter: str | None, max_new_tokens: int, raw: bool, temperature: float, top_p: float,
+    seed: int, threads: int | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Continue PROMPT with a language model's BUNDLE, without torch.
+
+    The answer appears word by word. Each token is the likeliest one, so the same prompt gives the same answer, unless
+    --temperature is given. PROMPT becomes the user's message of a chat if the model has a chat template; - reads it from
+    stdin. Put a PROMPT that starts with a dash after "--".
+
+    \b
+    Examples:
+      rmlora-deploy generate home-bundle "Turn on the light in the kitchen"
+      rmlora-deploy generate both --adapter home "Is the front door locked ?" --max-new-tokens 64
+      rmlora-deploy generate story-bundle --raw "Once upon a time" --temperature 0.8 --json
+    """
+    console, notes = make_console(as_json=as_json), make_console(as_json=True)
+    sampling = Sampling(temperature, top_p, seed)
+    opened = Bundle.open(bundle, check_files=False)
+    if opened.task.outputs.kind != "text":
+        raise ConfigError(
+            f"{bundle} is for {opened.task.name} and generates no text: ask it with  rmlora-deploy predict."
+        )
+    text = _from_stdin() if prompt == "-" else prompt
+    generator = Generator(Bundle.open(bundle), threads=threads)
+    if adapter is None and opened.adapters:
+        notes.print(
+            colored("Note:", "yellow", f" the base answers; --adapter names one of {some_of(opened.adapters)}.")
+        )
+    began = time.perf_counter()
+    prompt_tokens = generator.codec.encode(text, raw=raw)
+    pieces = generator.stream(text, adapter, max_new_tokens=max_new_tokens, raw=raw, sampling=sampling)
+    answer = _collect(generator, pieces, None if as_json else console, began, len(prompt_tokens))
+    if as_json:
+        print_json(_as_json(answer, text, adapter))
+    else:
+        notes.print(colored(_figures(answer), "dim"))
+
+
+def _collect(
+    generator: Generator, pieces: Iterator[Piece], console: Console | None, began: float, prompt_tokens: int
+) -> Generated:
+    """Print the pieces of an answer as they come, unless ``console`` is None, and return the whole."""
+    tokens: list[int] = []
+    first = 0.0
+    finish = None
+    for piece in pieces:
+        first = first or time.perf_counter() - began
+        finish = piece.finish
+        if finish != "end":
+            tokens.append(piece.token)
+        if console is not None and piece.text:
+            console.print(piece.text, end="", soft_wrap=True)
+            console.file.flush()
+    if console is not None:
+        console.print()
+    text = generator.codec.decode(tokens)
+    return Generated(text, tuple(tokens), finish or "length", prompt_tokens, time.perf_counter() - began, first)
+
+
+def _as_json(answer: Generated, prompt: str, adapter: str | None) -> dict[str, Any]:
+    return {
+        "prompt": prompt,
+        "adapter": adapter,
+        "text": answer.text,
+        "tokens": list(answer.tokens),
+        "finish": answer.finish,
+        "prompt_tokens": answer.prompt_tokens,
+        "first_token_seconds": round(answer.first_token_seconds, 4),
+        "seconds": round(answer.seconds, 4),
+    }
+
+
+def _figures(answer: Generated) -> str:
+    """Return a line on the speed of an answer."""
+    ended = "ended by the model" if answer.finish == "end" else "cut at --max-new-tokens"
+    count, after = len(answer.tokens), answer.seconds - answer.first_token_seconds
+    speed = f", {(count - 1) / after:.0f} tokens/s after the first" if count > 1 and after > 0 else ""
+    return f"{answer.prompt_tokens} + {count} tokens, {ended}; first token after {answer.first_token_seconds:.2f} s{speed}."
+
+
+def _from_stdin() -> str:
+    try:
+        return sys.stdin.read().strip()
+    except UnicodeDecodeError as error:
+        raise InputError(f"Standard input is not {error.encoding} text: give it as UTF-8.") from None

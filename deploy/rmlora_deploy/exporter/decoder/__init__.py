@@ -1,0 +1,1 @@
+"""Exporting causal language models through ONNX Runtime GenAI's model builder."""

@@ -1,0 +1,139 @@
+"""The adapters of a decoder in memory: those used last, and what the rows of a batch are fed."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rmlora.errors import ConfigError, InputError, some_of
+from rmlora_converters.graph.contract.lora_inputs import LoraInputs
+from rmlora_deploy.runtime.adapters.adapter_ref import AdapterName, AdapterRef
+from rmlora_deploy.runtime.adapters.array_layout import ArrayCheck
+from rmlora_deploy.runtime.adapters.cache import Loader
+
+__all__ = ["DecoderAdapters"]
+
+AnyArray = npt.NDArray[Any]
+Arrays = dict[str, AnyArray]
+
+
+class DecoderAdapters:
+    """Adapters by name, the most recently used of them in memory. Safe to use from any number of threads.
+
+    Args:
+        lora_inputs: of the graph.
+        defaults: LoRA input → the base model's values, ``[1, …]``.
+        capacity: adapters kept in memory.
+
+    Raises:
+        ConfigError: the capacity is less than one.
+    """
+
+    def __init__(self, lora_inputs: LoraInputs, defaults: Mapping[str, AnyArray], capacity: int) -> None:
+        if capacity < 1:
+            raise ConfigError(
+                f"The adapter cache must hold at least one adapter, not {capacity}: raise --max-active-adapters."
+            )
+        self._defaults, self._capacity = defaults, capacity
+        self._check = ArrayCheck(lora_inputs, defaults)
+        self._loaders: dict[AdapterName, Loader] = {}
+        self._cached: OrderedDict[AdapterName, Arrays] = OrderedDict()
+        """The most recently used is last."""
+        self._lock = threading.Lock()
+
+    @property
+    def names(self) -> list[AdapterName]:
+        """Every registered name, sorted."""
+        return sorted(self._loaders, key=str)
+
+    def register(self, name: AdapterName, loader: Loader) -> None:
+        """Make an adapter known as ``name``; it is read when a row first needs it.
+
+        Raises:
+            ConfigError: the name is taken or empty.
+        """
+        if not str(name):
+            raise ConfigError("An adapter needs a name.")
+        with self._lock:
+            if name in self._loaders:
+                raise ConfigError(f"There is an adapter '{name}' already: unload it first, or choose another name.")
+            self._loaders[name] = loader
+
+    def unload(self, name: AdapterName) -> None:
+        """Forget an adapter; batches that use it finish with it.
+
+        Raises:
+            InputError: it is not registered.
+        """
+        with self._lock:
+            if self._loaders.pop(name, None) is None:
+                raise InputError(self._unknown(name))
+            self._cached.pop(name, None)
+
+    def arrays(self, ref: AdapterRef | None) -> Arrays:
+        """Return LoRA input → ``[1, …]`` for one adapter; nothing for the base model.
+
+        Raises:
+            InputError: the adapter is not registered or cannot be read.
+        """
+        if ref is None:
+            return {}
+        found = self._read(ref.key)
+        if ref.strength == 1.0:
+            return found
+        strength = np.float32(ref.strength)
+        return {
+            name: (array.astype(np.float32) * strength).astype(array.dtype) if name.endswith(".lora_B") else array
+            for name, array in found.items()
+        }
+
+    def stacked(self, refs: Sequence[AdapterRef | None]) -> Arrays:
+        """Return LoRA input → array ``[rows, …]`` for the rows of a batch; nothing if all are the base model's.
+
+        Smaller ranks are padded with zeros, and so are the rows of the base model. Rows with the same adapter get a copy each:
+        one array for all of them would make one larger product, which rounds otherwise, and a row's text would depend on its
+        company.
+
+        Raises:
+            InputError: an adapter is not registered or cannot be read.
+        """
+        chosen = {ref: self.arrays(ref) for ref in refs}
+        if len(refs) == 1 or set(chosen) == {None}:
+            return chosen[refs[0]]
+        return {name: self._stack(name, [chosen[ref] for ref in refs]) for name in self._defaults}
+
+    def _stack(self, name: str, rows: Sequence[Arrays]) -> AnyArray:
+        default = self._defaults[name]
+        parts = [arrays.get(name, default)[0] for arrays in rows]
+        axis = 1 if name.endswith(".lora_A") else 0
+        rank = max(part.shape[axis] for part in parts)
+        shape = (parts[0].shape[0], rank) if axis == 1 else (rank, parts[0].shape[1])
+        stacked = np.zeros((len(rows), *shape), default.dtype)
+        for target, part in zip(stacked, parts, strict=True):
+            target[: part.shape[0], : part.shape[1]] = part
+        return stacked
+
+    def _read(self, name: AdapterName) -> Arrays:
+        with self._lock:
+            loader = self._loaders.get(name)
+            if loader is None:
+                raise InputError(self._unknown(name))
+            if name in self._cached:
+                self._cached.move_to_end(name)
+                return self._cached[name]
+        arrays = dict(self._check(name, loader()))  # without the lock, so that other threads can go on
+        with self._lock:
+            if self._loaders.get(name) is loader:
+                self._cached[name] = arrays
+                while len(self._cached) > self._capacity:
+                    self._cached.popitem(last=False)
+        return arrays
+
+    def _unknown(self, name: AdapterName) -> str:
+        known = [str(key) for key in self.names]
+        return f"There is no adapter '{name}': " + (f"known are {some_of(known)}." if known else "none is registered.")

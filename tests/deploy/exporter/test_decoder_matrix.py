@@ -1,0 +1,79 @@
+"""Every architecture that is exported, tiny and random: verified against PyTorch and PEFT, or refused with the true reason."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from rmlora.errors import AdapterError, CheckpointError
+from rmlora_deploy import export
+from rmlora_deploy.exporter.decoder.genai_architectures import BUILT, NOT_BUILT
+from tests.helpers.decoders import DECODERS, decoder_adapter, decoder_base
+
+_OFTEN = ("llama", "qwen3", "gemma2", "mistral", "phi")
+"""One of each kind: tied, with norms of queries and keys, with windows and soft limits, with windows alone, with biases."""
+_REFUSED = {
+    "gemma3": "rotary embedding as transformers 4 stored it",
+    "gpt2": "GenAI's builder does not know it",
+    "lfm2": "state of a convolution",
+    "olmo": "also subtracts the mean",
+}
+
+
+def _cases() -> list[object]:
+    names = [name for name in DECODERS if name not in _REFUSED and name != "phi3"]
+    return [pytest.param(name, marks=() if name in _OFTEN else pytest.mark.rare) for name in names]
+
+
+@pytest.mark.parametrize("name", _cases())
+def test_branches_of_every_architecture_agree_with_peft(name: str, tmp_path: Path) -> None:
+    base = decoder_base(name, tmp_path / "base")
+    adapters = {
+        key: decoder_adapter(base, tmp_path / key, seed=seed, r=rank) for key, seed, rank in (("a", 1, 4), ("b", 2, 8))
+    }
+    report = export(base, adapters, tmp_path / "bundle").manifest.verification
+    assert report is not None and report.passed
+    assert report.base is not None and report.base.bit_equal
+    assert report.mixed is not None and report.mixed.max_abs_error == 0
+    assert set(report.adapters or {}) == {"a", "b"}
+    for row in (report.adapters or {}).values():
+        assert row.onnx.max_abs_error <= 3e-4
+        assert row.texts is not None and row.texts.agree and row.texts.prompts >= 5
+        assert row.perplexity is not None and row.perplexity.onnx == pytest.approx(row.perplexity.pytorch, rel=1e-4)
+
+
+def test_phi3_is_merged_and_its_packed_gate_gets_no_branch(tmp_path: Path) -> None:
+    base = decoder_base("phi3", tmp_path / "base")
+    adapter = decoder_adapter(base, tmp_path / "a")
+    assert export(base, adapter, tmp_path / "merged").manifest.verification.passed  # type: ignore[union-attr]
+    with pytest.raises(AdapterError, match="gate_up_proj', which the GenAI builder splits"):
+        export(base, {"a": adapter}, tmp_path / "branches")
+    packed = decoder_adapter(base, tmp_path / "b", target_modules=["qkv_proj", "o_proj", "down_proj"])
+    assert export(base, {"b": packed}, tmp_path / "branches").manifest.verification.passed  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", _REFUSED)
+def test_other_architectures_are_refused_by_name_before_any_work(name: str, tmp_path: Path) -> None:
+    base = decoder_base(name, tmp_path / "base")
+    adapter = decoder_adapter(base, tmp_path / "a")
+    for mode in ("merged", "branches"):
+        with pytest.raises(CheckpointError, match=_REFUSED[name]) as caught:
+            export(base, {"a": adapter}, tmp_path / "bundle", mode=mode, on_progress=_no_building)
+        assert "LlamaForCausalLM" in str(caught.value) and "rmlora-deploy merge" in str(caught.value)
+    assert not (tmp_path / "bundle").exists()
+
+
+def _no_building(line: str) -> None:
+    assert not line.startswith("building")
+
+
+def test_the_builder_knows_every_class_that_is_exported() -> None:
+    spec = importlib.util.find_spec("onnxruntime_genai")
+    assert spec is not None and spec.origin is not None
+    source = (Path(spec.origin).parent / "models" / "builder.py").read_text()
+    known = set(re.findall(r'architectures\[0\] == "(\w+)"', source))
+    assert set(BUILT) <= known
+    assert set(NOT_BUILT) <= known  # a class that it does not know has another reason
