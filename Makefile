@@ -68,7 +68,7 @@ docs: $(DOCS) ## Build the documentation site into site/; a broken link is an er
 COMPILE := CUSTOM_COMPILE_COMMAND='make lock' $(RELEASE)/bin/pip-compile --quiet --generate-hashes --strip-extras --no-annotate \
   --build-deps-for editable --unsafe-package torch --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 lock: $(RELEASE)/.ready ## Write the pinned versions and their hashes anew, after a change of pyproject.toml
-	$(COMPILE) $(LOCK_ARGS) --extra train,export,serve,ray,cpu,dev -c requirements/torch.txt -o requirements/setup.txt pyproject.toml
+	$(COMPILE) $(LOCK_ARGS) --extra train,metrics,export,genai,serve,ray,cpu,dev -c requirements/torch.txt -o requirements/setup.txt pyproject.toml
 	$(COMPILE) $(LOCK_ARGS) --extra serve,ray,cpu -c requirements/setup.txt -o requirements/serve-cpu.txt pyproject.toml
 	$(COMPILE) $(LOCK_ARGS) --extra serve,ray,gpu -c requirements/setup.txt -o requirements/serve-gpu.txt pyproject.toml
 	$(COMPILE) $(LOCK_ARGS) --extra docs -c requirements/setup.txt -o requirements/docs.txt pyproject.toml
