@@ -37,9 +37,10 @@ class EncodedSplit:
 
     rows: list[EncodedRow]
     prompts: list[list[int]]
-    """For each conversation the tokens before its last answer, as a model is asked; empty for plain texts."""
+    """For each conversation whose last answer begins within the longest length the tokens before it, as a model is asked; none
+    for plain texts."""
     references: list[str]
-    """For each conversation its last answer."""
+    """For each of the prompts its answer."""
     notes: tuple[str, ...]
 
 
@@ -197,13 +198,13 @@ def encode_split(data: Conversations, form: PromptFormat, *, max_length: int, sk
             except InputError as error:
                 raise refuse(str(error)) from None
         kept = [item for item in made if any(item.answer[:max_length])]
-        if not kept or len(asked) >= max_length:
+        if not kept:
             gone.append(row.number)
             continue
         if any(len(item.ids) > max_length for item in kept):
             cut.append(row.number)
         rows += [EncodedRow(item.ids[:max_length], item.answer[:max_length], item.number) for item in kept]
-        if data.form != "text":
+        if asked and len(asked) < max_length:  # else only earlier answers of the chat are left
             prompts.append(asked)
             references.append(row.answer)
     notes = [*data.notes, *_about_lengths(data, cut, gone, max_length, skip_long=skip_long)]

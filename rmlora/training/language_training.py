@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmlora.errors import CheckpointError, ConfigError, TrainingError
+from rmlora.errors import CheckpointError, ConfigError, InputError, TrainingError
 from rmlora.torch_models import TaskModel
 from rmlora.training.answer_metrics import check_metric, score_answers
 from rmlora.training.answer_tokens import EncodedSplit, PromptFormat, encode_split
@@ -59,6 +59,7 @@ class LanguageTraining(TaskTraining):
             )
             for name, rows in data.splits.items()
         }
+        self._check_prompts(data)
         notes = dict.fromkeys(note for split in self._splits.values() for note in split.notes)
         return TrainingData(self._splits, notes=tuple(notes))
 
@@ -148,6 +149,14 @@ class LanguageTraining(TaskTraining):
                 )
             ]
         }
+
+    def _check_prompts(self, data: TrainingData) -> None:
+        for name, split in self._splits.items():
+            if self.settings.metric is not None and name != "train" and not split.prompts:
+                raise InputError(
+                    f"No last answer of {data.splits[name].source} begins within {self.settings.token_limit} tokens, so --metric has "
+                    "nothing to compare: raise --max-length."
+                )
 
     def _check_metric(self, data: Conversations) -> None:
         if self.settings.metric is not None and data.form == "text":

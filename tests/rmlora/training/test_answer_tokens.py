@@ -115,6 +115,13 @@ def test_rows_without_any_answer_left_are_refused_or_left_out_and_counted() -> N
         encode_split(rows, form, max_length=4, skip_long=True)
 
 
+def test_a_chat_whose_last_answer_is_cut_away_still_teaches_the_earlier_ones() -> None:
+    form = PromptFormat(chat_tokenizer(), "base")
+    split = encode_split(data(chat("a", "b", "c d e f", "d")), form, max_length=24, skip_long=False)
+    assert learned(split.rows[0], chat_tokenizer()) == "b<|im_end|>"
+    assert not split.prompts and not split.references and "is longer than" in split.notes[0]
+
+
 def test_plain_texts_are_learned_whole_in_pieces() -> None:
     tokenizer = chat_tokenizer(None)
     split = encode_split(

@@ -163,6 +163,13 @@ def test_what_cannot_be_trained_is_refused_first(chat_model: Path, chats: Path, 
         "have no token of their answer within the first 9 tokens",
         *words(chat_model, chats, out, "--max-length", "9"),
     )
+    turns = [
+        {"role": role, "content": text}
+        for role, text in (("user", "a"), ("assistant", "b"), ("user", "c d e f"), ("assistant", "d"))
+    ]
+    long = write_rows(tmp_path / "long.jsonl", [{"messages": turns}])
+    cut = ("--validation", long, "--metric", "json", "--max-length", "24")
+    fails(3, "No last answer of", *words(chat_model, chats, out, *cut))
     texts = write_rows(tmp_path / "texts.jsonl", [{"text": "a b c"}, {"text": "b c d"}])
     fails(2, "holds plain texts without any", *words(chat_model, texts, out, "--metric", "exact_match"))
     bert = BertLMHeadModel(
