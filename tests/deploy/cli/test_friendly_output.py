@@ -62,7 +62,7 @@ def test_output_without_unicode_never_fails(work: Path, tmp_path: Path, variable
         assert done.returncode == 0, err
         assert "Traceback" not in err
         if more:
-            assert set(json.loads(out)["per_class"]["validation"]["per_class"]) == {"日本", "grün"}
+            assert set(json.loads(out)["details"]["validation"]["per_class"]) == {"日本", "grün"}
         else:
             assert "\\u65e5\\u672c" in out
     inspected = started(["inspect", str(tmp_path / "adapter"), "--all"], **variables)
