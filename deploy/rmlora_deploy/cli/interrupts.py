@@ -6,12 +6,15 @@ import sys
 from _thread import interrupt_main
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import Timer
 from typing import Any
 
 from rmlora.errors import Interrupted
 
 __all__ = ["came_from_interrupt", "interrupt_message", "raising_swallowed_interrupts"]
 
+_SOON = 0.02
+"""Seconds until a swallowed Ctrl-C is raised again."""
 _HOW_TO_CONTINUE = {
     "train": "Interrupted before the first step: give the same command again.",
     **dict.fromkeys(
@@ -29,7 +32,10 @@ def raising_swallowed_interrupts() -> Iterator[None]:
 
     def hook(unraisable: Any) -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            interrupt_main()
+            # From another thread, when this hook has returned: raised inside it, it would be swallowed once more.
+            again = Timer(_SOON, interrupt_main)
+            again.daemon = True
+            again.start()
         else:
             before(unraisable)
 
