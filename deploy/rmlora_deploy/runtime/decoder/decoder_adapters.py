@@ -96,8 +96,8 @@ class DecoderAdapters:
         """Return LoRA input → array ``[rows, …]`` for the rows of a batch; nothing if all are the base model's.
 
         Smaller ranks are padded with zeros, and so are the rows of the base model. Rows with the same adapter get a copy each:
-        one array for all of them would make one larger product, which rounds otherwise, and a row's text would depend on its
-        company.
+        one array for all of them would make one larger product, which rounds otherwise, and a row's text would depend on the
+        other rows of its batch.
 
         Raises:
             InputError: an adapter is not registered or cannot be read.
