@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from rmlora.errors import AdapterError
-from rmlora.outputs import AnyArray, Outputs, first_head
+from rmlora.outputs import AnyArray, WithoutLabels
 from rmlora.pooling import Pooling
-from rmlora.scoring import ProblemType, Scoring
+from rmlora.scoring import Scoring
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,14 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["GeneratedText"]
 
 
-class GeneratedText(Outputs):
+class GeneratedText(WithoutLabels):
     """For every token of a row, one score per token of the vocabulary: which comes next.
 
     There are no labels: the output layer belongs to the base, and its names are the tokenizer's.
     """
 
     kind = "text"
-    has_labels = False
     pools = False
     route = "/v1/completions"
     train_defaults: ClassVar[Mapping[str, Any]] = {"best_metric": "loss", "max_length": 1024, "group_by_length": True}
@@ -38,36 +37,9 @@ class GeneratedText(Outputs):
     )  # fmt: skip
     best_metrics = ("loss", "exact_match", "json", "rougeL")
 
-    def head_options(self, labels: Sequence[str], problem_type: ProblemType | None = None) -> dict[str, Any]:
-        """Return nothing: the output layer is the base's."""
-        return {}
-
-    def labels_of(self, adapter: Adapter, config: Mapping[str, Any]) -> list[str]:
-        """Return no labels."""
-        return []
-
-    def count(self, adapter: Adapter, config: Mapping[str, Any]) -> int | None:
-        """Return None: there are no labels."""
-        return None
-
-    def labels_in(self, config: Mapping[str, Any]) -> list[str]:
-        """Return no labels."""
-        return []
-
-    def scoring(self, problem: str | None, labels: Sequence[str]) -> Scoring | None:
-        """Return None: what is returned is text."""
-        return None
-
     def depends_on(self, module: str) -> bool:
         """Return True: the next token can depend on any module."""
         return True
-
-    def check_adapter(self, adapter: Adapter, task: str) -> None:
-        """Refuse an adapter with a classifier head."""
-        if head := first_head(adapter):
-            raise AdapterError(
-                f"{adapter.source} contains '{head}', the head of a classification adapter: it cannot be used for {task}."
-            )
 
     def check_switchable(self, adapter: Adapter, name: str) -> None:
         """Refuse modules saved in full, such as the output layer: only low-rank updates can be switched."""

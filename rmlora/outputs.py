@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from rmlora.adapter import Adapter
 
-__all__ = ["ClassScores", "Outputs", "SentenceVector", "first_head", "problem_type_of"]
+__all__ = ["ClassScores", "Outputs", "SentenceVector", "WithoutLabels", "first_head", "problem_type_of"]
 
 AnyArray = npt.NDArray[Any]
 
@@ -217,13 +217,10 @@ class ClassScores(Outputs):
         return {"argmax_agreement": float(same.mean())}
 
 
-class SentenceVector(Outputs):
-    """One vector per text, pooled from its token vectors."""
+class WithoutLabels(Outputs):
+    """Outputs of a model that has no head of its own for a task, so no labels."""
 
-    kind = "vector"
     has_labels = False
-    pools = True
-    route = "/v1/embeddings"
 
     def head_options(self, labels: Sequence[str], problem_type: ProblemType | None = None) -> dict[str, Any]:
         """Return nothing: there is no head."""
@@ -234,7 +231,7 @@ class SentenceVector(Outputs):
         return []
 
     def count(self, adapter: Adapter, config: Mapping[str, Any]) -> int | None:
-        """Return None: there is no head."""
+        """Return None: there are no labels."""
         return None
 
     def labels_in(self, config: Mapping[str, Any]) -> list[str]:
@@ -242,12 +239,8 @@ class SentenceVector(Outputs):
         return []
 
     def scoring(self, problem: str | None, labels: Sequence[str]) -> Scoring | None:
-        """Return None: vectors are no scores."""
+        """Return None: the outputs are no scores for labels."""
         return None
-
-    def depends_on(self, module: str) -> bool:
-        """Return False for the model's pooler: vectors are pooled from the encoder's token vectors."""
-        return module.partition(".")[0] != "pooler"
 
     def check_adapter(self, adapter: Adapter, task: str) -> None:
         """Refuse an adapter with a classifier head."""
@@ -255,6 +248,18 @@ class SentenceVector(Outputs):
             raise AdapterError(
                 f"{adapter.source} contains '{head}', the head of a classification adapter: it cannot be used for {task}."
             )
+
+
+class SentenceVector(WithoutLabels):
+    """One vector per text, pooled from its token vectors."""
+
+    kind = "vector"
+    pools = True
+    route = "/v1/embeddings"
+
+    def depends_on(self, module: str) -> bool:
+        """Return False for the model's pooler: vectors are pooled from the encoder's token vectors."""
+        return module.partition(".")[0] != "pooler"
 
     def check_switchable(self, adapter: Adapter, name: str) -> None:
         """Refuse modules saved in full: only low-rank updates can be switched, as there is no head."""

@@ -9,39 +9,22 @@ import torch
 from torch.utils.data import Dataset
 
 from rmlora.images import open_image
-from rmlora.training.language_rows import LanguageRows
+from rmlora.training.language_rows import LanguageRows, Row, TokenRows
 
 __all__ = ["Examples", "ImageExamples", "TextExamples"]
 
-Row = dict[str, Any]
 
-
-class TextExamples(Dataset[Row]):
+class TextExamples(TokenRows):
     """Texts, tokenized once; the collator pads each batch to its longest row."""
 
     def __init__(self, texts: Sequence[str], labels: Sequence[int], tokenizer: Any, max_length: int) -> None:
         from transformers import DataCollatorWithPadding
 
         encoded = tokenizer(list(texts), truncation=True, max_length=max_length)
-        self._rows = [{**{key: encoded[key][i] for key in encoded}, "labels": label} for i, label in enumerate(labels)]
+        super().__init__(
+            [{**{key: encoded[key][i] for key in encoded}, "labels": label} for i, label in enumerate(labels)]
+        )
         self.collate = DataCollatorWithPadding(tokenizer)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Row:
-        return self._rows[index]
-
-    @property
-    def lengths(self) -> list[int]:
-        """Number of tokens in every row."""
-        return [len(row["input_ids"]) for row in self._rows]
-
-    @property
-    def longest(self) -> int:
-        """Index of the row with the most tokens."""
-        lengths = self.lengths
-        return lengths.index(max(lengths))
 
 
 class ImageExamples(Dataset[Row]):

@@ -1,33 +1,29 @@
-"""A torch dataset of token rows for a causal language model."""
+"""Torch datasets of token rows: what they have in common, and those for a causal language model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
 from rmlora.training.answer_tokens import EncodedRow
 
-__all__ = ["IGNORED", "LanguageRows"]
+__all__ = ["IGNORED", "LanguageRows", "Row", "TokenRows"]
 
 IGNORED = -100
 """Label of a token whose prediction is not learned."""
 
-Row = dict[str, list[int]]
+
+Row = dict[str, Any]
 
 
-class LanguageRows(Dataset[Row]):
-    """One row each; the collator pads a batch on the right to its longest row.
+class TokenRows(Dataset[Row]):
+    """Rows with ``input_ids`` of different lengths."""
 
-    Args:
-        rows: with their answers.
-        padding: token to pad with; it is masked.
-    """
-
-    def __init__(self, rows: Sequence[EncodedRow], padding: int) -> None:
-        self._rows = [{"input_ids": row.ids, "labels": _labels(row)} for row in rows]
-        self._padding = padding
+    def __init__(self, rows: list[Row]) -> None:
+        self._rows = rows
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -45,6 +41,19 @@ class LanguageRows(Dataset[Row]):
         """Index of the row with the most tokens."""
         lengths = self.lengths
         return lengths.index(max(lengths))
+
+
+class LanguageRows(TokenRows):
+    """One row each; the collator pads a batch on the right to its longest row.
+
+    Args:
+        rows: with their answers.
+        padding: token to pad with; it is masked.
+    """
+
+    def __init__(self, rows: Sequence[EncodedRow], padding: int) -> None:
+        super().__init__([{"input_ids": row.ids, "labels": _labels(row)} for row in rows])
+        self._padding = padding
 
     @property
     def answer_tokens(self) -> int:
