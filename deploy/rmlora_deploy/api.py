@@ -22,6 +22,7 @@ from rmlora.checkpoint import Checkpoint
 from rmlora.config import RMLoRAConfig
 from rmlora.errors import ConfigError, ReadOnlyError
 from rmlora.package import load_package
+from rmlora.training.answer_metrics import AnswerMetric
 from rmlora.training.data import Columns
 from rmlora.training.settings import TrainSettings
 from rmlora_converters.checkpoint_merge import MergeReport, merge_checkpoint
@@ -229,6 +230,8 @@ def verify(
     adapters: str | Path | Mapping[str, str | Path] | None = None,
     data: str | Mapping[str, str] | None = None,
     columns: Columns | None = None,
+    metric: AnswerMetric | None = None,
+    max_new_tokens: int | None = None,
     provider: str = "cpu",
     reference_only: bool = False,
     record: bool = True,
@@ -244,6 +247,8 @@ def verify(
         adapters: package of the adapter, with branches name → package; None takes those recorded on this machine.
         data: labeled data to measure the metric on, with branches name → data.
         columns: names of the data's columns; None recognizes the usual ones.
+        metric: what to measure on the answers that a language model generates to ``data``: ``exact_match``, ``json`` or ``rougeL``.
+        max_new_tokens: most tokens of such an answer; None takes 128.
         provider: execution provider to run on.
         reference_only: compare with PyTorch's outputs stored in the bundle; always so if torch is not installed.
         record: add the report to the bundle's manifest, which keeps the last few of each kind.
@@ -266,7 +271,7 @@ def verify(
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     opened = dataclasses.replace(opened, trust_remote_code=trust_remote_code or opened.trust_remote_code)
     with_torch = not reference_only and torch_is_installed()
-    inputs = ComparisonInputs(base, adapters, data, columns or Columns(), with_torch)
+    inputs = ComparisonInputs(base, adapters, data, columns or Columns(), metric, max_new_tokens, with_torch)
     report, expected = compare_bundle(opened, inputs, provider=provider)
     if record:
         _record(opened, report, expected, on_unrecorded)

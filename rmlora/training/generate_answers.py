@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from torch import nn
     from transformers import GenerationConfig
 
 __all__ = ["generate_answers"]
 
 
 def generate_answers(
-    model: PeftModel,
+    model: nn.Module,
     prompts: Sequence[Sequence[int]],
-    tokenizer: Any,
+    decode: Callable[[Sequence[int]], str],
     *,
     end: Sequence[int],
     padding: int,
     batch_size: int,
     max_new_tokens: int,
 ) -> list[str]:
-    """Return the model's most likely continuation of each prompt, token by token, without special tokens.
+    """Return the model's most likely continuation of each prompt, token by token, without the token that ends it.
 
     Prompts of similar length share a batch. Under data parallelism every process answers its share, and all get all answers.
 
     Args:
-        model: in any mode; it is in evaluation mode meanwhile.
+        model: PEFT's or transformers', in any mode; it is in evaluation mode meanwhile.
         prompts: tokens of each.
-        tokenizer: of the base.
+        decode: from tokens to text, without special tokens.
         end: tokens that end an answer.
         padding: token to pad with on the left; it is masked.
         batch_size: prompts at a time.
@@ -53,10 +54,10 @@ def generate_answers(
     model.eval()
     answers: list[tuple[int, str]] = []
     try:
-        with _generation_config(model.get_base_model(), settings), torch.inference_mode():
+        with _generation_config(_transformers_model(model), settings), torch.inference_mode():
             for start in range(0, len(own), batch_size):
                 chosen = own[start : start + batch_size]
-                texts = _answers(model, [prompts[index] for index in chosen], tokenizer, settings)
+                texts = _answers(model, [prompts[index] for index in chosen], decode, settings)
                 answers += zip(chosen, texts, strict=True)
     finally:
         model.train(was_training)
@@ -67,14 +68,23 @@ def generate_answers(
 
 
 def _answers(
-    model: PeftModel, prompts: Sequence[Sequence[int]], tokenizer: Any, settings: GenerationConfig
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    decode: Callable[[Sequence[int]], str],
+    settings: GenerationConfig,
 ) -> list[str]:
     width = max(map(len, prompts))
     device = next(model.parameters()).device
     ids = torch.tensor([[*[settings.pad_token_id] * (width - len(prompt)), *prompt] for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     made: Any = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings)
-    return [str(text) for text in tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)]
+    ends = frozenset(settings.eos_token_id)
+    return [decode(list(takewhile(lambda token: token not in ends, row))) for row in made[:, width:].tolist()]
+
+
+def _transformers_model(model: Any) -> Any:
+    """Return the model that generates, without PEFT's around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,12 +125,15 @@ class LanguageTraining(TaskTraining):
             return {}
         encoded = self._splits[split]
         self._answers[split] = generate_answers(
-            self._model, encoded.prompts, self._processor, end=self._end_tokens(), padding=self._padding,
+            self._model, encoded.prompts, self._text, end=self._end_tokens(), padding=self._padding,
             batch_size=2 * self.settings.batch_size, max_new_tokens=self.settings.max_new_tokens,
         )  # fmt: skip
         scores = score_answers(self.settings.metric, self._answers[split], encoded.references)
         self._names = tuple(scores)
         return scores
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return str(self._processor.decode(tokens, skip_special_tokens=True))
 
     def _end_tokens(self) -> list[int]:
         """Return the tokens that end an answer: the end-of-text token, and what ends the answers of the training data."""

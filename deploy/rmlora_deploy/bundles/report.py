@@ -78,6 +78,8 @@ class Evaluation(_Part):
     onnx: float
     pytorch: float | None = None
     """The metric of PyTorch with PEFT; None if PyTorch was not installed."""
+    identical: int | None = None
+    """Generated answers that are PyTorch's to the letter; None for models that do not generate text."""
 
 
 class TextReport(_Part):

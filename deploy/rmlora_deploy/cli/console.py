@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 from rich.console import Console
 from rich.text import Text
 
 from rmlora.errors import ConfigError
+from rmlora.training.answer_metrics import AnswerMetric
 from rmlora_deploy.cli.output_encoding import shows_unicode
 
 __all__ = [
+    "answer_options",
     "colored",
     "data_options",
     "json_option",
@@ -70,6 +72,25 @@ def data_options(purpose: str, *, multiple: bool = False) -> Callable[[_Function
         return function
 
     return decorate
+
+
+def answer_options(function: _Function) -> _Function:
+    """Add ``--metric`` and ``--max-new-tokens``, for answers that a language model generates to ``--data``."""
+    for option in (
+        click.option(
+            "--max-new-tokens",
+            type=click.IntRange(1),
+            help="Language models: longest answer for --metric.  [default: 128]",
+        ),
+        click.option(
+            "--metric",
+            type=click.Choice(get_args(AnswerMetric)),
+            help="Language models: also generate an answer to every prompt of --data, with PyTorch and with the graph, and "
+            "compare both with the right one; rougeL needs the extra metrics.",
+        ),
+    ):
+        function = option(function)
+    return function
 
 
 class _PlainConsole(Console):

@@ -20,6 +20,7 @@ from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.manifest import PRECISIONS, QuantizationEntry
 from rmlora_deploy.cli.adapter_table import show_adapters
 from rmlora_deploy.cli.console import (
+    answer_options,
     colored,
     data_options,
     json_option,
@@ -115,6 +116,7 @@ __all__ = ["command"]
     "NAME=FILE, repeatable.",
     multiple=True,
 )
+@answer_options
 @click.option(
     "--verify/--no-verify", default=True, show_default=True, help="Compare with PyTorch before the bundle is written."
 )

@@ -48,9 +48,10 @@ def show_report(console: Console, report: VerificationReport) -> None:
     for scores in evaluations:
         if scores is not None:
             torch_score = f"PyTorch {scores.pytorch:.4f}, " if scores.pytorch is not None else ""
+            same = f", {scores.identical} answers identical" if scores.identical is not None else ""
             console.print(
                 f"{scores.metric[0].upper()}{scores.metric[1:]} on {counted(scores.examples, 'example')} of {scores.data}: {torch_score}"
-                f"ONNX Runtime {scores.onnx:.4f}."
+                f"ONNX Runtime {scores.onnx:.4f}{same}."
             )
 
 

@@ -9,10 +9,19 @@ import click
 
 from rmlora.errors import ConfigError
 from rmlora.progress_display import ProgressDisplay
+from rmlora.training.answer_metrics import AnswerMetric
 from rmlora.training.data import Columns
 from rmlora_deploy import api
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.cli.console import data_options, json_option, make_console, named, print_json, remote_code_option
+from rmlora_deploy.cli.console import (
+    answer_options,
+    data_options,
+    json_option,
+    make_console,
+    named,
+    print_json,
+    remote_code_option,
+)
 from rmlora_deploy.cli.provider_options import provider_option
 from rmlora_deploy.cli.report_table import show_report
 from rmlora_deploy.verification.torch_pair import torch_is_installed
@@ -31,6 +40,7 @@ __all__ = ["command"]
     help="Adapter package, with its name if the bundle has several.  [default: where it was at export]",
 )
 @data_options("Labeled data to compare the metric on; NAME=FILE, repeatable, for several adapters.", multiple=True)
+@answer_options
 @provider_option(" to verify")
 @click.option(
     "--reference-only",
@@ -42,7 +52,7 @@ __all__ = ["command"]
 @json_option
 def command(
     bundle: Path, base: str | None, adapters: tuple[str, ...], data: tuple[str, ...], text_column: str | None,
-    image_column: str | None, label_column: str | None, provider: str, reference_only: bool, no_write: bool,
+    image_column: str | None, label_column: str | None, metric: AnswerMetric | None, max_new_tokens: int | None, provider: str, reference_only: bool, no_write: bool,
     trust_remote_code: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Compare a BUNDLE with PyTorch and PEFT on real inputs of several shapes.
@@ -58,6 +68,7 @@ def command(
     Examples:
       rmlora-deploy verify spam-bundle --data data/sms/test.jsonl
       rmlora-deploy verify spam-bundle --provider cuda --reference-only
+      rmlora-deploy verify home-bundle --data chats.jsonl --metric exact_match
       rmlora-deploy verify both --data spam=data/sms/test.jsonl --data trec=data/trec/test.jsonl
     """
     console = make_console(as_json=as_json)
@@ -67,7 +78,7 @@ def command(
     with ProgressDisplay(console, "comparing"):
         report = api.verify(
             opened, base=base, adapters=_given(opened, adapters, "--adapter"), data=_given(opened, data, "--data"),
-            columns=Columns(text_column or image_column, label_column), provider=provider,
+            columns=Columns(text_column or image_column, label_column), metric=metric, max_new_tokens=max_new_tokens, provider=provider,
             reference_only=reference_only, check=False, record=not no_write, trust_remote_code=trust_remote_code,
             on_unrecorded=console.print,
         )  # fmt: skip

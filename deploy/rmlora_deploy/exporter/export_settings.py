@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rmlora.pooling import PoolingMode
+from rmlora.training.answer_metrics import AnswerMetric
 from rmlora.training.data import Columns
 from rmlora_deploy.bundles.manifest import Mode, Precision, WeightBits
 
@@ -44,6 +45,10 @@ class ExportSettings:
     """Adapter's name → labeled data to measure the metric on."""
     columns: Columns = field(default_factory=Columns)
     """Column names of ``data`` and ``calibration``."""
+    metric: AnswerMetric | None = None
+    """What to measure on the answers that a language model generates to ``data``: ``exact_match``, ``json`` or ``rougeL``."""
+    max_new_tokens: int | None = None
+    """Most tokens of such an answer; None takes 128."""
     calibration: str | None = None
     """Inputs that int8 is calibrated on, labeled or not; None takes those of ``data``. Merged int8 only."""
     int8_bits: WeightBits | None = None

@@ -64,6 +64,8 @@ def _exporter(settings: ExportSettings) -> Callable[..., Bundle]:
         raise ConfigError(
             "--provider chooses what a language model's graph is built for; other graphs run on every provider."
         )
+    if settings.metric is not None or settings.max_new_tokens is not None:
+        raise ConfigError("--metric and --max-new-tokens are for adapters for text-generation: leave them out.")
     if settings.mode == "merged":
         from rmlora_deploy.exporter.merged_bundle import export_merged
 

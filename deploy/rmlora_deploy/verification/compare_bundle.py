@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from rmlora.errors import ConfigError
+from rmlora.training.answer_metrics import AnswerMetric
 from rmlora.training.data import Columns
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.report import VerificationReport
+from rmlora_deploy.verification.answer_quality import AnswerMeasure
 from rmlora_deploy.verification.evaluation import EvaluationData, read_evaluation
 from rmlora_deploy.verification.torch_decoder import TorchDecoder
 from rmlora_deploy.verification.torch_pair import TorchPair, load_recorded, load_torch_pair
@@ -35,6 +37,10 @@ class ComparisonInputs:
     """Labeled data to measure the metric on, with branches name → data."""
     columns: Columns = field(default_factory=Columns)
     """Names of the data's columns."""
+    metric: AnswerMetric | None = None
+    """What to measure on the answers that a language model generates to the data."""
+    max_new_tokens: int | None = None
+    """Most tokens of such an answer."""
     with_torch: bool = True
     """False compares with PyTorch's outputs stored in the bundle."""
 
@@ -45,17 +51,18 @@ def compare_bundle(
     """Return the report, and PyTorch's outputs by adapter, batch by batch; a failed comparison is not raised.
 
     Raises:
-        ConfigError: one path is given where the bundle has several adapters, or several where it has one.
+        ConfigError: a metric is asked for that does not go with the bundle; one path is given where the bundle has several adapters, or several where it has one.
         InputError: the bundle, its base or an adapter cannot be used.
         ProviderError: the provider is not available.
     """
+    measure = AnswerMeasure.of(inputs.metric, inputs.max_new_tokens, task=bundle.task, data=bool(inputs.data))
     if bundle.task.outputs.kind == "text":
-        return _compare_texts(bundle, inputs, provider)
+        return _compare_texts(bundle, inputs, measure, provider)
     return (_compare_branches if bundle.mode == "branches" else _compare_merged)(bundle, inputs, provider)
 
 
 def _compare_texts(
-    bundle: Bundle, inputs: ComparisonInputs, provider: str
+    bundle: Bundle, inputs: ComparisonInputs, measure: AnswerMeasure | None, provider: str
 ) -> tuple[VerificationReport, dict[str, list[np.ndarray]]]:
     """Compare a language model."""
     paths: Mapping[str | None, str]
@@ -77,7 +84,7 @@ def _compare_texts(
     report, expected = verify_decoder(
         bundle,
         torch_of if inputs.with_torch else None,
-        {name: DecoderData(source, inputs.columns) for name, source in sources.items()},
+        {name: DecoderData(source, inputs.columns, measure) for name, source in sources.items()},
         provider=provider,
     )
     return report, {name: logits for name, logits in expected.items() if name is not None}

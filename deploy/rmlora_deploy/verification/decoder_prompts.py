@@ -9,11 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from rmlora.sample_data import SENTENCES
-from rmlora.training.conversations import TextColumns, read_conversations, usual_names
 from rmlora.training.data import Columns
-from rmlora.training.sources import open_table
-from rmlora.training.table import Reading
 from rmlora_deploy.bundles.text_codec import TextCodec
+from rmlora_deploy.verification.exchanges import read_exchanges
 from rmlora_deploy.verification.perplexity import Window
 
 __all__ = ["DecoderSamples", "decoder_samples"]
@@ -75,33 +73,15 @@ def decoder_samples(
             text[: min(_LENGTHS[-1], longest)],
         ]
         return DecoderSamples(_different(prompts), "built-in text", _windows([([], text)], context_length))
-    rows = _rows(codec, source, columns)
+    rows = read_exchanges(codec, source, columns)
     chosen = np.linspace(0, len(rows) - 1, min(_MOST_PROMPTS, len(rows))).round().astype(int)
     return DecoderSamples(
-        _different([rows[number][0][-longest:] for number in chosen]),
+        _different([rows[number].asked[-longest:] for number in chosen]),
         Path(source).name,
-        _windows([(asked if answer else [], answer or asked) for asked, answer in rows[:_MOST_TEXTS]], context_length),
+        _windows(
+            [(row.asked if row.answer else [], row.answer or row.asked) for row in rows[:_MOST_TEXTS]], context_length
+        ),
     )
-
-
-def _rows(codec: TextCodec, source: str, columns: Columns) -> list[tuple[list[int], list[int]]]:
-    """Return for every row of instruction data what is asked and what answers it, as tokens; a plain text has no answer.
-
-    Raises:
-        InputError: the data cannot be used.
-    """
-    wanted = usual_names() | ({columns.inputs.lower()} if columns.inputs else set())
-    reading = Reading(skip_empty=True)
-    data = read_conversations(open_table(source, wanted, reading), source, TextColumns(text=columns.inputs), reading)
-    rows: list[tuple[list[int], list[int]]] = []
-    for row in data.rows:
-        if data.form == "text":
-            rows.append((codec.encode(row.completion, raw=True), []))
-            continue
-        chat = data.form == "messages" or codec.chat is not None
-        asked = codec.encode(row.as_messages()[:-1]) if chat else codec.encode(row.prompt, raw=True)
-        rows.append((asked, codec.encode_answer(row.answer)))
-    return rows
 
 
 def _different(prompts: Sequence[list[int]]) -> list[list[int]]:

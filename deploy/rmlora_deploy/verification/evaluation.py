@@ -88,7 +88,9 @@ def measure(
         batch = _batch(data, preprocessor, start)
         for name, model in models.items():
             scores[name].append(np.asarray(model(batch), np.float64))
-    measured = {name: data.scoring.measure(np.concatenate(parts), data.targets) for name, parts in scores.items()}
+    measured: dict[str, Any] = {
+        name: data.scoring.measure(np.concatenate(parts), data.targets) for name, parts in scores.items()
+    }
     return Evaluation(data=Path(data.source).name, examples=len(data.inputs), metric=data.scoring.metric, **measured)
 
 

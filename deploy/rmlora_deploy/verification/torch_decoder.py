@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["GreedyText", "TorchDecoder"]
+
+_BATCH = 16
+"""Prompts that are answered at a time."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,24 @@ class TorchDecoder:
             margins.append(best - second)
             fed = chosen[-1:]
         return GreedyText(tuple(chosen), tuple(margins))
+
+    def answers(
+        self, prompts: Sequence[Sequence[int]], count: int, ends: frozenset[int], decode: Callable[[Sequence[int]], str]
+    ) -> list[str]:
+        """Return the likeliest answer to every prompt.
+
+        Args:
+            prompts: tokens of each.
+            count: most tokens of an answer.
+            ends: tokens that end an answer.
+            decode: from tokens to text.
+        """
+        from rmlora.training.generate_answers import generate_answers
+
+        end = sorted(ends)
+        return generate_answers(
+            self._model, prompts, decode, end=end, padding=end[0], batch_size=_BATCH, max_new_tokens=count
+        )
 
     def _run(self, tokens: Sequence[int], cache: Any) -> Any:
         import torch

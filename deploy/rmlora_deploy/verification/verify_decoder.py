@@ -18,6 +18,7 @@ from rmlora_deploy.bundles.report import (
     AdapterReport,
     BaseReport,
     Comparison,
+    Evaluation,
     MixedReport,
     Perplexity,
     TextReport,
@@ -28,8 +29,17 @@ from rmlora_deploy.bundles.text_codec import TextCodec
 from rmlora_deploy.runtime import AdapterRef
 from rmlora_deploy.runtime.decoder.decoder_batch import DecoderBatch
 from rmlora_deploy.runtime.decoder.decoder_session import DecoderSession
+from rmlora_deploy.verification.answer_quality import (
+    AnswerData,
+    AnswerMeasure,
+    graph_answers,
+    measure_answers,
+    read_answers,
+)
 from rmlora_deploy.verification.compare import TEXT_TOLERANCES, mismatch, within
+from rmlora_deploy.verification.continued import continued
 from rmlora_deploy.verification.decoder_prompts import DecoderSamples, decoder_samples
+from rmlora_deploy.verification.evaluation import keeps_metric, lost_metric
 from rmlora_deploy.verification.logit_errors import LogitErrors
 from rmlora_deploy.verification.perplexity import perplexity
 from rmlora_deploy.verification.torch_decoder import TorchDecoder
@@ -39,7 +49,6 @@ __all__ = [
     "NEW_TOKENS",
     "TAIL",
     "DecoderData",
-    "continued",
     "last_logits",
     "raise_on_text_mismatch",
     "reference_case",
@@ -65,6 +74,8 @@ class DecoderData:
 
     source: str | None = None
     columns: Columns = field(default_factory=Columns)
+    measure: AnswerMeasure | None = None
+    """How the answers to the data are judged; None generates none."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,8 @@ class _Adapter:
     """None compares with the stored logits."""
     stored: list[np.ndarray]
     """Logits ``[1, TAIL, vocabulary]`` of the reference prompts; empty if none are stored."""
+    answers: AnswerData | None
+    """What it is asked, and the right answers."""
 
 
 def verify_decoder(
@@ -104,12 +117,14 @@ def verify_decoder(
     tolerance = TEXT_TOLERANCES[bundle.precision]
     batches, base_logits = load_reference(bundle.path / REFERENCE_FILE)
     prompts = [batch["input_ids"][0].tolist() for batch in batches]
+    answers = {name: _answers(given, codec, session) for name, given in data.items()}
     expected: Expected = {}
     parts: dict[str, Any] = {}
     if bundle.mode == "merged":
         torch = torch_of(None) if torch_of is not None else None
         samples = _samples(bundle, codec, session, data.get(None)) if torch is not None else None
-        measured = _compare(session, _Adapter(None, torch, base_logits), samples, prompts, tolerance)
+        merged = _Adapter(None, torch, base_logits, answers.get(None))
+        measured = _compare(session, codec, merged, samples, prompts, tolerance)
         parts = {name: value for name, value in measured.items() if value is not None}
         passed = parts.pop("passed")
         if torch is not None:
@@ -124,7 +139,8 @@ def verify_decoder(
                 unverified.append(name)
                 continue
             samples = _samples(bundle, codec, session, data.get(name)) if torch is not None else None
-            measured = _compare(session, _Adapter(AdapterRef(name), torch, stored), samples, prompts, tolerance)
+            adapter = _Adapter(AdapterRef(name), torch, stored, answers.get(name))
+            measured = _compare(session, codec, adapter, samples, prompts, tolerance)
             parts["adapters"][name] = AdapterReport(
                 **{key: value for key, value in measured.items() if value is not None}
             )
@@ -159,25 +175,6 @@ def last_logits(torch: TorchDecoder, prompts: Sequence[Tokens]) -> list[np.ndarr
     return [torch.logits(prompt)[None, -TAIL:] for prompt in prompts]
 
 
-def continued(
-    session: DecoderSession, prompts: Sequence[Tokens], refs: Sequence[AdapterRef | None], count: int = NEW_TOKENS
-) -> list[list[int]]:
-    """Return the likeliest continuation of every prompt, all in one batch."""
-    batch, found = DecoderBatch(session, prompts, refs, new_tokens=count), [list[int]() for _ in prompts]
-    for row in range(len(prompts)):
-        found[row].append(int(batch.read(row)[-1].argmax()))
-    while True:
-        for place in reversed(range(len(batch.rows))):
-            answer = found[batch.rows[place]]
-            if len(answer) == count or answer[-1] in session.layout.end_tokens:
-                batch.finish(place)
-        if not batch.rows:
-            return found
-        logits = batch.advance([found[row][-1] for row in batch.rows])
-        for place, row in enumerate(batch.rows):
-            found[row].append(int(logits[place].argmax()))
-
-
 def _samples(bundle: Bundle, codec: TextCodec, session: DecoderSession, data: DecoderData | None) -> DecoderSamples:
     data = data or DecoderData()
     return decoder_samples(
@@ -189,29 +186,49 @@ def _samples(bundle: Bundle, codec: TextCodec, session: DecoderSession, data: De
     )
 
 
+def _answers(data: DecoderData, codec: TextCodec, session: DecoderSession) -> AnswerData | None:
+    """Return the prompts whose answers are judged, if any are."""
+    if data.measure is None or data.source is None:
+        return None
+    return read_answers(codec, data.source, data.columns, data.measure, context_length=session.layout.context_length)
+
+
 def _compare(
     session: DecoderSession,
+    codec: TextCodec,
     adapter: _Adapter,
     samples: DecoderSamples | None,
     prompts: Sequence[Tokens],
     tolerance: Tolerance,
 ) -> dict[str, Any]:
-    """Return the fields of a report on one adapter: ``onnx``, ``texts``, ``perplexity`` and ``passed``."""
+    """Return the fields of a report on one adapter: ``onnx``, ``evaluation``, ``texts``, ``perplexity`` and ``passed``."""
     errors, torch = LogitErrors(), adapter.torch
+    scores = _evaluation(session, codec, adapter, adapter.answers) if adapter.answers is not None else None
+    kept = scores is None or keeps_metric(scores, tolerance)
     if torch is None or samples is None:
         for prompt, stored in zip(prompts, adapter.stored, strict=True):
             errors.add(stored[0], session.logits(prompt, adapter.ref, start=-stored.shape[1]))
         onnx = errors.comparison()
-        return {"onnx": onnx, "passed": within(onnx, tolerance)}
+        return {"onnx": onnx, "evaluation": scores, "passed": within(onnx, tolerance)}
     for prompt in samples.prompts:
         errors.add(torch.logits(prompt), session.logits(prompt, adapter.ref))
     onnx = errors.comparison()
     texts = _texts(session, adapter.ref, torch, samples.prompts, tolerance)
     surprise = _perplexity(session, adapter.ref, torch, samples)
-    passed = within(onnx, tolerance) and keeps_perplexity(surprise, tolerance)
+    passed = within(onnx, tolerance) and keeps_perplexity(surprise, tolerance) and kept
     if tolerance.absolute_error is not None:  # rounded weights give other texts
         passed &= texts.agree
-    return {"onnx": onnx, "texts": texts, "perplexity": surprise, "passed": passed}
+    return {"onnx": onnx, "evaluation": scores, "texts": texts, "perplexity": surprise, "passed": passed}
+
+
+def _evaluation(session: DecoderSession, codec: TextCodec, adapter: _Adapter, data: AnswerData) -> Evaluation:
+    """Return how good the answers to the user's prompts are, the graph's and PyTorch's."""
+    prompts, count = [row.asked for row in data.rows], data.measure.max_new_tokens
+    onnx = graph_answers(session, codec, adapter.ref, prompts, count)
+    if adapter.torch is None:
+        return measure_answers(data, onnx, None)
+    pytorch = adapter.torch.answers(prompts, count, session.layout.end_tokens, codec.decode)
+    return measure_answers(data, onnx, pytorch)
 
 
 def _texts(
@@ -221,7 +238,7 @@ def _texts(
     prompts: Sequence[Tokens],
     tolerance: Tolerance,
 ) -> TextReport:
-    got = continued(session, prompts, [ref] * len(prompts))
+    got = continued(session, prompts, [ref] * len(prompts), NEW_TOKENS)
     identical = ties = tokens = 0
     for prompt, answer in zip(prompts, got, strict=True):
         expected = torch.continued(prompt, NEW_TOKENS, session.layout.end_tokens)
@@ -297,6 +314,8 @@ def raise_on_text_mismatch(report: VerificationReport, precision: str) -> None:
     rows: dict[str, Any] = {"": report} if report.onnx is not None else dict(report.adapters or {})
     for name, row in rows.items():
         where = f" with the adapter '{name}'" if name else ""
+        if row.evaluation is not None and not keeps_metric(row.evaluation, report.tolerance):
+            raise ParityError(lost_metric(row.evaluation, precision, report.tolerance))
         _raise_for(row.onnx, row.texts, row.perplexity, f"The {precision} graph{where}", report.tolerance)
     raise ParityError(
         "Rows of several adapters in one batch do not get what they get alone: please report this as a bug."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +101,12 @@ def test_generation_is_measured_at_the_end_or_at_every_evaluation(tmp_path: Path
 
 def test_answers_in_a_padded_batch_are_those_of_one_prompt() -> None:
     model, tokenizer = adapted(), chat_tokenizer()
+    decode = partial(tokenizer.decode, skip_special_tokens=True)
     model.get_base_model().generation_config = GenerationConfig(repetition_penalty=9.0, do_sample=True, temperature=3.0)
     prompts = [[2, 15, 19, *range(4, 4 + length)] for length in (1, 7, 3, 5, 2)]
     options: dict[str, Any] = {"end": [NO_TOKEN], "padding": 1, "max_new_tokens": 6}
-    together = generate_answers(model, prompts, tokenizer, batch_size=3, **options)
-    alone = [generate_answers(model, [prompt], tokenizer, batch_size=1, **options)[0] for prompt in prompts]
+    together = generate_answers(model, prompts, decode, batch_size=3, **options)
+    alone = [generate_answers(model, [prompt], decode, batch_size=1, **options)[0] for prompt in prompts]
     assert together == alone
     for prompt, answer in zip(prompts, together, strict=True):
         ids = list(prompt)
@@ -115,11 +118,14 @@ def test_answers_in_a_padded_batch_are_those_of_one_prompt() -> None:
 
 
 def test_an_answer_ends_at_an_end_token() -> None:
-    model, tokenizer = adapted(), chat_tokenizer()
+    model = adapted()
     prompt = [2, 15, 19, 4]
     first = int(model(input_ids=torch.tensor([prompt])).logits[0, -1].argmax())
-    (answer,) = generate_answers(model, [prompt], tokenizer, end=[3, first], padding=1, batch_size=1, max_new_tokens=9)
-    assert answer == tokenizer.decode([first], skip_special_tokens=True)
+    told: dict[str, Any] = {"padding": 1, "batch_size": 1, "max_new_tokens": 9}
+    (whole,) = generate_answers(model, [prompt], str, end=[NO_TOKEN], **told)
+    assert len(json.loads(whole)) == 9
+    (answer,) = generate_answers(model, [prompt], str, end=[3, first], **told)
+    assert answer == "[]", "the token that ends an answer is not part of it"
 
 
 @pytest.mark.parametrize(

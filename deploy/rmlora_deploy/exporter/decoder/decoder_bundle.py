@@ -22,6 +22,7 @@ from rmlora.fingerprint import check_base, weight_digests
 from rmlora.package import load_package
 from rmlora.readable import is_readable_file
 from rmlora.storage import atomic_directory, sha256_file, write_json
+from rmlora.tasks import Task
 from rmlora_converters.checkpoint_merge import merge_checkpoint
 from rmlora_converters.graph.files.model_file import load_model, save_model
 from rmlora_converters.graph.locate.targets import check_adapters, find_targets
@@ -42,6 +43,7 @@ from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.exporter.plan import ExportPlan, common_task, complete_bundle
 from rmlora_deploy.runtime.decoder.decoder_layout import DecoderLayout
 from rmlora_deploy.runtime.decoder.decoder_session import DecoderSession
+from rmlora_deploy.verification.answer_quality import AnswerMeasure
 from rmlora_deploy.verification.decoder_prompts import decoder_samples
 from rmlora_deploy.verification.torch_decoder import TorchDecoder
 from rmlora_deploy.verification.verify_decoder import (
@@ -134,7 +136,19 @@ def _plan(settings: ExportSettings, on_progress: Callable[[str], None]) -> tuple
     else:
         for adapter in adapters.values():
             check_base(adapter, checkpoint, allow_mismatch=settings.allow_base_mismatch)
+    _measure(settings, task)
     return ExportPlan(settings, checkpoint, adapters, task, None, None, None, {}, on_progress), codec
+
+
+def _measure(settings: ExportSettings, task: Task) -> AnswerMeasure | None:
+    """Return how answers are judged while the bundle is verified.
+
+    Raises:
+        ConfigError: the settings do not go together.
+    """
+    if settings.metric is not None and not settings.verify:
+        raise ConfigError("--metric is measured while a bundle is verified: leave out --no-verify.")
+    return AnswerMeasure.of(settings.metric, settings.max_new_tokens, task=task, data=bool(settings.data))
 
 
 def _switchable(name: str, path: Path, checkpoint: Checkpoint, settings: ExportSettings) -> Adapter:
@@ -269,7 +283,7 @@ def _verify(plan: ExportPlan, bundle: Bundle) -> None:
     plan.on_progress("verifying against PyTorch and PEFT")
     merged = bundle.mode == "merged"
     data: dict[str | None, DecoderData] = {
-        None if merged else name: DecoderData(source, plan.settings.columns)
+        None if merged else name: DecoderData(source, plan.settings.columns, _measure(plan.settings, plan.task))
         for name, source in plan.settings.data.items()
     }
     report, expected = verify_decoder(bundle, partial(_torch_of, plan), data)
