@@ -14,6 +14,9 @@ __all__ = ["LogitErrors"]
 
 AnyArray = npt.NDArray[Any]
 
+_BLOCK = 64
+"""Positions that are compared at a time."""
+
 
 class LogitErrors:
     """The running comparison of logits."""
@@ -37,6 +40,10 @@ class LogitErrors:
                 f"The graph gives logits of the shape {list(got.shape)} where {list(expected.shape)} is expected: it is of "
                 "another model; export again."
             )
+        for start in range(0, len(expected), _BLOCK):  # in float64 a whole text may not fit into memory
+            self._add(expected[start : start + _BLOCK], got[start : start + _BLOCK])
+
+    def _add(self, expected: AnyArray, got: AnyArray) -> None:
         finite = np.isfinite(got)
         difference = np.abs(np.where(finite, got, expected).astype(np.float64) - expected)
         self._largest = max(self._largest, float(difference.max()))

@@ -21,6 +21,9 @@ class Window(NamedTuple):
     """First token whose prediction counts: an answer's, if what is asked comes before it."""
 
 
+_BLOCK = 64
+"""Positions that are read at a time."""
+
 _MOST = 700.0
 """Nats a token, beyond which the perplexity would not be a number."""
 
@@ -33,10 +36,14 @@ def surprise(logits: Logits, window: Window) -> float:
         window: the text.
     """
     tokens, start = window
-    wide = logits[start - 1 : -1].astype(np.float64)
-    largest = wide.max(-1, keepdims=True)
-    totals = np.log(np.exp(wide - largest).sum(-1)) + largest[:, 0]
-    return float((totals - wide[np.arange(len(wide)), list(tokens[start:])]).sum())
+    total = 0.0
+    for first in range(start, len(tokens), _BLOCK):  # in float64 a whole text may not fit into memory
+        following = list(tokens[first : first + _BLOCK])
+        wide = logits[first - 1 : first - 1 + len(following)].astype(np.float64)
+        largest = wide.max(-1, keepdims=True)
+        totals = np.log(np.exp(wide - largest).sum(-1)) + largest[:, 0]
+        total += float((totals - wide[np.arange(len(wide)), following]).sum())
+    return total
 
 
 def perplexity(model: Callable[[Sequence[int]], Logits], windows: Sequence[Window]) -> tuple[float, int]:

@@ -18,12 +18,14 @@ from rmlora_converters.graph.files.model_file import load_model
 from rmlora_converters.graph.passes.adopt import score_output
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.processor import max_length
+from rmlora_deploy.bundles.report import Comparison, Tolerance
 from rmlora_deploy.runtime.graph_logits import graph_logits
 from rmlora_deploy.runtime.providers import create_session
-from rmlora_deploy.verification.compare import TOLERANCES, compare, mismatch
+from rmlora_deploy.verification.compare import TEXT_TOLERANCES, TOLERANCES, compare, mismatch
 from rmlora_deploy.verification.sample_batches import batch_shapes, make_sample_batches, sample_inputs
 from rmlora_deploy.verification.torch_outputs import finite_outputs
 from rmlora_deploy.verification.torch_pair import torch_is_installed
+from rmlora_deploy.verification.verify_merged_text import compare_merged_text
 
 __all__ = ["verify_merged_graph"]
 
@@ -57,8 +59,15 @@ def verify_merged_graph(
         return _unverified("the adapter does not record its task")
     except AdapterError as error:
         return _unverified(str(error))
+    precision = "fp16" if _is_half(graph) else "fp32"
     if task.outputs.kind == "text":
-        return _unverified(f"graphs for {task.name} are not compared with PyTorch")
+        try:
+            read, shapes = compare_merged_text(
+                graph, base, adapter, task=task.name, allow_base_mismatch=allow_base_mismatch
+            )
+        except RMLoRAError as error:
+            return _unverified(str(error))
+        return _report(read, shapes, TEXT_TOLERANCES[precision], precision)
     if not task.outputs.has_labels:
         return _unverified(f"exporters disagree on the outputs for {task.name}; export a bundle to have it compared")
     try:
@@ -67,9 +76,15 @@ def verify_merged_graph(
         return _unverified(str(error))
     if wrong := next((b.shape for a, b in zip(expected, got, strict=True) if a.shape != b.shape), None):
         return _unverified(f"the graph's output has the shape {list(wrong)}, which is not a classifier's")
-    precision = "fp16" if _is_half(graph) else "fp32"
-    tolerance = TOLERANCES[precision]
-    result = compare(expected, got, task.outputs)
+    return _report(compare(expected, got, task.outputs), batch_shapes(batches), TOLERANCES[precision], precision)
+
+
+def _report(result: Comparison, shapes: list[list[int]], tolerance: Tolerance, precision: str) -> dict[str, Any]:
+    """Return the report of a comparison.
+
+    Raises:
+        ParityError: it is beyond the tolerance.
+    """
     if how := mismatch(result, tolerance):
         raise ParityError(
             f"The merged graph {how}: it was exported from another base, or computes something else; nothing was written."
@@ -78,7 +93,7 @@ def verify_merged_graph(
         "passed": True,
         "precision": precision,
         "tolerance": tolerance.model_dump(),
-        "shapes": batch_shapes(batches),
+        "shapes": shapes,
         "onnx": result.model_dump(),
     }
 

@@ -11,7 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from rmlora.confine import confine
-from rmlora.errors import InputError, RMLoRAError
+from rmlora.errors import InputError, RMLoRAError, some_of
 from rmlora.library_calls import library_call, reason_of
 from rmlora.readable import is_readable_file
 from rmlora_converters.graph.files.check_graph import check_graph, tensors_of
@@ -32,6 +32,12 @@ def load_model(path: Path) -> ir.Model:
         InputError: the file, or a file with its weights, is missing, damaged, or may not be read, or it names one outside its
             directory.
     """
+    if path.is_dir():
+        found = sorted(file.name for file in path.glob("*.onnx"))
+        raise InputError(
+            f"{path} is a directory: give the graph in it"
+            + (f", as {some_of([str(path / name) for name in found])}." if found else ", of which there is none.")
+        )
     if not is_readable_file(path):
         raise InputError(f"ONNX model not found: {path} does not exist.")
     if path.stat().st_size > _MAX_PROTOBUF:
