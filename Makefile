@@ -19,7 +19,7 @@ PROJECT := $(PIP) --no-deps --no-build-isolation
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup browser demo test architectures coverage lint bench bench-quality bench-speed peers docs lock lock-peers sbom clean
+.PHONY: help setup browser demo demo-llm test architectures coverage lint bench bench-quality bench-speed peers docs lock lock-peers sbom clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -30,6 +30,9 @@ browser: $(BROWSER) ## Find a Chromium for the tests of the page, or install one
 
 demo: $(READY) ## Train, merge, export, verify and measure two adapters on real data, offline
 	$(BIN)/python -m benchmarks.demo $(DEMO_ARGS)
+
+demo-llm: $(READY) ## Train a language model to answer with JSON, export, verify and ask it, offline
+	$(BIN)/python -m benchmarks.demo_llm $(DEMO_ARGS)
 
 test: $(READY) $(BROWSER) ## Run the tests (PYTEST_ARGS='-m "not e2e"' for the fast ones)
 	$(TESTS) $(PYTEST_ARGS)

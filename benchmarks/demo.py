@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.assets import minilm
+from benchmarks.demo_steps import run, title
 from benchmarks.realdata import write_splits
 from benchmarks.results import environment, write_result
 from rmlora.storage import write_json
@@ -133,20 +132,6 @@ def summarize(work: Path, seconds: float) -> dict[str, Any]:
     report = json.loads((work / "both" / "manifest.json").read_text())["verification"]
     summary["both"] = {key: report[key] for key in ("base", "adapters", "mixed")}
     return summary
-
-
-def title(text: str) -> None:
-    """Print a heading."""
-    print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}", flush=True)
-
-
-def run(*words: str | Path) -> None:
-    """Print a command and run it."""
-    shown = [str(word) for word in words]
-    print(f"\n$ rmlora-deploy {shlex.join(shown)}", flush=True)
-    finished = subprocess.run([sys.executable, "-m", "rmlora_deploy", *shown], check=False)
-    if finished.returncode:
-        sys.exit(finished.returncode)
 
 
 if __name__ == "__main__":
