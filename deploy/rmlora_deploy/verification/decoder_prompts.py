@@ -51,7 +51,7 @@ class DecoderSamples:
 
 
 def decoder_samples(
-    codec: TextCodec, source: str | None, columns: Columns, *, context_length: int, new_tokens: int
+    codec: TextCodec, source: str | None, columns: Columns, *, context_length: int, new_tokens: int, raw: bool = False
 ) -> DecoderSamples:
     """Return prompts and texts: of ``source``, or built in.
 
@@ -61,6 +61,7 @@ def decoder_samples(
         columns: names of its columns.
         context_length: tokens that the model holds.
         new_tokens: tokens that prompts are continued by.
+        raw: prompts of the data are continued as they are, even if the model has a chat template.
 
     Raises:
         InputError: the data cannot be used.
@@ -75,7 +76,7 @@ def decoder_samples(
             text[: min(_LENGTHS[-1], longest)],
         ]
         return DecoderSamples(_different(prompts), "built-in text", _windows([([], text)], context_length))
-    rows = _rows(codec, source, columns)
+    rows = _rows(codec, source, columns, raw=raw)
     chosen = np.linspace(0, len(rows) - 1, min(_MOST_PROMPTS, len(rows))).round().astype(int)
     return DecoderSamples(
         _different([rows[number][0][-longest:] for number in chosen]),
@@ -84,7 +85,7 @@ def decoder_samples(
     )
 
 
-def _rows(codec: TextCodec, source: str, columns: Columns) -> list[tuple[list[int], list[int]]]:
+def _rows(codec: TextCodec, source: str, columns: Columns, *, raw: bool) -> list[tuple[list[int], list[int]]]:
     """Return for every row of instruction data what is asked and what answers it, as tokens; a plain text has no answer.
 
     Raises:
@@ -98,7 +99,7 @@ def _rows(codec: TextCodec, source: str, columns: Columns) -> list[tuple[list[in
         if data.form == "text":
             rows.append((codec.encode(row.completion, raw=True), []))
             continue
-        chat = data.form == "messages" or codec.chat is not None
+        chat = data.form == "messages" or (codec.chat is not None and not raw)
         asked = codec.encode(row.as_messages()[:-1]) if chat else codec.encode(row.prompt, raw=True)
         rows.append((asked, codec.encode_answer(row.answer)))
     return rows

@@ -13,6 +13,7 @@ from rmlora.errors import ParityError
 from rmlora.training.data import Columns
 from rmlora_deploy.bundles.bundle import REFERENCE_FILE, Bundle
 from rmlora_deploy.bundles.describe import tool_versions
+from rmlora_deploy.bundles.manifest import AdapterSource
 from rmlora_deploy.bundles.reference import load_reference
 from rmlora_deploy.bundles.report import (
     AdapterReport,
@@ -108,7 +109,7 @@ def verify_decoder(
     parts: dict[str, Any] = {}
     if bundle.mode == "merged":
         torch = torch_of(None) if torch_of is not None else None
-        samples = _samples(bundle, codec, session, data.get(None)) if torch is not None else None
+        samples = _samples(bundle.manifest.adapter, codec, session, data.get(None)) if torch is not None else None
         measured = _compare(session, _Adapter(None, torch, base_logits), samples, prompts, tolerance)
         parts = {name: value for name, value in measured.items() if value is not None}
         passed = parts.pop("passed")
@@ -123,7 +124,7 @@ def verify_decoder(
             if torch is None and not stored:
                 unverified.append(name)
                 continue
-            samples = _samples(bundle, codec, session, data.get(name)) if torch is not None else None
+            samples = _samples(entry, codec, session, data.get(name)) if torch is not None else None
             measured = _compare(session, _Adapter(AdapterRef(name), torch, stored), samples, prompts, tolerance)
             parts["adapters"][name] = AdapterReport(
                 **{key: value for key, value in measured.items() if value is not None}
@@ -178,7 +179,9 @@ def continued(
             found[row].append(int(logits[place].argmax()))
 
 
-def _samples(bundle: Bundle, codec: TextCodec, session: DecoderSession, data: DecoderData | None) -> DecoderSamples:
+def _samples(
+    adapter: AdapterSource | None, codec: TextCodec, session: DecoderSession, data: DecoderData | None
+) -> DecoderSamples:
     data = data or DecoderData()
     return decoder_samples(
         codec,
@@ -186,6 +189,7 @@ def _samples(bundle: Bundle, codec: TextCodec, session: DecoderSession, data: De
         data.columns,
         context_length=session.layout.context_length,
         new_tokens=NEW_TOKENS,
+        raw=adapter is not None and adapter.prompt_format == "raw",
     )
 
 
