@@ -148,3 +148,14 @@ class Adapter:
         """Label names in the order of the head's outputs; None if not recorded."""
         value = self.metadata.get("labels")
         return [str(label) for label in value] if value else None
+
+    @property
+    def prompt_format(self) -> Literal["chat", "raw"] | None:
+        """How a language model was asked in training: by its chat template, or with the text as it stands; None if not recorded."""
+        value: Literal["chat", "raw"] | None = self.metadata.get("prompt_format")
+        return value
+
+    @property
+    def end_tokens(self) -> list[int]:
+        """Tokens that end an answer of a language model; empty if not recorded."""
+        return [int(token) for token in self.metadata.get("end_tokens") or ()]

@@ -99,6 +99,8 @@ class PackageMetadata(_File):
     rmlora: _Settings | None = None
     metrics: dict[str, Any] | None = None
     training: _Training | None = None
+    prompt_format: Literal["chat", "raw"] | None = None
+    end_tokens: list[Annotated[_Integer, Field(ge=0, lt=2**31)]] | None = None
     tensors_sha256: str | None = None
 
 

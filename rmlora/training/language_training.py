@@ -59,6 +59,7 @@ class LanguageTraining(TaskTraining):
             )
             for name, rows in data.splits.items()
         }
+        self._continues = data.splits["train"].form == "text"  # which no chat template has touched
         self._check_prompts(data)
         notes = dict.fromkeys(note for split in self._splits.values() for note in split.notes)
         return TrainingData(self._splits, notes=tuple(notes))
@@ -111,8 +112,8 @@ class LanguageTraining(TaskTraining):
     def metadata(self, model: PeftModel) -> dict[str, Any]:
         """Return how the base was asked, which generation must do alike."""
         return {
-            "prompt_format": self._format.kind,
-            "chat_template": self._format.fingerprint,
+            "prompt_format": "raw" if self._continues else self._format.kind,
+            "chat_template": None if self._continues else self._format.fingerprint,
             "end_tokens": self._end_tokens(),
             "max_length": self.settings.token_limit,
         }

@@ -72,7 +72,7 @@ def write_adapter(
     file.parent.mkdir(exist_ok=True)
     write_onnx_adapter(file, converted.arrays)
     return AdapterEntry(
-        **dict(describe_adapter(converted.adapter)),
+        **describe_adapter(converted.adapter).to_dict(),  # without what is not recorded
         file=relative,
         files={relative: sha256_file(file)},
         bytes=file.stat().st_size,

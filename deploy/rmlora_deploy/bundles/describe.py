@@ -108,7 +108,15 @@ def describe_adapter(adapter: Adapter) -> AdapterSource:
         parameters=adapter.parameters,
         rmlora=adapter.metadata.get("rmlora"),
         metrics=adapter.metadata.get("metrics"),
+        **_prompting(adapter),
     )
+
+
+def _prompting(adapter: Adapter) -> dict[str, Any]:
+    """Return how a language model was asked in training; nothing for other models, and if it is not recorded."""
+    if adapter.prompt_format is None:
+        return {}
+    return {"prompt_format": adapter.prompt_format, "end_tokens": adapter.end_tokens}
 
 
 def _directory_name(path: Path | str) -> str:

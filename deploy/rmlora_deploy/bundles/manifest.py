@@ -40,6 +40,7 @@ __all__ = [
     "Optimization",
     "PoolingEntry",
     "Precision",
+    "PromptFormat",
     "QuantizationEntry",
     "TensorEntry",
     "WeightBits",
@@ -52,6 +53,8 @@ FORMAT_VERSION = 3
 Mode = Literal["merged", "branches"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+PromptFormat = Literal["chat", "raw"]
+"""A prompt is the user's message of a chat, or a text to continue as it is."""
 Activations = Literal["static", "dynamic"]
 """Rounded to a grid fixed at export, or to the range of every batch."""
 WeightBits = Literal[7, 8]
@@ -76,6 +79,7 @@ def _last_part(path: str) -> str:
     return PureWindowsPath(path).name or path
 
 
+_Token = Annotated[int, Field(ge=0, lt=2**31)]
 _Amount = Annotated[int, Field(ge=0, lt=2**62)]
 
 
@@ -198,6 +202,10 @@ class AdapterSource(_Entry):
     rmlora: dict[str, Any] | None = None
     """RM-LoRA settings; None for an adapter that was not trained with this toolkit."""
     metrics: dict[str, Any] | None = None
+    prompt_format: PromptFormat | None = None
+    """How a language model was asked in training; None if the adapter does not record it, as in older bundles."""
+    end_tokens: list[_Token] = Field(default_factory=list)
+    """Tokens that end its answers, besides those that end the base's."""
 
 
 class AdapterEntry(AdapterSource):

@@ -75,7 +75,7 @@ class TextCodec:
             if not is_unicode(prompt):
                 raise InputError("The prompt is not valid Unicode: give it as UTF-8.")
             if raw or self.chat is None:
-                return list(self._tokenizer.encode(prompt).ids)
+                return self._open_end(prompt)
             prompt = [{"role": "user", "content": prompt}]
         if self.chat is None:
             raise InputError("The model has no chat template, so it takes no messages: give the prompt as a text.")
@@ -83,6 +83,12 @@ class TextCodec:
             raise InputError("The chat has no messages: give at least one.")
         text = self.chat.render(prompt)
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)  # the template writes them
+
+    def _open_end(self, text: str) -> list[int]:
+        """Return the tokens of a text with those that begin one, and without those that some tokenizers end it by."""
+        whole, bare = self._tokenizer.encode(text).ids, self._tokenizer.encode(text, add_special_tokens=False).ids
+        begin = next((place for place in range(len(whole)) if whole[place : place + len(bare)] == bare), None)
+        return list(whole if begin is None else whole[: begin + len(bare)])
 
     def encode_answer(self, text: str) -> list[int]:
         """Return the tokens of a text that follows a prompt, without those that begin a text."""

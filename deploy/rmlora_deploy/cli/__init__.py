@@ -28,11 +28,14 @@ _COMMANDS = {
     "bench": "Measure a bundle on every execution provider.",
     "predict": "Classify or embed inputs with a bundle, without torch.",
     "generate": "Continue a prompt with a language model's bundle, without torch.",
+    "compare": "Show the texts of adapters side by side.",
     "serve": "Serve bundles over HTTP, batched across adapters.",
     "loadtest": "Put load on a server and measure its answers.",
     "inspect": "Show an adapter or a bundle.",
 }
-"""Command → its line in ``--help``; the command is in the module of the same name."""
+"""Command → its line in ``--help``; the command is in the module of the same name, if that is free."""
+_MODULES = {"compare": "compare_texts"}
+"""Command → its module, where another module has its name."""
 
 
 class _LazyGroup(click.Group):
@@ -42,7 +45,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command = importlib.import_module(f"rmlora_deploy.cli.{cmd_name}").command
+        command = importlib.import_module(f"rmlora_deploy.cli.{_MODULES.get(cmd_name, cmd_name)}").command
         return cast(click.Command, command)
 
     def resolve_command(

@@ -13,9 +13,11 @@ from rich.console import Console
 
 from rmlora.errors import ConfigError, InputError, some_of
 from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.bundles.manifest import PromptFormat
 from rmlora_deploy.cli.console import colored, json_option, make_console, print_json
 from rmlora_deploy.inference.generator import Generated, Generator, Piece
 from rmlora_deploy.inference.sampling import Sampling
+from rmlora_deploy.runtime import AdapterRef
 
 __all__ = ["command"]
 
@@ -30,9 +32,10 @@ __all__ = ["command"]
     "--max-new-tokens", type=click.IntRange(1), default=128, show_default=True, help="Tokens of the longest answer."
 )
 @click.option(
-    "--raw",
-    is_flag=True,
-    help="Continue PROMPT as it is.  [default: the user's message of a chat, if the model has a chat template]",
+    "--raw/--chat",
+    default=None,
+    help="Continue PROMPT as it is, or make it the user's message of a chat.  [default: as the adapter was trained; if that "
+    "is not recorded, and for the base, a chat if the model has a chat template]",
 )
 @click.option(
     "--temperature", type=float, default=0.0, show_default=True, help="Draw tokens at random; 0 takes the likeliest."
@@ -48,14 +51,14 @@ __all__ = ["command"]
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: ONNX Runtime's choice]")
 @json_option
 def command(
-    bundle: Path, prompt: str, adapter: str | None, max_new_tokens: int, raw: bool, temperature: float, top_p: float,
+    bundle: Path, prompt: str, adapter: str | None, max_new_tokens: int, raw: bool | None, temperature: float, top_p: float,
     seed: int, threads: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Continue PROMPT with a language model's BUNDLE, without torch.
 
     The answer appears word by word. Each token is the likeliest one, so the same prompt gives the same answer, unless
-    --temperature is given. PROMPT becomes the user's message of a chat if the model has a chat template; - reads it from
-    stdin. Put a PROMPT that starts with a dash after "--".
+    --temperature is given. PROMPT is put to the model as in the adapter's training: as the user's message of a chat, or,
+    if it was trained with --raw or on plain texts, as it is; - reads it from stdin. Put a PROMPT that starts with a dash after "--".
 
     \b
     Examples:
@@ -77,11 +80,12 @@ def command(
             colored("Note:", "yellow", f" the base answers; --adapter names one of {some_of(opened.adapters)}.")
         )
     began = time.perf_counter()
-    prompt_tokens = generator.codec.encode(text, raw=raw)
     pieces = generator.stream(text, adapter, max_new_tokens=max_new_tokens, raw=raw, sampling=sampling)
+    as_it_is = generator.takes_raw(AdapterRef(adapter) if adapter is not None else None) if raw is None else raw
+    prompt_tokens = generator.codec.encode(text, raw=as_it_is)
     answer = _collect(generator, pieces, None if as_json else console, began, len(prompt_tokens))
     if as_json:
-        print_json(_as_json(answer, text, adapter))
+        print_json(_as_json(answer, text, adapter, "raw" if as_it_is else "chat"))
     else:
         notes.print(colored(_figures(answer), "dim"))
 
@@ -107,9 +111,10 @@ def _collect(
     return Generated(text, tuple(tokens), finish or "length", prompt_tokens, time.perf_counter() - began, first)
 
 
-def _as_json(answer: Generated, prompt: str, adapter: str | None) -> dict[str, Any]:
+def _as_json(answer: Generated, prompt: str, adapter: str | None, prompt_format: PromptFormat) -> dict[str, Any]:
     return {
         "prompt": prompt,
+        "prompt_format": prompt_format,
         "adapter": adapter,
         "text": answer.text,
         "tokens": list(answer.tokens),

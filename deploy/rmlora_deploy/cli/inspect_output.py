@@ -13,6 +13,7 @@ from rmlora.adapter import Adapter
 from rmlora.spectrum import AdapterSpectrum
 from rmlora.wording import counted
 from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.bundles.manifest import PromptFormat
 from rmlora_deploy.cli.adapter_table import show_adapters
 from rmlora_deploy.cli.console import colored
 from rmlora_deploy.cli.report_table import show_earlier, show_report
@@ -165,8 +166,20 @@ def _decoder(bundle: Bundle) -> dict[str, str]:
     return {
         "built": f"by ONNX Runtime GenAI's builder for {entry.built_for}{recipe}; loads in onnxruntime_genai as it is",
         "texts": f"of at most {entry.context_length} tokens, prompt and answer together",
-        "prompts": "become the user's message of a chat" if entry.chat else "are continued as they are",
+        "prompts": _prompts(bundle, chat=entry.chat),
     }
+
+
+def _prompts(bundle: Bundle, *, chat: bool) -> str:
+    """Return what becomes of prompts: as the adapters were trained, and else as the base takes them."""
+    said = {"chat": "become the user's message of a chat", "raw": "are continued as they are"}
+    base: PromptFormat = "chat" if chat else "raw"
+    if bundle.manifest.adapter is not None:
+        return said[bundle.manifest.adapter.prompt_format or base]
+    others = [name for name, entry in bundle.adapters.items() if (entry.prompt_format or base) != base]
+    if not others:
+        return said[base]
+    return f"{said[base]}; with {', '.join(others)} they {said['raw' if chat else 'chat']}"
 
 
 def _files(sizes: Mapping[str, int]) -> Table:

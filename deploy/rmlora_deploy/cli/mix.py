@@ -19,7 +19,9 @@ __all__ = ["command"]
 @click.command("mix")
 @click.argument("adapters", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--weights", help="One number per adapter, separated by commas.  [default: equal shares that sum to 1]")
-@click.option("--head-from", type=click.Path(path_type=Path), help="Adapter to take head, task and labels from.")
+@click.option(
+    "--head-from", type=click.Path(path_type=Path), help="Adapter to take head, task, labels and prompt format from."
+)
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Package directory to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the output directory if it exists.")
 @click.option("--allow-base-mismatch", is_flag=True, help="Mix adapters even if they were made for different bases.")
@@ -37,7 +39,7 @@ def command(
 
     The sum is exact: its rank is the sum of the ranks, and rmlora-deploy compress then finds the smallest rank that
     holds it. A negative weight subtracts an adapter. Heads cannot be added up: if they differ, choose one with
-    --head-from.
+    --head-from, as also if one language model was trained on chats and another on prompts as they stand.
 
     \b
     Example:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from rmlora.errors import ConfigError, InputError
 from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.bundles.manifest import AdapterSource
 from rmlora_deploy.bundles.text_codec import Prompt, TextCodec, TextStream
 from rmlora_deploy.inference.sampling import Sampling
 from rmlora_deploy.runtime import AdapterChoice, AdapterRef
@@ -91,24 +92,26 @@ class Generator:
         adapter: AdapterChoice | Sequence[AdapterChoice] = None,
         *,
         max_new_tokens: int = _MAX_NEW_TOKENS,
-        raw: bool = False,
+        raw: bool | None = None,
         sampling: Sampling = GREEDY,
         batch_size: int = 8,
     ) -> list[Generated]:
         """Return an answer to every prompt, in order.
 
         Args:
-            prompts: texts or chats. A text is the user's message if the model has a chat template.
+            prompts: texts or chats.
             adapter: with branches, one choice for all prompts or one for each: a name, ``{name: strength}``, or None for the
                 base.
             max_new_tokens: tokens of the longest answer.
-            raw: take texts as they are, for the model to continue.
+            raw: what becomes of texts: True continues them as they are, False makes them the user's message of a chat, None
+                does for every row what its adapter was trained with (:meth:`takes_raw`).
             sampling: how tokens are chosen; None takes the likeliest.
             batch_size: prompts answered at once.
 
         Raises:
             InputError: a prompt or an adapter cannot be used, or the graph gives no usable numbers.
-            ConfigError: the choices do not fit the prompts, or the bundle is merged and there is nothing to choose.
+            ConfigError: the choices do not fit the prompts, the bundle is merged and there is nothing to choose, or a chat is
+                asked of a model without a chat template.
         """
         rows, refs = self._prepare(prompts, adapter, max_new_tokens, raw=raw)
         answers: list[Generated] = []
@@ -123,12 +126,31 @@ class Generator:
         adapter: AdapterChoice = None,
         *,
         max_new_tokens: int = _MAX_NEW_TOKENS,
-        raw: bool = False,
+        raw: bool | None = None,
         sampling: Sampling = GREEDY,
     ) -> Iterator[Piece]:
         """Yield the answer to one prompt token by token; arguments and errors as :meth:`generate`."""
         rows, refs = self._prepare([prompt], adapter, max_new_tokens, raw=raw)
         return self._pieces(rows, refs, max_new_tokens, sampling)
+
+    def takes_raw(self, adapter: AdapterRef | None = None) -> bool:
+        """Return True if texts are continued as they are, False if they become the user's message of a chat.
+
+        That is as the adapter was trained. Without an adapter, and if it does not record how, a text becomes a message if the
+        model has a chat template.
+        """
+        source = self._source(adapter)
+        known = source.prompt_format if source is not None else None
+        return self.codec.chat is None if known is None else known == "raw"
+
+    def _source(self, adapter: AdapterRef | None) -> AdapterSource | None:
+        """Return what is recorded of a row's adapter, or of the merged one; None for the base."""
+        return self.bundle.manifest.adapter if adapter is None else self.bundle.adapter(adapter.name)
+
+    def _ends(self, adapter: AdapterRef | None) -> frozenset[int]:
+        """Return the tokens that end an answer: the base's, and those that ended the answers in training."""
+        source = self._source(adapter)
+        return self.session.layout.end_tokens | frozenset(source.end_tokens if source is not None else ())
 
     def _prepare(
         self,
@@ -136,7 +158,7 @@ class Generator:
         adapter: AdapterChoice | Sequence[AdapterChoice],
         max_new_tokens: int,
         *,
-        raw: bool,
+        raw: bool | None,
     ) -> tuple[list[list[int]], list[AdapterRef | None]]:
         """Return the tokens and the adapter of every prompt."""
         if not prompts:
@@ -146,10 +168,10 @@ class Generator:
         refs = resolve_choices(adapter, len(prompts))
         if self.bundle.mode == "merged" and any(refs):
             raise ConfigError(f"{self.bundle.path} has its adapter merged: there is none to choose.")
-        for ref in refs:
-            if ref is not None:
-                self.bundle.adapter(ref.name)
-        return [self.codec.encode(prompt, raw=raw) for prompt in prompts], refs
+        if raw is False and self.codec.chat is None:
+            raise ConfigError(f"{self.bundle.path} has no chat template, so a text cannot become a message of a chat.")
+        kinds = [self.takes_raw(ref) if raw is None else raw for ref in refs]
+        return [self.codec.encode(prompt, raw=kind) for prompt, kind in zip(prompts, kinds, strict=True)], refs
 
     def _answer(
         self, rows: Sequence[Sequence[int]], refs: Sequence[AdapterRef | None], new_tokens: int, sampling: Sampling
@@ -178,11 +200,12 @@ class Generator:
         """Yield the tokens of all answers as they are made."""
         batch = DecoderBatch(self.session, rows, refs, new_tokens=new_tokens)
         streams, counts = [TextStream(self.codec) for _ in rows], [0] * len(rows)
+        ends = [self._ends(ref) for ref in refs]
 
         def piece(row: int, logits: npt.NDArray[np.float32]) -> Piece:
             token = sampling.choose(self._finite(logits))
             counts[row] += 1
-            if token in self.session.layout.end_tokens:
+            if token in ends[row]:
                 return Piece(row, token, streams[row].end(), "end")
             if counts[row] == new_tokens:
                 return Piece(row, token, streams[row].add(token) + streams[row].end(), "length")

@@ -72,7 +72,7 @@ class AnswerData:
 
 
 def read_answers(
-    codec: TextCodec, source: str, columns: Columns, measure: AnswerMeasure, *, context_length: int
+    codec: TextCodec, source: str, columns: Columns, measure: AnswerMeasure, *, context_length: int, raw: bool = False
 ) -> AnswerData:
     """Read instruction data whose answers are compared.
 
@@ -82,12 +82,13 @@ def read_answers(
         columns: names of its columns.
         measure: how answers are judged.
         context_length: tokens that the model holds.
+        raw: prompts are continued as they are, even if the model has a chat template.
 
     Raises:
         ConfigError: the data have no answers.
         InputError: the data cannot be used, or no new tokens fit behind a prompt.
     """
-    rows = read_exchanges(codec, source, columns)
+    rows = read_exchanges(codec, source, columns, raw=raw)
     if not any(row.text for row in rows):
         raise ConfigError(
             f"--metric {measure.metric} compares answers, and {source} holds plain texts without any: leave it out, or give "

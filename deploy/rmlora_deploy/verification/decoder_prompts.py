@@ -49,7 +49,7 @@ class DecoderSamples:
 
 
 def decoder_samples(
-    codec: TextCodec, source: str | None, columns: Columns, *, context_length: int, new_tokens: int
+    codec: TextCodec, source: str | None, columns: Columns, *, context_length: int, new_tokens: int, raw: bool = False
 ) -> DecoderSamples:
     """Return prompts and texts: of ``source``, or built in.
 
@@ -59,6 +59,7 @@ def decoder_samples(
         columns: names of its columns.
         context_length: tokens that the model holds.
         new_tokens: tokens that prompts are continued by.
+        raw: prompts of the data are continued as they are, even if the model has a chat template.
 
     Raises:
         InputError: the data cannot be used.
@@ -73,7 +74,7 @@ def decoder_samples(
             text[: min(_LENGTHS[-1], longest)],
         ]
         return DecoderSamples(_different(prompts), "built-in text", _windows([([], text)], context_length))
-    rows = read_exchanges(codec, source, columns)
+    rows = read_exchanges(codec, source, columns, raw=raw)
     chosen = np.linspace(0, len(rows) - 1, min(_MOST_PROMPTS, len(rows))).round().astype(int)
     return DecoderSamples(
         _different([rows[number].asked[-longest:] for number in chosen]),

@@ -24,13 +24,14 @@ class Exchange(NamedTuple):
     """The answer as it stands in the data; empty for a plain text."""
 
 
-def read_exchanges(codec: TextCodec, source: str, columns: Columns) -> list[Exchange]:
+def read_exchanges(codec: TextCodec, source: str, columns: Columns, *, raw: bool = False) -> list[Exchange]:
     """Return the rows of ``source``, at least one.
 
     Args:
         codec: tokenizer of the model, with whose chat template the prompts are written.
         source: chats, prompts with completions, or plain texts.
         columns: names of its columns.
+        raw: prompts are continued as they are, even if the model has a chat template.
 
     Raises:
         InputError: the data cannot be used.
@@ -43,7 +44,7 @@ def read_exchanges(codec: TextCodec, source: str, columns: Columns) -> list[Exch
         if data.form == "text":
             rows.append(Exchange(codec.encode(row.completion, raw=True), [], ""))
             continue
-        chat = data.form == "messages" or codec.chat is not None
+        chat = data.form == "messages" or (codec.chat is not None and not raw)
         asked = codec.encode(row.as_messages()[:-1]) if chat else codec.encode(row.prompt, raw=True)
         rows.append(Exchange(asked, codec.encode_answer(row.answer), row.answer))
     return rows

@@ -13,6 +13,7 @@ from rmlora.errors import ParityError
 from rmlora.training.data import Columns
 from rmlora_deploy.bundles.bundle import REFERENCE_FILE, Bundle
 from rmlora_deploy.bundles.describe import tool_versions
+from rmlora_deploy.bundles.manifest import AdapterSource
 from rmlora_deploy.bundles.reference import load_reference
 from rmlora_deploy.bundles.report import (
     AdapterReport,
@@ -117,12 +118,15 @@ def verify_decoder(
     tolerance = TEXT_TOLERANCES[bundle.precision]
     batches, base_logits = load_reference(bundle.path / REFERENCE_FILE)
     prompts = [batch["input_ids"][0].tolist() for batch in batches]
-    answers = {name: _answers(given, codec, session) for name, given in data.items()}
+    answers = {
+        name: _answers(bundle.adapter(name) if name is not None else bundle.manifest.adapter, codec, session, given)
+        for name, given in data.items()
+    }
     expected: Expected = {}
     parts: dict[str, Any] = {}
     if bundle.mode == "merged":
         torch = torch_of(None) if torch_of is not None else None
-        samples = _samples(bundle, codec, session, data.get(None)) if torch is not None else None
+        samples = _samples(bundle.manifest.adapter, codec, session, data.get(None)) if torch is not None else None
         merged = _Adapter(None, torch, base_logits, answers.get(None))
         measured = _compare(session, codec, merged, samples, prompts, tolerance)
         parts = {name: value for name, value in measured.items() if value is not None}
@@ -138,7 +142,7 @@ def verify_decoder(
             if torch is None and not stored:
                 unverified.append(name)
                 continue
-            samples = _samples(bundle, codec, session, data.get(name)) if torch is not None else None
+            samples = _samples(entry, codec, session, data.get(name)) if torch is not None else None
             adapter = _Adapter(AdapterRef(name), torch, stored, answers.get(name))
             measured = _compare(session, codec, adapter, samples, prompts, tolerance)
             parts["adapters"][name] = AdapterReport(
@@ -175,7 +179,9 @@ def last_logits(torch: TorchDecoder, prompts: Sequence[Tokens]) -> list[np.ndarr
     return [torch.logits(prompt)[None, -TAIL:] for prompt in prompts]
 
 
-def _samples(bundle: Bundle, codec: TextCodec, session: DecoderSession, data: DecoderData | None) -> DecoderSamples:
+def _samples(
+    adapter: AdapterSource | None, codec: TextCodec, session: DecoderSession, data: DecoderData | None
+) -> DecoderSamples:
     data = data or DecoderData()
     return decoder_samples(
         codec,
@@ -183,14 +189,29 @@ def _samples(bundle: Bundle, codec: TextCodec, session: DecoderSession, data: De
         data.columns,
         context_length=session.layout.context_length,
         new_tokens=NEW_TOKENS,
+        raw=_asks_raw(adapter),
     )
 
 
-def _answers(data: DecoderData, codec: TextCodec, session: DecoderSession) -> AnswerData | None:
+def _asks_raw(adapter: AdapterSource | None) -> bool:
+    """Return True if an adapter was trained to continue prompts as they are."""
+    return adapter is not None and adapter.prompt_format == "raw"
+
+
+def _answers(
+    adapter: AdapterSource | None, codec: TextCodec, session: DecoderSession, data: DecoderData
+) -> AnswerData | None:
     """Return the prompts whose answers are judged, if any are."""
     if data.measure is None or data.source is None:
         return None
-    return read_answers(codec, data.source, data.columns, data.measure, context_length=session.layout.context_length)
+    return read_answers(
+        codec,
+        data.source,
+        data.columns,
+        data.measure,
+        context_length=session.layout.context_length,
+        raw=_asks_raw(adapter),
+    )
 
 
 def _compare(

@@ -150,6 +150,14 @@ def test_other_forms_of_data_train_without_a_template(form: str, tmp_path: Path)
     assert (metadata["prompt_format"], metadata["chat_template"]) == ("raw", None)
 
 
+def test_an_adapter_of_plain_texts_continues_them_whatever_the_template(chat_model: Path, tmp_path: Path) -> None:
+    texts = write_rows(tmp_path / "texts.jsonl", [{"text": f"{a} b c {a}"} for a in "defghij"])
+    done = run(*words(chat_model, texts, tmp_path / "adapter"))
+    assert done.code == 0, done.stderr
+    metadata = load_package(tmp_path / "adapter").metadata
+    assert (metadata["prompt_format"], metadata["chat_template"]) == ("raw", None)
+
+
 def test_what_cannot_be_trained_is_refused_first(chat_model: Path, chats: Path, tmp_path: Path) -> None:
     out = tmp_path / "no"
     bare = chat_base(tmp_path / "bare", None)
