@@ -15,13 +15,20 @@ from rmlora_deploy.bundles.chat_template import ChatTemplate, Messages
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["Prompt", "TextCodec", "TextStream"]
+__all__ = ["Prompt", "TextCodec", "TextStream", "with_system"]
 
 Prompt = str | Messages
 """A text, or a chat."""
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 """What a character looks like of which not all tokens are there yet."""
+
+
+def with_system(prompt: str, system: str | None) -> Prompt:
+    """Return a chat of a system message and ``prompt`` as the user's; without a system message ``prompt`` as it is."""
+    if system is None:
+        return prompt
+    return [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
 
 
 class TextCodec:

@@ -11,8 +11,17 @@ from rmlora.errors import ConfigError, InputError
 from rmlora.training.answer_metrics import ANSWER_METRICS, AnswerMetric, check_metric
 from rmlora.training.conversations import TextColumns
 from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.bundles.text_codec import with_system
 from rmlora_deploy.cli.comparison_output import comparison_as_json, show_comparison, show_standings
-from rmlora_deploy.cli.console import colored, json_option, make_console, print_json, unique_names
+from rmlora_deploy.cli.console import (
+    colored,
+    json_option,
+    make_console,
+    print_json,
+    refuse_raw_system,
+    system_option,
+    unique_names,
+)
 from rmlora_deploy.inference.generator import Generator
 from rmlora_deploy.inference.questions import Question, read_questions
 from rmlora_deploy.inference.text_comparison import Contestant, compare_texts
@@ -56,14 +65,15 @@ _Choice = tuple[str, Path, str | None]
     "--raw/--chat", default=None,
     help="Continue prompts as they are, or make them messages of a chat.  [default: as each adapter was trained]",
 )  # fmt: skip
+@system_option
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Prompts answered at once.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: ONNX Runtime's choice]")
 @json_option
 def command(
     bundle: Path, prompts: tuple[str, ...], adapters: tuple[str, ...], ask_base: bool, others: tuple[Path, ...],
     data: str | None, metric: AnswerMetric, rows: int | None, show: int, messages_column: str | None,
-    prompt_column: str | None, completion_column: str | None, max_new_tokens: int, raw: bool | None, batch_size: int,
-    threads: int | None, as_json: bool,
+    prompt_column: str | None, completion_column: str | None, max_new_tokens: int, raw: bool | None, system: str | None,
+    batch_size: int, threads: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Ask adapters of a language model's BUNDLE, or several bundles, the same PROMPTS, and show their texts side by side.
 
@@ -82,9 +92,10 @@ def command(
     """
     console, notes = make_console(as_json=as_json), make_console(as_json=True)
     check_metric(metric)
+    refuse_raw_system(system, raw=raw)
     choices = _choices(unique_names((bundle, *others)), adapters, ask_base=ask_base)
     columns = TextColumns(messages=messages_column, prompt=prompt_column, completion=completion_column)
-    questions = _questions(prompts, data, columns, rows)
+    questions = _questions(prompts, system, data, columns, rows)
     opened = {path: Generator(Bundle.open(path), threads=threads) for _, path, _ in choices}
     comparison = compare_texts(
         [Contestant(name, opened[path], adapter) for name, path, adapter in choices], questions, metric=metric,
@@ -140,12 +151,16 @@ def _refuse_idle(bundles: Mapping[str, Bundle], adapters: Sequence[str], *, ask_
         )
 
 
-def _questions(prompts: Sequence[str], data: str | None, columns: TextColumns, rows: int | None) -> list[Question]:
+def _questions(
+    prompts: Sequence[str], system: str | None, data: str | None, columns: TextColumns, rows: int | None
+) -> list[Question]:
     """Return what is asked, of the command line or of data."""
     if prompts and data is not None:
         raise ConfigError("Give either PROMPTS or --data: the right answers of the data go with its own prompts.")
+    if system is not None and data is not None:
+        raise ConfigError("--system goes with PROMPTS: chats in --data have system messages of their own.")
     if data is not None:
         return read_questions(data, columns)[:rows]
     if not prompts:
         raise InputError("There is nothing to ask: give prompts as arguments, or a file with --data.")
-    return [Question(prompt) for prompt in prompts]
+    return [Question(with_system(prompt, system)) for prompt in prompts]

@@ -24,7 +24,9 @@ __all__ = [
     "make_console",
     "named",
     "print_json",
+    "refuse_raw_system",
     "remote_code_option",
+    "system_option",
     "unique_names",
 ]
 
@@ -46,6 +48,20 @@ remote_code_option = click.option(
     "--trust-remote-code", is_flag=True, help="Run code that comes with the base. Only for sources you trust."
 )
 """``--trust-remote-code``; without it code of a base never runs, and nobody is asked on the terminal."""
+
+system_option = click.option(
+    "--system", metavar="TEXT", help="System message of the chat, such as the one that the adapter was trained with."
+)
+"""``--system``, refused with ``--raw`` by :func:`refuse_raw_system`."""
+
+
+def refuse_raw_system(system: str | None, *, raw: bool | None) -> None:
+    """Raise :class:`ConfigError` for a system message where there is no chat."""
+    if system is not None and raw:
+        raise ConfigError(
+            "--system is a message of a chat, and --raw continues prompts as they are: leave one of them out."
+        )
+
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 """Characters that control a terminal → how they are shown."""

@@ -14,7 +14,8 @@ from rich.console import Console
 from rmlora.errors import ConfigError, InputError, some_of
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.manifest import PromptFormat
-from rmlora_deploy.cli.console import colored, json_option, make_console, print_json
+from rmlora_deploy.bundles.text_codec import with_system
+from rmlora_deploy.cli.console import colored, json_option, make_console, print_json, refuse_raw_system, system_option
 from rmlora_deploy.inference.generator import Generated, Generator, Piece
 from rmlora_deploy.inference.sampling import Sampling
 from rmlora_deploy.runtime import AdapterRef
@@ -37,6 +38,7 @@ __all__ = ["command"]
     help="Continue PROMPT as it is, or make it the user's message of a chat.  [default: as the adapter was trained; if that "
     "is not recorded, and for the base, a chat if the model has a chat template]",
 )
+@system_option
 @click.option(
     "--temperature", type=float, default=0.0, show_default=True, help="Draw tokens at random; 0 takes the likeliest."
 )
@@ -51,7 +53,7 @@ __all__ = ["command"]
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: ONNX Runtime's choice]")
 @json_option
 def command(
-    bundle: Path, prompt: str, adapter: str | None, max_new_tokens: int, raw: bool | None, temperature: float, top_p: float,
+    bundle: Path, prompt: str, adapter: str | None, max_new_tokens: int, raw: bool | None, system: str | None, temperature: float, top_p: float,
     seed: int, threads: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Continue PROMPT with a language model's BUNDLE, without torch.
@@ -64,9 +66,11 @@ def command(
     Examples:
       rmlora-deploy generate home-bundle "Turn on the light in the kitchen"
       rmlora-deploy generate both --adapter home "Is the front door locked ?" --max-new-tokens 64
+      rmlora-deploy generate home "Turn on the light" --adapter intents --system "Answer with the command as JSON."
       rmlora-deploy generate story-bundle --raw "Once upon a time" --temperature 0.8 --json
     """
     console, notes = make_console(as_json=as_json), make_console(as_json=True)
+    refuse_raw_system(system, raw=raw)
     sampling = Sampling(temperature, top_p, seed)
     opened = Bundle.open(bundle, check_files=False)
     if opened.task.outputs.kind != "text":
@@ -80,12 +84,13 @@ def command(
             colored("Note:", "yellow", f" the base answers; --adapter names one of {some_of(opened.adapters)}.")
         )
     began = time.perf_counter()
-    pieces = generator.stream(text, adapter, max_new_tokens=max_new_tokens, raw=raw, sampling=sampling)
+    asked = with_system(text, system)
+    pieces = generator.stream(asked, adapter, max_new_tokens=max_new_tokens, raw=raw, sampling=sampling)
     as_it_is = generator.takes_raw(AdapterRef(adapter) if adapter is not None else None) if raw is None else raw
-    prompt_tokens = generator.codec.encode(text, raw=as_it_is)
+    prompt_tokens = generator.codec.encode(asked, raw=as_it_is)
     answer = _collect(generator, pieces, None if as_json else console, began, len(prompt_tokens))
     if as_json:
-        print_json(_as_json(answer, text, adapter, "raw" if as_it_is else "chat"))
+        print_json(_as_json(answer, text, adapter, "raw" if as_it_is and system is None else "chat"))
     else:
         notes.print(colored(_figures(answer), "dim"))
 

@@ -15,7 +15,7 @@ from rmlora_deploy import export, load
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.text_codec import TextCodec
 from rmlora_deploy.inference import Generator
-from tests.helpers.cli import run
+from tests.helpers.cli import fails, run
 from tests.helpers.decoders import byte_tokenizer, decoder_adapter, decoder_base
 
 ENDS_RAW = [2, 100]
@@ -136,3 +136,17 @@ def test_a_mix_keeps_one_way_of_asking(made: Path) -> None:
         mix_adapters([raw, chat], [0.5, 0.5])
     assert mix_adapters([raw, chat], [0.5, 0.5], head=1).prompt_format == "chat"
     assert mix_adapters([unknown, raw], [0.5, 0.5]).prompt_format == "raw"
+
+
+def test_a_system_message_makes_a_chat(made: Path, bundle: Generator) -> None:
+    words = ["generate", made / "bundle", "abc", "--adapter", "raw", "--system", "xy", "--max-new-tokens", "4"]
+    told = json.loads(run(*words, "--json").stdout)
+    chat = [{"role": "system", "content": "xy"}, {"role": "user", "content": "abc"}]
+    (answer,) = bundle.generate([chat], "raw", max_new_tokens=4)
+    assert told["prompt_format"] == "chat" and told["prompt_tokens"] == answer.prompt_tokens > 6
+    assert told["tokens"] == list(answer.tokens)
+    fails(2, "--system is a message of a chat, and --raw", *words, "--raw")
+    both = ["compare", made / "bundle", "-a", "raw", "-a", "chat", "--system", "xy", "--max-new-tokens", "4"]
+    assert json.loads(run(*both, "abc", "--json").stdout)["rows"][0]["answers"]["raw"]["text"] == answer.text
+    (made / "asked.jsonl").write_text('{"prompt": "abc", "completion": "d"}\n')
+    fails(2, "--system goes with PROMPTS", *both, "--data", made / "asked.jsonl")
