@@ -1,4 +1,4 @@
-"""Training SmolLM2-135M: its template's answer tokens, and a short run on commands of a home."""
+"""SmolLM2-135M: its template's answer tokens, and a short run on commands of a home, from data to generated text."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_commands_of_a_home_are_json_with_templates_held_out(tmp_path: Path) -> 
     assert not held_out[0] & held_out[1] and not held_out[0] & held_out[2] and len(asked["train"]) == 600
 
 
-def test_a_short_run_on_the_gguf_file(tmp_path: Path) -> None:
+def test_a_short_run_on_the_gguf_file_and_its_bundle(tmp_path: Path) -> None:
     data = write_splits("home", tmp_path / "home", limit=40)
     lines = (data / "test.jsonl").read_text().splitlines()[:4]
     (tmp_path / "test.jsonl").write_text("\n".join(lines) + "\n")
@@ -80,3 +80,21 @@ def test_a_short_run_on_the_gguf_file(tmp_path: Path) -> None:
     ours = load_adapted(smollm2(), tmp_path / "adapter")[0](input_ids=ids).logits
     theirs = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()(input_ids=ids).logits
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    made = run(
+        "export", smollm2_gguf(), "--mode", "branches", "-a", f"intents={tmp_path / 'adapter'}", "-o", tmp_path / "bundle",
+        "--precision", "int8", "--data", f"intents={tmp_path / 'test.jsonl'}", "--metric", "json", "--max-new-tokens", "16", "--json",
+    )  # fmt: skip
+    assert made.code == 0, made.stderr
+    report = json.loads(made.stdout)["verification"]
+    assert report["base"]["bit_equal"] and report["mixed"]["passed"]
+    learned = report["adapters"]["intents"]
+    assert (
+        learned["evaluation"]["examples"] == 4
+        and learned["perplexity"]["onnx"] < 1.05 * learned["perplexity"]["pytorch"]
+    )
+    words = ["turn on the lights", "--system", "Answer with the command as JSON.", "--max-new-tokens", "12", "--json"]
+    texts = [
+        json.loads(run("generate", tmp_path / "bundle", *words, *who).stdout)["text"]
+        for who in ([], ["--adapter", "intents"])
+    ]
+    assert texts[1].startswith("{") and not texts[0].startswith("{")
