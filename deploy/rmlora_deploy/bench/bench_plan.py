@@ -7,25 +7,28 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from rmlora.errors import ConfigError
+from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.runtime.provider_choice import ProviderChoice
 from rmlora_deploy.runtime.providers import PROVIDERS, check_provider, get_provider, provider_label, unusable
 
 __all__ = [
     "DEFAULT_ENGINES",
     "ENGINES",
-    "USES",
+    "SPECIALIZED",
     "BatchShape",
     "BenchSettings",
     "Contestant",
     "Engine",
     "Use",
     "list_contestants",
+    "uses_of",
 ]
 
 Engine = Literal["onnx", "torch", "torch-compile"]
-Use = Literal["no adapter", "one adapter", "one for each row"]
-USES: tuple[Use, ...] = get_args(Use)
+Use = Literal["no adapter", "one adapter", "one adapter, specialized", "one for each row"]
 """Which adapters the rows of a batch use, in a bundle with branches."""
+SPECIALIZED: Use = "one adapter, specialized"
+"""All rows use an adapter that is merged into the weights of a graph of its own."""
 
 ENGINES: dict[Engine, str] = {"onnx": "ONNX Runtime", "torch": "PyTorch", "torch-compile": "PyTorch compiled"}
 """Engine → its name in tables."""
@@ -107,8 +110,19 @@ class Contestant:
         return f"{ENGINES[self.engine]} {provider_label(self.provider)}" + (f", {self.use}" if self.use else "")
 
 
+def uses_of(bundle: Bundle) -> list[Use | None]:
+    """Return how the adapters of a bundle are used while it is measured; only None if there is none to choose.
+
+    A specialized graph is left out where the weights have too few bits for an update to be merged into them.
+    """
+    if bundle.mode != "branches" or not bundle.adapters:
+        return [None]
+    too_few = ("int4",) if bundle.task.outputs.kind == "text" else ("int8", "int4")
+    return [use for use in get_args(Use) if use != SPECIALIZED or bundle.precision not in too_few]
+
+
 def list_contestants(
-    settings: BenchSettings, threads: Sequence[int], torch_missing: str | None, *, branches: bool = False
+    settings: BenchSettings, threads: Sequence[int], torch_missing: str | None, *, uses: Sequence[Use | None] = (None,)
 ) -> list[Contestant]:
     """Return every combination that the settings ask for, including those that cannot run here, with the reason.
 
@@ -119,7 +133,7 @@ def list_contestants(
         settings: providers and engines.
         threads: numbers of CPU threads.
         torch_missing: why PyTorch cannot be measured, or None.
-        branches: the bundle has branches, so ONNX Runtime is measured with each of :data:`USES`.
+        uses: of adapters, with each of which ONNX Runtime is measured (:func:`uses_of`).
 
     Raises:
         ProviderError: the settings name a provider that is not in the installed ONNX Runtime or cannot start here.
@@ -135,9 +149,9 @@ def list_contestants(
                 continue
             missing = torch_missing if engine != "onnx" else why_not
             counts = threads if provider == "cpu" else (max(threads),)
-            uses: Sequence[Use | None] = USES if branches and engine == "onnx" and not why_not else (None,)
+            own = uses if engine == "onnx" and not why_not else (None,)
             result += [
-                Contestant(engine, provider, count, missing, use) for count in dict.fromkeys(counts) for use in uses
+                Contestant(engine, provider, count, missing, use) for count in dict.fromkeys(counts) for use in own
             ]
     return result
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from rmlora.errors import ProviderError, require
 from rmlora.inputs import Arrays
 from rmlora.wording import counted
+from rmlora_deploy.bench.bench_plan import SPECIALIZED
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.runtime.providers import get_provider
 
@@ -52,7 +53,7 @@ def open_model(bundle: Bundle, job: Mapping[str, Any]) -> OpenedModel:
     """
     if job["engine"] != "onnx":
         return _open_torch(bundle, job)
-    if job.get("use") in ("one adapter", "one for each row"):
+    if job.get("use") not in (None, "no adapter"):
         return _open_branches(bundle, job)
     return _open_onnx(bundle, job)
 
@@ -85,6 +86,8 @@ def _open_branches(bundle: Bundle, job: Mapping[str, Any]) -> OpenedModel:
     rows = max(rows for rows, _ in job["shapes"])
     session = bundle.adapter_session(job["provider"], threads=job["threads"], rows=rows)
     names = list(bundle.adapters)
+    if job["use"] == SPECIALIZED:
+        session.specialize(names[0])
 
     def bind(arrays: Arrays) -> BoundModel:
         count = len(next(iter(arrays.values())))

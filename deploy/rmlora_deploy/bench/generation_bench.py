@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rmlora.errors import ConfigError, InputError
-from rmlora_deploy.bench.bench_plan import USES, BatchShape, BenchSettings, Use
+from rmlora_deploy.bench.bench_plan import BatchShape, BenchSettings, Use, uses_of
 from rmlora_deploy.bench.generation_worker import NEW_TOKENS
 from rmlora_deploy.bench.machine import describe_machine, usable_cores
 from rmlora_deploy.bench.worker_process import Job, run_job
@@ -41,7 +41,7 @@ def run_generation_bench(
     cores = usable_cores()
     threads = settings.threads or tuple(count for count in (1, 2) if count <= len(cores))
     _check(bundle, settings, max(threads), len(cores))
-    uses: list[Use | None] = [*USES] if bundle.adapters else [None]
+    uses = uses_of(bundle)
     shapes = settings.shapes(texts=True)
     everyone = [(use, count) for use in uses for count in threads]
     runs: dict[tuple[Use | None, int], list[Run]] = {item: [] for item in everyone}

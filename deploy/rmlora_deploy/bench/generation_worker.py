@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rmlora_deploy.bench.bench_plan import SPECIALIZED
 from rmlora_deploy.bench.machine import OthersWatch, peak_mb, pin, resident_mb
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.runtime import AdapterRef
@@ -26,6 +27,8 @@ def measure_generation(bundle: Bundle, job: Mapping[str, Any]) -> dict[str, Any]
     pinned = pin(job["cores"]) if job["cores"] else False
     started = time.perf_counter()
     session = bundle.decoder_session(job["provider"], threads=job["threads"])
+    if job["use"] == SPECIALIZED:
+        session.specialize(next(iter(bundle.adapters)))
     load_seconds, loaded_mb = time.perf_counter() - started, resident_mb()
     figures = [
         _figures(session, job, rows, tokens, _adapters(bundle, job["use"], rows)) for rows, tokens in job["shapes"]
@@ -43,7 +46,7 @@ def measure_generation(bundle: Bundle, job: Mapping[str, Any]) -> dict[str, Any]
 def _adapters(bundle: Bundle, use: str | None, rows: int) -> list[AdapterRef | None]:
     """Return the adapter of every row."""
     names = list(bundle.adapters)
-    if use == "one adapter":
+    if use in ("one adapter", SPECIALIZED):
         return [AdapterRef(names[0])] * rows
     if use == "one for each row":
         return [AdapterRef(names[row % len(names)]) for row in range(rows)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import rmlora.errors
 from rmlora.errors import ConfigError, InputError
-from rmlora_deploy.bench.bench_plan import BatchShape, BenchSettings, Contestant, list_contestants
+from rmlora_deploy.bench.bench_plan import BatchShape, BenchSettings, Contestant, list_contestants, uses_of
 from rmlora_deploy.bench.generation_bench import run_generation_bench
 from rmlora_deploy.bench.machine import describe_machine, usable_cores
 from rmlora_deploy.bench.summary import summarize
@@ -71,7 +71,7 @@ def run_bench(
     first = next(iter(bundle.adapters.values())) if branches else bundle.merged_adapter
     adapter = adapter or find_adapter_directory(bundle.manifest, first) or Path(first.source)
     base = base or _recorded_base(bundle)
-    everyone = list_contestants(settings, threads, _torch_missing(bundle, base, adapter), branches=branches)
+    everyone = list_contestants(settings, threads, _torch_missing(bundle, base, adapter), uses=uses_of(bundle))
     _refuse_missing(settings, everyone)
     shapes = settings.shapes(texts=_takes_texts(bundle))
     runs: dict[Contestant, list[Run]] = {item: [] for item in everyone if item.missing is None}

@@ -15,6 +15,7 @@ import numpy as np
 
 from rmlora.errors import RMLoRAError
 from rmlora_deploy.bench.bench_inputs import random_inputs
+from rmlora_deploy.bench.bench_plan import SPECIALIZED
 from rmlora_deploy.bench.engines import open_model
 from rmlora_deploy.bench.generation_worker import measure_generation
 from rmlora_deploy.bench.machine import OthersWatch, peak_mb, pin, resident_mb
@@ -48,7 +49,11 @@ def _run(job: Mapping[str, Any]) -> dict[str, Any]:
     for rows, arrays in batches:
         bound = model.bind(arrays)
         figures.append(_measure(bound.run, rows, job))
-        if logits is None and job.get("use") in (None, "one adapter"):  # the other uses are not the model PyTorch runs
+        if logits is None and job.get("use") in (
+            None,
+            "one adapter",
+            SPECIALIZED,
+        ):  # the other uses are not the model PyTorch runs
             logits = np.asarray(bound.logits(), dtype=np.float64).tolist()
     return {
         "how": model.how,

@@ -17,7 +17,7 @@ from rmlora_deploy.bundles.manifest import AdapterSource
 from rmlora_deploy.bundles.text_codec import Prompt, TextCodec, TextStream
 from rmlora_deploy.inference.sampling import Sampling
 from rmlora_deploy.runtime import AdapterChoice, AdapterRef
-from rmlora_deploy.runtime.adapters.adapter_ref import resolve_choices
+from rmlora_deploy.runtime.adapters.adapter_ref import AdapterName, resolve_choices
 from rmlora_deploy.runtime.decoder.decoder_batch import DecoderBatch
 
 __all__ = ["Generated", "Generator", "Piece"]
@@ -132,6 +132,16 @@ class Generator:
         """Yield the answer to one prompt token by token; arguments and errors as :meth:`generate`."""
         rows, refs = self._prepare([prompt], adapter, max_new_tokens, raw=raw)
         return self._pieces(rows, refs, max_new_tokens, sampling)
+
+    def specialize(self, adapter: AdapterName | None) -> None:
+        """Open the graph once more with an adapter merged into its weights.
+
+        Arguments and errors as those of
+        :meth:`DecoderSession.specialize <rmlora_deploy.runtime.decoder.decoder_session.DecoderSession.specialize>`.
+
+        >>> home.specialize("intents")  # batches that use it alone are as fast as a merged bundle  # doctest: +SKIP
+        """
+        self.session.specialize(adapter)
 
     def takes_raw(self, adapter: AdapterRef | None = None) -> bool:
         """Return True if texts are continued as they are, False if they become the user's message of a chat.

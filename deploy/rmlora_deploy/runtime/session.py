@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -14,13 +13,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from rmlora.errors import ConfigError, InputError
-from rmlora.file_identity import ChangedFileError, Status, path_status
 from rmlora_converters.graph.contract.lora_inputs import LoraInputs, read_lora_inputs
-from rmlora_converters.graph.files.model_file import load_model, save_model, to_bytes
+from rmlora_converters.graph.files.model_file import load_model, to_bytes
 from rmlora_converters.graph.locate.id_limits import check_ids, id_limits
 from rmlora_converters.graph.passes.base_head import base_head
 from rmlora_converters.graph.passes.gather_adapters import ADAPTER_INDICES, gather_adapters, require_lora_inputs
-from rmlora_converters.graph.passes.specialize import specialize
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterChoice, AdapterName, AdapterRef, resolve_choices
 from rmlora_deploy.runtime.adapters.array_layout import ArrayCheck
 from rmlora_deploy.runtime.adapters.cache import AdapterCache, CachedAdapter, Loader
@@ -29,6 +26,7 @@ from rmlora_deploy.runtime.adapters.rank_buckets import BASE_INDEX, RankBucket, 
 from rmlora_deploy.runtime.binding import BoundInputs
 from rmlora_deploy.runtime.graph_logits import check_output
 from rmlora_deploy.runtime.providers import create_session, get_provider
+from rmlora_deploy.runtime.specialized import Specializer
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -86,7 +84,7 @@ class AdapterSession:
             ConfigError: ``max_active_adapters`` is less than one.
             ProviderError: the provider is not available or does not start.
         """
-        self._statuses = _statuses(model)
+        self._specializer = Specializer(model, provider, threads=threads)
         graph = load_model(model)
         self.lora_inputs: LoraInputs = read_lora_inputs(graph.metadata_props, where=str(model))
         self._base_mixes = True
@@ -104,7 +102,6 @@ class AdapterSession:
         self._session = create_session(
             to_bytes(graph), provider, threads=threads, memory_pattern=False, made_from=model
         )
-        self._model, self._provider, self._threads = model, provider, threads
         self._specialized: dict[int, ort.InferenceSession] = {}
         """Serial of a cached adapter, or of the base → a session with a graph of its own."""
         self._zero_copy = chosen.name == "cpu"
@@ -200,23 +197,12 @@ class AdapterSession:
             ConfigError: the base is quantized, so that nothing can be merged into it; or no more adapters can be pinned.
         """
         if name is None:
-            self._specialized[_BASE_SERIAL] = self._open_specialized({})
+            self._specialized[_BASE_SERIAL] = self._specializer.open(self.lora_inputs, {})
             return
         self._cache.pin(name)
         with self._cache.held([AdapterRef(name)]) as held:
             (adapter,) = held.values()
-            self._specialized[adapter.serial] = self._open_specialized(adapter.loader())
-
-    def _open_specialized(self, arrays: Mapping[str, AnyArray]) -> ort.InferenceSession:
-        model = load_model(self._model)
-        specialize(model, self.lora_inputs, arrays)
-        with tempfile.TemporaryDirectory() as directory:
-            save_model(model, path := Path(directory) / "model.onnx")
-            if _statuses(self._model) != self._statuses:
-                raise ChangedFileError(
-                    f"{self._model} has changed since it was opened: open it again to specialize it."
-                )
-            return create_session(path, self._provider, threads=self._threads)
+            self._specialized[adapter.serial] = self._specializer.open(self.lora_inputs, adapter.loader())
 
     @property
     def cache(self) -> AdapterCache:
@@ -370,12 +356,6 @@ class AdapterSession:
             defaults.update(own or {})
             self._base_mixes &= own is not None
         return defaults
-
-
-def _statuses(model: Path) -> list[Status | None]:
-    """Return what changes whenever a graph file or its external weights do."""
-    files = (model, model.with_name(f"{model.name}.data"))
-    return [path_status(file) if file.exists() else None for file in files]
 
 
 def _serial(user: CachedAdapter | None) -> int:

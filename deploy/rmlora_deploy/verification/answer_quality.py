@@ -126,6 +126,7 @@ def graph_answers(
     ref: AdapterRef | None,
     prompts: Sequence[Sequence[int]],
     count: int,
+    ends: frozenset[int],
 ) -> list[str]:
     """Return the graph's likeliest answer to every prompt, prompts of similar length together.
 
@@ -135,14 +136,15 @@ def graph_answers(
         ref: adapter; None for what the graph computes without.
         prompts: tokens of each.
         count: most tokens of an answer.
+        ends: tokens that end an answer.
     """
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     answers = [""] * len(prompts)
     for start in range(0, len(order), _BATCH):
         chosen = order[start : start + _BATCH]
-        found = continued(session, [prompts[row] for row in chosen], [ref] * len(chosen), count)
+        found = continued(session, [prompts[row] for row in chosen], [ref] * len(chosen), count, ends)
         for row, tokens in zip(chosen, found, strict=True):
-            if tokens[-1] in session.layout.end_tokens:
+            if tokens[-1] in ends:
                 tokens = tokens[:-1]
             answers[row] = codec.decode(tokens)
     return answers

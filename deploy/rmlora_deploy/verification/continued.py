@@ -12,7 +12,11 @@ __all__ = ["continued"]
 
 
 def continued(
-    session: DecoderSession, prompts: Sequence[Sequence[int]], refs: Sequence[AdapterRef | None], count: int
+    session: DecoderSession,
+    prompts: Sequence[Sequence[int]],
+    refs: Sequence[AdapterRef | None],
+    count: int,
+    ends: frozenset[int],
 ) -> list[list[int]]:
     """Return the likeliest continuation of every prompt, all in one batch.
 
@@ -20,7 +24,8 @@ def continued(
         session: the opened decoder.
         prompts: tokens of each.
         refs: adapter of each; None for what the graph computes without.
-        count: most tokens of a continuation; one of the model's end tokens is its last, if there is one.
+        count: most tokens of a continuation.
+        ends: tokens that end one, and are then its last.
     """
     batch, found = DecoderBatch(session, prompts, refs, new_tokens=count), [list[int]() for _ in prompts]
     for row in range(len(prompts)):
@@ -28,7 +33,7 @@ def continued(
     while True:
         for place in reversed(range(len(batch.rows))):
             answer = found[batch.rows[place]]
-            if len(answer) == count or answer[-1] in session.layout.end_tokens:
+            if len(answer) == count or answer[-1] in ends:
                 batch.finish(place)
         if not batch.rows:
             return found

@@ -90,6 +90,8 @@ class _Adapter:
     """Logits ``[1, TAIL, vocabulary]`` of the reference prompts; empty if none are stored."""
     answers: AnswerData | None
     """What it is asked, and the right answers."""
+    ends: frozenset[int]
+    """Tokens that end an answer."""
 
 
 def verify_decoder(
@@ -127,7 +129,7 @@ def verify_decoder(
     if bundle.mode == "merged":
         torch = torch_of(None) if torch_of is not None else None
         samples = _samples(bundle.manifest.adapter, codec, session, data.get(None)) if torch is not None else None
-        merged = _Adapter(None, torch, base_logits, answers.get(None))
+        merged = _Adapter(None, torch, base_logits, answers.get(None), _ends(session, bundle.manifest.adapter))
         measured = _compare(session, codec, merged, samples, prompts, tolerance)
         parts = {name: value for name, value in measured.items() if value is not None}
         passed = parts.pop("passed")
@@ -143,7 +145,7 @@ def verify_decoder(
                 unverified.append(name)
                 continue
             samples = _samples(entry, codec, session, data.get(name)) if torch is not None else None
-            adapter = _Adapter(AdapterRef(name), torch, stored, answers.get(name))
+            adapter = _Adapter(AdapterRef(name), torch, stored, answers.get(name), _ends(session, entry))
             measured = _compare(session, codec, adapter, samples, prompts, tolerance)
             parts["adapters"][name] = AdapterReport(
                 **{key: value for key, value in measured.items() if value is not None}
@@ -191,6 +193,11 @@ def _samples(
         new_tokens=NEW_TOKENS,
         raw=_asks_raw(adapter),
     )
+
+
+def _ends(session: DecoderSession, adapter: AdapterSource | None) -> frozenset[int]:
+    """Return the tokens that end an answer: the base's, and those that ended the answers in training."""
+    return session.layout.end_tokens | frozenset(adapter.end_tokens if adapter is not None else ())
 
 
 def _asks_raw(adapter: AdapterSource | None) -> bool:
@@ -245,10 +252,10 @@ def _compare(
 def _evaluation(session: DecoderSession, codec: TextCodec, adapter: _Adapter, data: AnswerData) -> Evaluation:
     """Return how good the answers to the user's prompts are, the graph's and PyTorch's."""
     prompts, count = [row.asked for row in data.rows], data.measure.max_new_tokens
-    onnx = graph_answers(session, codec, adapter.ref, prompts, count)
+    onnx = graph_answers(session, codec, adapter.ref, prompts, count, adapter.ends)
     if adapter.torch is None:
         return measure_answers(data, onnx, None)
-    pytorch = adapter.torch.answers(prompts, count, session.layout.end_tokens, codec.decode)
+    pytorch = adapter.torch.answers(prompts, count, adapter.ends, codec.decode)
     return measure_answers(data, onnx, pytorch)
 
 
@@ -259,7 +266,7 @@ def _texts(
     prompts: Sequence[Tokens],
     tolerance: Tolerance,
 ) -> TextReport:
-    got = continued(session, prompts, [ref] * len(prompts), NEW_TOKENS)
+    got = continued(session, prompts, [ref] * len(prompts), NEW_TOKENS, session.layout.end_tokens)
     identical = ties = tokens = 0
     for prompt, answer in zip(prompts, got, strict=True):
         expected = torch.continued(prompt, NEW_TOKENS, session.layout.end_tokens)

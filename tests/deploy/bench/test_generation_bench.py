@@ -21,7 +21,9 @@ def test_the_first_token_and_the_speed_are_measured_for_every_use(tmp_path: Path
     result = json.loads(done.stdout)
     assert result["kind"] == "generation" and result["settings"]["new_tokens"] == 32
     assert [(row["name"], row["rows"]) for row in result["rows"]] == [
-        (use, rows) for use in ("no adapter", "one adapter", "one for each row") for rows in (1, 2)
+        (use, rows)
+        for use in ("no adapter", "one adapter", "one adapter, specialized", "one for each row")
+        for rows in (1, 2)
     ]
     assert all(row["first_token_ms"] > 0 and row["tokens_per_second"] > 0 for row in result["rows"])
     shown = run("bench", bundle, *QUICK)

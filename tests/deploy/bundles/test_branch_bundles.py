@@ -375,7 +375,8 @@ def test_bench_measures_every_use_of_the_branches(made: Path) -> None:
     assert done.code == 0, done.stderr
     result = json.loads(done.stdout)
     uses = {item["use"]: item for item in result["contestants"] if item["engine"] == "onnx"}
-    assert set(uses) == {"no adapter", "one adapter", "one for each row"}
+    assert set(uses) == {"no adapter", "one adapter", "one adapter, specialized", "one for each row"}
     assert uses["one adapter"]["relative_error"] < 1e-5  # PyTorch runs that adapter merged
+    assert uses["one adapter, specialized"]["relative_error"] < 1e-5
     assert "relative_error" not in uses["no adapter"]
     assert all(row["p50_ms"] > 0 for row in result["rows"])

@@ -76,8 +76,38 @@ class BlockQuantized:
         restored = (numbers - zeros[..., None]) * scales[..., None]
         return restored.reshape(len(restored), -1)[:, :fan_in]
 
+    def merge(self, outputs: slice, update: AnyArray) -> None:
+        """Add ``update [outputs, inputs]`` to part of a weight of 8 bits, and round its blocks again, in place.
+
+        The scheme stays what it is: with zero points a block covers its smallest and largest number, without it is symmetric.
+        """
+        count, fan_in = self.shape
+        size = self.node.attributes.get_int("block_size", 32)
+        blocks = -(-fan_in // size)
+        weight = np.zeros((len(update), blocks * size), np.float32)
+        weight[:, :fan_in] = self.restored(outputs) + update
+        scales, zeros = self._input(2).reshape(count, blocks).copy(), self._zero_points(count, blocks).copy()
+        numbers, scales[outputs], zeros[outputs] = _rounded(
+            weight.reshape(len(update), blocks, size), symmetric=not self._has_zero_points
+        )
+        stored = self._input(1).copy()
+        stored.reshape(count, blocks, size)[outputs] = numbers
+        self._replace(1, stored)
+        self._replace(2, scales.reshape(self._input(2).shape))
+        if self._has_zero_points:
+            self._replace(3, zeros.reshape(self._input(3).shape))
+
+    @property
+    def _has_zero_points(self) -> bool:
+        return len(self.node.inputs) > 3 and self.node.inputs[3] is not None
+
+    def _replace(self, index: int, array: AnyArray) -> None:
+        value = self.node.inputs[index]
+        assert value is not None  # noqa: S101 - the operator takes constants only
+        value.const_value = ir.tensor(array, name=value.name)
+
     def _zero_points(self, count: int, blocks: int) -> AnyArray:
-        if len(self.node.inputs) < 4 or self.node.inputs[3] is None:
+        if not self._has_zero_points:
             return np.full((count, blocks), 1 << (self.bits - 1), np.uint8)
         zeros = self._input(3)
         return (
@@ -137,3 +167,17 @@ def _unpacked(stored: AnyArray, bits: int) -> AnyArray:
     if bits == 8:
         return stored
     return np.stack([stored & 0xF, stored >> 4], axis=-1).reshape(*stored.shape[:-1], -1)
+
+
+def _rounded(blocks: npt.NDArray[np.float32], *, symmetric: bool) -> tuple[AnyArray, AnyArray, AnyArray]:
+    """Return numbers of 8 bits ``[out, blocks, size]``, and the scales and zero points ``[out, blocks]`` of blocks."""
+    if symmetric:
+        scales = np.abs(blocks).max(-1) / 127.0
+        zeros = np.full(scales.shape, 128.0, np.float32)
+    else:
+        low, high = np.minimum(blocks.min(-1), 0.0), np.maximum(blocks.max(-1), 0.0)
+        scales = (high - low) / 255.0
+        zeros = np.round(-low / np.where(scales > 0, scales, 1.0))
+    divisors = np.where(scales > 0, scales, 1.0)[..., None]
+    numbers = np.clip(np.round(blocks / divisors) + zeros[..., None], 0, 255)
+    return numbers.astype(np.uint8), scales, zeros

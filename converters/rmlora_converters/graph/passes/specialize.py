@@ -16,6 +16,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from rmlora.errors import ConfigError
 from rmlora_converters.graph.contract.lora_inputs import BranchInputs, LoraInputs
 from rmlora_converters.graph.files.lazy_tensor import lazy_transform
+from rmlora_converters.graph.locate.block_quantized import BlockQuantized
 from rmlora_converters.graph.passes.insert_branches import BRANCH_SCOPE, BRANCH_SUM
 from rmlora_converters.graph.passes.rewire import replace_uses
 from rmlora_converters.rounding import checked_cast
@@ -23,6 +24,9 @@ from rmlora_converters.rounding import checked_cast
 __all__ = ["specialize"]
 
 AnyArray = npt.NDArray[Any]
+
+_FEWEST_BITS = 8
+"""Bits of a quantized weight that an update can be merged into."""
 
 
 def specialize(model: ir.Model, lora_inputs: LoraInputs, arrays: Mapping[str, AnyArray]) -> None:
@@ -66,6 +70,14 @@ def _merge(graph: ir.Graph, branch: BranchInputs, A: AnyArray, B: AnyArray) -> N
     if value is None or value.const_value is None:
         raise ConfigError(f"The weight of '{branch.module}' is quantized, so no adapter can be merged into it.")
     update = A.astype(np.float32) @ B.astype(np.float32)  # [in, out]
+    if (blocks := BlockQuantized.of(value)) is not None:
+        if blocks.bits < _FEWEST_BITS:
+            raise ConfigError(
+                f"The weight of '{branch.module}' has {blocks.bits} bits, and rounding to them would lose a merged update: keep the "
+                "adapter in its branch, or export the bundle with --precision int8."
+            )
+        blocks.merge(slice(branch.start, branch.start + branch.fan_out), update.T)
+        return
     if branch.kind == "conv" or (branch.kind == "linear" and not branch.transposed):
         update = update.T
 

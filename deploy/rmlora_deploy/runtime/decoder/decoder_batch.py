@@ -62,7 +62,9 @@ class DecoderBatch:
         """Tokens of each place that were read."""
         self.rows = list(range(len(prompts)))
         """Row number at each place that still advances."""
-        self._lora = session.adapters.stacked(self._refs)
+        self._graph, takes_arrays = session.session_for(self._refs)
+        self._arrays = session.adapters.arrays if takes_arrays else _no_arrays
+        self._lora = session.adapters.stacked(self._refs) if takes_arrays else {}
         self._binding: ort.IOBinding | None = None
         """For advancing the rows that are left; None after their number changed."""
         self._alive: list[ort.OrtValue] = []
@@ -80,7 +82,7 @@ class DecoderBatch:
             InputError: the graph cannot be run.
         """
         tokens, place = self._prompts[row], slice(row, row + 1)
-        binding, _alive = self._bind(place, self._session.adapters.arrays(self._refs[row]))
+        binding, _alive = self._bind(place, self._arrays(self._refs[row]))
         logits: Logits = np.empty((0, 0), np.float32)
         for done in range(0, len(tokens), chunk):
             part = tokens[done : done + chunk]
@@ -121,7 +123,7 @@ class DecoderBatch:
         """Return a binding with the rows' keys, values and adapters, and what must stay alive with it."""
         import onnxruntime as ort
 
-        binding = self._session.session.io_binding()
+        binding = self._graph.io_binding()
         binding.bind_output(self._session.layout.logits)  # first, so that it is the first of the outputs
         bound = self._values.bind(binding, rows)
         for name, array in lora.items():
@@ -146,7 +148,7 @@ class DecoderBatch:
         try:
             for name, value in values.items():  # bind_cpu_input refuses optional inputs
                 binding.bind_ortvalue_input(name, value)
-            self._session.session.run_with_iobinding(binding)
+            self._graph.run_with_iobinding(binding)
             # Copied, because the next run may write over what ONNX Runtime returns.
             logits: Logits = binding.get_outputs()[0].numpy().astype(np.float32, copy=True)
         except Exception as error:  # noqa: BLE001 - see run_error
@@ -154,6 +156,11 @@ class DecoderBatch:
         if not self._session.chooses_logits:
             logits = logits[:, start:]
         return logits
+
+
+def _no_arrays(ref: AdapterRef | None) -> dict[str, AnyArray]:
+    """Return what a specialized graph takes of an adapter, which is in its weights."""
+    return {}
 
 
 def _checked(tokens: Sequence[int], session: DecoderSession, new_tokens: int, number: int) -> npt.NDArray[np.int64]:

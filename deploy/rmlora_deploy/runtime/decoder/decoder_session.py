@@ -19,9 +19,10 @@ from rmlora_deploy.runtime.decoder.decoder_adapters import DecoderAdapters
 from rmlora_deploy.runtime.decoder.decoder_layout import DecoderLayout
 from rmlora_deploy.runtime.decoder.key_values import KeyValues
 from rmlora_deploy.runtime.providers import create_session, get_provider
+from rmlora_deploy.runtime.specialized import Specializer
 
 if TYPE_CHECKING:
-    pass
+    import onnxruntime as ort
 
 __all__ = ["DecoderSession"]
 
@@ -67,6 +68,8 @@ class DecoderSession:
         defaults = {name: _default(graph.graph.initializers[name].const_value) for name in self.lora_inputs.names}
         self.input_types = {name: value.dtype for name, value in defaults.items()}
         self.adapters = DecoderAdapters(self.lora_inputs, defaults, max_active_adapters)
+        self._specializer = Specializer(model, provider, threads=threads, memory_pattern=False)
+        self._specialized: dict[AdapterName | None, ort.InferenceSession] = {}
         self.layout = layout
         self.chooses_logits = LOGITS_START in graph.graph.initializers
         self.session = create_session(model, provider, threads=threads, memory_pattern=False)
@@ -94,6 +97,35 @@ class DecoderSession:
     def unload(self, name: AdapterName) -> None:
         """Forget an adapter; errors as :meth:`DecoderAdapters.unload`."""
         self.adapters.unload(name)
+        self._specialized.pop(name, None)
+
+    def specialize(self, name: AdapterName | None) -> None:
+        """Open the graph once more with an adapter merged into its weights, or without branches.
+
+        Batches whose rows all use this adapter at full strength then cost what a merged model costs. The price is the memory
+        of one more model, and in int8 the weights are rounded anew, so that texts are those of a merged int8 bundle.
+
+        Args:
+            name: a registered adapter; None takes the base.
+
+        Raises:
+            InputError: the adapter is not registered or cannot be read.
+            ChangedFileError: the graph's files have changed since the session was opened.
+            ConfigError: there are no branches, or the weights have 4 bits, too few to merge an update into.
+        """
+        if not self.lora_inputs.modules:
+            raise ConfigError("The adapter of this bundle is merged: there is nothing to specialize.")
+        arrays = self.adapters.arrays(AdapterRef(name)) if name is not None else {}
+        self._specialized[name] = self._specializer.open(self.lora_inputs, arrays)
+
+    def session_for(self, adapters: Sequence[AdapterRef | None]) -> tuple[ort.InferenceSession, bool]:
+        """Return the session that computes rows with these adapters, and True if it takes their arrays."""
+        first = adapters[0]
+        if all(ref == first for ref in adapters) and (first is None or first.strength == 1.0):
+            found = self._specialized.get(first.key if first is not None else None)
+            if found is not None:
+                return found, False
+        return self.session, True
 
     def key_values(self, rows: int, capacity: int) -> KeyValues:
         """Return empty memory for the keys and values of ``rows`` rows of at most ``capacity`` tokens."""
