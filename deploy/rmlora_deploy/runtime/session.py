@@ -20,8 +20,9 @@ from rmlora_converters.graph.passes.base_head import base_head
 from rmlora_converters.graph.passes.gather_adapters import ADAPTER_INDICES, gather_adapters, require_lora_inputs
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterChoice, AdapterName, AdapterRef, resolve_choices
 from rmlora_deploy.runtime.adapters.array_layout import ArrayCheck
-from rmlora_deploy.runtime.adapters.cache import AdapterCache, CachedAdapter, Loader
+from rmlora_deploy.runtime.adapters.cache import AdapterCache, CachedAdapter
 from rmlora_deploy.runtime.adapters.device_bucket import DeviceBucket
+from rmlora_deploy.runtime.adapters.loaders import Loader
 from rmlora_deploy.runtime.adapters.rank_buckets import BASE_INDEX, RankBucket, RankBuckets, base_arrays
 from rmlora_deploy.runtime.binding import BoundInputs
 from rmlora_deploy.runtime.graph_logits import check_output

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,18 +17,16 @@ from typing import Any
 
 import numpy.typing as npt
 
-from rmlora.errors import ConfigError, InputError, RMLoRAError, some_of
+from rmlora.errors import ConfigError, RMLoRAError
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterName, AdapterRef
 from rmlora_deploy.runtime.adapters.failures import Failures, UnreadableAdapterError
+from rmlora_deploy.runtime.adapters.loaders import AdapterLoaders, Loader, check_capacity
 from rmlora_deploy.runtime.adapters.prefetch import Prefetcher
 from rmlora_deploy.runtime.adapters.rank_buckets import RankBucket, RankBuckets
 
-__all__ = ["AdapterCache", "CachedAdapter", "Loader"]
+__all__ = ["AdapterCache", "CachedAdapter"]
 
 AnyArray = npt.NDArray[Any]
-Loader = Callable[[], Mapping[str, AnyArray]]
-"""Reads an adapter: returns LoRA input → array ``[1, …]``."""
-
 _serials = itertools.count(1)
 
 
@@ -72,14 +70,11 @@ class AdapterCache:
     """
 
     def __init__(self, capacity: int, buckets: RankBuckets) -> None:
-        if capacity < 1:
-            raise ConfigError(
-                f"The adapter cache must hold at least one adapter, not {capacity}: raise --max-active-adapters."
-            )
+        check_capacity(capacity)
         self._capacity, self._buckets = capacity, buckets
         self._lock = threading.Lock()
         self._index_freed = threading.Condition(self._lock)
-        self._loaders: dict[AdapterName, Loader] = {}
+        self._loaders = AdapterLoaders()
         self._cached: OrderedDict[AdapterRef, CachedAdapter] = OrderedDict()
         """The most recently used is last."""
         self._pinned: set[AdapterRef] = set()
@@ -96,12 +91,8 @@ class AdapterCache:
         Raises:
             ConfigError: the name is taken or empty.
         """
-        if not str(name):
-            raise ConfigError("An adapter needs a name.")
         with self._lock:
-            if name in self._loaders:
-                raise ConfigError(f"There is an adapter '{name}' already: unload it first, or choose another name.")
-            self._loaders[name] = loader
+            self._loaders.add(name, loader)
 
     def unregister(self, name: AdapterName) -> CachedAdapter | None:
         """Forget ``name`` and return it if it was cached at full strength. Runs that use it are not disturbed.
@@ -110,8 +101,7 @@ class AdapterCache:
             InputError: it is not registered.
         """
         with self._lock:
-            if self._loaders.pop(name, None) is None:
-                raise InputError(self._unknown(name))
+            self._loaders.remove(name)
             self.failures.forget(name)
             self._pinned.discard(AdapterRef(name))
             at_full_strength = self._cached.get(AdapterRef(name))
@@ -127,8 +117,7 @@ class AdapterCache:
             ConfigError: no capacity would be left for other adapters.
         """
         with self._lock:
-            if name not in self._loaders:
-                raise InputError(self._unknown(name))
+            self._loaders.loader_of(name)
             ref = AdapterRef(name)
             if pinned and len(self._pinned | {ref}) >= self._capacity:
                 raise ConfigError(
@@ -221,10 +210,7 @@ class AdapterCache:
             with self._lock:
                 adapter = self._cached.get(ref)
                 if adapter is None:
-                    loader = self._loaders.get(ref.key)
-                    if loader is None:
-                        raise InputError(self._unknown(ref.key))
-                    adapter = CachedAdapter(ref, loader)
+                    adapter = CachedAdapter(ref, self._loaders.loader_of(ref.key))
                     self._insert(adapter)
                 else:
                     self.hits += not adapter.prefetched  # prefetching it counted as a miss
@@ -314,15 +300,11 @@ class AdapterCache:
             adapter.bucket.free.append(adapter.index)
             self._index_freed.notify_all()  # waiting threads may need different buckets
 
-    def _unknown(self, name: AdapterName) -> str:
-        known = sorted({str(name) for name in self._loaders})
-        return f"There is no adapter '{name}': " + (f"known are {some_of(known)}." if known else "none is registered.")
-
     @property
     def names(self) -> list[AdapterName]:
         """Every registered name, sorted."""
         with self._lock:
-            return sorted(self._loaders, key=str)
+            return self._loaders.names
 
     @property
     def cached(self) -> list[AdapterName]:

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rmlora.errors import ConfigError, InputError, some_of
 from rmlora_converters.graph.contract.lora_inputs import LoraInputs
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterName, AdapterRef
 from rmlora_deploy.runtime.adapters.array_layout import ArrayCheck
-from rmlora_deploy.runtime.adapters.cache import Loader
+from rmlora_deploy.runtime.adapters.loaders import AdapterLoaders, Loader, check_capacity
 
 __all__ = ["DecoderAdapters"]
 
@@ -35,13 +34,10 @@ class DecoderAdapters:
     """
 
     def __init__(self, lora_inputs: LoraInputs, defaults: Mapping[str, AnyArray], capacity: int) -> None:
-        if capacity < 1:
-            raise ConfigError(
-                f"The adapter cache must hold at least one adapter, not {capacity}: raise --max-active-adapters."
-            )
+        check_capacity(capacity)
         self._defaults, self._capacity = defaults, capacity
         self._check = ArrayCheck(lora_inputs, defaults)
-        self._loaders: dict[AdapterName, Loader] = {}
+        self._loaders = AdapterLoaders()
         self._cached: OrderedDict[AdapterName, Arrays] = OrderedDict()
         """The most recently used is last."""
         self._lock = threading.Lock()
@@ -49,7 +45,8 @@ class DecoderAdapters:
     @property
     def names(self) -> list[AdapterName]:
         """Every registered name, sorted."""
-        return sorted(self._loaders, key=str)
+        with self._lock:
+            return self._loaders.names
 
     def register(self, name: AdapterName, loader: Loader) -> None:
         """Make an adapter known as ``name``; it is read when a row first needs it.
@@ -57,12 +54,8 @@ class DecoderAdapters:
         Raises:
             ConfigError: the name is taken or empty.
         """
-        if not str(name):
-            raise ConfigError("An adapter needs a name.")
         with self._lock:
-            if name in self._loaders:
-                raise ConfigError(f"There is an adapter '{name}' already: unload it first, or choose another name.")
-            self._loaders[name] = loader
+            self._loaders.add(name, loader)
 
     def unload(self, name: AdapterName) -> None:
         """Forget an adapter; batches that use it finish with it.
@@ -71,8 +64,7 @@ class DecoderAdapters:
             InputError: it is not registered.
         """
         with self._lock:
-            if self._loaders.pop(name, None) is None:
-                raise InputError(self._unknown(name))
+            self._loaders.remove(name)
             self._cached.pop(name, None)
 
     def arrays(self, ref: AdapterRef | None) -> Arrays:
@@ -120,9 +112,7 @@ class DecoderAdapters:
 
     def _read(self, name: AdapterName) -> Arrays:
         with self._lock:
-            loader = self._loaders.get(name)
-            if loader is None:
-                raise InputError(self._unknown(name))
+            loader = self._loaders.loader_of(name)
             if name in self._cached:
                 self._cached.move_to_end(name)
                 return self._cached[name]
@@ -133,7 +123,3 @@ class DecoderAdapters:
                 while len(self._cached) > self._capacity:
                     self._cached.popitem(last=False)
         return arrays
-
-    def _unknown(self, name: AdapterName) -> str:
-        known = [str(key) for key in self.names]
-        return f"There is no adapter '{name}': " + (f"known are {some_of(known)}." if known else "none is registered.")

@@ -14,7 +14,7 @@ from rmlora_converters.graph.contract.lora_inputs import LoraInputs, read_lora_i
 from rmlora_converters.graph.files.model_file import load_model
 from rmlora_converters.graph.passes.logits_start import LOGITS_START
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterName, AdapterRef
-from rmlora_deploy.runtime.adapters.cache import Loader
+from rmlora_deploy.runtime.adapters.loaders import Loader
 from rmlora_deploy.runtime.decoder.decoder_adapters import DecoderAdapters
 from rmlora_deploy.runtime.decoder.decoder_layout import DecoderLayout
 from rmlora_deploy.runtime.decoder.key_values import KeyValues
