@@ -50,6 +50,9 @@ def test_the_page_has_what_the_manifest_records(home: Path) -> None:
     for name, digest in Bundle.open(home / "home").files.items():
         assert f"`{name}`" in body and digest in body
     assert str(home) not in page
+    told = json.loads(run("report", home / "home", "--json").stdout)
+    assert told["spectra"].keys() == {"intents", "raw"} and told["spectra"]["raw"]["stable_rank"] > 1
+    assert told["precision"] == "int8"
 
 
 def test_the_spectra_are_those_of_the_packages(home: Path) -> None:
