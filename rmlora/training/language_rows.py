@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.utils.data import Dataset
 
 from rmlora.training.answer_tokens import EncodedRow
 
-__all__ = ["IGNORED", "LanguageRows", "Row", "TokenRows"]
+__all__ = ["IGNORED", "LanguageRows", "Row", "TokenRows", "padded"]
 
 IGNORED = -100
 """Label of a token whose prediction is not learned."""
@@ -55,6 +55,13 @@ class LanguageRows(TokenRows):
         super().__init__([{"input_ids": row.ids, "labels": _labels(row)} for row in rows])
         self._padding = padding
 
+    @classmethod
+    def of(cls, rows: Sequence[Row], padding: int) -> Self:
+        """Return rows that have their labels already."""
+        made = cls([], padding)
+        made._rows = list(rows)
+        return made
+
     @property
     def answer_tokens(self) -> int:
         """Number of tokens in all rows that are learned."""
@@ -64,9 +71,9 @@ class LanguageRows(TokenRows):
         """Return int64 ``input_ids``, ``attention_mask`` and ``labels``, each ``[rows, tokens]``."""
         ones = [[1] * len(row["input_ids"]) for row in rows]
         return {
-            "input_ids": _padded([row["input_ids"] for row in rows], self._padding),
-            "attention_mask": _padded(ones, 0),
-            "labels": _padded([row["labels"] for row in rows], IGNORED),
+            "input_ids": padded([row["input_ids"] for row in rows], self._padding),
+            "attention_mask": padded(ones, 0),
+            "labels": padded([row["labels"] for row in rows], IGNORED),
         }
 
 
@@ -76,6 +83,7 @@ def _labels(row: EncodedRow) -> list[int]:
     return [IGNORED, *labels[1:]]
 
 
-def _padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+def padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """Return rows as a tensor ``[rows, tokens]``, with ``value`` to the right of shorter ones."""
     width = max(len(row) for row in rows)
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])

@@ -50,15 +50,30 @@ class LanguageTrainer(BestCheckpointTrainer):
     Args:
         scores: figures of generated answers; None measures none.
         at_every_evaluation: generate whenever the model is evaluated, not only at the end.
+        train_collator: makes the batches that are trained on; None makes them as those of an evaluation.
     """
 
     def __init__(
-        self, *, scores: GenerationScores | None = None, at_every_evaluation: bool = False, **options: Any
+        self,
+        *,
+        scores: GenerationScores | None = None,
+        at_every_evaluation: bool = False,
+        train_collator: Any = None,
+        **options: Any,
     ) -> None:
         super().__init__(compute_loss_func=answer_loss, compute_metrics=_mean_over_tokens, **options)
-        self._scores, self._always = scores, at_every_evaluation
+        self._scores, self._always, self._train_collator = scores, at_every_evaluation, train_collator
         forward = options["model"].get_base_model().forward
         self._keeps_logits = "logits_to_keep" in inspect.signature(forward).parameters
+
+    def get_train_dataloader(self) -> Any:
+        """Return the batches that are trained on: an evaluation's have a row for each example, these may not."""
+        usual = self.data_collator
+        self.data_collator = self._train_collator or usual
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = usual
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
         """Compute logits from the first answer token of the batch on: the output layer is the widest of all."""
@@ -93,6 +108,8 @@ class LanguageTrainer(BestCheckpointTrainer):
     def _with_needed_logits(self, inputs: dict[str, Any]) -> dict[str, Any]:
         if not self._keeps_logits:
             return inputs
+        if "attention_mask" not in inputs:
+            return _with_columns(inputs)
         learned = (inputs["labels"] != IGNORED).any(0)
         first = int(learned.int().argmax())
         return {**inputs, "logits_to_keep": inputs["labels"].shape[1] - max(first - 1, 0)}
@@ -100,6 +117,18 @@ class LanguageTrainer(BestCheckpointTrainer):
 
 class GroupedLanguageTrainer(LanguageTrainer, LengthGroupingTrainer):
     """A language model's trainer with batches of rows of similar length."""
+
+
+def _with_columns(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Ask for the logits of those positions of packed rows that predict a learned token in any row.
+
+    The labels are reduced to the same positions, moved by one, as the loss expects them; one more position ends both.
+    """
+    labels = inputs["labels"]
+    after = (labels[:, 1:] != IGNORED).any(0).nonzero()[:, 0]
+    ends = after.new_full((1,), labels.shape[1] - 1)
+    kept = torch.cat([labels[:, :1], labels[:, after + 1]], 1)
+    return {**inputs, "labels": kept, "logits_to_keep": torch.cat([after, ends])}
 
 
 def _mean_over_tokens(prediction: Any) -> dict[str, float]:

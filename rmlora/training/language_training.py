@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
     from rmlora.training.features import Examples
+    from rmlora.training.packed_rows import PackedRows
 
 __all__ = ["LanguageTraining"]
 
@@ -31,6 +32,7 @@ class LanguageTraining(TaskTraining):
     """Training for :class:`rmlora.generated_text.GeneratedText`."""
 
     _format: PromptFormat
+    _packed: PackedRows | None = None
     _splits: Mapping[str, EncodedSplit]
 
     def load(self) -> TrainingData:
@@ -76,12 +78,20 @@ class LanguageTraining(TaskTraining):
                 f"The base at {base} is no causal language model: what it says at a token depends on the tokens after it. Give a "
                 "decoder, such as a Llama, Qwen or GPT-2."
             )
+        if self.settings.packing:
+            from rmlora.training.packed_rows import check_packing
+
+            check_packing(loaded.model, self.settings.base)
 
     def examples(self, data: TrainingData, processor: Any) -> dict[str, Examples]:
         """Return the rows with the tokens that are learned."""
         from rmlora.training.language_rows import LanguageRows
 
         self._padding = self._format.end if processor.pad_token_id is None else int(processor.pad_token_id)
+        if self.settings.packing:
+            from rmlora.training.packed_rows import PackedRows
+
+            self._packed = PackedRows(data.splits["train"].rows, self._padding)
         return {name: LanguageRows(split.rows, self._padding) for name, split in data.splits.items()}
 
     def trainer(self, arguments: Mapping[str, Any], examples: Mapping[str, Examples], processor: Any) -> Trainer:
@@ -96,6 +106,7 @@ class LanguageTraining(TaskTraining):
         return kind(
             scores=self._measure if metric else None,
             at_every_evaluation=self.settings.best_metric not in ("loss", None),
+            train_collator=self._packed.collate if self._packed is not None else None,
             **arguments,
         )
 

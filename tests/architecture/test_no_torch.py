@@ -30,6 +30,7 @@ TRAINING_ONLY = {
     "rmlora.training.language_rows",
     "rmlora.training.language_trainer",
     "rmlora.training.objective",
+    "rmlora.training.packed_rows",
     "rmlora.training.sampler",
 }
 """Modules that define subclasses of torch's or the Trainer's own classes, imported when training starts."""

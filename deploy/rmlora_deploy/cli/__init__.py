@@ -32,9 +32,10 @@ _COMMANDS = {
     "serve": "Serve bundles over HTTP, batched across adapters.",
     "loadtest": "Put load on a server and measure its answers.",
     "inspect": "Show an adapter or a bundle.",
+    "report": "Write a page about a bundle for its model card.",
 }
 """Command → its line in ``--help``; the command is in the module of the same name, if that is free."""
-_MODULES = {"compare": "compare_texts"}
+_MODULES = {"compare": "compare_texts", "report": "report_file"}
 """Command → its module, where another module has its name."""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from rmlora.adapter import Adapter, LoraModule
 from rmlora.spectrum import AdapterSpectrum, Spectrum
 
-__all__ = ["describe_adapter"]
+__all__ = ["describe_adapter", "describe_ranks"]
 
 
 def describe_adapter(adapter: Adapter, spectrum: AdapterSpectrum) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def describe_adapter(adapter: Adapter, spectrum: AdapterSpectrum) -> dict[str, A
         "modules_to_save": {name: list(tensor.shape) for name, tensor in adapter.modules_to_save.items()},
         "settings": metadata.get("rmlora"),
         "metrics": metadata.get("metrics"),
-        "spectrum": {**_ranks(spectrum), "joint": _ranks(spectrum.joint)},
+        "spectrum": {**describe_ranks(spectrum), "joint": describe_ranks(spectrum.joint)},
         "modules": [
             _describe_module(module, spectrum.modules[path], rslora=rslora) for path, module in adapter.modules.items()
         ],
@@ -54,12 +54,12 @@ def _describe_module(module: LoraModule, spectrum: Spectrum, *, rslora: bool) ->
         "scale": module.scale,
         "parameters": module.lora_A.size + module.lora_B.size,
         "dtype": str(module.lora_A.dtype),
-        **_ranks(spectrum),
+        **describe_ranks(spectrum),
         "singular_values": [float(value) for value in spectrum.singular_values],
     }
 
 
-def _ranks(spectrum: Spectrum | AdapterSpectrum) -> dict[str, float]:
+def describe_ranks(spectrum: Spectrum | AdapterSpectrum) -> dict[str, float]:
     """Return the three measures of rank, of one update or their means over an adapter's."""
     return {
         "numerical_rank": spectrum.numerical_rank,
