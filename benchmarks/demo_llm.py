@@ -54,7 +54,7 @@ def main() -> None:
     title("1  Train: from sentences to JSON, the loss on the answers alone")
     run(
         "train", "--task", "text-generation", "--base", base, "--train", data / "train.jsonl", "--validation",
-        data / "validation.jsonl", "--test", test, *ANSWER, "--batch-size", "8", "--precision", "bf16", "--output", work / "intents",
+        data / "validation.jsonl", "--batch-size", "8", "--precision", "bf16", "--output", work / "intents",
     )  # fmt: skip
     title("2  Inspect: how many directions do the updates use?")
     run("inspect", work / "intents", "--plot", work / "spectrum.png")
@@ -77,11 +77,11 @@ def main() -> None:
 
 
 def summarize(work: Path, seconds: float) -> dict[str, Any]:
-    """Return the results: how many answers were right after training, and in every bundle."""
+    """Return the results: the loss after training, and how many answers are right in every bundle."""
     metrics = json.loads((work / "intents" / "rmlora.json").read_text())["metrics"]
     summary: dict[str, Any] = {
         "seconds": round(seconds),
-        "training": {"test": metrics["test"], "effective_rank": metrics["effective_rank"]},
+        "training": {"validation": metrics["validation"], "effective_rank": metrics["effective_rank"]},
     }
     for name, (mode, precision) in BUNDLES.items():
         report = json.loads((work / name / "manifest.json").read_text())["verification"]
