@@ -19,9 +19,10 @@ __all__ = ["PROJECTIONS", "draw_arrays", "save_random_adapter"]
 PROJECTIONS = {
     "text-classification": ("query", "key", "value", "dense"),
     "feature-extraction": ("query", "key", "value", "dense"),
+    "text-generation": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     "image-classification": ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2", "projection"),
 }
-"""Task → the projections of MiniLM (36) and of DINOv2-small (73)."""
+"""Task → the projections of MiniLM (36), of SmolLM2-135M (210) and of DINOv2-small (73)."""
 
 
 def save_random_adapter(
@@ -36,7 +37,7 @@ def save_random_adapter(
         r=rank,
         lora_alpha=rank,
         target_modules=list(PROJECTIONS[task]),
-        exclude_modules=["pooler.dense", "bert.pooler.dense"],
+        exclude_modules=["pooler.dense", "bert.pooler.dense"] if "dense" in PROJECTIONS[task] else None,
         modules_to_save=["classifier"] if labels else None,
         task_type=get_task(task).peft_task_type,
     )

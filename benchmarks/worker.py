@@ -18,6 +18,7 @@ __all__ = [
     "Inputs",
     "columns_of",
     "median_ms",
+    "median_step_ms",
     "random_inputs",
     "read_job",
     "report",
@@ -83,6 +84,24 @@ def median_ms(call: Callable[[], object], seconds: float, *, warmup: int = WARMU
         start = time.perf_counter()
         call()
         samples.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(samples)
+
+
+def median_step_ms(begin: Callable[[], Callable[[], object]], seconds: float, *, steps: int = 32) -> float:
+    """Return the median time of a step in milliseconds, over ``seconds`` and at least two beginnings.
+
+    Args:
+        begin: prepares, which is not timed, and returns what does a step; it can be called ``steps`` times.
+        seconds: time to spend on steps.
+        steps: after which everything begins anew.
+    """
+    samples: list[float] = []
+    while len(samples) < 2 * steps or sum(samples) < 1e3 * seconds:
+        step = begin()
+        for _ in range(steps):
+            start = time.perf_counter()
+            step()
+            samples.append(1e3 * (time.perf_counter() - start))
     return statistics.median(samples)
 
 

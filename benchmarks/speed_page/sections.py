@@ -75,6 +75,12 @@ _ALL = (
         "caller waits for: looking up adapters, binding inputs, sorting rows.",
     ),
     Section(
+        "A language model",
+        "generation_speed",
+        ("generation_speed",),
+        "SmolLM2-135M with adapters of rank 8 on all 210 projections, weights in int8, on the processor.",
+    ),
+    Section(
         "Servers",
         "server_speed",
         ("server_embeddings", "server_classification"),
