@@ -54,7 +54,17 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("Gemma3TextConfig", {"head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16}),
     "lfm2": ("Lfm2Config", {"layer_types": ["conv", "full_attention"]}),
     "mamba": ("MambaConfig", {}),
-    "deepseek": ("DeepseekV3Config", {"n_routed_experts": 4, "q_lora_rank": 16, "kv_lora_rank": 16}),
+    "deepseek": (
+        "DeepseekV3Config",
+        {
+            "n_routed_experts": 4,
+            "n_group": 1,
+            "topk_group": 1,
+            "num_key_value_heads": 4,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+        },
+    ),
     "gpt2": ("GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}),
     "gpt_neo": (
         "GPTNeoConfig",
