@@ -38,7 +38,8 @@ test: $(READY) $(BROWSER) ## Run the tests (PYTEST_ARGS='-m "not e2e"' for the f
 	$(TESTS) $(PYTEST_ARGS)
 
 architectures: $(READY) ## Export tiny models of all known architectures, the rare ones too (2 minutes)
-	$(TESTS) --all-architectures --dist load tests/deploy/exporter/test_branch_matrix.py
+	$(TESTS) --all-architectures --dist load tests/deploy/exporter/test_branch_matrix.py \
+	  tests/deploy/exporter/test_decoder_matrix.py tests/deploy/exporter/test_traced_matrix.py
 
 coverage: $(READY) $(BROWSER) ## Run the tests and show which lines they miss; takes twice as long
 	$(TESTS) --cov $(PYTEST_ARGS)

@@ -111,7 +111,7 @@ class Optimization(_Entry):
     """How far the graph was optimized."""
 
     level: str
-    """``ort-fusions``, ``folded``, ``as given``, or ``as built`` by the GenAI builder."""
+    """``ort-fusions``, ``folded``, ``as given``, ``as built`` by the GenAI builder, or ``norms fused`` in a traced language model."""
     reason: str | None = None
     """Why it was not optimized further; None if it was."""
 
@@ -143,7 +143,7 @@ class DecoderEntry(_Entry):
     built_for: str
     """Execution provider that the graph was built for."""
     recipe: str | None = None
-    """The builder's recipe for rounding the weights; None for its default."""
+    """How the weights are rounded, if there are several ways: the builder's name for it."""
     context_length: Annotated[int, Field(ge=1, lt=2**31)]
     """Tokens of the longest text, prompt and answer together."""
     chat: bool

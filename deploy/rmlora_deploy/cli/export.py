@@ -88,7 +88,7 @@ __all__ = ["command"]
     "--provider",
     type=click.Choice(["cpu", "cuda"]),
     help="Language models: execution provider that the graph is built for; other graphs run on every one.  [default: cuda for "
-    "fp16, else cpu]",
+    "fp16 by the GenAI builder, else cpu]",
 )
 @click.option(
     "--exporter",

@@ -162,9 +162,10 @@ def _decoder(bundle: Bundle) -> dict[str, str]:
     entry = bundle.manifest.decoder
     if entry is None:
         return {}
+    maker = "ONNX Runtime GenAI's builder" if bundle.manifest.exporter == "genai" else "torch.onnx"
     recipe = f", recipe {entry.recipe}" if entry.recipe is not None else ""
     return {
-        "built": f"by ONNX Runtime GenAI's builder for {entry.built_for}{recipe}; loads in onnxruntime_genai as it is",
+        "built": f"by {maker} for {entry.built_for}{recipe}; loads in onnxruntime_genai as it is",
         "texts": f"of at most {entry.context_length} tokens, prompt and answer together",
         "prompts": _prompts(bundle, chat=entry.chat),
     }

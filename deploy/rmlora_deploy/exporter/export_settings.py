@@ -27,8 +27,8 @@ class ExportSettings:
     mode: Mode = "merged"
     precision: Precision = "fp32"
     provider: str | None = None
-    """Execution provider that a language model's graph is built for; None takes ``cuda`` for fp16, else ``cpu``. Other graphs run
-    on any."""
+    """Execution provider that a language model's graph is built for; None takes ``cuda`` for fp16 by the GenAI builder, else
+    ``cpu``. Other graphs run on any."""
     exporter: str = "torch"
     """``torch`` or ``optimum``."""
     opset: int | None = None

@@ -146,10 +146,10 @@ def _quantize_dynamically(source: Path, operators: list[str], *, bits: WeightBit
 
 
 def _to_int4(source: Path) -> ir.Model:
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-
     model = onnx.load(source)
     with quiet_libraries():
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
         quantizer = MatMulNBitsQuantizer(
             model,
             block_size=_BLOCK,

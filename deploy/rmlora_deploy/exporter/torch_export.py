@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import InputError, require
@@ -12,9 +13,10 @@ from rmlora_deploy.exporter.translations import translations
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from torch import nn
     from transformers import PreTrainedModel
 
-__all__ = ["DEFAULT_OPSET", "OUTPUT_NAME", "export_torch"]
+__all__ = ["DEFAULT_OPSET", "OUTPUT_NAME", "export_torch", "run_exporter"]
 
 DEFAULT_OPSET = 20
 """Below opset 23 attention is exported as separate nodes, which onnxscript's fusions for ONNX Runtime recognize. The result
@@ -46,26 +48,61 @@ def export_torch(
         name: {axis: dimensions.setdefault(label, torch.export.Dim(label)) for axis, label in axes.items()}
         for name, axes in inputs.axes.items()
     }
+    advice = (
+        "Give a graph of the base that another exporter made (--onnx), or write a checkpoint with  rmlora-deploy merge  and run it "
+        "with PyTorch."
+    )
+    return run_exporter(
+        model, inputs.tensors, shapes, opset=opset, outputs=[output], name=type(model).__name__, advice=advice
+    )
+
+
+def run_exporter(
+    module: nn.Module,
+    tensors: Mapping[str, Any],
+    shapes: Mapping[str, Any],
+    *,
+    opset: int,
+    outputs: Sequence[str],
+    name: str,
+    advice: str,
+    inputs: Sequence[str] | None = None,
+) -> ir.Model:
+    """Return the graph of ``module``, not optimized; initializers keep the names of the parameters.
+
+    Args:
+        module: in evaluation mode.
+        tensors: example arguments by name.
+        shapes: the same with ``{axis: dimension}`` in place of tensors, for the axes that may vary.
+        opset: ONNX operator set.
+        outputs: names of the outputs.
+        name: of the model's class, for the error.
+        advice: what to do if it cannot be exported, for the error.
+        inputs: names of the inputs; None for those of the arguments.
+
+    Raises:
+        InputError: the exporter cannot trace the model; the message quotes its reason.
+    """
+    import torch
+
     try:
         with quiet_libraries():
             program = torch.onnx.export(
-                model,
-                kwargs=inputs.tensors,
+                module,
+                kwargs=dict(tensors),
                 dynamo=True,
-                dynamic_shapes=shapes,
-                output_names=[output],
+                dynamic_shapes=dict(shapes),
+                input_names=inputs,
+                output_names=outputs,
                 opset_version=opset,
                 optimize=False,
                 verbose=False,
                 custom_translation_table=translations(),
             )
     except Exception as error:
-        raise InputError(
-            f"torch.onnx cannot export {type(model).__name__}: {_reason(error)}. Give a graph of the base that another "
-            "exporter made (--onnx), or write a checkpoint with  rmlora-deploy merge  and run it with PyTorch."
-        ) from error
+        raise InputError(f"torch.onnx cannot export {name}: {_reason(error)}. {advice}") from error
     if program is None:
-        raise InputError(f"torch.onnx made no graph of {type(model).__name__}.")
+        raise InputError(f"torch.onnx made no graph of {name}.")
     _forget_machine(program.model)
     return program.model
 

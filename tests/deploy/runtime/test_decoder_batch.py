@@ -18,15 +18,16 @@ from tests.helpers.decoders import decoder_adapter, decoder_base
 PROMPTS = [list(b"The river rises in the hills"), list(b"Hi"), list(b"A quiet film about two brothers and the farm")]
 
 
-@pytest.fixture(scope="module", params=["fp32", "int8", "int4"])
+@pytest.fixture(scope="module", params=["llama fp32", "llama int8", "llama int4", "bloom fp32", "gpt2 int8"])
 def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> DecoderSession:
-    directory = tmp_path_factory.mktemp(request.param)
-    base = decoder_base("llama", directory / "base")
+    name, precision = request.param.split()
+    directory = tmp_path_factory.mktemp(name)
+    base = decoder_base(name, directory / "base")
     adapters = {
         name: decoder_adapter(base, directory / name, seed=rank, r=rank, size=0.2)
         for name, rank in (("a", 8), ("b", 8), ("c", 2))
     }
-    export(base, adapters, directory / "bundle", precision=request.param, verify=False)
+    export(base, adapters, directory / "bundle", precision=precision, verify=False)
     return Bundle.open(directory / "bundle").decoder_session(threads=1)
 
 

@@ -65,7 +65,7 @@ def _output_layer(graph: ir.Graph, output: str) -> ir.Node:
     """Return the product that makes the logits, looking back through what follows it."""
     value = next((item for item in graph.outputs if item.name == output), None)
     if value is None:
-        raise AdapterError(f"The graph has no output '{output}': it is not a language model of the GenAI builder.")
+        raise AdapterError(f"The graph has no output '{output}': it is not a language model's.")
     node = producer_of(value)
     while node.op_type in _AFTER and node.inputs[0] is not None:
         node = producer_of(node.inputs[0])

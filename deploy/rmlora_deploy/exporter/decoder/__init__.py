@@ -1,1 +1,1 @@
-"""Exporting causal language models through ONNX Runtime GenAI's model builder."""
+"""Exporting causal language models through ONNX Runtime GenAI's model builder, or torch.onnx."""

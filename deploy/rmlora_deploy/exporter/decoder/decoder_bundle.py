@@ -1,4 +1,4 @@
-"""Exporting a causal language model: merged, or with branches, through the GenAI builder."""
+"""Exporting a causal language model: merged, or with branches."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from rmlora.adapter_task import drop_unused_modules
 from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
 from rmlora.confine import confine_files
-from rmlora.errors import AdapterError, ConfigError, require
+from rmlora.errors import AdapterError, ConfigError
 from rmlora.fingerprint import check_base, weight_digests
 from rmlora.package import load_package
 from rmlora.readable import is_readable_file
@@ -36,9 +37,7 @@ from rmlora_deploy.bundles.manifest import AdapterSource, DecoderEntry, Manifest
 from rmlora_deploy.bundles.reference import load_reference, save_reference
 from rmlora_deploy.bundles.text_codec import TextCodec
 from rmlora_deploy.exporter.branch_bundle import check_written, read_adapter
-from rmlora_deploy.exporter.decoder.builder_checkpoint import builder_checkpoint
-from rmlora_deploy.exporter.decoder.genai_architectures import check_architecture, check_branches
-from rmlora_deploy.exporter.decoder.genai_builder import INT4_RECIPE, build_decoder, builders_provider
+from rmlora_deploy.exporter.decoder.decoder_routes import DecoderRoute, choose_route
 from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.exporter.plan import ExportPlan, common_task, complete_bundle
 from rmlora_deploy.runtime.decoder.decoder_layout import DecoderLayout
@@ -61,6 +60,16 @@ _STORED_PROMPTS = 4
 """Prompts whose last logits are stored in a bundle."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _DecoderPlan(ExportPlan):
+    """The plan of a language model's export."""
+
+    codec: TextCodec
+    """Its tokenizer."""
+    route: DecoderRoute
+    """How its graph is made."""
+
+
 def export_decoder(settings: ExportSettings, *, on_progress: Callable[[str], None]) -> Bundle:
     """Build the model with the adapter merged, or the base with branches; verify it, and write the bundle.
 
@@ -69,12 +78,11 @@ def export_decoder(settings: ExportSettings, *, on_progress: Callable[[str], Non
     _refuse_other_options(settings)
     started = time.monotonic()
     on_progress("loading base and adapters" if len(settings.adapters) > 1 else "loading base and adapter")
-    plan, codec = _plan(settings, on_progress)
-    require("onnxruntime_genai", "genai")
+    plan = _plan(settings, on_progress)
     branches = settings.mode == "branches"
     with atomic_directory(settings.output, overwrite=settings.overwrite) as directory:
-        modules = (_build_branches if branches else _build_merged)(plan, codec, directory)
-        bundle = Bundle(directory, _manifest(plan, codec, directory, modules), settings.trust_remote_code)
+        modules = (_build_branches if branches else _build_merged)(plan, directory)
+        bundle = Bundle(directory, _manifest(plan, directory, modules), settings.trust_remote_code)
         if branches:
             _write_adapters(plan, bundle)
         else:
@@ -107,9 +115,8 @@ def _refuse_other_options(settings: ExportSettings) -> None:
     }
     if flag := next((name for name, there in given.items() if there), None):
         raise ConfigError(
-            f"{flag} does not go with adapters for text-generation, whose graph the GenAI builder writes: leave it out."
+            f"{flag} does not go with adapters for text-generation, which it changes nothing of: leave it out."
         )
-    _provider(settings)
     if settings.mode == "merged" and len(settings.adapters) != 1:
         raise ConfigError(
             f"--mode merged takes one --adapter, not {len(settings.adapters)}: use --mode branches, or add them up with  "
@@ -117,27 +124,25 @@ def _refuse_other_options(settings: ExportSettings) -> None:
         )
 
 
-def _provider(settings: ExportSettings) -> str:
-    return builders_provider(settings.precision, settings.provider)
-
-
-def _plan(settings: ExportSettings, on_progress: Callable[[str], None]) -> tuple[ExportPlan, TextCodec]:
-    """Return the plan of the export and the tokenizer; whatever can be refused is refused here, before the work."""
+def _plan(settings: ExportSettings, on_progress: Callable[[str], None]) -> _DecoderPlan:
+    """Return the plan of the export; whatever can be refused is refused here, before the work."""
     checkpoint = Checkpoint(resolve_base(settings.base, revision=settings.revision))
-    architecture = check_architecture(checkpoint.config, settings.base)
+    route = choose_route(checkpoint.config, settings.base, settings.precision, settings.provider)
     codec = TextCodec.open(checkpoint.path)
     adapters = {name: load_package(path) for name, path in settings.adapters.items()}
     task = common_task(settings, adapters)
     if settings.mode == "branches":
         adapters = {name: _switchable(name, path, checkpoint, settings) for name, path in settings.adapters.items()}
         for name, adapter in adapters.items():
-            check_branches(architecture, adapter.modules, name)
+            route.check_branches(adapter.modules, name)
         check_adapters(list(adapters.values()))
     else:
         for adapter in adapters.values():
             check_base(adapter, checkpoint, allow_mismatch=settings.allow_base_mismatch)
     _measure(settings, task)
-    return ExportPlan(settings, checkpoint, adapters, task, None, None, None, {}, on_progress), codec
+    return _DecoderPlan(
+        settings, checkpoint, adapters, task, None, None, None, {}, on_progress, codec=codec, route=route
+    )
 
 
 def _measure(settings: ExportSettings, task: Task) -> AnswerMeasure | None:
@@ -169,8 +174,8 @@ def _switchable(name: str, path: Path, checkpoint: Checkpoint, settings: ExportS
     return adapter
 
 
-def _build_merged(plan: ExportPlan, codec: TextCodec, directory: Path) -> list[str]:
-    """Merge the adapter into a copy of the checkpoint, write what the builder makes of it, and return the adapted modules."""
+def _build_merged(plan: _DecoderPlan, directory: Path) -> list[str]:
+    """Merge the adapter into a copy of the checkpoint, write its graph, and return the adapted modules."""
     ((_, adapter),) = plan.adapters.items()
     with tempfile.TemporaryDirectory(dir=directory) as temporary:
         merged = Path(temporary) / "merged"
@@ -184,12 +189,12 @@ def _build_merged(plan: ExportPlan, codec: TextCodec, directory: Path) -> list[s
         save_model(model, directory / MODEL_FILE)
         _copy_side_files(built, directory, Checkpoint(merged))
     session = DecoderSession(directory / MODEL_FILE, DecoderLayout.read(directory))
-    _save_reference(plan, codec, session, directory)
+    _save_reference(plan, session, directory)
     return list(adapter.modules)
 
 
-def _build_branches(plan: ExportPlan, codec: TextCodec, directory: Path) -> list[str]:
-    """Write what the builder makes of the base, with branches, and what it computes without; return the modules that have one."""
+def _build_branches(plan: _DecoderPlan, directory: Path) -> list[str]:
+    """Write the graph of the base with branches, and what it computes without; return the modules that have one."""
     with tempfile.TemporaryDirectory(dir=directory) as temporary:
         built = _build(plan, plan.base, Path(temporary) / "built")
         _copy_side_files(built, directory, plan.checkpoint)
@@ -198,30 +203,31 @@ def _build_branches(plan: ExportPlan, codec: TextCodec, directory: Path) -> list
         targets = find_targets(model, list(plan.adapters.values()), plan.checkpoint)
         if targets.absent:
             raise AdapterError(
-                f"The GenAI builder's graph has no product for '{targets.absent[0]}', so it has no branch: merge the adapter (--mode "
-                "merged), or leave that module out of its target_modules."
+                f"The graph has no product for '{targets.absent[0]}', so it has no branch: merge the adapter (--mode merged), or leave "
+                "that module out of its target_modules."
             )
         digests = weight_digests(plan.checkpoint, targets.modules)
         lora_inputs = insert_branches(model, targets, base_weights=digests)
         add_logits_start(model)
         save_model(model, directory / MODEL_FILE)
         check_written(directory / MODEL_FILE, lora_inputs)
-        _save_reference(plan, codec, DecoderSession(built / MODEL_FILE, DecoderLayout.read(built)), directory)
+        _save_reference(plan, DecoderSession(built / MODEL_FILE, DecoderLayout.read(built)), directory)
     return sorted(branch.module for branch in lora_inputs.modules)
 
 
-def _build(plan: ExportPlan, checkpoint: Path, output: Path) -> Path:
-    settings = plan.settings
-    plan.on_progress(f"building the graph in {settings.precision}")
-    source = builder_checkpoint(Checkpoint(checkpoint), output.with_name("source"))
-    build_decoder(
-        source, output, settings.precision, provider=_provider(settings), trust_remote_code=settings.trust_remote_code
+def _build(plan: _DecoderPlan, checkpoint: Path, output: Path) -> Path:
+    plan.route.make_graph(
+        checkpoint,
+        output,
+        task=plan.task,
+        on_progress=plan.on_progress,
+        trust_remote_code=plan.settings.trust_remote_code,
     )
     return output
 
 
 def _copy_side_files(built: Path, directory: Path, checkpoint: Checkpoint) -> None:
-    """Copy what the builder wrote beside the graph, and configuration and license of the checkpoint."""
+    """Copy what was written beside the graph, and configuration and license of the checkpoint."""
     for path in sorted(built.iterdir()):
         if path.is_file() and not path.name.startswith(MODEL_FILE):
             shutil.copyfile(path, directory / path.name)
@@ -233,38 +239,38 @@ def _copy_side_files(built: Path, directory: Path, checkpoint: Checkpoint) -> No
             shutil.copyfile(checkpoint.path / name, directory / name)
 
 
-def _save_reference(plan: ExportPlan, codec: TextCodec, session: DecoderSession, directory: Path) -> None:
+def _save_reference(plan: _DecoderPlan, session: DecoderSession, directory: Path) -> None:
     """Store prompts and the graph's last logits for them; verification replaces a merged graph's by PyTorch's."""
-    prompts = _prompts(plan, codec, session.layout)
+    prompts = _prompts(plan, session.layout)
     cases = [reference_case(prompt, session.logits(prompt)) for prompt in prompts]
     save_reference(directory / REFERENCE_FILE, [batch for batch, _ in cases], [logits for _, logits in cases])
 
 
-def _prompts(plan: ExportPlan, codec: TextCodec, layout: DecoderLayout) -> list[list[int]]:
+def _prompts(plan: _DecoderPlan, layout: DecoderLayout) -> list[list[int]]:
     samples = decoder_samples(
-        codec, None, plan.settings.columns, context_length=layout.context_length, new_tokens=NEW_TOKENS
+        plan.codec, None, plan.settings.columns, context_length=layout.context_length, new_tokens=NEW_TOKENS
     )
     return samples.prompts[:_STORED_PROMPTS]
 
 
-def _manifest(plan: ExportPlan, codec: TextCodec, directory: Path, modules: Sequence[str]) -> Manifest:
+def _manifest(plan: _DecoderPlan, directory: Path, modules: Sequence[str]) -> Manifest:
     settings = plan.settings
     return Manifest(
         **plan.manifest_fields(directory, modules, [], None),
         precision=settings.precision,
-        exporter="genai",
-        optimization=Optimization(level="as built"),
+        exporter=plan.route.exporter,
+        optimization=Optimization(level="as built" if plan.route.exporter == "genai" else "norms fused"),
         decoder=DecoderEntry(
-            built_for=_provider(settings),
-            recipe=INT4_RECIPE if settings.precision == "int4" else None,
+            built_for=plan.route.provider,
+            recipe=plan.route.recipe,
             context_length=DecoderLayout.read(directory).context_length,
-            chat=codec.chat is not None,
+            chat=plan.codec.chat is not None,
         ),
         adapters={},
     )
 
 
-def _write_adapters(plan: ExportPlan, bundle: Bundle) -> None:
+def _write_adapters(plan: _DecoderPlan, bundle: Bundle) -> None:
     """Convert the adapters and try each out."""
     plan.on_progress("converting adapters")
     try_out = TryOut.of(bundle)
@@ -274,7 +280,7 @@ def _write_adapters(plan: ExportPlan, bundle: Bundle) -> None:
     }
 
 
-def _verify(plan: ExportPlan, bundle: Bundle) -> None:
+def _verify(plan: _DecoderPlan, bundle: Bundle) -> None:
     """Compare the bundle with PyTorch and PEFT, and store the report and PyTorch's last logits in it.
 
     Raises:
@@ -294,7 +300,7 @@ def _verify(plan: ExportPlan, bundle: Bundle) -> None:
     bundle.manifest.verification = report
 
 
-def _torch_of(plan: ExportPlan, name: str | None) -> TorchDecoder:
+def _torch_of(plan: _DecoderPlan, name: str | None) -> TorchDecoder:
     """Return the base with PEFT's layers of an adapter; None names the only one."""
     from rmlora.torch_models import load_adapted
 

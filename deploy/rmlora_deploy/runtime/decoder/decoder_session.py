@@ -35,7 +35,7 @@ class DecoderSession:
     """A decoder's graph, opened, with its adapters.
 
     Args:
-        model: graph of the GenAI builder, with or without branches.
+        model: graph of the GenAI builder, or a traced one with the same inputs and outputs, with or without branches.
         layout: names and sizes of its inputs and outputs.
         provider: execution provider; ``cpu``.
         threads: intra-op threads; None lets ONNX Runtime choose.
