@@ -16,7 +16,7 @@ from rmlora.errors import AdapterError, ConfigError, ParityError
 from rmlora_deploy import export, load, verify
 from rmlora_deploy.bundles.adapters import add_adapter
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.exporter.decoder import decoder_bundle
+from rmlora_deploy.exporter.decoder import decoder_routes
 from rmlora_deploy.inference import Generator
 from tests.helpers.cli import fails, run
 from tests.helpers.decoders import decoder_adapter, decoder_base
@@ -180,8 +180,8 @@ def test_a_wrong_graph_is_refused(made: Path, tmp_path: Path, monkeypatch: pytes
     def build(checkpoint: Path, output: Path, *rest: object, **options: object) -> None:
         built(made / "base", output, *rest, **options)  # type: ignore[arg-type]
 
-    built = decoder_bundle.build_decoder
-    monkeypatch.setattr(decoder_bundle, "build_decoder", build)
+    built = decoder_routes.build_decoder
+    monkeypatch.setattr(decoder_routes, "build_decoder", build)
     with pytest.raises(ParityError, match="differs from PyTorch by .* No bundle was written"):
         export(made / "base", made / "a", tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
