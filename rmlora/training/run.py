@@ -13,7 +13,7 @@ from rich.console import Console
 
 from rmlora.base import resolve_base
 from rmlora.config import RMLoRAConfig
-from rmlora.errors import Interrupted, RMLoRAError, require
+from rmlora.errors import ConfigError, Interrupted, RMLoRAError, require
 from rmlora.progress_display import ProgressDisplay
 from rmlora.storage import check_makeable, refuse_existing
 from rmlora.tasks import get_task
@@ -95,6 +95,7 @@ def _train(settings: TrainSettings, console: Console, *, resume: bool, overwrite
     check_makeable(settings.checkpoints)
     refuse_existing(settings.output, overwrite=overwrite)
     check_precision(settings)
+    _refuse_sharding()
     if os.environ.get("RANK", "0") != "0":  # the process group does not exist yet
         console = Console(quiet=True)
     with ProgressDisplay(console, "preparing data and base"):
@@ -127,6 +128,16 @@ def _train(settings: TrainSettings, console: Console, *, resume: bool, overwrite
         mark_finished(settings.checkpoints, result.steps)
     processes.wait_for_everyone()
     return result
+
+
+def _refuse_sharding() -> None:
+    """Raise :class:`ConfigError` if accelerate's launcher is to shard the model."""
+    for name, variable in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
+        if os.environ.get(variable, "false").lower() == "true":
+            raise ConfigError(
+                f"accelerate is set up for {name}, but this command writes its package from whole parameters: use data parallelism "
+                "(torchrun, or accelerate with multi_gpu), or FSDP2 with a program of your own (docs/training.md)."
+            )
 
 
 def _prepare(settings: TrainSettings, console: Console) -> _Prepared:
