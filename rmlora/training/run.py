@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from rmlora.base import resolve_base
+from rmlora.checkpoint import Checkpoint
 from rmlora.config import RMLoRAConfig
-from rmlora.errors import ConfigError, Interrupted, RMLoRAError, require
+from rmlora.errors import CheckpointError, ConfigError, Interrupted, RMLoRAError, require
 from rmlora.progress_display import ProgressDisplay
 from rmlora.storage import check_makeable, refuse_existing
+from rmlora.stored_weights import quantization_method
 from rmlora.tasks import get_task
 from rmlora.torch_models import load_task_model
 from rmlora.training.arguments import check_precision, training_arguments
@@ -147,6 +149,7 @@ def _prepare(settings: TrainSettings, console: Console) -> _Prepared:
     task = get_task(settings.task)
     training = _TRAININGS[task.outputs.kind](settings, task)
     base = resolve_base(settings.base, revision=settings.revision)
+    _refuse_quantized(base)
     data = training.load()
     processor = task.inputs.load_processor(base, trust_remote_code=settings.trust_remote_code)
     task.inputs.resize(processor, settings.image_size)
@@ -160,12 +163,22 @@ def _prepare(settings: TrainSettings, console: Console) -> _Prepared:
         data.labels,
         problem_type="single_label_classification" if data.labels else None,
         trust_remote_code=settings.trust_remote_code,
+        **training.load_options(),
     )
     training.check_model(loaded, base)
     model, config = add_lora_layers(loaded, task, settings.rmlora)
     examples = training.examples(data, processor)
     rehearse_forward(model, task, examples)
     return _Prepared(training, base, model, config, processor, examples)
+
+
+def _refuse_quantized(base: Path) -> None:
+    """Raise :class:`CheckpointError` if the weights of ``base`` are stored quantized."""
+    if (method := quantization_method(Checkpoint(base).config)) is not None:
+        raise CheckpointError(
+            f"The base at {base} is quantized with {method}, so an adapter of it could not be merged, and it is not trained: give "
+            "the unquantized base that it was made from; --load-in-4bit then rounds a language model while training."
+        )
 
 
 _TRAININGS: dict[str, type[TaskTraining]] = {"scores": ClassifierTraining, "text": LanguageTraining}
