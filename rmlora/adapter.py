@@ -159,3 +159,9 @@ class Adapter:
     def end_tokens(self) -> list[int]:
         """Tokens that end an answer of a language model; empty if not recorded."""
         return [int(token) for token in self.metadata.get("end_tokens") or ()]
+
+    @property
+    def base_precision(self) -> str | None:
+        """``nf4`` if the base was rounded to 4 bits in training; None if it was used as it is, or that is not recorded."""
+        value = self.metadata.get("base_precision")
+        return str(value) if value else None

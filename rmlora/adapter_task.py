@@ -10,7 +10,7 @@ from rmlora.adapter import Adapter
 from rmlora.errors import AdapterError, ConfigError
 from rmlora.labels import check_label_count
 from rmlora.outputs import problem_type_of
-from rmlora.tasks import TASKS, Task, get_task
+from rmlora.tasks import NOT_EXPORTED, TASKS, Task, get_task
 
 __all__ = ["complete_labels", "drop_unused_modules", "task_of"]
 
@@ -24,9 +24,8 @@ def task_of(adapter: Adapter, name: str | None = None) -> Task:
     """
     recorded = adapter.task
     if recorded is not None and recorded not in TASKS:
-        raise AdapterError(
-            f"{adapter.source} is an adapter for {recorded}, which is not exported: the tasks are {', '.join(TASKS)}."
-        )
+        reason = NOT_EXPORTED.get(recorded, f"the tasks are {', '.join(TASKS)}")
+        raise AdapterError(f"{adapter.source} is an adapter for {recorded}, which is not exported: {reason}.")
     chosen = name or recorded
     if chosen is None:
         raise ConfigError(f"{adapter.source} does not say which task it is for: pass --task.")

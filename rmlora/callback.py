@@ -64,9 +64,9 @@ class RMLoRACallback(TrainerCallback):
         """Find the factors, and align fresh ones with the gradient unless a checkpoint is continued.
 
         Raises:
-            TrainingError: there are none, they are sharded, or the model does not return a loss.
+            TrainingError: there are none, they are sharded by anything but FSDP2, or the model does not return a loss.
         """
-        _refuse_sharding(args)
+        _refuse_deepspeed(args)
         self._factors = find_factors(_model(kwargs))
         self._steps, self._finished, self._first_step = 0, 0, state.global_step
         if self.config.init == "gradient" and state.global_step == 0:
@@ -135,12 +135,11 @@ def _learning_rate(optimizer: Any, factors: Sequence[Factors]) -> float:
     raise TrainingError("The trainer's optimizer does not hold the LoRA factors: give it all trainable parameters.")
 
 
-def _refuse_sharding(args: TrainingArguments) -> None:
-    kind = "DeepSpeed" if getattr(args, "deepspeed", None) else "FSDP" if getattr(args, "fsdp", None) else None
-    if kind:
+def _refuse_deepspeed(args: TrainingArguments) -> None:
+    if getattr(args, "deepspeed", None) or getattr(args, "distributed_type", None) == "DEEPSPEED":
         raise TrainingError(
-            f"{kind} shards gradients, and RM-LoRA masks whole rank directions: train with plain data parallelism "
-            "(torchrun or accelerate with DDP) instead."
+            "DeepSpeed takes its optimizer step inside the backward pass, whatever its ZeRO stage, so RM-LoRA cannot change the "
+            "gradients before it: shard with FSDP2 (fsdp_config version 2), or use DDP (torchrun, accelerate)."
         )
 
 

@@ -44,11 +44,11 @@ class Factors:
 def find_factors(model: Module) -> list[Factors]:
     """Return the trainable LoRA factors of ``model``, ordered by module path.
 
-    The model may be wrapped in DistributedDataParallel or torch.compile.
+    The model may be wrapped in DistributedDataParallel or torch.compile, or sharded by FSDP2 (:mod:`rmlora.sharding`).
 
     Raises:
-        TrainingError: there are none, or they are sharded (FSDP, ZeRO-3), so that rows of the local part are not rank
-            directions.
+        TrainingError: there are none, or they are flattened (FSDP1) or emptied (DeepSpeed ZeRO-3), so that no rank directions are
+            left to see.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -77,13 +77,15 @@ def _parameter(factor: Any) -> Parameter:
 
 
 def _refuse_sharded(path: str, parameter: Parameter) -> None:
-    sharded = (
-        hasattr(parameter, "ds_id") or hasattr(parameter, "_local_tensor") or "fsdp" in path or parameter.dim() < 2
-    )
-    if sharded:
+    if hasattr(parameter, "ds_id"):
         raise TrainingError(
-            f"The LoRA factors of '{path}' are sharded (FSDP or DeepSpeed ZeRO): RM-LoRA masks whole rank directions and "
-            "needs them on every process; use plain data parallelism (torchrun or accelerate with DDP)."
+            f"The LoRA factors of '{path}' are sharded by DeepSpeed ZeRO-3, which keeps them empty between passes, so RM-LoRA "
+            "cannot see their rank directions: use FSDP2 (fully_shard, fsdp_config version 2) or DDP."
+        )
+    if "fsdp" in path or parameter.dim() < 2:
+        raise TrainingError(
+            f"The LoRA factors of '{path}' are flattened by FSDP1, so their rank directions cannot be told apart: use FSDP2 "
+            "(fully_shard, fsdp_config version 2) or DDP."
         )
 
 

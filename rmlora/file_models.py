@@ -100,6 +100,7 @@ class PackageMetadata(_File):
     metrics: dict[str, Any] | None = None
     training: _Training | None = None
     prompt_format: Literal["chat", "raw"] | None = None
+    base_precision: Literal["nf4"] | None = None
     end_tokens: list[Annotated[_Integer, Field(ge=0, lt=2**31)]] | None = None
     tensors_sha256: str | None = None
 

@@ -33,7 +33,7 @@ class GeneratedText(WithoutLabels):
     train_settings = frozenset(
         {
             "messages_column", "prompt_column", "completion_column", "raw", "skip_long", "metric", "max_new_tokens",
-            "packing",
+            "packing", "load_in_4bit",
         }
     )  # fmt: skip
     best_metrics = ("loss", "exact_match", "json", "rougeL")

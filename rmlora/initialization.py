@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from rmlora.errors import TrainingError
 from rmlora.factors import Factors
+from rmlora.sharding import local_part, whole, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +30,9 @@ def fresh_factors(factors: Sequence[Factors]) -> list[Factors]:
     Trained factors, embeddings (where PEFT starts A at zero) and ranks above the width are left as they are.
     """
     return [
-        item for item in factors if not item.B.any() and item.A.any() and item.rank <= item.matrix_of_A(item.A).shape[1]
+        item
+        for item in factors
+        if not whole(item.B).any() and whole(item.A).any() and item.rank <= item.A.shape[1:].numel()
     ]
 
 
@@ -55,25 +58,25 @@ def align_with_gradient(
     fresh = fresh_factors(factors)
     if not fresh:
         return 0
-    kept = [item.A.detach().clone() for item in fresh]
+    kept = [whole(item.A).clone() for item in fresh]
     generator = torch.Generator().manual_seed(seed)
     was_training = model.training
     model.eval()
     model.zero_grad()
     with torch.no_grad():
         for item in fresh:
-            item.A.zero_()
-            item.B.copy_(torch.randn(item.B.shape, generator=generator))
+            local_part(item.A).zero_()
+            write_whole(item.B, torch.randn(item.B.shape, generator=generator).to(item.B.device, item.B.dtype))
     try:
         for loss in losses:
             with torch.enable_grad():
                 loss().backward()
-        sketches = [None if item.A.grad is None else item.matrix_of_A(item.A.grad).float() for item in fresh]
+        sketches = [None if item.A.grad is None else item.matrix_of_A(whole(item.A.grad)).float() for item in fresh]
     finally:
         with torch.no_grad():
             for item, a in zip(fresh, kept, strict=True):
-                item.A.copy_(a)
-                item.B.zero_()
+                write_whole(item.A, a)
+                local_part(item.B).zero_()
         model.zero_grad()
         model.train(was_training)
     return sum(_set_rows(item, sketch) for item, sketch in zip(fresh, sketches, strict=True) if sketch is not None)
@@ -94,6 +97,8 @@ def _set_rows(item: Factors, sketch: Tensor) -> bool:
     with torch.no_grad():
         # Rows of very different sizes are brought to one length first, so that rounding does not decide small ones.
         rows = sketch / torch.linalg.vector_norm(sketch, dim=1, keepdim=True).clamp_min(tiny)
-        a = item.matrix_of_A(item.A)
+        factor = whole(item.A)
+        a = item.matrix_of_A(factor)
         a.copy_(torch.linalg.qr(rows.T)[0].T * torch.linalg.vector_norm(a.float(), dim=1, keepdim=True))
+        write_whole(item.A, factor)
     return True

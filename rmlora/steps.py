@@ -25,6 +25,7 @@ from rmlora.decorrelation import decorrelate
 from rmlora.factors import Factors
 from rmlora.mask import Side, masked_directions_of_many
 from rmlora.regularizer import penalty_and_gradients
+from rmlora.sharding import is_sharded, local_part, part_of, whole, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,10 +38,12 @@ __all__ = ["MaskedStep", "finish_step", "mask_gradients", "regularize_gradients"
 class MaskedStep:
     """What a step with masks has to put right after the optimizer: values from before it."""
 
-    _before: list[tuple[Parameter, Tensor, float]] = field(default_factory=list)
+    _before: list[tuple[Tensor, Tensor, float]] = field(default_factory=list)
     """Factors whose step is lengthened, their values, and by how much."""
     _kept: list[tuple[Parameter, int, Tensor, Tensor]] = field(default_factory=list)
     """Factors whose masked directions do not move: the axis of the directions, their numbers and their values."""
+    _kept_parts: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    """This process's parts of such factors, where they are sharded: which elements do not move, and their values."""
 
     def lengthen(self) -> None:
         """Multiply the steps that the factors have made, whichever optimizer made them (``compensate``)."""
@@ -58,14 +61,17 @@ class MaskedStep:
         with torch.no_grad():
             for parameter, axis, directions, values in self._kept:
                 parameter.index_copy_(axis, directions, values)
+            for part, fixed, before in self._kept_parts:
+                part.copy_(torch.where(fixed, before, part))
         self._kept.clear()
+        self._kept_parts.clear()
 
 
 def regularize_gradients(factors: Sequence[Factors], config: RMLoRAConfig) -> Tensor | None:
     """Add ``orth_weight · ∂R/∂(A, B)`` to the factors' gradients, in place.
 
     Call this once per optimizer step, after reduction, unscaling and clipping. The penalty's gradient then does not depend
-    on gradient accumulation or the number of processes.
+    on gradient accumulation or the number of processes. Sharded factors are gathered (:mod:`rmlora.sharding`).
 
     Returns:
         R before the step as a 0-d tensor on the device (no synchronization), or None if ``orth_weight`` is 0.
@@ -75,12 +81,19 @@ def regularize_gradients(factors: Sequence[Factors], config: RMLoRAConfig) -> Te
     if config.orth_weight == 0:
         return None
     pairs = _matrices(factors)
-    value, gradients = penalty_and_gradients([view(p.detach()) for p, view in pairs], squared=config.squared)
+    wholes = [whole(parameter) for parameter, _ in pairs]
+    matrices = [view(value) for value, (_, view) in zip(wholes, pairs, strict=True)]
+    value, gradients = penalty_and_gradients(matrices, squared=config.squared)
     with torch.no_grad():
-        for (parameter, view), gradient in zip(pairs, gradients, strict=True):
+        for (parameter, view), shape, gradient in zip(pairs, wholes, gradients, strict=True):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            view(parameter.grad).add_(gradient.to(parameter.dtype), alpha=config.orth_weight)
+            if is_sharded(parameter):
+                added = torch.empty_like(shape)
+                view(added).copy_(gradient)
+                local_part(parameter.grad).add_(part_of(added, parameter), alpha=config.orth_weight)
+            else:
+                view(parameter.grad).add_(gradient.to(parameter.dtype), alpha=config.orth_weight)
     return value
 
 
@@ -121,7 +134,8 @@ def mask_gradients(factors: Sequence[Factors], config: RMLoRAConfig, step: int) 
                 ):
                     _mask(parameter, axis, chosen.to(parameter.device), masked, keep=config.mask_mode == "update")
                     if config.compensate:
-                        masked._before.append((parameter, parameter.detach().clone(), config.step_factor_of(rank)))
+                        part = local_part(parameter)
+                        masked._before.append((part, part.detach().clone(), config.step_factor_of(rank)))
     return masked
 
 
@@ -136,7 +150,12 @@ def finish_step(factors: Sequence[Factors], config: RMLoRAConfig, masked: Masked
     """
     masked.lengthen()
     if config.decorrelation:
-        decorrelate([view(p.detach()) for p, view in _matrices(factors)], config.decorrelation * learning_rate)
+        pairs = _matrices(factors)
+        wholes = [whole(parameter) for parameter, _ in pairs]
+        matrices = [view(value) for value, (_, view) in zip(wholes, pairs, strict=True)]
+        decorrelate(matrices, config.decorrelation * learning_rate)
+        for (parameter, _), value in zip(pairs, wholes, strict=True):
+            write_whole(parameter, value)
     masked.restore()
 
 
@@ -146,10 +165,27 @@ def _matrices(factors: Sequence[Factors]) -> list[tuple[Parameter, Callable[[Ten
 
 
 def _mask(parameter: Parameter, axis: int, directions: Tensor, masked: MaskedStep, *, keep: bool) -> None:
+    if is_sharded(parameter):
+        _mask_part(parameter, axis, directions, masked, keep=keep)
+        return
     if keep:
         masked._kept.append((parameter, axis, directions, parameter.detach().index_select(axis, directions)))
     if parameter.grad is not None:
         parameter.grad.index_fill_(axis, directions, 0)
+
+
+def _mask_part(parameter: Parameter, axis: int, directions: Tensor, masked: MaskedStep, *, keep: bool) -> None:
+    """Mask directions of a sharded factor: each process its part of them."""
+    import torch
+
+    chosen = torch.zeros(parameter.shape, dtype=torch.bool, device=directions.device).index_fill_(
+        axis, directions, True
+    )
+    fixed, part = part_of(chosen, parameter), local_part(parameter)
+    if keep:
+        masked._kept_parts.append((part, fixed, part.clone()))
+    if parameter.grad is not None:
+        local_part(parameter.grad).masked_fill_(fixed, 0)
 
 
 def _by_rank(factors: Sequence[Factors]) -> dict[int, list[Factors]]:

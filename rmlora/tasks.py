@@ -16,7 +16,7 @@ from rmlora.inputs import ImageInputs, Inputs, TextInputs
 from rmlora.outputs import ClassScores, Outputs, SentenceVector
 from rmlora.prompt_inputs import PromptInputs
 
-__all__ = ["OTHER_TASKS", "TASKS", "Task", "get_task", "recorded_task"]
+__all__ = ["NOT_EXPORTED", "OTHER_TASKS", "TASKS", "Task", "get_task", "recorded_task"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,12 @@ OTHER_TASKS: dict[str, tuple[str | None, str | tuple[str, ...]]] = {
     "image-segmentation": (None, "ForSemanticSegmentation"),
 }
 """Tasks whose adapters are recognized, but not exported → PEFT's task type, and how the names of model classes end."""
+
+NOT_EXPORTED: dict[str, str] = {
+    "text2text-generation": "its decoder also attends to what an encoder made of the prompt, so it takes two graphs and a second "
+    "cache, which the runtime for language models does not have; merge it with  rmlora-deploy merge  and run it in transformers",
+}
+"""Task that is recognized → why it is not exported, and what to do instead, where more can be said than which tasks are."""
 
 _CLASSES: dict[str, str | tuple[str, ...]] = {
     "text-classification": "ForSequenceClassification",

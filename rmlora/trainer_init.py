@@ -11,6 +11,7 @@ import numpy as np
 from rmlora.errors import TrainingError
 from rmlora.factors import Factors
 from rmlora.initialization import align_with_gradient, fresh_factors
+from rmlora.sharding import is_sharded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,9 +86,11 @@ def _loss(model: Module, batch: Any, args: TrainingArguments) -> Callable[[], Te
 
 
 def _share(factors: Sequence[Factors]) -> None:
-    """Give every process the factors of the first one."""
+    """Give every process the factors of the first one; of sharded ones there is only one copy."""
     import torch
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         for item in factors:
+            if is_sharded(item.A):
+                continue
             torch.distributed.broadcast(item.A.data, 0)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmlora.errors import CheckpointError, ConfigError, InputError, TrainingError
+from rmlora.errors import CheckpointError, ConfigError, InputError, TrainingError, require
+from rmlora.library_calls import library_call
 from rmlora.torch_models import TaskModel
 from rmlora.training.answer_metrics import check_metric, score_answers
 from rmlora.training.answer_tokens import EncodedSplit, PromptFormat, encode_split
@@ -66,6 +69,24 @@ class LanguageTraining(TaskTraining):
         notes = dict.fromkeys(note for split in self._splits.values() for note in split.notes)
         return TrainingData(self._splits, notes=tuple(notes))
 
+    def load_options(self) -> dict[str, Any]:
+        """Return how the base's weights are rounded to 4 bits, if they are."""
+        if not self.settings.load_in_4bit:
+            return {}
+        require("bitsandbytes", "qlora")
+        import torch
+        from transformers import BitsAndBytesConfig
+
+        computed_in = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.settings.precision]
+        rounding = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=computed_in,
+        )
+        device = int(os.environ.get("LOCAL_RANK", "0")) if torch.cuda.is_available() else "cpu"
+        return {"quantization_config": rounding, "device_map": {"": device}}
+
     def check_model(self, loaded: TaskModel, base: Path) -> None:
         """Refuse a base without output layer, and one that sees what it is to predict."""
         if loaded.new_modules:
@@ -73,7 +94,9 @@ class LanguageTraining(TaskTraining):
                 f"The base at {base} has no weights for '{loaded.new_modules[0]}', so it is no language model: give one whose "
                 "config.json names an architecture that ends with ForCausalLM or LMHeadModel."
             )
-        if _sees_the_future(loaded.model):
+        with library_call(self._refuse_rounding) if self.settings.load_in_4bit else nullcontext():
+            sees_the_future = _sees_the_future(loaded.model)
+        if sees_the_future:
             raise CheckpointError(
                 f"The base at {base} is no causal language model: what it says at a token depends on the tokens after it. Give a "
                 "decoder, such as a Llama, Qwen or GPT-2."
@@ -82,6 +105,11 @@ class LanguageTraining(TaskTraining):
             from rmlora.training.packed_rows import check_packing
 
             check_packing(loaded.model, self.settings.base)
+
+    def _refuse_rounding(self, reason: str) -> ConfigError:
+        return ConfigError(
+            f"bitsandbytes cannot compute the base {self.settings.base} in 4 bits on this machine ({reason}): leave --load-in-4bit out."
+        )
 
     def examples(self, data: TrainingData, processor: Any) -> dict[str, Examples]:
         """Return the rows with the tokens that are learned."""
@@ -127,6 +155,7 @@ class LanguageTraining(TaskTraining):
             "chat_template": None if self._continues else self._format.fingerprint,
             "end_tokens": self._end_tokens(),
             "max_length": self.settings.token_limit,
+            **({"base_precision": "nf4"} if self.settings.load_in_4bit else {}),
         }
 
     def _measure(self, split: str) -> dict[str, float]:

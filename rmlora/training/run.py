@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from rmlora.base import resolve_base
+from rmlora.checkpoint import Checkpoint
 from rmlora.config import RMLoRAConfig
-from rmlora.errors import Interrupted, RMLoRAError, require
+from rmlora.errors import CheckpointError, ConfigError, Interrupted, RMLoRAError, require
 from rmlora.progress_display import ProgressDisplay
 from rmlora.storage import check_makeable, refuse_existing
+from rmlora.stored_weights import quantization_method
 from rmlora.tasks import get_task
 from rmlora.torch_models import load_task_model
 from rmlora.training.arguments import check_precision, training_arguments
@@ -95,6 +97,7 @@ def _train(settings: TrainSettings, console: Console, *, resume: bool, overwrite
     check_makeable(settings.checkpoints)
     refuse_existing(settings.output, overwrite=overwrite)
     check_precision(settings)
+    _refuse_sharding()
     if os.environ.get("RANK", "0") != "0":  # the process group does not exist yet
         console = Console(quiet=True)
     with ProgressDisplay(console, "preparing data and base"):
@@ -129,6 +132,16 @@ def _train(settings: TrainSettings, console: Console, *, resume: bool, overwrite
     return result
 
 
+def _refuse_sharding() -> None:
+    """Raise :class:`ConfigError` if accelerate's launcher is to shard the model."""
+    for name, variable in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
+        if os.environ.get(variable, "false").lower() == "true":
+            raise ConfigError(
+                f"accelerate is set up for {name}, but this command writes its package from whole parameters: use data parallelism "
+                "(torchrun, or accelerate with multi_gpu), or FSDP2 with a program of your own (docs/training.md)."
+            )
+
+
 def _prepare(settings: TrainSettings, console: Console) -> _Prepared:
     """Load data and base, add the LoRA layers, and try the longest row."""
     from transformers import set_seed
@@ -136,6 +149,7 @@ def _prepare(settings: TrainSettings, console: Console) -> _Prepared:
     task = get_task(settings.task)
     training = _TRAININGS[task.outputs.kind](settings, task)
     base = resolve_base(settings.base, revision=settings.revision)
+    _refuse_quantized(base)
     data = training.load()
     processor = task.inputs.load_processor(base, trust_remote_code=settings.trust_remote_code)
     task.inputs.resize(processor, settings.image_size)
@@ -149,12 +163,22 @@ def _prepare(settings: TrainSettings, console: Console) -> _Prepared:
         data.labels,
         problem_type="single_label_classification" if data.labels else None,
         trust_remote_code=settings.trust_remote_code,
+        **training.load_options(),
     )
     training.check_model(loaded, base)
     model, config = add_lora_layers(loaded, task, settings.rmlora)
     examples = training.examples(data, processor)
     rehearse_forward(model, task, examples)
     return _Prepared(training, base, model, config, processor, examples)
+
+
+def _refuse_quantized(base: Path) -> None:
+    """Raise :class:`CheckpointError` if the weights of ``base`` are stored quantized."""
+    if (method := quantization_method(Checkpoint(base).config)) is not None:
+        raise CheckpointError(
+            f"The base at {base} is quantized with {method}, so an adapter of it could not be merged, and it is not trained: give "
+            "the unquantized base that it was made from; --load-in-4bit then rounds a language model while training."
+        )
 
 
 _TRAININGS: dict[str, type[TaskTraining]] = {"scores": ClassifierTraining, "text": LanguageTraining}

@@ -74,6 +74,14 @@ class TaskTraining(ABC):
             InputError: a row does not fit; it is named by its number.
         """
 
+    def load_options(self) -> dict[str, Any]:
+        """Return what transformers is told when it loads the base, besides what all tasks tell it.
+
+        Raises:
+            DependencyError: a package that this takes is not installed.
+        """
+        return {}
+
     @abstractmethod
     def check_model(self, loaded: TaskModel, base: Path) -> None:
         """Raise :class:`CheckpointError` if the base cannot be trained for the task."""

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rmlora.errors import some_of
+from rmlora.package import load_package
 from rmlora.progress_display import ProgressDisplay
 from rmlora.wording import counted
 from rmlora_converters.checkpoint_merge import MergeReport
@@ -75,10 +76,21 @@ def command(
             allow_base_mismatch=allow_base_mismatch,
             on_progress=lambda done, total: display.update(done / 1e6, total=total / 1e6),
         )  # fmt: skip
+    rounded = load_package(adapter).base_precision
     if as_json:
-        print_json({"output": str(output), "worst_loss": report.worst_loss, **asdict(report)})
-    else:
-        _show(console, report, output)
+        noted = {"trained_on": rounded} if rounded else {}
+        print_json({"output": str(output), "worst_loss": report.worst_loss, **noted, **asdict(report)})
+        return
+    _show(console, report, output)
+    if rounded:
+        console.print(
+            colored(
+                "Note:",
+                "yellow",
+                f" the adapter was trained on the base rounded to 4 bits ({rounded}) and is merged into the base as it is, so the "
+                "figures of its training are not exactly those of the result: measure it.",
+            )
+        )
 
 
 def _show(console: Console, report: MergeReport | OnnxMergeReport, output: Path) -> None:

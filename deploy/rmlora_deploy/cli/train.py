@@ -135,6 +135,8 @@ def _text_generation_options(function: _Function) -> _Function:
         click.option("--skip-long", is_flag=True, help="text-generation: leave out rows whose answer lies beyond --max-length; without it they are an error."),
         click.option("--packing", is_flag=True,
                      help="text-generation: put short examples of a batch end to end, where they do not see each other: the same loss, less padding."),
+        click.option("--load-in-4bit", is_flag=True,
+                     help="text-generation: round the frozen base to 4 bits (NF4) while training, as QLoRA does; needs the extra qlora."),
         click.option("--metric", type=click.Choice(get_args(Metric)),
                      help="text-generation: what to measure on generated answers; rougeL needs the extra metrics.  [default: only loss and perplexity]"),
         click.option("--max-new-tokens", type=int, default=128, show_default=True, help="text-generation: longest answer that is generated for --metric."),
