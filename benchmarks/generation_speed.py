@@ -82,12 +82,16 @@ def list_contestants(job: dict[str, Any]) -> list[Contestant]:
         *(Contestant(f"ours, {name}", ours, {**job, "use": use}, group=group) for name, use, group in OURS),
         Contestant("onnxruntime_genai, merged", others, {**job, "way": "genai"}, kind="peer"),
         Contestant("onnxruntime_genai, one adapter", others, {**job, "way": "genai_adapter"}, kind="peer", group="one adapter"),
-        Contestant("PEFT, one adapter, bf16", others, {**job, "way": "peft"}, kind="peer", group="one adapter"),
-        Contestant(
-            "PEFT's adapter_names, bf16", others, {**job, "way": "peft_each"}, kind="peer", group="an adapter in every row",
-            quick=False,
+        *(
+            Contestant(f"{name}, {dtype}", others, {**job, "way": way, "dtype": dtype}, kind="peer", group=group, quick=quick)
+            for name, way, group, quick in (
+                ("PEFT, one adapter", "peft", "one adapter", True),
+                ("PEFT's adapter_names", "peft_each", "an adapter in every row", False),
+                ("PyTorch, merged", "torch", "", False),
+            )
+            for dtype in ("float32", "bfloat16")
+            if quick or dtype == "float32"
         ),
-        Contestant("PyTorch, merged, bf16", others, {**job, "way": "torch"}, kind="peer", quick=False),
     ]  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Worker: steps of a language model elsewhere. The job has ``bundles``, ``base``, ``way``, ``seconds`` and ``threads``.
 
 ``genai`` and ``genai_adapter``: onnxruntime_genai on our bundles, which it loads as they are; it has one adapter at a time and
-is given one row. ``peft``, ``peft_each`` and ``torch``: PyTorch in bf16 with PEFT's layers for one adapter, for one of each row
+is given one row. ``peft``, ``peft_each`` and ``torch``: PyTorch in the job's ``dtype`` with PEFT's layers for one adapter, for one of each row
 (``adapter_names``), or with the adapter merged.
 """
 
@@ -57,7 +57,7 @@ def _torch(job: dict[str, Any]) -> Begin:
     from transformers import AutoModelForCausalLM, DynamicCache
 
     torch.set_num_threads(job["threads"])
-    base: Any = AutoModelForCausalLM.from_pretrained(job["base"], dtype=torch.bfloat16)
+    base: Any = AutoModelForCausalLM.from_pretrained(job["base"], dtype=getattr(torch, job["dtype"]))
     packages = Path(job["bundles"]).parent
     model: Any = PeftModel.from_pretrained(base, str(packages / "a0"), adapter_name="a0")
     if job["way"] == "torch":
@@ -65,7 +65,7 @@ def _torch(job: dict[str, Any]) -> Begin:
     if job["way"] == "peft_each":
         for number in range(1, ADAPTERS):
             model.load_adapter(str(packages / f"a{number}"), adapter_name=f"a{number}")
-    model.to(torch.bfloat16).eval()
+    model.to(getattr(torch, job["dtype"])).eval()
 
     def begin(prompts: list[list[int]], tokens: list[int], steps: int) -> Callable[[], object]:
         cache = DynamicCache()

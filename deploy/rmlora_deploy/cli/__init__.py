@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import os
 import sys
 from typing import cast
@@ -86,6 +87,7 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit; an expected error becomes one line on stderr and an exit code."""
     never_fail_to_print()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it then misses optional kernels
     code: object = 0
     with raising_swallowed_interrupts():
         try:

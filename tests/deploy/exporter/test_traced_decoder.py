@@ -15,6 +15,7 @@ from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.inference import Generator
 from tests.helpers.cli import run_process
 from tests.helpers.decoders import decoder_adapter, decoder_base
+from tests.helpers.genai import genai_texts_are_ours
 
 
 @pytest.fixture(scope="module")
@@ -45,30 +46,9 @@ def test_nothing_else_asks_how_a_bundle_was_made(made: Path, tmp_path: Path) -> 
 
 
 def test_genai_runs_the_directory_with_its_adapters(made: Path) -> None:
-    og = pytest.importorskip("onnxruntime_genai")
-    model = og.Model(str(made / "both"))
-    adapters = og.Adapters(model)
-    for name in ("a", "b"):
-        adapters.load(str(made / "both" / "adapters" / f"{name}.onnx_adapter"), name)
     ours = load(made / "both")
     assert isinstance(ours, Generator)
-    ids = ours.codec.encode("The river rises in", raw=True)
-    texts = set()
-    for name in (None, "a", "b"):
-        parameters = og.GeneratorParams(model)
-        parameters.set_search_options(max_length=len(ids) + 16, do_sample=False)
-        generator = og.Generator(model, parameters)
-        if name is not None:
-            generator.set_active_adapter(adapters, name)
-        generator.append_tokens(ids)
-        found: list[int] = []
-        while not generator.is_done():
-            generator.generate_next_token()
-            found.append(int(generator.get_next_tokens()[0]))
-        answer = ours.generate(["The river rises in"], name, max_new_tokens=16, raw=True)[0]
-        assert [token for token in found if token not in ours.session.layout.end_tokens] == list(answer.tokens)
-        texts.add(answer.tokens)
-    assert len(texts) == 3
+    genai_texts_are_ours(ours, [None, "a", "b"])
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
