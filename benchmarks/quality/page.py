@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from statistics import fmean, geometric_mean, median
+from statistics import fmean, geometric_mean
 from typing import Any
 
 from benchmarks.markdown import markdown_table
@@ -155,10 +155,9 @@ def _methods(store: RunStore, chosen: Chosen) -> str:
     about = (
         "## All methods\n\n"
         "Difference of the test score to plain LoRA of rank 8 in percentage points, mean over the cells that both have run. "
-        "Time is that of a run relative to LoRA's, the median over the same cells; the effective rank is the mean over all "
-        "updates.\n\n"
+        "The effective rank is the mean over all updates. [Speed](speed.md#training-step) has what a step costs.\n\n"
     )
-    head = ["method", "cells", "over LoRA", "ahead · behind", "clearly better · worse", "effective rank", "time"]
+    head = ["method", "cells", "over LoRA", "ahead · behind", "clearly better · worse", "effective rank"]
     rows = []
     for name in [name for name in METHODS if name != _PLAIN]:
         result = compare(store, name, _PLAIN, chosen, SEEDS)
@@ -171,7 +170,6 @@ def _methods(store: RunStore, chosen: Chosen) -> str:
                     f"{result.ahead} · {result.behind}",
                     f"{result.count('better')} · {result.count('worse')}",
                     _rank(store, chosen, name),
-                    _relative_time(store, chosen, name),
                 ]
             )
     return about + markdown_table(head, rows) + "\n"
@@ -266,16 +264,6 @@ def _rank(store: RunStore, chosen: Chosen, method: str) -> str:
         if record["effective_rank"] is not None
     ]
     return f"{fmean(values):.1f}" if values else ""
-
-
-def _relative_time(store: RunStore, chosen: Chosen, method: str) -> str:
-    ratios = []
-    for task, size, name in chosen:
-        mine = _records(store, chosen, task, size, name) if name == method else []
-        other = _records(store, chosen, task, size, _PLAIN) if mine else []
-        if other:
-            ratios.append(median(r["seconds"] for r in mine) / median(r["seconds"] for r in other))
-    return f"{median(ratios):.2f}" if ratios else ""
 
 
 def _difference(result: Difference | Comparison) -> str:
