@@ -54,7 +54,7 @@ def main() -> None:
     title("1  Train: from sentences to JSON, the loss on the answers alone")
     run(
         "train", "--task", "text-generation", "--base", base, "--train", data / "train.jsonl", "--validation",
-        data / "validation.jsonl", "--batch-size", "8", "--precision", "bf16", "--output", work / "intents",
+        data / "validation.jsonl", "--batch-size", "8", "--epochs", "3", "--precision", "bf16", "--output", work / "intents",
     )  # fmt: skip
     title("2  Inspect: how many directions do the updates use?")
     run("inspect", work / "intents", "--plot", work / "spectrum.png")
