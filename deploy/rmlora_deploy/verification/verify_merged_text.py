@@ -25,7 +25,7 @@ def compare_merged_text(
     """Return how far the graph's logits are from PyTorch's, and the shapes of the prompts that both read.
 
     Args:
-        graph: ONNX file with the adapter in its weights, with its ``genai_config.json`` beside it.
+        graph: ONNX file with the adapter in its weights, with its ``genai_config.json`` in the same directory.
         base: checkpoint that the graph was built from.
         adapter: the adapter that was merged.
         task: of the adapter.
