@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 _PROJECT = "rmlora-deploy"
-_DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
+_DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 """Import name → distribution name where they differ."""
 
 

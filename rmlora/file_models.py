@@ -91,6 +91,8 @@ class PackageMetadata(_File):
     format_version: int | None = None
     task: str | None = None
     labels: Annotated[list[str] | None, BeforeValidator(_texts)] = None
+    problem_type: str | None = None
+    target_range: list[Annotated[list[_Number], Field(min_length=2, max_length=2)]] | None = None
     architecture: str | None = None
     base_model: str | None = None
     base_fingerprint: str | None = None

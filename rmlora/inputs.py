@@ -127,7 +127,7 @@ class Inputs(ABC):
     # -- training and tracing ---------------------------------------------------------------------------------------
 
     @abstractmethod
-    def examples(self, inputs: Sequence[Any], labels: Sequence[int], processor: Any, max_length: int) -> Examples:
+    def examples(self, inputs: Sequence[Any], labels: Sequence[Any], processor: Any, max_length: int) -> Examples:
         """Return a torch dataset of ``inputs`` with a collator (needs torch)."""
 
     @abstractmethod
@@ -213,7 +213,7 @@ class TextInputs(Inputs):
         with library_call(lambda reason: InputError(f"The tokenizer has no usable vocabulary ({reason}).")):
             return dict(processor.get_vocab())
 
-    def examples(self, inputs: Sequence[Any], labels: Sequence[int], processor: Any, max_length: int) -> Examples:
+    def examples(self, inputs: Sequence[Any], labels: Sequence[Any], processor: Any, max_length: int) -> Examples:
         """Return the texts, tokenized once."""
         from rmlora.training.features import TextExamples
 
@@ -313,7 +313,7 @@ class ImageInputs(Inputs):
             key: item for key, item in settings.items() if not key.startswith("_") and key != "image_processor_type"
         }
 
-    def examples(self, inputs: Sequence[Any], labels: Sequence[int], processor: Any, max_length: int) -> Examples:
+    def examples(self, inputs: Sequence[Any], labels: Sequence[Any], processor: Any, max_length: int) -> Examples:
         """Return the images, decoded on access."""
         from rmlora.training.features import ImageExamples
 

@@ -122,13 +122,14 @@ class ClassScores(Outputs):
     has_labels = True
     pools = False
     route = "/classify"
-    train_defaults: ClassVar[Mapping[str, Any]] = {
-        "best_metric": "accuracy",
-        "max_length": 128,
-        "group_by_length": False,
-    }
-    train_settings = frozenset({"label_column", "labels"})
-    best_metrics = ("accuracy", "macro_f1", "loss")
+    train_defaults: ClassVar[Mapping[str, Any]] = {"max_length": 128, "group_by_length": False}
+    train_settings = frozenset({"label_column", "labels", "problem_type"})
+    best_metrics = (
+        "accuracy", "macro_f1", "balanced_accuracy", "mcc",
+        "micro_f1", "samples_f1", "subset_accuracy",
+        "pearson", "spearman", "mse", "mae",
+        "loss",
+    )  # fmt: skip
 
     def head_options(self, labels: Sequence[str], problem_type: ProblemType | None = None) -> dict[str, Any]:
         """Return number, names and kind of the labels; a head of another size is initialized anew."""

@@ -15,7 +15,6 @@ anything but regression    1       sigmoid  a score between 0 and 1 (rerankers) 
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, cast, get_args
@@ -24,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rmlora.errors import CheckpointError, InputError
+from rmlora.label_lists import split_cell
 
 __all__ = ["FunctionToApply", "ProblemType", "Scoring", "problem_type_in", "scoring_of"]
 
@@ -106,7 +106,7 @@ class SeveralLabels(Scoring):
 
     def target(self, cell: str, labels: Sequence[str], *, where: str) -> FloatArray:
         """Return 1 at every label in the cell: one name, several with commas, semicolons or bars between, or a JSON list."""
-        return _marked([cell] if cell in labels else _listed(cell, labels), labels, where)
+        return _marked([cell] if cell in labels else split_cell(cell, labels), labels, where)
 
     def measure(self, logits: FloatArray, targets: FloatArray) -> float:
         """Return F1 over all labels of all rows; a label is chosen if its probability is at least one half."""
@@ -131,7 +131,7 @@ class Numbers(Scoring):
     def target(self, cell: str, labels: Sequence[str], *, where: str) -> FloatArray:
         """Return the number in the cell, or the numbers with commas or semicolons between them."""
         try:
-            values = np.array([float(part) for part in _listed(cell, ())])
+            values = np.array([float(part) for part in split_cell(cell, ())])
         except ValueError:
             raise InputError(f"{where} has the label '{cell}', but the model gives numbers: write a number.") from None
         if len(values) != len(labels) or not np.isfinite(values).all():
@@ -192,25 +192,6 @@ def _sigmoid(logits: npt.NDArray[Any]) -> FloatArray:
     values = np.asarray(logits, np.float64)
     small = np.exp(-np.abs(values))  # never overflows
     return np.where(values >= 0, 1.0, small) / (1.0 + small)
-
-
-def _listed(cell: str, labels: Sequence[str]) -> list[str]:
-    """Return the items of a cell; an item of a JSON list that is the number of a label becomes its name."""
-    try:
-        items = json.loads(cell)
-    except (ValueError, RecursionError):
-        items = None
-    if not isinstance(items, list):
-        return _names(cell)
-    numbered = {str(number): label for number, label in enumerate(labels)}
-    return [str(item) if str(item) in labels else numbered.get(str(item), str(item)) for item in items]
-
-
-def _names(cell: str) -> list[str]:
-    for separator in "|;,":
-        if separator in cell:
-            return [part.strip() for part in cell.split(separator) if part.strip()]
-    return [cell.strip()]
 
 
 def _marked(names: Sequence[str], labels: Sequence[str], where: str) -> FloatArray:

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import ConfigError
+from rmlora.training.result import LOWER_IS_BETTER
 from rmlora.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def training_arguments(settings: TrainSettings) -> TrainingArguments:
         "save_total_limit": 2,
         "load_best_model_at_end": True,
         "metric_for_best_model": settings.best_metric,
-        "greater_is_better": settings.best_metric != "loss",
+        "greater_is_better": settings.best_metric not in LOWER_IS_BETTER,
         "logging_steps": 10,
         "logging_first_step": True,  # a run of fewer steps has a curve too
         "logging_nan_inf_filter": False,

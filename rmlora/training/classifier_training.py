@@ -1,8 +1,9 @@
-"""Training of classifiers: labeled rows, cross-entropy, accuracy and F1."""
+"""Training of classifiers, of rows with one label, several, or numbers (:class:`rmlora.training.problem.Problem`)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,6 @@ import numpy as np
 
 from rmlora.errors import TrainingError
 from rmlora.torch_models import TaskModel
-from rmlora.training.class_report import distrust, report_classes
 from rmlora.training.data import Columns, load_splits
 from rmlora.training.table import Reading
 from rmlora.training.task_training import Evaluation, TaskTraining, TrainingData
@@ -28,7 +28,7 @@ class ClassifierTraining(TaskTraining):
     """Training for :class:`rmlora.outputs.ClassScores`, with texts or images."""
 
     def load(self) -> TrainingData:
-        """Read labeled rows, and number the labels."""
+        """Read labeled rows, make targets of the labels, and complete the settings by what they are."""
         settings, inputs = self.settings, self.task.inputs
         splits = load_splits(
             self.task,
@@ -40,8 +40,10 @@ class ClassifierTraining(TaskTraining):
             seed=settings.seed,
             labels=settings.labels,
             reading=Reading(skip_empty=settings.skip_empty, encoding=settings.encoding),
+            problem_type=settings.problem_type,
         )
-        return TrainingData(splits.by_name(), splits.labels, splits.notes)
+        self._problem, self.settings = splits.problem, settings.for_problem(splits.problem.name)
+        return TrainingData(splits.by_name(), splits.labels, splits.problem.name, splits.notes)
 
     def check_data(self, data: TrainingData, processor: Any) -> TrainingData:
         """Return ``data``: rows are cut or scaled to what the model takes."""
@@ -51,37 +53,44 @@ class ClassifierTraining(TaskTraining):
         """Accept every base: a head that it lacks is trained."""
 
     def examples(self, data: TrainingData, processor: Any) -> dict[str, Examples]:
-        """Return texts or images with the numbers of their labels."""
-        self._labels = data.labels
+        """Return texts or images with their targets."""
+        self._labels, self._targets = data.labels, data.splits["train"][1]
         make = self.task.inputs.examples
         limit = self.settings.token_limit
-        return {name: make(inputs, numbers, processor, limit) for name, (inputs, numbers) in data.splits.items()}
+        return {name: make(inputs, targets, processor, limit) for name, (inputs, targets) in data.splits.items()}
 
     def trainer(self, arguments: Mapping[str, Any], examples: Mapping[str, Examples], processor: Any) -> Trainer:
-        """Return a trainer whose loss is a mean over all examples of a step."""
+        """Return a trainer whose loss is a mean over all targets of a step."""
         from rmlora.training.best_checkpoint import BestCheckpointTrainer
-        from rmlora.training.objective import classification_metrics, cross_entropy
+        from rmlora.training.objective import mean_over_step, scores_of
         from rmlora.training.sampler import LengthGroupingTrainer
 
         kind: type[Trainer] = LengthGroupingTrainer if self.settings.group_by_length else BestCheckpointTrainer
-        return kind(compute_metrics=classification_metrics, compute_loss_func=cross_entropy, **arguments)
+        return kind(
+            compute_metrics=lambda found: self._problem.metrics(
+                scores_of(found), np.asarray(found.label_ids), self.settings
+            ),
+            compute_loss_func=mean_over_step(self._problem.loss(self.settings, self._labels, self._targets)),
+            **arguments,
+        )
 
     def evaluate(self, trainer: Trainer, examples: Mapping[str, Examples], split: str) -> Evaluation:
-        """Return accuracy, macro F1, loss and confidence, with the figures of every label."""
+        """Return the problem's metrics and the loss, with the figures of every label or output."""
+        from rmlora.training.objective import scores_of
+
         output: Any = trainer.predict(examples[split], metric_key_prefix=split)
         loss = float(output.metrics[f"{split}_loss"])
         if loss != loss:
             raise TrainingError(f"The trained model's {split} loss is NaN: lower --learning-rate.")
-        logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
-        report = report_classes(logits, np.asarray(output.label_ids), self._labels)
-        scores = {
-            "accuracy": report.accuracy,
-            "macro_f1": report.macro_f1,
-            "loss": loss,
-            "confidence": report.confidence,
-        }
-        return Evaluation(scores, report.to_dict(), tuple(distrust(report, split)))
+        found = self._problem.evaluate(
+            scores_of(output), np.asarray(output.label_ids), self._labels, split, self.settings
+        )
+        return replace(found, scores={**found.scores, "loss": loss})
 
     def metadata(self, model: PeftModel) -> dict[str, Any]:
-        """Return the labels and what kind of answer the scores are."""
-        return {"labels": list(self._labels), "problem_type": "single_label_classification"}
+        """Return the labels, what the scores are, and what else belongs to it."""
+        return {
+            "labels": list(self._labels),
+            "problem_type": self._problem.name,
+            **self._problem.metadata(self.settings, self._targets),
+        }

@@ -1,17 +1,21 @@
-"""Loading labeled data: choosing the columns, leaving out empty rows, numbering labels and splitting off validation data."""
+"""Loading labeled data: choosing the columns, leaving out empty rows, making targets and splitting off validation data."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from rmlora.errors import InputError, some_of
+from rmlora.scoring import ProblemType
 from rmlora.tasks import Task
-from rmlora.training.label_values import label_names, number_labels, order_labels
+from rmlora.training.label_column import LabelColumn
+from rmlora.training.label_values import label_names
+from rmlora.training.problem import Problem
+from rmlora.training.problem_choice import choose_problem
 from rmlora.training.sources import open_table
 from rmlora.training.table import Reading, Table
 from rmlora.wording import counted, numbers
@@ -35,25 +39,32 @@ class LabeledData:
 
     inputs: list[Any]
     """Texts, or images as PIL images, paths or encoded bytes."""
-    labels: list[str]
-    label_order: tuple[str, ...] | None = None
-    """Labels in the order that the dataset declares; None if it declares none."""
+    column: LabelColumn
+    """Of the labels, row by row."""
     notes: tuple[str, ...] = ()
     """Sentences about how the data was read and what was not used."""
+
+    @property
+    def labels(self) -> list[str]:
+        """What the label column says, row by row."""
+        return self.column.cells
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The data of a run: for each split its inputs and, row by row, indices into ``labels``."""
+    """The data of a run: for each split its inputs and, row by row, targets as :meth:`Problem.encode` returns them."""
 
+    problem: Problem
+    """What the targets are."""
     labels: tuple[str, ...]
-    train: tuple[list[Any], list[int]]
-    validation: tuple[list[Any], list[int]]
-    test: tuple[list[Any], list[int]] | None
+    """A name for each output."""
+    train: tuple[list[Any], list[Any]]
+    validation: tuple[list[Any], list[Any]]
+    test: tuple[list[Any], list[Any]] | None
     notes: tuple[str, ...] = ()
     """Sentences about how the data was read, what was not used, and labels without examples."""
 
-    def by_name(self) -> dict[str, tuple[list[Any], list[int]]]:
+    def by_name(self) -> dict[str, tuple[list[Any], list[Any]]]:
         """Return ``train``, ``validation`` and, if there is test data, ``test``."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in splits.items() if split is not None}
@@ -70,10 +81,12 @@ def load_splits(
     seed: int,
     labels: Sequence[str] | None = None,
     reading: Reading | None = None,
+    problem_type: ProblemType | None = None,
 ) -> Splits:
-    """Load all splits, number the labels, and split off validation data if none is given.
+    """Load all splits, make targets of the labels, and split off validation data if none is given.
 
-    The split depends on ``seed`` only, keeps each label's share, and puts all copies of a text on the same side.
+    The split depends on ``seed`` only, keeps each label's share if rows have one, and puts all copies of a text on the same
+    side.
 
     Args:
         task: of the model.
@@ -86,41 +99,39 @@ def load_splits(
         labels: names in the order of the head's outputs; the data may name them or number them from 0. None takes those in
             the training data.
         reading: how the user wants the files read.
+        problem_type: what the label column holds; None decides by the training data.
 
     Raises:
         InputError: data is missing, unreadable, empty or inconsistent.
-        ConfigError: the data has a label that ``labels`` lacks.
+        ConfigError: the data has a label that ``labels`` lacks, or its labels can mean more than one thing.
     """
 
     def load(source: str) -> LabeledData:
-        return load_split(task, source, columns, reading=reading or Reading())
+        return load_split(task, source, columns, reading=reading or Reading(), several=True)
 
-    def encode(data: LabeledData, source: str) -> tuple[list[Any], list[int]]:
-        owner = "the training data" if labels is None else "--labels"
-        unknown = f"which {owner} lacks (it has {some_of(order)})"
-        return data.inputs, number_labels(
-            data.labels, order, source=source, unknown=unknown, numbered=labels is not None
-        )
+    def encode(data: LabeledData) -> tuple[list[Any], list[Any]]:
+        return data.inputs, problem.encode(data.column, order, given=labels is not None)
 
     training = load(train)
-    order = order_labels(training.labels, training.label_order, labels, source=train)
-    notes = list(training.notes)
-    rows = encode(training, train)
+    problem, understood = choose_problem(problem_type, training.column, labels)
+    order = problem.order(training.column, labels)
+    notes = [*training.notes, *([understood] if understood else [])]
+    rows = encode(training)
     if validation is None:
-        rows, held_out = _split_off(rows, validation_fraction, order, seed, train)
+        rows, held_out = _split_off(rows, problem.strata(rows[1]), validation_fraction, order, seed, train)
     else:
         data = load(validation)
-        held_out = encode(data, validation)
+        held_out = encode(data)
         notes += data.notes
     tested = None
     if test is not None:
         data = load(test)
-        tested = encode(data, test)
+        tested = encode(data)
         notes += data.notes
-    splits = Splits(order, rows, held_out, tested)
+    splits = Splits(problem, order, rows, held_out, tested)
     for name, split in splits.by_name().items():
-        notes += _without_examples(name, split[1], order)
-    return Splits(order, rows, held_out, tested, tuple(dict.fromkeys(notes)))
+        notes += _without_examples(name, problem.present(split[1], order), order)
+    return replace(splits, notes=tuple(dict.fromkeys(notes)))
 
 
 def load_split(
@@ -169,8 +180,14 @@ def load_split(
         notes.append(f"Columns of {source} that are not used: {some_of(others)}.")
     return LabeledData(
         [task.inputs.locate(inputs[row], source) for row in kept],
-        [label for row in kept if (label := labels[row]) is not None],
-        declared,
+        LabelColumn(
+            label_column,
+            source,
+            [label for row in kept if (label := labels[row]) is not None],
+            table.numbers(kept),
+            table.unit,
+            declared,
+        ),
         tuple(notes),
     )
 
@@ -262,9 +279,8 @@ def _left_out(empty: dict[str, list[int]], table: Table, source: str, reading: R
     raise InputError(f"{'; '.join([start, *listed[1:]])}: fill {what} in or {otherwise}.")
 
 
-def _without_examples(split: str, rows: Sequence[int], labels: Sequence[str]) -> list[str]:
+def _without_examples(split: str, present: Collection[int], labels: Sequence[str]) -> list[str]:
     """Return a sentence about the labels that a split lacks; none if it has all."""
-    present = set(rows)
     missing = [label for number, label in enumerate(labels) if number not in present]
     if not missing:
         return []
@@ -278,14 +294,19 @@ def _without_examples(split: str, rows: Sequence[int], labels: Sequence[str]) ->
 
 
 def _split_off(
-    rows: tuple[list[Any], list[int]], fraction: float, labels: Sequence[str], seed: int, source: str
-) -> tuple[tuple[list[Any], list[int]], tuple[list[Any], list[int]]]:
-    inputs, indices = rows
-    chosen = _stratified(inputs, indices, fraction, labels, np.random.default_rng(seed), source)
+    rows: tuple[list[Any], list[Any]],
+    strata: list[int],
+    fraction: float,
+    labels: Sequence[str],
+    seed: int,
+    source: str,
+) -> tuple[tuple[list[Any], list[Any]], tuple[list[Any], list[Any]]]:
+    inputs, targets = rows
+    chosen = _stratified(inputs, strata, fraction, labels, np.random.default_rng(seed), source)
     rest = sorted(set(range(len(inputs))) - set(chosen))
     return (
-        ([inputs[i] for i in rest], [indices[i] for i in rest]),
-        ([inputs[i] for i in chosen], [indices[i] for i in chosen]),
+        ([inputs[i] for i in rest], [targets[i] for i in rest]),
+        ([inputs[i] for i in chosen], [targets[i] for i in chosen]),
     )
 
 
@@ -299,6 +320,8 @@ def _stratified(
     groups: dict[tuple[int, Any], list[int]] = {}
     for number, (value, label) in enumerate(zip(inputs, indices, strict=True)):
         groups.setdefault((label, value if isinstance(value, str) else number), []).append(number)
+    if len(groups) == 1:
+        raise InputError(f"{source} has only one distinct example: add examples, or give --validation.")
     distinct = Counter(label for label, _ in groups)
     single = [label for label, count in distinct.items() if count == 1]
     if 2 * len(single) > len(distinct):

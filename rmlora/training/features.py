@@ -17,7 +17,7 @@ __all__ = ["Examples", "ImageExamples", "TextExamples"]
 class TextExamples(TokenRows):
     """Texts, tokenized once; the collator pads each batch to its longest row."""
 
-    def __init__(self, texts: Sequence[str], labels: Sequence[int], tokenizer: Any, max_length: int) -> None:
+    def __init__(self, texts: Sequence[str], labels: Sequence[Any], tokenizer: Any, max_length: int) -> None:
         from transformers import DataCollatorWithPadding
 
         encoded = tokenizer(list(texts), truncation=True, max_length=max_length)
@@ -30,7 +30,7 @@ class TextExamples(TokenRows):
 class ImageExamples(Dataset[Row]):
     """Images, decoded and processed each time they are accessed."""
 
-    def __init__(self, images: Sequence[Any], labels: Sequence[int], processor: Any) -> None:
+    def __init__(self, images: Sequence[Any], labels: Sequence[Any], processor: Any) -> None:
         self._images, self._labels, self._processor = list(images), list(labels), processor
         self.collate = _stack
 

@@ -10,7 +10,7 @@ from typing import Any
 from rmlora.errors import ConfigError, InputError, some_of
 from rmlora.wording import counted
 
-__all__ = ["label_names", "number_labels", "numbers_labels", "order_labels"]
+__all__ = ["label_names", "number_labels", "numbers_labels", "order_labels", "sort_labels"]
 
 _WHOLE = re.compile(r"-?\d{1,18}")
 """Digits that ``int()`` takes; ``str.isdigit`` is also true of ①, which it does not."""
@@ -44,7 +44,7 @@ def label_names(
                 "per row: give the rows one label, or choose another --label-column."
             )
     if declared is not None:
-        return [declared[value] if value is not None and 0 <= value < len(declared) else None for value in values]
+        return [_declared(value, declared) for value in values]
     names = [_name(value) for value in values]
     present = [name for name in names if name is not None]
     if any("." in name for name in present) and all(_is_whole(name) for name in present):
@@ -73,7 +73,7 @@ def order_labels(
                 raise ConfigError(
                     f"{source} has the label '{name}', which --labels lacks (it has {some_of(given)}): add it, or correct the data."
                 )
-    order = tuple(given or declared or _sorted(set(names)))
+    order = tuple(given or declared or sort_labels(set(names)))
     if len(set(names)) < 2:
         raise InputError(f"{source} has only one label ('{names[0]}'): classification needs at least two.")
     return order
@@ -121,6 +121,11 @@ def numbers_labels(names: Sequence[str], labels: Sequence[str]) -> bool:
     return any(int(name.partition(".")[0]) == 0 for name in set(names))  # data that counts from 1 means other labels
 
 
+def sort_labels(labels: set[str]) -> list[str]:
+    """Return labels in order: numbers by size, if all are."""
+    return sorted(labels, key=int) if all(_WHOLE.fullmatch(label) for label in labels) else sorted(labels)
+
+
 def _index(name: str, labels: Sequence[str], *, numbered: bool = True) -> int | None:
     """Return the index of the label called ``name``, of an equal number, or at that position; None if there is none."""
     if name in labels:
@@ -146,8 +151,12 @@ def _name(value: Any) -> str | None:
 
 def _several(value: Any, declared: Sequence[str] | None) -> str | None:
     if not isinstance(value, (list, tuple)):
-        return declared[value] if declared is not None and isinstance(value, int) else _name(value)
-    return json.dumps([declared[item] if declared is not None else _name(item) for item in value])
+        return _declared(value, declared) if declared is not None and isinstance(value, int) else _name(value)
+    return json.dumps([_declared(item, declared) if declared is not None else _name(item) for item in value])
+
+
+def _declared(number: Any, declared: Sequence[str]) -> str | None:
+    return declared[number] if isinstance(number, int) and 0 <= number < len(declared) else None
 
 
 def _is_whole(name: str) -> bool:
@@ -166,7 +175,3 @@ def _is_list(text: str) -> bool:
 def _brief(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else text[:59] + "…"
-
-
-def _sorted(labels: set[str]) -> list[str]:
-    return sorted(labels, key=int) if all(_WHOLE.fullmatch(label) for label in labels) else sorted(labels)

@@ -1,7 +1,8 @@
-"""Loss, metrics and a NaN check for the transformers ``Trainer``."""
+"""Loss, scores and a NaN check for the transformers ``Trainer``."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,8 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rmlora.errors import TrainingError
-from rmlora.training.class_report import report_classes
 
-__all__ = ["StopOnNaN", "classification_metrics", "cross_entropy"]
+__all__ = ["StopOnNaN", "mean_over_step", "scores_of"]
 
 
 class StopOnNaN(TrainerCallback):
@@ -31,18 +31,24 @@ class StopOnNaN(TrainerCallback):
             )
 
 
-def cross_entropy(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-    """Return the mean loss over all examples of an optimizer step, under accumulation and data parallelism too.
+def mean_over_step(summed: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Return the trainer's loss: the mean over all targets of an optimizer step, under accumulation and data parallelism too.
 
-    The classifiers of transformers divide by the examples of a single forward pass, which multiplies the gradient by N
+    The classifiers of transformers divide by the targets of a single forward pass, which multiplies the gradient by N
     under accumulation N.
+
+    Args:
+        summed: loss of scores and targets, summed over all targets.
     """
-    total = torch.nn.functional.cross_entropy(outputs.logits.float(), labels, reduction="sum")
-    return total / (num_items_in_batch if num_items_in_batch is not None else labels.numel())
+
+    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        total = summed(outputs.logits.float(), labels)
+        return total / (num_items_in_batch if num_items_in_batch is not None else labels.numel())
+
+    return loss
 
 
-def classification_metrics(prediction: Any) -> dict[str, float]:
-    """Return the accuracy and macro-averaged F1 of an evaluation."""
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    report = report_classes(logits, prediction.label_ids, [str(index) for index in range(logits.shape[-1])])
-    return {"accuracy": report.accuracy, "macro_f1": report.macro_f1}
+def scores_of(prediction: Any) -> np.ndarray:
+    """Return the scores ``[rows, outputs]`` of a trainer's prediction, whose model may return others beside them."""
+    found = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    return np.asarray(found, np.float64)

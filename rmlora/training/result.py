@@ -13,7 +13,19 @@ from rmlora.wording import counted
 if TYPE_CHECKING:
     from rmlora.training.fit import Fitted
 
-__all__ = ["TrainResult", "evaluations_in", "explain_choice", "metric_name", "metrics_in", "summarize"]
+__all__ = [
+    "LOWER_IS_BETTER",
+    "TrainResult",
+    "evaluations_in",
+    "explain_choice",
+    "metric_name",
+    "metrics_in",
+    "summarize",
+]
+
+
+LOWER_IS_BETTER = ("loss", "mse", "mae", "perplexity")
+"""Metrics of which a smaller value is better."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +35,10 @@ class TrainResult:
     output: Path
     """Directory of the adapter package."""
     metrics: dict[str, Any]
-    """``validation`` and, if test data was given, ``test``: figures of the packaged checkpoint (loss, accuracy, macro F1 and
-    mean confidence; for text-generation loss, perplexity and those of generated answers); ``examples``: rows per split;
-    ``best_checkpoint_step``."""
+    """``validation`` and, if test data was given, ``test``: figures of the packaged checkpoint (the loss and, for one label per
+    row, accuracy, macro F1 and mean confidence; for several, F1 in three means and the share of rows without an error; for
+    numbers, correlations and errors; for text-generation, perplexity and figures of generated answers); ``examples``: rows per
+    split; ``best_checkpoint_step``."""
     trainable_parameters: int
     """Elements of all trained tensors: factors and modules_to_save."""
     steps: int
@@ -39,8 +52,8 @@ class TrainResult:
     history: list[dict[str, float]] = field(default_factory=list)
     """Every evaluation of the run: step, epoch, loss and the other metrics."""
     details: dict[str, Any] = field(default_factory=dict)
-    """For ``validation`` and ``test``: precision, recall and F1 of every label, and the confusion matrix; for text-generation
-    some of the generated answers."""
+    """For ``validation`` and ``test``: precision, recall and F1 of every label, and the confusion matrix of rows with one label;
+    metrics and distribution of every number; for text-generation some of the generated answers."""
     choice: str = ""
     """Sentence that says which checkpoint was packaged and why."""
     warnings: tuple[str, ...] = ()
@@ -109,6 +122,13 @@ def metric_name(key: str) -> str:
 
 _NAMES = {
     "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+    "samples_f1": "F1 of a row",
+    "mcc": "Matthews correlation",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "mse": "squared error",
+    "mae": "absolute error",
     "confidence": "mean confidence",
     "json": "equal JSON",
     "json_valid": "valid JSON",
@@ -131,7 +151,7 @@ def explain_choice(evaluations: Sequence[Mapping[str, float]], step: int | None,
     start = f"Kept epoch {kept['epoch']:.3g} (step {kept['step']}): "
     if len(evaluations) == 1:
         return f"{start}the only one evaluated, {name} {value}."
-    best = "lowest" if metric == "loss" else "best"
+    best = "lowest" if metric in LOWER_IS_BETTER else "best"
     equal = sum(item[metric] == kept[metric] for item in evaluations)
     if equal == 1 or metric == "loss":
         return f"{start}{best} {name} of {counted(len(evaluations), 'evaluation')}, {value}."

@@ -88,7 +88,7 @@ class _Prepared:
 
 
 def _train(settings: TrainSettings, console: Console, *, resume: bool, overwrite: bool) -> TrainResult:
-    for module in ("torch", "transformers", "peft", "accelerate", "matplotlib"):
+    for module in ("torch", "transformers", "peft", "accelerate", "matplotlib", "scipy", "sklearn"):
         require(module, "train")
     from rmlora.training.run_parts import RunParts
 
@@ -102,6 +102,7 @@ def _train(settings: TrainSettings, console: Console, *, resume: bool, overwrite
         console = Console(quiet=True)
     with ProgressDisplay(console, "preparing data and base"):
         run = _prepare(settings, console)
+    settings = run.training.settings
 
     arguments = training_arguments(settings)
     processes = arguments.distributed_state
@@ -161,7 +162,7 @@ def _prepare(settings: TrainSettings, console: Console) -> _Prepared:
         base,
         task,
         data.labels,
-        problem_type="single_label_classification" if data.labels else None,
+        problem_type=data.problem_type,
         trust_remote_code=settings.trust_remote_code,
         **training.load_options(),
     )

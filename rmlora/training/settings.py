@@ -7,18 +7,25 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from rmlora.config import RMLoRAConfig
 from rmlora.errors import ConfigError
 from rmlora.labels import parse_labels
+from rmlora.scoring import ProblemType
 from rmlora.tasks import TASKS, Task, get_task
+from rmlora.training.problem_choice import PROBLEMS
 from rmlora.training.source_digest import source_digest
 
 __all__ = ["BestMetric", "Metric", "Precision", "TrainSettings"]
 
 Precision = Literal["fp32", "bf16", "fp16"]
-BestMetric = Literal["accuracy", "macro_f1", "loss", "exact_match", "json", "rougeL"]
+BestMetric = Literal[
+    "accuracy", "macro_f1", "balanced_accuracy", "mcc",
+    "micro_f1", "samples_f1", "subset_accuracy",
+    "pearson", "spearman", "mse", "mae",
+    "loss", "exact_match", "json", "rougeL",
+]  # fmt: skip
 Metric = Literal["exact_match", "json", "rougeL"]
 
 
@@ -45,6 +52,9 @@ class TrainSettings:
     labels: tuple[str, ...] | None = None
     """Label names in the order of the head's outputs; the data may name them or number them from 0. None takes those in
     the training data. A text or path is read by :func:`rmlora.labels.parse_labels`."""
+    problem_type: ProblemType | None = None
+    """What the label column holds, in transformers' words: one label per row, several, or a number (regression). None decides by
+    the training data, and asks if that can be read in more than one way."""
     skip_empty: bool = False
     """Leave out rows without input or label; False refuses them."""
     encoding: str | None = None
@@ -101,8 +111,8 @@ class TrainSettings:
     save_steps: int | None = None
     """Optimizer steps between checkpoints; None saves after every epoch."""
     best_metric: BestMetric | None = None
-    """Validation metric that chooses the checkpoint to package. None takes accuracy for classification and the loss for
-    text-generation."""
+    """Validation metric that chooses the checkpoint to package. None takes accuracy for one label per row, micro F1 for several,
+    Pearson's correlation for numbers and the loss for text-generation."""
     precision: Precision = "fp32"
     """Arithmetic of training; the parameters stay float32."""
     seed: int = 42
@@ -146,13 +156,18 @@ class TrainSettings:
         if self.labels is not None:
             names = parse_labels(self.labels) if isinstance(self.labels, str | Path) else tuple(self.labels)
             object.__setattr__(self, "labels", names)
-            if len(self.labels) < 2:
-                raise ConfigError(f"--labels names {len(self.labels)} label: classification needs at least two.")
+            if len(self.labels) < 2 and self.problem_type != "regression":
+                raise ConfigError(
+                    f"--labels names {len(self.labels)} label: classification needs at least two; with --problem-type regression "
+                    "it names a number."
+                )
         if not 0 < self.validation_fraction < 1:
             raise ConfigError("validation_fraction must lie between 0 and 1: change --validation-fraction.")
         if self.group_by_length and not task.inputs.varies_in_length:
             raise ConfigError(f"--group-by-length is for texts, but the task is {self.task}: leave it out.")
         _check_metrics(self, task)
+        if self.problem_type is not None:
+            object.__setattr__(self, "best_metric", _for_problem(self, self.problem_type))
         if self.precision not in get_args(Precision):
             raise ConfigError(f"precision must be one of {', '.join(get_args(Precision))}: change --precision.")
 
@@ -169,6 +184,14 @@ class TrainSettings:
         if self.max_length is None:  # __post_init__ sets it; this is for the type checker
             raise ConfigError("max_length is not set.")
         return self.max_length
+
+    def for_problem(self, name: ProblemType) -> TrainSettings:
+        """Return the settings for what the training data turned out to hold.
+
+        Raises:
+            ConfigError: a setting does not fit it.
+        """
+        return dataclasses.replace(self, problem_type=name)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -203,9 +226,30 @@ def _check_metrics(settings: TrainSettings, task: Task) -> None:
     if settings.metric is not None and settings.metric not in get_args(Metric):
         raise ConfigError(f"metric must be one of {', '.join(get_args(Metric))}: change --metric.")
     best = task.outputs.best_metrics
-    if settings.best_metric not in best:
+    if settings.best_metric is not None and settings.best_metric not in best:
         raise ConfigError(f"best_metric must be one of {', '.join(best)} for {task.name}: change --best-metric.")
     if settings.best_metric in get_args(Metric) and settings.best_metric != settings.metric:
         raise ConfigError(
             f"--best-metric {settings.best_metric} chooses by what --metric measures: pass --metric {settings.best_metric} too."
         )
+
+
+def _for_problem(settings: TrainSettings, name: ProblemType) -> BestMetric:
+    """Return the metric that chooses the checkpoint; raise :class:`ConfigError` for a setting that does not fit the problem."""
+    if name not in PROBLEMS:
+        raise ConfigError(f"problem_type must be one of {', '.join(PROBLEMS)}: change --problem-type.")
+    problem = PROBLEMS[name]
+    defaults = {item.name: item.default for item in dataclasses.fields(settings)}
+    for other in PROBLEMS.values():
+        for setting in sorted(other.settings - problem.settings):
+            if getattr(settings, setting) != defaults[setting]:
+                raise ConfigError(
+                    f"--{setting.replace('_', '-')} is for {other.name}, but the problem type is {name}: leave it out."
+                )
+    if settings.best_metric is None:
+        return cast(BestMetric, problem.best_metrics[0])
+    if settings.best_metric not in problem.best_metrics:
+        raise ConfigError(
+            f"best_metric must be one of {', '.join(problem.best_metrics)} for {name}: change --best-metric."
+        )
+    return settings.best_metric

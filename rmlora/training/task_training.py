@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rmlora.scoring import ProblemType
 from rmlora.tasks import Task
 from rmlora.torch_models import TaskModel
 from rmlora.training.settings import TrainSettings
+from rmlora.training.split_evaluation import Evaluation
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -29,20 +31,10 @@ class TrainingData:
     """``train``, ``validation`` and, if there is test data, ``test`` → rows, in the form that the kind of task reads."""
     labels: tuple[str, ...] = ()
     """Label names in the order of the head's outputs; empty if there is none."""
+    problem_type: ProblemType | None = None
+    """What the head's scores are, for the model's configuration."""
     notes: tuple[str, ...] = ()
     """Sentences about how the data was read and what was not used."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What the kept checkpoint reaches on one split."""
-
-    scores: Mapping[str, float]
-    """Name → figure, the most telling first; ``loss`` is one of them."""
-    details: Mapping[str, Any] = field(default_factory=dict)
-    """JSON-ready: figures of every label, or some of the generated answers."""
-    warnings: tuple[str, ...] = ()
-    """Sentences about what speaks against trusting the adapter."""
 
 
 class TaskTraining(ABC):
@@ -57,6 +49,7 @@ class TaskTraining(ABC):
 
     def __init__(self, settings: TrainSettings, task: Task) -> None:
         self.settings, self.task = settings, task
+        """:meth:`load` completes settings whose default depends on the data."""
 
     @abstractmethod
     def load(self) -> TrainingData:

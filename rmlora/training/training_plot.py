@@ -43,11 +43,15 @@ def plot_training(
 
     figure = Figure(figsize=(11, 7.2), layout="constrained")
     (loss, metric), (rate, penalty) = figure.subplots(2, 2)
-    _curves(loss, log_history, {"loss": "training", "eval_loss": "validation"}, "Loss (cross entropy)")
-    measured = [name for entry in log_history for name in metrics_in(entry) if name != "loss"]
-    _curves(metric, log_history, {f"eval_{n}": metric_name(n) for n in dict.fromkeys(measured)}, "Validation metric")
-    if "perplexity" not in measured:
-        metric.set_ylim(-0.03, 1.03)
+    measured = dict.fromkeys(name for entry in log_history for name in metrics_in(entry) if name != "loss")
+    name = "squared error" if "mse" in measured else "cross entropy"
+    _curves(loss, log_history, {"loss": "training", "eval_loss": "validation"}, f"Loss ({name})")
+    # errors are as large as the targets: they would flatten the curves of what ends at 1
+    shown = [name for name in measured if name not in ("mse", "mae")]
+    _curves(metric, log_history, {f"eval_{n}": metric_name(n) for n in shown}, "Validation metric")
+    if "perplexity" not in shown:
+        lowest = min((entry[f"eval_{n}"] for entry in log_history for n in shown if f"eval_{n}" in entry), default=0.0)
+        metric.set_ylim(min(0.0, lowest) - 0.03, 1.03)
     _curves(rate, log_history, {"learning_rate": ""}, "Learning rate")
     _curves(penalty, log_history, {"orth_penalty": ""}, "Orthogonality penalty, not weighted")
     for axes in (loss, metric, rate, penalty):

@@ -41,6 +41,7 @@ def show_adapter(console: Console, adapter: Adapter, facts: Mapping[str, Any], *
         {
             "task": facts["task"] or "not recorded",
             "labels": _list(facts["labels"]),
+            **_problem(facts),
             "base": facts["base"]["model"] or "not recorded",
             "size": f"{facts['bytes'] / 1e6:.2f} MB: {facts['parameters']['factors']:,} parameters in "
             f"{counted(len(facts['modules']), 'module')}, {facts['parameters']['modules_to_save']:,} in modules_to_save",
@@ -52,6 +53,16 @@ def show_adapter(console: Console, adapter: Adapter, facts: Mapping[str, Any], *
     console.print(colored(f"Adapter {adapter.source}", "bold"))
     console.print(grid)
     _show_modules(console, facts, show_all=show_all)
+
+
+def _problem(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Return the row about what the adapter was trained to answer; none if it does not say."""
+    kind = facts["problem_type"]
+    if kind is None:
+        return {}
+    ranges = zip(facts["labels"] or (), facts["target_range"] or (), strict=False)
+    learned = [f"{name} from {low:g} to {high:g} in training" for name, (low, high) in ranges]
+    return {"problem type": "; ".join([str(kind), *learned[:SHOWN]])}
 
 
 def _show_modules(console: Console, facts: Mapping[str, Any], *, show_all: bool) -> None:

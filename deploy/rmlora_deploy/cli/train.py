@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from rmlora.config import PRESETS, RMLoRAConfig
 from rmlora.errors import ConfigError
+from rmlora.scoring import ProblemType
 from rmlora.tasks import TASKS
 from rmlora.training.settings import BestMetric, Metric
 from rmlora_deploy import api
@@ -94,6 +95,8 @@ def _run_options(function: _Function) -> _Function:
         click.option("--text-column", help="Column of the texts.  [default: text, sentence, …]"),
         click.option("--label-column", help="Column of the labels.  [default: label, class, …]"),
         click.option("--labels", metavar="A,B,C|FILE", help="Label names in the order of the outputs, or a file of them; data may name labels or number them from 0.  [default: those in --train]"),
+        click.option("--problem-type", type=click.Choice(get_args(ProblemType)),
+                     help="What the label column holds: one label per row, several (a list, or a|b), or a number to predict.  [default: what its cells can only mean; else asks]"),
         click.option("--skip-empty", is_flag=True, help="Leave out rows without text or label; without it they are an error."),
         click.option("--encoding", help="Encoding of csv, tsv and json files, such as cp1252.  [default: UTF-8, or what a byte order mark says]"),
         click.option("--image-column", help="Column of the images.  [default: image, path, …]"),
@@ -112,7 +115,7 @@ def _run_options(function: _Function) -> _Function:
         click.option("--image-size", type=int, help="Height and width of images in pixels.  [default: the base's]"),
         click.option("--save-steps", type=int, help="Steps between checkpoints.  [default: one per epoch]"),
         click.option("--best-metric", type=click.Choice(get_args(BestMetric)),
-                     help="Validation metric that chooses the checkpoint to keep.  [default: accuracy; loss for text-generation]"),
+                     help="Validation metric that chooses the checkpoint to keep.  [default: accuracy; micro_f1 for several labels, pearson for numbers, loss for text-generation]"),
         click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True,
                      help="Number format that training computes in."),
         click.option("--seed", type=int, default=42, show_default=True, help="Seed of the new head, data order and dropout."),

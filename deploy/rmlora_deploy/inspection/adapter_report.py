@@ -21,6 +21,8 @@ def describe_adapter(adapter: Adapter, spectrum: AdapterSpectrum) -> dict[str, A
         "source": adapter.source,
         "task": adapter.task,
         "labels": adapter.labels,
+        "problem_type": adapter.problem_type,
+        "target_range": metadata.get("target_range"),
         "architecture": metadata.get("architecture"),
         "base": {
             "model": metadata.get("base_model") or adapter.peft_config.get("base_model_name_or_path"),

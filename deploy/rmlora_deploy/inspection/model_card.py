@@ -21,6 +21,12 @@ __all__ = ["SPECTRA_HEADING", "front_matter", "model_card"]
 SPECTRA_HEADING = "## Updates"
 _SHOWN = 12
 """Labels, operators or singular values listed before the rest is left out."""
+_ANSWERS = {
+    "softmax": "one of the labels, with its probability",
+    "sigmoid": "a score from 0 to 1 for each label by itself",
+    "none": "a number for each label (regression)",
+}
+"""Function that turns scores into answers → what the answers are."""
 _PROMPTS = {"chat": "the user's message of a chat", "raw": "a text to continue as it is"}
 
 
@@ -98,6 +104,7 @@ def _about(bundle: Bundle, size: int) -> list[str]:
             else counted(manifest.max_length, "token") if manifest.max_length else None,
             "a prompt is": _PROMPTS[_asked(bundle, manifest.adapter)] if decoder is not None else None,
             "labels": _list(manifest.labels),
+            "answers": _ANSWERS.get(str(manifest.function_to_apply)),
             "vectors": escaped(bundle.pooling) if bundle.pooling is not None else None,
             "graph": f"opset {graph.opset}, {graph.bytes / 1e6:.1f} MB, "
             + f"{sum(graph.operators.values())} nodes ({operators})"

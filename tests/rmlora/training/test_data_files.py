@@ -290,6 +290,6 @@ def test_given_labels_name_numbers(tmp_path: Path) -> None:
 
 
 def test_a_column_that_is_no_class_is_refused(tmp_path: Path) -> None:
-    rows: list[dict[str, object]] = [{"text": f"w{number}", "label": number / 7} for number in range(30)]
+    rows: list[dict[str, object]] = [{"text": f"w{number}", "label": f"id {number}"} for number in range(30)]
     with pytest.raises(RMLoRAError, match="has only one distinct example of 30 labels of 30 .*check --label-column"):
         splits(tmp_path / "train.jsonl", rows)

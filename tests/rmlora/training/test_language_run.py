@@ -203,7 +203,7 @@ def test_what_cannot_be_trained_is_refused_first(chat_model: Path, chats: Path, 
         (["--best-metric", "json"], "pass --metric json too"),
         (["--task", "text-classification", "--metric", "json"], "--metric is for text-generation, but the task is"),
         (["--task", "text-classification", "--raw"], "--raw is for text-generation"),
-        (["--task", "text-classification", "--best-metric", "rougeL"], "best_metric must be one of accuracy, macro_f1, loss"),
+        (["--task", "text-classification", "--best-metric", "rougeL"], "best_metric must be one of accuracy, macro_f1"),
         (["--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
     ],
 )  # fmt: skip

@@ -1,0 +1,135 @@
+"""Any number of labels per row: binary cross entropy of every label, and F1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rmlora.errors import ConfigError, InputError, some_of
+from rmlora.label_lists import read_list, split_cell
+from rmlora.training.label_column import LabelColumn
+from rmlora.training.label_values import number_labels, sort_labels
+from rmlora.training.problem import FloatArray, Problem
+from rmlora.training.split_evaluation import Evaluation
+from rmlora.wording import counted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rmlora.training.settings import TrainSettings
+
+__all__ = ["SeveralLabelsProblem"]
+
+
+class SeveralLabelsProblem(Problem):
+    """Targets are a 1 or 0 for every label."""
+
+    name = "multi_label_classification"
+    best_metrics = ("micro_f1", "macro_f1", "samples_f1", "subset_accuracy", "loss")
+
+    def order(self, column: LabelColumn, given: Sequence[str] | None) -> tuple[str, ...]:
+        """Return the labels given, declared by the dataset, or found."""
+        rows = _names(column)
+        found = {name for names in rows for name in names}
+        if given is None and len(found) < 2:
+            raise InputError(
+                f"{column.source} has {'no label' if not found else f'only one label ({next(iter(found))!r})'} in "
+                f"'{column.name}': several labels per row need at least two different ones; check --label-column."
+            )
+        return tuple(given or column.declared or sort_labels(found))
+
+    def encode(self, column: LabelColumn, labels: Sequence[str], *, given: bool) -> list[Any]:
+        """Return for every row ``[labels]``: 1.0 at its labels."""
+        owner = "--labels" if given else "the training data"
+        targets = np.zeros((len(column.cells), len(labels)))
+        for row, names in enumerate(_names(column, labels)):
+            where, unknown = column.where(row), f"which {owner} lacks (it has {some_of(labels)})"
+            targets[row, number_labels(names, labels, source=where, unknown=unknown, numbered=given)] = 1.0
+        listed: list[Any] = targets.tolist()
+        return listed
+
+    def present(self, targets: Sequence[Any], labels: Sequence[str]) -> set[int]:
+        """Return the columns that have a 1."""
+        return set(np.flatnonzero(np.asarray(targets).any(0)).tolist())
+
+    def loss(
+        self, settings: TrainSettings, labels: Sequence[str], targets: Sequence[Any]
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return torch's binary cross entropy; the mean is over rows and labels, as in transformers."""
+        from torch.nn.functional import binary_cross_entropy_with_logits
+
+        return lambda logits, wanted: binary_cross_entropy_with_logits(logits, wanted.float(), reduction="sum")
+
+    def metrics(self, logits: FloatArray, targets: npt.NDArray[Any], settings: TrainSettings) -> dict[str, float]:
+        """Return F1 over all labels of all rows, its means over labels and over rows, and the share of rows without an error."""
+        from sklearn.metrics import f1_score
+
+        right, chosen = targets > 0, logits >= 0
+        occurring = np.flatnonzero(right.any(0))
+        macro = f1_score(right, chosen, labels=occurring, average="macro", zero_division=0) if len(occurring) else 1.0
+        return {
+            # where nothing is right and nothing chosen, nothing is wrong
+            "micro_f1": float(f1_score(right, chosen, average="micro", zero_division=1)),
+            "macro_f1": float(macro),
+            "samples_f1": float(f1_score(right, chosen, average="samples", zero_division=1)),
+            "subset_accuracy": float((right == chosen).all(-1).mean()),
+        }
+
+    def evaluate(
+        self, logits: FloatArray, targets: npt.NDArray[Any], labels: Sequence[str], split: str, settings: TrainSettings
+    ) -> Evaluation:
+        """Return the metrics and the figures of every label."""
+        from sklearn.metrics import precision_recall_fscore_support
+
+        right, chosen = targets > 0, logits >= 0
+        columns = precision_recall_fscore_support(right, chosen, average=None, zero_division=0)
+        per_class = {
+            label: {"examples": int(n), "precision": float(p), "recall": float(r), "f1": float(f)}
+            for label, p, r, f, n in zip(labels, *columns, strict=True)
+        }
+        warnings = _distrust(right, chosen, labels, split)
+        return Evaluation(self.metrics(logits, targets, settings), {"per_class": per_class}, tuple(warnings))
+
+
+def _names(column: LabelColumn, labels: Sequence[str] = ()) -> list[list[str]]:
+    """Return the labels of every row; a cell that is one of ``labels`` is not divided."""
+    rows = [[cell] if cell in labels else split_cell(cell) for cell in column.cells]
+    for row, (cell, names) in enumerate(zip(column.cells, rows, strict=True)):
+        if cell.lstrip().startswith("{") or ("None" in names and read_list(cell) is not None):
+            raise InputError(
+                f'{column.where(row)} has the labels {cell[:60]}: write a list of names or numbers, such as ["a", "b"].'
+            )
+    lists = [names for cell, names in zip(column.cells, rows, strict=True) if read_list(cell) is not None]
+    if lists and _are_marks(lists):
+        raise ConfigError(
+            f"The lists in '{column.name}' of {column.source} mark every label with 0 or 1: write the names or numbers of the "
+            "labels that a row has, such as [0, 2]."
+        )
+    return rows
+
+
+def _are_marks(lists: Sequence[Sequence[str]]) -> bool:
+    """Return True for rows like ``[0, 1, 0]``, which cannot be numbers of labels: one occurs twice."""
+    same_length = len({len(names) for names in lists}) == 1
+    only_marks = all(name in ("0", "1", "False", "True", "0.0", "1.0") for names in lists for name in names)
+    return same_length and only_marks and any(len(set(names)) < len(names) for names in lists)
+
+
+def _distrust(
+    right: npt.NDArray[np.bool_], chosen: npt.NDArray[np.bool_], labels: Sequence[str], split: str
+) -> list[str]:
+    """Return a sentence for everything that speaks against trusting the adapter."""
+    if not chosen.any():
+        return [
+            f"No label of any row of the {split} data has a probability of at least one half: the adapter has learned little or "
+            "nothing. Train for more epochs or with a higher --learning-rate."
+        ]
+    never = [label for label, r, c in zip(labels, right.T, chosen.T, strict=True) if r.any() and not c.any()]
+    if not never:
+        return []
+    if len(never) == 1:
+        return [f"The label '{never[0]}' is never predicted for the {split} data."]
+    return [f"{counted(len(never), 'label')} never predicted for the {split} data: {some_of(never)}."]

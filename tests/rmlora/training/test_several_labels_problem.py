@@ -1,0 +1,74 @@
+"""Several labels per row as targets: reading, metrics by hand, and warnings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rmlora.errors import ConfigError, InputError
+from rmlora.scoring import scoring_of
+from rmlora.training.label_column import LabelColumn
+from rmlora.training.settings import TrainSettings
+from rmlora.training.several_labels_problem import SeveralLabelsProblem
+
+PROBLEM = SeveralLabelsProblem()
+SETTINGS = TrainSettings("base", "data.csv", Path("out"), problem_type="multi_label_classification")
+
+
+def column(*cells: str, declared: tuple[str, ...] | None = None) -> LabelColumn:
+    return LabelColumn("tags", "data.csv", list(cells), range(2, len(cells) + 2), "line", declared)
+
+
+def test_labels_are_found_in_lists_and_between_marks() -> None:
+    for cells in (['["b", "a"]', "[]", '["c"]'], ["b|a", "[]", "c"], ["['b', 'a']", "[]", "['c']"]):
+        labels = PROBLEM.order(column(*cells), None)
+        assert labels == ("a", "b", "c")
+        targets = PROBLEM.encode(column(*cells), labels, given=False)
+        assert targets == [[1.0, 1.0, 0.0], [0.0] * 3, [0.0, 0.0, 1.0]]
+    assert PROBLEM.present([[1.0, 0.0], [0.0, 0.0]], ["a", "b"]) == {0}
+    assert PROBLEM.order(column("[10, 9]", "[1]"), None) == ("1", "9", "10")
+    assert PROBLEM.encode(column("[0]", "b, c", "[1, 0]"), ["a", "b, c"], given=True) == [[1, 0], [0, 1], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("cells", "error", "message"),
+    [
+        (["[]", "[]"], InputError, "has no label in 'tags'"),
+        (["a", "a"], InputError, r"has only one label \('a'\) in 'tags'"),
+        (['{"a": 1}', "b"], InputError, "^Line 2 of data.csv has the labels"),
+        (['["a", null]', "b"], InputError, "^Line 2 of data.csv has the labels"),
+        (["[0, 1, 1]", "[1, 0, 0]"], ConfigError, "mark every label with 0 or 1"),
+    ],
+)
+def test_cells_that_name_no_labels_are_refused(cells: list[str], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        PROBLEM.order(column(*cells), None)
+
+
+def test_an_unknown_label_is_named_by_its_line() -> None:
+    with pytest.raises(InputError, match="^Line 3 of data.csv has the label 'x', which the training data lacks"):
+        PROBLEM.encode(column("a", "a|x"), ["a", "b"], given=False)
+
+
+def test_metrics_are_those_worked_out_by_hand() -> None:
+    right = np.array([[1.0, 0, 0], [1, 1, 0], [0, 0, 0]])
+    logits = np.array([[2.0, -1, -1], [3, -1, -2], [-1, -1, 4]])
+    found = PROBLEM.metrics(logits, right, SETTINGS)
+    assert found["micro_f1"] == pytest.approx(4 / 6)  # 2 right, 3 chosen, 3 to choose
+    assert found["macro_f1"] == pytest.approx((1 + 0) / 2)  # over the labels that occur
+    assert found["samples_f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert found["subset_accuracy"] == pytest.approx(1 / 3)
+    assert found["micro_f1"] == pytest.approx(scoring_of("multi_label_classification", 3).measure(logits, right))
+    nothing = PROBLEM.metrics(-np.ones((2, 3)), np.zeros((2, 3)), SETTINGS)
+    assert set(nothing.values()) == {1.0}
+
+
+def test_figures_and_warnings() -> None:
+    right = np.array([[1.0, 0, 0], [1, 1, 0]])
+    found = PROBLEM.evaluate(np.array([[2.0, -1, -1], [3, -1, -2]]), right, ["a", "b", "c"], "test", SETTINGS)
+    assert found.details["per_class"]["a"] == {"examples": 2, "precision": 1.0, "recall": 1.0, "f1": 1.0}
+    assert found.warnings == ("The label 'b' is never predicted for the test data.",)
+    none = PROBLEM.evaluate(-np.ones((2, 3)), right, ["a", "b", "c"], "test", SETTINGS)
+    assert none.warnings[0].startswith("No label of any row of the test data has a probability of at least one half")
