@@ -123,7 +123,7 @@ class ClassScores(Outputs):
     pools = False
     route = "/classify"
     train_defaults: ClassVar[Mapping[str, Any]] = {"max_length": 128, "group_by_length": False}
-    train_settings = frozenset({"label_column", "labels", "problem_type"})
+    train_settings = frozenset({"label_column", "labels", "problem_type", "class_weights", "label_smoothing"})
     best_metrics = (
         "accuracy", "macro_f1", "balanced_accuracy", "mcc",
         "micro_f1", "samples_f1", "subset_accuracy",

@@ -30,8 +30,8 @@ def training_arguments(settings: TrainSettings) -> TrainingArguments:
     from transformers import TrainingArguments
 
     cadence: dict[str, Any] = {"save_strategy": "epoch"}
-    if settings.save_steps:
-        cadence = {"save_strategy": "steps", "save_steps": settings.save_steps, "eval_steps": settings.save_steps}
+    if settings.eval_steps:  # a checkpoint of every evaluation, so that the best of them is there
+        cadence = {"save_strategy": "steps", "save_steps": settings.eval_steps, "eval_steps": settings.eval_steps}
     options: dict[str, Any] = {
         "output_dir": str(settings.checkpoints),
         "num_train_epochs": settings.epochs,

@@ -43,6 +43,7 @@ class ClassifierTraining(TaskTraining):
             problem_type=settings.problem_type,
         )
         self._problem, self.settings = splits.problem, settings.for_problem(splits.problem.name)
+        self._loss = splits.problem.loss(self.settings, splits.labels, splits.train[1])
         return TrainingData(splits.by_name(), splits.labels, splits.problem.name, splits.notes)
 
     def check_data(self, data: TrainingData, processor: Any) -> TrainingData:
@@ -70,7 +71,7 @@ class ClassifierTraining(TaskTraining):
             compute_metrics=lambda found: self._problem.metrics(
                 scores_of(found), np.asarray(found.label_ids), self.settings
             ),
-            compute_loss_func=mean_over_step(self._problem.loss(self.settings, self._labels, self._targets)),
+            compute_loss_func=mean_over_step(self._loss),
             **arguments,
         )
 

@@ -69,16 +69,20 @@ def fit(
         TrainingError: the run diverged, or RM-LoRA had no effect.
     """
     from rmlora.training.checkpoint_permissions import CheckpointPermissions
+    from rmlora.training.early_stopping import EarlyStopping, restore_stopped
     from rmlora.training.progress import TrainingProgress
 
     trainer = _build_trainer(arguments, config, model, examples, training, processor)
+    if settings.patience is not None:
+        trainer.add_callback(EarlyStopping(settings.patience))
     progress = TrainingProgress(console)
     if trainer.is_world_process_zero():
         for callback in (_tensorboard(settings, checkpoint), progress, CheckpointPermissions(), *callbacks):
             trainer.add_callback(callback)
     try:
         with quiet_transformers():
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if not restore_stopped(trainer, checkpoint, settings.patience):
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             with ProgressDisplay(console, "evaluating"):
                 evaluations = {
                     name: training.evaluate(trainer, examples, name)

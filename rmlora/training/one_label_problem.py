@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import numpy.typing as npt
 
-from rmlora.errors import some_of
+from rmlora.errors import ConfigError, some_of
 from rmlora.training.class_report import distrust, report_classes
 from rmlora.training.label_column import LabelColumn
 from rmlora.training.label_values import label_names, number_labels, order_labels
@@ -26,6 +27,7 @@ class OneLabelProblem(Problem):
     """Targets are indices of labels."""
 
     name = "single_label_classification"
+    own_settings = frozenset({"class_weights", "label_smoothing"})
     best_metrics = ("accuracy", "macro_f1", "balanced_accuracy", "mcc", "loss")
 
     def order(self, column: LabelColumn, given: Sequence[str] | None) -> tuple[str, ...]:
@@ -48,10 +50,22 @@ class OneLabelProblem(Problem):
     def loss(
         self, settings: TrainSettings, labels: Sequence[str], targets: Sequence[Any]
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return torch's cross entropy."""
+        """Return torch's cross entropy, weighted and smoothed as the settings say.
+
+        transformers' label smoothing is the same, but it divides by the examples of a forward pass.
+        """
+        import torch
         from torch.nn.functional import cross_entropy
 
-        return lambda logits, numbers: cross_entropy(logits, numbers, reduction="sum")
+        found = _weights(settings.class_weights, labels, targets)
+        weights = None if found is None else torch.tensor(found, dtype=torch.float32)
+        smoothing = settings.label_smoothing
+
+        def loss(logits: Tensor, numbers: Tensor) -> Tensor:
+            here = None if weights is None else weights.to(logits.device)
+            return cross_entropy(logits, numbers, weight=here, label_smoothing=smoothing, reduction="sum")
+
+        return loss
 
     def metrics(self, logits: FloatArray, targets: npt.NDArray[Any], settings: TrainSettings) -> dict[str, float]:
         """Return the accuracy and macro F1, and the metric that chooses the checkpoint if it is another one."""
@@ -74,6 +88,26 @@ class OneLabelProblem(Problem):
         report = report_classes(logits, targets, labels)
         scores = {**self.metrics(logits, targets, settings), "confidence": report.confidence}
         return Evaluation(scores, report.to_dict(), tuple(distrust(report, split)))
+
+
+def _weights(
+    chosen: Literal["balanced"] | Mapping[str, float] | None, labels: Sequence[str], targets: Sequence[int]
+) -> list[float] | None:
+    """Return the weight of every label, 1 on average over the training examples; None if all count alike."""
+    from sklearn.utils.class_weight import compute_class_weight
+
+    if chosen is None:
+        return None
+    if isinstance(chosen, str):
+        present = np.unique(targets)
+        found = np.ones(len(labels))
+        found[present] = compute_class_weight("balanced", classes=present, y=np.asarray(targets))
+    else:
+        if unknown := [name for name in chosen if name not in labels]:
+            raise ConfigError(f"--class-weights names the label '{unknown[0]}', but the data's are {some_of(labels)}.")
+        found = np.array([float(chosen.get(label, 1.0)) for label in labels])
+    weights: list[float] = (found / found[np.asarray(targets)].mean()).tolist()
+    return weights
 
 
 def _names(column: LabelColumn) -> list[str]:

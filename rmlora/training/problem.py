@@ -30,7 +30,7 @@ class Problem(ABC):
     """As in transformers' configurations."""
     best_metrics: ClassVar[tuple[str, ...]]
     """Validation metrics that can choose the checkpoint to keep; the first is the default."""
-    settings: ClassVar[frozenset[str]] = frozenset()
+    own_settings: ClassVar[frozenset[str]] = frozenset()
     """Settings of a run that only this kind of targets has."""
     fewest_labels: ClassVar[int] = 2
     """Outputs that a head has at least."""

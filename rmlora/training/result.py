@@ -17,6 +17,7 @@ __all__ = [
     "LOWER_IS_BETTER",
     "TrainResult",
     "evaluations_in",
+    "evaluations_without_gain",
     "explain_choice",
     "metric_name",
     "metrics_in",
@@ -93,7 +94,8 @@ def summarize(
         parts=parts,
         history=evaluations,
         details={split: dict(evaluation.details) for split, evaluation in fitted.evaluations.items()},
-        choice=explain_choice(evaluations, fitted.best_step, str(settings.best_metric)),
+        choice=explain_choice(evaluations, fitted.best_step, str(settings.best_metric))
+        + _explain_stop(evaluations, settings),
         warnings=tuple(line for evaluation in fitted.evaluations.values() for line in evaluation.warnings),
     )
 
@@ -113,6 +115,24 @@ def metrics_in(entry: Mapping[str, Any]) -> dict[str, float]:
     cost = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
     others = {name: value for name, value in found.items() if name not in ("loss", *cost)}
     return {"loss": found["loss"], **others} if "loss" in found else {}
+
+
+def evaluations_without_gain(values: Sequence[float], *, lower_is_better: bool) -> int:
+    """Return how many evaluations there are after the last that was better than all before it."""
+    sign = -1.0 if lower_is_better else 1.0
+    best = max(range(len(values)), key=lambda at: (sign * values[at], -at), default=-1)
+    return len(values) - 1 - best
+
+
+def _explain_stop(evaluations: Sequence[Mapping[str, float]], settings: TrainSettings) -> str:
+    """Return a sentence, after a space, if the run was ended by its patience; an empty text if not."""
+    metric = str(settings.best_metric)
+    lower = metric in LOWER_IS_BETTER
+    waited = evaluations_without_gain([item[metric] for item in evaluations], lower_is_better=lower)
+    if settings.patience is None or waited < settings.patience or evaluations[-1]["epoch"] >= settings.epochs:
+        return ""
+    better = f"{'lower' if lower else 'better'} {metric_name(metric)}"
+    return f" Stopped after epoch {evaluations[-1]['epoch']:.3g}: {counted(waited, 'evaluation')} without a {better}."
 
 
 def metric_name(key: str) -> str:

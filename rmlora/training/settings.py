@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -108,8 +109,15 @@ class TrainSettings:
     """Compute activations again in the backward pass: less memory, about a third more time."""
     image_size: int | None = None
     """Width and height of images in pixels; None keeps the base's."""
-    save_steps: int | None = None
-    """Optimizer steps between checkpoints; None saves after every epoch."""
+    eval_steps: int | None = None
+    """Optimizer steps between evaluations, each with a checkpoint; None evaluates after every epoch."""
+    patience: int | None = None
+    """Evaluations in a row without a better ``best_metric`` after which training stops; None trains all epochs."""
+    class_weights: Literal["balanced"] | Mapping[str, float] | None = None
+    """How much each label's examples count in the loss, 1 on average: ``balanced`` counts all labels alike, as scikit-learn
+    does; a mapping gives factors, 1 for labels that it lacks. Only for one label per row."""
+    label_smoothing: float = 0.0
+    """Share of each target that is spread evenly over all labels, as torch's cross entropy does. Only for one label per row."""
     best_metric: BestMetric | None = None
     """Validation metric that chooses the checkpoint to package. None takes accuracy for one label per row, micro F1 for several,
     Pearson's correlation for numbers and the loss for text-generation."""
@@ -141,7 +149,15 @@ class TrainSettings:
             raise ConfigError(f"The output '{self.output}' has no name: give a new directory with --output.")
         run_dir = Path(self.run_dir) if self.run_dir else self.output.with_name(self.output.name + ".run")
         object.__setattr__(self, "run_dir", run_dir)
-        for name in ("batch_size", "gradient_accumulation", "max_length", "max_new_tokens", "image_size", "save_steps"):
+        for name in (
+            "batch_size",
+            "gradient_accumulation",
+            "max_length",
+            "max_new_tokens",
+            "image_size",
+            "eval_steps",
+            "patience",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, not {value}: change --{name.replace('_', '-')}.")
@@ -161,6 +177,9 @@ class TrainSettings:
                     f"--labels names {len(self.labels)} label: classification needs at least two; with --problem-type regression "
                     "it names a number."
                 )
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError("label_smoothing must be at least 0 and less than 1: change --label-smoothing.")
+        _check_weights(self.class_weights)
         if not 0 < self.validation_fraction < 1:
             raise ConfigError("validation_fraction must lie between 0 and 1: change --validation-fraction.")
         if self.group_by_length and not task.inputs.varies_in_length:
@@ -234,6 +253,16 @@ def _check_metrics(settings: TrainSettings, task: Task) -> None:
         )
 
 
+def _check_weights(weights: Literal["balanced"] | Mapping[str, float] | None) -> None:
+    if isinstance(weights, str) and weights != "balanced":
+        raise ConfigError(
+            f"class_weights must be 'balanced' or weights by label, not '{weights}': change --class-weights."
+        )
+    for label, weight in weights.items() if isinstance(weights, Mapping) else ():
+        if not 0 < weight < math.inf:
+            raise ConfigError(f"The weight of '{label}' must be positive, not {weight}: change --class-weights.")
+
+
 def _for_problem(settings: TrainSettings, name: ProblemType) -> BestMetric:
     """Return the metric that chooses the checkpoint; raise :class:`ConfigError` for a setting that does not fit the problem."""
     if name not in PROBLEMS:
@@ -241,7 +270,7 @@ def _for_problem(settings: TrainSettings, name: ProblemType) -> BestMetric:
     problem = PROBLEMS[name]
     defaults = {item.name: item.default for item in dataclasses.fields(settings)}
     for other in PROBLEMS.values():
-        for setting in sorted(other.settings - problem.settings):
+        for setting in sorted(other.own_settings - problem.own_settings):
             if getattr(settings, setting) != defaults[setting]:
                 raise ConfigError(
                     f"--{setting.replace('_', '-')} is for {other.name}, but the problem type is {name}: leave it out."

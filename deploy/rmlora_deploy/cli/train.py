@@ -36,8 +36,18 @@ def _pattern(_: click.Context, parameter: click.Parameter, values: Any) -> dict[
         except ValueError:
             name = ""
         if not name:
-            raise click.BadParameter(f"'{value}' is not NAME=NUMBER, e.g. query=16", param=parameter)
+            raise click.BadParameter(
+                f"'{value}' is not NAME=NUMBER, such as {'spam' if parameter.name == 'class_weights' else 'query'}=16",
+                param=parameter,
+            )
     return result
+
+
+def _weights(context: click.Context, parameter: click.Parameter, values: Any) -> str | dict[str, float] | None:
+    """Read ``balanced``, or ``LABEL=WEIGHT`` pairs."""
+    if not values:
+        return None
+    return "balanced" if tuple(values) == ("balanced",) else _pattern(context, parameter, values)
 
 
 def _method_options(function: _Function) -> _Function:
@@ -113,7 +123,12 @@ def _run_options(function: _Function) -> _Function:
                      help="Batch texts of similar length: less padding, up to twice as fast.  [default: for text-generation without --packing]"),
         click.option("--gradient-checkpointing", is_flag=True, help="Compute activations twice: much less memory, about a third more time."),
         click.option("--image-size", type=int, help="Height and width of images in pixels.  [default: the base's]"),
-        click.option("--save-steps", type=int, help="Steps between checkpoints.  [default: one per epoch]"),
+        click.option("--eval-steps", "--save-steps", "eval_steps", type=int, help="Steps between evaluations, each with a checkpoint.  [default: after every epoch]"),
+        click.option("--patience", type=int, help="Stop after so many evaluations in a row without a better --best-metric.  [default: train all epochs]"),
+        click.option("--class-weights", multiple=True, callback=_weights, metavar="balanced|LABEL=WEIGHT",
+                     help="Let rare labels count more in the loss: balanced counts all labels alike; LABEL=WEIGHT, repeatable, multiplies one."),
+        click.option("--label-smoothing", type=float, default=0.0, show_default=True,
+                     help="Share of each target that is spread over all labels, e.g. 0.1: less confident answers."),
         click.option("--best-metric", type=click.Choice(get_args(BestMetric)),
                      help="Validation metric that chooses the checkpoint to keep.  [default: accuracy; micro_f1 for several labels, pearson for numbers, loss for text-generation]"),
         click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True,
