@@ -37,7 +37,7 @@ class ClassifierTraining(TaskTraining):
             settings.test,
             columns=Columns(getattr(settings, inputs.column_option), settings.label_column),
             validation_fraction=settings.validation_fraction,
-            seed=settings.seed,
+            seed=settings.data_seed,
             labels=settings.labels,
             reading=Reading(skip_empty=settings.skip_empty, encoding=settings.encoding),
             problem_type=settings.problem_type,

@@ -49,7 +49,7 @@ class LanguageTraining(TaskTraining):
             ),
             Reading(skip_empty=settings.skip_empty, encoding=settings.encoding),
             validation_fraction=settings.validation_fraction,
-            seed=settings.seed,
+            seed=settings.data_seed,
         )
         for data in splits.values():
             self._check_metric(data)

@@ -57,6 +57,11 @@ class TrainResult:
     metrics and distribution of every number; for text-generation some of the generated answers."""
     choice: str = ""
     """Sentence that says which checkpoint was packaged and why."""
+    best_metric: str = "loss"
+    """Validation metric that chose the checkpoint."""
+    seeds: dict[str, Any] = field(default_factory=dict)
+    """Of several runs that differ in their seed: which was ``kept``, figures of all ``runs``, and for ``validation`` and ``test``
+    mean and standard deviation of every metric; empty for a single run."""
     warnings: tuple[str, ...] = ()
     """Sentences about what speaks against trusting the adapter."""
 
@@ -96,6 +101,7 @@ def summarize(
         details={split: dict(evaluation.details) for split, evaluation in fitted.evaluations.items()},
         choice=explain_choice(evaluations, fitted.best_step, str(settings.best_metric))
         + _explain_stop(evaluations, settings),
+        best_metric=str(settings.best_metric),
         warnings=tuple(line for evaluation in fitted.evaluations.values() for line in evaluation.warnings),
     )
 

@@ -69,8 +69,16 @@ def train(
         OutputError: the package cannot be written.
         DependencyError: a package of the extra ``train`` is not installed.
     """
+    console = console or Console(quiet=True)
     try:
-        return _train(settings, console or Console(quiet=True), resume=resume, overwrite=overwrite)
+        if settings.seeds > 1:
+            from rmlora.training.seeds import train_seeds
+
+            def one(run: TrainSettings) -> TrainResult:
+                return _train(run, console, resume=resume, overwrite=True, replace_run=overwrite)
+
+            return train_seeds(settings, one, console=console, overwrite=overwrite)
+        return _train(settings, console, resume=resume, overwrite=overwrite, replace_run=overwrite)
     except KeyboardInterrupt:
         raise Interrupted(how_to_continue(settings.checkpoints)) from None
 
@@ -87,7 +95,10 @@ class _Prepared:
     examples: dict[str, Examples]
 
 
-def _train(settings: TrainSettings, console: Console, *, resume: bool, overwrite: bool) -> TrainResult:
+def _train(
+    settings: TrainSettings, console: Console, *, resume: bool, overwrite: bool, replace_run: bool
+) -> TrainResult:
+    """Train one adapter; ``replace_run`` lets it replace the checkpoints of a finished run with other settings."""
     for module in ("torch", "transformers", "peft", "accelerate", "matplotlib", "scipy", "sklearn"):
         require(module, "train")
     from rmlora.training.run_parts import RunParts
@@ -107,7 +118,7 @@ def _train(settings: TrainSettings, console: Console, *, resume: bool, overwrite
     arguments = training_arguments(settings)
     processes = arguments.distributed_state
     main_process: bool = processes.is_main_process
-    checkpoint = _find_checkpoint(settings, processes, resume=resume, overwrite=overwrite)
+    checkpoint = _find_checkpoint(settings, processes, resume=resume, overwrite=replace_run)
     if checkpoint is not None:
         console.print(_continuing(checkpoint), markup=False, soft_wrap=True)
     base_record = _rehearse(run, settings, fresh=checkpoint is None) if main_process else {}

@@ -125,6 +125,10 @@ class TrainSettings:
     """Arithmetic of training; the parameters stay float32."""
     seed: int = 42
     """Seed of the head's weights, the data order and dropout; the masks use ``rmlora.seed``."""
+    seeds: int = 1
+    """Number of runs, with ``seed``, ``seed + 1``, …; the best by its validation metric becomes the package."""
+    split_seed: int | None = None
+    """Seed of the split of validation data; None is ``seed``."""
     run_dir: Path | None = None
     """Directory of checkpoints and logs; None is ``<output>.run``."""
     revision: str | None = None
@@ -157,6 +161,7 @@ class TrainSettings:
             "image_size",
             "eval_steps",
             "patience",
+            "seeds",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -196,6 +201,11 @@ class TrainSettings:
         if self.run_dir is None:  # __post_init__ sets it; this is for the type checker
             raise ConfigError("run_dir is not set.")
         return self.run_dir
+
+    @property
+    def data_seed(self) -> int:
+        """``split_seed``, never None."""
+        return self.seed if self.split_seed is None else self.split_seed
 
     @property
     def token_limit(self) -> int:

@@ -134,6 +134,8 @@ def _run_options(function: _Function) -> _Function:
         click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True,
                      help="Number format that training computes in."),
         click.option("--seed", type=int, default=42, show_default=True, help="Seed of the new head, data order and dropout."),
+        click.option("--seeds", type=int, default=1, show_default=True,
+                     help="Runs to train one after another, with --seed, --seed + 1, …: shows mean and spread, keeps the best by validation."),
         click.option("--run-dir", type=click.Path(path_type=Path), help="Checkpoints and TensorBoard logs.  [default: OUTPUT.run]"),
         click.option("--revision", help="Branch, tag or commit of a hub base."),
         click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the base. Only for sources you trust."),

@@ -35,6 +35,7 @@ def show_result(console: Console, result: TrainResult, suggestion: str) -> None:
         if split in result.metrics:
             figures = ", ".join(f"{metric_name(name)} {value:.4f}" for name, value in result.metrics[split].items())
             console.print(f"{split:>10}: {figures} on {counted(result.metrics['examples'][split], 'example')}")
+    _show_seeds(console, result)
     _show_labels(console, result)
     _show_answers(console, result)
     for warning in result.warnings:
@@ -58,6 +59,21 @@ def next_command(output: Path, settings: Mapping[str, Any]) -> str:
     revision = ["--revision", settings["revision"]] if settings["revision"] else []
     words = ["export", settings["base"], "--adapter", str(output), *revision, "--output", f"{output}-bundle"]
     return shlex.join(["rmlora-deploy", *words])
+
+
+def _show_seeds(console: Console, result: TrainResult) -> None:
+    """Print mean and spread of every metric over the seeds of a run of several, and each seed's value."""
+    if not result.seeds:
+        return
+    runs = result.seeds["runs"]
+    table = Table(f"over {counted(len(runs), 'seed')}", "mean", "± std", *runs)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for split in ("validation", "test"):
+        for name, spread in result.seeds.get(split, {}).items():
+            values = (f"{scores[split][name]:.4f}" for scores in runs.values())
+            table.add_row(f"{split} {metric_name(name)}", f"{spread['mean']:.4f}", f"{spread['std']:.4f}", *values)
+    console.print(table)
 
 
 def _show_labels(console: Console, result: TrainResult) -> None:
