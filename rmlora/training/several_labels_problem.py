@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from rmlora.errors import ConfigError, InputError, some_of
 from rmlora.label_lists import read_list, split_cell
+from rmlora.scoring import scoring_of
 from rmlora.training.label_column import LabelColumn
 from rmlora.training.label_values import number_labels, sort_labels
 from rmlora.training.problem import FloatArray, Problem
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from rmlora.training.settings import TrainSettings
 
 __all__ = ["SeveralLabelsProblem"]
+
+
+_CLEARLY = 0.02
+"""Difference of F1 that is worth a sentence."""
 
 
 class SeveralLabelsProblem(Problem):
@@ -90,8 +95,10 @@ class SeveralLabelsProblem(Problem):
             label: {"examples": int(n), "precision": float(p), "recall": float(r), "f1": float(f)}
             for label, p, r, f, n in zip(labels, *columns, strict=True)
         }
-        warnings = _distrust(right, chosen, labels, split)
-        return Evaluation(self.metrics(logits, targets, settings), {"per_class": per_class}, tuple(warnings))
+        thresholds = _micro_f1_by_threshold(logits, right)
+        warnings = [*_distrust(right, chosen, labels, split), *_better_threshold(thresholds, split)]
+        details = {"per_class": per_class, "micro_f1_by_threshold": thresholds}
+        return Evaluation(self.metrics(logits, targets, settings), details, tuple(warnings))
 
 
 def _names(column: LabelColumn, labels: Sequence[str] = ()) -> list[list[str]]:
@@ -116,6 +123,29 @@ def _are_marks(lists: Sequence[Sequence[str]]) -> bool:
     same_length = len({len(names) for names in lists}) == 1
     only_marks = all(name in ("0", "1", "False", "True", "0.0", "1.0") for names in lists for name in names)
     return same_length and only_marks and any(len(set(names)) < len(names) for names in lists)
+
+
+def _micro_f1_by_threshold(logits: FloatArray, right: npt.NDArray[np.bool_]) -> dict[str, float]:
+    """Return micro F1 if a label were chosen at a probability of at least 0.1, 0.2, …, 0.9."""
+    from sklearn.metrics import f1_score
+
+    probabilities = scoring_of("multi_label_classification", logits.shape[-1]).apply(logits)
+    return {
+        f"{tenths / 10}": float(f1_score(right, probabilities >= tenths / 10, average="micro", zero_division=1))
+        for tenths in range(1, 10)
+    }
+
+
+def _better_threshold(thresholds: Mapping[str, float], split: str) -> list[str]:
+    """Return a sentence if another threshold than one half is clearly better for the validation data."""
+    best = max(thresholds, key=thresholds.__getitem__)
+    if split != "validation" or thresholds[best] < thresholds["0.5"] + _CLEARLY:
+        return []
+    return [
+        f"Labels chosen at a probability of {best} instead of 0.5 would reach a micro F1 of {thresholds[best]:.4f} instead of "
+        f"{thresholds['0.5']:.4f} on the validation data: train for more epochs or with a higher --learning-rate, or choose labels "
+        "at that probability where the answers are used."
+    ]
 
 
 def _distrust(

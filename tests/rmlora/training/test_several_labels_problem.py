@@ -72,3 +72,14 @@ def test_figures_and_warnings() -> None:
     assert found.warnings == ("The label 'b' is never predicted for the test data.",)
     none = PROBLEM.evaluate(-np.ones((2, 3)), right, ["a", "b", "c"], "test", SETTINGS)
     assert none.warnings[0].startswith("No label of any row of the test data has a probability of at least one half")
+
+
+def test_a_better_threshold_of_the_validation_data_is_named() -> None:
+    right = np.array([[1.0, 0], [0, 1], [1, 0]])
+    logits = np.log([[0.4, 0.1], [0.1, 0.8], [0.35, 0.2]]) - np.log([[0.6, 0.9], [0.9, 0.2], [0.65, 0.8]])
+    found = PROBLEM.evaluate(logits, right, ["a", "b"], "validation", SETTINGS)
+    assert found.details["micro_f1_by_threshold"]["0.3"] == 1.0
+    assert found.details["micro_f1_by_threshold"]["0.5"] == pytest.approx(0.5)
+    assert "at a probability of 0.3 instead of 0.5 would reach a micro F1 of 1.0000" in found.warnings[-1]
+    tested = PROBLEM.evaluate(logits, right, ["a", "b"], "test", SETTINGS)  # test data chooses nothing
+    assert not any("at a probability of 0.3" in line for line in tested.warnings)
