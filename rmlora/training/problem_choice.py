@@ -86,7 +86,8 @@ def _of_numbers(column: LabelColumn) -> tuple[Problem, str | None]:
             f"{where} has {len(counts)} different whole numbers: pass --problem-type regression to predict a number, or "
             "single_label_classification if each is the name of a label."
         )
-    return PROBLEMS["single_label_classification"], None
+    note = f"{where} has the whole numbers from 0 to {len(counts) - 1}: each is a label. --problem-type regression predicts a number."
+    return PROBLEMS["single_label_classification"], note if len(counts) > _MANY else None
 
 
 def _of_parts(column: LabelColumn) -> tuple[Problem, str | None] | None:

@@ -177,7 +177,8 @@ class TrainSettings:
         if self.labels is not None:
             names = parse_labels(self.labels) if isinstance(self.labels, str | Path) else tuple(self.labels)
             object.__setattr__(self, "labels", names)
-            if len(self.labels) < 2 and self.problem_type != "regression":
+            fewest = PROBLEMS[self.problem_type].fewest_labels if self.problem_type in PROBLEMS else 2
+            if len(self.labels) < fewest:
                 raise ConfigError(
                     f"--labels names {len(self.labels)} label: classification needs at least two; with --problem-type regression "
                     "it names a number."

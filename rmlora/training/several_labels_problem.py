@@ -104,8 +104,8 @@ class SeveralLabelsProblem(Problem):
 def _names(column: LabelColumn, labels: Sequence[str] = ()) -> list[list[str]]:
     """Return the labels of every row; a cell that is one of ``labels`` is not divided."""
     rows = [[cell] if cell in labels else split_cell(cell) for cell in column.cells]
-    for row, (cell, names) in enumerate(zip(column.cells, rows, strict=True)):
-        if cell.lstrip().startswith("{") or ("None" in names and read_list(cell) is not None):
+    for row, cell in enumerate(column.cells):
+        if cell.lstrip().startswith("{") or None in (read_list(cell) or ()):
             raise InputError(
                 f'{column.where(row)} has the labels {cell[:60]}: write a list of names or numbers, such as ["a", "b"].'
             )

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import ClassLabel, Dataset, Features, List, Value
 
 from rmlora.errors import ConfigError, InputError
 from rmlora.scoring import scoring_of
+from rmlora.tasks import get_task
+from rmlora.training.data import Columns, load_splits
 from rmlora.training.label_column import LabelColumn
 from rmlora.training.settings import TrainSettings
 from rmlora.training.several_labels_problem import SeveralLabelsProblem
@@ -45,6 +48,19 @@ def test_labels_are_found_in_lists_and_between_marks() -> None:
 def test_cells_that_name_no_labels_are_refused(cells: list[str], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         PROBLEM.order(column(*cells), None)
+
+
+def test_lists_of_numbers_have_the_names_that_a_dataset_declares(tmp_path: Path) -> None:
+    features = Features({"text": Value("string"), "label": List(ClassLabel(names=["x", "y", "None"]))})
+    rows = {"text": [f"w{n}" for n in range(8)], "label": [[0, 2], [], [1], [1, 0]] * 2}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data.parquet")
+    splits = load_splits(
+        get_task("text-classification"), str(tmp_path / "data.parquet"), None, None, columns=Columns(),
+        validation_fraction=0.25, seed=1,
+    )  # fmt: skip
+    assert splits.problem.name == "multi_label_classification" and splits.labels == ("x", "y", "None")
+    encoded = dict(zip(*(a + b for a, b in zip(splits.train, splits.validation, strict=True)), strict=True))
+    assert [encoded[f"w{n}"] for n in range(4)] == [[1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 0]]
 
 
 def test_an_unknown_label_is_named_by_its_line() -> None:
