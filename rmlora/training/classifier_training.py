@@ -44,7 +44,7 @@ class ClassifierTraining(TaskTraining):
         )
         self._problem, self.settings = splits.problem, settings.for_problem(splits.problem.name)
         self._loss = splits.problem.loss(self.settings, splits.labels, splits.train[1])
-        return TrainingData(splits.by_name(), splits.labels, splits.problem.name, splits.notes)
+        return TrainingData(splits.by_name(), splits.labels, splits.notes, splits.problem.name)
 
     def check_data(self, data: TrainingData, processor: Any) -> TrainingData:
         """Return ``data``: rows are cut or scaled to what the model takes."""

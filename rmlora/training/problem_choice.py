@@ -49,6 +49,12 @@ def choose_problem(
     if labels is None and column.declared is None:
         if all(_is_number(cell) for cell in column.cells):
             return _of_numbers(column)
+        if all(_is_number(cell.replace(",", ".", 1)) for cell in column.cells):
+            comma = next(cell for cell in column.cells if "," in cell)
+            raise ConfigError(
+                f"'{column.name}' of {column.source} has cells like '{comma[:60]}': write decimals with a point to predict a number, or "
+                "pass --problem-type if they name labels."
+            )
         if (found := _of_parts(column)) is not None:
             return found
     return PROBLEMS["single_label_classification"], None

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rmlora.errors import ConfigError, InputError
-from rmlora.label_lists import split_cell
+from rmlora.label_lists import SEPARATORS, read_list
 from rmlora.training.label_column import LabelColumn
 from rmlora.training.problem import FloatArray, Problem
 from rmlora.training.split_evaluation import Evaluation
@@ -38,7 +38,7 @@ class RegressionProblem(Problem):
 
     def order(self, column: LabelColumn, given: Sequence[str] | None) -> tuple[str, ...]:
         """Return the names given, else the column's; ``name_0``, ``name_1``, … if cells hold lists."""
-        count = len(split_cell(column.cells[0]))
+        count = len(_parts(column.cells[0]))
         if given is not None:
             if len(given) != count:
                 raise ConfigError(
@@ -99,10 +99,21 @@ class RegressionProblem(Problem):
         return {"target_range": np.stack([values.min(0), values.max(0)], axis=1).tolist()}
 
 
+def _parts(cell: str) -> list[str]:
+    """Return the items of a list, or the cell: marks between numbers are not read, since 1,5 may mean 1.5."""
+    items = read_list(cell)
+    return [cell] if items is None else [str(item) for item in items]
+
+
 def _numbers(cell: str, outputs: int, column: LabelColumn, row: int) -> list[float]:
     try:
-        values = [float(part) for part in split_cell(cell)]
+        values = [float(part) for part in _parts(cell)]
     except ValueError:
+        if any(mark in cell for mark in SEPARATORS):
+            raise InputError(
+                f"{column.where(row)} has the label '{cell[:60]}': write decimals with a point (1.5), and several numbers as a list "
+                "([1.5, 2])."
+            ) from None
         raise InputError(
             f"{column.where(row)} has the label '{cell[:60]}', which is no number: correct it, check --label-column, or choose "
             "another --problem-type."

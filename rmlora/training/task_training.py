@@ -31,10 +31,10 @@ class TrainingData:
     """``train``, ``validation`` and, if there is test data, ``test`` → rows, in the form that the kind of task reads."""
     labels: tuple[str, ...] = ()
     """Label names in the order of the head's outputs; empty if there is none."""
-    problem_type: ProblemType | None = None
-    """What the head's scores are, for the model's configuration."""
     notes: tuple[str, ...] = ()
     """Sentences about how the data was read and what was not used."""
+    problem_type: ProblemType | None = None
+    """What the head's scores are, for the model's configuration; None for other outputs."""
 
 
 class TaskTraining(ABC):

@@ -34,10 +34,11 @@ def test_outputs_are_named_by_the_column() -> None:
 
 def test_targets_and_cells_that_are_none() -> None:
     assert PROBLEM.encode(column("1.5", " 2 ", "-3e-1"), ["stars"], given=False) == [[1.5], [2.0], [-0.3]]
-    assert PROBLEM.encode(column("[1, 2.5]", "3;4"), ["a", "b"], given=False) == [[1.0, 2.5], [3.0, 4.0]]
+    assert PROBLEM.encode(column("[1, 2.5]", "[3, 4]"), ["a", "b"], given=False) == [[1.0, 2.5], [3.0, 4.0]]
     for cell, message in (
         ("good", "is no number"),
-        ("1;2", "has 2 numbers in 'stars'"),
+        ("[1, 2]", "has 2 numbers in 'stars'"),
+        ("1,5", "write decimals with a point"),
         ("nan", "finite"),
         ("1e39", "finite"),
     ):
