@@ -29,6 +29,7 @@ from rmlora_converters.graph.files.model_file import load_model, save_model
 from rmlora_converters.graph.locate.targets import check_adapters, find_targets
 from rmlora_converters.graph.passes.insert_branches import insert_branches
 from rmlora_converters.graph.passes.logits_start import add_logits_start
+from rmlora_converters.graph.passes.pack_products import pack_products
 from rmlora_deploy.bundles.adapters import check_name, store_reference, write_adapter
 from rmlora_deploy.bundles.bundle import MODEL_FILE, REFERENCE_FILE, Bundle
 from rmlora_deploy.bundles.convert_adapter import TryOut
@@ -185,6 +186,7 @@ def _build_merged(plan: _DecoderPlan, directory: Path) -> list[str]:
             merge_checkpoint(plan.base, adapter, merged, allow_base_mismatch=plan.settings.allow_base_mismatch)
         built = _build(plan, merged, Path(temporary) / "built")
         model = load_model(built / MODEL_FILE)
+        pack_products(model)
         add_logits_start(model)
         save_model(model, directory / MODEL_FILE)
         _copy_side_files(built, directory, Checkpoint(merged))
@@ -200,6 +202,7 @@ def _build_branches(plan: _DecoderPlan, directory: Path) -> list[str]:
         _copy_side_files(built, directory, plan.checkpoint)
         plan.on_progress("inserting branches")
         model = load_model(built / MODEL_FILE)
+        pack_products(model)
         targets = find_targets(model, list(plan.adapters.values()), plan.checkpoint)
         if targets.absent:
             raise AdapterError(
