@@ -11,6 +11,7 @@ import numpy as np
 
 from rmlora.spectrum import AdapterSpectrum
 from rmlora.wording import counted
+from rmlora_deploy.bundles.asking import prompt_format
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.manifest import AdapterSource
 from rmlora_deploy.inspection.markdown_text import bars, code, escaped, facts, table
@@ -96,7 +97,7 @@ def _about(bundle: Bundle, size: int) -> list[str]:
             "built for": escaped(decoder.built_for) if decoder is not None else None,
             "longest text": counted(decoder.context_length, "token") + ", prompt and answer together" if decoder is not None
             else counted(manifest.max_length, "token") if manifest.max_length else None,
-            "a prompt is": _PROMPTS[_asked(bundle, manifest.adapter)] if decoder is not None else None,
+            "a prompt is": _PROMPTS[prompt_format(manifest, manifest.adapter)] if decoder is not None else None,
             "labels": _list(manifest.labels),
             "vectors": escaped(bundle.pooling) if bundle.pooling is not None else None,
             "graph": f"opset {graph.opset}, {graph.bytes / 1e6:.1f} MB, "
@@ -107,13 +108,6 @@ def _about(bundle: Bundle, size: int) -> list[str]:
             "with": ", ".join(f"{escaped(tool)} {escaped(version)}" for tool, version in manifest.tools.items() if version),
         }
     )  # fmt: skip
-
-
-def _asked(bundle: Bundle, adapter: AdapterSource | None) -> str:
-    """Return how a language model is asked: as its adapter was trained, else as the base takes prompts."""
-    decoder = bundle.manifest.decoder
-    base = "chat" if decoder is not None and decoder.chat else "raw"
-    return (adapter.prompt_format if adapter is not None else None) or base
 
 
 def _use(bundle: Bundle, name: str) -> list[str]:
@@ -144,7 +138,7 @@ def _adapters(bundle: Bundle) -> list[str]:
         [
             escaped(name), _list(getattr(entry, "labels", []), most=6),
             str(entry.rank) if hasattr(entry, "rank") else "", str(entry.modules), f"{entry.parameters:,}", _method(entry),
-            _PROMPTS[_asked(bundle, entry)] if bundle.manifest.decoder is not None else "",
+            _PROMPTS[prompt_format(bundle.manifest, entry)] if bundle.manifest.decoder is not None else "",
             "; ".join(_metrics(entry)), code(entry.sha256[:12]),
         ]
         for name, entry in entries.items()

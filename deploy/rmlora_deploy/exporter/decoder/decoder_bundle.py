@@ -69,6 +69,8 @@ class _DecoderPlan(ExportPlan):
     """Its tokenizer."""
     route: DecoderRoute
     """How its graph is made."""
+    measure: AnswerMeasure | None
+    """How answers are judged while the bundle is verified."""
 
 
 def export_decoder(settings: ExportSettings, *, on_progress: Callable[[str], None]) -> Bundle:
@@ -140,10 +142,10 @@ def _plan(settings: ExportSettings, on_progress: Callable[[str], None]) -> _Deco
     else:
         for adapter in adapters.values():
             check_base(adapter, checkpoint, allow_mismatch=settings.allow_base_mismatch)
-    _measure(settings, task)
     return _DecoderPlan(
-        settings, checkpoint, adapters, task, None, None, None, {}, on_progress, codec=codec, route=route
-    )
+        settings, checkpoint, adapters, task, None, None, None, {}, on_progress,
+        codec=codec, route=route, measure=_measure(settings, task),
+    )  # fmt: skip
 
 
 def _measure(settings: ExportSettings, task: Task) -> AnswerMeasure | None:
@@ -292,7 +294,7 @@ def _verify(plan: _DecoderPlan, bundle: Bundle) -> None:
     plan.on_progress("verifying against PyTorch and PEFT")
     merged = bundle.mode == "merged"
     data: dict[str | None, DecoderData] = {
-        None if merged else name: DecoderData(source, plan.settings.columns, _measure(plan.settings, plan.task))
+        None if merged else name: DecoderData(source, plan.settings.columns, plan.measure)
         for name, source in plan.settings.data.items()
     }
     report, expected = verify_decoder(bundle, partial(_torch_of, plan), data)
