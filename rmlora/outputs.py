@@ -30,7 +30,7 @@ AnyArray = npt.NDArray[Any]
 class Outputs(ABC):
     """A kind of outputs. Instances have no state."""
 
-    kind: ClassVar[Literal["scores", "vector", "text"]]
+    kind: ClassVar[Literal["scores", "vector", "text", "answer"]]
     has_labels: ClassVar[bool]
     """True if outputs are scores for labels, so metrics can be measured on labeled data."""
     pools: ClassVar[bool]

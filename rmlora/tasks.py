@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rmlora.answered_text import AnsweredText
 from rmlora.errors import ConfigError
 from rmlora.generated_text import GeneratedText
 from rmlora.inputs import ImageInputs, Inputs, TextInputs
 from rmlora.outputs import ClassScores, Outputs, SentenceVector
 from rmlora.prompt_inputs import PromptInputs
 
-__all__ = ["NOT_EXPORTED", "OTHER_TASKS", "TASKS", "Task", "get_task", "recorded_task"]
+__all__ = ["OTHER_TASKS", "TASKS", "Task", "get_task", "recorded_task"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Task:
     """PEFT's task type, with which PEFT also saves the head; None if PEFT has none for this task."""
     not_trained: str | None = None
     """Error sentence if ``rmlora-deploy train`` does not train this task; None if it does."""
+    not_exported: str | None = None
+    """Why adapters for this task are not exported, and what to do instead; None if they are."""
 
 
 TASKS: dict[str, Task] = {
@@ -50,6 +53,12 @@ TASKS: dict[str, Task] = {
             "RMLoRACallback, or with anything else that writes PEFT's format, and deploy the adapter from there.",
         ),
         Task("text-generation", PromptInputs(), GeneratedText(), "AutoModelForCausalLM", "CAUSAL_LM"),
+        Task(
+            "text2text-generation", PromptInputs(), AnsweredText(), "AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM",
+            not_exported="its decoder also attends to what an encoder made of the prompt, so it takes two graphs and a second "
+            "cache, which the runtime for language models does not have; merge it with  rmlora-deploy merge  and run it in "
+            "transformers",
+        ),
     )
 }  # fmt: skip
 
@@ -69,7 +78,6 @@ OTHER_TASKS: dict[str, tuple[str | None, str | tuple[str, ...]]] = {
     "token-classification": ("TOKEN_CLS", "ForTokenClassification"),
     "question-answering": ("QUESTION_ANS", "ForQuestionAnswering"),
     "fill-mask": (None, "ForMaskedLM"),
-    "text2text-generation": ("SEQ_2_SEQ_LM", "ForConditionalGeneration"),
     "multiple-choice": (None, "ForMultipleChoice"),
     "audio-classification": (None, "ForAudioClassification"),
     "object-detection": (None, "ForObjectDetection"),
@@ -77,16 +85,11 @@ OTHER_TASKS: dict[str, tuple[str | None, str | tuple[str, ...]]] = {
 }
 """Tasks whose adapters are recognized, but not exported → PEFT's task type, and how the names of model classes end."""
 
-NOT_EXPORTED: dict[str, str] = {
-    "text2text-generation": "its decoder also attends to what an encoder made of the prompt, so it takes two graphs and a second "
-    "cache, which the runtime for language models does not have; merge it with  rmlora-deploy merge  and run it in transformers",
-}
-"""Task that is recognized → why it is not exported, and what to do instead, where more can be said than which tasks are."""
-
 _CLASSES: dict[str, str | tuple[str, ...]] = {
     "text-classification": "ForSequenceClassification",
     "image-classification": "ForImageClassification",
     "text-generation": ("ForCausalLM", "LMHeadModel"),
+    "text2text-generation": "ForConditionalGeneration",
 }
 """Task → how the names of its model classes end. The encoders for feature-extraction are also inside all other models."""
 

@@ -20,6 +20,7 @@ from rmlora.storage import check_makeable, refuse_existing
 from rmlora.stored_weights import quantization_method
 from rmlora.tasks import get_task
 from rmlora.torch_models import load_task_model
+from rmlora.training.answer_training import AnswerTraining
 from rmlora.training.arguments import check_precision, training_arguments
 from rmlora.training.classifier_training import ClassifierTraining
 from rmlora.training.fit import fit
@@ -181,7 +182,11 @@ def _refuse_quantized(base: Path) -> None:
         )
 
 
-_TRAININGS: dict[str, type[TaskTraining]] = {"scores": ClassifierTraining, "text": LanguageTraining}
+_TRAININGS: dict[str, type[TaskTraining]] = {
+    "scores": ClassifierTraining,
+    "text": LanguageTraining,
+    "answer": AnswerTraining,
+}
 """Kind of a task's outputs → how it is trained."""
 
 

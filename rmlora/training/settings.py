@@ -55,18 +55,18 @@ class TrainSettings:
     """Column of chats, each a list of messages with role and content; None looks for ``messages``. Like the other settings that
     say so, only for text-generation."""
     prompt_column: str | None = None
-    """Column of prompts; None looks for ``prompt``, ``instruction``, … Only for text-generation."""
+    """Column of prompts; None looks for ``prompt``, ``instruction``, … Only for generation of text."""
     completion_column: str | None = None
-    """Column of what answers a prompt; None looks for ``completion``, ``response``, … Only for text-generation."""
+    """Column of what answers a prompt; None looks for ``completion``, ``response``, … Only for generation of text."""
     raw: bool = False
     """Join prompt and completion as they stand, without the base's chat template. Only for text-generation."""
     skip_long: bool = False
-    """Leave out rows none of whose answer fits into ``max_length``; False refuses them. Only for text-generation."""
+    """Leave out rows none of whose answer fits into ``max_length``; False refuses them. Only for generation of text."""
     metric: Metric | None = None
     """What is measured on answers generated for validation and test data; None measures loss and perplexity alone. Only for
-    text-generation."""
+    generation of text."""
     max_new_tokens: int = 128
-    """Most tokens of a generated answer. Only for text-generation."""
+    """Most tokens of a generated answer. Only for generation of text."""
     validation_fraction: float = 0.1
     """Share of the training data used for validation if ``validation`` is None."""
     epochs: float = 5.0
