@@ -15,6 +15,8 @@ from rmlora.generated_text import GeneratedText
 from rmlora.inputs import ImageInputs, Inputs, TextInputs
 from rmlora.outputs import ClassScores, Outputs, SentenceVector
 from rmlora.prompt_inputs import PromptInputs
+from rmlora.token_inputs import TokenInputs
+from rmlora.token_labels import TokenLabels
 
 __all__ = ["NOT_EXPORTED", "OTHER_TASKS", "TASKS", "Task", "get_task", "recorded_task"]
 
@@ -49,6 +51,7 @@ TASKS: dict[str, Task] = {
             not_trained="rmlora-deploy train does not train embeddings: train with sentence-transformers and the "
             "RMLoRACallback, or with anything else that writes PEFT's format, and deploy the adapter from there.",
         ),
+        Task("token-classification", TokenInputs(), TokenLabels(), "AutoModelForTokenClassification", "TOKEN_CLS"),
         Task("text-generation", PromptInputs(), GeneratedText(), "AutoModelForCausalLM", "CAUSAL_LM"),
     )
 }  # fmt: skip
@@ -66,7 +69,6 @@ def get_task(name: str) -> Task:
 
 
 OTHER_TASKS: dict[str, tuple[str | None, str | tuple[str, ...]]] = {
-    "token-classification": ("TOKEN_CLS", "ForTokenClassification"),
     "question-answering": ("QUESTION_ANS", "ForQuestionAnswering"),
     "fill-mask": (None, "ForMaskedLM"),
     "text2text-generation": ("SEQ_2_SEQ_LM", "ForConditionalGeneration"),
@@ -86,6 +88,7 @@ NOT_EXPORTED: dict[str, str] = {
 _CLASSES: dict[str, str | tuple[str, ...]] = {
     "text-classification": "ForSequenceClassification",
     "image-classification": "ForImageClassification",
+    "token-classification": "ForTokenClassification",
     "text-generation": ("ForCausalLM", "LMHeadModel"),
 }
 """Task → how the names of its model classes end. The encoders for feature-extraction are also inside all other models."""
