@@ -64,7 +64,8 @@ def command(
 
     Prints the likeliest label of each input and its probability; for a model with one output, or for regression, its number
     (transformers' pipelines show the same); for token-classification the entities of each text, with --json also where they
-    start and end; for embeddings, how similar the texts are, and with --json their vectors. A bundle with branches answers with all its adapters, mixed in one batch. Without INPUTS the command reads
+    start and end; for embeddings, how similar the texts are, and with --json their vectors. A bundle
+    with branches answers with all its adapters, mixed in one batch. Without INPUTS the command reads
     one per line from stdin; on a terminal it asks for them one by one, and an empty line ends it. Put an input that starts
     with a dash after "--".
 
