@@ -127,7 +127,7 @@ class Inputs(ABC):
     # -- training and tracing ---------------------------------------------------------------------------------------
 
     @abstractmethod
-    def examples(self, inputs: Sequence[Any], labels: Sequence[int], processor: Any, max_length: int) -> Examples:
+    def examples(self, inputs: Sequence[Any], labels: Sequence[Any], processor: Any, max_length: int) -> Examples:
         """Return a torch dataset of ``inputs`` with a collator (needs torch)."""
 
     @abstractmethod
@@ -159,6 +159,8 @@ class TextInputs(Inputs):
     varies_in_length = True
     packs_processor = False
     different_processors = "split texts"
+    pads_right: ClassVar[bool] = False
+    """True if batches are padded on the right whatever the tokenizer says."""
 
     def locate(self, value: Any, source: str) -> Any:
         """Return ``value``: the cell contains the text itself."""
@@ -190,7 +192,7 @@ class TextInputs(Inputs):
     def collate(self, processor: Any, rows: Sequence[Arrays]) -> Arrays:
         """Return int64 arrays ``[rows, tokens]``, padded on the tokenizer's padding side."""
         longest = max(self.tokens(row) for row in rows)
-        left = getattr(processor, "padding_side", "right") == "left"
+        left = not self.pads_right and getattr(processor, "padding_side", "right") == "left"
         batch: Arrays = {}
         for name in rows[0]:
             batch[name] = np.full((len(rows), longest), _padding(processor, name), np.int64)
@@ -213,7 +215,7 @@ class TextInputs(Inputs):
         with library_call(lambda reason: InputError(f"The tokenizer has no usable vocabulary ({reason}).")):
             return dict(processor.get_vocab())
 
-    def examples(self, inputs: Sequence[Any], labels: Sequence[int], processor: Any, max_length: int) -> Examples:
+    def examples(self, inputs: Sequence[Any], labels: Sequence[Any], processor: Any, max_length: int) -> Examples:
         """Return the texts, tokenized once."""
         from rmlora.training.features import TextExamples
 
@@ -313,7 +315,7 @@ class ImageInputs(Inputs):
             key: item for key, item in settings.items() if not key.startswith("_") and key != "image_processor_type"
         }
 
-    def examples(self, inputs: Sequence[Any], labels: Sequence[int], processor: Any, max_length: int) -> Examples:
+    def examples(self, inputs: Sequence[Any], labels: Sequence[Any], processor: Any, max_length: int) -> Examples:
         """Return the images, decoded on access."""
         from rmlora.training.features import ImageExamples
 

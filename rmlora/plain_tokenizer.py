@@ -83,7 +83,8 @@ class PlainTokenizer:
         *,
         truncation: bool = True,
         max_length: int | None = None,
-    ) -> dict[str, list[list[int]]]:
+        return_offsets_mapping: bool = False,
+    ) -> dict[str, list[Any]]:
         """Return input name → token ids, masks and types for each text, or pair of texts; arguments as in transformers."""
         limit = max_length or (self.model_max_length if self.model_max_length < _NO_LIMIT else None)
         if truncation and limit:
@@ -92,10 +93,12 @@ class PlainTokenizer:
             self._tokenizer.no_truncation()
         given = list(text) if text_pair is None else list(zip(text, text_pair, strict=True))
         made = self._tokenizer.encode_batch(given)
+        offsets = {"offset_mapping": [item.offsets for item in made]} if return_offsets_mapping else {}
         return {
             "input_ids": [item.ids for item in made],
             "attention_mask": [item.attention_mask for item in made],
             "token_type_ids": [item.type_ids for item in made],
+            **offsets,
         }
 
     def get_vocab(self) -> dict[str, int]:

@@ -16,6 +16,8 @@ from rmlora.generated_text import GeneratedText
 from rmlora.inputs import ImageInputs, Inputs, TextInputs
 from rmlora.outputs import ClassScores, Outputs, SentenceVector
 from rmlora.prompt_inputs import PromptInputs
+from rmlora.token_inputs import TokenInputs
+from rmlora.token_labels import TokenLabels
 
 __all__ = ["OTHER_TASKS", "TASKS", "Task", "get_task", "recorded_task"]
 
@@ -52,6 +54,7 @@ TASKS: dict[str, Task] = {
             not_trained="rmlora-deploy train does not train embeddings: train with sentence-transformers and the "
             "RMLoRACallback, or with anything else that writes PEFT's format, and deploy the adapter from there.",
         ),
+        Task("token-classification", TokenInputs(), TokenLabels(), "AutoModelForTokenClassification", "TOKEN_CLS"),
         Task("text-generation", PromptInputs(), GeneratedText(), "AutoModelForCausalLM", "CAUSAL_LM"),
         Task(
             "text2text-generation", PromptInputs(), AnsweredText(), "AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM",
@@ -75,7 +78,6 @@ def get_task(name: str) -> Task:
 
 
 OTHER_TASKS: dict[str, tuple[str | None, str | tuple[str, ...]]] = {
-    "token-classification": ("TOKEN_CLS", "ForTokenClassification"),
     "question-answering": ("QUESTION_ANS", "ForQuestionAnswering"),
     "fill-mask": (None, "ForMaskedLM"),
     "multiple-choice": (None, "ForMultipleChoice"),
@@ -88,6 +90,7 @@ OTHER_TASKS: dict[str, tuple[str | None, str | tuple[str, ...]]] = {
 _CLASSES: dict[str, str | tuple[str, ...]] = {
     "text-classification": "ForSequenceClassification",
     "image-classification": "ForImageClassification",
+    "token-classification": "ForTokenClassification",
     "text-generation": ("ForCausalLM", "LMHeadModel"),
     "text2text-generation": "ForConditionalGeneration",
 }

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from rmlora.images import open_image
 from rmlora.training.language_rows import LanguageRows, Row, TokenRows
+from rmlora.training.tagged_rows import TaggedRows
 
 __all__ = ["Examples", "ImageExamples", "TextExamples"]
 
@@ -47,7 +48,7 @@ class ImageExamples(Dataset[Row]):
         return {"pixel_values": torch.from_numpy(pixels), "labels": self._labels[index]}
 
 
-Examples: TypeAlias = TextExamples | ImageExamples | LanguageRows
+Examples: TypeAlias = TextExamples | ImageExamples | LanguageRows | TaggedRows
 
 
 def _stack(rows: list[Row]) -> dict[str, torch.Tensor]:

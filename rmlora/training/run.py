@@ -38,6 +38,7 @@ from rmlora.training.resume import (
 )
 from rmlora.training.settings import TrainSettings
 from rmlora.training.task_training import TaskTraining
+from rmlora.training.token_training import TokenTraining
 from rmlora.training.trained_package import write_trained_package
 
 if TYPE_CHECKING:
@@ -186,6 +187,7 @@ _TRAININGS: dict[str, type[TaskTraining]] = {
     "scores": ClassifierTraining,
     "text": LanguageTraining,
     "answer": AnswerTraining,
+    "tokens": TokenTraining,
 }
 """Kind of a task's outputs → how it is trained."""
 

@@ -18,7 +18,7 @@ from rmlora.training.source_digest import source_digest
 __all__ = ["BestMetric", "Metric", "Precision", "TrainSettings"]
 
 Precision = Literal["fp32", "bf16", "fp16"]
-BestMetric = Literal["accuracy", "macro_f1", "loss", "exact_match", "json", "rougeL"]
+BestMetric = Literal["accuracy", "macro_f1", "f1", "loss", "exact_match", "json", "rougeL"]
 Metric = Literal["exact_match", "json", "rougeL"]
 
 
@@ -84,7 +84,8 @@ class TrainSettings:
     max_grad_norm: float = 1.0
     """Norm to which the task's gradient is clipped; 0 turns clipping off."""
     max_length: int | None = None
-    """Tokens; longer texts are truncated. None takes 128 for classification and 1024 for text-generation."""
+    """Tokens; longer texts are truncated. None takes 128 for classification, 256 for token-classification and 1024
+    for text-generation."""
     group_by_length: bool | None = None
     """Batch texts of similar length: less padding, but less random batches. None does it for text-generation unless
     ``packing`` saves the padding."""
@@ -101,8 +102,8 @@ class TrainSettings:
     save_steps: int | None = None
     """Optimizer steps between checkpoints; None saves after every epoch."""
     best_metric: BestMetric | None = None
-    """Validation metric that chooses the checkpoint to package. None takes accuracy for classification and the loss for
-    text-generation."""
+    """Validation metric that chooses the checkpoint to package. None takes accuracy for classification, the F1 of entities for
+    token-classification and the loss for text-generation."""
     precision: Precision = "fp32"
     """Arithmetic of training; the parameters stay float32."""
     seed: int = 42

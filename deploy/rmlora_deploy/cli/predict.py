@@ -20,15 +20,16 @@ from rmlora_deploy.api import load
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.cli.console import colored, json_option, make_console, print_json, remote_code_option, unique_names
 from rmlora_deploy.cli.embedding_output import show_vectors
+from rmlora_deploy.cli.entity_output import note_unread, plain_entities, show_entities
 from rmlora_deploy.cli.provider_options import provider_option
-from rmlora_deploy.inference import Classifier, Embedder, Prediction
+from rmlora_deploy.inference import Classifier, Embedder, Prediction, Tagger, Tagging
 
 __all__ = ["command"]
 
 _TABLES = {".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"}
 """Endings of data files, whose lines are more than texts."""
 _Loader = Callable[[Path], Any]
-"""Opens a bundle: a :class:`Classifier` or an :class:`Embedder`."""
+"""Opens a bundle: a :class:`Classifier`, a :class:`Tagger` or an :class:`Embedder`."""
 
 
 @click.command("predict")
@@ -59,11 +60,12 @@ def command(
     bundle: Path, inputs: tuple[str, ...], others: tuple[Path, ...], adapters: tuple[str, ...], file: Path | None,
     top: int, batch_size: int, provider: str, trust_remote_code: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Classify INPUTS (texts, or image files) with a BUNDLE, or embed them, without torch.
+    """Classify INPUTS (texts, or image files) with a BUNDLE, find entities in them, or embed them, without torch.
 
     Prints the likeliest label of each input and its probability; for a model with one output, or for regression, its number
-    (transformers' pipelines show the same); for embeddings, how similar the texts are, and with --json
-    their vectors. A bundle with branches answers with all its adapters, mixed in one batch. Without INPUTS the command reads
+    (transformers' pipelines show the same); for token-classification the entities of each text, with --json also where they
+    start and end; for embeddings, how similar the texts are, and with --json their vectors. A bundle
+    with branches answers with all its adapters, mixed in one batch. Without INPUTS the command reads
     one per line from stdin; on a terminal it asks for them one by one, and an empty line ends it. Put an input that starts
     with a dash after "--".
 
@@ -72,6 +74,7 @@ def command(
       rmlora-deploy predict spam-bundle "You have won a prize, call now"
       rmlora-deploy predict spam-bundle --with trec-bundle
       rmlora-deploy predict both -a spam -a trec "Who won the prize ?"
+      rmlora-deploy predict slots-bundle "Turn on the desk lamp in the kitchen"
       rmlora-deploy predict photo-bundle cat.jpg dog.jpg --top 3 --json
       rmlora-deploy predict spam-bundle --file messages.txt --json
     """
@@ -81,7 +84,7 @@ def command(
     loader = partial(load, provider=provider, trust_remote_code=trust_remote_code)
     columns = _open_columns(unique_names((bundle, *others)), adapters, loader)
     names = [name for column in columns for name in column.names]
-    vectors = isinstance(columns[0].opened, Embedder)
+    kind = type(columns[0].opened)
     if columns[0].modality == "text":
         _note_file(inputs)
 
@@ -89,8 +92,10 @@ def command(
         rows = _ask(columns, asked, top, batch_size)
         if as_json:
             print_json(rows)
-        elif vectors:
+        elif kind is Embedder:
             show_vectors(console, rows, names)
+        elif kind is Tagger:
+            show_entities(console, rows, names)
         else:
             console.print(_table(rows, names))
 
@@ -99,7 +104,9 @@ def command(
         return
     given = given or (_lines(Path("-")) if file is None else [])
     if not given:
-        raise InputError("There is nothing to classify or embed: give inputs as arguments, with --file, or on stdin.")
+        raise InputError(
+            "There is nothing to classify, tag or embed: give inputs as arguments, with --file, or on stdin."
+        )
     answer(given)
 
 
@@ -107,7 +114,7 @@ def command(
 class _Columns:
     """A bundle, and the columns of the table that it fills: one for each adapter asked, or one."""
 
-    opened: Classifier | Embedder
+    opened: Classifier | Tagger | Embedder
     names: list[str]
     adapters: list[str | None]
     modality: str
@@ -119,6 +126,9 @@ class _Columns:
         repeated, chosen = [given for given in inputs for _ in range(count)], self.adapters * len(inputs)
         if isinstance(self.opened, Embedder):
             found: Sequence[Any] = list(self.opened.embed(repeated, chosen, batch_size=batch_size))
+        elif isinstance(self.opened, Tagger):
+            found = self.opened.tag(repeated, chosen, batch_size=batch_size)
+            note_unread(found)
         else:
             found = self.opened.predict(repeated, chosen, batch_size=batch_size)
         return (found[start : start + count] for start in range(0, len(found), count))
@@ -166,7 +176,7 @@ def _refuse_mixture(bundles: Mapping[str, Bundle]) -> None:
 
 
 def _ask(columns: Sequence[_Columns], inputs: Sequence[str], top: int, batch_size: int) -> list[dict[str, Any]]:
-    """Return for every input what each column answers: labels, likeliest first, or a vector."""
+    """Return for every input what each column answers: labels, likeliest first, entities, or a vector."""
     names = [name for column in columns for name in column.names]
     found = zip(*(column.answers(inputs, batch_size) for column in columns), strict=True)
     return [
@@ -180,6 +190,8 @@ def _plain(answer: Any, top: int) -> list[Any]:
     if isinstance(answer, Prediction):
         kind = "probability" if answer.is_probability else "score"
         return [{"label": label, kind: value} for label, value in answer.ranking[:top]]
+    if isinstance(answer, Tagging):
+        return plain_entities(answer)
     return [float(value) for value in answer]
 
 

@@ -91,8 +91,8 @@ def _run_options(function: _Function) -> _Function:
         click.option("--test", help="Test data, in the same forms; its metrics are written into the package."),
         click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Package directory to write."),
         click.option("--task", type=click.Choice(list(TASKS)), default="text-classification", show_default=True, help="What the adapter is for."),
-        click.option("--text-column", help="Column of the texts.  [default: text, sentence, …]"),
-        click.option("--label-column", help="Column of the labels.  [default: label, class, …]"),
+        click.option("--text-column", help="Column of the texts, or for token-classification of the words.  [default: text, sentence, …; tokens, words, text]"),
+        click.option("--label-column", help="Column of the labels or tags; of a CoNLL file its number.  [default: label, class, …; ner_tags, tags, entities, …]"),
         click.option("--labels", metavar="A,B,C|FILE", help="Label names in the order of the outputs, or a file of them; data may name labels or number them from 0.  [default: those in --train]"),
         click.option("--skip-empty", is_flag=True, help="Leave out rows without text or label; without it they are an error."),
         click.option("--encoding", help="Encoding of csv, tsv and json files, such as cp1252.  [default: UTF-8, or what a byte order mark says]"),
@@ -105,14 +105,14 @@ def _run_options(function: _Function) -> _Function:
         click.option("--warmup-ratio", type=float, default=0.06, show_default=True, help="Share of steps in which the learning rate rises to its peak."),
         click.option("--weight-decay", type=float, default=0.0, show_default=True, help="Weight decay of AdamW."),
         click.option("--max-grad-norm", type=float, default=1.0, show_default=True, help="Clip the task's gradient to this norm; 0 does not clip."),
-        click.option("--max-length", type=int, help="Tokens that longer texts are cut to, at their end.  [default: 128; 1024 for generation]"),
+        click.option("--max-length", type=int, help="Tokens that longer texts are cut to, at their end.  [default: 128; 256 for token-classification; 1024 for generation]"),
         click.option("--group-by-length/--no-group-by-length", default=None,
                      help="Batch texts of similar length: less padding, up to twice as fast.  [default: for generation without --packing]"),
         click.option("--gradient-checkpointing", is_flag=True, help="Compute activations twice: much less memory, about a third more time."),
         click.option("--image-size", type=int, help="Height and width of images in pixels.  [default: the base's]"),
         click.option("--save-steps", type=int, help="Steps between checkpoints.  [default: one per epoch]"),
         click.option("--best-metric", type=click.Choice(get_args(BestMetric)),
-                     help="Validation metric that chooses the checkpoint to keep.  [default: accuracy; loss for generation]"),
+                     help="Validation metric that chooses the checkpoint to keep.  [default: accuracy; f1 for token-classification; loss for generation]"),
         click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True,
                      help="Number format that training computes in."),
         click.option("--seed", type=int, default=42, show_default=True, help="Seed of the new head, data order and dropout."),
@@ -171,7 +171,11 @@ def command(resume: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
       rmlora-deploy train --base MiniLM --train data/sms/train.jsonl --output spam
       rmlora-deploy train --config run.yaml --rank 4 --active-rank 2
       rmlora-deploy train --task image-classification --base dinov2 --train photos --output photos-adapter
+      rmlora-deploy train --task token-classification --base MiniLM --train slots.jsonl --output slots
       rmlora-deploy train --task text-generation --base SmolLM2-135M-Instruct --train chats.jsonl --metric exact_match -o chats
+
+    Data for token-classification has lists of words (tokens) and of tags (ner_tags), or texts with entities ({start, end, label}),
+    or is a CoNLL file.
 
     Data for text-generation (causal language models) has a column `messages` (chats, for a base with a chat template), or a
     prompt and what answers it (prompt/completion, prompt/response, instruction/input/output, question/answer), or a column

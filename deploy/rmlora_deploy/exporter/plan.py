@@ -79,7 +79,7 @@ class ExportPlan:
         self.on_progress(f"calibrating on {Path(source).name}")
         preprocessor = self.preprocessor(value.name or "" for value in model.graph.inputs)
         try:
-            return CalibrationData.of(source, preprocessor, self.calibration_inputs)
+            return CalibrationData.of(source, preprocessor, self.calibration_inputs, self.task.outputs)
         except InputError as error:
             raise InputError(f"Calibrating on {source}: {error}") from None
 

@@ -113,7 +113,7 @@ def _about(bundle: Bundle, size: int) -> list[str]:
 def _use(bundle: Bundle, name: str) -> list[str]:
     """Return a command and a program, with the first adapter."""
     kind, adapter = bundle.task.outputs.kind, next(iter(bundle.adapters), None)
-    method = {"text": "generate", "vector": "embed"}.get(kind, "predict")
+    method = {"text": "generate", "vector": "embed", "tokens": "tag"}.get(kind, "predict")
     command = "generate" if kind == "text" else "predict"
     flag = f" --adapter {adapter}" if adapter else ""
     asked = "photo.jpg" if bundle.task.inputs.modality == "image" else "A text"

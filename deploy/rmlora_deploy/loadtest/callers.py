@@ -187,9 +187,11 @@ async def _open_loop(wire: Wire, plan: LoadPlan, load: Load, begin: float, end: 
 
 
 async def _ask(wire: Wire, plan: LoadPlan, model: str, texts: list[int], *, due: float, begin: float) -> Outcome:
-    body = {"model": model, "input": [plan.texts[number] for number in texts], "user": f"loadtest-{due:.9f}"}
+    path, key = "/v1/embeddings" if model in plan.embedders else "/classify", "input"
+    if model in plan.taggers:
+        path, key = "/predict", "inputs"
+    body = {"model": model, key: [plan.texts[number] for number in texts], "user": f"loadtest-{due:.9f}"}
     sent = json.dumps(body).encode()
-    path = "/v1/embeddings" if model in plan.embedders else "/classify"
     statuses: list[int] = []
     wrong = 0
     for attempt in range(plan.retries + 1):

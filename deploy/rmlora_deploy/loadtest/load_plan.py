@@ -73,7 +73,9 @@ class LoadPlan:
     rows: int = 1
     """Texts of a request."""
     embedders: frozenset[str] = frozenset()
-    """Models that are asked for embeddings; the others classify."""
+    """Models that are asked for embeddings."""
+    taggers: frozenset[str] = frozenset()
+    """Models that are asked for entities; the others classify."""
     timeout: float = 60.0
     retries: int = 0
     """How often a request is sent again after a 429, a 5xx or no answer."""

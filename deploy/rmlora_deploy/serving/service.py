@@ -69,7 +69,14 @@ class Service:
     async def ask(
         self, model: ServedModel, inputs: Sequence[str], state: MutableMapping[str, Any]
     ) -> tuple[list[Answer], int]:
-        """Return the model's answer to every text or image, and the number of tokens it read.
+        """Return the model's answer to every text or image, and the number of tokens it read; otherwise as :meth:`ask_rows`."""
+        _, answers, tokens = await self.ask_rows(model, inputs, state)
+        return answers, tokens
+
+    async def ask_rows(
+        self, model: ServedModel, inputs: Sequence[str], state: MutableMapping[str, Any]
+    ) -> tuple[list[Row], list[Answer], int]:
+        """Return the row of every text or image, the model's answer to it, and the number of tokens it read.
 
         Args:
             model: the model to ask.
@@ -87,7 +94,7 @@ class Service:
         rows = await self.reader.read(inputs, model, deadline)
         tokens = sum(model.task.inputs.tokens(row.arrays) for row in rows)
         state["tokens"] = tokens
-        return await self._answers(model.runner, rows, deadline, state), tokens
+        return rows, await self._answers(model.runner, rows, deadline, state), tokens
 
     async def compute(
         self, runner: ModelRunner, rows: Sequence[Row], model: str, state: MutableMapping[str, Any]

@@ -14,8 +14,8 @@ from rmlora_deploy.serving.registry import Registry
 
 __all__ = ["Shedding", "model_hint"]
 
-_PATHS = ("/classify", "/v1/embeddings")
-_INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/[^/]+)?/infer")
+_PATHS = ("/classify", "/v1/embeddings", "/predict")
+_INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/[^/]+)?/infer|/models/([^/]+)")
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
 """Finds the model in a body that has not been parsed. Inside a text the quotes would be escaped."""
 _SMALL = 64 * 1024
@@ -71,7 +71,7 @@ class Shedding:
         if len(runners) == 1:
             return next(iter(runners.values())).queue
         named = _INFER.fullmatch(path)
-        name = named[1] if named else model_hint(body or b"") or ""
+        name = named[1] or named[2] if named else model_hint(body or b"") or ""
         model = self._registry.find(name)
         return model.runner.queue if model is not None else None
 

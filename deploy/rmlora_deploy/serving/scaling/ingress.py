@@ -144,13 +144,15 @@ def named_adapter(call: Call, bundles: Collection[str]) -> str | None:
     if call.method != "POST":
         return None
     parts = call.path.split("/")
-    if call.path in ("/classify", "/v1/embeddings"):
+    if call.path in ("/classify", "/v1/embeddings", "/predict"):
         try:
             name = json.loads(call.body)["model"] if len(call.body) <= _PARSED else model_hint(call.body)
         except (ValueError, KeyError, TypeError, RecursionError):
             return None  # the replica says what is wrong
     elif parts[:3] == ["", "v2", "models"] and parts[-1] == "infer":
         name = unquote(parts[3])
+    elif parts[:2] == ["", "models"] and len(parts) == 3:
+        name = unquote(parts[2])
     else:
         return None
     return name if isinstance(name, str) and 0 < len(name) <= _MAX_NAME and name not in bundles else None

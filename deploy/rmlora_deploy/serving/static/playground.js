@@ -9,6 +9,7 @@ import { readImage } from "./image.js";
 const PARALLEL = 4; // a browser opens six connections to a server, and the charts need one
 
 const readsImages = (model) => model.task.startsWith("image");
+const tags = (model) => model.task === "token-classification";
 const embeds = (model) => model.task === "feature-extraction";
 
 export class Playground {
@@ -83,6 +84,7 @@ export class Playground {
     const started = performance.now();
     try {
       const { path, body } = this.#question(item.model);
+      item.text = body.inputs;
       item.answer = await call(path, { body, signal });
     } catch (error) {
       if (error.name === "AbortError") return;
@@ -96,6 +98,7 @@ export class Playground {
   #question(model) {
     const text = find("text").value;
     if (readsImages(model)) return { path: "classify", body: { model: model.id, input: this.#image } };
+    if (tags(model)) return { path: "predict", body: { model: model.id, inputs: text } };
     if (!embeds(model)) return { path: "classify", body: { model: model.id, input: text } };
     const second = find("second").value;
     return { path: "v1/embeddings", body: { model: model.id, input: second.trim() ? [text, second] : [text] } };
