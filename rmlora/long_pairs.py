@@ -33,8 +33,9 @@ def encode_pairs(tokenizer: Any, pairs: Sequence[TextPair], max_length: int | No
         pairs: at least one.
         max_length: tokens that are kept, special ones included; None for the tokenizer's own limit.
     """
-    limit = max_length or getattr(tokenizer, "model_max_length", _NO_LIMIT)
-    backend = getattr(tokenizer, "backend_tokenizer", None) or getattr(tokenizer, "backend", None)
+    own_limit: int = getattr(tokenizer, "model_max_length", None) or _NO_LIMIT
+    limit = max_length or own_limit
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None) or getattr(tokenizer, "backend", None)
     long = [backend is not None and len(pair.first) + len(pair.second) > _LONG * limit for pair in pairs]
     if not any(long):
         return _encode(tokenizer, pairs, max_length)

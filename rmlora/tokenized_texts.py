@@ -78,9 +78,7 @@ def tokenize(
         start = end
 
 
-def encode(
-    tokenizer: Any, inputs: Sequence[str] | Sequence[TextPair], max_length: int | None
-) -> dict[str, list[list[int]]]:
+def encode(tokenizer: Any, inputs: Sequence[str | TextPair], max_length: int | None) -> dict[str, list[list[int]]]:
     """Return input name → one list of numbers for each of ``inputs``, which have one form; None is the tokenizer's own limit."""
     pairs = [value for value in inputs if isinstance(value, TextPair)]
     if pairs:
