@@ -101,7 +101,9 @@ export class Playground {
     if (readsImages(model)) return { path: "classify", body: { model: model.id, input: this.#image } };
     const second = find("second").value;
     if (!embeds(model)) {
-      const input = mayReadPairs(model) && second.trim() ? [[text, second]] : text;
+      // With a model that embeds, a second text is to be compared with the first.
+      const pairs = readsPairs(model) || (mayReadPairs(model) && !this.#models.some(embeds));
+      const input = pairs && second.trim() ? [[text, second]] : text;
       return { path: "classify", body: { model: model.id, input } };
     }
     return { path: "v1/embeddings", body: { model: model.id, input: second.trim() ? [text, second] : [text] } };
