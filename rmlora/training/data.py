@@ -157,15 +157,18 @@ def load_split(
         task: of the model.
         source: where the data is.
         columns: names of the columns.
-        reading: how the user wants the file read; None if the caller offers no choice.
+        reading: how the user wants the file read, to train on it; None to measure a finished adapter.
         several: a row may have a list of labels, which becomes JSON.
-        form: what the rows must be, single texts or pairs; None takes pairs where two columns are clearly those of a pair.
+        form: what the rows must be, single texts or pairs; None takes pairs where two columns are those of a pair, and to measure
+            a finished adapter only where none of them could be meant alone.
 
     Raises:
         InputError: it does not exist, cannot be parsed, is empty, lacks the columns, or has empty cells.
     """
     table = open_table(source, {*usual_names(task.inputs), *_LABEL_NAMES, *columns.names}, reading)
-    input_names = input_columns(table, task.inputs, columns.chosen, source, form)
+    input_names = input_columns(
+        table, task.inputs, columns.chosen, source, form, guess=reading is not None or form == "pair"
+    )
     label_column = find_column(table, columns.label, _LABEL_NAMES, "--label-column", source)
     if table.rows == 0:
         raise InputError(f"{source} holds no rows: there is nothing to train on.")
@@ -211,14 +214,14 @@ def load_inputs(
         task: of the model.
         source: where the data is.
         columns: names of the columns.
-        form: what the rows must be; None takes pairs where two columns are clearly those of a pair.
+        form: what the rows must be; None takes pairs where two columns can be nothing else.
         all_rows: refuse empty rows; False leaves them out.
 
     Raises:
         InputError: it does not exist, cannot be parsed, lacks the column, or holds no input.
     """
     table = open_table(source, {*usual_names(task.inputs), *columns.names}, None)
-    names = input_columns(table, task.inputs, columns.chosen, source, form)
+    names = input_columns(table, task.inputs, columns.chosen, source, form, guess=form == "pair")
     empty = _empty_cells(task, table, names, source)
     if all_rows and any(empty.values()):
         _left_out(empty, table, source, None)

@@ -19,7 +19,13 @@ def usual_names(inputs: Inputs) -> set[str]:
 
 
 def input_columns(
-    table: Table, inputs: Inputs, chosen: tuple[str | None, str | None], source: str, form: InputForm | None
+    table: Table,
+    inputs: Inputs,
+    chosen: tuple[str | None, str | None],
+    source: str,
+    form: InputForm | None,
+    *,
+    guess: bool,
 ) -> tuple[str, ...]:
     """Return the names of one column, or of two.
 
@@ -28,7 +34,8 @@ def input_columns(
         inputs: of the task.
         chosen: names of the first and second column that the user gave.
         source: where the data is.
-        form: what the rows must be; None takes pairs where two columns are clearly the two texts of a pair.
+        form: what the rows must be; None takes pairs where two columns are the two texts of a pair.
+        guess: take them even if one of them could be meant alone, as the question in ``question`` and ``sentence``.
 
     Raises:
         InputError: a column is missing, or it is not clear which are meant.
@@ -46,7 +53,8 @@ def input_columns(
             find_column(table, first, (), flag, source),
             find_column(table, second, (), "--pair-column", source),
         )
-    if first is None and form != "text" and (pair := _recognized_pair(table, inputs)):
+    pair = _recognized_pair(table, inputs) if first is None and form != "text" else None
+    if pair is not None and (guess or not any(name.lower() in inputs.column_names for name in pair)):
         return pair
     return (_single(table, inputs, first, flag, source),)
 
@@ -65,11 +73,7 @@ def _single(table: Table, inputs: Inputs, chosen: str | None, flag: str, source:
     lower = [name.lower() for name in table.columns]
     found = [name for name in table.columns if name.lower() in inputs.column_names]
     if chosen is None and inputs.columns_compete and len(found) > 1:
-        others = (
-            "or join them into one column"
-            if not inputs.takes_pairs
-            else "and the second text of a pair with --pair-column"
-        )
+        others = "and the second text of a pair with --pair-column" if inputs.takes_pairs else "or join them into one"
         raise InputError(
             f"{source} has the columns {' and '.join(repr(name) for name in found)}: choose the texts with {flag}, {others}."
         )

@@ -23,7 +23,7 @@ from rmlora.plain_tokenizer import PlainTokenizer
 from rmlora.sample_data import SENTENCES, draw_image
 from rmlora.text_pair import TextPair
 from rmlora.tokenized_texts import encode
-from rmlora_deploy.bundles.processor import _record_defaults
+from rmlora_deploy.bundles.processor import write_side_files
 from tests.helpers.cli import tokenizer as word_tokenizer
 
 CORPUS = [*SENTENCES, "Ünïcode, naïve café — 你好世界! ﬁn", "don't  stop\tnow", "a1 b22 c333 <html> [MASK]"]
@@ -170,8 +170,10 @@ def test_token_types_are_those_of_the_tokenizer(tmp_path: Path) -> None:
         directory = tmp_path / kind
         getattr(transformers, kind)(vocab=vocab).save_pretrained(directory)
         full = AutoTokenizer.from_pretrained(directory)
-        _record_defaults(directory / "tokenizer_config.json", full)
-        for reader in (AutoTokenizer.from_pretrained(directory), PlainTokenizer.open(directory)):
+        written = tmp_path / f"{kind} of a bundle"
+        written.mkdir()
+        write_side_files(written, directory, {}, full)
+        for reader in (AutoTokenizer.from_pretrained(written), PlainTokenizer.open(written)):
             (row,) = rows(reader, [("a", "b")], list(NAMES), None)
             assert row["token_type_ids"].tolist() == types
 

@@ -21,6 +21,9 @@ from rmlora.tasks import Task
 
 __all__ = ["common_processor", "max_length", "trained_length", "write_side_files"]
 
+_LEFT_TO_THE_CLASS = ("padding_side", "truncation_side", "model_input_names")
+"""Settings of a tokenizer that transformers writes only where they differ from its class's."""
+
 
 def common_processor(base: Path, adapters: Sequence[Adapter], task: Task, *, trust_remote_code: bool = False) -> Any:
     """Return the processor that ``adapters`` were trained with: the one in their packages, else the base's.
@@ -60,9 +63,6 @@ def write_side_files(directory: Path, base: Path, config: Mapping[str, Any], pro
         if is_readable_file(base / name):
             confine_files(base, [name])
             shutil.copyfile(base / name, directory / name)
-
-
-_LEFT_TO_THE_CLASS = ("padding_side", "truncation_side", "model_input_names")
 
 
 def _record_defaults(settings: Path, processor: Any) -> None:

@@ -69,8 +69,8 @@ def command(
 ) -> None:  # fmt: skip
     """Put the server at URL under load, and report latency, throughput and errors.
 
-    Embedding models are asked for embeddings, the others to classify; those that read pairs get each text with the next one. Figures are of answered requests. In an open loop,
-    latency counts from when a request was due, so that it shows if the server cannot keep up. The exit code is 3 if a
+    Embedding models are asked for embeddings, the others to classify; those that read pairs get each text with the next one.
+    Figures are of answered requests. In an open loop, latency counts from when a request was due, so that it shows if the server cannot keep up. The exit code is 3 if a
     request failed and 6 if an answer was wrong.
 
     \b

@@ -16,7 +16,7 @@ from rmlora_deploy.cli.console import colored, make_console
 
 __all__ = ["check_forms", "note_file", "read_file", "read_lines"]
 
-_TABLES = {".csv", ".tsv", ".json", ".jsonl", ".parquet"}
+_TABLES = {".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"}
 """Endings of data files, whose lines are more than texts."""
 
 

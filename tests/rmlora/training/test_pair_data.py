@@ -14,6 +14,7 @@ from rmlora.tasks import get_task
 from rmlora.text_pair import TextPair
 from rmlora.training.data import Columns, load_inputs, load_split, load_splits
 from rmlora.training.settings import TrainSettings
+from rmlora.training.table import Reading
 
 TASK = get_task("text-classification")
 
@@ -40,12 +41,12 @@ def test_common_pairs_are_recognized_and_named(tmp_path: Path, names: str, first
     source = table(
         tmp_path / "d.csv", names, *("|".join(f"{name} {row}" for name in names.split("|")) for row in range(2))
     )
-    data = load_split(TASK, source, Columns())
+    data = load_split(TASK, source, Columns(), reading=Reading())
     assert data.inputs == [TextPair(f"{first} {row}", f"{second} {row}") for row in range(2)]
     assert data.notes == (
         f"The rows of {source} are pairs of '{first}' and '{second}': name one with --text-column for single texts.",
     )
-    assert load_inputs(TASK, source, Columns()) == data.inputs
+    assert load_inputs(TASK, source, Columns(), form="pair") == data.inputs
 
 
 def test_columns_are_chosen(tmp_path: Path) -> None:
@@ -97,6 +98,15 @@ def test_rows_of_two_forms_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({"text": ["a", "b", "c"], "label": "x"}))
     with pytest.raises(InputError, match="has a list in 'text'"):
         load_split(TASK, str(path), Columns())
+
+
+def test_an_adapter_that_does_not_say_gets_pairs_only_where_nothing_else_can_be_meant(tmp_path: Path) -> None:
+    qnli = table(tmp_path / "qnli.csv", "question|sentence|label", "a|b|x", "c|d|y")
+    for read in (load_split, load_inputs):
+        with pytest.raises(InputError, match="choose the texts with --text-column, and the second text"):
+            read(TASK, qnli, Columns())
+    nli = table(tmp_path / "nli.csv", "premise|hypothesis|label", "a|b|x", "c|d|y")
+    assert load_split(TASK, nli, Columns()).inputs == load_inputs(TASK, nli, Columns()) == [("a", "b"), ("c", "d")]
 
 
 def test_data_has_the_form_of_the_adapter(tmp_path: Path) -> None:
