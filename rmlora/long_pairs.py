@@ -22,6 +22,9 @@ _LONG = 16
 _NO_LIMIT = 10**20
 """Tokenizers without a length limit report a number above this."""
 
+_NAMES = {"input_ids", "attention_mask", "token_type_ids"}
+"""What is made here; a tokenizer that makes more is left to itself."""
+
 Encoded = dict[str, list[list[int]]]
 
 
@@ -40,6 +43,8 @@ def encode_pairs(tokenizer: Any, pairs: Sequence[TextPair], max_length: int | No
     if not any(long):
         return _encode(tokenizer, pairs, max_length)
     names = _encode(tokenizer, [TextPair("a", "a")], max_length).keys()
+    if not names <= _NAMES:
+        return _encode(tokenizer, pairs, max_length)
     made: Encoded = {name: [] for name in names}
     for pair, is_long in zip(pairs, long, strict=True):
         row = _encode_long(tokenizer, backend, pair, limit) if is_long else _encode(tokenizer, [pair], max_length)
