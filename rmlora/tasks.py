@@ -16,6 +16,7 @@ from rmlora.generated_text import GeneratedText
 from rmlora.inputs import ImageInputs, Inputs, TextInputs
 from rmlora.outputs import ClassScores, Outputs, SentenceVector
 from rmlora.prompt_inputs import PromptInputs
+from rmlora.single_text_inputs import SingleTextInputs
 from rmlora.token_inputs import TokenInputs
 from rmlora.token_labels import TokenLabels
 
@@ -50,7 +51,7 @@ TASKS: dict[str, Task] = {
         ),
         Task("image-classification", ImageInputs(), ClassScores(), "AutoModelForImageClassification", None),
         Task(
-            "feature-extraction", TextInputs(), SentenceVector(), "AutoModel", "FEATURE_EXTRACTION",
+            "feature-extraction", SingleTextInputs(), SentenceVector(), "AutoModel", "FEATURE_EXTRACTION",
             not_trained="rmlora-deploy train does not train embeddings: train with sentence-transformers and the "
             "RMLoRACallback, or with anything else that writes PEFT's format, and deploy the adapter from there.",
         ),

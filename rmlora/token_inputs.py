@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rmlora.errors import CheckpointError
-from rmlora.inputs import Arrays, TextInputs
+from rmlora.inputs import Arrays
+from rmlora.single_text_inputs import SingleTextInputs
 from rmlora.words import Sentence
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ WORDS = "word_numbers"
 """Key of a row's array ``[tokens]``: the index of the word that a token belongs to; -1 for special tokens."""
 
 
-class TokenInputs(TextInputs):
+class TokenInputs(SingleTextInputs):
     """Texts, or lists of words, which are joined by spaces.
 
     Rows have two arrays that are no inputs of a graph: ``offset_mapping [tokens, 2]``, the characters of each token, and

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rmlora.errors import TrainingError
+from rmlora.text_pair import form_of
 from rmlora.torch_models import TaskModel
 from rmlora.training.class_report import distrust, report_classes
 from rmlora.training.data import Columns, load_splits
@@ -35,7 +36,7 @@ class ClassifierTraining(TaskTraining):
             settings.train,
             settings.validation,
             settings.test,
-            columns=Columns(getattr(settings, inputs.column_option), settings.label_column),
+            columns=Columns(getattr(settings, inputs.column_option), settings.label_column, settings.pair_column),
             validation_fraction=settings.validation_fraction,
             seed=settings.seed,
             labels=settings.labels,
@@ -53,6 +54,7 @@ class ClassifierTraining(TaskTraining):
     def examples(self, data: TrainingData, processor: Any) -> dict[str, Examples]:
         """Return texts or images with the numbers of their labels."""
         self._labels = data.labels
+        self._form = {"input_form": form_of(data.splits["train"][0])} if self.task.inputs.takes_pairs else {}
         make = self.task.inputs.examples
         limit = self.settings.token_limit
         return {name: make(inputs, numbers, processor, limit) for name, (inputs, numbers) in data.splits.items()}
@@ -83,5 +85,5 @@ class ClassifierTraining(TaskTraining):
         return Evaluation(scores, report.to_dict(), tuple(distrust(report, split)))
 
     def metadata(self, model: PeftModel) -> dict[str, Any]:
-        """Return the labels and what kind of answer the scores are."""
-        return {"labels": list(self._labels), "problem_type": "single_label_classification"}
+        """Return the labels, what kind of answer the scores are, and whether inputs are single texts or pairs."""
+        return {"labels": list(self._labels), "problem_type": "single_label_classification", **self._form}

@@ -40,6 +40,9 @@ class TrainSettings:
     """Test data for the final metrics; None measures on validation data only."""
     text_column: str | None = None
     """Column of the texts; None looks for the usual names (``text``, ``sentence``, …)."""
+    pair_column: str | None = None
+    """Column of the second text of a pair, with ``text_column`` for the first; None looks for the usual names of both
+    (``premise`` and ``hypothesis``, …). Only for text-classification."""
     label_column: str | None = None
     """Column of the labels; None looks for the usual names (``label``, ``class``, …)."""
     labels: tuple[str, ...] | None = None
@@ -149,6 +152,8 @@ class TrainSettings:
             object.__setattr__(self, "labels", names)
             if len(self.labels) < 2:
                 raise ConfigError(f"--labels names {len(self.labels)} label: classification needs at least two.")
+        if self.pair_column is not None and not task.inputs.takes_pairs:
+            raise ConfigError(f"--pair-column is for pairs of texts, but the task is {self.task}: leave it out.")
         if not 0 < self.validation_fraction < 1:
             raise ConfigError("validation_fraction must lie between 0 and 1: change --validation-fraction.")
         if self.group_by_length and not task.inputs.varies_in_length:

@@ -19,6 +19,7 @@ from rmlora_deploy.cli.console import colored
 from rmlora_deploy.cli.report_table import show_earlier, show_report
 from rmlora_deploy.inspection.base_fit import Fit
 from rmlora_deploy.inspection.bundle_report import describe_bundle
+from rmlora_deploy.inspection.input_forms import FORMS, describe_forms
 
 __all__ = ["SHOWN", "show_adapter", "show_bundle", "show_fit", "show_spectra"]
 
@@ -41,6 +42,7 @@ def show_adapter(console: Console, adapter: Adapter, facts: Mapping[str, Any], *
         {
             "task": facts["task"] or "not recorded",
             "labels": _list(facts["labels"]),
+            **({"reads": FORMS[adapter.input_form]} if adapter.input_form is not None else {}),
             "base": facts["base"]["model"] or "not recorded",
             "size": f"{facts['bytes'] / 1e6:.2f} MB: {facts['parameters']['factors']:,} parameters in "
             f"{counted(len(facts['modules']), 'module')}, {facts['parameters']['modules_to_save']:,} in modules_to_save",
@@ -125,6 +127,7 @@ def show_bundle(console: Console, bundle: Bundle) -> None:
         _facts(
             {
                 "task": facts["task"],
+                **({"reads": forms} if (forms := describe_forms(bundle)) is not None else {}),
                 "labels": _list(facts["labels"]),
                 **({"answers": _ANSWERS[function]} if function is not None else {}),
                 **({"pooling": str(bundle.pooling)} if bundle.pooling is not None else {}),

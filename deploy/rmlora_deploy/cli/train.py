@@ -92,6 +92,7 @@ def _run_options(function: _Function) -> _Function:
         click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Package directory to write."),
         click.option("--task", type=click.Choice(list(TASKS)), default="text-classification", show_default=True, help="What the adapter is for."),
         click.option("--text-column", help="Column of the texts, or for token-classification of the words.  [default: text, sentence, …; tokens, words, text]"),
+        click.option("--pair-column", help="Column of the second text of a pair.  [default: recognized, as in premise and hypothesis]"),
         click.option("--label-column", help="Column of the labels or tags; of a CoNLL file its number.  [default: label, class, …; ner_tags, tags, entities, …]"),
         click.option("--labels", metavar="A,B,C|FILE", help="Label names in the order of the outputs, or a file of them; data may name labels or number them from 0.  [default: those in --train]"),
         click.option("--skip-empty", is_flag=True, help="Leave out rows without text or label; without it they are an error."),

@@ -204,7 +204,7 @@ def _read_graph(plan: ExportPlan, graph: Path) -> _BaseGraph:
     if plan.task.inputs.varies_in_length:
         _check_inputs(names, plan.processor, graph)
     preprocessor = plan.preprocessor(names)
-    batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None))
+    batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None, plan.input_forms))
     precision = found_precision(model)
     if precision != "fp32" and plan.settings.precision not in ("fp32", precision):
         raise ConfigError(f"{graph} is {precision} already: give the float32 graph, or leave --precision out.")

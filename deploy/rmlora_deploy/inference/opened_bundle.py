@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from rmlora.errors import ConfigError
 from rmlora.inputs import Arrays
+from rmlora.text_pair import check_form
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.manifest import AdapterEntry, Manifest
 from rmlora_deploy.runtime import AdapterChoice, AdapterRef, AdapterSession
@@ -75,6 +76,9 @@ class OpenedBundle(ABC):
         refs = resolve_choices(adapters, len(inputs))
         if self.session is None and any(refs):
             raise ConfigError(f"{self.bundle.path} has its adapter merged: there is none to choose.")
+        for number, (value, ref) in enumerate(zip(inputs, refs, strict=True), 1):
+            name = ref.name if ref else None
+            check_form(value, self.bundle.input_form(name), number=number, name=name or self.bundle.path.name)
         entries = [self.bundle.adapter(ref.name) if ref else self.bundle.manifest for ref in refs]
         for start in range(0, len(inputs), batch_size):
             part = slice(start, start + batch_size)

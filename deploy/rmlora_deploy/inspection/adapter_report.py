@@ -21,6 +21,7 @@ def describe_adapter(adapter: Adapter, spectrum: AdapterSpectrum) -> dict[str, A
         "source": adapter.source,
         "task": adapter.task,
         "labels": adapter.labels,
+        "input_form": adapter.input_form,
         "architecture": metadata.get("architecture"),
         "base": {
             "model": metadata.get("base_model") or adapter.peft_config.get("base_model_name_or_path"),

@@ -14,6 +14,7 @@ from rmlora.wording import counted
 from rmlora_deploy.bundles.asking import prompt_format
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.manifest import AdapterSource
+from rmlora_deploy.inspection.input_forms import describe_forms
 from rmlora_deploy.inspection.markdown_text import bars, code, escaped, facts, table
 from rmlora_deploy.inspection.verification_section import verification_section
 
@@ -98,6 +99,7 @@ def _about(bundle: Bundle, size: int) -> list[str]:
             "longest text": counted(decoder.context_length, "token") + ", prompt and answer together" if decoder is not None
             else counted(manifest.max_length, "token") if manifest.max_length else None,
             "a prompt is": _PROMPTS[prompt_format(manifest, manifest.adapter)] if decoder is not None else None,
+            "reads": escaped(forms) if (forms := describe_forms(bundle)) is not None else None,
             "labels": _list(manifest.labels),
             "vectors": escaped(bundle.pooling) if bundle.pooling is not None else None,
             "graph": f"opset {graph.opset}, {graph.bytes / 1e6:.1f} MB, "
@@ -116,13 +118,16 @@ def _use(bundle: Bundle, name: str) -> list[str]:
     method = {"text": "generate", "vector": "embed", "tokens": "tag"}.get(kind, "predict")
     command = "generate" if kind == "text" else "predict"
     flag = f" --adapter {adapter}" if adapter else ""
-    asked = "photo.jpg" if bundle.task.inputs.modality == "image" else "A text"
+    asked = '"photo.jpg"' if bundle.task.inputs.modality == "image" else '"A text"'
+    given = asked
+    if bundle.input_form(adapter) == "pair":
+        asked, given = '--pair "A text" "Another text"', '("A text", "Another text")'
     chosen = f", {json.dumps(adapter)}" if adapter else ""
     return [
         "```console", "$ pip install 'rmlora-deploy[predict,cpu]'",
-        f'$ rmlora-deploy {command} {_safe(name)} "{asked}"{flag}', "```", "",
+        f'$ rmlora-deploy {command} {_safe(name)} {asked}{flag}', "```", "",
         "```python", "from rmlora_deploy import load", "",
-        f'print(load({json.dumps(name)}).{method}(["{asked}"]{chosen})[0])', "```", "",
+        f'print(load({json.dumps(name)}).{method}([{given}]{chosen})[0])', "```", "",
         *(["The directory also loads in `onnxruntime_genai` as it is.", ""] if bundle.manifest.decoder is not None
           and bundle.manifest.exporter == "genai" else []),
     ]  # fmt: skip

@@ -14,6 +14,7 @@ from rmlora.errors import ConfigError, InputError, some_of
 from rmlora.inputs import Arrays
 from rmlora.scoring import Scoring
 from rmlora.tasks import Task
+from rmlora.text_pair import InputForm
 from rmlora.training.data import Columns, load_split
 from rmlora.training.label_values import number_labels, numbers_labels
 from rmlora_deploy.bundles.preprocess import Preprocessor
@@ -37,13 +38,20 @@ class LabelEvaluation(EvaluationData):
 
     @classmethod
     def read(
-        cls, source: str, columns: Columns, *, task: Task, labels: Sequence[str], problem: str | None
+        cls,
+        source: str,
+        columns: Columns,
+        *,
+        task: Task,
+        labels: Sequence[str],
+        problem: str | None,
+        form: InputForm | None = None,
     ) -> LabelEvaluation:
         """Read data; arguments and errors as :func:`read_evaluation`."""
         scoring = task.outputs.scoring(problem, labels)
         if scoring is None:
             raise ConfigError(f"--data measures a metric on labels, and {task.name} has none: leave it out.")
-        data = load_split(task, source, columns, several=scoring.takes_lists)
+        data = load_split(task, source, columns, several=scoring.takes_lists, form=form)
         if scoring.function == "softmax":  # every row names one label, in any spelling that training accepts
             unknown = f"but the model's are {some_of(labels)}"
             numbered = numbers_labels(data.labels, labels)
@@ -71,7 +79,13 @@ _KINDS: dict[str, type[LabelEvaluation] | type[TagEvaluation]] = {"tokens": TagE
 
 
 def read_evaluation(
-    source: str, columns: Columns, *, task: Task, labels: Sequence[str], problem: str | None
+    source: str,
+    columns: Columns,
+    *,
+    task: Task,
+    labels: Sequence[str],
+    problem: str | None,
+    form: InputForm | None = None,
 ) -> EvaluationData:
     """Read labeled data for a model.
 
@@ -81,13 +95,14 @@ def read_evaluation(
         task: of the model.
         labels: of the model, in the order of its scores.
         problem: problem type of the model, or the function that turns its scores into answers.
+        form: what the adapter was trained on; None takes single texts and pairs.
 
     Raises:
         ConfigError: the task has no labels.
         InputError: the data cannot be read, or has a label that does not fit the model.
     """
     kind = _KINDS.get(task.outputs.kind, LabelEvaluation)
-    return kind.read(source, columns, task=task, labels=labels, problem=problem)
+    return kind.read(source, columns, task=task, labels=labels, problem=problem, form=form)
 
 
 def measure(

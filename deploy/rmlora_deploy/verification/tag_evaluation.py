@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from rmlora.errors import require
 from rmlora.tasks import Task
+from rmlora.text_pair import InputForm
 from rmlora.training.data import Columns
 from rmlora.training.tag_report import report_tags, tag_metric
 from rmlora.training.tagged_data import read_tagged
@@ -30,7 +31,14 @@ class TagEvaluation(EvaluationData):
 
     @classmethod
     def read(
-        cls, source: str, columns: Columns, *, task: Task, labels: Sequence[str], problem: str | None
+        cls,
+        source: str,
+        columns: Columns,
+        *,
+        task: Task,
+        labels: Sequence[str],
+        problem: str | None,
+        form: InputForm | None = None,
     ) -> TagEvaluation:
         """Read data; arguments and errors as :func:`rmlora_deploy.verification.evaluation.read_evaluation`."""
         require("seqeval", "train")

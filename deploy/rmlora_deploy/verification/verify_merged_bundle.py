@@ -84,7 +84,7 @@ def _expected(
     """Return sample batches and PyTorch's outputs for them: stored in the bundle, or computed by ``pair``."""
     if pair is None:
         return load_reference(bundle.path / REFERENCE_FILE)
-    inputs = sample_inputs(preprocessor, evaluation.inputs if evaluation is not None else None)
+    inputs = sample_inputs(preprocessor, evaluation.inputs if evaluation is not None else None, bundle.input_forms)
     batches = make_sample_batches(preprocessor, inputs)
     return batches, finite_outputs(pair.adapted, batches, pair.outputs, pair.pooling, what="the adapter")
 

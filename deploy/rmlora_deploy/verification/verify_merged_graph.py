@@ -108,7 +108,7 @@ def _run_both(
     processor = task.inputs.load_processor(base)
     names = tuple(item.name for item in session.get_inputs())
     preprocessor = Preprocessor(task, processor, max_length([adapter], processor, task), names)
-    batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None))
+    batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None, [adapter.input_form]))
     adapted, _ = load_adapted(base, Path(adapter.source), allow_base_mismatch=allow_base_mismatch)
     expected = finite_outputs(adapted, batches, task.outputs, what="the adapter")
     output = score_output(load_model(graph), expected[0].shape[-1], axes=task.outputs.axes)

@@ -1,4 +1,4 @@
-"""Hugging Face's interface for token-classification: ``/predict`` and ``/models/{name}``, as its Inference API answers.
+"""Hugging Face's Inference API for token-classification: ``/models/{name}``, and the entities that ``/predict`` answers with.
 
 ``huggingface_hub.InferenceClient.token_classification(text, model="http://HOST/models/NAME")`` calls it.
 """
@@ -22,9 +22,8 @@ from rmlora_deploy.serving.routes.lists import Texts
 from rmlora_deploy.serving.schemas import declared
 from rmlora_deploy.serving.service import Service
 
-__all__ = ["ROUTE", "router"]
+__all__ = ["FoundEntity", "Parameters", "entities", "router"]
 
-ROUTE = "/predict"
 router = APIRouter(
     route_class=JsonRoute, tags=["Hugging Face"], responses=declared(400, 401, 404, 408, 413, 415, 429, 503, 504)
 )
@@ -51,14 +50,6 @@ class PredictRequest(BaseModel):
     parameters: Parameters | None = None
 
 
-class ModelRequest(PredictRequest):
-    """Texts to find entities in, and the model that does it."""
-
-    model: str | None = Field(
-        None, description="A bundle or one of its adapters; may be left out if there is only one.", examples=["slots"]
-    )
-
-
 class FoundEntity(BaseModel):
     """An entity in a text."""
 
@@ -72,42 +63,42 @@ class FoundEntity(BaseModel):
 _FOUND: dict[int | str, dict[str, Any]] = {200: {"model": list[FoundEntity] | list[list[FoundEntity]]}}
 
 
-@router.post(ROUTE, response_model=None, responses=_FOUND)
-async def predict(body: ModelRequest, service: ServiceOf, state: StateOf) -> JSONResponse:
-    """Find entities; ``model`` selects the adapter. One text gets a list of entities, several get a list of such lists."""
-    model = service.registry.model(body.model) if body.model is not None else _only(service)
-    return await _tag(model, body, service, state)
-
-
 @router.post("/models/{name}", response_model=None, responses=_FOUND)
 async def predict_with(name: str, body: PredictRequest, service: ServiceOf, state: StateOf) -> JSONResponse:
     """Find entities with the model in the path."""
-    return await _tag(service.registry.model(name), body, service, state)
+    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    found = await entities(service.registry.model(name), texts, body.parameters, service, state)
+    return JSONResponse(found[0] if isinstance(body.inputs, str) else found)
 
 
-def _only(service: Service) -> ServedModel:
-    """Return the model if there is no other.
+async def entities(
+    model: ServedModel,
+    texts: Sequence[str],
+    parameters: Parameters | None,
+    service: Service,
+    state: MutableMapping[str, Any],
+) -> list[list[dict[str, Any]]]:
+    """Return the entities in every text.
+
+    Args:
+        model: to ask.
+        texts: to find entities in.
+        parameters: how entities are made of tokens; None takes words by their first tokens.
+        service: of the server.
+        state: of the request.
 
     Raises:
-        ConfigError: there are others.
+        ConfigError: the model tags no words.
+        InputError: a text cannot be used.
+        ServingError: see :meth:`Service.ask_rows`.
     """
-    models = service.registry.models
-    if len(models) != 1:
-        raise ConfigError("The server has several models: name one of those in GET /v1/models as 'model'.")
-    return models[0]
-
-
-async def _tag(
-    model: ServedModel, body: PredictRequest, service: Service, state: MutableMapping[str, Any]
-) -> JSONResponse:
-    if model.task.outputs.route != ROUTE:
+    if model.task.outputs.kind != "tokens":
         raise ConfigError(
             f"'{model.id}' is for {model.task.name} and tags no words: use POST {model.task.outputs.route}."
         )
-    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     rows, answers, _ = await service.ask_rows(model, texts, state)
-    given = body.parameters or Parameters()  # type: ignore[call-arg]
-    found = [
+    given = parameters or Parameters()  # type: ignore[call-arg]
+    return [
         _plain(
             to_tagging(
                 answer, row.arrays, Sentence(text, ()), model.labels, model.runner.bundle,
@@ -117,7 +108,6 @@ async def _tag(
         )
         for text, row, answer in zip(texts, rows, answers, strict=True)
     ]  # fmt: skip
-    return JSONResponse(found[0] if isinstance(body.inputs, str) else found)
 
 
 def _plain(tagging: Tagging, ignored: Sequence[str]) -> list[dict[str, Any]]:
