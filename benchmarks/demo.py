@@ -8,16 +8,14 @@ measured and used for predictions. Each step is a command that a user would type
 
 from __future__ import annotations
 
-import argparse
 import json
-import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.assets import minilm
-from benchmarks.demo_steps import run, title
+from benchmarks.demo_steps import demo_parser, empty_directory, run, title
 from benchmarks.realdata import write_splits
 from benchmarks.results import environment, write_result
 from rmlora.storage import write_json
@@ -44,16 +42,9 @@ SENTENCES = [
 
 def main() -> None:
     """Run the steps; the first failure ends the demo with its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--work", type=Path, default=Path("build/demo"), help="directory to work in (default %(default)s)"
-    )
-    parser.add_argument("--record", action="store_true", help="write the figures to benchmarks/results/demo.json too")
-    options = parser.parse_args()
-    work: Path = options.work
+    options = demo_parser(__doc__, "demo").parse_args()
     started = time.monotonic()
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    work = empty_directory(options.work)
     base = work / "MiniLM"
     base.symlink_to(minilm(), target_is_directory=True)  # a path that the next commands can name
     data = {

@@ -4,20 +4,19 @@ SmolLM2-135M learns to answer sentences to a home with a command in JSON, from t
 exported into a graph with branches and merged, each compared with PyTorch by the answers to sentences of templates that it
 has not seen; then the base and the adapter are asked the same.
 
-    python -m benchmarks.demo_llm [--work build/demo-llm] [--record]
+    python -m benchmarks.demo_llm [--work build/demo-llm] [--record] [--all-forms]
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.assets import smollm2_gguf
-from benchmarks.demo_steps import run, title
+from benchmarks.demo_steps import demo_parser, empty_directory, run, title
 from benchmarks.realdata import write_splits
 from benchmarks.results import environment, write_result
 from rmlora.storage import write_json
@@ -28,24 +27,26 @@ ANSWER = ["--metric", "exact_match", "--max-new-tokens", "48"]
 """How answers are judged; the longest right one has 41 tokens."""
 BUNDLES = {"home": ("branches", "int8"), "home-merged": ("merged", "fp32")}
 """Bundle → mode and precision."""
+OTHER_FORMS = {
+    "home-fp32": ("branches", "fp32"),
+    "home-merged-int8": ("merged", "int8"),
+    "home-merged-int4": ("merged", "int4"),
+}
+"""Bundles that ``--all-forms`` adds, for the table of docs/decoders.md."""
 SYSTEM = "Answer with the command as JSON."
 """The system message of every chat in the data."""
 
 
 def main() -> None:
     """Run the steps; the first failure ends the demo with its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = demo_parser(__doc__, "demo-llm")
     parser.add_argument(
-        "--work", type=Path, default=Path("build/demo-llm"), help="directory to work in (default %(default)s)"
-    )
-    parser.add_argument(
-        "--record", action="store_true", help="write the figures to benchmarks/results/demo_llm.json too"
+        "--all-forms", action="store_true", help="export the other forms in docs/decoders.md too (15 minutes more)"
     )
     options = parser.parse_args()
-    work: Path = options.work
+    bundles = {**BUNDLES, **(OTHER_FORMS if options.all_forms else {})}
     started = time.monotonic()
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    work = empty_directory(options.work)
     base = work / "SmolLM2-135M-Instruct.gguf"
     base.symlink_to(smollm2_gguf())  # a path that the next commands can name
     data = write_splits("home", work / "data", limit=EXAMPLES)
@@ -59,7 +60,7 @@ def main() -> None:
     title("2  Inspect: how many directions do the updates use?")
     run("inspect", work / "intents", "--plot", work / "spectrum.png")
     title("3  Export: verified against PyTorch, and by its answers to sentences that were held out")
-    for name, (mode, precision) in BUNDLES.items():
+    for name, (mode, precision) in bundles.items():
         run(
             "export", base, "--mode", mode, "--adapter", f"intents={work / 'intents'}", "--output", work / name, "--precision",
             precision, "--data", f"intents={test}", *ANSWER,
@@ -69,21 +70,21 @@ def main() -> None:
         for sentence in ("turn on the lights in the kitchen", "set a timer for 5 minutes"):
             run("generate", work / "home", sentence, "--system", SYSTEM, "--max-new-tokens", "48", *adapter)
     seconds = time.monotonic() - started
-    summary = summarize(work, seconds)
+    summary = summarize(work, bundles, seconds)
     write_json(work / "summary.json", summary)
     if options.record:
         write_result("demo_llm", {**environment(), **summary})
     print(f"\nDone in {seconds:.0f} s. Adapter, bundles, plot and summary.json are in {work}.")
 
 
-def summarize(work: Path, seconds: float) -> dict[str, Any]:
+def summarize(work: Path, bundles: Mapping[str, tuple[str, str]], seconds: float) -> dict[str, Any]:
     """Return the results: the loss after training, and how many answers are right in every bundle."""
     metrics = json.loads((work / "intents" / "rmlora.json").read_text())["metrics"]
     summary: dict[str, Any] = {
         "seconds": round(seconds),
         "training": {"validation": metrics["validation"], "effective_rank": metrics["effective_rank"]},
     }
-    for name, (mode, precision) in BUNDLES.items():
+    for name, (mode, precision) in bundles.items():
         report = json.loads((work / name / "manifest.json").read_text())["verification"]
         row = report["adapters"]["intents"] if mode == "branches" else report
         summary[name] = {

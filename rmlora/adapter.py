@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from rmlora.errors import AdapterError
 from rmlora.tasks import recorded_task
+from rmlora.text_pair import InputForm
 
 __all__ = ["Adapter", "LoraModule", "ModuleKind"]
 
@@ -148,6 +149,12 @@ class Adapter:
         """Label names in the order of the head's outputs; None if not recorded."""
         value = self.metadata.get("labels")
         return [str(label) for label in value] if value else None
+
+    @property
+    def input_form(self) -> InputForm | None:
+        """What it was trained on, single texts or pairs; None if that is not recorded, or for images."""
+        value: InputForm | None = self.metadata.get("input_form")
+        return value
 
     @property
     def prompt_format(self) -> Literal["chat", "raw"] | None:

@@ -10,7 +10,7 @@ from rmlora.adapter import Adapter
 from rmlora.errors import AdapterError, ConfigError
 from rmlora.labels import check_label_count
 from rmlora.outputs import problem_type_of
-from rmlora.tasks import NOT_EXPORTED, TASKS, Task, get_task
+from rmlora.tasks import TASKS, Task, get_task
 
 __all__ = ["complete_labels", "drop_unused_modules", "task_of"]
 
@@ -24,16 +24,21 @@ def task_of(adapter: Adapter, name: str | None = None) -> Task:
     """
     recorded = adapter.task
     if recorded is not None and recorded not in TASKS:
-        reason = NOT_EXPORTED.get(recorded, f"the tasks are {', '.join(TASKS)}")
-        raise AdapterError(f"{adapter.source} is an adapter for {recorded}, which is not exported: {reason}.")
+        raise _not_exported(adapter, recorded, f"the tasks are {', '.join(TASKS)}")
     chosen = name or recorded
     if chosen is None:
         raise ConfigError(f"{adapter.source} does not say which task it is for: pass --task.")
     task = get_task(chosen)
     if recorded is not None and TASKS[recorded].outputs.kind != task.outputs.kind:
         raise AdapterError(f"{adapter.source} is for {recorded} and cannot be used for {task.name}.")
+    if task.not_exported is not None:
+        raise _not_exported(adapter, task.name, task.not_exported)
     task.outputs.check_adapter(adapter, task.name)
     return task
+
+
+def _not_exported(adapter: Adapter, task: str, reason: str) -> AdapterError:
+    return AdapterError(f"{adapter.source} is an adapter for {task}, which is not exported: {reason}.")
 
 
 def complete_labels(

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
 
+from rmlora.text_pair import InputForm
+
 __all__ = [
     "AdapterConfig",
     "BaseConfig",
@@ -101,6 +103,7 @@ class PackageMetadata(_File):
     rmlora: _Settings | None = None
     metrics: dict[str, Any] | None = None
     training: _Training | None = None
+    input_form: InputForm | None = None
     prompt_format: Literal["chat", "raw"] | None = None
     base_precision: Literal["nf4"] | None = None
     end_tokens: list[Annotated[_Integer, Field(ge=0, lt=2**31)]] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class GeneratedText(WithoutLabels):
     There are no labels: the output layer belongs to the base, and its names are the tokenizer's.
     """
 
-    kind = "text"
+    kind: ClassVar[Literal["text", "answer"]] = "text"
     pools = False
     route = "/v1/completions"
     train_defaults: ClassVar[Mapping[str, Any]] = {"best_metric": "loss", "max_length": 1024, "group_by_length": True}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -21,7 +21,8 @@ from rmlora.library_calls import library_call
 from rmlora.processors import load_image_processor, load_tokenizer, plain_image_processor
 from rmlora.readable import is_readable_file
 from rmlora.sample_data import SENTENCES, draw_image
-from rmlora.unicode_text import is_unicode
+from rmlora.text_pair import InputForm, TextPair, text_or_pair
+from rmlora.tokenized_texts import check_texts, padding, tokenize
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +39,14 @@ _NO_LIMIT = 100_000
 _DEFAULT_LENGTH = 512
 """Tokens per text if no limit is known."""
 
+PAIR_COLUMNS = (
+    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question", "sentence"), ("question1", "question2"),
+    ("question", "passage"), ("question", "answer"), ("query", "passage"), ("query", "document"), ("query", "text"),
+    ("text1", "text2"), ("text_1", "text_2"), ("text_a", "text_b"), ("sentence_a", "sentence_b"), ("text", "text_pair"),
+    ("claim", "evidence"),
+)  # fmt: skip
+"""Columns of GLUE's tasks, and other common names of the two texts of a pair."""
+
 
 class Inputs(ABC):
     """A kind of inputs. Instances have no state; ``processor`` is the base's tokenizer or image processor."""
@@ -53,6 +62,10 @@ class Inputs(ABC):
     """True if rows have a length in tokens and batches are padded."""
     packs_processor: ClassVar[bool]
     """True if an adapter package contains the processor used in training."""
+    takes_pairs: ClassVar[bool] = False
+    """True if an input may be a pair of texts."""
+    pair_columns: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Names of two columns that together are recognized as pairs of texts without the setting."""
     different_processors: ClassVar[str]
     """What two processors do differently, for the error "A and B <this> differently"."""
 
@@ -71,8 +84,8 @@ class Inputs(ABC):
         """Return True if a cell contains no input."""
 
     @abstractmethod
-    def sample(self, count: int) -> list[Any]:
-        """Return ``count`` built-in inputs of several sizes, for verification without data."""
+    def sample(self, count: int, form: InputForm = "text") -> list[Any]:
+        """Return ``count`` built-in inputs of several sizes, for verification without data; pairs of texts if so asked."""
 
     # -- model inputs -----------------------------------------------------------------------------------------------
 
@@ -150,27 +163,37 @@ class Inputs(ABC):
 
 
 class TextInputs(Inputs):
-    """Texts, tokenized and padded to the longest row of the batch."""
+    """Texts and pairs of texts, tokenized and padded to the longest row of the batch."""
 
     modality = "text"
     column_option = "text_column"
     column_names: ClassVar[tuple[str, ...]] = ("text", "sentence", "question", "content", "message", "review", "input")
     columns_compete = True
+    takes_pairs = True
+    pair_columns: ClassVar[tuple[tuple[str, str], ...]] = PAIR_COLUMNS
     varies_in_length = True
     packs_processor = False
     different_processors = "split texts"
+    pads_right: ClassVar[bool] = False
+    """True if batches are padded on the right whatever the tokenizer says."""
 
     def locate(self, value: Any, source: str) -> Any:
-        """Return ``value``: the cell contains the text itself."""
-        return value
+        """Return the text in the cell, or the pair if it is a list of two texts."""
+        return text_or_pair(value)
 
     def is_empty(self, value: Any) -> bool:
-        """Return True unless ``value`` is a string with a character other than white space."""
+        """Return True unless ``value`` is a text with a character other than white space, or a pair of such texts."""
+        value = self.locate(value, "")
+        if isinstance(value, TextPair):
+            return not (value.first.strip() and value.second.strip())
         return not (isinstance(value, str) and value.strip())
 
-    def sample(self, count: int) -> list[Any]:
-        """Return sentences of one to twenty words."""
-        return [SENTENCES[number % len(SENTENCES)] for number in range(count)]
+    def sample(self, count: int, form: InputForm = "text") -> list[Any]:
+        """Return sentences of one to twenty words, or pairs of them."""
+        texts = [SENTENCES[number % len(SENTENCES)] for number in range(count)]
+        if form == "text":
+            return texts
+        return [TextPair(text, SENTENCES[(5 * number + 3) % len(SENTENCES)]) for number, text in enumerate(texts)]
 
     def load_processor(self, directory: Path, *, trust_remote_code: bool = False) -> Any:
         """Return the tokenizer in ``directory``."""
@@ -179,21 +202,18 @@ class TextInputs(Inputs):
     def rows(
         self, processor: Any, inputs: Sequence[Any], *, lengths: Sequence[int | None], names: Sequence[str]
     ) -> list[Arrays]:
-        """Return int64 arrays ``[tokens]`` for each text."""
-        for number, text in enumerate(inputs):
-            if self.is_empty(text):
-                raise InputError(f"Text {number + 1} is empty: every input needs at least one word.")
-            if not is_unicode(text):
-                raise InputError(f"Text {number + 1} is not valid Unicode: give it as UTF-8.")
-        return list(_tokenize(processor, inputs, lengths, names))
+        """Return int64 arrays ``[tokens]`` for each text or pair of texts."""
+        texts = [self.locate(value, "") for value in inputs]
+        check_texts(texts)
+        return list(tokenize(processor, texts, lengths, names))
 
     def collate(self, processor: Any, rows: Sequence[Arrays]) -> Arrays:
         """Return int64 arrays ``[rows, tokens]``, padded on the tokenizer's padding side."""
         longest = max(self.tokens(row) for row in rows)
-        left = getattr(processor, "padding_side", "right") == "left"
+        left = not self.pads_right and getattr(processor, "padding_side", "right") == "left"
         batch: Arrays = {}
         for name in rows[0]:
-            batch[name] = np.full((len(rows), longest), _padding(processor, name), np.int64)
+            batch[name] = np.full((len(rows), longest), padding(processor, name), np.int64)
             for number, row in enumerate(rows):
                 part = slice(longest - len(row[name]), None) if left else slice(len(row[name]))
                 batch[name][number, part] = row[name]
@@ -270,7 +290,7 @@ class ImageInputs(Inputs):
         """Return True if there is no image."""
         return value is None or value == ""
 
-    def sample(self, count: int) -> list[Any]:
+    def sample(self, count: int, form: InputForm = "text") -> list[Any]:
         """Return generated images of several widths."""
         return [draw_image(number) for number in range(count)]
 
@@ -347,41 +367,6 @@ class ImageInputs(Inputs):
         )  # Optimum would use the base's size, which may differ from the adapter's
         generator = DummyVisionInputGenerator(task, NormalizedVisionConfig(sized), batch_size=rows, num_channels=3)
         return {"pixel_values": generator.generate("pixel_values", framework="pt")}, {0: "batch"}
-
-
-def _tokenize(
-    tokenizer: Any, texts: Sequence[str], lengths: Sequence[int | None], names: Sequence[str]
-) -> Iterator[Arrays]:
-    """Yield each text's arrays; consecutive texts with the same limit are tokenized together."""
-    start = 0
-    while start < len(texts):
-        end = next((i for i in range(start, len(texts)) if lengths[i] != lengths[start]), len(texts))
-        with library_call(lambda reason: InputError(f"The tokenizer cannot split the texts ({reason}).")):
-            made = tokenizer(list(texts[start:end]), truncation=True, max_length=lengths[start])
-        if "token_type_ids" in names and "token_type_ids" not in made:  # a single text is all of the first type
-            made["token_type_ids"] = [[0] * len(ids) for ids in made["input_ids"]]
-        missing = [name for name in names if name not in made]
-        if missing:
-            raise InputError(
-                f"The tokenizer does not make '{missing[0]}', which the graph takes: the bundle is inconsistent."
-            )
-        for number, row in enumerate(zip(*(made[name] for name in names), strict=True), start):
-            if not len(row[0]):
-                raise InputError(
-                    f"The text {_quoted(texts[number])} has no tokens: the model's tokenizer drops all of its characters, so "
-                    "there is nothing to answer."
-                )
-            yield {name: np.asarray(ids, np.int64) for name, ids in zip(names, row, strict=True)}
-        start = end
-
-
-def _quoted(text: str, most: int = 40) -> str:
-    return repr(text) if len(text) <= most else f"{text[:most]!r}…"
-
-
-def _padding(tokenizer: Any, name: str) -> int:
-    known = {"input_ids": "pad_token_id", "token_type_ids": "pad_token_type_id"}
-    return int(getattr(tokenizer, known[name]) or 0) if name in known else 0
 
 
 def _image_size(processor: Any) -> tuple[int, int]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rmlora.adapter import Adapter
+    from rmlora.inputs import Arrays
 
 __all__ = ["ClassScores", "Outputs", "SentenceVector", "WithoutLabels", "first_head", "problem_type_of"]
 
@@ -30,9 +31,11 @@ AnyArray = npt.NDArray[Any]
 class Outputs(ABC):
     """A kind of outputs. Instances have no state."""
 
-    kind: ClassVar[Literal["scores", "vector", "text"]]
+    kind: ClassVar[Literal["scores", "vector", "text", "answer", "tokens"]]
     has_labels: ClassVar[bool]
     """True if outputs are scores for labels, so metrics can be measured on labeled data."""
+    axes: ClassVar[int] = 2
+    """Axes of a graph's output: 2 for ``[rows, n]``."""
     pools: ClassVar[bool]
     """True if the token vectors are pooled into one."""
     route: ClassVar[str]
@@ -104,6 +107,23 @@ class Outputs(ABC):
             pooling: how token vectors become one; None if nothing is pooled.
         """
 
+    def padding_zeroed(self, output: AnyArray, batch: Arrays) -> AnyArray:
+        """Return the output of a batch with zeros for what stands for padding; here nothing does."""
+        return output
+
+    def without_padding(self, output: AnyArray, batch: Arrays) -> AnyArray:
+        """Return what of a batch's output is compared, ``[n, …]``; here all of it."""
+        return output
+
+    def of_row(self, output: AnyArray, row: Arrays) -> AnyArray:
+        """Return what a metric is measured on: here the whole output of a row.
+
+        Args:
+            output: of the row, ``[n]``, or ``[tokens, n]`` with its padding.
+            row: its inputs, without the batch axis.
+        """
+        return output
+
     @abstractmethod
     def agreement(self, expected: AnyArray, got: AnyArray, scoring: Scoring | None = None) -> dict[str, float]:
         """Return how well two outputs agree, as a comparison's field name → value.
@@ -118,13 +138,15 @@ class Outputs(ABC):
 class ClassScores(Outputs):
     """One score per label (logits)."""
 
-    kind = "scores"
+    kind: ClassVar[Literal["scores", "tokens"]] = "scores"
     has_labels = True
     pools = False
     route = "/classify"
     train_defaults: ClassVar[Mapping[str, Any]] = {"max_length": 128, "group_by_length": False}
-    train_settings = frozenset({"label_column", "labels", "problem_type", "class_weights", "label_smoothing"})
-    best_metrics = (
+    train_settings: ClassVar[frozenset[str]] = frozenset(
+        {"label_column", "labels", "problem_type", "class_weights", "label_smoothing"}
+    )
+    best_metrics: ClassVar[tuple[str, ...]] = (
         "accuracy", "macro_f1", "balanced_accuracy", "mcc",
         "micro_f1", "samples_f1", "subset_accuracy",
         "pearson", "spearman", "mse", "mae",

@@ -40,6 +40,8 @@ class PlainTokenizer:
         self.model_max_length = int(config.get("model_max_length") or _NO_LIMIT * 10)
         self.padding_side = str(config.get("padding_side") or ("left" if name in _LEFT else "right"))
         self.truncation_side = str(config.get("truncation_side") or "right")
+        names = config.get("model_input_names")
+        self._makes_types = names is None or "token_type_ids" in names
         self.pad_token_type_id = int(config.get("pad_token_type_id") or 0)
         pad = _content(config.get("pad_token")) or _content(config.get("eos_token"))
         self.pad_token_id = tokenizer.token_to_id(pad) if pad is not None else None
@@ -83,7 +85,8 @@ class PlainTokenizer:
         *,
         truncation: bool = True,
         max_length: int | None = None,
-    ) -> dict[str, list[list[int]]]:
+        return_offsets_mapping: bool = False,
+    ) -> dict[str, list[Any]]:
         """Return input name → token ids, masks and types for each text, or pair of texts; arguments as in transformers."""
         limit = max_length or (self.model_max_length if self.model_max_length < _NO_LIMIT else None)
         if truncation and limit:
@@ -92,11 +95,19 @@ class PlainTokenizer:
             self._tokenizer.no_truncation()
         given = list(text) if text_pair is None else list(zip(text, text_pair, strict=True))
         made = self._tokenizer.encode_batch(given)
+        offsets = {"offset_mapping": [item.offsets for item in made]} if return_offsets_mapping else {}
+        types = {"token_type_ids": [item.type_ids for item in made]} if self._makes_types else {}
         return {
             "input_ids": [item.ids for item in made],
             "attention_mask": [item.attention_mask for item in made],
-            "token_type_ids": [item.type_ids for item in made],
+            **types,
+            **offsets,
         }
+
+    @property
+    def backend(self) -> Tokenizer:
+        """The tokenizer of the package ``tokenizers``."""
+        return self._tokenizer
 
     def get_vocab(self) -> dict[str, int]:
         """Return token → id."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from rmlora.inputs import TextInputs
+from rmlora.single_text_inputs import SingleTextInputs
 
 __all__ = ["PromptInputs"]
 
 
-class PromptInputs(TextInputs):
+class PromptInputs(SingleTextInputs):
     """Texts that a causal language model continues.
 
     Training reads whole conversations instead (:mod:`rmlora.training.conversations`): the columns here are those of data

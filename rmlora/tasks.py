@@ -10,13 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rmlora.answered_text import AnsweredText
 from rmlora.errors import ConfigError
 from rmlora.generated_text import GeneratedText
 from rmlora.inputs import ImageInputs, Inputs, TextInputs
 from rmlora.outputs import ClassScores, Outputs, SentenceVector
 from rmlora.prompt_inputs import PromptInputs
+from rmlora.single_text_inputs import SingleTextInputs
+from rmlora.token_inputs import TokenInputs
+from rmlora.token_labels import TokenLabels
 
-__all__ = ["NOT_EXPORTED", "OTHER_TASKS", "TASKS", "Task", "get_task", "recorded_task"]
+__all__ = ["OTHER_TASKS", "TASKS", "Task", "get_task", "recorded_task"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Task:
     """PEFT's task type, with which PEFT also saves the head; None if PEFT has none for this task."""
     not_trained: str | None = None
     """Error sentence if ``rmlora-deploy train`` does not train this task; None if it does."""
+    not_exported: str | None = None
+    """Why adapters for this task are not exported, and what to do instead; None if they are."""
 
 
 TASKS: dict[str, Task] = {
@@ -45,11 +51,18 @@ TASKS: dict[str, Task] = {
         ),
         Task("image-classification", ImageInputs(), ClassScores(), "AutoModelForImageClassification", None),
         Task(
-            "feature-extraction", TextInputs(), SentenceVector(), "AutoModel", "FEATURE_EXTRACTION",
+            "feature-extraction", SingleTextInputs(), SentenceVector(), "AutoModel", "FEATURE_EXTRACTION",
             not_trained="rmlora-deploy train does not train embeddings: train with sentence-transformers and the "
             "RMLoRACallback, or with anything else that writes PEFT's format, and deploy the adapter from there.",
         ),
+        Task("token-classification", TokenInputs(), TokenLabels(), "AutoModelForTokenClassification", "TOKEN_CLS"),
         Task("text-generation", PromptInputs(), GeneratedText(), "AutoModelForCausalLM", "CAUSAL_LM"),
+        Task(
+            "text2text-generation", PromptInputs(), AnsweredText(), "AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM",
+            not_exported="its decoder also attends to what an encoder made of the prompt, so it takes two graphs and a second "
+            "cache, which the runtime for language models does not have; merge it with  rmlora-deploy merge  and run it in "
+            "transformers",
+        ),
     )
 }  # fmt: skip
 
@@ -66,10 +79,8 @@ def get_task(name: str) -> Task:
 
 
 OTHER_TASKS: dict[str, tuple[str | None, str | tuple[str, ...]]] = {
-    "token-classification": ("TOKEN_CLS", "ForTokenClassification"),
     "question-answering": ("QUESTION_ANS", "ForQuestionAnswering"),
     "fill-mask": (None, "ForMaskedLM"),
-    "text2text-generation": ("SEQ_2_SEQ_LM", "ForConditionalGeneration"),
     "multiple-choice": (None, "ForMultipleChoice"),
     "audio-classification": (None, "ForAudioClassification"),
     "object-detection": (None, "ForObjectDetection"),
@@ -77,16 +88,12 @@ OTHER_TASKS: dict[str, tuple[str | None, str | tuple[str, ...]]] = {
 }
 """Tasks whose adapters are recognized, but not exported → PEFT's task type, and how the names of model classes end."""
 
-NOT_EXPORTED: dict[str, str] = {
-    "text2text-generation": "its decoder also attends to what an encoder made of the prompt, so it takes two graphs and a second "
-    "cache, which the runtime for language models does not have; merge it with  rmlora-deploy merge  and run it in transformers",
-}
-"""Task that is recognized → why it is not exported, and what to do instead, where more can be said than which tasks are."""
-
 _CLASSES: dict[str, str | tuple[str, ...]] = {
     "text-classification": "ForSequenceClassification",
     "image-classification": "ForImageClassification",
+    "token-classification": "ForTokenClassification",
     "text-generation": ("ForCausalLM", "LMHeadModel"),
+    "text2text-generation": "ForConditionalGeneration",
 }
 """Task → how the names of its model classes end. The encoders for feature-extraction are also inside all other models."""
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from benchmarks.realdata.example import Example
 from benchmarks.realdata.images import animals, mnist
-from benchmarks.realdata.intents import home_commands, intents
+from benchmarks.realdata.intents import home_commands, home_slots, intents
 from benchmarks.realdata.short_texts import editorials, movie_reviews, products, sms_spam, trec, tweets
 from benchmarks.realdata.similarity import sts_benchmark
 from benchmarks.realdata.topics import diagnoses, health_news, news
 
-__all__ = ["DATASETS", "INSTRUCTIONS"]
+__all__ = ["DATASETS", "INSTRUCTIONS", "TAGGED"]
 
 DATASETS: dict[str, Callable[..., list[Example]]] = {
     "sms": sms_spam,
@@ -32,3 +32,6 @@ DATASETS: dict[str, Callable[..., list[Example]]] = {
 
 INSTRUCTIONS: dict[str, Callable[[], list[Example]]] = {"home": home_commands}
 """Name → reader of prompts whose labels are the texts that answer them."""
+
+TAGGED: dict[str, Callable[[], list[Example]]] = {"slots": home_slots}
+"""Name → reader of texts whose labels are their entities, as JSON ``[[start, end, label], …]``."""

@@ -1,4 +1,4 @@
-"""What a sentence asks of a home, as a label or as JSON: made from the sentence templates of a voice assistant."""
+"""What a sentence asks of a home, as a label, as JSON or as tagged words: made from the sentence templates of a voice assistant."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 from benchmarks.assets import package_directory
 from benchmarks.realdata.example import Example, unique_inputs
-from benchmarks.realdata.sentence_templates import draw_filled, draw_sentence, expand_rules
+from benchmarks.realdata.sentence_templates import draw_filled, draw_sentence, draw_spans, expand_rules
 from benchmarks.realdata.slot_values import NAMES, NUMBERS, VALUES
 
-__all__ = ["home_commands", "intents"]
+__all__ = ["home_commands", "home_slots", "intents"]
 
 _OF_A_TEMPLATE = 24
 _OF_AN_INTENT = 360
@@ -55,6 +55,40 @@ def home_commands() -> list[Example]:
     return [
         example for example in examples if len(templates[shape_of[example.input, example.group]]) >= _FEWEST_TEMPLATES
     ]
+
+
+def home_slots() -> list[Example]:
+    """Return English sentences with what fills the slots of their template, as JSON ``[[start, end, slot], …]`` in characters.
+
+    Sentences of one template are a group. A sentence that two templates fill differently is dropped, and so is one with a
+    slot that fewer templates have than training, validation and test need.
+    """
+    data = _data()
+    examples = unique_inputs([example for intent in data["intents"] for example in _tagged(intent, data)])
+    templates: dict[str, set[str | None]] = defaultdict(set)
+    for example in examples:
+        for slot in _slots_of(example):
+            templates[slot].add(example.group)
+    return [
+        example for example in examples
+        if all(len(templates[slot]) >= _FEWEST_TEMPLATES for slot in _slots_of(example))
+    ]  # fmt: skip
+
+
+def _slots_of(example: Example) -> list[str]:
+    return [slot for _, _, slot in json.loads(str(example.label))]
+
+
+def _tagged(intent: str, data: dict[str, Any]) -> Iterator[Example]:
+    """Yield sentences with the characters that fill the slots of their template."""
+    templates = [(template, block) for block in data["intents"][intent]["data"] for template in block["sentences"]]
+    for number, (template, block) in enumerate(templates):
+        draw = random.Random(f"{intent} {number} slots")
+        values = _slot_values(data["lists"], (block.get("requires_context") or {}).get("domain"))
+        expanded = expand_rules(template, data["expansion_rules"])
+        drawn = dict(draw_spans(expanded, values, draw) for _ in range(4 * _OF_A_COMMAND))
+        for sentence, spans in list(drawn.items())[:_OF_A_COMMAND]:
+            yield Example(sentence, json.dumps(spans), template)
 
 
 def _commands(intent: str, data: dict[str, Any]) -> Iterator[tuple[Example, str]]:

@@ -10,11 +10,13 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 
-__all__ = ["draw_filled", "draw_sentence", "expand_rules"]
+__all__ = ["draw_filled", "draw_sentence", "draw_spans", "expand_rules"]
 
 _RULE = re.compile(r"<(\w+)>")
 _INNERMOST = re.compile(r"\(([^()\[\]]*)\)|\[([^()\[\]]*)\]")
 _SLOT = re.compile(r"\{(\w+)(?::(\w+))?\}")
+_BEGIN, _END = "\x02", "\x03"
+"""Characters around the value of a slot while a sentence is drawn."""
 
 
 def expand_rules(template: str, rules: Mapping[str, str]) -> str:
@@ -39,14 +41,38 @@ def draw_filled(
     template: str, values: Mapping[str, Sequence[str]], draw: random.Random
 ) -> tuple[str, dict[str, tuple[str, str]]]:
     """Return a sentence as :func:`draw_sentence` does, and slot → (list, value) for every slot that was filled."""
+    marked, slots = _drawn(template, values, draw)
+    return marked.replace(_BEGIN, "").replace(_END, ""), {slot: (name, value) for slot, name, value in slots}
+
+
+def draw_spans(
+    template: str, values: Mapping[str, Sequence[str]], draw: random.Random
+) -> tuple[str, list[tuple[int, int, str]]]:
+    """Return a sentence as :func:`draw_sentence` does, and (start, end, slot) of the characters that fill its slots."""
+    marked, slots = _drawn(template, values, draw)
+    sentence, spans, start = "", [], 0
+    for part in re.split(f"([{_BEGIN}{_END}])", marked):
+        if part == _BEGIN:
+            start = len(sentence)
+        elif part == _END:
+            spans.append((start, len(sentence), slots[len(spans)][0]))
+        else:
+            sentence += part
+    return sentence, spans
+
+
+def _drawn(
+    template: str, values: Mapping[str, Sequence[str]], draw: random.Random
+) -> tuple[str, list[tuple[str, str, str]]]:
+    """Return a sentence with marks around what fills a slot, and (slot, list, value) of each in order."""
     while _INNERMOST.search(template):
         template = _INNERMOST.sub(lambda match: _chosen(match, draw), template)
-    slots: dict[str, tuple[str, str]] = {}
+    slots: list[tuple[str, str, str]] = []
 
     def fill(match: re.Match[str]) -> str:
         value = draw.choice(values[match[1]])
-        slots[match[2] or match[1]] = (match[1], value)
-        return draw_sentence(value, values, draw)
+        slots.append((match[2] or match[1], match[1], value))
+        return f"{_BEGIN}{draw_sentence(value, values, draw)}{_END}"
 
     return " ".join(_SLOT.sub(fill, template).split()), slots
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.realdata.datasets import DATASETS, INSTRUCTIONS
+from benchmarks.realdata.datasets import DATASETS, INSTRUCTIONS, TAGGED
 from benchmarks.realdata.example import Example
 from benchmarks.realdata.splitting import groups_of
 from rmlora.errors import InputError
 from rmlora.storage import atomic_directory, write_json
+from rmlora.training.tagged_cells import text_of_spans
 
 __all__ = ["write_splits"]
 
@@ -28,11 +29,11 @@ def write_splits(
 ) -> Path:
     """Write ``train``, ``validation`` and ``test`` of a dataset under ``target`` and return it.
 
-    Texts become ``<split>.jsonl`` with the columns text and label, and text_pair for pairs, or messages; images
-    become ``<split>/<label>/<number>.png``. A group is never divided; the shares are then of groups.
+    Texts become ``<split>.jsonl`` with the columns text and label, and text_pair for pairs, or messages, or tokens and ner_tags;
+    images become ``<split>/<label>/<number>.png``. A group is never divided; the shares are then of groups.
 
     Args:
-        name: one of :data:`DATASETS` or :data:`INSTRUCTIONS`.
+        name: one of :data:`DATASETS`, :data:`INSTRUCTIONS` or :data:`TAGGED`.
         target: directory to create; if an equal call has written it, it is kept.
         seed: decides which split an example is in.
         test: share of examples to test with.
@@ -47,7 +48,7 @@ def write_splits(
         if _recipe(target) != recipe:
             raise InputError(f"{target} exists and does not hold these splits of {name}: delete it or name another.")
         return target
-    examples = INSTRUCTIONS[name]() if name in INSTRUCTIONS else DATASETS[name]()
+    examples = {**DATASETS, **INSTRUCTIONS, **TAGGED}[name]()
     groups = groups_of(examples)
     order = np.random.default_rng(seed).permutation(len(groups))
     ends = np.cumsum([round(test * len(groups)), round(validation * len(groups))])
@@ -78,6 +79,10 @@ def _row(example: Example, name: str) -> dict[str, Any]:
     if name in INSTRUCTIONS:
         turns = {"system": _SYSTEM, "user": example.input, "assistant": example.label}
         return {"messages": [{"role": role, "content": text} for role, text in turns.items()]}
+    if name in TAGGED:
+        tagged = text_of_spans(example.input, json.loads(str(example.label)), where=name)
+        words = [example.input[start:stop] for start, stop in tagged.sentence.words]
+        return {"tokens": words, "ner_tags": list(tagged.tags)}
     if isinstance(example.input, str):
         return {"text": example.input, "label": example.label}
     text, text_pair = example.input

@@ -17,7 +17,7 @@ from rmlora.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from rmlora_deploy.api import export, load, merge, train, verify
     from rmlora_deploy.bundles.bundle import Bundle
-    from rmlora_deploy.inference import Classifier, Embedder, Prediction
+    from rmlora_deploy.inference import Classifier, Embedder, EntitySpan, Prediction, Tagger, Tagging
     from rmlora_deploy.runtime import AdapterSession
 
 __all__ = [
@@ -25,7 +25,10 @@ __all__ = [
     "Bundle",
     "Classifier",
     "Embedder",
+    "EntitySpan",
     "Prediction",
+    "Tagger",
+    "Tagging",
     "__version__",
     "export",
     "load",
@@ -39,7 +42,10 @@ _HOMES = {
     "Bundle": "rmlora_deploy.bundles.bundle",
     "Classifier": "rmlora_deploy.inference",
     "Embedder": "rmlora_deploy.inference",
+    "EntitySpan": "rmlora_deploy.inference",
     "Prediction": "rmlora_deploy.inference",
+    "Tagger": "rmlora_deploy.inference",
+    "Tagging": "rmlora_deploy.inference",
     "export": "rmlora_deploy.api",
     "load": "rmlora_deploy.api",
     "merge": "rmlora_deploy.api",

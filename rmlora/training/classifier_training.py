@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rmlora.errors import TrainingError
+from rmlora.text_pair import form_of
 from rmlora.torch_models import TaskModel
 from rmlora.training.data import Columns, load_splits
 from rmlora.training.table import Reading
@@ -35,7 +36,7 @@ class ClassifierTraining(TaskTraining):
             settings.train,
             settings.validation,
             settings.test,
-            columns=Columns(getattr(settings, inputs.column_option), settings.label_column),
+            columns=Columns(getattr(settings, inputs.column_option), settings.label_column, settings.pair_column),
             validation_fraction=settings.validation_fraction,
             seed=settings.data_seed,
             labels=settings.labels,
@@ -54,8 +55,9 @@ class ClassifierTraining(TaskTraining):
         """Accept every base: a head that it lacks is trained."""
 
     def examples(self, data: TrainingData, processor: Any) -> dict[str, Examples]:
-        """Return texts or images with their targets."""
+        """Return texts, pairs of texts or images with their targets."""
         self._labels, self._targets = data.labels, data.splits["train"][1]
+        self._form = {"input_form": form_of(data.splits["train"][0])} if self.task.inputs.takes_pairs else {}
         make = self.task.inputs.examples
         limit = self.settings.token_limit
         return {name: make(inputs, targets, processor, limit) for name, (inputs, targets) in data.splits.items()}
@@ -89,9 +91,10 @@ class ClassifierTraining(TaskTraining):
         return replace(found, scores={**found.scores, "loss": loss})
 
     def metadata(self, model: PeftModel) -> dict[str, Any]:
-        """Return the labels, what the scores are, and what else belongs to it."""
+        """Return the labels, what the scores are and what else belongs to it, and whether inputs are single texts or pairs."""
         return {
             "labels": list(self._labels),
             "problem_type": self._problem.name,
             **self._problem.metadata(self.settings, self._targets),
+            **self._form,
         }

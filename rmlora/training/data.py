@@ -12,6 +12,8 @@ import numpy as np
 from rmlora.errors import InputError, some_of
 from rmlora.scoring import ProblemType
 from rmlora.tasks import Task
+from rmlora.text_pair import InputForm, TextPair, form_of
+from rmlora.training.input_columns import check_same_form, find_column, input_columns, read_inputs, usual_names
 from rmlora.training.label_column import LabelColumn
 from rmlora.training.label_values import label_names
 from rmlora.training.problem import Problem
@@ -31,6 +33,18 @@ class Columns:
 
     inputs: str | None = None
     label: str | None = None
+    pair: str | None = None
+    """Of the second text of a pair."""
+
+    @property
+    def chosen(self) -> tuple[str | None, str | None]:
+        """The columns of the inputs."""
+        return self.inputs, self.pair
+
+    @property
+    def names(self) -> list[str]:
+        """All that the user chose, in lower case."""
+        return [name.lower() for name in (self.inputs, self.pair, self.label) if name]
 
 
 @dataclass(frozen=True)
@@ -105,14 +119,19 @@ def load_splits(
         InputError: data is missing, unreadable, empty or inconsistent.
         ConfigError: the data has a label that ``labels`` lacks, or its labels can mean more than one thing.
     """
+    form: InputForm | None = None
 
     def load(source: str) -> LabeledData:
-        return load_split(task, source, columns, reading=reading or Reading(), several=True)
+        data = load_split(task, source, columns, reading=reading or Reading(), several=True)
+        if task.inputs.takes_pairs:
+            check_same_form(data.inputs, form, source, owner="the training data")
+        return data
 
     def encode(data: LabeledData) -> tuple[list[Any], list[Any]]:
         return data.inputs, problem.encode(data.column, order, given=labels is not None)
 
     training = load(train)
+    form = form_of(training.inputs)
     problem, understood = choose_problem(problem_type, training.column, labels)
     order = problem.order(training.column, labels)
     notes = [*training.notes, *([understood] if understood else [])]
@@ -135,7 +154,13 @@ def load_splits(
 
 
 def load_split(
-    task: Task, source: str, columns: Columns, *, reading: Reading | None = None, several: bool = False
+    task: Task,
+    source: str,
+    columns: Columns,
+    *,
+    reading: Reading | None = None,
+    several: bool = False,
+    form: InputForm | None = None,
 ) -> LabeledData:
     """Load one file, image folder or hub dataset (``name`` or ``name:split``).
 
@@ -143,43 +168,48 @@ def load_split(
         task: of the model.
         source: where the data is.
         columns: names of the columns.
-        reading: how the user wants the file read; None if the caller offers no choice.
+        reading: how the user wants the file read, to train on it; None to measure a finished adapter.
         several: a row may have a list of labels, which becomes JSON.
+        form: what the rows must be, single texts or pairs; None takes pairs where two columns are those of a pair, and to measure
+            a finished adapter only where none of them could be meant alone.
 
     Raises:
         InputError: it does not exist, cannot be parsed, is empty, lacks the columns, or has empty cells.
     """
-    chosen = [name.lower() for name in (columns.inputs, columns.label) if name]
-    table = open_table(source, {*task.inputs.column_names, *_LABEL_NAMES, *chosen}, reading)
-    flag = f"--{task.inputs.column_option.replace('_', '-')}"
-    usual = task.inputs.column_names
-    input_column = _column(table, columns.inputs, usual, flag, source, compete=task.inputs.columns_compete)
-    label_column = _column(table, columns.label, _LABEL_NAMES, "--label-column", source)
+    table = open_table(source, {*usual_names(task.inputs), *_LABEL_NAMES, *columns.names}, reading)
+    input_names = input_columns(
+        table, task.inputs, columns.chosen, source, form, guess=reading is not None or form == "pair"
+    )
+    label_column = find_column(table, columns.label, _LABEL_NAMES, "--label-column", source)
     if table.rows == 0:
         raise InputError(f"{source} holds no rows: there is nothing to train on.")
     rows = range(table.rows)
     declared = table.class_names.get(label_column)
-    inputs = table.columns[input_column]
     labels = label_names(
         table.columns[label_column], declared, source=source, numbers=table.numbers(rows), unit=table.unit,
         several=several,
     )  # fmt: skip
     empty = {
-        input_column: [row for row in rows if task.inputs.is_empty(inputs[row])],
+        **_empty_cells(task, table, input_names, source),
         label_column: [row for row in rows if labels[row] is None],
     }
-    _refuse_other_values(empty[input_column], table, input_column, source)
     notes = list(table.notes)
+    if len(input_names) == 2 and columns.pair is None:
+        notes.append(
+            f"The rows of {source} are pairs of '{input_names[0]}' and '{input_names[1]}': name one with --text-column for single texts."
+        )
     if any(empty.values()):
         notes.append(_left_out(empty, table, source, reading))
     left_out = {row for missing in empty.values() for row in missing}
     kept = [row for row in rows if row not in left_out]
     if not kept:
-        raise InputError(f"{source} has no row with both '{input_column}' and '{label_column}': check the columns.")
-    if others := [name for name in table.columns if name and name not in (input_column, label_column)]:
+        raise InputError(
+            f"{source} has no row with {'' if len(input_names) > 1 else 'both '}{', '.join(repr(name) for name in input_names)} and '{label_column}': check the columns."
+        )
+    if others := [name for name in table.columns if name and name not in (*input_names, label_column)]:
         notes.append(f"Columns of {source} that are not used: {some_of(others)}.")
     return LabeledData(
-        [task.inputs.locate(inputs[row], source) for row in kept],
+        read_inputs(table, input_names, kept, task.inputs, source, form),
         LabelColumn(
             label_column,
             source,
@@ -192,52 +222,46 @@ def load_split(
     )
 
 
-def load_inputs(task: Task, source: str, columns: Columns) -> list[Any]:
-    """Load the inputs of a file, image folder or hub dataset, which needs no labels; empty ones are left out.
+def load_inputs(
+    task: Task, source: str, columns: Columns, *, form: InputForm | None = None, all_rows: bool = False
+) -> list[Any]:
+    """Load the inputs of a file, image folder or hub dataset, which needs no labels.
 
     Args:
         task: of the model.
         source: where the data is.
         columns: names of the columns.
+        form: what the rows must be; None takes pairs where two columns can be nothing else.
+        all_rows: refuse empty rows; False leaves them out.
 
     Raises:
         InputError: it does not exist, cannot be parsed, lacks the column, or holds no input.
     """
-    table = open_table(source, {*task.inputs.column_names, *([columns.inputs.lower()] if columns.inputs else [])}, None)
-    flag = f"--{task.inputs.column_option.replace('_', '-')}"
-    usual = task.inputs.column_names
-    column = _column(table, columns.inputs, usual, flag, source, compete=task.inputs.columns_compete)
-    cells = table.columns[column]
-    empty = [row for row in range(table.rows) if task.inputs.is_empty(cells[row])]
-    _refuse_other_values(empty, table, column, source)
-    left_out = set(empty)
-    found = [task.inputs.locate(cells[row], source) for row in range(table.rows) if row not in left_out]
-    if not found:
-        raise InputError(f"{source} has no row with a '{column}': check the column.")
-    return found
+    table = open_table(source, {*usual_names(task.inputs), *columns.names}, None)
+    names = input_columns(table, task.inputs, columns.chosen, source, form, guess=form == "pair")
+    empty = _empty_cells(task, table, names, source)
+    if all_rows and any(empty.values()):
+        _left_out(empty, table, source, None)
+    left_out = {row for rows in empty.values() for row in rows}
+    rows = [row for row in range(table.rows) if row not in left_out]
+    if not rows:
+        raise InputError(f"{source} has no row with a '{names[0]}': check the column.")
+    return read_inputs(table, names, rows, task.inputs, source, form)
 
 
-def _column(
-    table: Table, chosen: str | None, usual: Sequence[str], flag: str, source: str, *, compete: bool = False
-) -> str:
-    present = list(table.columns)
-    if chosen is not None:
-        if chosen not in present:
-            raise InputError(f"{source} has no column '{chosen}' (it has {some_of(present)}): change {flag}.")
-        return chosen
-    lower = {name.lower(): name for name in reversed(present)}
-    found = [lower[name] for name in usual if name in lower]
-    if not found:
-        raise InputError(
-            f"{source} has none of the columns {', '.join(usual)} (it has {some_of(present)}): pass {flag}; the first line of a "
-            "file must name its columns."
-        )
-    if compete and len(found) > 1:
-        raise InputError(
-            f"{source} has the columns {' and '.join(repr(name) for name in found)}, and a row is one text: choose with {flag}, "
-            "or join them into one column."
-        )
-    return found[0]
+def _empty_cells(task: Task, table: Table, names: Sequence[str], source: str) -> dict[str, list[int]]:
+    """Return column → rows without an input in it; raise :class:`InputError` for a cell that holds something else."""
+    empty: dict[str, list[int]] = {}
+    for name in names:
+        cells = table.columns[name]
+        pairs = len(names) == 2
+        empty[name] = [
+            row
+            for row in range(table.rows)
+            if task.inputs.is_empty(cells[row]) or (pairs and not isinstance(cells[row], str))
+        ]
+        _refuse_other_values(empty[name], table, name, source)
+    return empty
 
 
 def _refuse_other_values(rows: Sequence[int], table: Table, column: str, source: str) -> None:
@@ -255,7 +279,7 @@ def _refuse_other_values(rows: Sequence[int], table: Table, column: str, source:
 _OTHER_VALUES: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (bool, "true or false"),
     ((int, float), "a number"),
-    (list, "a list"),
+    ((list, tuple), "a list"),
     (dict, "an object"),
 )
 """Types of values that are no inputs → what they are called."""
@@ -319,7 +343,7 @@ def _stratified(
     """
     groups: dict[tuple[int, Any], list[int]] = {}
     for number, (value, label) in enumerate(zip(inputs, indices, strict=True)):
-        groups.setdefault((label, value if isinstance(value, str) else number), []).append(number)
+        groups.setdefault((label, value if isinstance(value, (str, TextPair)) else number), []).append(number)
     if len(groups) == 1:
         raise InputError(f"{source} has only one distinct example: add examples, or give --validation.")
     distinct = Counter(label for label, _ in groups)

@@ -9,18 +9,23 @@ import torch
 from torch.utils.data import Dataset
 
 from rmlora.images import open_image
+from rmlora.text_pair import TextPair
+from rmlora.tokenized_texts import encode
 from rmlora.training.language_rows import LanguageRows, Row, TokenRows
+from rmlora.training.tagged_rows import TaggedRows
 
 __all__ = ["Examples", "ImageExamples", "TextExamples"]
 
 
 class TextExamples(TokenRows):
-    """Texts, tokenized once; the collator pads each batch to its longest row."""
+    """Texts, or pairs of texts, tokenized once; the collator pads each batch to its longest row."""
 
-    def __init__(self, texts: Sequence[str], labels: Sequence[Any], tokenizer: Any, max_length: int) -> None:
+    def __init__(
+        self, texts: Sequence[str] | Sequence[TextPair], labels: Sequence[Any], tokenizer: Any, max_length: int
+    ) -> None:
         from transformers import DataCollatorWithPadding
 
-        encoded = tokenizer(list(texts), truncation=True, max_length=max_length)
+        encoded = encode(tokenizer, texts, max_length)
         super().__init__(
             [{**{key: encoded[key][i] for key in encoded}, "labels": label} for i, label in enumerate(labels)]
         )
@@ -47,7 +52,7 @@ class ImageExamples(Dataset[Row]):
         return {"pixel_values": torch.from_numpy(pixels), "labels": self._labels[index]}
 
 
-Examples: TypeAlias = TextExamples | ImageExamples | LanguageRows
+Examples: TypeAlias = TextExamples | ImageExamples | LanguageRows | TaggedRows
 
 
 def _stack(rows: list[Row]) -> dict[str, torch.Tensor]:

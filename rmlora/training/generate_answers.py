@@ -1,4 +1,4 @@
-"""Greedy answers of a causal language model to many prompts, in left-padded batches (torch)."""
+"""Greedy answers of a language model to many prompts, in padded batches (torch)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def generate_answers(
         prompts: tokens of each.
         decode: from tokens to text, without special tokens.
         end: tokens that end an answer.
-        padding: token to pad with on the left; it is masked.
+        padding: token to pad with, on the left or, for an encoder, on the right; it is masked.
         batch_size: prompts at a time.
         max_new_tokens: most tokens of an answer.
     """
@@ -45,7 +45,7 @@ def generate_answers(
 
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, use_cache=True, eos_token_id=list(end),
-        pad_token_id=padding,
+        pad_token_id=padding, **_beginning(_transformers_model(model)),
     )  # fmt: skip
     state = PartialState()
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
@@ -75,11 +75,27 @@ def _answers(
 ) -> list[str]:
     width = max(map(len, prompts))
     device = next(model.parameters()).device
-    ids = torch.tensor([[*[settings.pad_token_id] * (width - len(prompt)), *prompt] for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    made: Any = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings)
+    encoder = bool(_transformers_model(model).config.is_encoder_decoder)
+
+    def padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+        blanks = [[value] * (width - len(row)) for row in rows]
+        pairs = zip(rows, blanks, strict=True)
+        return torch.tensor([[*row, *blank] if encoder else [*blank, *row] for row, blank in pairs], device=device)
+
+    ids, mask = padded(prompts, settings.pad_token_id), padded([[1] * len(prompt) for prompt in prompts], 0)
+    made: Any = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+    answers = made[:, 1 if encoder else width :].tolist()  # a decoder's answer begins with its start token
     ends = frozenset(settings.eos_token_id)
-    return [decode(list(takewhile(lambda token: token not in ends, row))) for row in made[:, width:].tolist()]
+    return [decode(list(takewhile(lambda token: token not in ends, row))) for row in answers]
+
+
+def _beginning(model: Any) -> dict[str, int]:
+    """Return which tokens begin the answers of a model with encoder and decoder."""
+    found = {}
+    for name in ("decoder_start_token_id", "forced_bos_token_id"):
+        values = (getattr(config, name, None) for config in (model.generation_config, model.config))
+        found[name] = next((value for value in values if value is not None), None)
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _transformers_model(model: Any) -> Any:

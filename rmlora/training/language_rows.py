@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -17,6 +17,7 @@ IGNORED = -100
 
 
 Row = dict[str, Any]
+Collator = Callable[[Sequence[Row]], dict[str, torch.Tensor]]
 
 
 class TokenRows(Dataset[Row]):
@@ -49,16 +50,17 @@ class LanguageRows(TokenRows):
     Args:
         rows: with their answers.
         padding: token to pad with; it is masked.
+        collator: makes batches in another way.
     """
 
-    def __init__(self, rows: Sequence[EncodedRow], padding: int) -> None:
+    def __init__(self, rows: Sequence[EncodedRow], padding: int, collator: Collator | None = None) -> None:
         super().__init__([{"input_ids": row.ids, "labels": _labels(row)} for row in rows])
-        self._padding = padding
+        self._padding, self._collator = padding, collator
 
     @classmethod
-    def of(cls, rows: Sequence[Row], padding: int) -> Self:
+    def of(cls, rows: Sequence[Row], padding: int, collator: Collator | None = None) -> Self:
         """Return rows that have their labels already."""
-        made = cls([], padding)
+        made = cls([], padding, collator)
         made._rows = list(rows)
         return made
 
@@ -69,6 +71,8 @@ class LanguageRows(TokenRows):
 
     def collate(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Return int64 ``input_ids``, ``attention_mask`` and ``labels``, each ``[rows, tokens]``."""
+        if self._collator is not None:
+            return self._collator(rows)
         ones = [[1] * len(row["input_ids"]) for row in rows]
         return {
             "input_ids": padded([row["input_ids"] for row in rows], self._padding),

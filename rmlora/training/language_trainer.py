@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 
@@ -19,15 +20,16 @@ GenerationScores = Callable[[str], Mapping[str, float]]
 """Split → figures of the answers that the model generates for it."""
 
 
-def answer_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+def answer_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None, *, shift: int = 1) -> torch.Tensor:
     """Return the mean negative log-likelihood per answer token of an optimizer step.
 
     Args:
         outputs: of the model; its logits may cover only the last positions of the rows.
         labels: ``[rows, tokens]``: the token itself where it is learned, else :data:`IGNORED`.
         num_items_in_batch: answer tokens of the whole step, all forward passes and processes; None for those of ``labels``.
+        shift: places between a token and the logits that predict it.
     """
-    wanted, targets = _predictions(outputs.logits, labels)
+    wanted, targets = _predictions(outputs.logits, labels, shift)
     total = torch.nn.functional.cross_entropy(wanted.float(), targets, reduction="sum")
     return total / (num_items_in_batch if num_items_in_batch is not None else max(len(targets), 1))
 
@@ -37,11 +39,11 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
-def _predictions(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _predictions(logits: torch.Tensor, labels: torch.Tensor, shift: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the scores ``[answer tokens, vocabulary]`` that predict answer tokens, and these tokens."""
-    targets = labels[:, -logits.shape[1] :][:, 1:]
+    targets = labels[:, -logits.shape[1] :][:, shift:]
     learned = targets != IGNORED
-    return logits[:, :-1][learned], targets[learned]
+    return logits[:, : targets.shape[1]][learned], targets[learned]
 
 
 class LanguageTrainer(BestCheckpointTrainer):
@@ -53,6 +55,9 @@ class LanguageTrainer(BestCheckpointTrainer):
         train_collator: makes the batches that are trained on; None makes them as those of an evaluation.
     """
 
+    shift: ClassVar[int] = 1
+    """Places between a token and the logits that predict it."""
+
     def __init__(
         self,
         *,
@@ -61,7 +66,9 @@ class LanguageTrainer(BestCheckpointTrainer):
         train_collator: Any = None,
         **options: Any,
     ) -> None:
-        super().__init__(compute_loss_func=answer_loss, compute_metrics=_mean_over_tokens, **options)
+        super().__init__(
+            compute_loss_func=partial(answer_loss, shift=self.shift), compute_metrics=_mean_over_tokens, **options
+        )
         self._scores, self._always, self._train_collator = scores, at_every_evaluation, train_collator
         forward = options["model"].get_base_model().forward
         self._keeps_logits = "logits_to_keep" in inspect.signature(forward).parameters
@@ -88,9 +95,9 @@ class LanguageTrainer(BestCheckpointTrainer):
         others = {name: value for name, value in self._with_needed_logits(inputs).items() if name != "labels"}
         with torch.no_grad(), self.compute_loss_context_manager():
             logits = model(**others).logits
-        wanted, targets = _predictions(logits, labels)
+        wanted, targets = _predictions(logits, labels, self.shift)
         losses = torch.nn.functional.cross_entropy(wanted.float(), targets, reduction="none").double()
-        rows = (labels[:, -logits.shape[1] :][:, 1:] != IGNORED).nonzero()[:, 0]
+        rows = (labels[:, -logits.shape[1] :][:, self.shift :] != IGNORED).nonzero()[:, 0]
         sums = losses.new_zeros(len(labels), 2)
         sums[:, 0].index_add_(0, rows, losses)
         sums[:, 1].index_add_(0, rows, torch.ones_like(losses))

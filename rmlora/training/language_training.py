@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
     from rmlora.training.features import Examples
+    from rmlora.training.language_trainer import LanguageTrainer
     from rmlora.training.packed_rows import PackedRows
 
 __all__ = ["LanguageTraining"]
@@ -126,11 +127,14 @@ class LanguageTraining(TaskTraining):
         """Return a trainer whose loss is a mean over all answer tokens of a step."""
         from rmlora.training.language_trainer import GroupedLanguageTrainer, LanguageTrainer
 
+        kind = GroupedLanguageTrainer if self.settings.group_by_length else LanguageTrainer
+        return self._made_by(kind, arguments, processor)
+
+    def _made_by(self, kind: type[LanguageTrainer], arguments: Mapping[str, Any], processor: Any) -> Trainer:
         model, metric = arguments["model"], self.settings.metric
         model.config.use_cache = False  # of no use in training
         self._model, self._processor = model, processor
         self._answers: dict[str, list[str]] = {}
-        kind = GroupedLanguageTrainer if self.settings.group_by_length else LanguageTrainer
         return kind(
             scores=self._measure if metric else None,
             at_every_evaluation=self.settings.best_metric not in ("loss", None),
@@ -164,14 +168,18 @@ class LanguageTraining(TaskTraining):
 
         if self.settings.metric is None:
             return {}
-        encoded = self._splits[split]
+        prompts, references = self._asked(split)
         self._answers[split] = generate_answers(
-            self._model, encoded.prompts, self._text, end=self._end_tokens(), padding=self._padding,
+            self._model, prompts, self._text, end=self._end_tokens(), padding=self._padding,
             batch_size=2 * self.settings.batch_size, max_new_tokens=self.settings.max_new_tokens,
         )  # fmt: skip
-        scores = score_answers(self.settings.metric, self._answers[split], encoded.references)
+        scores = score_answers(self.settings.metric, self._answers[split], references)
         self._names = tuple(scores)
         return scores
+
+    def _asked(self, split: str) -> tuple[list[list[int]], list[str]]:
+        """Return the prompts of a split, as tokens, and their answers."""
+        return self._splits[split].prompts, self._splits[split].references
 
     def _text(self, tokens: Sequence[int]) -> str:
         return str(self._processor.decode(tokens, skip_special_tokens=True))
@@ -184,12 +192,12 @@ class LanguageTraining(TaskTraining):
     def _samples(self, split: str) -> dict[str, Any]:
         if split not in self._answers:
             return {}
-        encoded, answers = self._splits[split], self._answers[split]
+        (prompts, references), answers = self._asked(split), self._answers[split]
         return {
             "answers": [
                 {"prompt": self._processor.decode(prompt), "expected": reference, "generated": answer}
                 for prompt, reference, answer in zip(
-                    encoded.prompts[:_SHOWN], encoded.references[:_SHOWN], answers[:_SHOWN], strict=True
+                    prompts[:_SHOWN], references[:_SHOWN], answers[:_SHOWN], strict=True
                 )
             ]
         }

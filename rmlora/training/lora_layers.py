@@ -40,7 +40,10 @@ def add_lora_layers(loaded: TaskModel, task: Task, config: RMLoRAConfig) -> tupl
     config = dataclasses.replace(
         config,
         modules_to_save=tuple(sorted(saved)),
-        exclude_modules=tuple(sorted({*config.exclude_modules, *fresh, *_saved_by_ending(loaded.model, saved)})),
+        # PEFT leaves the head out of all-linear for some tasks only
+        exclude_modules=tuple(
+            sorted({*config.exclude_modules, *heads, *fresh, *_saved_by_ending(loaded.model, saved)})
+        ),
     )
     names = [name for name, _ in loaded.model.named_modules()]
     try:

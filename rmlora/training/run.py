@@ -20,6 +20,7 @@ from rmlora.storage import check_makeable, refuse_existing
 from rmlora.stored_weights import quantization_method
 from rmlora.tasks import get_task
 from rmlora.torch_models import load_task_model
+from rmlora.training.answer_training import AnswerTraining
 from rmlora.training.arguments import check_precision, training_arguments
 from rmlora.training.classifier_training import ClassifierTraining
 from rmlora.training.fit import fit
@@ -37,6 +38,7 @@ from rmlora.training.resume import (
 )
 from rmlora.training.settings import TrainSettings
 from rmlora.training.task_training import TaskTraining
+from rmlora.training.token_training import TokenTraining
 from rmlora.training.trained_package import write_trained_package
 
 if TYPE_CHECKING:
@@ -193,7 +195,12 @@ def _refuse_quantized(base: Path) -> None:
         )
 
 
-_TRAININGS: dict[str, type[TaskTraining]] = {"scores": ClassifierTraining, "text": LanguageTraining}
+_TRAININGS: dict[str, type[TaskTraining]] = {
+    "scores": ClassifierTraining,
+    "text": LanguageTraining,
+    "answer": AnswerTraining,
+    "tokens": TokenTraining,
+}
 """Kind of a task's outputs → how it is trained."""
 
 

@@ -23,7 +23,7 @@ __all__ = ["BestMetric", "Metric", "Precision", "TrainSettings"]
 Precision = Literal["fp32", "bf16", "fp16"]
 BestMetric = Literal[
     "accuracy", "macro_f1", "balanced_accuracy", "mcc",
-    "micro_f1", "samples_f1", "subset_accuracy",
+    "micro_f1", "samples_f1", "subset_accuracy", "f1",
     "pearson", "spearman", "mse", "mae",
     "loss", "exact_match", "json", "rougeL",
 ]  # fmt: skip
@@ -48,6 +48,9 @@ class TrainSettings:
     """Test data for the final metrics; None measures on validation data only."""
     text_column: str | None = None
     """Column of the texts; None looks for the usual names (``text``, ``sentence``, …)."""
+    pair_column: str | None = None
+    """Column of the second text of a pair, with ``text_column`` for the first; None looks for the usual names of both
+    (``premise`` and ``hypothesis``, …). Only for text-classification."""
     label_column: str | None = None
     """Column of the labels; None looks for the usual names (``label``, ``class``, …)."""
     labels: tuple[str, ...] | None = None
@@ -66,18 +69,18 @@ class TrainSettings:
     """Column of chats, each a list of messages with role and content; None looks for ``messages``. Like the other settings that
     say so, only for text-generation."""
     prompt_column: str | None = None
-    """Column of prompts; None looks for ``prompt``, ``instruction``, … Only for text-generation."""
+    """Column of prompts; None looks for ``prompt``, ``instruction``, … Only for generation of text."""
     completion_column: str | None = None
-    """Column of what answers a prompt; None looks for ``completion``, ``response``, … Only for text-generation."""
+    """Column of what answers a prompt; None looks for ``completion``, ``response``, … Only for generation of text."""
     raw: bool = False
     """Join prompt and completion as they stand, without the base's chat template. Only for text-generation."""
     skip_long: bool = False
-    """Leave out rows none of whose answer fits into ``max_length``; False refuses them. Only for text-generation."""
+    """Leave out rows none of whose answer fits into ``max_length``; False refuses them. Only for generation of text."""
     metric: Metric | None = None
     """What is measured on answers generated for validation and test data; None measures loss and perplexity alone. Only for
-    text-generation."""
+    generation of text."""
     max_new_tokens: int = 128
-    """Most tokens of a generated answer. Only for text-generation."""
+    """Most tokens of a generated answer. Only for generation of text."""
     validation_fraction: float = 0.1
     """Share of the training data used for validation if ``validation`` is None."""
     epochs: float = 5.0
@@ -95,7 +98,8 @@ class TrainSettings:
     max_grad_norm: float = 1.0
     """Norm to which the task's gradient is clipped; 0 turns clipping off."""
     max_length: int | None = None
-    """Tokens; longer texts are truncated. None takes 128 for classification and 1024 for text-generation."""
+    """Tokens; longer texts are truncated. None takes 128 for classification, 256 for token-classification and 1024
+    for text-generation."""
     group_by_length: bool | None = None
     """Batch texts of similar length: less padding, but less random batches. None does it for text-generation unless
     ``packing`` saves the padding."""
@@ -120,7 +124,7 @@ class TrainSettings:
     """Share of each target that is spread evenly over all labels, as torch's cross entropy does. Only for one label per row."""
     best_metric: BestMetric | None = None
     """Validation metric that chooses the checkpoint to package. None takes accuracy for one label per row, micro F1 for several,
-    Pearson's correlation for numbers and the loss for text-generation."""
+    Pearson's correlation for numbers, the F1 of entities for token-classification and the loss for generation of text."""
     precision: Precision = "fp32"
     """Arithmetic of training; the parameters stay float32."""
     seed: int = 42
@@ -186,6 +190,8 @@ class TrainSettings:
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError("label_smoothing must be at least 0 and less than 1: change --label-smoothing.")
         _check_weights(self.class_weights)
+        if self.pair_column is not None and not task.inputs.takes_pairs:
+            raise ConfigError(f"--pair-column is for pairs of texts, but the task is {self.task}: leave it out.")
         if not 0 < self.validation_fraction < 1:
             raise ConfigError("validation_fraction must lie between 0 and 1: change --validation-fraction.")
         if self.group_by_length and not task.inputs.varies_in_length:

@@ -79,6 +79,6 @@ def _dataset(kind: str, source: str, **options: Any) -> Table:
         cause = error.__cause__ or error
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
         raise InputError(f"{source} cannot be read as a dataset ({reason}): check its format.") from None
-    kinds = {name: getattr(kind, "feature", kind) for name, kind in dataset.features.items()}  # of a list, its items'
+    kinds = {name: getattr(kind, "feature", kind) for name, kind in dataset.features.items()}  # of lists, their items'
     declared = {name: tuple(kind.names) for name, kind in kinds.items() if hasattr(kind, "int2str")}
     return Table(_Columns(dataset), rows=len(dataset), class_names=declared)

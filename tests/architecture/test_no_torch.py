@@ -32,6 +32,7 @@ TRAINING_ONLY = {
     "rmlora.training.objective",
     "rmlora.training.packed_rows",
     "rmlora.training.sampler",
+    "rmlora.training.tagged_rows",
 }
 """Modules that define subclasses of torch's or the Trainer's own classes, imported when training starts."""
 

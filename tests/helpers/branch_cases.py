@@ -93,8 +93,9 @@ def base_error(bundle: Bundle) -> float:
     """Return the largest difference, relative to the largest output, from the graph before branches were inserted."""
     batches, plain = load_reference(bundle.path / REFERENCE_FILE)
     outputs = graph_logits(bundle.session())
+    kind = bundle.task.outputs
     return max(
-        float(np.abs(outputs(batch) - want).max() / np.abs(want).max())
+        float(np.abs(kind.padding_zeroed(outputs(batch), batch) - want).max() / np.abs(want).max())
         for batch, want in zip(batches, plain, strict=True)
     )
 
@@ -123,8 +124,10 @@ def worst_row(case: BranchCase, bundle: Bundle, base: Path, adapters: dict[str, 
             got = session.run(inputs, chosen)
             for row, name in enumerate(chosen):
                 want = expected(case, everyone[name], inputs)[row]
-                assert got[row].shape == want.shape, (rows, chosen, got[row].shape, want.shape)
-                worst = max(worst, float(np.abs(got[row] - want).max() / np.abs(want).max()))
+                one = {key: array[row : row + 1] for key, array in inputs.items()}
+                given = TASKS[case.task].outputs.padding_zeroed(got[row][None], one)[0]
+                assert given.shape == want.shape, (rows, chosen, given.shape, want.shape)
+                worst = max(worst, float(np.abs(given - want).max() / np.abs(want).max()))
     return worst
 
 
@@ -196,6 +199,16 @@ TEXTS = [
     BranchCase("t5-encoder", lambda: T.T5EncoderModel(T.T5Config(vocab_size=VOCABULARY, d_model=32, d_kv=16, d_ff=48, num_layers=1, num_heads=2)), {"target_modules": ["q", "v", "wo"]}, "feature-extraction", model_class=T.T5EncoderModel),
     BranchCase("bert-vectors", lambda: T.BertModel(T.BertConfig(**TINY)), task="feature-extraction"),
     BranchCase("deberta-v3-vectors", lambda: T.DebertaV2Model(T.DebertaV2Config(**_V3)), task="feature-extraction"),
+]  # fmt: skip
+
+_TOKENS = "token-classification"
+TAGGERS = [
+    BranchCase("bert-tokens", lambda: T.BertForTokenClassification(T.BertConfig(**_ONE, num_labels=3)), {"target_modules": ["query", "value", "dense"]}, task=_TOKENS),
+    BranchCase("bert-tokens-headless", lambda: T.BertModel(T.BertConfig(**_ONE), add_pooling_layer=False), {"target_modules": ["query", "dense"]}, task=_TOKENS),
+    BranchCase("deberta-v3-tokens", lambda: T.DebertaV2ForTokenClassification(T.DebertaV2Config(**{**_V3, "num_hidden_layers": 2})), {"target_modules": ["query_proj", "key_proj", "value_proj", "dense"]}, task=_TOKENS),
+    BranchCase("modernbert-tokens", lambda: T.ModernBertForTokenClassification(T.ModernBertConfig(**_ONE, num_labels=3)), {"target_modules": ["Wqkv", "Wo", "Wi"]}, task=_TOKENS),
+    BranchCase("xlnet-tokens", lambda: T.XLNetForTokenClassification(T.XLNetConfig(**_SIZES, d_model=32, n_layer=1, n_head=2, d_inner=48, pad_token_id=1)), {"target_modules": ["layer_1", "layer_2"]}, task=_TOKENS),
+    BranchCase("llama-tokens", lambda: T.LlamaForTokenClassification(T.LlamaConfig(**TINY, num_key_value_heads=1, num_labels=3)), {"target_modules": ["q_proj", "v_proj"]}, task=_TOKENS),
 ]  # fmt: skip
 
 _IMAGE: dict[str, Any] = {**IMAGE, "num_hidden_layers": 1}

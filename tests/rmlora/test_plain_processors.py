@@ -21,6 +21,9 @@ from rmlora.inputs import Arrays, TextInputs
 from rmlora.plain_images import PlainImageProcessor
 from rmlora.plain_tokenizer import PlainTokenizer
 from rmlora.sample_data import SENTENCES, draw_image
+from rmlora.text_pair import TextPair
+from rmlora.tokenized_texts import encode
+from rmlora_deploy.bundles.processor import write_side_files
 from tests.helpers.cli import tokenizer as word_tokenizer
 
 CORPUS = [*SENTENCES, "Ünïcode, naïve café — 你好世界! ﬁn", "don't  stop\tnow", "a1 b22 c333 <html> [MASK]"]
@@ -82,7 +85,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return full, PlainTokenizer.open(directory)
 
 
-def rows(processor: Any, texts: list[str], names: list[str], length: int | None) -> list[Arrays]:
+def rows(processor: Any, texts: list[Any], names: list[str], length: int | None) -> list[Arrays]:
     return TextInputs().rows(processor, texts, lengths=[length] * len(texts), names=names)
 
 
@@ -113,6 +116,66 @@ def test_pairs_become_the_same_arrays(both: tuple[Any, PlainTokenizer], pairs: l
     got = plain(first, second, truncation=True, max_length=12)
     for name in set(NAMES) & set(full.model_input_names):
         assert got[name] == expected[name]
+
+
+@settings(max_examples=20)
+@given(
+    inputs=st.lists(
+        st.sampled_from(CORPUS) | st.tuples(st.sampled_from(CORPUS), st.sampled_from(CORPUS)), min_size=1, max_size=5
+    ),
+    length=st.none() | st.integers(6, 40),
+)
+def test_texts_and_pairs_of_one_batch_become_the_same_arrays(
+    both: tuple[Any, PlainTokenizer], inputs: list[Any], length: int | None
+) -> None:
+    full, plain = both
+    names = [name for name in NAMES if name in full.model_input_names]
+    expected, got = rows(full, inputs, names, length), rows(plain, inputs, names, length)
+    for value, row, row_expected in zip(inputs, got, expected, strict=True):
+        texts = (value,) if isinstance(value, str) else value
+        own = full(*texts, truncation=True, max_length=length)  # of transformers alone, one by one
+        for name in names:
+            np.testing.assert_array_equal(row[name], row_expected[name])
+            assert row[name].tolist() == own[name]
+
+
+@settings(max_examples=40)
+@given(
+    pair=st.tuples(*[st.lists(st.sampled_from([*CORPUS, "", "a", "ﬁ 😀"]), min_size=1, max_size=4).map(" ".join)] * 2),
+    length=st.integers(4, 40),
+)
+def test_a_long_pair_is_cut_as_tokenizers_does(both: tuple[Any, PlainTokenizer], pair: Any, length: int) -> None:
+    full, _plain = both
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rmlora.long_pairs._LONG", 0)
+        own = [encode(processor, [TextPair(*pair)], length) for processor in both]
+    expected = full([pair[0]], [pair[1]], truncation=True, max_length=length)
+    for got in own:
+        for name in set(NAMES) & set(full.model_input_names):
+            assert got[name] == expected[name]
+
+
+def test_very_long_pairs_take_no_more_than_their_length(both: tuple[Any, PlainTokenizer]) -> None:
+    """``tokenizers`` alone would keep every piece of one text with every piece of the other: gigabytes."""
+    long = "Yes it rained all morning " * 10_000
+    for processor in both:
+        (ids,) = encode(processor, [TextPair(long, long)], 24)["input_ids"]
+        assert len(ids) == 24
+
+
+def test_token_types_are_those_of_the_tokenizer(tmp_path: Path) -> None:
+    """A tokenizer that makes none trained its model with all tokens of the first type, whatever reads its files."""
+    for kind, types in (("BertTokenizer", [0, 0, 0, 1, 1]), ("DistilBertTokenizer", [0, 0, 0, 0, 0])):
+        vocab = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"])}
+        directory = tmp_path / kind
+        getattr(transformers, kind)(vocab=vocab).save_pretrained(directory)
+        full = AutoTokenizer.from_pretrained(directory)
+        written = tmp_path / f"{kind} of a bundle"
+        written.mkdir()
+        write_side_files(written, directory, {}, full)
+        for reader in (AutoTokenizer.from_pretrained(written), PlainTokenizer.open(written)):
+            (row,) = rows(reader, [("a", "b")], list(NAMES), None)
+            assert row["token_type_ids"].tolist() == types
 
 
 def test_what_a_processor_is_asked_for_is_the_same(both: tuple[Any, PlainTokenizer]) -> None:

@@ -17,6 +17,8 @@ __all__ = ["random_inputs"]
 def random_inputs(bundle: Bundle, rows: int, tokens: int | None, seed: int) -> Arrays:
     """Return a batch without padding, with the graph's names and types; every engine gets the same one.
 
+    For an adapter that reads pairs, the second half of each row is the second text.
+
     Args:
         bundle: its manifest lists the inputs.
         rows: batch size.
@@ -46,6 +48,8 @@ def random_inputs(bundle: Bundle, rows: int, tokens: int | None, seed: int) -> A
             arrays[name] = rng.integers(0, words, shape, dtype=np.int64)
         elif name in ("attention_mask", "token_type_ids"):
             arrays[name] = np.full(shape, int(name == "attention_mask"), dtype=np.int64)
+            if name == "token_type_ids" and "pair" in bundle.input_forms and config.get("type_vocab_size", 1) > 1:
+                arrays[name][:, shape[1] // 2 :] = 1
         else:
             raise InputError(f"The graph takes '{name}', which bench cannot make up: only text and image inputs.")
     return arrays

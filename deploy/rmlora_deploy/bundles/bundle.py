@@ -39,6 +39,7 @@ from rmlora.readable import is_readable_directory, is_readable_file
 from rmlora.scoring import Scoring
 from rmlora.storage import read_json, sha256_file, write_json
 from rmlora.tasks import Task, get_task
+from rmlora.text_pair import InputForm
 from rmlora_converters.graph.contract.lora_inputs import LoraInputs, read_lora_inputs
 from rmlora_converters.graph.files.model_file import external_files, load_model
 from rmlora_deploy.bundles.manifest import AdapterEntry, AdapterSource, BaseEntry, Manifest, read_manifest
@@ -223,6 +224,20 @@ class Bundle:
         """
         entry = self.adapter(adapter) if adapter is not None else self.manifest
         return self.task.outputs.scoring(entry.function_to_apply, entry.labels)
+
+    def input_form(self, adapter: str | None = None) -> InputForm | None:
+        """Return what this adapter, or the merged one, was trained on; None without an adapter, or if it is not recorded.
+
+        Raises:
+            InputError: the bundle has no adapter of that name.
+        """
+        entry = self.adapter(adapter) if adapter is not None else self.manifest.adapter
+        return entry.input_form if entry is not None else None
+
+    @property
+    def input_forms(self) -> set[InputForm | None]:
+        """What its adapters were trained on."""
+        return {self.input_form(name) for name in self.adapters or [None]}
 
     def require_branches(self) -> None:
         """Raise :class:`ConfigError` if the bundle is merged."""

@@ -84,7 +84,7 @@ class TryOut:
         opened = session
 
         def outputs(key: AdapterKey) -> AnyArray:
-            return np.stack(opened.run(batches[0], key))
+            return bundle.task.outputs.padding_zeroed(np.stack(opened.run(batches[0], key)), batches[0])
 
         return cls(session, outputs, base[0], bundle.precision)
 

@@ -108,15 +108,18 @@ def describe_adapter(adapter: Adapter) -> AdapterSource:
         parameters=adapter.parameters,
         rmlora=adapter.metadata.get("rmlora"),
         metrics=adapter.metadata.get("metrics"),
-        **_prompting(adapter),
+        **_asked(adapter),
     )
 
 
-def _prompting(adapter: Adapter) -> dict[str, Any]:
-    """Return how a language model was asked in training; nothing for other models, and if it is not recorded."""
-    if adapter.prompt_format is None:
-        return {}
-    return {"prompt_format": adapter.prompt_format, "end_tokens": adapter.end_tokens}
+def _asked(adapter: Adapter) -> dict[str, Any]:
+    """Return how the model was asked in training, as far as it is recorded."""
+    asked: dict[str, Any] = {}
+    if adapter.input_form is not None:
+        asked["input_form"] = adapter.input_form
+    if adapter.prompt_format is not None:
+        asked |= {"prompt_format": adapter.prompt_format, "end_tokens": adapter.end_tokens}
+    return asked
 
 
 def _directory_name(path: Path | str) -> str:

@@ -22,6 +22,7 @@ from rmlora.json_files import check_values
 from rmlora.pooling import Pooling, PoolingMode
 from rmlora.scoring import FunctionToApply, problem_type_in, scoring_of
 from rmlora.storage import read_json
+from rmlora.text_pair import InputForm
 from rmlora_deploy.bundles.report import VerificationReport
 
 __all__ = [
@@ -202,6 +203,8 @@ class AdapterSource(_Entry):
     rmlora: dict[str, Any] | None = None
     """RM-LoRA settings; None for an adapter that was not trained with this toolkit."""
     metrics: dict[str, Any] | None = None
+    input_form: InputForm | None = None
+    """What it was trained on, single texts or pairs; None if the adapter does not record it, as in older bundles."""
     prompt_format: PromptFormat | None = None
     """How a language model was asked in training; None if the adapter does not record it, as in older bundles."""
     end_tokens: list[_Token] = Field(default_factory=list)

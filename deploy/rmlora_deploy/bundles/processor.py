@@ -21,6 +21,9 @@ from rmlora.tasks import Task
 
 __all__ = ["common_processor", "max_length", "trained_length", "write_side_files"]
 
+_LEFT_TO_THE_CLASS = ("padding_side", "truncation_side", "model_input_names")
+"""Settings of a tokenizer that transformers writes only where they differ from its class's."""
+
 
 def common_processor(base: Path, adapters: Sequence[Adapter], task: Task, *, trust_remote_code: bool = False) -> Any:
     """Return the processor that ``adapters`` were trained with: the one in their packages, else the base's.
@@ -53,7 +56,7 @@ def common_processor(base: Path, adapters: Sequence[Adapter], task: Task, *, tru
 def write_side_files(directory: Path, base: Path, config: Mapping[str, Any], processor: Any) -> None:
     """Write the processor and ``config`` to ``directory``, and copy the license of ``base``."""
     save_processor(processor, directory, source=str(base))
-    _record_sides(directory / "tokenizer_config.json", processor)
+    _record_defaults(directory / "tokenizer_config.json", processor)
     written = _jsonable({k: v for k, v in config.items() if k != "_name_or_path"})
     write_json(directory / "config.json", written, allow_nan=True)
     for name in ("LICENSE", "LICENSE.txt"):
@@ -62,12 +65,12 @@ def write_side_files(directory: Path, base: Path, config: Mapping[str, Any], pro
             shutil.copyfile(base / name, directory / name)
 
 
-def _record_sides(settings: Path, processor: Any) -> None:
+def _record_defaults(settings: Path, processor: Any) -> None:
     """Write what transformers leaves to the class of a tokenizer into its settings, for readers without transformers."""
     if settings.is_file():
-        sides = {name: getattr(processor, name) for name in ("padding_side", "truncation_side")}
+        defaults = {name: getattr(processor, name) for name in _LEFT_TO_THE_CLASS}
         given = read_json(settings, what="Tokenizer configuration", finite=False)
-        write_json(settings, {**given, **sides}, allow_nan=True)
+        write_json(settings, {**given, **defaults}, allow_nan=True)
 
 
 def max_length(adapters: Sequence[Adapter], processor: Any, task: Task, base: Path | None = None) -> int | None:

@@ -80,6 +80,10 @@ def data_options(purpose: str, *, multiple: bool = False) -> Callable[[_Function
     def decorate(function: _Function) -> _Function:
         for option in (
             click.option("--label-column", help="Column of the labels.  [default: label, class, …]"),
+            click.option(
+                "--pair-column",
+                help="Column of the second text of a pair.  [default: recognized, as in premise and hypothesis]",
+            ),
             click.option("--image-column", help="Column of the images.  [default: image, path, …]"),
             click.option("--text-column", help="Column of the texts.  [default: text, sentence, …]"),
             click.option("--data", help=purpose, multiple=multiple),

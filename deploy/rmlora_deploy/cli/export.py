@@ -127,7 +127,7 @@ __all__ = ["command"]
 @json_option
 def command(
     base: str, adapters: tuple[str, ...], output: Path, data: tuple[str, ...], text_column: str | None,
-    image_column: str | None, label_column: str | None, labels: str | None, int8_bits: str | None, as_json: bool, **flags: Any,
+    pair_column: str | None, image_column: str | None, label_column: str | None, labels: str | None, int8_bits: str | None, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Make an ONNX bundle from BASE and adapters, and verify it against PyTorch and PEFT.
 
@@ -150,7 +150,7 @@ def command(
     console = make_console(as_json=as_json)
     names = parse_labels(labels) if labels is not None else None
     paths = {name: Path(path) for name, path in named(adapters, flag="--adapter").items()}
-    columns = Columns(text_column or image_column, label_column)
+    columns = Columns(text_column or image_column, label_column, pair_column)
     with ProgressDisplay(console, "starting") as display:
         bundle = api.export(
             base, paths, output, data=_data(data, list(paths)), columns=columns, labels=names,

@@ -12,13 +12,14 @@ from rich.table import Table
 from rmlora.adapter import Adapter
 from rmlora.spectrum import AdapterSpectrum
 from rmlora.wording import counted
+from rmlora_deploy.bundles.asking import prompt_format
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.bundles.manifest import PromptFormat
 from rmlora_deploy.cli.adapter_table import show_adapters
 from rmlora_deploy.cli.console import colored
 from rmlora_deploy.cli.report_table import show_earlier, show_report
 from rmlora_deploy.inspection.base_fit import Fit
 from rmlora_deploy.inspection.bundle_report import describe_bundle
+from rmlora_deploy.inspection.input_forms import FORMS, describe_forms
 
 __all__ = ["SHOWN", "show_adapter", "show_bundle", "show_fit", "show_spectra"]
 
@@ -42,6 +43,7 @@ def show_adapter(console: Console, adapter: Adapter, facts: Mapping[str, Any], *
             "task": facts["task"] or "not recorded",
             "labels": _list(facts["labels"]),
             **_problem(facts),
+            **({"reads": FORMS[adapter.input_form]} if adapter.input_form is not None else {}),
             "base": facts["base"]["model"] or "not recorded",
             "size": f"{facts['bytes'] / 1e6:.2f} MB: {facts['parameters']['factors']:,} parameters in "
             f"{counted(len(facts['modules']), 'module')}, {facts['parameters']['modules_to_save']:,} in modules_to_save",
@@ -136,6 +138,7 @@ def show_bundle(console: Console, bundle: Bundle) -> None:
         _facts(
             {
                 "task": facts["task"],
+                **({"reads": forms} if (forms := describe_forms(bundle)) is not None else {}),
                 "labels": _list(facts["labels"]),
                 **({"answers": _ANSWERS[function]} if function is not None else {}),
                 **({"pooling": str(bundle.pooling)} if bundle.pooling is not None else {}),
@@ -178,20 +181,19 @@ def _decoder(bundle: Bundle) -> dict[str, str]:
     return {
         "built": f"by {maker} for {entry.built_for}{recipe}; loads in onnxruntime_genai as it is",
         "texts": f"of at most {entry.context_length} tokens, prompt and answer together",
-        "prompts": _prompts(bundle, chat=entry.chat),
+        "prompts": _prompts(bundle),
     }
 
 
-def _prompts(bundle: Bundle, *, chat: bool) -> str:
+def _prompts(bundle: Bundle) -> str:
     """Return what becomes of prompts: as the adapters were trained, and else as the base takes them."""
     said = {"chat": "become the user's message of a chat", "raw": "are continued as they are"}
-    base: PromptFormat = "chat" if chat else "raw"
-    if bundle.manifest.adapter is not None:
-        return said[bundle.manifest.adapter.prompt_format or base]
-    others = [name for name, entry in bundle.adapters.items() if (entry.prompt_format or base) != base]
+    usual = prompt_format(bundle.manifest, bundle.manifest.adapter)
+    found = {name: prompt_format(bundle.manifest, entry) for name, entry in bundle.adapters.items()}
+    others = [name for name, form in found.items() if form != usual]
     if not others:
-        return said[base]
-    return f"{said[base]}; with {', '.join(others)} they {said['raw' if chat else 'chat']}"
+        return said[usual]
+    return f"{said[usual]}; with {', '.join(others)} they {said[found[others[0]]]}"
 
 
 def _files(sizes: Mapping[str, int]) -> Table:

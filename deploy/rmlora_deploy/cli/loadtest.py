@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from rmlora.errors import InputError, ParityError, require
+from rmlora.errors import ConfigError, InputError, ParityError, require
 from rmlora.plots import check_plot_path
 from rmlora.progress_display import ProgressDisplay
 from rmlora.sample_data import SENTENCES
@@ -69,8 +69,9 @@ def command(
 ) -> None:  # fmt: skip
     """Put the server at URL under load, and report latency, throughput and errors.
 
-    Embedding models are asked for embeddings, the others to classify. Figures are of answered requests. In an open loop,
-    latency counts from when a request was due, so that it shows if the server cannot keep up. The exit code is 3 if a
+    Embedding models are asked for embeddings, those for token-classification for entities, the others to classify; those that
+    read pairs get each text with the next one. Figures are of answered requests. In an open loop, latency counts from when a
+    request was due, so that it shows if the server cannot keep up. The exit code is 3 if a
     request failed and 6 if an answer was wrong.
 
     \b
@@ -98,9 +99,17 @@ def command(
     known = asyncio.run(list_models(url, api_key, adapters_only=not models, needed=not models))
     check_models(models, known)
     asked = models or tuple(known)
-    tasks = {name: TASKS.get(str(known.get(name))) for name in asked}
+    tasks = {name: TASKS.get(known[name].task) if name in known else None for name in asked}
     embedders = frozenset(name for name, task in tasks.items() if task is not None and not task.outputs.has_labels)
-    plan = replace(settings, models=asked, embedders=embedders, reference=expected)
+    taggers = frozenset(name for name, task in tasks.items() if task is not None and task.outputs.kind == "tokens")
+    if expected is not None and taggers:
+        raise ConfigError(
+            f"--reference compares probabilities and vectors, and '{min(taggers)}' gives entities: leave it out."
+        )
+    pair_readers = frozenset(name for name in asked if name in known and known[name].reads_pairs)
+    plan = replace(
+        settings, models=asked, embedders=embedders, taggers=taggers, pair_readers=pair_readers, reference=expected
+    )
     with ProgressDisplay(console, "warming up", noun="s", plural="s") as display:
 
         def show_progress(requests: int, seconds: float) -> None:

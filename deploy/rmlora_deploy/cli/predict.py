@@ -15,20 +15,21 @@ from rich.console import Console
 from rich.table import Table
 
 from rmlora.errors import ConfigError, InputError
-from rmlora.json_files import read_text
+from rmlora.text_pair import InputForm, TextPair
+from rmlora.training.data import Columns
 from rmlora_deploy.api import load
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.cli.console import colored, json_option, make_console, print_json, remote_code_option, unique_names
 from rmlora_deploy.cli.embedding_output import show_vectors
+from rmlora_deploy.cli.entity_output import note_unread, plain_entities, show_entities
+from rmlora_deploy.cli.predict_inputs import check_forms, note_file, read_file, read_lines
 from rmlora_deploy.cli.provider_options import provider_option
-from rmlora_deploy.inference import Classifier, Embedder, Prediction
+from rmlora_deploy.inference import Classifier, Embedder, Prediction, Tagger, Tagging
 
 __all__ = ["command"]
 
-_TABLES = {".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"}
-"""Endings of data files, whose lines are more than texts."""
 _Loader = Callable[[Path], Any]
-"""Opens a bundle: a :class:`Classifier` or an :class:`Embedder`."""
+"""Opens a bundle: a :class:`Classifier`, a :class:`Tagger` or an :class:`Embedder`."""
 
 
 @click.command("predict")
@@ -46,7 +47,17 @@ _Loader = Callable[[Path], Any]
     help="Ask this adapter of a bundle with branches; repeatable.  [default: all of them]",
 )
 @click.option(
-    "--file", type=click.Path(path_type=Path), help="File with one text, or image path, per line; - is stdin."
+    "--pair", "pairs", nargs=2, multiple=True, metavar="TEXT TEXT", help="Two texts to judge together; repeatable."
+)
+@click.option(
+    "--file",
+    type=click.Path(path_type=Path),
+    help="File with one text, image path, or pair of texts with a tab between, per line, or a csv, tsv, jsonl or parquet table; "
+    "- is stdin.",
+)
+@click.option("--text-column", help="Column of a table's texts.  [default: text, sentence, …]")
+@click.option(
+    "--pair-column", help="Column of the second text of a pair.  [default: recognized, as in premise and hypothesis]"
 )
 @click.option(
     "--top", type=click.IntRange(1), default=1, show_default=True, help="Labels shown for each input, likeliest first."
@@ -56,14 +67,15 @@ _Loader = Callable[[Path], Any]
 @remote_code_option
 @json_option
 def command(
-    bundle: Path, inputs: tuple[str, ...], others: tuple[Path, ...], adapters: tuple[str, ...], file: Path | None,
-    top: int, batch_size: int, provider: str, trust_remote_code: bool, as_json: bool,
+    bundle: Path, inputs: tuple[str, ...], others: tuple[Path, ...], adapters: tuple[str, ...],
+    pairs: tuple[tuple[str, str], ...], file: Path | None, text_column: str | None, pair_column: str | None, top: int, batch_size: int, provider: str, trust_remote_code: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Classify INPUTS (texts, or image files) with a BUNDLE, or embed them, without torch.
+    """Classify INPUTS (texts, image files or pairs of texts) with a BUNDLE, find entities in them, or embed them, without torch.
 
     Prints the likeliest label of each input and its probability; for a model with one output, or for regression, its number
-    (transformers' pipelines show the same); for embeddings, how similar the texts are, and with --json
-    their vectors. A bundle with branches answers with all its adapters, mixed in one batch. Without INPUTS the command reads
+    (transformers' pipelines show the same); for token-classification the entities of each text, with --json also where they
+    start and end; for embeddings, how similar the texts are, and with --json their vectors. A bundle
+    with branches answers with all its adapters, mixed in one batch. Without INPUTS the command reads
     one per line from stdin; on a terminal it asks for them one by one, and an empty line ends it. Put an input that starts
     with a dash after "--".
 
@@ -72,34 +84,52 @@ def command(
       rmlora-deploy predict spam-bundle "You have won a prize, call now"
       rmlora-deploy predict spam-bundle --with trec-bundle
       rmlora-deploy predict both -a spam -a trec "Who won the prize ?"
+      rmlora-deploy predict slots-bundle "Turn on the desk lamp in the kitchen"
       rmlora-deploy predict photo-bundle cat.jpg dog.jpg --top 3 --json
       rmlora-deploy predict spam-bundle --file messages.txt --json
+      rmlora-deploy predict nli-bundle --pair "A man plays a guitar." "Somebody makes music."
     """
     console = make_console(as_json=as_json)
-    _refuse_table(file)
-    given = [*inputs, *(_lines(file) if file else [])]
+    if (text_column or pair_column) and file is None:
+        raise ConfigError("--text-column and --pair-column are of a table: give it with --file.")
     loader = partial(load, provider=provider, trust_remote_code=trust_remote_code)
     columns = _open_columns(unique_names((bundle, *others)), adapters, loader)
     names = [name for column in columns for name in column.names]
-    vectors = isinstance(columns[0].opened, Embedder)
-    if columns[0].modality == "text":
-        _note_file(inputs)
+    kind = type(columns[0].opened)
+    asked = [pair for column in columns for pair in column.forms]
+    forms = {form for _, form in asked if form is not None}
+    form = next(iter(forms)) if len(forms) == 1 else None
+    task = columns[0].opened.bundle.task
+    if task.inputs.modality == "text":
+        note_file(inputs)
+    if pairs and not task.inputs.takes_pairs:
+        raise ConfigError(
+            f"--pair is for text-classification, and {bundle} is for {task.name}: give its inputs one by one."
+        )
+    given: list[Any] = [*inputs, *(TextPair(*pair) for pair in pairs)]
+    if file is not None:
+        given += read_file(file, task, form, Columns(text_column, None, pair_column))
 
-    def answer(asked: Sequence[str]) -> None:
-        rows = _ask(columns, asked, top, batch_size)
+    def answer(given: Sequence[Any]) -> None:
+        check_forms(given, asked)
+        rows = _ask(columns, given, top, batch_size)
         if as_json:
             print_json(rows)
-        elif vectors:
+        elif kind is Embedder:
             show_vectors(console, rows, names)
+        elif kind is Tagger:
+            show_entities(console, rows, names)
         else:
             console.print(_table(rows, names))
 
     if not given and file is None and sys.stdin.isatty():
-        _converse(console, answer, names)
+        _converse(console, answer, names, pairs=form == "pair")
         return
-    given = given or (_lines(Path("-")) if file is None else [])
+    given = given or (read_lines(Path("-"), form) if file is None else [])
     if not given:
-        raise InputError("There is nothing to classify or embed: give inputs as arguments, with --file, or on stdin.")
+        raise InputError(
+            "There is nothing to classify, tag or embed: give inputs as arguments, with --file, or on stdin."
+        )
     answer(given)
 
 
@@ -107,18 +137,25 @@ def command(
 class _Columns:
     """A bundle, and the columns of the table that it fills: one for each adapter asked, or one."""
 
-    opened: Classifier | Embedder
+    opened: Classifier | Tagger | Embedder
     names: list[str]
     adapters: list[str | None]
-    modality: str
-    """What the bundle reads: text or image."""
 
-    def answers(self, inputs: Sequence[str], batch_size: int) -> Iterator[Sequence[Any]]:
+    @property
+    def forms(self) -> list[tuple[str, InputForm | None]]:
+        """Name and form of what each column was trained on."""
+        found = [self.opened.bundle.input_form(adapter) for adapter in self.adapters]
+        return list(zip(self.names, found, strict=True))
+
+    def answers(self, inputs: Sequence[Any], batch_size: int) -> Iterator[Sequence[Any]]:
         """Yield for every input the answer in each column; a batch mixes the adapters."""
         count = len(self.adapters)
         repeated, chosen = [given for given in inputs for _ in range(count)], self.adapters * len(inputs)
         if isinstance(self.opened, Embedder):
             found: Sequence[Any] = list(self.opened.embed(repeated, chosen, batch_size=batch_size))
+        elif isinstance(self.opened, Tagger):
+            found = self.opened.tag(repeated, chosen, batch_size=batch_size)
+            note_unread(found)
         else:
             found = self.opened.predict(repeated, chosen, batch_size=batch_size)
         return (found[start : start + count] for start in range(0, len(found), count))
@@ -145,9 +182,9 @@ def _open(name: str, bundle: Bundle, adapters: Sequence[str], loader: _Loader, *
         raise InputError(f"{bundle.path} has no adapters yet: add one with  rmlora-deploy adapter add.")
     opened = loader(bundle.path)
     if not chosen:
-        return _Columns(opened, [name], [None], bundle.task.inputs.modality)
+        return _Columns(opened, [name], [None])
     names = chosen if alone else [f"{name} · {adapter}" for adapter in chosen]
-    return _Columns(opened, names, [*chosen], bundle.task.inputs.modality)
+    return _Columns(opened, names, [*chosen])
 
 
 def _refuse_mixture(bundles: Mapping[str, Bundle]) -> None:
@@ -165,8 +202,8 @@ def _refuse_mixture(bundles: Mapping[str, Bundle]) -> None:
             )
 
 
-def _ask(columns: Sequence[_Columns], inputs: Sequence[str], top: int, batch_size: int) -> list[dict[str, Any]]:
-    """Return for every input what each column answers: labels, likeliest first, or a vector."""
+def _ask(columns: Sequence[_Columns], inputs: Sequence[Any], top: int, batch_size: int) -> list[dict[str, Any]]:
+    """Return for every input what each column answers: labels, likeliest first, entities, or a vector."""
     names = [name for column in columns for name in column.names]
     found = zip(*(column.answers(inputs, batch_size) for column in columns), strict=True)
     return [
@@ -180,6 +217,8 @@ def _plain(answer: Any, top: int) -> list[Any]:
     if isinstance(answer, Prediction):
         kind = "probability" if answer.is_probability else "score"
         return [{"label": label, kind: value} for label, value in answer.ranking[:top]]
+    if isinstance(answer, Tagging):
+        return plain_entities(answer)
     return [float(value) for value in answer]
 
 
@@ -188,7 +227,7 @@ def _table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Table:
     for row in rows:
         ranked = (row["answers"][name] for name in names)
         cells = ("\n".join(f"{item['label']}  {_amount(item)}" for item in ranking) for ranking in ranked)
-        table.add_row(row["input"], *cells)
+        table.add_row(row["input"] if isinstance(row["input"], str) else "\n".join(row["input"]), *cells)
     return table
 
 
@@ -196,55 +235,20 @@ def _amount(item: Mapping[str, Any]) -> str:
     return f"{item['probability']:.1%}" if "probability" in item else f"{item['score']:.4g}"
 
 
-def _converse(console: Console, answer: Callable[[Sequence[str]], None], names: Sequence[str]) -> None:
+def _converse(console: Console, answer: Callable[[Sequence[Any]], None], names: Sequence[str], *, pairs: bool) -> None:
     """Ask for inputs until an empty line or the end of the input; one that cannot be used ends nothing."""
-    console.print(f"Type an input for {' and '.join(names)}; an empty line ends.")
+    what = "two texts, a line each," if pairs else "an input"
+    console.print(f"Type {what} for {' and '.join(names)}; an empty line ends.")
     while True:
         try:
-            line = console.input("> ").strip()
+            lines = [console.input("> ").strip()]
+            if pairs and lines[0]:
+                lines.append(console.input("+ ").strip())
         except EOFError:
             return
-        if not line:
+        if not all(lines):
             return
         try:
-            answer([line])
+            answer([TextPair(*lines)] if pairs else lines)
         except InputError as error:
             console.print(colored(str(error), "yellow"))
-
-
-def _refuse_table(file: Path | None) -> None:
-    """Raise :class:`InputError` if ``file`` is a table, whose lines are no texts: they hold labels and a header too."""
-    if file is not None and file.suffix.lower() in _TABLES:
-        raise InputError(
-            f"--file takes one text per line, and {file} is a table: write its text column, without the header, to a .txt "
-            "file and pass that; to measure how well its labels are predicted, use  rmlora-deploy verify --data."
-        )
-
-
-def _note_file(inputs: Sequence[str]) -> None:
-    """Say on stderr which of the texts is the name of a file: it is answered as it is."""
-    name = next(filter(_is_file, inputs), None)
-    if name is not None:
-        note = (
-            f"Note: {name} is a file; its name is the text that is answered here, and --file reads the lines of a file."
-        )
-        make_console(as_json=True).print(colored(note, "yellow"))
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except OSError:  # a text too long for a name
-        return False
-
-
-def _lines(file: Path) -> list[str]:
-    """Return the lines of ``file`` that are not blank."""
-    if str(file) != "-":
-        text = read_text(file, what="Input file")
-    else:
-        try:
-            text = sys.stdin.read()
-        except UnicodeDecodeError as error:
-            raise InputError(f"Standard input is not {error.encoding} text: give it as UTF-8.") from None
-    return [line for line in text.splitlines() if line.strip()]

@@ -112,8 +112,8 @@ def command(bundles: tuple[str, ...], host: str, port: int, on_ray: bool, **limi
            -d '{"model": "spam", "input": "Call now to win"}'
       curl localhost:8000/v1/models
 
-    Clients can use OpenAI's interface (/v1/models, /v1/embeddings), vLLM's (/classify, /v1/load_lora_adapter) or the Open
-    Inference Protocol (/v2/…). /docs describes them all, / is a page to try the models, and /metrics is for Prometheus.
+    Clients can use OpenAI's interface (/v1/models, /v1/embeddings), vLLM's (/classify, /score, /v1/load_lora_adapter),
+    Cohere's and Jina's (/rerank), text-embeddings-inference's (/predict, /rerank) or the Open Inference Protocol (/v2/…). /docs describes them all, / is a page to try the models, and /metrics is for Prometheus.
     Stop the server with Ctrl-C or SIGTERM: it still answers the requests it has accepted. SIGHUP makes it take over adapters
     that were added to or removed from its bundles.
 

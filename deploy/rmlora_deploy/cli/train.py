@@ -102,8 +102,9 @@ def _run_options(function: _Function) -> _Function:
         click.option("--test", help="Test data, in the same forms; its metrics are written into the package."),
         click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Package directory to write."),
         click.option("--task", type=click.Choice(list(TASKS)), default="text-classification", show_default=True, help="What the adapter is for."),
-        click.option("--text-column", help="Column of the texts.  [default: text, sentence, …]"),
-        click.option("--label-column", help="Column of the labels.  [default: label, class, …]"),
+        click.option("--text-column", help="Column of the texts, or for token-classification of the words.  [default: text, sentence, …; tokens, words, text]"),
+        click.option("--pair-column", help="Column of the second text of a pair.  [default: recognized, as in premise and hypothesis]"),
+        click.option("--label-column", help="Column of the labels or tags; of a CoNLL file its number.  [default: label, class, …; ner_tags, tags, entities, …]"),
         click.option("--labels", metavar="A,B,C|FILE", help="Label names in the order of the outputs, or a file of them; data may name labels or number them from 0.  [default: those in --train]"),
         click.option("--problem-type", type=click.Choice(get_args(ProblemType)),
                      help="What the label column holds: one label per row, several (a list, or a|b), or a number to predict.  [default: what its cells can only mean; else asks]"),
@@ -118,9 +119,9 @@ def _run_options(function: _Function) -> _Function:
         click.option("--warmup-ratio", type=float, default=0.06, show_default=True, help="Share of steps in which the learning rate rises to its peak."),
         click.option("--weight-decay", type=float, default=0.0, show_default=True, help="Weight decay of AdamW."),
         click.option("--max-grad-norm", type=float, default=1.0, show_default=True, help="Clip the task's gradient to this norm; 0 does not clip."),
-        click.option("--max-length", type=int, help="Tokens that longer texts are cut to, at their end.  [default: 128; 1024 for text-generation]"),
+        click.option("--max-length", type=int, help="Tokens that longer texts are cut to, at their end.  [default: 128; 256 for token-classification; 1024 for generation]"),
         click.option("--group-by-length/--no-group-by-length", default=None,
-                     help="Batch texts of similar length: less padding, up to twice as fast.  [default: for text-generation without --packing]"),
+                     help="Batch texts of similar length: less padding, up to twice as fast.  [default: for generation without --packing]"),
         click.option("--gradient-checkpointing", is_flag=True, help="Compute activations twice: much less memory, about a third more time."),
         click.option("--image-size", type=int, help="Height and width of images in pixels.  [default: the base's]"),
         click.option("--eval-steps", "--save-steps", "eval_steps", type=int, help="Steps between evaluations, each with a checkpoint.  [default: after every epoch]"),
@@ -130,7 +131,7 @@ def _run_options(function: _Function) -> _Function:
         click.option("--label-smoothing", type=float, default=0.0, show_default=True,
                      help="Share of each target that is spread over all labels, e.g. 0.1: less confident answers."),
         click.option("--best-metric", type=click.Choice(get_args(BestMetric)),
-                     help="Validation metric that chooses the checkpoint to keep.  [default: accuracy; micro_f1 for several labels, pearson for numbers, loss for text-generation]"),
+                     help="Validation metric that chooses the checkpoint to keep.  [default: accuracy; micro_f1 for several labels, pearson for numbers, f1 for token-classification, loss for generation]"),
         click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True,
                      help="Number format that training computes in."),
         click.option("--seed", type=int, default=42, show_default=True, help="Seed of the new head, data order and dropout."),
@@ -149,17 +150,17 @@ def _text_generation_options(function: _Function) -> _Function:
     """The flags of :class:`TrainSettings` for ``--task text-generation``."""
     options = [
         click.option("--messages-column", help="text-generation: column of chats, lists of {role, content}.  [default: messages, …]"),
-        click.option("--prompt-column", help="text-generation: column of prompts.  [default: prompt, instruction, …]"),
-        click.option("--completion-column", help="text-generation: column of their answers.  [default: completion, response, …]"),
+        click.option("--prompt-column", help="text-generation, text2text-generation: column of prompts.  [default: prompt, instruction, …]"),
+        click.option("--completion-column", help="text-generation, text2text-generation: column of their answers.  [default: completion, response, …]"),
         click.option("--raw", is_flag=True, help="text-generation: join prompt and completion as they stand, without the base's chat template."),
-        click.option("--skip-long", is_flag=True, help="text-generation: leave out rows whose answer lies beyond --max-length; without it they are an error."),
+        click.option("--skip-long", is_flag=True, help="text-generation, text2text-generation: leave out rows whose answer lies beyond --max-length; without it they are an error."),
         click.option("--packing", is_flag=True,
                      help="text-generation: put short examples of a batch end to end, where they do not see each other: the same loss, less padding."),
         click.option("--load-in-4bit", is_flag=True,
                      help="text-generation: round the frozen base to 4 bits (NF4) while training, as QLoRA does; needs the extra qlora."),
         click.option("--metric", type=click.Choice(get_args(Metric)),
-                     help="text-generation: what to measure on generated answers; rougeL needs the extra metrics.  [default: only loss and perplexity]"),
-        click.option("--max-new-tokens", type=int, default=128, show_default=True, help="text-generation: longest answer that is generated for --metric."),
+                     help="text-generation, text2text-generation: what to measure on generated answers; rougeL needs the extra metrics.  [default: only loss and perplexity]"),
+        click.option("--max-new-tokens", type=int, default=128, show_default=True, help="text-generation, text2text-generation: longest answer that is generated for --metric."),
     ]  # fmt: skip
     for option in reversed(options):
         function = option(function)
@@ -191,15 +192,20 @@ def command(resume: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
       rmlora-deploy train --base MiniLM --train data/sms/train.jsonl --output spam
       rmlora-deploy train --config run.yaml --rank 4 --active-rank 2
       rmlora-deploy train --task image-classification --base dinov2 --train photos --output photos-adapter
+      rmlora-deploy train --task token-classification --base MiniLM --train slots.jsonl --output slots
       rmlora-deploy train --task text-generation --base SmolLM2-135M-Instruct --train chats.jsonl --metric exact_match -o chats
 
-    Data for text-generation has a column `messages` (chats, for a base with a chat template), or a prompt and what answers it
-    (prompt/completion, prompt/response, instruction/input/output, question/answer), or a column `text`. Only answers are
-    learned; all of a text is.
+    Data for token-classification has lists of words (tokens) and of tags (ner_tags), or texts with entities ({start, end, label}),
+    or is a CoNLL file.
+
+    Data for text-generation (causal language models) has a column `messages` (chats, for a base with a chat template), or a
+    prompt and what answers it (prompt/completion, prompt/response, instruction/input/output, question/answer), or a column
+    `text`. Only answers are learned; all of a text is. text2text-generation (models with encoder and decoder, such as T5)
+    takes prompts and answers.
     """
     console = make_console(as_json=as_json)
     config = _method(flags)
-    words = {name: flags[name] for name in ("base", "revision")}
+    words = {name: flags[name] for name in ("base", "revision", "task")}
     result = api.train(
         flags.pop("base"), flags.pop("train_data"), flags.pop("output"), config=config, console=console, resume=resume,
         overwrite=overwrite, **flags,

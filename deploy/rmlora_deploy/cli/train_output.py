@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rmlora.tasks import get_task
 from rmlora.training.result import TrainResult, metric_name
 from rmlora.wording import counted, duration
 from rmlora_deploy.cli.console import colored
@@ -50,14 +51,17 @@ def show_result(console: Console, result: TrainResult, suggestion: str) -> None:
 
 
 def next_command(output: Path, settings: Mapping[str, Any]) -> str:
-    """Return the command that exports the adapter at ``output``.
+    """Return the command that exports the adapter at ``output``, or merges it if its task is not exported.
 
     Args:
         output: directory of the adapter.
-        settings: ``base`` and ``revision`` of the run.
+        settings: ``base``, ``revision`` and ``task`` of the run.
     """
     revision = ["--revision", settings["revision"]] if settings["revision"] else []
-    words = ["export", settings["base"], "--adapter", str(output), *revision, "--output", f"{output}-bundle"]
+    if get_task(settings["task"]).not_exported is not None:
+        words = ["merge", settings["base"], str(output), *revision, "--output", f"{output}-merged"]
+    else:
+        words = ["export", settings["base"], "--adapter", str(output), *revision, "--output", f"{output}-bundle"]
     return shlex.join(["rmlora-deploy", *words])
 
 

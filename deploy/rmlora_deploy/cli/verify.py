@@ -52,7 +52,7 @@ __all__ = ["command"]
 @json_option
 def command(
     bundle: Path, base: str | None, adapters: tuple[str, ...], data: tuple[str, ...], text_column: str | None,
-    image_column: str | None, label_column: str | None, metric: AnswerMetric | None, max_new_tokens: int | None, provider: str, reference_only: bool, no_write: bool,
+    pair_column: str | None, image_column: str | None, label_column: str | None, metric: AnswerMetric | None, max_new_tokens: int | None, provider: str, reference_only: bool, no_write: bool,
     trust_remote_code: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Compare a BUNDLE with PyTorch and PEFT on real inputs of several shapes.
@@ -78,7 +78,7 @@ def command(
     with ProgressDisplay(console, "comparing"):
         report = api.verify(
             opened, base=base, adapters=_given(opened, adapters, "--adapter"), data=_given(opened, data, "--data"),
-            columns=Columns(text_column or image_column, label_column), metric=metric, max_new_tokens=max_new_tokens, provider=provider,
+            columns=Columns(text_column or image_column, label_column, pair_column), metric=metric, max_new_tokens=max_new_tokens, provider=provider,
             reference_only=reference_only, check=False, record=not no_write, trust_remote_code=trust_remote_code,
             on_unrecorded=console.print,
         )  # fmt: skip

@@ -199,12 +199,12 @@ def _read_graph(plan: ExportPlan, graph: Path) -> _BaseGraph:
             keep_named_output(model, name, source=str(graph))
         insert_pooling(model, plan.pooling)
     else:
-        keep_output(model, name=name, labels=len(labels), source=str(graph))
+        keep_output(model, name=name, labels=len(labels), axes=plan.task.outputs.axes, source=str(graph))
     names = [str(value.name) for value in model.graph.inputs if value.name not in model.graph.initializers]
     if plan.task.inputs.varies_in_length:
         _check_inputs(names, plan.processor, graph)
     preprocessor = plan.preprocessor(names)
-    batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None))
+    batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None, plan.input_forms))
     precision = found_precision(model)
     if precision != "fp32" and plan.settings.precision not in ("fp32", precision):
         raise ConfigError(f"{graph} is {precision} already: give the float32 graph, or leave --precision out.")
@@ -255,7 +255,8 @@ def _insert_branches(
     save_in_precision(model, target, precision, scratch=scratch, bits=bits)
     check_written(target, lora_inputs)
     outputs = graph_logits(create_session(plain, called=plan.settings.graph))
-    return lora_inputs, [outputs(batch) for batch in base.batches]
+    kind = plan.task.outputs
+    return lora_inputs, [kind.padding_zeroed(outputs(batch), batch) for batch in base.batches]
 
 
 def check_written(graph: Path, lora_inputs: LoraInputs) -> None:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from rmlora.inputs import Arrays
+from rmlora.outputs import Outputs
 from rmlora_converters.graph.files.model_file import save_model
 from rmlora_converters.graph.locate.products import Product, find_products
 from rmlora_converters.graph.passes.quantize_products import InputScale, round_weight
@@ -59,9 +60,11 @@ class CalibrationData:
     """Batches of one input to measure ranges on."""
     held_out: Sequence[Arrays]
     """Batches of several other inputs, on which the result is compared with float32."""
+    outputs: Outputs
+    """Kind of output of the task."""
 
     @classmethod
-    def of(cls, source: str, preprocessor: Preprocessor, inputs: Sequence[Any]) -> CalibrationData:
+    def of(cls, source: str, preprocessor: Preprocessor, inputs: Sequence[Any], outputs: Outputs) -> CalibrationData:
         """Take at most :data:`MOST_SAMPLES` of ``inputs``, evenly spaced, and hold out every fourth.
 
         Raises:
@@ -72,7 +75,8 @@ class CalibrationData:
         held_out = taken[_HELD_OUT - 1 :: _HELD_OUT]
         rest = [value for number, value in enumerate(taken) if number % _HELD_OUT != _HELD_OUT - 1]
         chunks = [held_out[start : start + _ROWS] for start in range(0, len(held_out), _ROWS)]
-        return cls(source, count, [preprocessor([value]) for value in rest], [preprocessor(chunk) for chunk in chunks])
+        batches, compared = [preprocessor([value]) for value in rest], [preprocessor(chunk) for chunk in chunks]
+        return cls(source, count, batches, compared, outputs)
 
 
 @dataclass(frozen=True)

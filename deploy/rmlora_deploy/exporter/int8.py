@@ -12,7 +12,7 @@ Fused attention is opened per projection, into ONNX's ``Attention``: on CPUs it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +67,7 @@ def save_in_int8(
     elif data is not None:
         static, static_entry = _static(load_model(opened), data, skip, bits, scratch)
         both: dict[Activations, ir.Model] = {"dynamic": lowered, "static": static}
-        measured = _errors(opened, both, data.held_out, scratch)
+        measured = _errors(opened, both, data, scratch)
         entry.held_out_error = static_entry.held_out_error = measured
         if measured["static"] <= _AS_GOOD * measured["dynamic"]:
             lowered, entry = static, static_entry
@@ -104,20 +104,21 @@ def _static(
 
 
 def _errors(
-    exact: Path, lowered: Mapping[Activations, ir.Model], batches: Sequence[Arrays], scratch: Path
+    exact: Path, lowered: Mapping[Activations, ir.Model], data: CalibrationData, scratch: Path
 ) -> dict[Activations, float]:
-    """Return name → mean error of its output on ``batches``, relative to the mean size of the float32 graph's.
+    """Return name → mean error of its output on the inputs that are held out, relative to the mean size of the float32 graph's.
 
     Mean, because the rms depends on the few rows that are worst, and other inputs have others.
     """
-    expected = _outputs(graph_logits(create_session(exact)), batches)
+    expected = _outputs(graph_logits(create_session(exact)), data)
     errors: dict[Activations, float] = {}
     for name, model in lowered.items():
         save_model(model, path := scratch / f"{name}.onnx")
-        difference = _outputs(graph_logits(create_session(path)), batches) - expected
+        difference = _outputs(graph_logits(create_session(path)), data) - expected
         errors[name] = round(float(np.mean(np.abs(difference)) / np.mean(np.abs(expected))), 6)
     return errors
 
 
-def _outputs(run: Callable[[Arrays], np.ndarray], batches: Sequence[Arrays]) -> np.ndarray:
-    return np.concatenate([run(batch).ravel().astype(np.float64) for batch in batches])
+def _outputs(run: Callable[[Arrays], np.ndarray], data: CalibrationData) -> np.ndarray:
+    counted = [data.outputs.without_padding(run(batch), batch) for batch in data.held_out]
+    return np.concatenate([output.ravel().astype(np.float64) for output in counted])

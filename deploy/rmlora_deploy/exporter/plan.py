@@ -16,6 +16,7 @@ from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError, InputError
 from rmlora.pooling import Pooling
 from rmlora.tasks import Task
+from rmlora.text_pair import InputForm
 from rmlora.training.data import load_inputs
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.choose_pooling import choose_pooling
@@ -54,6 +55,11 @@ class ExportPlan:
     """Inputs that int8 is calibrated on; empty if there are none."""
 
     @property
+    def input_forms(self) -> set[InputForm | None]:
+        """What the adapters were trained on."""
+        return {adapter.input_form for adapter in self.adapters.values()}
+
+    @property
     def base(self) -> Path:
         """Directory of the base."""
         return self.checkpoint.path
@@ -79,7 +85,7 @@ class ExportPlan:
         self.on_progress(f"calibrating on {Path(source).name}")
         preprocessor = self.preprocessor(value.name or "" for value in model.graph.inputs)
         try:
-            return CalibrationData.of(source, preprocessor, self.calibration_inputs)
+            return CalibrationData.of(source, preprocessor, self.calibration_inputs, self.task.outputs)
         except InputError as error:
             raise InputError(f"Calibrating on {source}: {error}") from None
 
@@ -136,7 +142,12 @@ def make_plan(
     }
     evaluations = {
         name: read_evaluation(
-            data, settings.columns, task=task, labels=adapters[name].labels or [], problem=adapters[name].problem_type
+            data,
+            settings.columns,
+            task=task,
+            labels=adapters[name].labels or [],
+            problem=adapters[name].problem_type,
+            form=adapters[name].input_form,
         )
         for name, data in settings.data.items()
     }
@@ -149,16 +160,19 @@ def make_plan(
     )
     return ExportPlan(
         settings, checkpoint, adapters, task, processor, length, pooling, evaluations, on_progress,
-        _calibration_inputs(settings, task, evaluations),
+        _calibration_inputs(settings, task, adapters, evaluations),
     )  # fmt: skip
 
 
-def _calibration_inputs(settings: ExportSettings, task: Task, evaluations: Mapping[str, EvaluationData]) -> list[Any]:
+def _calibration_inputs(
+    settings: ExportSettings, task: Task, adapters: Mapping[str, Adapter], evaluations: Mapping[str, EvaluationData]
+) -> list[Any]:
     """Return the inputs that a merged int8 graph is calibrated on: those of ``--calibration``, else of ``--data``."""
     if settings.precision != "int8" or settings.mode != "merged":
         return []
     if settings.calibration is not None:
-        return load_inputs(task, settings.calibration, settings.columns)
+        (adapter,) = adapters.values()
+        return load_inputs(task, settings.calibration, settings.columns, form=adapter.input_form)
     return [row for data in evaluations.values() for row in data.inputs]
 
 

@@ -67,7 +67,7 @@ def trace_graph(model: Any, plan: ExportPlan, *, scratch: Path) -> TracedGraph:
     RemoveUnusedNodesPass()(graph)
     parameters = frozenset(name for name, value in graph.graph.initializers.items() if value.uses())
     preprocessor = plan.preprocessor(value.name or "" for value in graph.graph.inputs)
-    batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None))
+    batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None, plan.input_forms))
     plan.on_progress("optimizing for ONNX Runtime")
     optimized = optimize(graph, batches, scratch)
     if pooling is not None:

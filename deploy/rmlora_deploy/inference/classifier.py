@@ -26,10 +26,8 @@ class Classifier(OpenedBundle):
 
     @staticmethod
     def _check_task(bundle: Bundle) -> None:
-        if not bundle.task.outputs.has_labels:
-            raise ConfigError(
-                f"{bundle.path} gives vectors and classifies nothing: open it with Embedder, or with load()."
-            )
+        if bundle.task.outputs.kind != "scores":
+            raise ConfigError(f"{bundle.path} is for {bundle.task.name} and classifies nothing: open it with load().")
 
     def predict(
         self,
@@ -52,5 +50,5 @@ class Classifier(OpenedBundle):
         """
         return [
             to_prediction(scores, entry.labels, self.bundle, entry.function_to_apply)
-            for entry, scores in self._run(inputs, adapters, batch_size)
+            for entry, _, scores in self._run(inputs, adapters, batch_size)
         ]

@@ -45,7 +45,7 @@ class Embedder(OpenedBundle):
             InputError: a text or an adapter cannot be used, or the graph gives no usable numbers.
             ConfigError: the choices do not fit the texts, or the bundle is merged and there is nothing to choose.
         """
-        vectors = np.stack([vector for _, vector in self._run(texts, adapters, batch_size)]).astype(np.float32)
+        vectors = np.stack([vector for _, _, vector in self._run(texts, adapters, batch_size)]).astype(np.float32)
         if not np.isfinite(vectors).all():
             raise InputError(
                 f"The graph of {self.bundle.path} gives NaN or infinity for these texts: its precision "

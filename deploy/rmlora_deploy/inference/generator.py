@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rmlora.errors import ConfigError, InputError
+from rmlora_deploy.bundles.asking import end_tokens, prompt_format
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.manifest import AdapterSource
 from rmlora_deploy.bundles.text_codec import Prompt, TextCodec, TextStream
@@ -149,18 +150,11 @@ class Generator:
         That is as the adapter was trained. Without an adapter, and if it does not record how, a text becomes a message if the
         model has a chat template.
         """
-        source = self._source(adapter)
-        known = source.prompt_format if source is not None else None
-        return self.codec.chat is None if known is None else known == "raw"
+        return prompt_format(self.bundle.manifest, self._source(adapter)) == "raw"
 
     def _source(self, adapter: AdapterRef | None) -> AdapterSource | None:
         """Return what is recorded of a row's adapter, or of the merged one; None for the base."""
         return self.bundle.manifest.adapter if adapter is None else self.bundle.adapter(adapter.name)
-
-    def _ends(self, adapter: AdapterRef | None) -> frozenset[int]:
-        """Return the tokens that end an answer: the base's, and those that ended the answers in training."""
-        source = self._source(adapter)
-        return self.session.layout.end_tokens | frozenset(source.end_tokens if source is not None else ())
 
     def _prepare(
         self,
@@ -210,7 +204,7 @@ class Generator:
         """Yield the tokens of all answers as they are made."""
         batch = DecoderBatch(self.session, rows, refs, new_tokens=new_tokens)
         streams, counts = [TextStream(self.codec) for _ in rows], [0] * len(rows)
-        ends = [self._ends(ref) for ref in refs]
+        ends = [end_tokens(self.session.layout, self._source(ref)) for ref in refs]
 
         def piece(row: int, logits: npt.NDArray[np.float32]) -> Piece:
             token = sampling.choose(self._finite(logits))

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rmlora.errors import ConfigError
+from rmlora.inputs import Arrays
+from rmlora.text_pair import check_form
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.manifest import AdapterEntry, Manifest
 from rmlora_deploy.runtime import AdapterChoice, AdapterRef, AdapterSession
@@ -62,8 +64,10 @@ class OpenedBundle(ABC):
 
     def _run(
         self, inputs: Sequence[Any], adapters: AdapterChoice | Sequence[AdapterChoice], batch_size: int
-    ) -> Iterator[tuple[AdapterEntry | Manifest, AnyArray]]:
-        """Yield for every input, in order, what it was computed with and its output ``[labels]`` or ``[width]``.
+    ) -> Iterator[tuple[AdapterEntry | Manifest, Arrays, AnyArray]]:
+        """Yield for every input, in order, what it was computed with, its row, and its output.
+
+        Outputs are ``[labels]`` or ``[width]``; of tokens they are ``[tokens, labels]``, those of padding after the row's own.
 
         Raises:
             InputError: an input or an adapter cannot be used.
@@ -72,11 +76,15 @@ class OpenedBundle(ABC):
         refs = resolve_choices(adapters, len(inputs))
         if self.session is None and any(refs):
             raise ConfigError(f"{self.bundle.path} has its adapter merged: there is none to choose.")
+        for number, (value, ref) in enumerate(zip(inputs, refs, strict=True), 1):
+            name = ref.name if ref else None
+            check_form(value, self.bundle.input_form(name), number=number, name=name or self.bundle.path.name)
         entries = [self.bundle.adapter(ref.name) if ref else self.bundle.manifest for ref in refs]
         for start in range(0, len(inputs), batch_size):
             part = slice(start, start + batch_size)
-            batch = self._preprocessor(inputs[part], lengths=[entry.max_length for entry in entries[part]])
-            yield from zip(entries[part], self._outputs(batch, refs[part]), strict=True)
+            rows = self._preprocessor.rows(inputs[part], lengths=[entry.max_length for entry in entries[part]])
+            outputs = self._outputs(self._preprocessor.collate(rows), refs[part])
+            yield from zip(entries[part], rows, outputs, strict=True)
 
     def _outputs(self, batch: dict[str, AnyArray], refs: Sequence[AdapterRef | None]) -> Sequence[AnyArray]:
         return list(np.asarray(self._merged(batch))) if self.session is None else self.session.run(batch, refs)

@@ -19,7 +19,7 @@ class Question:
 
     prompt: Prompt
     reference: str | None = None
-    """The right answer; None if it is not known."""
+    """The right answer; None if it is not known, and for a plain text."""
 
     @property
     def text(self) -> str:
@@ -27,19 +27,22 @@ class Question:
         return self.prompt if isinstance(self.prompt, str) else str(self.prompt[-1].get("content") or "")
 
 
-def read_questions(source: str, columns: TextColumns) -> list[Question]:
+def read_questions(source: str, columns: TextColumns, *, plain_texts: bool = False) -> list[Question]:
     """Read chats, or prompts with their answers; what is asked of a chat is everything before its last answer.
 
     Args:
         source: csv, tsv, jsonl or parquet file, or hub data set, as ``rmlora-deploy train`` takes it.
         columns: names of its columns.
+        plain_texts: True takes texts that nothing answers, too, and returns each as what is asked.
 
     Raises:
-        InputError: the data cannot be read, or holds plain texts.
+        InputError: the data cannot be read, or holds plain texts where prompts are needed.
     """
     wanted = usual_names() | {name.lower() for name in vars(columns).values() if name}
     reading = Reading(skip_empty=True)
     data = read_conversations(open_table(source, wanted, reading), source, columns, reading)
+    if data.form == "text" and plain_texts:
+        return [Question(row.completion) for row in data.rows]
     if data.form == "text":
         raise InputError(
             f"{source} holds plain texts, which no answer is right for: give prompts with completions, or chats."

@@ -23,6 +23,7 @@ def describe_adapter(adapter: Adapter, spectrum: AdapterSpectrum) -> dict[str, A
         "labels": adapter.labels,
         "problem_type": adapter.problem_type,
         "target_range": metadata.get("target_range"),
+        "input_form": adapter.input_form,
         "architecture": metadata.get("architecture"),
         "base": {
             "model": metadata.get("base_model") or adapter.peft_config.get("base_model_name_or_path"),

@@ -11,8 +11,10 @@ import numpy as np
 
 from rmlora.spectrum import AdapterSpectrum
 from rmlora.wording import counted
+from rmlora_deploy.bundles.asking import prompt_format
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.manifest import AdapterSource
+from rmlora_deploy.inspection.input_forms import describe_forms
 from rmlora_deploy.inspection.markdown_text import bars, code, escaped, facts, table
 from rmlora_deploy.inspection.verification_section import verification_section
 
@@ -102,7 +104,8 @@ def _about(bundle: Bundle, size: int) -> list[str]:
             "built for": escaped(decoder.built_for) if decoder is not None else None,
             "longest text": counted(decoder.context_length, "token") + ", prompt and answer together" if decoder is not None
             else counted(manifest.max_length, "token") if manifest.max_length else None,
-            "a prompt is": _PROMPTS[_asked(bundle, manifest.adapter)] if decoder is not None else None,
+            "a prompt is": _PROMPTS[prompt_format(manifest, manifest.adapter)] if decoder is not None else None,
+            "reads": escaped(forms) if (forms := describe_forms(bundle)) is not None else None,
             "labels": _list(manifest.labels),
             "answers": _ANSWERS.get(str(manifest.function_to_apply)),
             "vectors": escaped(bundle.pooling) if bundle.pooling is not None else None,
@@ -116,26 +119,22 @@ def _about(bundle: Bundle, size: int) -> list[str]:
     )  # fmt: skip
 
 
-def _asked(bundle: Bundle, adapter: AdapterSource | None) -> str:
-    """Return how a language model is asked: as its adapter was trained, else as the base takes prompts."""
-    decoder = bundle.manifest.decoder
-    base = "chat" if decoder is not None and decoder.chat else "raw"
-    return (adapter.prompt_format if adapter is not None else None) or base
-
-
 def _use(bundle: Bundle, name: str) -> list[str]:
     """Return a command and a program, with the first adapter."""
     kind, adapter = bundle.task.outputs.kind, next(iter(bundle.adapters), None)
-    method = {"text": "generate", "vector": "embed"}.get(kind, "predict")
+    method = {"text": "generate", "vector": "embed", "tokens": "tag"}.get(kind, "predict")
     command = "generate" if kind == "text" else "predict"
     flag = f" --adapter {adapter}" if adapter else ""
-    asked = "photo.jpg" if bundle.task.inputs.modality == "image" else "A text"
+    asked = '"photo.jpg"' if bundle.task.inputs.modality == "image" else '"A text"'
+    given = asked
+    if bundle.input_form(adapter) == "pair":
+        asked, given = '--pair "A text" "Another text"', '("A text", "Another text")'
     chosen = f", {json.dumps(adapter)}" if adapter else ""
     return [
         "```console", "$ pip install 'rmlora-deploy[predict,cpu]'",
-        f'$ rmlora-deploy {command} {_safe(name)} "{asked}"{flag}', "```", "",
+        f'$ rmlora-deploy {command} {_safe(name)} {asked}{flag}', "```", "",
         "```python", "from rmlora_deploy import load", "",
-        f'print(load({json.dumps(name)}).{method}(["{asked}"]{chosen})[0])', "```", "",
+        f'print(load({json.dumps(name)}).{method}([{given}]{chosen})[0])', "```", "",
         *(["The directory also loads in `onnxruntime_genai` as it is.", ""] if bundle.manifest.decoder is not None
           and bundle.manifest.exporter == "genai" else []),
     ]  # fmt: skip
@@ -151,7 +150,7 @@ def _adapters(bundle: Bundle) -> list[str]:
         [
             escaped(name), _list(getattr(entry, "labels", []), most=6),
             str(entry.rank) if hasattr(entry, "rank") else "", str(entry.modules), f"{entry.parameters:,}", _method(entry),
-            _PROMPTS[_asked(bundle, entry)] if bundle.manifest.decoder is not None else "",
+            _PROMPTS[prompt_format(bundle.manifest, entry)] if bundle.manifest.decoder is not None else "",
             "; ".join(_metrics(entry)), code(entry.sha256[:12]),
         ]
         for name, entry in entries.items()

@@ -7,17 +7,17 @@ import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rmlora.errors import InputError
 from rmlora.nearest_names import nearest_names
 from rmlora.wording import nearest
-from rmlora_deploy.loadtest.load_plan import LoadPlan, draw_requests
+from rmlora_deploy.loadtest.load_plan import LoadPlan, draw_requests, input_of
 from rmlora_deploy.loadtest.wire import Reply, Wire
 
-__all__ = ["Load", "Outcome", "check_models", "list_models", "run_load"]
+__all__ = ["ListedModel", "Load", "Outcome", "check_models", "list_models", "run_load"]
 
 _RETRIED = (429, 500, 502, 503, 504)
 _KEY_REFUSED = (401, 403)
@@ -28,6 +28,13 @@ _PAUSE = 0.05
 _MAX_PAUSE = 5.0
 _MAX_IN_PROGRESS = 2000
 """Requests of an open loop that may be in progress; further ones are counted as not sent."""
+
+
+class ListedModel(NamedTuple):
+    """What a server says of a model."""
+
+    task: str
+    reads_pairs: bool
 
 
 @dataclass(frozen=True)
@@ -55,8 +62,10 @@ class Load:
     not_sent: int = 0
 
 
-async def list_models(url: str, key: str | None, *, adapters_only: bool = True, needed: bool = True) -> dict[str, str]:
-    """Return the models of a server, each with its task.
+async def list_models(
+    url: str, key: str | None, *, adapters_only: bool = True, needed: bool = True
+) -> dict[str, ListedModel]:
+    """Return the models of a server by name.
 
     Args:
         url: of the server.
@@ -80,7 +89,7 @@ async def list_models(url: str, key: str | None, *, adapters_only: bool = True, 
         return {}
 
 
-def _parse_models(url: str, reply: Reply, *, adapters_only: bool) -> dict[str, str]:
+def _parse_models(url: str, reply: Reply, *, adapters_only: bool) -> dict[str, ListedModel]:
     if reply.status != 200:
         raise InputError(
             f"{url}/v1/models answers {reply.status}: check --api-key, and that it is a server of rmlora-deploy."
@@ -88,7 +97,10 @@ def _parse_models(url: str, reply: Reply, *, adapters_only: bool) -> dict[str, s
     try:
         cards = json.loads(reply.body)["data"]
         selected = [card for card in cards if card.get("parent") or not adapters_only]
-        return {str(card["id"]): str(card.get("task")) for card in selected or cards}
+        return {
+            str(card["id"]): ListedModel(str(card.get("task")), card.get("input_form") == "pair")
+            for card in selected or cards
+        }
     except (AttributeError, KeyError, TypeError, ValueError):
         raise InputError(
             f"{url}/v1/models lists its models in another format: is it a server of rmlora-deploy?"
@@ -187,9 +199,11 @@ async def _open_loop(wire: Wire, plan: LoadPlan, load: Load, begin: float, end: 
 
 
 async def _ask(wire: Wire, plan: LoadPlan, model: str, texts: list[int], *, due: float, begin: float) -> Outcome:
-    body = {"model": model, "input": [plan.texts[number] for number in texts], "user": f"loadtest-{due:.9f}"}
+    path, key = "/v1/embeddings" if model in plan.embedders else "/classify", "input"
+    if model in plan.taggers:
+        path, key = "/predict", "inputs"
+    body = {"model": model, key: [input_of(plan, model, number) for number in texts], "user": f"loadtest-{due:.9f}"}
     sent = json.dumps(body).encode()
-    path = "/v1/embeddings" if model in plan.embedders else "/classify"
     statuses: list[int] = []
     wrong = 0
     for attempt in range(plan.retries + 1):

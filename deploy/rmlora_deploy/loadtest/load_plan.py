@@ -14,7 +14,7 @@ from rmlora.errors import ConfigError, InputError
 from rmlora.json_files import read_text
 from rmlora.storage import read_json
 
-__all__ = ["LoadPlan", "Reference", "draw_requests", "read_texts", "shares_of"]
+__all__ = ["LoadPlan", "Reference", "draw_requests", "input_of", "read_texts", "shares_of"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,11 @@ class LoadPlan:
     rows: int = 1
     """Texts of a request."""
     embedders: frozenset[str] = frozenset()
-    """Models that are asked for embeddings; the others classify."""
+    """Models that are asked for embeddings."""
+    taggers: frozenset[str] = frozenset()
+    """Models that are asked for entities; the others classify."""
+    pair_readers: frozenset[str] = frozenset()
+    """Models that read pairs: each text is sent with the next one."""
     timeout: float = 60.0
     retries: int = 0
     """How often a request is sent again after a 429, a 5xx or no answer."""
@@ -98,6 +102,12 @@ class LoadPlan:
             unknown = next((name for name in self.models if name not in self.reference.answers), None)
             if unknown is not None:
                 raise ConfigError(f"The reference file has no answers for '{unknown}': remove it from --model.")
+
+
+def input_of(plan: LoadPlan, model: str, number: int) -> str | list[str]:
+    """Return what a model is sent for a text: the text, or the pair that it makes with the next one."""
+    text = plan.texts[number]
+    return [text, plan.texts[(number + 1) % len(plan.texts)]] if model in plan.pair_readers else text
 
 
 def draw_requests(plan: LoadPlan, stream: int = 0) -> Iterator[tuple[str, list[int]]]:

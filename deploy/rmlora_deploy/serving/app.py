@@ -23,7 +23,16 @@ from rmlora_deploy.serving.metrics import Metrics
 from rmlora_deploy.serving.middleware.media_type import BINARY_HEADER
 from rmlora_deploy.serving.middleware.stack import middleware_stack
 from rmlora_deploy.serving.registry import Registry
-from rmlora_deploy.serving.routes import health, open_inference, openai, vllm
+from rmlora_deploy.serving.routes import (
+    health,
+    huggingface,
+    open_inference,
+    openai,
+    pair_scoring,
+    rerank,
+    tei_predict,
+    vllm,
+)
 from rmlora_deploy.serving.schemas import error_body
 from rmlora_deploy.serving.service import Service
 
@@ -57,7 +66,7 @@ def create_app(registry: Registry, metrics: Metrics) -> FastAPI:
         middleware=middleware_stack(registry.settings, metrics, registry),
     )  # fmt: skip
     app.state.service = service
-    for module in (health, openai, vllm, open_inference):
+    for module in (health, openai, vllm, tei_predict, huggingface, rerank, pair_scoring, open_inference):
         app.include_router(module.router)
     add_docs(app)
     app.mount("/static", _PageFiles(directory=_STATIC), name="static")

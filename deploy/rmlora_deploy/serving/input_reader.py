@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -17,7 +17,8 @@ from typing import TypeVar
 import numpy as np
 
 from rmlora.errors import InputError
-from rmlora.unicode_text import is_unicode
+from rmlora.text_pair import TextPair, check_form, texts_of
+from rmlora.tokenized_texts import check_texts
 from rmlora_converters.graph.locate.id_limits import check_ids
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterName
 from rmlora_deploy.serving.errors import LateError, TooLargeError
@@ -58,8 +59,8 @@ class InputReader:
         self._threads = ThreadPoolExecutor(threads, "reader", initializer=partial(run_in_background, _NICENESS))
         self._large_image = asyncio.Lock()
 
-    async def read(self, inputs: Sequence[str], model: ServedModel, deadline: float) -> list[Row]:
-        """Return a row for every text or image.
+    async def read(self, inputs: Sequence[str | TextPair], model: ServedModel, deadline: float) -> list[Row]:
+        """Return a row for every text, pair of texts or image.
 
         Raises:
             InputError: there are too many inputs, or one is too long, empty or unreadable.
@@ -67,7 +68,11 @@ class InputReader:
             LateError: ``deadline`` (``time.monotonic``) has passed.
         """
         self.check_count(len(inputs))
-        read = {"text": self._read_texts, "image": self._read_images}
+        if not model.task.inputs.takes_pairs and any(isinstance(value, TextPair) for value in inputs):
+            raise InputError(f"'{model.id}' is for {model.task.name} and takes no pairs of texts.")
+        for number, value in enumerate(inputs, 1):
+            check_form(value, model.input_form, number=number, name=model.id)
+        read: dict[str, Callable[..., Awaitable[list[Row]]]] = {"text": self._read_texts, "image": self._read_images}
         return await read[model.task.inputs.modality](inputs, model, deadline)
 
     def check_count(self, count: int) -> None:
@@ -81,8 +86,8 @@ class InputReader:
 
     # -- texts -------------------------------------------------------------------------------------------------------
 
-    async def _read_texts(self, texts: Sequence[str], model: ServedModel, deadline: float) -> list[Row]:
-        total = self._check_texts(texts, model)
+    async def _read_texts(self, texts: Sequence[str | TextPair], model: ServedModel, deadline: float) -> list[Row]:
+        total = self._check_texts(texts)
         if total <= _INLINE_CHARACTERS:
             return model.runner.small_rows(texts, model)
         rows: list[Row] = []
@@ -90,22 +95,20 @@ class InputReader:
             rows += await self._run(partial(model.runner.rows, piece, model), deadline)
         return rows
 
-    def _check_texts(self, texts: Sequence[str], model: ServedModel) -> int:
+    def _check_texts(self, inputs: Sequence[str | TextPair]) -> int:
         """Return the number of characters in all; errors as :meth:`read`."""
-        limit, total = self._settings.max_characters, sum(map(len, texts))
-        for number, text in enumerate(texts, 1):
-            if len(text) > limit:
-                raise InputError(f"Input {number} has {len(text)} characters; the limit is {limit} (--max-characters).")
+        limit, total = self._settings.max_characters, 0
+        for number, value in enumerate(inputs, 1):
+            longest = max(map(len, texts_of(value)))
+            if longest > limit:
+                raise InputError(f"Input {number} has {longest} characters; the limit is {limit} (--max-characters).")
+            total += _characters(value)
         if total > self._settings.max_request_characters:
             raise TooLargeError(
                 f"The inputs have {total} characters in all; the limit is {self._settings.max_request_characters} "
                 "(--max-request-characters): send fewer at once."
             )
-        for number, text in enumerate(texts, 1):
-            if model.task.inputs.is_empty(text):
-                raise InputError(f"Text {number} is empty: every input needs at least one word.")
-            if not is_unicode(text):
-                raise InputError(f"Input {number} is not valid Unicode: it has half of a surrogate pair.")
+        check_texts(inputs)
         return total
 
     # -- images ------------------------------------------------------------------------------------------------------
@@ -186,12 +189,16 @@ def _image_rows(image: SentImage, model: ServedModel) -> list[Row]:
     return model.runner.rows([image.decode()], model)
 
 
-def _pieces(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+def _characters(value: str | TextPair) -> int:
+    return sum(map(len, texts_of(value)))
+
+
+def _pieces(inputs: Sequence[str | TextPair]) -> Iterator[Sequence[str | TextPair]]:
     """Yield the texts in pieces that take little time each."""
     start, characters = 0, 0
-    for index, text in enumerate(texts):
-        characters += len(text)
+    for index, value in enumerate(inputs):
+        characters += _characters(value)
         if index > start and (characters > _PIECE_CHARACTERS or index - start >= _PIECE_TEXTS):
-            yield texts[start:index]
-            start, characters = index, len(text)
-    yield texts[start:]
+            yield inputs[start:index]
+            start, characters = index, _characters(value)
+    yield inputs[start:]

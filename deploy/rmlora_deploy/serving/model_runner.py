@@ -133,7 +133,7 @@ class ModelRunner:
         """Return a row for ``model`` from each text or image, in any other thread; errors as those of the preprocessor."""
         with self._large as (preprocessor, shorten):
             if shorten is not None:
-                inputs = [shorten(text, model.max_length) for text in inputs]
+                inputs = [shorten.input(value, model.max_length) for value in inputs]
             return self._rows(preprocessor, inputs, model)
 
     def _rows(self, preprocessor: Preprocessor, inputs: Sequence[Any], model: ServedModel) -> list[Row]:

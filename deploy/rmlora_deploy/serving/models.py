@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rmlora.tasks import Task
+from rmlora.text_pair import InputForm
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterName
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class ServedModel:
     """Seconds since 1970."""
     function_to_apply: str | None = None
     """What turns scores into answers; None for vectors."""
+    input_form: InputForm | None = None
+    """What its adapter was trained on; None if that is not recorded, or for images."""
     file: Path | None = None
     """The file that the server wrote for it; None if it belongs to a bundle."""
     sha256: str = ""

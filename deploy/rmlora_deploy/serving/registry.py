@@ -82,14 +82,14 @@ class Registry:
             self._add(
                 ServedModel(
                     name, runner, None, tuple(bundle.labels), manifest.max_length,
-                    function_to_apply=manifest.function_to_apply,
+                    function_to_apply=manifest.function_to_apply, input_form=bundle.input_form(),
                 )
             )  # fmt: skip
         for adapter, entry in bundle.adapters.items():
             self._add(
                 ServedModel(
                     adapter, runner, adapter, tuple(entry.labels), entry.max_length, entry.rank, entry.bytes,
-                    function_to_apply=entry.function_to_apply,
+                    function_to_apply=entry.function_to_apply, input_form=entry.input_form,
                 )
             )  # fmt: skip
         return runner
@@ -186,7 +186,7 @@ class Registry:
             raise UnavailableError("The server cannot store the adapter: its log says why.") from None
         return ServedModel(
             key.name, runner, key, tuple(converted.labels), converted.max_length, converted.rank, file.stat().st_size,
-            function_to_apply=converted.function_to_apply, file=file, sha256=sha256_file(file),
+            function_to_apply=converted.function_to_apply, input_form=converted.adapter.input_form, file=file, sha256=sha256_file(file),
         )  # fmt: skip
 
     def _serve(self, model: ServedModel, file: Path) -> None:
@@ -275,6 +275,7 @@ class Registry:
                 entry.rank,
                 entry.bytes,
                 function_to_apply=entry.function_to_apply,
+                input_form=entry.input_form,
             )
             for name, entry in added.items()
         }

@@ -59,9 +59,12 @@ class ProtocolError(BaseModel):
 
 
 def error_body(path: str, status: int, message: str) -> dict[str, Any]:
-    """Return the body of an error: in the Open Inference Protocol's format under ``/v2``, in OpenAI's everywhere else."""
+    """Return the body of an error: in the Open Inference Protocol's format under ``/v2``, in OpenAI's everywhere else.
+
+    ``/v2/rerank`` is Cohere's.
+    """
     message = _encodable(message)
-    if path.startswith("/v2"):
+    if path.startswith("/v2") and path != "/v2/rerank":
         return {"error": message}
     return {"error": {"message": message, "type": _TYPES.get(status, "server_error"), "param": None, "code": status}}
 

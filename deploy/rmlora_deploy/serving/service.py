@@ -7,6 +7,7 @@ import time
 from collections.abc import MutableMapping, Sequence
 from typing import Any
 
+from rmlora.text_pair import TextPair
 from rmlora_deploy.serving.errors import LateError
 from rmlora_deploy.serving.input_reader import InputReader
 from rmlora_deploy.serving.json_bodies import JsonBodies
@@ -67,13 +68,20 @@ class Service:
         }
 
     async def ask(
-        self, model: ServedModel, inputs: Sequence[str], state: MutableMapping[str, Any]
+        self, model: ServedModel, inputs: Sequence[str | TextPair], state: MutableMapping[str, Any]
     ) -> tuple[list[Answer], int]:
-        """Return the model's answer to every text or image, and the number of tokens it read.
+        """Return the model's answer to every input, and the number of tokens it read; otherwise as :meth:`ask_rows`."""
+        _, answers, tokens = await self.ask_rows(model, inputs, state)
+        return answers, tokens
+
+    async def ask_rows(
+        self, model: ServedModel, inputs: Sequence[str | TextPair], state: MutableMapping[str, Any]
+    ) -> tuple[list[Row], list[Answer], int]:
+        """Return the row of every text, pair of texts or image, the model's answer to it, and the number of tokens it read.
 
         Args:
             model: the model to ask.
-            inputs: texts; for image models, images as ``data:`` URLs.
+            inputs: texts and pairs of texts; for image models, images as ``data:`` URLs.
             state: of the request: ``returning`` and ``ticket`` are from the admission, the rest is for the access log.
 
         Raises:
@@ -87,7 +95,7 @@ class Service:
         rows = await self.reader.read(inputs, model, deadline)
         tokens = sum(model.task.inputs.tokens(row.arrays) for row in rows)
         state["tokens"] = tokens
-        return await self._answers(model.runner, rows, deadline, state), tokens
+        return rows, await self._answers(model.runner, rows, deadline, state), tokens
 
     async def compute(
         self, runner: ModelRunner, rows: Sequence[Row], model: str, state: MutableMapping[str, Any]

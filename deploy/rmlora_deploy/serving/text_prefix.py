@@ -5,12 +5,17 @@ that the model's tokens need. Most tokenizers treat the parts between spaces ind
 first, and normalize without looking across one. For those, the tokens of a text that is cut in front of a space are the
 first tokens of the whole text. So a text is cut there, far enough that more tokens remain than are kept. Texts of other
 tokenizers are not cut.
+
+Of a pair, the longer text is truncated first, to the length of the other, and then both are, evenly: if an odd number of
+tokens is kept, the longer one keeps the odd one. So a pair is cut only where it stays known which text is the longer one.
 """
 
 from __future__ import annotations
 
 import json
 from typing import Any
+
+from rmlora.text_pair import TextPair
 
 __all__ = ["TextPrefix"]
 
@@ -56,6 +61,26 @@ class TextPrefix:
                 return prefix
             characters *= 4
         return text
+
+    def input(self, value: str | TextPair, max_length: int | None) -> str | TextPair:
+        """Return a text, or a pair of texts, shortened; other arguments as for a text."""
+        return self.pair(value, max_length) if isinstance(value, TextPair) else self(value, max_length)
+
+    def pair(self, pair: TextPair, max_length: int | None) -> TextPair:
+        """Return the beginnings of both texts, or all of them, with the same tokens after truncation; arguments as for a text."""
+        short = TextPair(*(self(text, max_length) for text in pair))
+        cut = [one != whole for one, whole in zip(short, pair, strict=True)]
+        if not any(cut) or self._kept_of_pair(max_length) % 2 == 0:
+            return short
+        if all(cut):
+            return pair
+        longer, shorter = short if cut[0] else (short.second, short.first)
+        return short if self._count(longer) > self._count(shorter) else pair
+
+    def _kept_of_pair(self, max_length: int | None) -> int:
+        """Return how many tokens of a pair's texts are kept."""
+        limit: int = max_length or self._tokenizer.model_max_length
+        return limit - int(self._tokenizer.num_special_tokens_to_add(pair=True))
 
     def _count(self, text: str) -> int:
         made = self._tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)

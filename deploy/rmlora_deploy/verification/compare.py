@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rmlora.errors import InputError
+from rmlora.inputs import Arrays
 from rmlora.outputs import Outputs
 from rmlora.scoring import Scoring
 from rmlora_deploy.bundles.report import Comparison, Tolerance
@@ -74,15 +75,21 @@ def accepted(precision: str, computed_in: str | None = None) -> Tolerance:
 
 
 def compare(
-    expected: Sequence[np.ndarray], got: Sequence[np.ndarray], outputs: Outputs, scoring: Scoring | None = None
+    expected: Sequence[np.ndarray],
+    got: Sequence[np.ndarray],
+    outputs: Outputs,
+    scoring: Scoring | None = None,
+    *,
+    batches: Sequence[Arrays] | None = None,
 ) -> Comparison:
     """Compare outputs batch by batch.
 
     Args:
-        expected: arrays ``[rows, labels]`` or ``[rows, width]``, all finite.
+        expected: arrays ``[rows, labels]``, ``[rows, width]`` or ``[rows, tokens, labels]``, all finite.
         got: arrays of the same shapes.
         outputs: kind of output: scores or vectors.
         scoring: what scores mean; None judges by their number.
+        batches: inputs of the batches, which say what of an output stands for padding; None if nothing does.
 
     Raises:
         InputError: shapes differ, or there are not as many arrays.
@@ -95,8 +102,7 @@ def compare(
                 f"The graph gives outputs of the shape {list(b.shape)} where {list(a.shape)} is expected: it, or the stored "
                 "outputs, are of another model; export again."
             )
-    first = np.concatenate([np.asarray(a, np.float64) for a in expected])
-    second = np.concatenate([np.asarray(b, np.float64) for b in got])
+    first, second = (_joined(arrays, outputs, batches) for arrays in (expected, got))
     finite = np.isfinite(second)
     difference = np.abs(np.where(finite, second, first) - first)
     scale = float(np.sqrt((first**2).mean())) or 1.0
@@ -109,6 +115,13 @@ def compare(
         rows=len(first),
         **{"argmax_agreement": None, "min_cosine": None, **outputs.agreement(first, second, scoring)},
     )
+
+
+def _joined(arrays: Sequence[np.ndarray], outputs: Outputs, batches: Sequence[Arrays] | None) -> np.ndarray:
+    """Return what counts of all batches, one after the other."""
+    if batches is not None:
+        arrays = [outputs.without_padding(array, batch) for array, batch in zip(arrays, batches, strict=True)]
+    return np.concatenate([np.asarray(array, np.float64) for array in arrays])
 
 
 def within(measured: Comparison, tolerance: Tolerance) -> bool:

@@ -122,7 +122,14 @@ def _compare_branches(
 def _evaluation(bundle: Bundle, adapter: str | None, source: str, columns: Columns) -> EvaluationData:
     """Read labeled data for an adapter of a bundle, or for what is merged into it."""
     entry = bundle.adapter(adapter) if adapter is not None else bundle.manifest
-    return read_evaluation(source, columns, task=bundle.task, labels=entry.labels, problem=entry.function_to_apply)
+    return read_evaluation(
+        source,
+        columns,
+        task=bundle.task,
+        labels=entry.labels,
+        problem=entry.function_to_apply,
+        form=bundle.input_form(adapter),
+    )
 
 
 def _by_name(bundle: Bundle, what: str, value: Any) -> dict[str, str]:

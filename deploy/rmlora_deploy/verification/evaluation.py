@@ -14,30 +14,78 @@ from rmlora.errors import ConfigError, InputError, some_of
 from rmlora.inputs import Arrays
 from rmlora.scoring import Scoring
 from rmlora.tasks import Task
+from rmlora.text_pair import InputForm
 from rmlora.training.data import Columns, load_split
 from rmlora.training.label_values import number_labels, numbers_labels
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.report import Evaluation, Tolerance
+from rmlora_deploy.verification.evaluation_data import EvaluationData
+from rmlora_deploy.verification.tag_evaluation import TagEvaluation
 
-__all__ = ["EvaluationData", "keeps_metric", "lost_metric", "measure", "read_evaluation"]
+__all__ = ["EvaluationData", "LabelEvaluation", "keeps_metric", "lost_metric", "measure", "read_evaluation"]
 
 _BATCH = 32
 
 
 @dataclass(frozen=True)
-class EvaluationData:
-    """Labeled examples to measure the metric on."""
+class LabelEvaluation(EvaluationData):
+    """Inputs with the right labels, or numbers."""
 
-    source: str
-    inputs: list[Any]
     targets: npt.NDArray[np.float64]
     """What the label column says, ``[rows, outputs]``."""
     scoring: Scoring
     """What the model's scores mean, and how they are compared with ``targets``."""
 
+    @classmethod
+    def read(
+        cls,
+        source: str,
+        columns: Columns,
+        *,
+        task: Task,
+        labels: Sequence[str],
+        problem: str | None,
+        form: InputForm | None = None,
+    ) -> LabelEvaluation:
+        """Read data; arguments and errors as :func:`read_evaluation`."""
+        scoring = task.outputs.scoring(problem, labels)
+        if scoring is None:
+            raise ConfigError(f"--data measures a metric on labels, and {task.name} has none: leave it out.")
+        data = load_split(task, source, columns, several=scoring.takes_lists, form=form)
+        if scoring.function == "softmax":  # every row names one label, in any spelling that training accepts
+            unknown = f"but the model's are {some_of(labels)}"
+            numbered = numbers_labels(data.labels, labels)
+            rows = number_labels(data.labels, labels, source=source, unknown=unknown, numbered=numbered)
+            targets = np.eye(len(labels))[rows]
+        else:
+            cells = enumerate(data.labels, 1)
+            targets = np.stack(
+                [scoring.target(cell, labels, where=f"Row {number} of {source}") for number, cell in cells]
+            )
+        return cls(source, data.inputs, targets, scoring)
+
+    @property
+    def metric(self) -> str:
+        """That of the scoring."""
+        return self.scoring.metric
+
+    def judge(self, outputs: Sequence[npt.NDArray[Any]]) -> float:
+        """Return the metric of scores ``[outputs]`` for every row."""
+        return self.scoring.measure(np.stack(outputs), self.targets)
+
+
+_KINDS: dict[str, type[LabelEvaluation] | type[TagEvaluation]] = {"tokens": TagEvaluation}
+"""Kind of a task's outputs → what reads its data, where it is not one label or list of labels for each row."""
+
 
 def read_evaluation(
-    source: str, columns: Columns, *, task: Task, labels: Sequence[str], problem: str | None
+    source: str,
+    columns: Columns,
+    *,
+    task: Task,
+    labels: Sequence[str],
+    problem: str | None,
+    form: InputForm | None = None,
 ) -> EvaluationData:
     """Read labeled data for a model.
 
@@ -47,24 +95,14 @@ def read_evaluation(
         task: of the model.
         labels: of the model, in the order of its scores.
         problem: problem type of the model, or the function that turns its scores into answers.
+        form: what the adapter was trained on; None takes single texts and pairs.
 
     Raises:
         ConfigError: the task has no labels.
         InputError: the data cannot be read, or has a label that does not fit the model.
     """
-    scoring = task.outputs.scoring(problem, labels)
-    if scoring is None:
-        raise ConfigError(f"--data measures a metric on labels, and {task.name} has none: leave it out.")
-    data = load_split(task, source, columns, several=scoring.takes_lists)
-    if scoring.function == "softmax":  # every row names one label, in any spelling that training accepts
-        unknown = f"but the model's are {some_of(labels)}"
-        numbered = numbers_labels(data.labels, labels)
-        rows = number_labels(data.labels, labels, source=source, unknown=unknown, numbered=numbered)
-        targets = np.eye(len(labels))[rows]
-    else:
-        cells = enumerate(data.labels, 1)
-        targets = np.stack([scoring.target(cell, labels, where=f"Row {number} of {source}") for number, cell in cells])
-    return EvaluationData(source, data.inputs, targets, scoring)
+    kind = _KINDS.get(task.outputs.kind, LabelEvaluation)
+    return kind.read(source, columns, task=task, labels=labels, problem=problem, form=form)
 
 
 def measure(
@@ -83,21 +121,22 @@ def measure(
         pytorch: the same of PyTorch's model; None if there is none to compare with.
     """
     models = {"onnx": onnx} if pytorch is None else {"onnx": onnx, "pytorch": pytorch}
-    scores: dict[str, list[np.ndarray]] = {name: [] for name in models}
+    kind = preprocessor.task.outputs
+    outputs: dict[str, list[np.ndarray]] = {name: [] for name in models}
     for start in range(0, len(data.inputs), _BATCH):
-        batch = _batch(data, preprocessor, start)
+        rows = _rows(data, preprocessor, start)
+        batch = preprocessor.collate(rows)
         for name, model in models.items():
-            scores[name].append(np.asarray(model(batch), np.float64))
-    measured: dict[str, Any] = {
-        name: data.scoring.measure(np.concatenate(parts), data.targets) for name, parts in scores.items()
-    }
-    return Evaluation(data=Path(data.source).name, examples=len(data.inputs), metric=data.scoring.metric, **measured)
+            found = np.asarray(model(batch), np.float64)
+            outputs[name] += [kind.of_row(output, row) for output, row in zip(found, rows, strict=True)]
+    measured: dict[str, Any] = {name: data.judge(found) for name, found in outputs.items()}
+    return Evaluation(data=Path(data.source).name, examples=len(data.inputs), metric=data.metric, **measured)
 
 
-def _batch(data: EvaluationData, preprocessor: Preprocessor, start: int) -> Arrays:
+def _rows(data: EvaluationData, preprocessor: Preprocessor, start: int) -> list[Arrays]:
     inputs = data.inputs[start : start + _BATCH]
     try:
-        return preprocessor(inputs)
+        return preprocessor.rows(inputs)
     except InputError as error:
         raise InputError(f"Among rows {start + 1} to {start + len(inputs)} of {data.source}: {error}") from None
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rmlora.training.conversations import TextColumns, read_conversations, usual_names
+from rmlora.training.conversations import TextColumns
 from rmlora.training.data import Columns
-from rmlora.training.sources import open_table
-from rmlora.training.table import Reading
 from rmlora_deploy.bundles.text_codec import TextCodec
+from rmlora_deploy.inference.questions import read_questions
 
 __all__ = ["Exchange", "read_exchanges"]
 
@@ -36,15 +35,11 @@ def read_exchanges(codec: TextCodec, source: str, columns: Columns, *, raw: bool
     Raises:
         InputError: the data cannot be used.
     """
-    wanted = usual_names() | ({columns.inputs.lower()} if columns.inputs else set())
-    reading = Reading(skip_empty=True)
-    data = read_conversations(open_table(source, wanted, reading), source, TextColumns(text=columns.inputs), reading)
     rows: list[Exchange] = []
-    for row in data.rows:
-        if data.form == "text":
-            rows.append(Exchange(codec.encode(row.completion, raw=True), [], ""))
+    for question in read_questions(source, TextColumns(text=columns.inputs), plain_texts=True):
+        if question.reference is None:
+            rows.append(Exchange(codec.encode(question.prompt, raw=True), [], ""))
             continue
-        chat = data.form == "messages" or (codec.chat is not None and not raw)
-        asked = codec.encode(row.as_messages()[:-1]) if chat else codec.encode(row.prompt, raw=True)
-        rows.append(Exchange(asked, codec.encode_answer(row.answer), row.answer))
+        asked = codec.encode(question.prompt, raw=raw)
+        rows.append(Exchange(asked, codec.encode_answer(question.reference), question.reference))
     return rows

@@ -108,7 +108,8 @@ def _verify_base(
     """Compare the graph without an adapter with the base's graph before branches were inserted."""
     outputs = graph_logits(bundle.session(provider))
     got = [outputs(batch) for batch in batches]
-    result = compare(expected, got, bundle.task.outputs, bundle.scoring())
+    got = [bundle.task.outputs.padding_zeroed(output, batch) for output, batch in zip(got, batches, strict=True)]
+    result = compare(expected, got, bundle.task.outputs, bundle.scoring(), batches=batches)
     return BaseReport(
         **dict(result),
         bit_equal=all(np.array_equal(a, b) for a, b in zip(expected, got, strict=True)),
@@ -122,11 +123,13 @@ def _verify_alone(
 ) -> AdapterReport:  # fmt: skip
     """Compare one adapter, alone in every batch, with PyTorch."""
     kind = (bundle.task.outputs, bundle.scoring(name))
-    result = compare(expected, [np.stack(session.run(batch, name)) for batch in batches], *kind)
+    got = [np.stack(session.run(batch, name)) for batch in batches]
+    result = compare(expected, got, *kind, batches=batches)
     passed = within(result, tolerance)
     optional: dict[str, Any] = {}  # fields that the manifest leaves out if they were not measured
     if pair is not None:
-        optional["pytorch_merged"] = compare(expected, [pair.merged_output(batch) for batch in batches], *kind)
+        merged = [pair.merged_output(batch) for batch in batches]
+        optional["pytorch_merged"] = compare(expected, merged, *kind, batches=batches)
     if data is not None:
         optional["evaluation"] = scores = measure(
             data, bundle.preprocessor(name), onnx=lambda batch: np.stack(session.run(batch, name)),
@@ -160,6 +163,7 @@ def _verify_mixed(
     names, start = list(expected), 0
     want: dict[str, OutputBatches] = {name: [] for name in names}
     got: dict[str, OutputBatches] = {name: [] for name in names}
+    parts: dict[str, list[Arrays]] = {name: [] for name in names}
     while start < len(names) or not start:
         for number, batch in enumerate(batches):
             rows = len(next(iter(batch.values())))
@@ -168,7 +172,9 @@ def _verify_mixed(
             for row, (name, output) in enumerate(zip(chosen, session.run(batch, chosen), strict=True)):
                 want[name].append(expected[name][number][row][None])
                 got[name].append(np.asarray(output)[None])
-    worst = _worst([compare(want[name], got[name], bundle.task.outputs, bundle.scoring(name)) for name in names])
+                parts[name].append({key: array[row : row + 1] for key, array in batch.items()})
+    kind = bundle.task.outputs
+    worst = _worst([compare(want[name], got[name], kind, bundle.scoring(name), batches=parts[name]) for name in names])
     return MixedReport(**dict(worst), passed=within(worst, tolerance))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from rmlora.errors import ParityError
 from rmlora.training.data import Columns
+from rmlora_deploy.bundles.asking import end_tokens, prompt_format
 from rmlora_deploy.bundles.bundle import REFERENCE_FILE, Bundle
 from rmlora_deploy.bundles.describe import tool_versions
 from rmlora_deploy.bundles.manifest import AdapterSource
@@ -121,15 +122,23 @@ def verify_decoder(
     batches, base_logits = load_reference(bundle.path / REFERENCE_FILE)
     prompts = [batch["input_ids"][0].tolist() for batch in batches]
     answers = {
-        name: _answers(bundle.adapter(name) if name is not None else bundle.manifest.adapter, codec, session, given)
+        name: _answers(
+            codec,
+            session,
+            given,
+            raw=_raw(bundle, bundle.adapter(name) if name is not None else bundle.manifest.adapter),
+        )
         for name, given in data.items()
     }
     expected: Expected = {}
     parts: dict[str, Any] = {}
     if bundle.mode == "merged":
         torch = torch_of(None) if torch_of is not None else None
-        samples = _samples(bundle.manifest.adapter, codec, session, data.get(None)) if torch is not None else None
-        merged = _Adapter(None, torch, base_logits, answers.get(None), _ends(session, bundle.manifest.adapter))
+        raw = _raw(bundle, bundle.manifest.adapter)
+        samples = _samples(codec, session, data.get(None), raw=raw) if torch is not None else None
+        merged = _Adapter(
+            None, torch, base_logits, answers.get(None), end_tokens(session.layout, bundle.manifest.adapter)
+        )
         measured = _compare(session, codec, merged, samples, prompts, tolerance)
         parts = {name: value for name, value in measured.items() if value is not None}
         passed = parts.pop("passed")
@@ -144,8 +153,9 @@ def verify_decoder(
             if torch is None and not stored:
                 unverified.append(name)
                 continue
-            samples = _samples(entry, codec, session, data.get(name)) if torch is not None else None
-            adapter = _Adapter(AdapterRef(name), torch, stored, answers.get(name), _ends(session, entry))
+            raw = _raw(bundle, entry)
+            samples = _samples(codec, session, data.get(name), raw=raw) if torch is not None else None
+            adapter = _Adapter(AdapterRef(name), torch, stored, answers.get(name), end_tokens(session.layout, entry))
             measured = _compare(session, codec, adapter, samples, prompts, tolerance)
             parts["adapters"][name] = AdapterReport(
                 **{key: value for key, value in measured.items() if value is not None}
@@ -181,9 +191,12 @@ def last_logits(torch: TorchDecoder, prompts: Sequence[Tokens]) -> list[np.ndarr
     return [torch.logits(prompt)[None, -TAIL:] for prompt in prompts]
 
 
-def _samples(
-    adapter: AdapterSource | None, codec: TextCodec, session: DecoderSession, data: DecoderData | None
-) -> DecoderSamples:
+def _raw(bundle: Bundle, adapter: AdapterSource | None) -> bool:
+    """Return True if prompts are continued as they are."""
+    return prompt_format(bundle.manifest, adapter) == "raw"
+
+
+def _samples(codec: TextCodec, session: DecoderSession, data: DecoderData | None, *, raw: bool) -> DecoderSamples:
     data = data or DecoderData()
     return decoder_samples(
         codec,
@@ -191,23 +204,11 @@ def _samples(
         data.columns,
         context_length=session.layout.context_length,
         new_tokens=NEW_TOKENS,
-        raw=_asks_raw(adapter),
+        raw=raw,
     )
 
 
-def _ends(session: DecoderSession, adapter: AdapterSource | None) -> frozenset[int]:
-    """Return the tokens that end an answer: the base's, and those that ended the answers in training."""
-    return session.layout.end_tokens | frozenset(adapter.end_tokens if adapter is not None else ())
-
-
-def _asks_raw(adapter: AdapterSource | None) -> bool:
-    """Return True if an adapter was trained to continue prompts as they are."""
-    return adapter is not None and adapter.prompt_format == "raw"
-
-
-def _answers(
-    adapter: AdapterSource | None, codec: TextCodec, session: DecoderSession, data: DecoderData
-) -> AnswerData | None:
+def _answers(codec: TextCodec, session: DecoderSession, data: DecoderData, *, raw: bool) -> AnswerData | None:
     """Return the prompts whose answers are judged, if any are."""
     if data.measure is None or data.source is None:
         return None
@@ -217,7 +218,7 @@ def _answers(
         data.columns,
         data.measure,
         context_length=session.layout.context_length,
-        raw=_asks_raw(adapter),
+        raw=raw,
     )
 
 

@@ -51,13 +51,13 @@ def verify_bundle(
     tolerance, outputs = accepted(bundle.precision, computed_in(provider)), bundle.task.outputs
     onnx = graph_logits(bundle.session(provider))
     batches, expected = _expected(bundle, preprocessor, pair, evaluation)
-    got = [onnx(batch) for batch in batches]
-    result = compare(expected, got, outputs, bundle.scoring())
+    got = [outputs.padding_zeroed(onnx(batch), batch) for batch in batches]
+    result = compare(expected, got, outputs, bundle.scoring(), batches=batches)
     passed = within(result, tolerance)
     optional: dict[str, Any] = {}  # fields that the manifest leaves out if they were not measured
     if pair is not None:
         merged = [pair.merged_output(batch) for batch in batches]
-        optional["pytorch_merged"] = compare(expected, merged, outputs, bundle.scoring())
+        optional["pytorch_merged"] = compare(expected, merged, outputs, bundle.scoring(), batches=batches)
         if not passed:
             worst = _worst(batches, expected, got)
             optional["first_mismatch"] = _first_mismatch(bundle, pair, worst, tolerance, provider)
@@ -84,7 +84,7 @@ def _expected(
     """Return sample batches and PyTorch's outputs for them: stored in the bundle, or computed by ``pair``."""
     if pair is None:
         return load_reference(bundle.path / REFERENCE_FILE)
-    inputs = sample_inputs(preprocessor, evaluation.inputs if evaluation is not None else None)
+    inputs = sample_inputs(preprocessor, evaluation.inputs if evaluation is not None else None, bundle.input_forms)
     batches = make_sample_batches(preprocessor, inputs)
     return batches, finite_outputs(pair.adapted, batches, pair.outputs, pair.pooling, what="the adapter")
 

@@ -76,7 +76,9 @@ def verify_merged_graph(
         return _unverified(str(error))
     if wrong := next((b.shape for a, b in zip(expected, got, strict=True) if a.shape != b.shape), None):
         return _unverified(f"the graph's output has the shape {list(wrong)}, which is not a classifier's")
-    return _report(compare(expected, got, task.outputs), batch_shapes(batches), TOLERANCES[precision], precision)
+    return _report(
+        compare(expected, got, task.outputs, batches=batches), batch_shapes(batches), TOLERANCES[precision], precision
+    )
 
 
 def _report(result: Comparison, shapes: list[list[int]], tolerance: Tolerance, precision: str) -> dict[str, Any]:
@@ -106,10 +108,10 @@ def _run_both(
     processor = task.inputs.load_processor(base)
     names = tuple(item.name for item in session.get_inputs())
     preprocessor = Preprocessor(task, processor, max_length([adapter], processor, task), names)
-    batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None))
+    batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None, [adapter.input_form]))
     adapted, _ = load_adapted(base, Path(adapter.source), allow_base_mismatch=allow_base_mismatch)
     expected = finite_outputs(adapted, batches, task.outputs, what="the adapter")
-    output = score_output(load_model(graph), expected[0].shape[-1])
+    output = score_output(load_model(graph), expected[0].shape[-1], axes=task.outputs.axes)
     outputs = graph_logits(session, None if output is None else output.name)
     return batches, expected, [np.asarray(outputs(batch), np.float32) for batch in batches]
 

@@ -22,8 +22,6 @@ from tests.helpers.models import TOKENS, save_adapter, save_base
 from tests.helpers.servers import ask, serving
 
 OTHERS = {
-    "tokens": (BertForTokenClassification, "TOKEN_CLS", None, "an adapter for token-classification"),
-    "tokens, no type": (BertForTokenClassification, None, ["classifier"], "an adapter for token-classification"),
     "answers": (BertForQuestionAnswering, "QUESTION_ANS", None, "an adapter for question-answering"),
     "answers, no type": (BertForQuestionAnswering, None, ["qa_outputs"], "an adapter for question-answering"),
     "masks": (BertForMaskedLM, None, None, "an adapter for fill-mask"),
@@ -65,6 +63,26 @@ def test_adapters_of_other_tasks_are_refused(kind: str, bundle: Path, tmp_path: 
     with serving({"bundle": bundle}, adapter_dirs=(tmp_path,)) as server:
         refused = ask(server.url, "/v1/load_lora_adapter", {"lora_name": "other", "lora_path": "adapter"})
         assert refused.status == 400 and "task" in refused.message
+
+
+@pytest.mark.parametrize(("task_type", "saved"), [("TOKEN_CLS", None), (None, ["classifier"])])
+def test_adapters_for_tokens_are_not_used_for_texts(
+    task_type: str | None, saved: list[str] | None, bundle: Path, tmp_path: Path
+) -> None:
+    settings = BertConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, max_position_embeddings=40,
+        num_labels=3, **TOKENS,
+    )  # fmt: skip
+    model = BertForTokenClassification(settings)
+    base = save_base(model, tmp_path / "base")
+    tokenizer().save_pretrained(base)
+    config = LoraConfig(r=2, target_modules=["query"], task_type=task_type, modules_to_save=saved)
+    adapter = save_adapter(get_peft_model(model, config), tmp_path / "adapter")
+    assert load_package(adapter).task == "token-classification"
+    for task in ("text-classification", "feature-extraction"):
+        message = f"is for token-classification and cannot be used for {task}"
+        fails(3, message, "export", base, "-a", adapter, "-o", tmp_path / "no", "--task", task)
+    fails(3, "is for token-classification, the bundle for text-classification", "adapter", "add", bundle, adapter)
 
 
 def test_a_head_of_another_task_is_refused_where_nothing_is_recorded(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from rmlora_deploy.exporter import optimize
 from tests.helpers.branch_cases import (
     IMAGES,
     REFUSED,
+    TAGGERS,
     TEXTS,
     BranchCase,
     base_error,
@@ -24,6 +25,7 @@ from tests.helpers.branch_cases import (
 
 _USUAL = {
     *("albert", "deberta-v3", "modernbert", "xlnet", "xlnet-headless", "bigbird", "esm", "distilbert", "t5-encoder"),
+    *("bert-tokens-headless", "deberta-v3-tokens", "modernbert-tokens"),
     *("gpt2-causal", "llama-causal", "beit", "siglip", "swin", "swinv2"),
     *("modernbert-headless", "modernbert-half-a-head", "bert-without-pooler", "xlnet-labels", "longformer"),
 }
@@ -46,7 +48,7 @@ def _params(cases: Iterable[tuple[Any, ...]]) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("case", _params((case,) for case in [*TEXTS, *IMAGES]))
+@pytest.mark.parametrize("case", _params((case,) for case in [*TEXTS, *TAGGERS, *IMAGES]))
 def test_mixed_rows_are_pefts(case: BranchCase, tmp_path: Path) -> None:
     bundle, base, adapters = export_case(case, tmp_path)
     assert base_error(bundle) <= case.base_error

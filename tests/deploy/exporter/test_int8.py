@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
+from rmlora.outputs import ClassScores
 from rmlora.sample_data import draw_image
 from rmlora_converters.graph.locate.products import find_products
 from rmlora_deploy.bundles.bundle import Bundle
@@ -225,7 +227,10 @@ def test_what_is_not_finite_stays_float(tmp_path: Path) -> None:
 
 
 def test_at_most_so_many_samples_are_run_and_a_quarter_is_held_out() -> None:
-    data = CalibrationData.of("x", lambda inputs: {"x": np.array(inputs)}, list(range(10_000)))  # type: ignore[arg-type]
+    def preprocess(inputs: list[int]) -> Any:
+        return {"x": np.array(inputs)}
+
+    data = CalibrationData.of("x", preprocess, list(range(10_000)), ClassScores())  # type: ignore[arg-type]
     assert data.count == MOST_SAMPLES == 256
     assert [batch["x"].tolist() for batch in (data.batches[0], data.batches[3])] == [[0], [157]]
     assert len(data.batches) == 192 and sum(len(batch["x"]) for batch in data.held_out) == 64

@@ -101,11 +101,25 @@ def test_inputs_from_a_file_and_from_stdin(bundle: Path, tmp_path: Path, monkeyp
         assert json.loads(run("predict", bundle, *words, "--json").stdout) == from_file
 
 
-@pytest.mark.parametrize("name", ["data.csv", "DATA.TSV", "data.json", "data.jsonl", "data.parquet"])
-def test_a_table_is_not_taken_for_lines_of_texts(bundle: Path, tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("text,label\nw0,red\n")
-    message = "is a table: write its text column, without the header, to a .txt file"
-    fails(3, message, "predict", bundle, "--file", tmp_path / name)
+@pytest.mark.parametrize("name", ["data.csv", "DATA.TSV", "data.json", "data.jsonl"])
+def test_the_rows_of_a_table_are_answered(bundle: Path, tmp_path: Path, name: str) -> None:
+    separator = "\t" if name.endswith("TSV") else ","
+    rows = ({"text": "w0", "label": "red"}, {"text": "w1 w9", "label": ""})
+    written = [separator.join(row.values()) for row in rows]
+    content = "\n".join([f"text{separator}label", *written]) if "j" not in name else "\n".join(map(json.dumps, rows))
+    (tmp_path / name).write_text(content + "\n")
+    answered = json.loads(run("predict", bundle, "--file", tmp_path / name, "--json").stdout)
+    assert [row["input"] for row in answered] == ["w0", "w1 w9"]
+    chosen = json.loads(run("predict", bundle, "--file", tmp_path / name, "--text-column", "text", "--json").stdout)
+    assert chosen == answered
+    (tmp_path / "empty.csv").write_text("text,label\nw0,red\n,blue\n")
+    fails(3, "Line 3 of", "predict", bundle, "--file", tmp_path / "empty.csv")
+
+
+def test_columns_are_those_of_a_table(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("w0\n")
+    fails(3, "so it has no columns", "predict", bundle, "--file", tmp_path / "lines.txt", "--text-column", "a")
+    fails(2, "are of a table: give it with --file", "predict", bundle, "w0", "--text-column", "a")
 
 
 def test_the_name_of_a_file_as_a_text_is_answered_with_a_note(bundle: Path, tmp_path: Path) -> None:

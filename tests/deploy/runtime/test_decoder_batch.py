@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -99,9 +97,9 @@ def test_adapters_are_read_when_needed_and_only_some_are_kept(session: DecoderSe
 
     def loader(name: str) -> dict[str, np.ndarray]:
         reads.append(name)
-        return session.adapters.arrays(AdapterRef("a"))
+        return dict(session.adapters.stored("a"))
 
-    small = DecoderSession(Path(session.session._model_path), session.layout, threads=1, max_active_adapters=1)
+    small = DecoderSession(session.path, session.layout, threads=1, max_active_adapters=1)
     for name in ("x", "y"):
         small.register(name, lambda name=name: loader(name))  # type: ignore[misc]
     for name in ("x", "x", "y", "x"):
@@ -113,6 +111,6 @@ def test_adapters_are_read_when_needed_and_only_some_are_kept(session: DecoderSe
     with pytest.raises(InputError, match="There is no adapter 'x'"):
         small.logits([5], AdapterRef("x"))
     with pytest.raises(ConfigError, match="at least one adapter"):
-        DecoderSession(Path(session.session._model_path), session.layout, max_active_adapters=0)
+        DecoderSession(session.path, session.layout, max_active_adapters=0)
     with pytest.raises(ConfigError, match="generated on --provider cpu"):
-        DecoderSession(Path(session.session._model_path), session.layout, provider="cuda")
+        DecoderSession(session.path, session.layout, provider="cuda")

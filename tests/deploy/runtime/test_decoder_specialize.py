@@ -85,7 +85,11 @@ def test_four_bits_are_too_few_and_a_merged_bundle_has_nothing_to_specialize(mad
 def test_an_adapter_that_is_unloaded_takes_its_graph_with_it(made: Path) -> None:
     session = opened(made / "fp32").session
     session.specialize("a")
+    late = dict(session._specialized)
     session.unload("a")
+    assert session.session_for([AdapterRef("a")])[1]
+    session._specialized.update(late)  # as if the graph had been opened only after the adapter was unloaded
+    session.register("a", lambda: session.adapters.stored("b"))
     assert session.session_for([AdapterRef("a")])[1]
 
 

@@ -185,8 +185,8 @@ def test_damaged_images_and_bombs_are_refused(server: Server) -> None:
         (b"[" * 15_000, "body"),
         (b'{"model": "words", "input": ' + b"[" * 9000 + b"]" * 9000 + b"}", "body"),
         (b'{"a":' * 3000 + b"1" + b"}" * 3000, "body"),
-        (b'{"model": "words", "input": "\\ud800"}', "Input 1 is not valid Unicode"),
-        (b'{"model": "words", "input": ["w1", "w2 \\udfff"]}', "Input 2 is not valid Unicode"),
+        (b'{"model": "words", "input": "\\ud800"}', "Text 1 is not valid Unicode"),
+        (b'{"model": "words", "input": ["w1", "w2 \\udfff"]}', "Text 2 is not valid Unicode"),
     ],
     ids=range(18),
 )  # fmt: skip

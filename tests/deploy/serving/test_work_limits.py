@@ -21,9 +21,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from rmlora.text_pair import TextPair
+from rmlora.tokenized_texts import encode
 from rmlora_deploy.serving import json_child
 from rmlora_deploy.serving.json_bodies import JsonBodies, is_quick
 from rmlora_deploy.serving.text_prefix import TextPrefix
@@ -122,7 +124,18 @@ def _trained(kind: str) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]", mask_token="[MASK]")
 
 
+def _paired(kind: str) -> Any:
+    """Return the tokenizer with BERT's special tokens, of which a pair has three."""
+    made = _trained(kind)
+    special = [(token, made.convert_tokens_to_ids(token)) for token in ("[CLS]", "[SEP]")]
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=special
+    )
+    return made
+
+
 TOKENIZERS = {kind: _trained(kind) for kind in ("wordpiece", "bytes", "unigram")}
+PAIRED = {kind: _paired(kind) for kind in TOKENIZERS}
 PIECES = st.sampled_from(
     ["the", "cat", "didn't", "naïve", "é", "e\u0301", "\u0301", "中文字", " ", "  ", "\n", "\t", "\u00a0", "\u200b", "[MASK]", "x" * 30,
      "!!", "12", "\x00", "😀", "ß", "ﬁ", " [MASK] ", "\u3000", "\r\n", "'s", " 's"]
@@ -145,6 +158,33 @@ def test_a_shortened_text_has_the_same_tokens(pieces: list[str], limit: int, kin
     assert text.startswith(short)
     whole = tokenizer(text, truncation=True, max_length=limit)
     assert dict(tokenizer(short, truncation=True, max_length=limit)) == dict(whole)
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(PIECES, min_size=1, max_size=40),
+    st.lists(PIECES, min_size=1, max_size=40),
+    st.integers(4, 12),
+    st.sampled_from(sorted(TOKENIZERS)),
+    st.integers(1, 3),
+    st.integers(1, 3),
+)
+def test_a_shortened_pair_has_the_same_tokens(
+    first: list[str], second: list[str], limit: int, kind: str, times: int, other_times: int
+) -> None:
+    tokenizer = PAIRED[kind]
+    pair = TextPair("".join(first) * 10 * times, "".join(second) * 10 * other_times)
+    short = TextPrefix(tokenizer).pair(pair, limit)
+    assert encode(tokenizer, [short], limit) == encode(tokenizer, [pair], limit)
+
+
+def test_of_a_long_pair_only_what_cannot_change_the_rest_is_cut() -> None:
+    shorten = TextPrefix(PAIRED["wordpiece"])  # three special tokens: of 16, 13 tokens are kept
+    long, short = "the cat sat on the mat " * 5000, "the cat"
+    for pair in (TextPair(short, long), TextPair(long, short)):
+        assert sorted(map(len, shorten.pair(pair, 16)))[1] < 2000
+    assert shorten.pair(TextPair(long, long), 16) == (long, long)  # the longer one keeps the odd token
+    assert max(map(len, shorten.pair(TextPair(long, long), 17))) < 2000
 
 
 def test_long_texts_are_cut_and_those_that_cannot_be_are_not() -> None:

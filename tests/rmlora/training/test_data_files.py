@@ -11,6 +11,7 @@ import pytest
 
 from rmlora.errors import ConfigError, InputError, RMLoRAError
 from rmlora.tasks import get_task
+from rmlora.text_pair import TextPair
 from rmlora.training.data import Columns, LabeledData, Splits, load_split, load_splits
 from rmlora.training.table import Reading
 
@@ -96,17 +97,21 @@ def test_several_labels_are_refused(tmp_path: Path, value: object) -> None:
 
 
 def test_two_texts_are_never_cut_to_one_silently(tmp_path: Path) -> None:
-    pair = "question,sentence,label\nwho,he,a\nwhat,it,b\n"
     refused(
-        tmp_path / "qnli.csv",
-        pair,
-        "has the columns 'sentence' and 'question', and a row is one text: choose with --text-column",
+        tmp_path / "other.csv",
+        "message,review,label\nwho,he,a\nwhat,it,b\n",
+        "has the columns 'message' and 'review': choose the texts with --text-column, and the second text of a pair with "
+        "--pair-column",
     )
-    (tmp_path / "qnli.csv").write_text(pair)
-    chosen = load_split(TASK, str(tmp_path / "qnli.csv"), Columns("question"))
+    path = tmp_path / "qnli.csv"
+    pairs = read(path, "question,sentence,label\nwho,he,a\nwhat,it,b\n")
+    assert pairs.inputs == [TextPair("who", "he"), TextPair("what", "it")]
+    assert pairs.notes == (
+        f"The rows of {path} are pairs of 'question' and 'sentence': name one with --text-column for single texts.",
+    )
+    chosen = load_split(TASK, str(path), Columns("question"))
     assert chosen.inputs == ["who", "what"]
-    assert chosen.notes == (f"Columns of {tmp_path / 'qnli.csv'} that are not used: sentence.",)
-    assert "not used: passage" in read(tmp_path / "boolq.csv", "question,passage,label\na,b,x\nc,d,y\n").notes[0]
+    assert chosen.notes == (f"Columns of {path} that are not used: sentence.",)
 
 
 def test_digits_that_are_not_numbers_are_labels(tmp_path: Path) -> None:

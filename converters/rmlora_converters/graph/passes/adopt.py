@@ -62,7 +62,7 @@ def weights_to_initializers(model: ir.Model) -> None:
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
 
 
-def keep_output(model: ir.Model, *, name: str | None, labels: int | None, source: str) -> None:
+def keep_output(model: ir.Model, *, name: str | None, labels: int | None, source: str, axes: int = 2) -> None:
     """Drop all outputs of ``model`` but the one with the scores ``[rows, labels]``, in place.
 
     This is the output called ``name``, else the one that :func:`score_output` finds.
@@ -72,21 +72,23 @@ def keep_output(model: ir.Model, *, name: str | None, labels: int | None, source
         name: of the output; None chooses.
         labels: number of the base's labels; None or 0 if it is not known.
         source: the file it was read from, for error messages.
+        axes: of the scores: 3 for those of tokens, ``[rows, tokens, labels]``.
 
     Raises:
         InputError: there is no such output, or it is not clear which one it is.
     """
     if name is not None:
         keep_named_output(model, name, source=source)
-    chosen = score_output(model, labels)
+    chosen = score_output(model, labels, axes=axes)
     listed = _listed(model)
     if chosen is None:
         raise InputError(
             f"It is not clear which output of {source} holds the scores: choose one of {listed} with --output-name."
         )
-    if chosen.shape is not None and chosen.shape.rank() != 2:
+    if chosen.shape is not None and chosen.shape.rank() != axes:
+        unit = "input" if axes == 2 else "token"
         raise InputError(
-            f"The output {chosen.name} {_shown(chosen)} of {source} does not hold one row of scores per input: choose another "
+            f"The output {chosen.name} {_shown(chosen)} of {source} does not hold one row of scores per {unit}: choose another "
             f"of {listed} with --output-name, or export the model with its classification head."
         )
     producer = chosen.producer()
@@ -112,8 +114,8 @@ def keep_named_output(model: ir.Model, name: str, *, source: str) -> None:
     RemoveUnusedNodesPass()(model)
 
 
-def score_output(model: ir.Model, labels: int | None) -> ir.Value | None:
-    """Return the output with a classifier's scores, or None if it is not clear which one it is.
+def score_output(model: ir.Model, labels: int | None, *, axes: int = 2) -> ir.Value | None:
+    """Return the output with a classifier's scores, which have so many axes, or None if it is not clear which one it is.
 
     It is the only one there is, else the one called ``logits``, ``scores`` or ``output``, else the only one of the right
     shape.
@@ -125,8 +127,8 @@ def score_output(model: ir.Model, labels: int | None) -> ir.Value | None:
         found = [value for value in outputs if value.name == known]
         if found:
             return found[0]
-    fitting = [value for value in outputs if value.shape is None or value.shape.rank() == 2]
-    exact = [value for value in fitting if value.shape is not None and labels and value.shape[1] == labels]
+    fitting = [value for value in outputs if value.shape is None or value.shape.rank() == axes]
+    exact = [value for value in fitting if value.shape is not None and labels and value.shape[-1] == labels]
     return next((values[0] for values in (exact, fitting) if len(values) == 1), None)
 
 

@@ -28,6 +28,7 @@ from rmlora_converters.graph.locate.targets import Targets
 from rmlora_converters.graph.locate.weights import WeightLocation, query_of_module
 from rmlora_converters.graph.passes.batch_axis import BatchAxis
 from rmlora_converters.graph.passes.branch_nodes import Part, convolution, head, joined, lookup, product
+from rmlora_converters.graph.passes.optional_input import add_optional_input
 from rmlora_converters.graph.passes.rewire import producer_of, replace_uses
 from rmlora_converters.graph.passes.rows_axis import RowsAxis
 from rmlora_converters.graph.passes.tape import Tape
@@ -204,18 +205,9 @@ def _factors(graph: ir.Graph, branch: BranchInputs, dtype: ir.DataType) -> tuple
     empty_A = np.zeros((1, branch.fan_in, 0), dtype.numpy())  # noqa: N806 - the paper's symbols
     empty_B = np.zeros((1, 0, branch.fan_out), dtype.numpy())  # noqa: N806
     return (
-        _optional_input(graph, branch.lora_A, ["rows", branch.fan_in, "rank"], empty_A),
-        _optional_input(graph, branch.lora_B, ["rows", "rank", branch.fan_out], empty_B),
+        add_optional_input(graph, branch.lora_A, ["rows", branch.fan_in, "rank"], empty_A),
+        add_optional_input(graph, branch.lora_B, ["rows", "rank", branch.fan_out], empty_B),
     )
-
-
-def _optional_input(graph: ir.Graph, name: str, shape: Sequence[int | str], default: np.ndarray) -> ir.Value:
-    """Add an input with a default, which callers may leave out."""
-    tensor = ir.tensor(default, name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(shape), const_value=tensor)
-    graph.register_initializer(value)
-    graph.inputs.append(value)
-    return value
 
 
 def _add_update(graph: ir.Graph, consumer: Consumer, update: ir.Value, before: Tape, batch: _Batch) -> None:
@@ -259,8 +251,8 @@ def _add_head(graph: ir.Graph, consumer: Consumer, location: WeightLocation, *, 
         nodes,
         consumer.x,
         y,
-        _optional_input(graph, inputs.weight, ["rows", fan_in, f"{path}.labels"], np.zeros((1, fan_in, 0), dtype)),
-        _optional_input(graph, inputs.bias, ["rows", f"{path}.labels"], np.zeros((1, 0), dtype)),
+        add_optional_input(graph, inputs.weight, ["rows", fan_in, f"{path}.labels"], np.zeros((1, fan_in, 0), dtype)),
+        add_optional_input(graph, inputs.bias, ["rows", f"{path}.labels"], np.zeros((1, 0), dtype)),
         labels=labels,
     )
     new.type = y.type

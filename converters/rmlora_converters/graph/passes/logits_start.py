@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rmlora.errors import AdapterError
+from rmlora_converters.graph.passes.optional_input import add_optional_input
 from rmlora_converters.graph.passes.rewire import producer_of
 from rmlora_converters.graph.passes.tape import Tape
 
@@ -42,12 +43,7 @@ def add_logits_start(model: ir.Model, output: str = "logits") -> None:
     if hidden is None:
         raise AdapterError(f"The product '{product.name}' has no input: the graph is damaged.")
     nodes = Tape(graph, _SCOPE)
-    start = ir.Value(
-        name=LOGITS_START, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1]),
-        const_value=ir.tensor(np.zeros(1, np.int64), name=LOGITS_START),
-    )  # fmt: skip
-    graph.register_initializer(start)
-    graph.inputs.append(start)
+    start = add_optional_input(graph, LOGITS_START, [1], np.zeros(1, np.int64))
     end = nodes.constant("end", [np.iinfo(np.int64).max])
     kept = nodes.op("Slice", hidden, start, end, nodes.constant("axis", [1]), name="kept")
     kept.type = hidden.type

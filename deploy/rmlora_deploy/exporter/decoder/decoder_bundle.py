@@ -29,6 +29,7 @@ from rmlora_converters.graph.files.model_file import load_model, save_model
 from rmlora_converters.graph.locate.targets import check_adapters, find_targets
 from rmlora_converters.graph.passes.insert_branches import insert_branches
 from rmlora_converters.graph.passes.logits_start import add_logits_start
+from rmlora_converters.graph.passes.pack_products import pack_products
 from rmlora_deploy.bundles.adapters import check_name, store_reference, write_adapter
 from rmlora_deploy.bundles.bundle import MODEL_FILE, REFERENCE_FILE, Bundle
 from rmlora_deploy.bundles.convert_adapter import TryOut
@@ -68,6 +69,8 @@ class _DecoderPlan(ExportPlan):
     """Its tokenizer."""
     route: DecoderRoute
     """How its graph is made."""
+    measure: AnswerMeasure | None
+    """How answers are judged while the bundle is verified."""
 
 
 def export_decoder(settings: ExportSettings, *, on_progress: Callable[[str], None]) -> Bundle:
@@ -139,10 +142,10 @@ def _plan(settings: ExportSettings, on_progress: Callable[[str], None]) -> _Deco
     else:
         for adapter in adapters.values():
             check_base(adapter, checkpoint, allow_mismatch=settings.allow_base_mismatch)
-    _measure(settings, task)
     return _DecoderPlan(
-        settings, checkpoint, adapters, task, None, None, None, {}, on_progress, codec=codec, route=route
-    )
+        settings, checkpoint, adapters, task, None, None, None, {}, on_progress,
+        codec=codec, route=route, measure=_measure(settings, task),
+    )  # fmt: skip
 
 
 def _measure(settings: ExportSettings, task: Task) -> AnswerMeasure | None:
@@ -185,6 +188,7 @@ def _build_merged(plan: _DecoderPlan, directory: Path) -> list[str]:
             merge_checkpoint(plan.base, adapter, merged, allow_base_mismatch=plan.settings.allow_base_mismatch)
         built = _build(plan, merged, Path(temporary) / "built")
         model = load_model(built / MODEL_FILE)
+        pack_products(model)
         add_logits_start(model)
         save_model(model, directory / MODEL_FILE)
         _copy_side_files(built, directory, Checkpoint(merged))
@@ -200,6 +204,7 @@ def _build_branches(plan: _DecoderPlan, directory: Path) -> list[str]:
         _copy_side_files(built, directory, plan.checkpoint)
         plan.on_progress("inserting branches")
         model = load_model(built / MODEL_FILE)
+        pack_products(model)
         targets = find_targets(model, list(plan.adapters.values()), plan.checkpoint)
         if targets.absent:
             raise AdapterError(
@@ -289,7 +294,7 @@ def _verify(plan: _DecoderPlan, bundle: Bundle) -> None:
     plan.on_progress("verifying against PyTorch and PEFT")
     merged = bundle.mode == "merged"
     data: dict[str | None, DecoderData] = {
-        None if merged else name: DecoderData(source, plan.settings.columns, _measure(plan.settings, plan.task))
+        None if merged else name: DecoderData(source, plan.settings.columns, plan.measure)
         for name, source in plan.settings.data.items()
     }
     report, expected = verify_decoder(bundle, partial(_torch_of, plan), data)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rmlora_converters.graph.contract.lora_inputs import LoraInputs
+from rmlora_converters.graph.passes.pack_factors import PackedFactors, packed_arrays
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterName, AdapterRef
 from rmlora_deploy.runtime.adapters.array_layout import ArrayCheck
 from rmlora_deploy.runtime.adapters.loaders import AdapterLoaders, Loader, check_capacity
@@ -28,14 +29,23 @@ class DecoderAdapters:
         lora_inputs: of the graph.
         defaults: LoRA input → the base model's values, ``[1, …]``.
         capacity: adapters kept in memory.
+        packed: the LoRA inputs that the opened graph takes in place of several.
 
     Raises:
         ConfigError: the capacity is less than one.
     """
 
-    def __init__(self, lora_inputs: LoraInputs, defaults: Mapping[str, AnyArray], capacity: int) -> None:
+    def __init__(
+        self,
+        lora_inputs: LoraInputs,
+        defaults: Mapping[str, AnyArray],
+        capacity: int,
+        packed: Sequence[PackedFactors] = (),
+    ) -> None:
         check_capacity(capacity)
-        self._defaults, self._capacity = defaults, capacity
+        self._capacity, self._packed = capacity, packed
+        self._defaults = packed_arrays(packed, defaults)
+        """LoRA input of the opened graph → the base model's values."""
         self._check = ArrayCheck(lora_inputs, defaults)
         self._loaders = AdapterLoaders()
         self._cached: OrderedDict[AdapterName, Arrays] = OrderedDict()
@@ -66,6 +76,21 @@ class DecoderAdapters:
         with self._lock:
             self._loaders.remove(name)
             self._cached.pop(name, None)
+
+    def loader(self, name: AdapterName) -> Loader | None:
+        """Return how an adapter is read; None if it is not registered. Another adapter of the same name has another loader."""
+        with self._lock:
+            return self._loaders.get(name)
+
+    def stored(self, name: AdapterName) -> Mapping[str, AnyArray]:
+        """Return LoRA input of the graph on disk → ``[1, …]`` for one adapter, read anew.
+
+        Raises:
+            InputError: the adapter is not registered or cannot be read.
+        """
+        with self._lock:
+            loader = self._loaders.loader_of(name)
+        return self._check(name, loader())
 
     def arrays(self, ref: AdapterRef | None) -> Arrays:
         """Return LoRA input → ``[1, …]`` for one adapter; nothing for the base model.
@@ -116,7 +141,9 @@ class DecoderAdapters:
             if name in self._cached:
                 self._cached.move_to_end(name)
                 return self._cached[name]
-        arrays = dict(self._check(name, loader()))  # without the lock, so that other threads can go on
+        arrays = packed_arrays(
+            self._packed, self._check(name, loader())
+        )  # without the lock, so that other threads can go on
         with self._lock:
             if self._loaders.get(name) is loader:
                 self._cached[name] = arrays

@@ -9,13 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from rmlora.errors import InputError
-from rmlora_converters.graph.passes.logits_start import LOGITS_START
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterRef
-from rmlora_deploy.runtime.providers import run_error
+from rmlora_deploy.runtime.decoder.bound_run import BoundRun
 
 if TYPE_CHECKING:
-    import onnxruntime as ort
-
     from rmlora_deploy.runtime.decoder.decoder_session import DecoderSession
 
 __all__ = ["DecoderBatch"]
@@ -65,10 +62,8 @@ class DecoderBatch:
         self._graph, takes_arrays = session.session_for(self._refs)
         self._arrays = session.adapters.arrays if takes_arrays else _no_arrays
         self._lora = session.adapters.stacked(self._refs) if takes_arrays else {}
-        self._binding: ort.IOBinding | None = None
+        self._step: BoundRun | None = None
         """For advancing the rows that are left; None after their number changed."""
-        self._alive: list[ort.OrtValue] = []
-        """What is bound: ONNX Runtime uses the memory of these."""
 
     def read(self, row: int, *, start: int = -1, chunk: int = _CHUNK) -> Logits:
         """Read the prompt of a row and return logits ``[positions, vocabulary]``.
@@ -82,11 +77,11 @@ class DecoderBatch:
             InputError: the graph cannot be run.
         """
         tokens, place = self._prompts[row], slice(row, row + 1)
-        binding, _alive = self._bind(place, self._arrays(self._refs[row]))
+        run = self._run(place, self._arrays(self._refs[row]))
         logits: Logits = np.empty((0, 0), np.float32)
         for done in range(0, len(tokens), chunk):
             part = tokens[done : done + chunk]
-            logits = self._run(binding, part[None], np.array([done + len(part)]), start)[0]
+            logits = run(part[None], np.array([done + len(part)]), start)[0]
         return logits
 
     def advance(self, tokens: Sequence[int]) -> Logits:
@@ -99,12 +94,11 @@ class DecoderBatch:
             InputError: the graph cannot be run.
         """
         count = len(self.rows)
-        if self._binding is None:
-            lora = {name: array[:count] for name, array in self._lora.items()}
-            self._binding, self._alive = self._bind(slice(0, count), lora)
+        if self._step is None:
+            self._step = self._run(slice(0, count), {name: array[:count] for name, array in self._lora.items()})
         self._lengths[:count] += 1
         ids = np.array(tokens, np.int64)[:, None]
-        return self._run(self._binding, ids, self._lengths[:count], -1)[:, -1]
+        return self._step(ids, self._lengths[:count], -1)[:, -1]
 
     def finish(self, place: int) -> None:
         """Take the row at ``place`` out; the last row moves there."""
@@ -117,45 +111,10 @@ class DecoderBatch:
                 if len(array) > 1:
                     array[place] = array[last]
         self.rows.pop()
-        self._binding = None
+        self._step = None
 
-    def _bind(self, rows: slice, lora: Mapping[str, AnyArray]) -> tuple[ort.IOBinding, list[ort.OrtValue]]:
-        """Return a binding with the rows' keys, values and adapters, and what must stay alive with it."""
-        import onnxruntime as ort
-
-        binding = self._graph.io_binding()
-        binding.bind_output(self._session.layout.logits)  # first, so that it is the first of the outputs
-        bound = self._values.bind(binding, rows)
-        for name, array in lora.items():
-            bound.append(ort.OrtValue.ortvalue_from_numpy(array))
-            binding.bind_ortvalue_input(name, bound[-1])
-        return binding, bound
-
-    def _run(self, binding: ort.IOBinding, ids: AnyArray, lengths: AnyArray, start: int) -> Logits:
-        """Run new tokens ``ids [rows, n]`` of rows that have ``lengths`` tokens with them."""
-        import onnxruntime as ort
-
-        layout, count = self._session.layout, ids.shape[1]
-        feeds: dict[str, AnyArray] = {
-            layout.input_ids: ids,
-            layout.attention_mask: (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64),
-        }
-        if self._session.takes_positions:
-            feeds[layout.position_ids] = (lengths[:, None] - count + np.arange(count)).astype(np.int64)
-        if self._session.chooses_logits:
-            feeds[LOGITS_START] = np.array([start], np.int64)
-        values = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()}
-        try:
-            for name, value in values.items():  # bind_cpu_input refuses optional inputs
-                binding.bind_ortvalue_input(name, value)
-            self._graph.run_with_iobinding(binding)
-            # Copied, because the next run may write over what ONNX Runtime returns.
-            logits: Logits = binding.get_outputs()[0].numpy().astype(np.float32, copy=True)
-        except Exception as error:  # noqa: BLE001 - see run_error
-            raise run_error(error, "The model cannot be run on this text") from None
-        if not self._session.chooses_logits:
-            logits = logits[:, start:]
-        return logits
+    def _run(self, rows: slice, lora: Mapping[str, AnyArray]) -> BoundRun:
+        return BoundRun(self._session, self._graph, self._values, rows, lora)
 
 
 def _no_arrays(ref: AdapterRef | None) -> dict[str, AnyArray]:

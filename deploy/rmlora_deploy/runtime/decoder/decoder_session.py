@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from rmlora.errors import ConfigError, InputError
 from rmlora_converters.graph.contract.lora_inputs import LoraInputs, read_lora_inputs
-from rmlora_converters.graph.files.model_file import load_model
+from rmlora_converters.graph.files.model_file import load_model, to_bytes
 from rmlora_converters.graph.passes.logits_start import LOGITS_START
+from rmlora_converters.graph.passes.pack_factors import pack_factors
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterName, AdapterRef
 from rmlora_deploy.runtime.adapters.loaders import Loader
 from rmlora_deploy.runtime.decoder.decoder_adapters import DecoderAdapters
@@ -67,12 +68,17 @@ class DecoderSession:
         self.lora_inputs = read_lora_inputs(graph.metadata_props, where=str(model)) if branches else LoraInputs(())
         defaults = {name: _default(graph.graph.initializers[name].const_value) for name in self.lora_inputs.names}
         self.input_types = {name: value.dtype for name, value in defaults.items()}
-        self.adapters = DecoderAdapters(self.lora_inputs, defaults, max_active_adapters)
         self._specializer = Specializer(model, provider, threads=threads, memory_pattern=False)
-        self._specialized: dict[AdapterName | None, ort.InferenceSession] = {}
-        self.layout = layout
+        self._specialized: dict[AdapterName | None, tuple[Loader | None, ort.InferenceSession]] = {}
+        """Adapter → its loader, which tells it from a later one of the same name, and the session of its graph."""
+        self.path, self.layout = model, layout
         self.chooses_logits = LOGITS_START in graph.graph.initializers
-        self.session = create_session(model, provider, threads=threads, memory_pattern=False)
+        packed = pack_factors(graph, self.lora_inputs)
+        self.adapters = DecoderAdapters(self.lora_inputs, defaults, max_active_adapters, packed)
+        opened = to_bytes(graph) if packed else model
+        self.session = create_session(
+            opened, provider, threads=threads, memory_pattern=False, made_from=model if packed else None
+        )
         types = {item.name: item.type for item in self.session.get_inputs()}
         needed = {layout.input_ids, layout.attention_mask, *layout.past}
         if needed - set(types):
@@ -115,16 +121,18 @@ class DecoderSession:
         """
         if not self.lora_inputs.modules:
             raise ConfigError("The adapter of this bundle is merged: there is nothing to specialize.")
-        arrays = self.adapters.arrays(AdapterRef(name)) if name is not None else {}
-        self._specialized[name] = self._specializer.open(self.lora_inputs, arrays)
+        loader = self.adapters.loader(name) if name is not None else None
+        arrays = self.adapters.stored(name) if name is not None else {}
+        self._specialized[name] = loader, self._specializer.open(self.lora_inputs, arrays)
 
     def session_for(self, adapters: Sequence[AdapterRef | None]) -> tuple[ort.InferenceSession, bool]:
         """Return the session that computes rows with these adapters, and True if it takes their arrays."""
         first = adapters[0]
         if all(ref == first for ref in adapters) and (first is None or first.strength == 1.0):
-            found = self._specialized.get(first.key if first is not None else None)
-            if found is not None:
-                return found, False
+            name = first.key if first is not None else None
+            loader, session = self._specialized.get(name, (None, None))
+            if session is not None and (name is None or loader is self.adapters.loader(name)):
+                return session, False
         return self.session, True
 
     def key_values(self, rows: int, capacity: int) -> KeyValues:

@@ -12,10 +12,13 @@ from rmlora_deploy.serving.middleware.messages import read_headers, send_error
 from rmlora_deploy.serving.queue import RequestQueue
 from rmlora_deploy.serving.registry import Registry
 
-__all__ = ["Shedding", "model_hint"]
+__all__ = ["INFERENCE_PATHS", "Shedding", "model_hint"]
 
-_PATHS = ("/classify", "/v1/embeddings")
-_INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/[^/]+)?/infer")
+INFERENCE_PATHS = (
+    "/classify", "/v1/embeddings", "/predict", "/rerank", "/v1/rerank", "/v2/rerank", "/score", "/v1/score",
+)  # fmt: skip
+"""Paths whose bodies name a model to ask."""
+_INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/[^/]+)?/infer|/models/([^/]+)")
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
 """Finds the model in a body that has not been parsed. Inside a text the quotes would be escaped."""
 _SMALL = 64 * 1024
@@ -63,7 +66,7 @@ class Shedding:
         await self._app(scope, receive, send)
 
     def _is_inference(self, path: str) -> bool:
-        return path in _PATHS or _INFER.fullmatch(path) is not None
+        return path in INFERENCE_PATHS or _INFER.fullmatch(path) is not None
 
     def _queue(self, path: str, body: bytes | None) -> RequestQueue | None:
         """Return the queue that the request would go to; None if that is not known before it is parsed."""
@@ -71,7 +74,7 @@ class Shedding:
         if len(runners) == 1:
             return next(iter(runners.values())).queue
         named = _INFER.fullmatch(path)
-        name = named[1] if named else model_hint(body or b"") or ""
+        name = named[1] or named[2] if named else model_hint(body or b"") or ""
         model = self._registry.find(name)
         return model.runner.queue if model is not None else None
 

@@ -103,6 +103,7 @@ def _card(model: ServedModel, *, available: bool) -> dict[str, Any]:
         "parent": model.runner.name if model.adapter is not None else None,
         "task": model.task.name,
         "labels": list(model.labels),
+        "input_form": model.input_form,
         "function_to_apply": model.function_to_apply,
         "rank": model.rank,
         "bytes": model.nbytes if model.adapter is not None else model.runner.bundle.manifest.model.bytes,

@@ -14,7 +14,7 @@ from rmlora.errors import ConfigError
 from rmlora_deploy.inference.prediction import to_results
 from rmlora_deploy.serving.json_bodies import JsonRoute
 from rmlora_deploy.serving.routes.context import ServiceOf, StateOf
-from rmlora_deploy.serving.routes.lists import Texts
+from rmlora_deploy.serving.routes.lists import TextsOrPairs, texts_and_pairs
 from rmlora_deploy.serving.schemas import declared
 
 __all__ = ["router"]
@@ -25,12 +25,13 @@ _UNLOADED = {"text/plain": {"example": "Success: LoRA adapter 'spam' removed suc
 
 
 class ClassifyRequest(BaseModel):
-    """Texts, or images as data URLs, to classify."""
+    """Texts, pairs of texts, or images as data URLs, to classify."""
 
     model: str = Field(description="A bundle or one of its adapters.", examples=["spam"])
-    input: str | Texts = Field(
-        description="One text or several; for image models, images as `data:image/png;base64,…`.",
-        examples=["Call now to win", ["Call now to win", "See you at eight"]],
+    input: str | TextsOrPairs = Field(
+        description="One text or several; a pair of texts is a list of two within the list; for image models, images as "
+        "`data:image/png;base64,…`.",
+        examples=["Call now to win", ["Call now to win", "See you at eight"], [["A man plays.", "It rains."]]],
     )
 
 
@@ -84,13 +85,13 @@ class UnloadRequest(BaseModel):
 
 @router.post("/classify", response_model=None, responses={200: {"model": Classification}, **declared(504)})
 async def classify(body: ClassifyRequest, service: ServiceOf, state: StateOf) -> JSONResponse:
-    """Classify texts or images; ``model`` selects the adapter."""
+    """Classify texts, pairs of texts or images; ``model`` selects the adapter."""
     model = service.registry.model(body.model)
     if model.task.outputs.route != "/classify":
         raise ConfigError(
             f"'{model.id}' is for {model.task.name} and has no labels: use POST {model.task.outputs.route}."
         )
-    inputs = [body.input] if isinstance(body.input, str) else body.input
+    inputs = [body.input] if isinstance(body.input, str) else texts_and_pairs(body.input)
     answers, tokens = await service.ask(model, inputs, state)
     data = []
     for number, logits in enumerate(answers):

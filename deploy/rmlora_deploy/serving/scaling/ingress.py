@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rmlora_deploy.serving.metrics import Metrics
-from rmlora_deploy.serving.middleware.shedding import model_hint
+from rmlora_deploy.serving.middleware.shedding import INFERENCE_PATHS, model_hint
 from rmlora_deploy.serving.middleware.stack import wrap
 from rmlora_deploy.serving.scaling.application import REPLICA, Application
 from rmlora_deploy.serving.scaling.asgi import Call, Reply, read_call, send_reply
@@ -144,13 +144,15 @@ def named_adapter(call: Call, bundles: Collection[str]) -> str | None:
     if call.method != "POST":
         return None
     parts = call.path.split("/")
-    if call.path in ("/classify", "/v1/embeddings"):
+    if call.path in INFERENCE_PATHS:
         try:
             name = json.loads(call.body)["model"] if len(call.body) <= _PARSED else model_hint(call.body)
         except (ValueError, KeyError, TypeError, RecursionError):
             return None  # the replica says what is wrong
     elif parts[:3] == ["", "v2", "models"] and parts[-1] == "infer":
         name = unquote(parts[3])
+    elif parts[:2] == ["", "models"] and len(parts) == 3:
+        name = unquote(parts[2])
     else:
         return None
     return name if isinstance(name, str) and 0 < len(name) <= _MAX_NAME and name not in bundles else None

@@ -1,4 +1,4 @@
-/** Renders an answer: labels with their probabilities, numbers, a vector, or an error message. */
+/** Renders an answer: labels with their probabilities, numbers, a text with its entities, a vector, or an error message. */
 
 import { drawSpark } from "./charts.js";
 import { drawn, element } from "./dom.js";
@@ -19,6 +19,7 @@ export function answerCard(item) {
   );
   if (error) return [head, element("p", { class: "error" }, error)];
   if (!answer) return [head, element("p", { class: "hint" }, "…")];
+  if (model.task === "token-classification") return [head, ...entityParts(item.text, answer)];
   return [head, ...(model.task === "feature-extraction" ? vectorParts(answer) : labelParts(model, answer.data[0]))];
 }
 
@@ -67,6 +68,23 @@ function bar({ label, share }) {
 
 function score({ label, share }) {
   return element("li", {}, element("bdi", {}, label), element("span", { class: "share" }, amount(share)));
+}
+
+/** Positions count characters, and some characters are two units of a JavaScript string. */
+function entityParts(text, entities) {
+  if (!entities.length) return [element("p", { class: "hint" }, "No entities.")];
+  const characters = [...text];
+  const parts = [];
+  let done = 0;
+  for (const { entity_group: label, score, start, end } of entities) {
+    parts.push(characters.slice(done, start).join(""), entityMark(characters.slice(start, end).join(""), label, score));
+    done = end;
+  }
+  return [element("p", { class: "entities" }, ...parts, characters.slice(done).join(""))];
+}
+
+function entityMark(words, label, score) {
+  return element("mark", { title: percent(score) }, element("bdi", {}, words), element("small", {}, element("bdi", {}, label)));
 }
 
 function vectorParts({ data }) {

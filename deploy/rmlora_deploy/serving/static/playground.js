@@ -1,4 +1,4 @@
-/** The playground: one text or image, several models, their answers side by side. */
+/** The playground: one text, pair of texts or image, several models, their answers side by side. */
 
 import { answerCard, compareVectors, summary } from "./answers.js";
 import { call } from "./api.js";
@@ -9,6 +9,9 @@ import { readImage } from "./image.js";
 const PARALLEL = 4; // a browser opens six connections to a server, and the charts need one
 
 const readsImages = (model) => model.task.startsWith("image");
+const tags = (model) => model.task === "token-classification";
+const readsPairs = (model) => model.input_form === "pair";
+const mayReadPairs = (model) => model.task === "text-classification" && model.input_form !== "text";
 const embeds = (model) => model.task === "feature-extraction";
 
 export class Playground {
@@ -47,7 +50,8 @@ export class Playground {
     find("chosen").replaceChildren(...models.map((model) => this.#chip(model)));
     find("image-field").hidden = !models.some(readsImages);
     find("text-field").hidden = models.length > 0 && models.every(readsImages);
-    find("second-field").hidden = !models.some(embeds);
+    find("second-field").hidden = !models.some((model) => embeds(model) || mayReadPairs(model));
+    find("second-hint").textContent = models.some(readsPairs) ? "of the pair" : models.some(embeds) ? "to compare with, optional" : "of a pair, optional";
     find("send").textContent = models.length ? `Ask ${plural(models.length, "model")}` : "Ask";
     say(find("jump"), models.length ? `${plural(models.length, "model")} ticked: to the playground` : "");
   }
@@ -83,6 +87,7 @@ export class Playground {
     const started = performance.now();
     try {
       const { path, body } = this.#question(item.model);
+      item.text = body.inputs;
       item.answer = await call(path, { body, signal });
     } catch (error) {
       if (error.name === "AbortError") return;
@@ -96,8 +101,14 @@ export class Playground {
   #question(model) {
     const text = find("text").value;
     if (readsImages(model)) return { path: "classify", body: { model: model.id, input: this.#image } };
-    if (!embeds(model)) return { path: "classify", body: { model: model.id, input: text } };
+    if (tags(model)) return { path: "predict", body: { model: model.id, inputs: text } };
     const second = find("second").value;
+    if (!embeds(model)) {
+      // With a model that embeds, a second text is to be compared with the first.
+      const pairs = readsPairs(model) || (mayReadPairs(model) && !this.#models.some(embeds));
+      const input = pairs && second.trim() ? [[text, second]] : text;
+      return { path: "classify", body: { model: model.id, input } };
+    }
     return { path: "v1/embeddings", body: { model: model.id, input: second.trim() ? [text, second] : [text] } };
   }
 
@@ -105,6 +116,7 @@ export class Playground {
   #missing() {
     if (!this.#models.length) return ["filter", "Tick a model in the list first."];
     if (this.#models.some((model) => !readsImages(model)) && !find("text").value.trim()) return ["text", "Type a text first."];
+    if (this.#models.some(readsPairs) && !find("second").value.trim()) return ["second", "Type a second text: the model reads pairs."];
     if (this.#models.some(readsImages) && !this.#image) return ["image", "Choose an image first."];
     return null;
   }

@@ -261,6 +261,8 @@ def test_a_registry_serves_what_the_state_says(served: dict[str, Path], tmp_path
     [
         ("POST", "/classify", {"model": "spam", "input": "x"}, "spam"),
         ("POST", "/v1/embeddings", {"model": "spam", "input": "x"}, "spam"),
+        ("POST", "/v2/rerank", {"model": "spam", "query": "x", "documents": ["y"]}, "spam"),
+        ("POST", "/predict", {"inputs": ["x", "y"]}, None),
         ("POST", "/v2/models/spam/infer", {}, "spam"),
         ("POST", "/v2/models/sp%61m/versions/1/infer", {}, "spam"),
         ("POST", "/classify", {"model": "both"}, None),

@@ -1,0 +1,120 @@
+"""Rows for models with encoder and decoder: prompts, which the encoder reads, and answers, which the decoder learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rmlora.errors import InputError
+from rmlora.training.conversations import Conversations
+from rmlora.wording import counted, numbers
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["AnswerRow", "EncodedAnswers", "collate_answers", "encode_answers"]
+
+Shift = Callable[["torch.Tensor"], "torch.Tensor"]
+"""From the tokens of answers, padded with -100, to what the decoder reads: each token stands one place later."""
+
+
+@dataclass(frozen=True)
+class AnswerRow:
+    """One training row."""
+
+    prompt: list[int]
+    answer: list[int]
+    """Its tokens, the one that ends it included."""
+
+
+@dataclass(frozen=True)
+class EncodedAnswers:
+    """The rows of one split."""
+
+    rows: list[AnswerRow]
+    references: list[str]
+    """The answers as they stand in the data."""
+    notes: tuple[str, ...]
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """Tokens of every prompt."""
+        return [row.prompt for row in self.rows]
+
+
+def encode_answers(data: Conversations, tokenizer: Any, *, max_length: int, skip_long: bool) -> EncodedAnswers:
+    """Turn prompts and their answers into tokens; longer prompts are cut at their end.
+
+    Args:
+        data: of the split.
+        tokenizer: of the base.
+        max_length: most tokens of a prompt, and of an answer.
+        skip_long: leave out rows whose answer is longer; False refuses them.
+
+    Raises:
+        InputError: the data are chats or plain texts, or an answer is too long.
+    """
+    if data.form != "completion":
+        held = "messages" if data.form == "messages" else "plain texts without answers"
+        raise InputError(
+            f"{data.source} holds {held}, but a model with encoder and decoder learns to answer single prompts: give columns prompt "
+            "and completion (--prompt-column, --completion-column)."
+        )
+    rows, references, long, cut = [], [], [], 0
+    for row in data.rows:
+        prompt = list(tokenizer(row.prompt)["input_ids"])
+        answer = list(tokenizer(text_target=row.completion)["input_ids"])
+        if len(answer) > max_length:
+            long.append(row.number)
+            continue
+        if len(prompt) > max_length:
+            cut += 1
+            prompt = list(tokenizer(row.prompt, truncation=True, max_length=max_length)["input_ids"])
+        rows.append(AnswerRow(prompt, answer))
+        references.append(row.answer)
+    notes = [*data.notes, *_about_lengths(data, long, cut, max_length, skip_long=skip_long)]
+    if not rows:
+        raise InputError(f"No answer of {data.source} fits into {counted(max_length, 'token')}: raise --max-length.")
+    return EncodedAnswers(rows, references, tuple(notes))
+
+
+def _about_lengths(data: Conversations, long: list[int], cut: int, max_length: int, *, skip_long: bool) -> list[str]:
+    """Return sentences about rows that were left out and cut; raise :class:`InputError` if they may not be left out."""
+    notes = []
+    if long:
+        one = len(long) == 1
+        what = (
+            f"{data.unit}{'' if one else 's'} {numbers(long)} of {data.source} {'has an answer' if one else 'have answers'} of more "
+            f"than {counted(max_length, 'token')}"
+        )
+        if not skip_long:
+            raise InputError(
+                f"{what[0].upper()}{what[1:]}: raise --max-length, or leave {'it' if one else 'them'} out with --skip-long."
+            )
+        notes.append(f"Left out {counted(len(long), 'row')}: {what}.")
+    if cut:
+        notes.append(
+            f"{counted(cut, 'prompt')} of {data.source} {'is' if cut == 1 else 'are'} longer than {counted(max_length, 'token')} and "
+            "cut at the end: raise --max-length."
+        )
+    return notes
+
+
+def collate_answers(rows: Sequence[dict[str, Any]], padding: int, shift: Shift) -> dict[str, torch.Tensor]:
+    """Return int64 ``input_ids``, ``attention_mask``, ``decoder_input_ids`` and ``labels``, each ``[rows, tokens]``.
+
+    Args:
+        rows: with ``input_ids`` and ``labels``.
+        padding: token to pad prompts with; it is masked.
+        shift: the model's own, from answers to what its decoder reads.
+    """
+    from rmlora.training.language_rows import IGNORED, padded
+
+    labels = padded([row["labels"] for row in rows], IGNORED)
+    return {
+        "input_ids": padded([row["input_ids"] for row in rows], padding),
+        "attention_mask": padded([[1] * len(row["input_ids"]) for row in rows], 0),
+        "decoder_input_ids": shift(labels),
+        "labels": labels,
+    }
