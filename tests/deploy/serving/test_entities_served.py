@@ -85,7 +85,14 @@ def test_long_texts_are_read_as_far_as_the_model_goes(server: Server, made: Path
 @pytest.mark.parametrize(
     ("path", "body", "status", "message"),
     [
-        ("/predict", {"inputs": "on"}, 400, "The server has several models: name one"),
+        ("/predict", {"inputs": "on"}, 400, "name one with 'model'"),
+        (
+            "/predict",
+            {"model": "slots", "inputs": [["on", "off"]]},
+            400,
+            "Input 1 is a list of 2: 'slots' reads single texts",
+        ),
+        ("/predict", {"model": "slots", "inputs": "on", "raw_scores": True}, 400, "has no 'raw_scores'"),
         ("/predict", {"model": "slot", "inputs": "on"}, 404, "nearest"),
         ("/models/nothing", {"inputs": "on"}, 404, "There is no model"),
         ("/predict", {"model": "slots", "inputs": " "}, 400, "Text 1 is empty"),
