@@ -154,6 +154,8 @@ def test_hugging_face_client_is_answered(bundles: dict[str, Path], monkeypatch: 
     with serving({"words": bundles["words"]}) as alone:  # such a client names no model
         found: Any = InferenceClient(model=f"{alone.url}/predict").text_classification("w0 w0 w1")
         assert found.label == "red"
+        refused = ask(alone.url, "/predict", {"inputs": "w0", "parameters": {"aggregation_strategy": "first"}})
+        assert refused.status == 400 and "'parameters' are for entities: leave them out." in refused.message
 
 
 @pytest.mark.parametrize(

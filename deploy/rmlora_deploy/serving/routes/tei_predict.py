@@ -52,7 +52,7 @@ async def predict(body: PredictRequest, service: ServiceOf, state: StateOf) -> J
     if model.task.outputs.kind == "tokens":
         found = await entities(model, _texts(model, body), body.parameters, service, state)
         return JSONResponse(found[0] if isinstance(body.inputs, str) else found)
-    if body.parameters is not None:
+    if body.parameters is not None and body.parameters.model_fields_set:  # Hugging Face's client sends an empty object
         raise ConfigError(f"'{model.id}' is for {model.task.name}, and 'parameters' are for entities: leave them out.")
     if not model.task.outputs.has_labels or model.task.inputs.modality != "text":
         raise ConfigError(f"'{model.id}' is for {model.task.name}: use POST {model.task.outputs.route}.")
