@@ -32,12 +32,12 @@ def mix_adapters(
     Args:
         adapters: two or more.
         weights: one per adapter; zero leaves out the update of that adapter.
-        head: index of the adapter that supplies modules_to_save (heads), task, labels and prompt format of the result; may be
-            None if all adapters have the same heads and prompt formats.
+        head: index of the adapter that supplies modules_to_save (heads), task, labels, and the form of inputs and prompts of the
+            result; may be None if all adapters have the same ones.
         allow_base_mismatch: mix the adapters even if they were made for different bases.
 
     Raises:
-        ConfigError: there is not one finite weight per adapter, or heads or prompt formats differ and ``head`` is None.
+        ConfigError: there is not one finite weight per adapter, or heads or forms of inputs differ and ``head`` is None.
         AdapterError: the adapters are for different bases, a module has different shapes in two of them, or no direction
             is left.
     """
@@ -100,4 +100,10 @@ def _head_owner(adapters: Sequence[Adapter], head: int | None) -> Adapter:
             f"{asked['chat'].source} was trained on chats and {asked['raw'].source} on prompts as they stand (--raw): choose "
             "whose way of asking their sum keeps with --head-from."
         )
-    return next(iter(asked.values()), first)
+    read = {adapter.input_form: adapter for adapter in adapters if adapter.input_form is not None}
+    if len(read) > 1:
+        raise ConfigError(
+            f"{read['pair'].source} was trained on pairs of texts and {read['text'].source} on single texts: choose whose inputs "
+            "their sum takes with --head-from."
+        )
+    return next(iter([*asked.values(), *read.values()]), first)

@@ -52,6 +52,11 @@ def test_what_cannot_be_mixed_is_refused() -> None:
         mix_adapters([one, one], [0, 0])
     with pytest.raises(ConfigError, match="different heads"):
         mix_adapters([one, replace(one, modules_to_save={"classifier.weight": np.ones(2)})], [1, 1])
+    pair, text = (replace(one, metadata={"input_form": form}) for form in ("pair", "text"))
+    with pytest.raises(ConfigError, match="was trained on pairs of texts and"):
+        mix_adapters([text, pair], [1, 1])
+    assert mix_adapters([text, pair], [1, 1], head=1).input_form == "pair"
+    assert mix_adapters([one, pair], [1, 1]).input_form == "pair"
     here, there = ({"base_weights": {"layer": digit * 32}} for digit in "ab")
     with pytest.raises(AdapterError, match="the weight of 'layer' differs"):
         mix_adapters([replace(one, metadata=here), replace(one, metadata=there)], [1, 1])
