@@ -15,6 +15,7 @@ from rmlora.inputs import Arrays
 from rmlora.text_pair import check_form
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.manifest import AdapterEntry, Manifest
+from rmlora_deploy.inference.input_lists import check_inputs
 from rmlora_deploy.runtime import AdapterChoice, AdapterRef, AdapterSession
 from rmlora_deploy.runtime.adapters.adapter_ref import resolve_choices
 from rmlora_deploy.runtime.graph_logits import graph_logits
@@ -73,6 +74,7 @@ class OpenedBundle(ABC):
             InputError: an input or an adapter cannot be used.
             ConfigError: the choices do not fit the inputs, or the bundle is merged and there is nothing to choose.
         """
+        check_inputs(inputs, batch_size)
         refs = resolve_choices(adapters, len(inputs))
         if self.session is None and any(refs):
             raise ConfigError(f"{self.bundle.path} has its adapter merged: there is none to choose.")
