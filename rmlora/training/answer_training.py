@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import CheckpointError
+from rmlora.library_calls import library_call
 from rmlora.torch_models import TaskModel
 from rmlora.training.answer_rows import EncodedAnswers, collate_answers, encode_answers
+from rmlora.training.answer_tokens import end_token
 from rmlora.training.language_training import LanguageTraining
 from rmlora.training.task_training import TrainingData
 
@@ -29,10 +31,10 @@ class AnswerTraining(LanguageTraining):
 
     def check_data(self, data: TrainingData, processor: Any) -> TrainingData:
         """Return the rows as tokens."""
-        self._tokenizer = processor
+        self._end = end_token(processor, self.settings.base)
         limit, skip = self.settings.token_limit, self.settings.skip_long
         self._encoded = {
-            name: encode_answers(rows, processor, max_length=limit, skip_long=skip)
+            name: encode_answers(rows, processor, end=self._end, max_length=limit, skip_long=skip)
             for name, rows in data.splits.items()
         }
         notes = dict.fromkeys(note for split in self._encoded.values() for note in split.notes)
@@ -56,6 +58,16 @@ class AnswerTraining(LanguageTraining):
                 "(transformers' prepare_decoder_input_ids_from_labels): give a T5, BART, Pegasus or Marian model."
             )
         self._shift = lambda labels: model.prepare_decoder_input_ids_from_labels(labels=labels)
+        import torch
+
+        def refuse(reason: str) -> CheckpointError:
+            return CheckpointError(
+                f"The base at {base} does not say with which token an answer begins ({reason}): set decoder_start_token_id and "
+                "pad_token_id in its config.json."
+            )
+
+        with library_call(refuse):
+            self._shift(torch.tensor([[self._end]]))
 
     def examples(self, data: TrainingData, processor: Any) -> dict[str, Examples]:
         """Return prompts with the tokens of their answers."""
@@ -85,4 +97,4 @@ class AnswerTraining(LanguageTraining):
         return self._encoded[split].prompts, self._encoded[split].references
 
     def _end_tokens(self) -> list[int]:
-        return [int(self._tokenizer.eos_token_id)]
+        return [self._end]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,27 @@ def test_long_prompts_are_cut_and_long_answers_left_out_when_asked(base: Path, t
     said = " ".join((done.stdout + done.stderr).split())
     assert f"rmlora-deploy merge {base} {tmp_path / 'adapter'} --output {tmp_path / 'adapter-merged'}" in said
     assert "Left out 1 row: line 14" in said and "1 prompt of" in said and "cut at the end: raise --max-length" in said
+
+
+def test_answers_are_ended_also_where_the_tokenizer_does_not_end_texts(base: Path, data: Path, tmp_path: Path) -> None:
+    unended = shutil.copytree(base, tmp_path / "base")
+    byte_tokenizer().save_pretrained(unended)
+    done = run(*words(unended, data, tmp_path / "adapter", "--test", data, "--metric", "exact_match", "--max-new-tokens",
+                      "4", "--epochs", "30", "--json"))  # fmt: skip
+    assert done.code == 0, done.stderr
+    assert json.loads(done.stdout)["metrics"]["test"]["exact_match"] > 0.9
+
+
+def test_a_base_that_does_not_say_where_answers_begin_or_end_is_refused(data: Path, tmp_path: Path) -> None:
+    base = answering_base("t5", tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "decoder_start_token_id"}))
+    fails(3, "does not say with which token an answer begins", *words(base, data, tmp_path / "adapter"))
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(base)
+    fails(3, "has no end-of-text token, so no answer could be ended", *words(base, data, tmp_path / "adapter"))
+    assert not (tmp_path / "adapter").exists() and not (tmp_path / "adapter.run").exists()
 
 
 def test_a_causal_base_is_refused(data: Path, tmp_path: Path) -> None:
