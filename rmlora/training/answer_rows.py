@@ -13,7 +13,7 @@ from rmlora.wording import counted, numbers
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["AnswerRow", "EncodedAnswers", "collate_answers", "encode_answers"]
+__all__ = ["AnswerRow", "EncodedAnswers", "Shift", "collate_answers", "encode_answers"]
 
 Shift = Callable[["torch.Tensor"], "torch.Tensor"]
 """From the tokens of answers, padded with -100, to what the decoder reads: each token stands one place later."""

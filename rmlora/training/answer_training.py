@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rmlora.errors import CheckpointError
 from rmlora.library_calls import library_call
 from rmlora.torch_models import TaskModel
-from rmlora.training.answer_rows import EncodedAnswers, collate_answers, encode_answers
+from rmlora.training.answer_rows import EncodedAnswers, Shift, collate_answers, encode_answers
 from rmlora.training.answer_tokens import end_token
 from rmlora.training.language_training import LanguageTraining
 from rmlora.training.task_training import TrainingData
@@ -57,7 +57,7 @@ class AnswerTraining(LanguageTraining):
                 f"The base at {base} is a {type(model).__name__}, which does not say what its decoder reads while it learns an answer "
                 "(transformers' prepare_decoder_input_ids_from_labels): give a T5, BART, Pegasus or Marian model."
             )
-        self._shift = lambda labels: model.prepare_decoder_input_ids_from_labels(labels=labels)
+        self._shift: Shift = lambda labels: model.prepare_decoder_input_ids_from_labels(labels=labels)
         import torch
 
         def refuse(reason: str) -> CheckpointError:

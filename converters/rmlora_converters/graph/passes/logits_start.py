@@ -42,7 +42,7 @@ def add_logits_start(model: ir.Model, output: str = "logits") -> None:
     hidden = product.inputs[0]
     if hidden is None:
         raise AdapterError(f"The product '{product.name}' has no input: the graph is damaged.")
-    users = list(hidden.uses())  # the product, and its branch if the output layer has one
+    readers = list(hidden.uses())  # the product, and its branch if the output layer has one
     nodes = Tape(graph, _SCOPE)
     start = add_optional_input(graph, LOGITS_START, [1], np.zeros(1, np.int64))
     end = nodes.constant("end", [np.iinfo(np.int64).max])
@@ -50,8 +50,8 @@ def add_logits_start(model: ir.Model, output: str = "logits") -> None:
     kept.type = hidden.type
     kept.shape = _with_positions(hidden.shape)
     graph.insert_after(producer_of(hidden), nodes.nodes)
-    for user in users:
-        user.node.replace_input_with(user.idx, kept)
+    for reader in readers:
+        reader.node.replace_input_with(reader.idx, kept)
     value: ir.Value | None = product.outputs[0]
     while value is not None:
         value.shape = _with_positions(value.shape)
