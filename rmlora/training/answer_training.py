@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +68,7 @@ class AnswerTraining(LanguageTraining):
 
         with library_call(refuse):
             self._shift(torch.tensor([[self._end]]))
+        self._check_room(model)
 
     def examples(self, data: TrainingData, processor: Any) -> dict[str, Examples]:
         """Return prompts with the tokens of their answers."""
@@ -92,6 +93,11 @@ class AnswerTraining(LanguageTraining):
     def metadata(self, model: PeftModel) -> dict[str, Any]:
         """Return how the base was asked."""
         return {"prompt_format": "raw", "end_tokens": self._end_tokens(), "max_length": self.settings.token_limit}
+
+    def _longest(self, prompt: Sequence[int], count: int) -> dict[str, Any]:
+        import torch
+
+        return {"input_ids": torch.tensor([prompt]), "decoder_input_ids": torch.tensor([[self._end] * count])}
 
     def _asked(self, split: str) -> tuple[list[list[int]], list[str]]:
         return self._encoded[split].prompts, self._encoded[split].references
