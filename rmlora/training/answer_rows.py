@@ -13,7 +13,7 @@ from rmlora.wording import counted, numbers
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["AnswerRow", "EncodedAnswers", "collate_answers", "encode_answers"]
+__all__ = ["AnswerRow", "EncodedAnswers", "Shift", "collate_answers", "encode_answers"]
 
 Shift = Callable[["torch.Tensor"], "torch.Tensor"]
 """From the tokens of answers, padded with -100, to what the decoder reads: each token stands one place later."""
@@ -43,12 +43,15 @@ class EncodedAnswers:
         return [row.prompt for row in self.rows]
 
 
-def encode_answers(data: Conversations, tokenizer: Any, *, max_length: int, skip_long: bool) -> EncodedAnswers:
+def encode_answers(
+    data: Conversations, tokenizer: Any, *, end: int, max_length: int, skip_long: bool
+) -> EncodedAnswers:
     """Turn prompts and their answers into tokens; longer prompts are cut at their end.
 
     Args:
         data: of the split.
         tokenizer: of the base.
+        end: the end-of-text token, which ends every answer, also where the tokenizer does not write it.
         max_length: most tokens of a prompt, and of an answer.
         skip_long: leave out rows whose answer is longer; False refuses them.
 
@@ -65,6 +68,8 @@ def encode_answers(data: Conversations, tokenizer: Any, *, max_length: int, skip
     for row in data.rows:
         prompt = list(tokenizer(row.prompt)["input_ids"])
         answer = list(tokenizer(text_target=row.completion)["input_ids"])
+        if end not in answer:
+            answer.append(end)
         if len(answer) > max_length:
             long.append(row.number)
             continue

@@ -13,7 +13,7 @@ from rmlora.library_calls import library_call
 from rmlora.training.conversations import Conversation, Conversations, Message
 from rmlora.wording import counted, numbers
 
-__all__ = ["EncodedRow", "EncodedSplit", "PromptFormat", "encode_split"]
+__all__ = ["EncodedRow", "EncodedSplit", "PromptFormat", "encode_split", "end_token"]
 
 _MARKERS = re.compile(r"\{%-?\s*generation\b")
 """How a chat template marks what the assistant says."""
@@ -56,7 +56,7 @@ class PromptFormat:
     def __init__(self, tokenizer: Any, base: str, *, raw: bool = False) -> None:
         self._tokenizer, self._base = tokenizer, base
         self._template = None if raw else _chat_template(tokenizer, base)
-        self.end: int = _end_token(tokenizer, base)
+        self.end: int = end_token(tokenizer, base)
         """The end-of-text token."""
         special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
         self.special = frozenset({*special, *tokenizer.all_special_ids})
@@ -252,7 +252,8 @@ def _chat_template(tokenizer: Any, base: str) -> str | None:
         return str(tokenizer.get_chat_template())
 
 
-def _end_token(tokenizer: Any, base: str) -> int:
+def end_token(tokenizer: Any, base: str) -> int:
+    """Return the end-of-text token; raise :class:`InputError` if there is none."""
     if tokenizer.eos_token_id is None:
         raise InputError(f"The tokenizer of the base {base} has no end-of-text token, so no answer could be ended.")
     return int(tokenizer.eos_token_id)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import CheckpointError
+from rmlora.library_calls import library_call
 from rmlora.torch_models import TaskModel
-from rmlora.training.answer_rows import EncodedAnswers, collate_answers, encode_answers
+from rmlora.training.answer_rows import EncodedAnswers, Shift, collate_answers, encode_answers
+from rmlora.training.answer_tokens import end_token
 from rmlora.training.language_training import LanguageTraining
 from rmlora.training.task_training import TrainingData
 
@@ -29,10 +31,10 @@ class AnswerTraining(LanguageTraining):
 
     def check_data(self, data: TrainingData, processor: Any) -> TrainingData:
         """Return the rows as tokens."""
-        self._tokenizer = processor
+        self._end = end_token(processor, self.settings.base)
         limit, skip = self.settings.token_limit, self.settings.skip_long
         self._encoded = {
-            name: encode_answers(rows, processor, max_length=limit, skip_long=skip)
+            name: encode_answers(rows, processor, end=self._end, max_length=limit, skip_long=skip)
             for name, rows in data.splits.items()
         }
         notes = dict.fromkeys(note for split in self._encoded.values() for note in split.notes)
@@ -55,7 +57,18 @@ class AnswerTraining(LanguageTraining):
                 f"The base at {base} is a {type(model).__name__}, which does not say what its decoder reads while it learns an answer "
                 "(transformers' prepare_decoder_input_ids_from_labels): give a T5, BART, Pegasus or Marian model."
             )
-        self._shift = lambda labels: model.prepare_decoder_input_ids_from_labels(labels=labels)
+        self._shift: Shift = lambda labels: model.prepare_decoder_input_ids_from_labels(labels=labels)
+        import torch
+
+        def refuse(reason: str) -> CheckpointError:
+            return CheckpointError(
+                f"The base at {base} does not say with which token an answer begins ({reason}): set decoder_start_token_id and "
+                "pad_token_id in its config.json."
+            )
+
+        with library_call(refuse):
+            self._shift(torch.tensor([[self._end]]))
+        self._check_room(model)
 
     def examples(self, data: TrainingData, processor: Any) -> dict[str, Examples]:
         """Return prompts with the tokens of their answers."""
@@ -81,8 +94,13 @@ class AnswerTraining(LanguageTraining):
         """Return how the base was asked."""
         return {"prompt_format": "raw", "end_tokens": self._end_tokens(), "max_length": self.settings.token_limit}
 
+    def _longest(self, prompt: Sequence[int], count: int) -> dict[str, Any]:
+        import torch
+
+        return {"input_ids": torch.tensor([prompt]), "decoder_input_ids": torch.tensor([[self._end] * count])}
+
     def _asked(self, split: str) -> tuple[list[list[int]], list[str]]:
         return self._encoded[split].prompts, self._encoded[split].references
 
     def _end_tokens(self) -> list[int]:
-        return [int(self._tokenizer.eos_token_id)]
+        return [self._end]

@@ -54,6 +54,7 @@ class LanguageTraining(TaskTraining):
         )
         for data in splits.values():
             self._check_metric(data)
+        self._measured = tuple(name for name in splits if name != "train")
         return TrainingData(splits)
 
     def check_data(self, data: TrainingData, processor: Any) -> TrainingData:
@@ -106,6 +107,31 @@ class LanguageTraining(TaskTraining):
             from rmlora.training.packed_rows import check_packing
 
             check_packing(loaded.model, self.settings.base)
+        self._check_room(loaded.model)
+
+    def _check_room(self, model: Any) -> None:
+        """Refuse prompts that the base cannot answer in full, as those with positions of a fixed number cannot."""
+        import torch
+
+        if self.settings.metric is None:
+            return
+        count = self.settings.max_new_tokens
+        prompt = max((prompt for split in self._measured for prompt in self._asked(split)[0]), key=len)
+
+        def refuse(reason: str) -> ConfigError:
+            return ConfigError(
+                f"The base {self.settings.base} cannot answer the longest prompt, {len(prompt)} tokens, with --max-new-tokens {count} "
+                f"({reason}): lower it, or --max-length."
+            )
+
+        with library_call(refuse), torch.no_grad():
+            model(**self._longest(prompt, count))
+
+    def _longest(self, prompt: Sequence[int], count: int) -> dict[str, Any]:
+        """Return what the model reads at the last of ``count`` new tokens."""
+        import torch
+
+        return {"input_ids": torch.tensor([[*prompt, *[prompt[-1]] * (count - 1)]])}
 
     def _refuse_rounding(self, reason: str) -> ConfigError:
         return ConfigError(

@@ -71,7 +71,9 @@ class TryOut:
 
     @classmethod
     def of(cls, bundle: Bundle, session: AdapterSession | DecoderSession | None = None) -> TryOut:
-        """Return one that uses the first reference batch of ``bundle``; None opens a session on its graph.
+        """Return one that uses a reference batch of ``bundle``; None opens a session on its graph.
+
+        Of texts it is the longest, because an adapter of queries or keys alone changes nothing of a single token.
 
         Raises:
             InputError: the reference batches or the graph cannot be read.
@@ -80,7 +82,8 @@ class TryOut:
         if session is None:
             session = bundle.decoder_session() if bundle.manifest.decoder is not None else bundle.adapter_session()
         if isinstance(session, DecoderSession):
-            return cls._of_text(session, batches[0], base[0], bundle.precision)
+            longest = max(range(len(batches)), key=lambda index: batches[index]["input_ids"].size)
+            return cls._of_text(session, batches[longest], base[longest], bundle.precision)
         opened = session
 
         def outputs(key: AdapterKey) -> AnyArray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -114,6 +114,8 @@ class Generator:
             ConfigError: the choices do not fit the prompts, the bundle is merged and there is nothing to choose, or a chat is
                 asked of a model without a chat template.
         """
+        if batch_size < 1:
+            raise ConfigError(f"A batch has at least one prompt, not {batch_size}.")
         rows, refs = self._prepare(prompts, adapter, max_new_tokens, raw=raw)
         answers: list[Generated] = []
         for begin in range(0, len(rows), batch_size):
@@ -165,6 +167,8 @@ class Generator:
         raw: bool | None,
     ) -> tuple[list[list[int]], list[AdapterRef | None]]:
         """Return the tokens and the adapter of every prompt."""
+        if isinstance(prompts, str) or (prompts and isinstance(prompts[0], Mapping)):
+            raise InputError("Prompts are a list of texts or chats: put a single one into a list.")
         if not prompts:
             raise InputError("There is nothing to answer: give at least one prompt.")
         if max_new_tokens < 1:

@@ -18,6 +18,7 @@ from rmlora_deploy.bundles.adapters import add_adapter
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.exporter.decoder import decoder_routes
 from rmlora_deploy.inference import Generator
+from rmlora_deploy.runtime import AdapterRef
 from tests.helpers.cli import fails, run
 from tests.helpers.decoders import decoder_adapter, decoder_base
 from tests.helpers.genai import genai_texts_are_ours
@@ -179,6 +180,23 @@ def test_the_tied_head_gets_a_branch_and_the_embedding_stays(made: Path, tmp_pat
     head = decoder_adapter(made / "base", tmp_path / "h", target_modules=["q_proj", "lm_head"])
     report = export(made / "base", {"h": head}, tmp_path / "bundle").manifest.verification
     assert report is not None and report.passed and report.base is not None and report.base.bit_equal
+    session = Bundle.open(tmp_path / "bundle").decoder_session()
+    tokens, ref = list(range(5, 40)), AdapterRef("h")
+    np.testing.assert_array_equal(session.logits(tokens, ref, start=-4), session.logits(tokens, ref)[-4:])
+    assert session.logits(tokens, ref, start=-1).shape[0] == 1  # the branch, too, computes no more
+    assert verify(tmp_path / "bundle", reference_only=True).passed
+
+
+@pytest.mark.parametrize("module", ["q_proj", "k_proj"])
+def test_an_adapter_of_queries_or_keys_alone_is_tried_on_more_than_one_token(
+    made: Path, tmp_path: Path, module: str
+) -> None:
+    adapter = decoder_adapter(made / "base", tmp_path / "one", target_modules=[module])
+    report = export(made / "base", {"one": adapter}, tmp_path / "bundle").manifest.verification
+    assert report is not None and report.passed
+    silent = decoder_adapter(made / "base", tmp_path / "silent", target_modules=[module], size=0.0)
+    with pytest.raises(AdapterError, match="'silent' changes nothing in the outputs"):
+        add_adapter(Bundle.open(tmp_path / "bundle"), "silent", silent)
 
 
 def test_options_of_other_models_are_refused(made: Path, tmp_path: Path) -> None:

@@ -68,7 +68,8 @@ def test_lower_precisions_with_branches(made: Path, tmp_path: Path, precision: s
 def test_norms_that_compute_in_float32_are_exported_in_fp16(tmp_path: Path) -> None:
     base = decoder_base("olmo2", tmp_path / "base")
     adapter = decoder_adapter(base, tmp_path / "a")
-    report = export(base, adapter, tmp_path / "bundle", precision="fp16").manifest.verification
+    keys = decoder_adapter(base, tmp_path / "k", target_modules=["k_proj"], r=2)  # other inputs keep rank 0
+    report = export(base, {"a": adapter, "k": keys}, tmp_path / "bundle", precision="fp16").manifest.verification
     assert report is not None and report.passed
 
 

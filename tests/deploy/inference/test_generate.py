@@ -125,12 +125,15 @@ def test_what_cannot_be_answered_is_refused(made: Path, both: Generator) -> None
     assert isinstance(merged, Generator)
     for arguments, message in (
         (([], None), "at least one prompt"), (([" "], None), "prompt is empty"), (([[]], None), "no messages"),
-        ((["a" * 300], None), "exceeds the 256"), ((["a"], "x"), "has no adapter 'x': it has a, b"),
+        ((["a" * 300], None), "exceeds the 256"), (("abc", None), "put a single one into a list"),
+        (([{"role": "user", "content": "a"}], None), "put a single one into a list"), ((["a"], "x"), "has no adapter 'x': it has a, b"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             both.generate(*arguments)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="has its adapter merged"):
         merged.generate(["a"], "a")
+    with pytest.raises(ConfigError, match="A batch has at least one prompt, not -1"):
+        both.generate(["a"], batch_size=-1)
     with pytest.raises(ConfigError, match="2 rows need 2 adapters"):
         both.generate(["a", "b"], ["a"])
 

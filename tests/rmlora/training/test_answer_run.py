@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rmlora.package import load_package
 from rmlora.training.generate_answers import generate_answers
 from tests.helpers.chats import write_rows
 from tests.helpers.cli import fails, run
-from tests.helpers.decoders import byte_tokenizer
+from tests.helpers.decoders import byte_tokenizer, decoder_base
 from tests.helpers.models import save_base
 
 WORDS = ("red", "blue", "green")
@@ -165,9 +166,36 @@ def test_long_prompts_are_cut_and_long_answers_left_out_when_asked(base: Path, t
     assert "Left out 1 row: line 14" in said and "1 prompt of" in said and "cut at the end: raise --max-length" in said
 
 
-def test_a_causal_base_is_refused(data: Path, tmp_path: Path) -> None:
-    from tests.helpers.decoders import decoder_base
+def test_answers_are_ended_also_where_the_tokenizer_does_not_end_texts(base: Path, data: Path, tmp_path: Path) -> None:
+    unended = shutil.copytree(base, tmp_path / "base")
+    byte_tokenizer().save_pretrained(unended)
+    done = run(*words(unended, data, tmp_path / "adapter", "--test", data, "--metric", "exact_match", "--max-new-tokens",
+                      "4", "--epochs", "30", "--json"))  # fmt: skip
+    assert done.code == 0, done.stderr
+    assert json.loads(done.stdout)["metrics"]["test"]["exact_match"] > 0.9
 
+
+def test_answers_longer_than_the_positions_are_refused_before_training(data: Path, tmp_path: Path) -> None:
+    bart = words(answering_base("bart", tmp_path / "bart"), data, tmp_path / "adapter")
+    fails(2, "with --max-new-tokens 65", *bart, "--metric", "exact_match", "--max-new-tokens", "65")
+    gpt2 = words(decoder_base("gpt2", tmp_path / "gpt2"), data, tmp_path / "adapter", "--task", "text-generation")
+    fails(2, "with --max-new-tokens 256", *gpt2, "--metric", "exact_match", "--max-new-tokens", "256")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_base_that_does_not_say_where_answers_begin_or_end_is_refused(data: Path, tmp_path: Path) -> None:
+    base = answering_base("t5", tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "decoder_start_token_id"}))
+    fails(3, "does not say with which token an answer begins", *words(base, data, tmp_path / "adapter"))
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(base)
+    fails(3, "has no end-of-text token, so no answer could be ended", *words(base, data, tmp_path / "adapter"))
+    assert not (tmp_path / "adapter").exists() and not (tmp_path / "adapter.run").exists()
+
+
+def test_a_causal_base_is_refused(data: Path, tmp_path: Path) -> None:
     causal = decoder_base("llama", tmp_path / "base")
     done = run(*words(causal, data, tmp_path / "adapter"))
     assert done.code != 0 and "cannot be loaded for text2text-generation" in " ".join(done.stderr.split()), done.stderr

@@ -204,9 +204,12 @@ def _factors(graph: ir.Graph, branch: BranchInputs, dtype: ir.DataType) -> tuple
         return graph.initializers[branch.lora_A], graph.initializers[branch.lora_B]
     empty_A = np.zeros((1, branch.fan_in, 0), dtype.numpy())  # noqa: N806 - the paper's symbols
     empty_B = np.zeros((1, 0, branch.fan_out), dtype.numpy())  # noqa: N806
+    rank = (
+        f"{branch.module}.rank"  # of each module its own: ONNX Runtime uses memory again for shapes of the same names
+    )
     return (
-        add_optional_input(graph, branch.lora_A, ["rows", branch.fan_in, "rank"], empty_A),
-        add_optional_input(graph, branch.lora_B, ["rows", "rank", branch.fan_out], empty_B),
+        add_optional_input(graph, branch.lora_A, ["rows", branch.fan_in, rank], empty_A),
+        add_optional_input(graph, branch.lora_B, ["rows", rank, branch.fan_out], empty_B),
     )
 
 

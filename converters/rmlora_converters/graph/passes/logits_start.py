@@ -42,14 +42,16 @@ def add_logits_start(model: ir.Model, output: str = "logits") -> None:
     hidden = product.inputs[0]
     if hidden is None:
         raise AdapterError(f"The product '{product.name}' has no input: the graph is damaged.")
+    readers = list(hidden.uses())  # the product, and its branch if the output layer has one
     nodes = Tape(graph, _SCOPE)
     start = add_optional_input(graph, LOGITS_START, [1], np.zeros(1, np.int64))
     end = nodes.constant("end", [np.iinfo(np.int64).max])
     kept = nodes.op("Slice", hidden, start, end, nodes.constant("axis", [1]), name="kept")
     kept.type = hidden.type
     kept.shape = _with_positions(hidden.shape)
-    graph.insert_before(product, nodes.nodes)
-    product.replace_input_with(0, kept)
+    graph.insert_after(producer_of(hidden), nodes.nodes)
+    for reader in readers:
+        reader.node.replace_input_with(reader.idx, kept)
     value: ir.Value | None = product.outputs[0]
     while value is not None:
         value.shape = _with_positions(value.shape)

@@ -134,8 +134,9 @@ def _size(value: ir.Value, axis: int) -> int:
 def _pack(graph: ir.Graph, concat: ir.Node, x: ir.Value, packed: PackedFactors) -> PackedFactors:
     dtype = (graph.initializers[packed.parts[0][0]].dtype or ir.DataType.FLOAT).numpy()
     none_A, none_B = np.zeros((1, packed.fan_in, 0), dtype), np.zeros((1, 0, packed.width), dtype)  # noqa: N806
-    A = add_optional_input(graph, packed.lora_A, ["rows", packed.fan_in, "rank"], none_A)  # noqa: N806
-    B = add_optional_input(graph, packed.lora_B, ["rows", "rank", packed.width], none_B)  # noqa: N806
+    rank = f"{concat.name}/packed.rank"
+    A = add_optional_input(graph, packed.lora_A, ["rows", packed.fan_in, rank], none_A)  # noqa: N806
+    B = add_optional_input(graph, packed.lora_B, ["rows", rank, packed.width], none_B)  # noqa: N806
     tape = Tape(graph, f"{concat.name}/packed")
     replace_node(graph, concat, tape, tape.op("MatMul", tape.op("MatMul", x, A), B))
     return packed
