@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -16,6 +16,7 @@ from rmlora_deploy.bundles.asking import end_tokens, prompt_format
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.manifest import AdapterSource
 from rmlora_deploy.bundles.text_codec import Prompt, TextCodec, TextStream
+from rmlora_deploy.inference.input_lists import check_inputs
 from rmlora_deploy.inference.sampling import Sampling
 from rmlora_deploy.runtime import AdapterChoice, AdapterRef
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterName, resolve_choices
@@ -114,8 +115,7 @@ class Generator:
             ConfigError: the choices do not fit the prompts, the bundle is merged and there is nothing to choose, or a chat is
                 asked of a model without a chat template.
         """
-        if batch_size < 1:
-            raise ConfigError(f"A batch has at least one prompt, not {batch_size}.")
+        check_inputs(prompts, batch_size)
         rows, refs = self._prepare(prompts, adapter, max_new_tokens, raw=raw)
         answers: list[Generated] = []
         for begin in range(0, len(rows), batch_size):
@@ -167,8 +167,6 @@ class Generator:
         raw: bool | None,
     ) -> tuple[list[list[int]], list[AdapterRef | None]]:
         """Return the tokens and the adapter of every prompt."""
-        if isinstance(prompts, str) or (prompts and isinstance(prompts[0], Mapping)):
-            raise InputError("Prompts are a list of texts or chats: put a single one into a list.")
         if not prompts:
             raise InputError("There is nothing to answer: give at least one prompt.")
         if max_new_tokens < 1:

@@ -132,7 +132,7 @@ def test_what_cannot_be_answered_is_refused(made: Path, both: Generator) -> None
             both.generate(*arguments)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="has its adapter merged"):
         merged.generate(["a"], "a")
-    with pytest.raises(ConfigError, match="A batch has at least one prompt, not -1"):
+    with pytest.raises(ConfigError, match="A batch has at least one input, not -1"):
         both.generate(["a"], batch_size=-1)
     with pytest.raises(ConfigError, match="2 rows need 2 adapters"):
         both.generate(["a", "b"], ["a"])
