@@ -5,7 +5,8 @@ the slots of sentences to a home. Each is trained by the plain script (``benchma
 LoRA, and by ``train`` with the defaults of RM-LoRA, on the same rows with the same seeds. A seed decides the split, the
 new weights, the order of the data and dropout.
 
-    python -m benchmarks.plain_trainer           # writes benchmarks/results/plain_trainer.json, 15 minutes of one core
+    python -m benchmarks.plain_trainer           # benchmarks/results/plain_trainer.json, about 16 minutes of one core
+    python -m benchmarks.plain_trainer --resume  # goes on after an interruption
     python -m benchmarks.plain_trainer --quick   # build/plain-trainer-quick/plain_trainer.json, two minutes
 """
 
@@ -31,10 +32,11 @@ from benchmarks.realdata import DATASETS, TAGGED, Example, split
 from benchmarks.realdata.split_files import row_of
 from benchmarks.results import RESULTS, environment, write_result
 from rmlora.config import PRESETS, RMLoRAConfig
+from rmlora.errors import InputError
 from rmlora.quiet import quiet_transformers
 from rmlora_deploy import train
 
-__all__ = ["TASKS", "Task", "band", "summarize"]
+__all__ = ["TASKS", "Task", "band", "finished_runs", "summarize"]
 
 PLAIN, LORA, RMLORA = "plain PEFT + Trainer", "train --method lora", "train"
 _QUICK_RESULTS = Path("build") / "plain-trainer-quick"
@@ -61,7 +63,7 @@ class Plan:
         return dataclasses.replace(task, recipe=dataclasses.replace(task.recipe, epochs=epochs))
 
 
-_FULL = Plan(400, 100, 400, (0, 1, 2), RESULTS)
+_FULL = Plan(600, 150, 500, (0, 1, 2), RESULTS)
 _QUICK = Plan(96, 40, 60, (0,), _QUICK_RESULTS, epochs=1)
 
 
@@ -110,19 +112,41 @@ def main() -> None:
         "--quick", action="store_true", help=f"one seed, few rows, one epoch; writes to {_QUICK_RESULTS}"
     )
     parser.add_argument("--jobs", type=int, default=1, help="processes (default %(default)s); set OMP_NUM_THREADS too")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep what an interrupted command with these settings wrote"
+    )
     options = parser.parse_args()
     plan = _QUICK if options.quick else _FULL
-    runs: list[dict[str, Any]] = []
+    runs = finished_runs(plan.target / "plain_trainer.json", _report(plan, [])) if options.resume else []
+    done = {(run["task"], run["seed"]) for run in runs}
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
-        cells = [pool.submit(_run_cell, name, seed, plan) for seed in plan.seeds for name in TASKS]
+        left = [(name, seed) for seed in plan.seeds for name in TASKS if (name, seed) not in done]
+        cells = [pool.submit(_run_cell, *cell, plan) for cell in left]
         for cell in as_completed(cells):
             runs += cell.result()
             for run in runs[-len(METHODS) :]:
                 print(json.dumps(run), flush=True)
-            path = write_result("plain_trainer", _report(plan, runs), plan.target)
+            write_result("plain_trainer", _report(plan, runs), plan.target)
     for row in summarize(runs):
         print(json.dumps(row))
-    print(path)
+
+
+def finished_runs(file: Path, report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the runs in a results file if its rows, settings and packages are those of ``report``; none without the file.
+
+    Raises:
+        InputError: they are others.
+    """
+    if not file.exists():
+        return []
+    found = json.loads(file.read_text(encoding="utf-8"))
+    for key in ("rows", "settings"):
+        if found[key] != json.loads(json.dumps(report[key])):
+            raise InputError(f"{file} was measured with other {key}: leave --resume out.")
+    if found["environment"]["packages"] != report["environment"]["packages"]:
+        raise InputError(f"{file} was measured with other versions of packages: leave --resume out.")
+    runs: list[dict[str, Any]] = found["runs"]
+    return runs
 
 
 def _run_cell(name: str, seed: int, plan: Plan) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,8 @@ import pytest
 
 from benchmarks import plain_script
 from benchmarks.plain_script import ENTITIES, PAIR_CLASSES, SIMILARITY
-from benchmarks.plain_trainer import LORA, METHODS, PLAIN, RMLORA, band, summarize
+from benchmarks.plain_trainer import LORA, METHODS, PLAIN, RMLORA, band, finished_runs, summarize
+from rmlora.errors import InputError
 
 
 def run(method: str, seed: int, pearson: float) -> dict[str, object]:
@@ -36,6 +38,18 @@ def test_a_single_seed_has_no_interval() -> None:
     rows = summarize([run(method, 0, 0.5) for method in METHODS])
     lora = next(row for row in rows if row["method"] == LORA)
     assert lora["std"] is lora["minus_plain"]["half_width_95"] is lora["minus_plain"]["verdict"] is None
+
+
+def test_only_runs_of_the_same_settings_are_kept(tmp_path: Path) -> None:
+    report = {"rows": {"train": 4}, "settings": {"x": 1}, "environment": {"packages": {"torch": "2"}}}
+    file = tmp_path / "plain_trainer.json"
+    assert finished_runs(file, report) == []
+    runs = [run(PLAIN, 0, 0.5)]
+    file.write_text(json.dumps({**report, "runs": runs}))
+    assert finished_runs(file, report) == runs
+    for other in ({"rows": {"train": 5}}, {"environment": {"packages": {"torch": "3"}}}):
+        with pytest.raises(InputError, match="leave --resume out"):
+            finished_runs(file, {**report, **other})
 
 
 def test_grades_become_classes() -> None:
