@@ -8,6 +8,7 @@ import sys
 MEASUREMENTS = (
     "training_step",
     "accuracy",
+    "plain_trainer",
     "graphs",
     "int8",
     "merge_memory",

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from benchmarks.quality.methods import METHODS, Method
-from benchmarks.quality.pairs import PairExamples, rank_correlation
+from benchmarks.quality.rank_correlation import rank_correlation
 from benchmarks.quality.study import SIZES, VALIDATION, RunSpec, StudyTask, study_task
 from benchmarks.realdata import DATASETS, Example, split
 
@@ -126,14 +126,12 @@ def examples_of(name: str, seed: int) -> dict[str, list[Example]]:
 def _prepared(task: StudyTask, examples: Sequence[Example], labels: Sequence[str], models: Path) -> Examples:
     from transformers import AutoImageProcessor, AutoTokenizer
 
+    from rmlora.text_pair import text_or_pair
     from rmlora.training.features import ImageExamples, TextExamples
 
-    inputs = [example.input for example in examples]
+    inputs = [text_or_pair(example.input) for example in examples]
     base = base_of(task, models)
-    if task.graded:
-        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
-        return PairExamples(inputs, [float(example.label) for example in examples], tokenizer, task.length)
-    targets = [labels.index(str(example.label)) for example in examples]
+    targets = [example.label if task.graded else labels.index(str(example.label)) for example in examples]
     if task.modality == "text":
         return TextExamples(inputs, targets, AutoTokenizer.from_pretrained(base, trust_remote_code=False), task.length)
     side = {"height": task.length, "width": task.length}

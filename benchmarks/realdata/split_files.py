@@ -17,7 +17,7 @@ from rmlora.errors import InputError
 from rmlora.storage import atomic_directory, write_json
 from rmlora.training.tagged_cells import text_of_spans
 
-__all__ = ["write_splits"]
+__all__ = ["row_of", "write_splits"]
 
 _RECIPE = "splits.json"
 _SYSTEM = "Answer with the command as JSON."
@@ -62,7 +62,7 @@ def write_splits(
             if isinstance(chosen[0].input, np.ndarray):
                 _write_images(directory / split, chosen)
             else:
-                lines = [json.dumps(_row(example, name), ensure_ascii=False) for example in chosen]
+                lines = [json.dumps(row_of(example, name), ensure_ascii=False) for example in chosen]
                 (directory / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return target
 
@@ -75,7 +75,8 @@ def _recipe(directory: Path) -> Any:
         return None
 
 
-def _row(example: Example, name: str) -> dict[str, Any]:
+def row_of(example: Example, name: str) -> dict[str, Any]:
+    """Return the columns of an example of the dataset ``name``; images have none."""
     if name in INSTRUCTIONS:
         turns = {"system": _SYSTEM, "user": example.input, "assistant": example.label}
         return {"messages": [{"role": role, "content": text} for role, text in turns.items()]}

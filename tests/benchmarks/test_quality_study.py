@@ -13,7 +13,7 @@ from benchmarks.quality.campaign import Campaign, chosen_learning_rate
 from benchmarks.quality.comparison import Difference, compare, sign_test
 from benchmarks.quality.methods import HEADLINE, MASKED, METHODS
 from benchmarks.quality.page import chosen_rates, write_page
-from benchmarks.quality.pairs import rank_correlation
+from benchmarks.quality.rank_correlation import rank_correlation
 from benchmarks.quality.store import RunStore
 from benchmarks.quality.study import LEARNING_RATES, RunSpec
 from benchmarks.quality.verdict import first_paragraph
