@@ -15,10 +15,8 @@ from rmlora.tasks import Task
 from rmlora.training.result import metric_name
 from rmlora.wording import counted
 
-__all__ = ["CARD_FILE", "adapter_card"]
+__all__ = ["adapter_card"]
 
-CARD_FILE = "README.md"
-"""Name under which the hub shows a model card."""
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _SPLITS = ("validation", "test")
 _SHOWN = 20

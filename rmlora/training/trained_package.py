@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmlora.config import RMLoRAConfig
-from rmlora.package import load_package, write_metadata
+from rmlora.package import CARD_FILE, load_package, write_metadata
 from rmlora.processors import save_processor
 from rmlora.spectrum import adapter_spectrum
 from rmlora.storage import atomic_directory, write_json
 from rmlora.tasks import Task
-from rmlora.training.adapter_card import CARD_FILE, adapter_card
+from rmlora.training.adapter_card import adapter_card
 from rmlora.training.result import TrainResult
 from rmlora.training.settings import TrainSettings
 from rmlora.training.training_plot import plot_training
