@@ -60,7 +60,7 @@ def _header(name: str, task: Task, metadata: Mapping[str, Any]) -> dict[str, Any
     """Return what the hub reads; the base is named only if it is there too."""
     source, tags = str(metadata["training"]["settings"]["base"]), ["lora", "rmlora"]
     header: dict[str, Any] = {"library_name": "peft", "pipeline_tag": task.name, "tags": tags}
-    if not Path(source).exists() and _HUB_NAME.fullmatch(source):
+    if _on_hub(source):
         header["base_model"] = source
         tags.append(f"base_model:adapter:{source}")
     results = list(_results(task, metadata))
@@ -90,9 +90,9 @@ def _results(task: Task, metadata: Mapping[str, Any]) -> Iterator[dict[str, Any]
 
 
 def _summary(task: Task, metadata: Mapping[str, Any], base: str) -> str:
-    kind = "adapter" if metadata["rmlora"]["decorrelation"] or _is_masked(metadata["rmlora"]) else "LoRA adapter"
-    method = f"an RM-LoRA {kind}" if kind == "adapter" else f"a {kind}"
-    return f"This is {method} for {escaped(task.name)}, trained on {escaped(base)} with rmlora-deploy and stored in PEFT's format."
+    method = metadata["rmlora"]
+    kind = "an RM-LoRA adapter" if method["decorrelation"] or _is_masked(method) else "a LoRA adapter"
+    return f"This is {kind} for {escaped(task.name)}, trained on {escaped(base)} with rmlora-deploy and stored in PEFT's format."
 
 
 def _is_masked(method: Mapping[str, Any]) -> bool:
@@ -151,13 +151,14 @@ def _use(name: str, task: Task, metadata: Mapping[str, Any], base: str) -> list[
         "```python", "from peft import PeftModel", f"from transformers import {task.auto_class}", "",
         f"base = {task.auto_class}.from_pretrained({json.dumps(base)}{revision}{head})",
         f"model = PeftModel.from_pretrained(base, {json.dumps(name)}).eval()", "```", "",
-        "Merged into the base, or exported to ONNX" if len(commands) > 1 else "Merged into the base", "",
+        "Merged into the base, or exported to ONNX:" if len(commands) > 1 else "Merged into the base:", "",
         "```console", *(f"$ {one_line(shlex.join(['rmlora-deploy', *words]))}" for words in commands), "```", "",
     ]  # fmt: skip
 
 
 def _on_hub(source: str) -> bool:
-    return not Path(source).exists()
+    """Return True for the name of a model or dataset on the hub, and False for what is, or can only be, a path."""
+    return not Path(source).exists() and _HUB_NAME.fullmatch(source.partition(":")[0]) is not None
 
 
 def _source_name(source: str) -> str:
