@@ -35,6 +35,7 @@ from rmlora.storage import atomic_directory, read_json, sha256_file, write_json,
 from rmlora.tensors import FLOATING, TensorFile
 
 __all__ = [
+    "CARD_FILE",
     "CONFIG_FILE",
     "FORMAT_VERSION",
     "METADATA_FILE",
@@ -49,6 +50,7 @@ FORMAT_VERSION = 1
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
 METADATA_FILE = "rmlora.json"
+CARD_FILE = "README.md"
 
 _UNSUPPORTED_OPTIONS = {
     "use_dora": "DoRA",
@@ -195,8 +197,8 @@ def _refuse_other_methods(config: Mapping[str, Any], source: str) -> None:
         )
 
 
-def save_package(adapter: Adapter, path: Path | str, *, overwrite: bool = False) -> None:
-    """Write ``adapter`` as a package that PEFT can load.
+def save_package(adapter: Adapter, path: Path | str, *, overwrite: bool = False, card: str | None = None) -> None:
+    """Write ``adapter`` as a package that PEFT can load, with ``card`` as its model card.
 
     Raises:
         OutputError: the target exists and ``overwrite`` is not set, or it cannot be written.
@@ -207,6 +209,8 @@ def save_package(adapter: Adapter, path: Path | str, *, overwrite: bool = False)
         write_json(directory / CONFIG_FILE, dict(adapter.peft_config))
         masks = {m.path: m.rank_mask.tolist() for m in adapter.modules.values() if m.rank_mask is not None}
         write_metadata(directory, {**adapter.metadata, "rank_mask": masks})
+        if card is not None:
+            (directory / CARD_FILE).write_text(card, encoding="utf-8")
 
 
 def peft_tensors(adapter: Adapter) -> dict[str, Array]:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmlora.config import RMLoRAConfig
-from rmlora.package import load_package, write_metadata
+from rmlora.package import CARD_FILE, load_package, write_metadata
 from rmlora.processors import save_processor
 from rmlora.spectrum import adapter_spectrum
 from rmlora.storage import atomic_directory, write_json
 from rmlora.tasks import Task
+from rmlora.training.adapter_card import adapter_card
 from rmlora.training.result import TrainResult
 from rmlora.training.settings import TrainSettings
 from rmlora.training.training_plot import plot_training
@@ -40,7 +41,7 @@ def save_adapter_files(model: PeftModel, task: Task, directory: Path, *, base_na
     """
     model.peft_config["default"].base_model_name_or_path = base_name
     model.save_pretrained(str(directory), save_embedding_layers=False)
-    (directory / "README.md").unlink(missing_ok=True)  # PEFT's model card is an empty form
+    (directory / CARD_FILE).unlink(missing_ok=True)  # PEFT's is an empty form; write_trained_package writes a full one
     if task.inputs.packs_processor:
         save_processor(processor, directory, source=base_name)
 
@@ -58,7 +59,7 @@ def write_trained_package(
     processor: Any,
     overwrite: bool,
 ) -> None:
-    """Write ``model``'s adapter to ``result.output`` in PEFT's format, with ``rmlora.json`` and others about the run.
+    """Write ``model``'s adapter to ``result.output`` in PEFT's format, with ``rmlora.json``, a model card and others about the run.
 
     Args:
         result: metrics and cost of the run.
@@ -79,29 +80,29 @@ def write_trained_package(
         save_adapter_files(model, task, directory, base_name=settings.base, processor=processor)
         spectrum = adapter_spectrum(load_package(directory))
         _write_evaluation(result, directory, log_history)
-        write_metadata(
-            directory,
-            {
-                "rmlora": config.to_dict(),
-                "task": task.name,
-                **task_record,
-                "base_model": settings.base,
-                **base_record,
-                "metrics": {
-                    **result.metrics,
-                    "effective_rank": spectrum.effective_rank,
-                    "stable_rank": spectrum.stable_rank,
-                    "trainable_parameters": result.trainable_parameters,
-                },
-                "training": {
-                    "settings": settings.to_dict(),
-                    "steps": result.steps,
-                    "seconds": round(result.seconds, 1),
-                    "parts": result.parts,
-                    "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
-                },
+        metadata = {
+            "rmlora": config.to_dict(),
+            "task": task.name,
+            **task_record,
+            "base_model": settings.base,
+            **base_record,
+            "metrics": {
+                **result.metrics,
+                "effective_rank": spectrum.effective_rank,
+                "stable_rank": spectrum.stable_rank,
+                "trainable_parameters": result.trainable_parameters,
             },
-        )
+            "training": {
+                "settings": settings.to_dict(),
+                "steps": result.steps,
+                "seconds": round(result.seconds, 1),
+                "parts": result.parts,
+                "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+            },
+        }
+        write_metadata(directory, metadata)
+        card = adapter_card(result.output.name, task, metadata, choice=result.choice, warnings=result.warnings)
+        (directory / CARD_FILE).write_text(card, encoding="utf-8")
 
 
 def _write_evaluation(result: TrainResult, directory: Path, log_history: Sequence[Mapping[str, Any]]) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmlora.errors import AdapterError, ConfigError
 from rmlora_converters.mix import mix_adapters
 from tests.converters.small_adapters import adapter, dense, module
-from tests.helpers.cli import fails
+from tests.helpers.cli import fails, run
 from tests.helpers.models import adapt, build, lora_config
 
 
@@ -73,3 +74,20 @@ def test_the_mix_command_names_mistakes(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "file").touch()
     fails(8, "already exists", "mix", tmp_path / "a", *out)
+
+
+def test_what_is_made_of_adapters_has_a_card_without_their_figures(tmp_path: Path) -> None:
+    adapt(build("bert"), lora_config("bert")).save_pretrained(tmp_path / "a_b")
+    theirs = (tmp_path / "a_b" / "README.md").read_text()
+    made = {"mix": ["--weights", "0.7"], "compress": ["--rank", "1"], "refactor": ["--rank", "1", "--refactor"]}
+    pages = {}
+    for name, flags in made.items():
+        command = "compress" if name == "refactor" else name
+        done = run(command, tmp_path / "a_b", *flags, "-o", tmp_path / name)
+        assert done.code == 0, done.stderr
+        pages[name] = (tmp_path / name / "README.md").read_text(encoding="utf-8")
+        assert yaml.safe_load(pages[name].split("---\n")[1])["library_name"] == "peft"
+        assert "It was not evaluated since" in pages[name] and str(tmp_path) not in pages[name]
+    assert "the sum 0.7 · a\\_b." in pages["mix"]
+    assert "PEFT does not read" in pages["compress"] and "PEFT does not read" not in pages["refactor"]
+    assert (tmp_path / "a_b" / "README.md").read_text() == theirs

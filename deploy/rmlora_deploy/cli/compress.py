@@ -8,9 +8,11 @@ from pathlib import Path
 import click
 from rich.table import Table
 
+from rmlora.adapter import Adapter
 from rmlora.package import load_package, save_package
 from rmlora.storage import refuse_existing
 from rmlora_converters.compress import CompressReport, compress_adapter
+from rmlora_converters.derived_card import derived_card
 from rmlora_deploy.cli.console import json_option, make_console, print_json
 
 __all__ = ["command"]
@@ -55,11 +57,19 @@ def command(
     smaller, report = compress_adapter(
         load_package(adapter), rank=rank, parameters=parameters, energy=energy, refactor=refactor
     )
-    save_package(smaller, output, overwrite=overwrite)
+    card = derived_card(output.resolve().name, smaller, _how(adapter.resolve().name, smaller, report))
+    save_package(smaller, output, overwrite=overwrite, card=card)
     if as_json:
         print_json({"output": str(output), **asdict(report)})
         return
     _show(report, output)
+
+
+def _how(name: str, smaller: Adapter, report: CompressReport) -> str:
+    """Return how the adapter was made, for its model card."""
+    masked = any(module.rank_mask is not None for module in smaller.modules.values())
+    note = ", the others masked in rmlora.json, which PEFT does not read: it applies them all" if masked else ""
+    return f"the best directions of {name}{note}; ‖lost‖/‖Δ‖ of the update is {report.loss:.2e}"
 
 
 def _show(report: CompressReport, output: Path) -> None:

@@ -10,6 +10,7 @@ from rmlora.errors import ConfigError
 from rmlora.package import load_package, save_package
 from rmlora.storage import refuse_existing
 from rmlora.wording import counted
+from rmlora_converters.derived_card import derived_card
 from rmlora_converters.mix import mix_adapters
 from rmlora_deploy.cli.console import json_option, make_console, print_json
 
@@ -50,13 +51,16 @@ def command(
         raise ConfigError(
             f"--head-from {head_from} is not one of the adapters: name one of {', '.join(map(str, adapters))}."
         )
+    shares = _numbers(weights, len(adapters))
     mixed = mix_adapters(
         [load_package(path) for path in adapters],
-        _numbers(weights, len(adapters)),
+        shares,
         head=None if head_from is None else adapters.index(head_from),
         allow_base_mismatch=allow_base_mismatch,
     )
-    save_package(mixed, output, overwrite=overwrite)
+    made = " + ".join(f"{share:g} · {path.resolve().name}" for path, share in zip(adapters, shares, strict=True))
+    card = derived_card(output.resolve().name, mixed, f"the sum {made}")
+    save_package(mixed, output, overwrite=overwrite, card=card)
     ranks = [module.rank for module in mixed.modules.values()]
     if as_json:
         print_json(

@@ -17,7 +17,7 @@ from rmlora_deploy.cli.console import json_option, make_console, print_json
 from rmlora_deploy.inspection.adapter_report import describe_ranks
 from rmlora_deploy.inspection.bundle_report import describe_bundle
 from rmlora_deploy.inspection.html_page import html_page
-from rmlora_deploy.inspection.model_card import front_matter, model_card
+from rmlora_deploy.inspection.model_card import bundle_header, model_card
 from rmlora_deploy.inspection.update_spectra import bundle_spectra
 
 __all__ = ["command"]
@@ -62,7 +62,7 @@ def command(bundle: Path, output: Path | None, overwrite: bool, as_json: bool) -
     if output is not None:
         _write(output, opened, page, spectra, make_console(as_json=as_json))
     elif not as_json:
-        click.echo(front_matter(opened) + "\n" + page, nl=False)
+        click.echo(bundle_header(opened) + "\n" + page, nl=False)
     if as_json:
         print_json({**figures, "spectra": {name: describe_ranks(spectrum) for name, spectrum in spectra.items()}})
 
@@ -70,7 +70,7 @@ def command(bundle: Path, output: Path | None, overwrite: bool, as_json: bool) -
 def _write(output: Path, opened: Bundle, page: str, spectra: Mapping[str, AdapterSpectrum], console: Console) -> None:
     """Write the page in the format of the file's name."""
     as_html = output.suffix.lower() == ".html"
-    content = html_page(page, opened.path.resolve().name, spectra) if as_html else front_matter(opened) + "\n" + page
+    content = html_page(page, opened.path.resolve().name, spectra) if as_html else bundle_header(opened) + "\n" + page
     with atomic_file(output) as temporary:
         temporary.write_text(content, encoding="utf-8")
     without = " without the plot, as matplotlib is not installed" if as_html and find_spec("matplotlib") is None else ""

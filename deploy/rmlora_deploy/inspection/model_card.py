@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from rmlora.markdown_text import bars, code, escaped, facts, front_matter, table
 from rmlora.spectrum import AdapterSpectrum
 from rmlora.wording import counted
 from rmlora_deploy.bundles.asking import prompt_format
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.manifest import AdapterSource
 from rmlora_deploy.inspection.input_forms import describe_forms
-from rmlora_deploy.inspection.markdown_text import bars, code, escaped, facts, table
 from rmlora_deploy.inspection.verification_section import verification_section
 
-__all__ = ["SPECTRA_HEADING", "front_matter", "model_card"]
+__all__ = ["SPECTRA_HEADING", "bundle_header", "model_card"]
 
 SPECTRA_HEADING = "## Updates"
 _SHOWN = 12
@@ -32,8 +32,8 @@ _ANSWERS = {
 _PROMPTS = {"chat": "the user's message of a chat", "raw": "a text to continue as it is"}
 
 
-def front_matter(bundle: Bundle) -> str:
-    """Return the block of YAML with which the Hugging Face hub finds models; values are quoted as JSON, which is YAML."""
+def bundle_header(bundle: Bundle) -> str:
+    """Return the block of YAML with which the Hugging Face hub finds models."""
     manifest = bundle.manifest
     values: dict[str, Any] = {
         "library_name": "onnx",
@@ -42,11 +42,7 @@ def front_matter(bundle: Bundle) -> str:
     }
     if manifest.base is not None and manifest.base.hub:
         values["base_model"] = manifest.base.source
-    return (
-        "---\n"
-        + "".join(f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
-        + "---\n"
-    )
+    return front_matter(values)
 
 
 def model_card(bundle: Bundle, spectra: Mapping[str, AdapterSpectrum], sizes: Mapping[str, int]) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rmlora.markdown_text import escaped, table
 from rmlora.wording import counted
 from rmlora_deploy.bundles.manifest import Manifest
 from rmlora_deploy.bundles.report import AdapterReport, Comparison, VerificationReport
-from rmlora_deploy.inspection.markdown_text import escaped, table
 
 __all__ = ["verification_section"]
 

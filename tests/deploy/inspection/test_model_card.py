@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rmlora.markdown_text import bars, code, escaped
 from rmlora.package import load_package, write_metadata
 from rmlora.spectrum import adapter_spectrum
 from rmlora_deploy import export
 from rmlora_deploy.bundles.bundle import Bundle
-from rmlora_deploy.inspection.markdown_text import bars, code, escaped
 from rmlora_deploy.inspection.update_spectra import bundle_spectra
 from tests.helpers.cli import fails, run, run_process
 from tests.helpers.decoders import decoder_adapter, decoder_base

@@ -64,7 +64,7 @@ def test_a_run_leaves_a_complete_package(trained: tuple[Path, Any], chat_model: 
     assert metadata["chat_template"].startswith("sha256:")
     assert json.loads((output / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
     assert {path.name for path in output.iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "evaluation.json", "rmlora.json", "training.png",
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "evaluation.json", "rmlora.json", "training.png",
     }  # fmt: skip
     evaluation = json.loads((output / "evaluation.json").read_text())
     assert len(evaluation["test"]["answers"]) == 5 and evaluation["kept"].startswith("Kept epoch")

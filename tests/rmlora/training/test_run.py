@@ -32,6 +32,7 @@ def test_a_run_leaves_a_complete_package(base: Path, data: Path, tmp_path: Path)
     assert metadata["metrics"]["test"] == answer["metrics"]["test"]
     assert (metadata["rmlora"]["active_rank"], metadata["training"]["settings"]["epochs"]) == (4, 3.0)
     assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
         "evaluation.json",
