@@ -37,7 +37,7 @@ from rmlora_deploy.bundles.convert_adapter import TryOut, convert_adapter
 from rmlora_deploy.bundles.manifest import read_manifest
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.processor import write_side_files
-from rmlora_deploy.cli.predict import _lines
+from rmlora_deploy.cli.predict_inputs import read_lines
 from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.exporter.pipeline import export_bundle
 from rmlora_deploy.inference import open_bundle
@@ -284,7 +284,7 @@ def small_file(directory: Path, file: str, rng: random.Random) -> None:
     path = directory / file
     if file.endswith("texts.txt"):
         read_texts(path)
-        _lines(path)
+        read_lines(path, None)
     elif file.endswith("answers.json"):
         Reference.read(path)
     elif file.endswith("state.json"):

@@ -28,6 +28,7 @@ TRAINING_ONLY = {
     "rmlora.training.features",
     "rmlora.training.generate_answers",
     "rmlora.training.language_rows",
+    "rmlora.training.answer_trainer",
     "rmlora.training.language_trainer",
     "rmlora.training.objective",
     "rmlora.training.packed_rows",

@@ -91,12 +91,19 @@ def test_a_slow_step_prints_a_line_now_and_then_in_a_file() -> None:
     assert quick.getvalue() == ""
 
 
+_PYTHON_STARTS = "Fatal Python error: init_import_site"
+"""What Python says if it is interrupted before it runs anything."""
+
+
 @pytest.mark.parametrize("delay", [0.08, 0.2, 0.5, 1.0, 2.0, 3.0])
 def test_ctrl_c_at_any_moment_is_one_line(work: Path, tmp_path: Path, delay: float) -> None:
-    process = started(words(work, tmp_path / "adapter", "--epochs", "500"))
-    time.sleep(delay)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    err = _PYTHON_STARTS
+    while _PYTHON_STARTS in err:  # on a busy machine; no program can catch a signal then
+        process = started(words(work, tmp_path / "adapter", "--epochs", "500"))
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        delay *= 1.5
     # Python ends itself with the signal if it came in compiled source; a shell shows 130 for both
     assert process.returncode in (130, -signal.SIGINT), err
     assert "Traceback" not in err
