@@ -144,12 +144,24 @@ def _use(name: str, task: Task, metadata: Mapping[str, Any], base: str) -> list[
     revision = f", revision={json.dumps(settings['revision'])}" if settings["revision"] else ""
     head = f", num_labels={len(labels)}, ignore_mismatched_sizes=True" if labels else ""
     flags = ["--revision", settings["revision"]] if settings["revision"] else []
+    trusted = settings["trust_remote_code"]
     commands = [["merge", base, name, *flags, "--output", f"{name}-merged"]]
     if task.not_exported is None:
-        commands.append(["export", base, "--adapter", name, *flags, "--output", f"{name}-bundle"])
+        commands.append(
+            [
+                "export",
+                base,
+                "--adapter",
+                name,
+                *flags,
+                *(["--trust-remote-code"] if trusted else []),
+                "--output",
+                f"{name}-bundle",
+            ]
+        )
     return [
         "```python", "from peft import PeftModel", f"from transformers import {task.auto_class}", "",
-        f"base = {task.auto_class}.from_pretrained({json.dumps(base)}{revision}{head})",
+        f"base = {task.auto_class}.from_pretrained({json.dumps(base)}{revision}{head}{', trust_remote_code=True' if trusted else ''})",
         f"model = PeftModel.from_pretrained(base, {json.dumps(name)}).eval()", "```", "",
         "Merged into the base, or exported to ONNX:" if len(commands) > 1 else "Merged into the base:", "",
         "```console", *(f"$ {one_line(shlex.join(['rmlora-deploy', *words]))}" for words in commands), "```", "",

@@ -101,3 +101,11 @@ def test_a_task_that_is_not_exported_has_only_the_merge() -> None:
     assert "$ rmlora-deploy merge org/base-model t5 --revision v1 --output t5-merged" in page
     assert "rmlora-deploy export" not in page
     assert 'AutoModelForSeq2SeqLM.from_pretrained("org/base-model", revision="v1")' in page
+
+
+def test_a_base_with_code_of_its_own_is_loaded_with_the_flag() -> None:
+    page = adapter_card(
+        "spam", get_task("text-classification"), metadata(trust_remote_code=True), choice="", warnings=[]
+    )
+    assert "export org/base-model --adapter spam --trust-remote-code --output" in page
+    assert "ignore_mismatched_sizes=True, trust_remote_code=True)" in page
