@@ -238,7 +238,8 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
 
 def _difference(task: str, found: Mapping[int, float], plain: Mapping[int, float]) -> dict[str, Any]:
     """Return the paired difference, with half of its 95 % interval; with a single seed there is none."""
-    difference = Difference(task, _FULL.train, tuple(found[seed] - plain[seed] for seed in sorted(found)))
+    values = tuple(round(found[seed] - plain[seed], 4) for seed in sorted(found))  # less is rounding in float32
+    difference = Difference(task, _FULL.train, values)
     several = len(difference.values) > 1
     return {
         "values": list(difference.values),
