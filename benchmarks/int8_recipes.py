@@ -96,7 +96,7 @@ class Int8Models:
             texts = (self._texts("validation", "sms"), self._texts("validation", "sms", "trec"))
             with atomic_directory(directory) as made:
                 for name, bundle, inputs in zip(names, bundles, texts, strict=True):
-                    data = CalibrationData.of("validation", bundle.preprocessor(), inputs)
+                    data = CalibrationData.of("validation", bundle.preprocessor(), inputs, bundle.task.outputs)
                     (OURS | ONNXRUNTIME)[recipe](bundle.model_path, made / name, data)
         classifier, vectors = (directory / name for name in names)
         return classifier, vectors

@@ -31,7 +31,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.mark.parametrize("name", [*OURS, *ONNXRUNTIME])
 def test_every_recipe_multiplies_in_8_bits_and_stays_near_float32(bundle: Bundle, name: str, tmp_path: Path) -> None:
     preprocessor, target = bundle.preprocessor(), tmp_path / "int8.onnx"
-    (OURS | ONNXRUNTIME)[name](bundle.model_path, target, CalibrationData.of("texts", preprocessor, TEXTS))
+    (OURS | ONNXRUNTIME)[name](
+        bundle.model_path, target, CalibrationData.of("texts", preprocessor, TEXTS, bundle.task.outputs)
+    )
     assert INT8_PRODUCTS & {node.op_type for node in onnx.load(target).graph.node}
     batch = preprocessor(TEXTS)
     exact, found = (graph_logits(create_session(path))(batch) for path in (bundle.model_path, target))

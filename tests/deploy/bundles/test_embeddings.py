@@ -119,7 +119,7 @@ def test_predict_shows_cosines_and_gives_vectors_as_json(embedded: Path, tmp_pat
     fails(
         2, "'vectors' is for feature-extraction and 'words' for text-classification: ask them in two commands", *words
     )
-    with pytest.raises(ConfigError, match="gives vectors and classifies nothing: open it with Embedder"):
+    with pytest.raises(ConfigError, match="is for feature-extraction and classifies nothing"):
         Classifier.open(embedded / "vectors")
     with pytest.raises(InputError, match="Text 2 is empty"):
         Embedder.open(embedded / "vectors").embed(["w1", " "])
