@@ -13,6 +13,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
+    OMP_NUM_THREADS="1",  # of the commands that tests start; this process has its own setting below
     TOKENIZERS_PARALLELISM="false",
     TRANSFORMERS_VERBOSITY="error",
 )

@@ -25,8 +25,7 @@ from tests.helpers.branch_cases import (
 
 _USUAL = {
     *("albert", "deberta-v3", "modernbert", "xlnet", "xlnet-headless", "bigbird", "esm", "distilbert", "t5-encoder"),
-    *("bert-tokens-headless", "deberta-v3-tokens", "modernbert-tokens"),
-    *("gpt2-causal", "llama-causal", "beit", "siglip", "swin", "swinv2"),
+    *("gpt2-causal", "llama-causal", "beit", "siglip", "swin", "deberta-v3-tokens"),
     *("modernbert-headless", "modernbert-half-a-head", "bert-without-pooler", "xlnet-labels", "longformer"),
 }
 """One architecture of each kind, and those on which something failed; ``make architectures`` runs the others too."""
