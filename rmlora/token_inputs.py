@@ -59,7 +59,11 @@ class TokenInputs(SingleTextInputs):
         tokenizer = super().load_processor(directory, trust_remote_code=trust_remote_code)
         try:
             known = OFFSETS in tokenizer(["a b"], return_offsets_mapping=True)
-        except (NotImplementedError, TypeError, ValueError):
+        except (
+            NotImplementedError,
+            TypeError,
+            ValueError,
+        ):  # tokenizers written in Python refuse to say it, each in its way
             known = False
         if not known:
             raise CheckpointError(

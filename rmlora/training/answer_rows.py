@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rmlora.errors import InputError
 from rmlora.training.conversations import Conversations
 from rmlora.wording import counted, numbers
 
-if TYPE_CHECKING:
-    import torch
-
-__all__ = ["AnswerRow", "EncodedAnswers", "Shift", "collate_answers", "encode_answers"]
-
-Shift = Callable[["torch.Tensor"], "torch.Tensor"]
-"""From the tokens of answers, padded with -100, to what the decoder reads: each token stands one place later."""
+__all__ = ["AnswerRow", "EncodedAnswers", "encode_answers"]
 
 
 @dataclass(frozen=True)
@@ -104,22 +97,3 @@ def _about_lengths(data: Conversations, long: list[int], cut: int, max_length: i
             "cut at the end: raise --max-length."
         )
     return notes
-
-
-def collate_answers(rows: Sequence[dict[str, Any]], padding: int, shift: Shift) -> dict[str, torch.Tensor]:
-    """Return int64 ``input_ids``, ``attention_mask``, ``decoder_input_ids`` and ``labels``, each ``[rows, tokens]``.
-
-    Args:
-        rows: with ``input_ids`` and ``labels``.
-        padding: token to pad prompts with; it is masked.
-        shift: the model's own, from answers to what its decoder reads.
-    """
-    from rmlora.training.language_rows import IGNORED, padded
-
-    labels = padded([row["labels"] for row in rows], IGNORED)
-    return {
-        "input_ids": padded([row["input_ids"] for row in rows], padding),
-        "attention_mask": padded([[1] * len(row["input_ids"]) for row in rows], 0),
-        "decoder_input_ids": shift(labels),
-        "labels": labels,
-    }

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import CheckpointError
 from rmlora.library_calls import library_call
 from rmlora.torch_models import TaskModel
-from rmlora.training.answer_rows import EncodedAnswers, Shift, collate_answers, encode_answers
+from rmlora.training.answer_rows import EncodedAnswers, encode_answers
 from rmlora.training.answer_tokens import end_token
 from rmlora.training.language_training import LanguageTraining
 from rmlora.training.task_training import TrainingData
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
     from rmlora.training.features import Examples
+    from rmlora.training.language_rows import Shift
 
 __all__ = ["AnswerTraining"]
 
@@ -72,16 +72,10 @@ class AnswerTraining(LanguageTraining):
 
     def examples(self, data: TrainingData, processor: Any) -> dict[str, Examples]:
         """Return prompts with the tokens of their answers."""
-        from rmlora.training.language_rows import LanguageRows
+        from rmlora.training.language_rows import AnswerRows
 
         self._padding = int(processor.pad_token_id or 0)
-        collate = partial(collate_answers, padding=self._padding, shift=self._shift)
-        return {
-            name: LanguageRows.of(
-                [{"input_ids": row.prompt, "labels": row.answer} for row in split.rows], self._padding, collate
-            )
-            for name, split in self._encoded.items()
-        }
+        return {name: AnswerRows(split.rows, self._padding, self._shift) for name, split in self._encoded.items()}
 
     def trainer(self, arguments: Mapping[str, Any], examples: Mapping[str, Examples], processor: Any) -> Trainer:
         """Return a trainer whose loss is a mean over all answer tokens of a step."""

@@ -85,8 +85,24 @@ def _single(table: Table, inputs: Inputs, chosen: str | None, flag: str, source:
     return find_column(table, chosen, inputs.column_names, flag, source)
 
 
-def find_column(table: Table, chosen: str | None, usual: Sequence[str], flag: str, source: str) -> str:
+def find_column(
+    table: Table,
+    chosen: str | None,
+    usual: Sequence[str],
+    flag: str,
+    source: str,
+    *,
+    advice: str = "; the first line of a file must name its columns.",
+) -> str:
     """Return the chosen column, or the first one with a usual name.
+
+    Args:
+        table: the data.
+        chosen: name that the user gave.
+        usual: names to look for, the best first.
+        flag: with which the user names the column.
+        source: where the data is.
+        advice: end of the error sentence if no column has a usual name.
 
     Raises:
         InputError: there is none.
@@ -100,8 +116,7 @@ def find_column(table: Table, chosen: str | None, usual: Sequence[str], flag: st
     found = [lower[name] for name in usual if name in lower]
     if not found:
         raise InputError(
-            f"{source} has none of the columns {', '.join(usual)} (it has {some_of(present)}): pass {flag}; the first line of a "
-            "file must name its columns."
+            f"{source} has none of the columns {', '.join(usual)} (it has {some_of(present)}): pass {flag}{advice}"
         )
     return found[0]
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
-
 from rmlora.errors import InputError
 from rmlora.training.conversations import Conversations, TextColumns, read_conversations, usual_names
+from rmlora.training.held_out import choose_held_out
 from rmlora.training.sources import open_table
 from rmlora.training.table import Reading
 
@@ -45,13 +44,12 @@ def load_conversations(
 
 
 def _split_off(data: Conversations, fraction: float, seed: int) -> tuple[Conversations, Conversations]:
-    keys = sorted({row.key for row in data.rows})
+    keys = {row.key for row in data.rows}
     if len(keys) < 2:
         raise InputError(
             f"{data.source} asks only one thing, so no validation data can be split off: add rows, or give --validation."
         )
-    count = min(max(1, round(fraction * len(keys))), len(keys) - 1)
-    chosen = {keys[index] for index in np.random.default_rng(seed).permutation(len(keys))[:count]}
+    chosen = choose_held_out(keys, fraction, seed)
     train = tuple(row for row in data.rows if row.key not in chosen)
     held_out = tuple(row for row in data.rows if row.key in chosen)
     return replace(data, rows=train), replace(data, rows=held_out, notes=())

@@ -1,4 +1,4 @@
-"""Torch datasets of token rows: what they have in common, and those for a causal language model."""
+"""Torch datasets of token rows: what they have in common, and those for language models with and without an encoder."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from typing import Any, Self
 import torch
 from torch.utils.data import Dataset
 
+from rmlora.training.answer_rows import AnswerRow
 from rmlora.training.answer_tokens import EncodedRow
+from rmlora.training.ignored import IGNORED
 
-__all__ = ["IGNORED", "LanguageRows", "Row", "TokenRows", "padded"]
-
-IGNORED = -100
-"""Label of a token whose prediction is not learned."""
-
+__all__ = ["AnswerRows", "LanguageRows", "LearnedRows", "Row", "Shift", "TokenRows", "padded"]
 
 Row = dict[str, Any]
-Collator = Callable[[Sequence[Row]], dict[str, torch.Tensor]]
+Shift = Callable[[torch.Tensor], torch.Tensor]
+"""From the tokens of answers, padded with :data:`IGNORED`, to what a decoder reads: each token stands one place later."""
 
 
 class TokenRows(Dataset[Row]):
@@ -44,41 +43,64 @@ class TokenRows(Dataset[Row]):
         return lengths.index(max(lengths))
 
 
-class LanguageRows(TokenRows):
+class LearnedRows(TokenRows):
+    """Rows with a list of ``labels``: a number where something is learned, else :data:`IGNORED`."""
+
+    @property
+    def learned(self) -> int:
+        """Number of labels in all rows that are learned."""
+        return sum(label != IGNORED for row in self._rows for label in row["labels"])
+
+
+class LanguageRows(LearnedRows):
     """One row each; the collator pads a batch on the right to its longest row.
 
     Args:
         rows: with their answers.
         padding: token to pad with; it is masked.
-        collator: makes batches in another way.
     """
 
-    def __init__(self, rows: Sequence[EncodedRow], padding: int, collator: Collator | None = None) -> None:
+    def __init__(self, rows: Sequence[EncodedRow], padding: int) -> None:
         super().__init__([{"input_ids": row.ids, "labels": _labels(row)} for row in rows])
-        self._padding, self._collator = padding, collator
+        self._padding = padding
 
     @classmethod
-    def of(cls, rows: Sequence[Row], padding: int, collator: Collator | None = None) -> Self:
+    def of(cls, rows: Sequence[Row], padding: int) -> Self:
         """Return rows that have their labels already."""
-        made = cls([], padding, collator)
+        made = cls([], padding)
         made._rows = list(rows)
         return made
 
-    @property
-    def answer_tokens(self) -> int:
-        """Number of tokens in all rows that are learned."""
-        return sum(label != IGNORED for row in self._rows for label in row["labels"])
-
     def collate(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Return int64 ``input_ids``, ``attention_mask`` and ``labels``, each ``[rows, tokens]``."""
-        if self._collator is not None:
-            return self._collator(rows)
-        ones = [[1] * len(row["input_ids"]) for row in rows]
-        return {
-            "input_ids": padded([row["input_ids"] for row in rows], self._padding),
-            "attention_mask": padded(ones, 0),
-            "labels": padded([row["labels"] for row in rows], IGNORED),
-        }
+        return _padded_batch(rows, self._padding)
+
+
+class AnswerRows(LearnedRows):
+    """Prompts for an encoder, and the answers that the decoder learns.
+
+    Args:
+        rows: prompts and answers.
+        padding: token to pad prompts with; it is masked.
+        shift: the model's own, from answers to what its decoder reads.
+    """
+
+    def __init__(self, rows: Sequence[AnswerRow], padding: int, shift: Shift) -> None:
+        super().__init__([{"input_ids": row.prompt, "labels": row.answer} for row in rows])
+        self._padding, self._shift = padding, shift
+
+    def collate(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """Return int64 ``input_ids``, ``attention_mask``, ``decoder_input_ids`` and ``labels``, each ``[rows, tokens]``."""
+        batch = _padded_batch(rows, self._padding)
+        return {**batch, "decoder_input_ids": self._shift(batch["labels"])}
+
+
+def _padded_batch(rows: Sequence[Row], padding: int) -> dict[str, torch.Tensor]:
+    return {
+        "input_ids": padded([row["input_ids"] for row in rows], padding),
+        "attention_mask": padded([[1] * len(row["input_ids"]) for row in rows], 0),
+        "labels": padded([row["labels"] for row in rows], IGNORED),
+    }
 
 
 def _labels(row: EncodedRow) -> list[int]:

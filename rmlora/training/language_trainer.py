@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from rmlora.training.best_checkpoint import BestCheckpointTrainer
-from rmlora.training.language_rows import IGNORED
+from rmlora.training.ignored import IGNORED
 from rmlora.training.sampler import LengthGroupingTrainer
 
 __all__ = ["GroupedLanguageTrainer", "LanguageTrainer", "answer_loss", "perplexity"]

@@ -176,7 +176,7 @@ class LanguageTraining(TaskTraining):
         if scores["loss"] != scores["loss"]:
             raise TrainingError(f"The trained model's {split} loss is NaN: lower --learning-rate.")
         tokens: Any = examples[split]
-        return Evaluation(scores, {"answer_tokens": tokens.answer_tokens, **self._samples(split)})
+        return Evaluation(scores, {"answer_tokens": tokens.learned, **self._samples(split)})
 
     def metadata(self, model: PeftModel) -> dict[str, Any]:
         """Return how the base was asked, which generation must do alike."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rmlora.errors import ConfigError, some_of
-from rmlora.training.class_report import distrust, report_classes
+from rmlora.training.class_report import ClassReport, distrust, report_classes
 from rmlora.training.label_column import LabelColumn
 from rmlora.training.label_values import label_names, number_labels, order_labels
 from rmlora.training.problem import FloatArray, Problem
@@ -69,25 +69,31 @@ class OneLabelProblem(Problem):
 
     def metrics(self, logits: FloatArray, targets: npt.NDArray[Any], settings: TrainSettings) -> dict[str, float]:
         """Return the accuracy and macro F1, and the metric that chooses the checkpoint if it is another one."""
-        from sklearn.metrics import balanced_accuracy_score, matthews_corrcoef
-
         report = report_classes(logits, targets, [str(index) for index in range(logits.shape[-1])])
-        measured = {"accuracy": report.accuracy, "macro_f1": report.macro_f1}
-        others: dict[str, Callable[[Any, Any], float]] = {
-            "balanced_accuracy": balanced_accuracy_score,
-            "mcc": matthews_corrcoef,
-        }
-        if function := others.get(str(settings.best_metric)):
-            measured[str(settings.best_metric)] = float(function(targets, logits.argmax(-1)))
-        return measured
+        return _scores(report, logits, targets, settings)
 
     def evaluate(
         self, logits: FloatArray, targets: npt.NDArray[Any], labels: Sequence[str], split: str, settings: TrainSettings
     ) -> Evaluation:
         """Return the metrics and the mean confidence, the figures of every label and the confusion matrix."""
         report = report_classes(logits, targets, labels)
-        scores = {**self.metrics(logits, targets, settings), "confidence": report.confidence}
+        scores = {**_scores(report, logits, targets, settings), "confidence": report.confidence}
         return Evaluation(scores, report.to_dict(), tuple(distrust(report, split)))
+
+
+def _scores(
+    report: ClassReport, logits: FloatArray, targets: npt.NDArray[Any], settings: TrainSettings
+) -> dict[str, float]:
+    from sklearn.metrics import balanced_accuracy_score, matthews_corrcoef
+
+    measured = {"accuracy": report.accuracy, "macro_f1": report.macro_f1}
+    others: dict[str, Callable[[Any, Any], float]] = {
+        "balanced_accuracy": balanced_accuracy_score,
+        "mcc": matthews_corrcoef,
+    }
+    if function := others.get(str(settings.best_metric)):
+        measured[str(settings.best_metric)] = float(function(targets, logits.argmax(-1)))
+    return measured
 
 
 def _weights(

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from rmlora.errors import ConfigError
-from rmlora.training.language_rows import IGNORED, LanguageRows, Row, padded
+from rmlora.training.ignored import IGNORED
+from rmlora.training.language_rows import LanguageRows, Row, padded
 
 __all__ = ["PackedRows", "check_packing"]
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from rmlora.errors import ConfigError, InputError
 from rmlora.label_lists import SEPARATORS, read_list
+from rmlora.training.ignored import IGNORED
 from rmlora.training.label_column import LabelColumn
 from rmlora.training.problem import FloatArray, Problem
 from rmlora.training.split_evaluation import Evaluation
@@ -23,10 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["RegressionProblem"]
 
 _LARGEST = float(np.finfo(np.float32).max)
-_IGNORED = -100.0
-"""The trainer does not count targets of this value, which marks ignored tokens elsewhere."""
-_COUNTED = float(np.nextafter(np.float32(_IGNORED), np.float32(0)))
-"""The next number to it."""
+_COUNTED = float(np.nextafter(np.float32(IGNORED), np.float32(0)))
+"""The next number to :data:`IGNORED`, because the trainer does not count targets of that value."""
 
 
 class RegressionProblem(Problem):
@@ -51,7 +50,7 @@ class RegressionProblem(Problem):
     def encode(self, column: LabelColumn, labels: Sequence[str], *, given: bool) -> list[Any]:
         """Return for every row ``[outputs]`` numbers."""
         rows = [_numbers(cell, len(labels), column, row) for row, cell in enumerate(column.cells)]
-        return [[_COUNTED if value == _IGNORED else value for value in row] for row in rows]
+        return [[_COUNTED if value == IGNORED else value for value in row] for row in rows]
 
     def present(self, targets: Sequence[Any], labels: Sequence[str]) -> set[int]:
         """Return all outputs."""

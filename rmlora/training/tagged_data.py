@@ -12,6 +12,8 @@ from rmlora.entities import OUTSIDE, TagScheme
 from rmlora.errors import ConfigError, InputError, some_of
 from rmlora.training.conll import CONLL_SUFFIXES, read_conll
 from rmlora.training.data import Columns
+from rmlora.training.held_out import choose_held_out
+from rmlora.training.input_columns import find_column
 from rmlora.training.sources import open_table
 from rmlora.training.table import Reading, Table
 from rmlora.training.tagged_cells import TaggedText, is_spans, text_of_spans, text_of_tags
@@ -157,17 +159,11 @@ def _open(source: str, columns: Columns, reading: Reading | None) -> tuple[Table
 
 
 def _column(table: Table, chosen: str | None, usual: Sequence[str], flag: str, source: str) -> str:
-    present = list(table.columns)
-    if chosen is not None and chosen not in present:
-        raise InputError(f"{source} has no column '{chosen}' (it has {some_of(present)}): change {flag}.")
-    lower = {name.lower(): name for name in reversed(present)}
-    found = [chosen] if chosen is not None else [lower[name] for name in usual if name in lower]
-    if not found:
-        raise InputError(
-            f"{source} has none of the columns {', '.join(usual)} (it has {some_of(present)}): pass {flag}. Words with tags are "
-            "lists in the columns tokens and ner_tags, entities are {start, end, label} in the columns text and entities."
-        )
-    return found[0]
+    advice = (
+        ". Words with tags are lists in the columns tokens and ner_tags, entities are {start, end, label} in the columns text and "
+        "entities."
+    )
+    return find_column(table, chosen, usual, flag, source, advice=advice)
 
 
 def _strings(value: object, where: str) -> Iterable[str]:
@@ -200,13 +196,12 @@ def _refuse_unknown(texts: Sequence[TaggedText], tags: Sequence[str], source: st
 
 
 def _split_off(data: TaggedData, fraction: float, seed: int) -> tuple[TaggedData, TaggedData]:
-    keys = sorted({text.sentence.text for text in data.texts})
+    keys = {text.sentence.text for text in data.texts}
     if len(keys) < 2:
         raise InputError(
             f"{data.source} holds only one text, so no validation data can be split off: add rows, or give --validation."
         )
-    count = min(max(1, round(fraction * len(keys))), len(keys) - 1)
-    chosen = {keys[index] for index in np.random.default_rng(seed).permutation(len(keys))[:count]}
+    chosen = choose_held_out(keys, fraction, seed)
     train = tuple(text for text in data.texts if text.sentence.text not in chosen)
     held_out = tuple(text for text in data.texts if text.sentence.text in chosen)
     return replace(data, texts=train), replace(data, texts=held_out, notes=())

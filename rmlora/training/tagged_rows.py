@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from rmlora.inputs import Arrays
-from rmlora.training.language_rows import IGNORED, Row, TokenRows, padded
+from rmlora.training.ignored import IGNORED
+from rmlora.training.language_rows import LearnedRows, Row, padded
 
 if TYPE_CHECKING:
     from rmlora.token_inputs import TokenInputs
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["TaggedRows", "kept_of_scores", "tag_loss"]
 
 
-class TaggedRows(TokenRows):
+class TaggedRows(LearnedRows):
     """Texts, tokenized once. The first token of a word has its tag; nothing is learned for all other tokens.
 
     Args:
@@ -60,11 +61,6 @@ class TaggedRows(TokenRows):
         self.cut_words += beyond
         self.cut_texts += beyond > 0
         self.wordless += words - beyond - len(read)
-
-    @property
-    def learned(self) -> int:
-        """Number of words that have a tag to learn."""
-        return sum(label != IGNORED for row in self._rows for label in row["labels"])
 
     def collate(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Return the model's inputs and ``labels``, each int64 ``[rows, tokens]``."""

@@ -13,6 +13,7 @@ from rmlora.entities import TagScheme
 from rmlora.errors import InputError, TrainingError, require
 from rmlora.torch_models import TaskModel
 from rmlora.training.data import Columns
+from rmlora.training.ignored import IGNORED
 from rmlora.training.table import Reading
 from rmlora.training.tag_report import TagReport, distrust_tags, report_tags
 from rmlora.training.tagged_data import load_tagged, order_tags
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from rmlora.training.tagged_rows import TaggedRows
 
 __all__ = ["TokenTraining"]
-
-_IGNORED = -100
-"""Label of a token that is not learned, as in :mod:`rmlora.training.language_rows`, which needs torch."""
 
 
 class TokenTraining(TaskTraining):
@@ -144,7 +142,7 @@ def _report(prediction: Any, tags: tuple[str, ...]) -> tuple[TagReport, float]:
     kept, numbers = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
     true, predicted = [], []
     for row, labels in zip(kept, numbers, strict=True):
-        learned = labels != _IGNORED
+        learned = labels != IGNORED
         true.append([tags[number] for number in labels[learned]])
         predicted.append([tags[int(number)] for number in row[learned, 0]])
-    return report_tags(true, predicted, tags), float(kept[..., 1][numbers != _IGNORED].mean(dtype=np.float64))
+    return report_tags(true, predicted, tags), float(kept[..., 1][numbers != IGNORED].mean(dtype=np.float64))

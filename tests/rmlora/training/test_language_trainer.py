@@ -17,7 +17,8 @@ from rmlora.training.answer_metrics import score_answers
 from rmlora.training.answer_tokens import EncodedRow, PromptFormat
 from rmlora.training.conversations import Conversation
 from rmlora.training.generate_answers import generate_answers
-from rmlora.training.language_rows import IGNORED, LanguageRows
+from rmlora.training.ignored import IGNORED
+from rmlora.training.language_rows import LanguageRows
 from rmlora.training.language_trainer import GroupedLanguageTrainer, LanguageTrainer, answer_loss
 from tests.helpers.chats import chat_tokenizer, conversations, tiny_llama
 
@@ -78,7 +79,7 @@ def test_the_evaluated_loss_is_the_mean_over_all_tokens(tmp_path: Path) -> None:
                 model(**batch).logits[0, :-1], batch["labels"][0, 1:], reduction="none", ignore_index=IGNORED
             )
         total, tokens = total + float(losses.sum()), tokens + int((batch["labels"] != IGNORED).sum())
-    assert tokens == data.answer_tokens
+    assert tokens == data.learned
     metrics = run.evaluate()
     assert metrics["eval_loss"] == pytest.approx(total / tokens, rel=1e-5)
     assert metrics["eval_perplexity"] == pytest.approx(2.718281828 ** (total / tokens), rel=1e-5)

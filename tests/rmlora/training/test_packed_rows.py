@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 
 from rmlora.errors import ConfigError
 from rmlora.package import load_package
-from rmlora.training.language_rows import IGNORED, LanguageRows
+from rmlora.training.ignored import IGNORED
+from rmlora.training.language_rows import LanguageRows
 from rmlora.training.language_trainer import LanguageTrainer
 from rmlora.training.packed_rows import PackedRows, check_packing
 from tests.helpers.chats import chat_base, conversations, write_rows
@@ -44,7 +45,7 @@ def test_every_token_is_in_one_row_with_its_position_and_label() -> None:
     batch = data.collate(chosen)
     width = max(len(row["input_ids"]) for row in chosen)
     assert batch["input_ids"].shape[1] == width and len(batch["input_ids"]) < len(chosen)
-    assert (batch["labels"] != IGNORED).sum() == data.answer_tokens
+    assert (batch["labels"] != IGNORED).sum() == data.learned
     begins = (batch["position_ids"] == 0).sum()
     padding = batch["input_ids"].numel() - sum(len(row["input_ids"]) for row in chosen)
     assert len(chosen) <= begins <= len(chosen) + padding
