@@ -28,6 +28,7 @@ from rmlora_deploy.bundles.sources import record_adapter_directory, record_base_
 from rmlora_deploy.exporter.calibration import CalibrationData
 from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.verification.evaluation import EvaluationData, read_evaluation
+from rmlora_deploy.verification.evaluation_data import MeasuredModel
 
 __all__ = ["ExportPlan", "common_task", "complete_bundle", "make_plan"]
 
@@ -144,10 +145,12 @@ def make_plan(
         name: read_evaluation(
             data,
             settings.columns,
-            task=task,
-            labels=adapters[name].labels or [],
-            problem=adapters[name].problem_type,
-            form=adapters[name].input_form,
+            MeasuredModel(
+                task=task,
+                labels=adapters[name].labels or [],
+                problem=adapters[name].problem_type,
+                form=adapters[name].input_form,
+            ),
         )
         for name, data in settings.data.items()
     }

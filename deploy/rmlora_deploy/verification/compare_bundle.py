@@ -16,6 +16,7 @@ from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.report import VerificationReport
 from rmlora_deploy.verification.answer_quality import AnswerMeasure
 from rmlora_deploy.verification.evaluation import EvaluationData, read_evaluation
+from rmlora_deploy.verification.evaluation_data import MeasuredModel
 from rmlora_deploy.verification.torch_decoder import TorchDecoder
 from rmlora_deploy.verification.torch_pair import TorchPair, load_recorded, load_torch_pair
 from rmlora_deploy.verification.verify_branches import verify_branches
@@ -122,14 +123,10 @@ def _compare_branches(
 def _evaluation(bundle: Bundle, adapter: str | None, source: str, columns: Columns) -> EvaluationData:
     """Read labeled data for an adapter of a bundle, or for what is merged into it."""
     entry = bundle.adapter(adapter) if adapter is not None else bundle.manifest
-    return read_evaluation(
-        source,
-        columns,
-        task=bundle.task,
-        labels=entry.labels,
-        problem=entry.function_to_apply,
-        form=bundle.input_form(adapter),
+    model = MeasuredModel(
+        task=bundle.task, labels=entry.labels, problem=entry.function_to_apply, form=bundle.input_form(adapter)
     )
+    return read_evaluation(source, columns, model)
 
 
 def _by_name(bundle: Bundle, what: str, value: Any) -> dict[str, str]:

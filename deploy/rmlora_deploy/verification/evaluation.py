@@ -13,13 +13,11 @@ import numpy.typing as npt
 from rmlora.errors import ConfigError, InputError, some_of
 from rmlora.inputs import Arrays
 from rmlora.scoring import Scoring
-from rmlora.tasks import Task
-from rmlora.text_pair import InputForm
 from rmlora.training.data import Columns, load_split
 from rmlora.training.label_values import number_labels, numbers_labels
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.report import Evaluation, Tolerance
-from rmlora_deploy.verification.evaluation_data import EvaluationData
+from rmlora_deploy.verification.evaluation_data import EvaluationData, MeasuredModel
 from rmlora_deploy.verification.tag_evaluation import TagEvaluation
 
 __all__ = ["EvaluationData", "LabelEvaluation", "keeps_metric", "lost_metric", "measure", "read_evaluation"]
@@ -37,21 +35,13 @@ class LabelEvaluation(EvaluationData):
     """What the model's scores mean, and how they are compared with ``targets``."""
 
     @classmethod
-    def read(
-        cls,
-        source: str,
-        columns: Columns,
-        *,
-        task: Task,
-        labels: Sequence[str],
-        problem: str | None,
-        form: InputForm | None = None,
-    ) -> LabelEvaluation:
+    def read(cls, source: str, columns: Columns, model: MeasuredModel) -> LabelEvaluation:
         """Read data; arguments and errors as :func:`read_evaluation`."""
-        scoring = task.outputs.scoring(problem, labels)
+        task, labels = model.task, model.labels
+        scoring = task.outputs.scoring(model.problem, labels)
         if scoring is None:
             raise ConfigError(f"--data measures a metric on labels, and {task.name} has none: leave it out.")
-        data = load_split(task, source, columns, several=scoring.takes_lists, form=form)
+        data = load_split(task, source, columns, several=scoring.takes_lists, form=model.form)
         if scoring.function == "softmax":  # every row names one label, in any spelling that training accepts
             unknown = f"but the model's are {some_of(labels)}"
             numbered = numbers_labels(data.labels, labels)
@@ -75,34 +65,22 @@ class LabelEvaluation(EvaluationData):
 
 
 _KINDS: dict[str, type[LabelEvaluation] | type[TagEvaluation]] = {"tokens": TagEvaluation}
-"""Kind of a task's outputs → what reads its data, where it is not one label or list of labels for each row."""
+"""Kind of a task's outputs → class for its data; all other kinds have labels for whole rows."""
 
 
-def read_evaluation(
-    source: str,
-    columns: Columns,
-    *,
-    task: Task,
-    labels: Sequence[str],
-    problem: str | None,
-    form: InputForm | None = None,
-) -> EvaluationData:
+def read_evaluation(source: str, columns: Columns, model: MeasuredModel) -> EvaluationData:
     """Read labeled data for a model.
 
     Args:
         source: csv, tsv, jsonl or parquet file, folder of images, or hub data set.
         columns: names of its columns.
-        task: of the model.
-        labels: of the model, in the order of its scores.
-        problem: problem type of the model, or the function that turns its scores into answers.
-        form: what the adapter was trained on; None takes single texts and pairs.
+        model: what is measured.
 
     Raises:
         ConfigError: the task has no labels.
         InputError: the data cannot be read, or has a label that does not fit the model.
     """
-    kind = _KINDS.get(task.outputs.kind, LabelEvaluation)
-    return kind.read(source, columns, task=task, labels=labels, problem=problem, form=form)
+    return _KINDS.get(model.task.outputs.kind, LabelEvaluation).read(source, columns, model)
 
 
 def measure(

@@ -9,7 +9,23 @@ from typing import Any
 
 import numpy.typing as npt
 
-__all__ = ["EvaluationData"]
+from rmlora.tasks import Task
+from rmlora.text_pair import InputForm
+
+__all__ = ["EvaluationData", "MeasuredModel"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredModel:
+    """What reading labeled data needs to know of the model that is measured on it."""
+
+    task: Task
+    labels: Sequence[str]
+    """In the order of its scores."""
+    problem: str | None
+    """Problem type, or the function that turns its scores into answers."""
+    form: InputForm | None = None
+    """What the adapter was trained on; None takes single texts and pairs."""
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from rmlora.errors import require
-from rmlora.tasks import Task
-from rmlora.text_pair import InputForm
 from rmlora.training.data import Columns
 from rmlora.training.tag_report import report_tags, tag_metric
 from rmlora.training.tagged_data import read_tagged
-from rmlora_deploy.verification.evaluation_data import EvaluationData
+from rmlora_deploy.verification.evaluation_data import EvaluationData, MeasuredModel
 
 __all__ = ["TagEvaluation"]
 
@@ -30,20 +28,13 @@ class TagEvaluation(EvaluationData):
     """Tags of the model, in the order of its scores."""
 
     @classmethod
-    def read(
-        cls,
-        source: str,
-        columns: Columns,
-        *,
-        task: Task,
-        labels: Sequence[str],
-        problem: str | None,
-        form: InputForm | None = None,
-    ) -> TagEvaluation:
+    def read(cls, source: str, columns: Columns, model: MeasuredModel) -> TagEvaluation:
         """Read data; arguments and errors as :func:`rmlora_deploy.verification.evaluation.read_evaluation`."""
         require("seqeval", "train")
-        data = read_tagged(source, columns, tags=labels)
-        return cls(source, [text.sentence for text in data.texts], [text.tags for text in data.texts], tuple(labels))
+        data = read_tagged(source, columns, tags=model.labels)
+        return cls(
+            source, [text.sentence for text in data.texts], [text.tags for text in data.texts], tuple(model.labels)
+        )
 
     @property
     def metric(self) -> str:

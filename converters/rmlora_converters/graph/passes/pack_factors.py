@@ -75,6 +75,8 @@ def pack_factors(model: ir.Model, lora_inputs: LoraInputs) -> list[PackedFactors
             found = _recognize(node, names)
             if found is not None:
                 made.append(_pack(graph, node, *found))
+    if not made:
+        return []
     RemoveUnusedNodesPass()(model)
     for name in {name for packed in made for name in packed.names}:
         graph.inputs.remove(graph.initializers.pop(name))
