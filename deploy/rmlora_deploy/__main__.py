@@ -9,13 +9,14 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C during its imports is one line too."""
+    """Run the command line; Ctrl-C during its imports, or before it can catch it, is one line too."""
     try:
         from rmlora_deploy.cli import main as run
+
+        run()
     except KeyboardInterrupt:
         sys.stderr.write("\nError: Interrupted: give the same command again.\n")
         sys.exit(130)
-    run()
 
 
 if __name__ == "__main__":
