@@ -157,6 +157,12 @@ class Adapter:
         return value
 
     @property
+    def no_answer(self) -> bool | None:
+        """True if it learned that a question may have no answer in its context; None if that is not recorded."""
+        value = self.metadata.get("no_answer")
+        return None if value is None else bool(value)
+
+    @property
     def prompt_format(self) -> Literal["chat", "raw"] | None:
         """How a language model was asked in training: by its chat template, or with the text as it stands; None if not recorded."""
         value: Literal["chat", "raw"] | None = self.metadata.get("prompt_format")

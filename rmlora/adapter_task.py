@@ -56,9 +56,12 @@ def complete_labels(
         ConfigError: there are more or fewer names than outputs, or the task has no labels.
         AdapterError: nothing says how many labels there are.
     """
+    fixed = task.outputs.fixed_labels
+    if labels is not None and fixed is not None and tuple(labels) == fixed:
+        labels = None
+    if labels is not None and (fixed is not None or not task.outputs.has_labels):
+        raise ConfigError(f"--labels names outputs, but {task.name} has none to name: leave it out.")
     if not task.outputs.has_labels:
-        if labels is not None:
-            raise ConfigError(f"--labels names outputs, but {task.name} has none to name: leave it out.")
         return adapter
     if labels is None:
         names = task.outputs.labels_of(adapter, config)

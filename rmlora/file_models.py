@@ -104,6 +104,7 @@ class PackageMetadata(_File):
     metrics: dict[str, Any] | None = None
     training: _Training | None = None
     input_form: InputForm | None = None
+    no_answer: bool | None = None
     prompt_format: Literal["chat", "raw"] | None = None
     base_precision: Literal["nf4"] | None = None
     end_tokens: list[Annotated[_Integer, Field(ge=0, lt=2**31)]] | None = None

@@ -64,6 +64,10 @@ class Inputs(ABC):
     """True if an adapter package contains the processor used in training."""
     takes_pairs: ClassVar[bool] = False
     """True if an input may be a pair of texts."""
+    form: ClassVar[InputForm | None] = None
+    """The only form of inputs; None if an adapter decides it."""
+    reads_whole: ClassVar[bool] = False
+    """True if nothing of a long input is cut off: it has several parts instead."""
     pair_columns: ClassVar[tuple[tuple[str, str], ...]] = ()
     """Names of two columns that together are recognized as pairs of texts without the setting."""
     different_processors: ClassVar[str]
@@ -104,6 +108,16 @@ class Inputs(ABC):
     def load_quick_processor(self, directory: Path, *, trust_remote_code: bool = False) -> Any:
         """Return a processor with the same results as :meth:`load_processor`'s that leaves other threads more time."""
         return self.load_processor(directory, trust_remote_code=trust_remote_code)
+
+    def parts(self, processor: Any, value: Any, length: int | None) -> list[Any]:
+        """Return the inputs, one row each, that are computed for one: here itself.
+
+        Args:
+            processor: of the base.
+            value: an input.
+            length: tokens of a row; None for the processor's own limit.
+        """
+        return [value]
 
     @abstractmethod
     def rows(

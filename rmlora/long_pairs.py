@@ -8,14 +8,14 @@ themselves, cut by the same rule, and put into the pattern of special tokens tha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rmlora.text_pair import TextPair
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
-__all__ = ["encode_pairs", "kept_of_pair"]
+__all__ = ["FilledPair", "encode_pairs", "fill_pair", "kept_of_pair", "own_tokenizer"]
 
 _LONG = 16
 """Characters for each token that is kept from which a pair is long."""
@@ -28,6 +28,20 @@ _NAMES = {"input_ids", "attention_mask", "token_type_ids"}
 Encoded = dict[str, list[list[int]]]
 
 
+class FilledPair(NamedTuple):
+    """The tokens of a pair."""
+
+    ids: list[int]
+    types: list[int]
+    sources: list[int | None]
+    """Which text a token is of, 0 or 1; None for special tokens."""
+
+
+def own_tokenizer(tokenizer: Any) -> Any:
+    """Return the tokenizer of the package ``tokenizers`` in another one; None if it has none."""
+    return getattr(tokenizer, "backend_tokenizer", None) or getattr(tokenizer, "backend", None)
+
+
 def encode_pairs(tokenizer: Any, pairs: Sequence[TextPair], max_length: int | None) -> Encoded:
     """Return input name → one list of numbers for each pair, as ``tokenizer`` makes them.
 
@@ -38,7 +52,7 @@ def encode_pairs(tokenizer: Any, pairs: Sequence[TextPair], max_length: int | No
     """
     own_limit: int = getattr(tokenizer, "model_max_length", None) or _NO_LIMIT
     limit = max_length or own_limit
-    backend: Any = getattr(tokenizer, "backend_tokenizer", None) or getattr(tokenizer, "backend", None)
+    backend = own_tokenizer(tokenizer)
     long = [backend is not None and len(pair.first) + len(pair.second) > _LONG * limit for pair in pairs]
     if not any(long):
         return _encode(tokenizer, pairs, max_length)
@@ -68,14 +82,13 @@ def _encode_long(tokenizer: Any, backend: Tokenizer, pair: TextPair, limit: int)
     kept = kept_of_pair(len(alone[0]), len(alone[1]), max(0, limit - specials))
     left = getattr(tokenizer, "truncation_side", "right") == "left"
     texts = [ids[len(ids) - count :] if left else ids[:count] for ids, count in zip(alone, kept, strict=True)]
-    ids, types = _filled(pattern, texts)
-    return {"input_ids": [ids], "attention_mask": [[1] * len(ids)], "token_type_ids": [types]}
+    made = fill_pair(pattern, texts)
+    return {"input_ids": [made.ids], "attention_mask": [[1] * len(made.ids)], "token_type_ids": [made.types]}
 
 
-def _filled(pattern: Encoding, texts: Sequence[list[int]]) -> tuple[list[int], list[int]]:
-    """Return ids and types of a pair: those of ``pattern`` with each of its two texts replaced."""
-    ids: list[int] = []
-    types: list[int] = []
+def fill_pair(pattern: Encoding, texts: Sequence[list[int]]) -> FilledPair:
+    """Return the tokens of ``pattern``, any pair, with each of its two texts replaced by the ids in ``texts``."""
+    made = FilledPair([], [], [])
     seen: set[int] = set()
     for token, kind, source in zip(pattern.ids, pattern.type_ids, pattern.sequence_ids, strict=True):
         if source is None:
@@ -85,9 +98,10 @@ def _filled(pattern: Encoding, texts: Sequence[list[int]]) -> tuple[list[int], l
             seen.add(source)
         else:  # the text of the pattern has more than one token
             continue
-        ids += part
-        types += [kind] * len(part)
-    return ids, types
+        made.ids.extend(part)
+        made.types.extend([kind] * len(part))
+        made.sources.extend([source] * len(part))
+    return made
 
 
 def kept_of_pair(first: int, second: int, room: int) -> tuple[int, int]:

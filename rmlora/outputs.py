@@ -7,13 +7,14 @@ compared.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from rmlora.errors import AdapterError, CheckpointError
+from rmlora.heads import first_head, head_outputs, other_head
 from rmlora.pooling import Pooling, pool
 from rmlora.scoring import ProblemType, Scoring, problem_type_in, scoring_of
 
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
     from rmlora.adapter import Adapter
     from rmlora.inputs import Arrays
 
-__all__ = ["ClassScores", "Outputs", "SentenceVector", "WithoutLabels", "first_head", "problem_type_of"]
+__all__ = [
+    "ClassScores",
+    "Outputs",
+    "SentenceVector",
+    "WithoutLabels",
+    "problem_type_of",
+]
 
 AnyArray = npt.NDArray[Any]
 
@@ -31,9 +38,13 @@ AnyArray = npt.NDArray[Any]
 class Outputs(ABC):
     """A kind of outputs. Instances have no state."""
 
-    kind: ClassVar[Literal["scores", "vector", "text", "answer", "tokens"]]
+    kind: ClassVar[Literal["scores", "vector", "text", "answer", "tokens", "spans"]]
     has_labels: ClassVar[bool]
     """True if outputs are scores for labels, so metrics can be measured on labeled data."""
+    fixed_labels: ClassVar[tuple[str, ...] | None] = None
+    """The labels that all models of this kind have; None if each has its own, or none."""
+    graph_outputs: ClassVar[tuple[str, str] | None] = None
+    """Names of two outputs ``[rows, tokens]`` that transformers' models have in place of one; None if they have one."""
     axes: ClassVar[int] = 2
     """Axes of a graph's output: 2 for ``[rows, n]``."""
     pools: ClassVar[bool]
@@ -124,6 +135,10 @@ class Outputs(ABC):
         """
         return output
 
+    def of_parts(self, parts: Sequence[AnyArray]) -> Any:
+        """Return what a metric is measured on, of an input's parts (:meth:`rmlora.inputs.Inputs.parts`): here there is one."""
+        return parts[0]
+
     @abstractmethod
     def agreement(self, expected: AnyArray, got: AnyArray, scoring: Scoring | None = None) -> dict[str, float]:
         """Return how well two outputs agree, as a comparison's field name → value.
@@ -138,7 +153,7 @@ class Outputs(ABC):
 class ClassScores(Outputs):
     """One score per label (logits)."""
 
-    kind: ClassVar[Literal["scores", "tokens"]] = "scores"
+    kind: ClassVar[Literal["scores", "tokens", "spans"]] = "scores"
     has_labels = True
     pools = False
     route = "/classify"
@@ -178,7 +193,7 @@ class ClassScores(Outputs):
 
     def _check_recorded(self, adapter: Adapter, labels: Sequence[str], config: Mapping[str, Any]) -> None:
         """Raise :class:`AdapterError` if the head that ``adapter`` has, or leaves to its base, has no output for each label."""
-        head, own = _head_outputs(adapter), len(self.labels_in(config))
+        head, own = head_outputs(adapter), len(self.labels_in(config))
         if head is None and not adapter.modules_to_save and own not in (0, len(labels)):
             raise AdapterError(
                 f"{adapter.source} records {len(labels)} labels, but contains no head, and its base has {own} labels: train it "
@@ -192,7 +207,7 @@ class ClassScores(Outputs):
 
     def count(self, adapter: Adapter, config: Mapping[str, Any]) -> int | None:
         """Return the number of rows of the head's weight, else of the base's labels."""
-        return _head_outputs(adapter) or len(self.labels_in(config)) or None
+        return head_outputs(adapter) or len(self.labels_in(config)) or None
 
     def labels_in(self, config: Mapping[str, Any]) -> list[str]:
         """Return the names in ``id2label``, by index; where there are none, those that transformers takes."""
@@ -218,11 +233,11 @@ class ClassScores(Outputs):
 
     def check_adapter(self, adapter: Adapter, task: str) -> None:
         """Refuse an adapter with the head of another task; one without a head uses the base's."""
-        for name in adapter.modules_to_save:
-            if other := next((head for head in _OTHER_HEADS if head in name.split(".")), None):
-                raise AdapterError(
-                    f"{adapter.source} contains '{name}', a head for {_OTHER_HEADS[other]}: it cannot be used for {task}."
-                )
+        if (found := other_head(adapter)) is not None:
+            name, purpose = found
+            raise AdapterError(
+                f"{adapter.source} contains '{name}', a head for {purpose}: it cannot be used for {task}."
+            )
 
     def check_switchable(self, adapter: Adapter, name: str) -> None:
         """Accept every adapter: heads are LoRA inputs too."""
@@ -308,55 +323,8 @@ class SentenceVector(WithoutLabels):
         return {"min_cosine": float(cosines.min())}
 
 
-_OTHER_HEADS = {
-    "qa_outputs": "answers in a text",
-    "predictions": "masked words",
-    "lm_head": "the next word",
-    "embed_out": "the next word",
-}
-"""Part of a module's path that only the models of other tasks have → what it is for."""
-
-_HEADS = ("classifier", "score", "out_proj", "logits_proj", "linear_out", "summary", "head")
-"""Last part of the path of a classification head, in transformers' models."""
-
-
 def _numbered(count: int) -> list[str]:
     return [f"LABEL_{index}" for index in range(count)]
-
-
-def first_head(adapter: Adapter) -> str | None:
-    """Return the name of a classifier head's weight that ``adapter`` saved whole; None if it has none."""
-    return next(_head_weights(adapter), None)
-
-
-def _head_weights(adapter: Adapter) -> Iterator[str]:
-    """Yield the names of classifier head weights in ``adapter``, the last first.
-
-    XLNet has a ``summary`` before its head; for XLM it is the head.
-    """
-    found = [
-        name
-        for name in reversed(list(adapter.modules_to_save))
-        if name.endswith(".weight") and _is_head(name.removesuffix(".weight"))
-    ]
-    yield from sorted(found, key=lambda name: name.endswith("summary.weight"))
-
-
-def _is_head(path: str) -> bool:
-    """Return True for the path of a classification head: ``classifier``, ``classifier.1``, not ``layers.0.out_proj``."""
-    parts = path.split(".")
-    while len(parts) > 1 and parts[-1].isdigit():
-        parts.pop()
-    return parts[-1] in _HEADS and not any(part.isdigit() for part in parts)
-
-
-def _head_outputs(adapter: Adapter) -> int | None:
-    """Return how many outputs the head in ``adapter`` has, saved whole or adapted; None if it has no head."""
-    saved = next((int(adapter.modules_to_save[name].shape[0]) for name in _head_weights(adapter)), None)
-    if saved is not None:
-        return saved
-    adapted = (module for path, module in adapter.modules.items() if module.kind == "linear" and _is_head(path))
-    return next((int(module.lora_B.shape[0]) for module in adapted), None)
 
 
 def problem_type_of(adapter: Adapter, config: Mapping[str, Any]) -> ProblemType | None:

@@ -16,7 +16,9 @@ from rmlora.generated_text import GeneratedText
 from rmlora.inputs import ImageInputs, Inputs, TextInputs
 from rmlora.outputs import ClassScores, Outputs, SentenceVector
 from rmlora.prompt_inputs import PromptInputs
+from rmlora.question_inputs import QuestionInputs
 from rmlora.single_text_inputs import SingleTextInputs
+from rmlora.span_scores import SpanScores
 from rmlora.token_inputs import TokenInputs
 from rmlora.token_labels import TokenLabels
 
@@ -56,6 +58,7 @@ TASKS: dict[str, Task] = {
             "RMLoRACallback, or with anything else that writes PEFT's format, and deploy the adapter from there.",
         ),
         Task("token-classification", TokenInputs(), TokenLabels(), "AutoModelForTokenClassification", "TOKEN_CLS"),
+        Task("question-answering", QuestionInputs(), SpanScores(), "AutoModelForQuestionAnswering", "QUESTION_ANS"),
         Task("text-generation", PromptInputs(), GeneratedText(), "AutoModelForCausalLM", "CAUSAL_LM"),
         Task(
             "text2text-generation", PromptInputs(), AnsweredText(), "AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM",
@@ -79,7 +82,6 @@ def get_task(name: str) -> Task:
 
 
 OTHER_TASKS: dict[str, tuple[str | None, str | tuple[str, ...]]] = {
-    "question-answering": ("QUESTION_ANS", "ForQuestionAnswering"),
     "fill-mask": (None, "ForMaskedLM"),
     "multiple-choice": (None, "ForMultipleChoice"),
     "audio-classification": (None, "ForAudioClassification"),
@@ -92,6 +94,7 @@ _CLASSES: dict[str, str | tuple[str, ...]] = {
     "text-classification": "ForSequenceClassification",
     "image-classification": "ForImageClassification",
     "token-classification": "ForTokenClassification",
+    "question-answering": ("ForQuestionAnswering", "ForQuestionAnsweringSimple"),
     "text-generation": ("ForCausalLM", "LMHeadModel"),
     "text2text-generation": "ForConditionalGeneration",
 }

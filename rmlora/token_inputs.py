@@ -11,18 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from rmlora.errors import CheckpointError
 from rmlora.inputs import Arrays
+from rmlora.offsets import OFFSETS, require_offsets, trimmed
 from rmlora.single_text_inputs import SingleTextInputs
 from rmlora.words import Sentence
 
 if TYPE_CHECKING:
     from rmlora.training.features import Examples
 
-__all__ = ["OFFSETS", "WORDS", "TokenInputs", "first_tokens"]
+__all__ = ["WORDS", "TokenInputs", "first_tokens"]
 
-OFFSETS = "offset_mapping"
-"""Key of a row's array ``[tokens, 2]``: the characters that a token stands for, as tokenizers call it."""
 WORDS = "word_numbers"
 """Key of a row's array ``[tokens]``: the index of the word that a token belongs to; -1 for special tokens."""
 
@@ -57,19 +55,7 @@ class TokenInputs(SingleTextInputs):
             CheckpointError: there is none, or it does not say which characters its tokens stand for.
         """
         tokenizer = super().load_processor(directory, trust_remote_code=trust_remote_code)
-        try:
-            known = OFFSETS in tokenizer(["a b"], return_offsets_mapping=True)
-        except (
-            NotImplementedError,
-            TypeError,
-            ValueError,
-        ):  # tokenizers written in Python refuse to say it, each in its way
-            known = False
-        if not known:
-            raise CheckpointError(
-                f"The tokenizer in {directory} does not say which characters its tokens stand for, and labels of words need that: "
-                "save it as a fast tokenizer (a tokenizer.json), or take a base that has one."
-            )
+        require_offsets(tokenizer, directory, need="labels of words")
         return tokenizer
 
     def rows(
@@ -81,7 +67,7 @@ class TokenInputs(SingleTextInputs):
         with_offsets = partial(processor, return_offsets_mapping=True)
         made = super().rows(with_offsets, texts, lengths=lengths, names=[*names, OFFSETS])
         for row, sentence in zip(made, sentences, strict=True):
-            row[OFFSETS] = offsets = _trimmed(row[OFFSETS].reshape(-1, 2), sentence.text)
+            row[OFFSETS] = offsets = trimmed(row[OFFSETS], sentence.text)
             row[WORDS] = _word_numbers(offsets, sentence)
         return made
 
@@ -105,17 +91,6 @@ def first_tokens(row: Arrays) -> npt.NDArray[np.int64]:
 
 def _for_graph(row: Arrays) -> Arrays:
     return {name: array for name, array in row.items() if name not in (OFFSETS, WORDS)}
-
-
-def _trimmed(offsets: npt.NDArray[Any], text: str) -> npt.NDArray[np.int64]:
-    """Return offsets without white space at both ends, which some tokenizers count to the token."""
-    trimmed = np.array(offsets, np.int64)
-    for number, (start, stop) in enumerate(trimmed.tolist()):
-        part = text[start:stop]
-        if part[:1].isspace() or part[-1:].isspace():
-            begin = start + len(part) - len(part.lstrip())
-            trimmed[number] = (begin, max(begin, start + len(part.rstrip())))
-    return trimmed
 
 
 def _word_numbers(offsets: npt.NDArray[np.int64], sentence: Sentence) -> npt.NDArray[np.int64]:

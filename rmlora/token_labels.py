@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class TokenLabels(ClassScores):
     wherever two outputs are compared.
     """
 
-    kind = "tokens"
+    kind: ClassVar[Literal["scores", "tokens", "spans"]] = "tokens"
     axes = 3
     route = "/predict"
     train_defaults: ClassVar[Mapping[str, Any]] = {"best_metric": "f1", "max_length": 256, "group_by_length": False}

@@ -3,11 +3,12 @@
 python -m benchmarks.realdata trec build/data/trec        # writes train, validation and test files
 python -m benchmarks.realdata home build/data/home --limit 1200  # chats for train --task text-generation
 python -m benchmarks.realdata slots build/data/slots     # words with tags for train --task token-classification
+python -m benchmarks.realdata questions build/data/questions  # SQuAD's columns for train --task question-answering
 """
 
-from benchmarks.realdata.datasets import DATASETS, INSTRUCTIONS, TAGGED
+from benchmarks.realdata.datasets import DATASETS, INSTRUCTIONS, QUESTIONS, READERS, TAGGED
 from benchmarks.realdata.example import Example
 from benchmarks.realdata.split_files import write_splits
 from benchmarks.realdata.splitting import Split, split
 
-__all__ = ["DATASETS", "INSTRUCTIONS", "TAGGED", "Example", "Split", "split", "write_splits"]
+__all__ = ["DATASETS", "INSTRUCTIONS", "QUESTIONS", "READERS", "TAGGED", "Example", "Split", "split", "write_splits"]

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 import benchmarks.realdata
-from benchmarks.realdata import DATASETS, INSTRUCTIONS, TAGGED, write_splits
+from benchmarks.realdata import READERS, write_splits
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=benchmarks.realdata.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", choices=[*DATASETS, *INSTRUCTIONS, *TAGGED])
+    parser.add_argument("name", choices=[*READERS])
     parser.add_argument("target", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, help="largest number of training rows")

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from benchmarks.realdata.example import Example
 from benchmarks.realdata.images import animals, mnist
 from benchmarks.realdata.intents import home_commands, home_slots, intents
+from benchmarks.realdata.questions import home_questions
 from benchmarks.realdata.short_texts import editorials, movie_reviews, products, sms_spam, trec, tweets
 from benchmarks.realdata.similarity import sts_benchmark
 from benchmarks.realdata.topics import diagnoses, health_news, news
 
-__all__ = ["DATASETS", "INSTRUCTIONS", "TAGGED"]
+__all__ = ["DATASETS", "INSTRUCTIONS", "QUESTIONS", "READERS", "TAGGED"]
 
 DATASETS: dict[str, Callable[..., list[Example]]] = {
     "sms": sms_spam,
@@ -35,3 +36,9 @@ INSTRUCTIONS: dict[str, Callable[[], list[Example]]] = {"home": home_commands}
 
 TAGGED: dict[str, Callable[[], list[Example]]] = {"slots": home_slots}
 """Name → reader of texts whose labels are their entities, as JSON ``[[start, end, label], …]``."""
+
+QUESTIONS: dict[str, Callable[[], list[Example]]] = {"questions": home_questions}
+"""Name → reader of questions with contexts, whose labels are the right answers, as JSON ``[[start, text], …]``."""
+
+READERS: dict[str, Callable[..., list[Example]]] = {**DATASETS, **INSTRUCTIONS, **TAGGED, **QUESTIONS}
+"""All of them."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.realdata.datasets import DATASETS, INSTRUCTIONS, TAGGED
+from benchmarks.realdata.datasets import INSTRUCTIONS, QUESTIONS, READERS, TAGGED
 from benchmarks.realdata.example import Example
 from benchmarks.realdata.splitting import groups_of
 from rmlora.errors import InputError
@@ -29,11 +29,11 @@ def write_splits(
 ) -> Path:
     """Write ``train``, ``validation`` and ``test`` of a dataset under ``target`` and return it.
 
-    Texts become ``<split>.jsonl`` with the columns text and label, and text_pair for pairs, or messages, or tokens and ner_tags;
-    images become ``<split>/<label>/<number>.png``. A group is never divided; the shares are then of groups.
+    Texts become ``<split>.jsonl`` with the columns text and label, and text_pair for pairs, or messages, or tokens and ner_tags, or question, context and
+    answers; images become ``<split>/<label>/<number>.png``. A group is never divided; the shares are then of groups.
 
     Args:
-        name: one of :data:`DATASETS`, :data:`INSTRUCTIONS` or :data:`TAGGED`.
+        name: one of :data:`READERS`.
         target: directory to create; if an equal call has written it, it is kept.
         seed: decides which split an example is in.
         test: share of examples to test with.
@@ -48,7 +48,7 @@ def write_splits(
         if _recipe(target) != recipe:
             raise InputError(f"{target} exists and does not hold these splits of {name}: delete it or name another.")
         return target
-    examples = {**DATASETS, **INSTRUCTIONS, **TAGGED}[name]()
+    examples = READERS[name]()
     groups = groups_of(examples)
     order = np.random.default_rng(seed).permutation(len(groups))
     ends = np.cumsum([round(test * len(groups)), round(validation * len(groups))])
@@ -86,6 +86,10 @@ def row_of(example: Example, name: str) -> dict[str, Any]:
         return {"tokens": words, "ner_tags": list(tagged.tags)}
     if isinstance(example.input, str):
         return {"text": example.input, "label": example.label}
+    if name in QUESTIONS:
+        question, context = example.input
+        starts, texts = zip(*json.loads(str(example.label)), strict=True) if example.label != "[]" else ((), ())
+        return {"question": question, "context": context, "answers": {"text": [*texts], "answer_start": [*starts]}}
     text, text_pair = example.input
     return {"text": text, "text_pair": text_pair, "label": example.label}
 

@@ -17,15 +17,26 @@ from rmlora.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from rmlora_deploy.api import export, load, merge, train, verify
     from rmlora_deploy.bundles.bundle import Bundle
-    from rmlora_deploy.inference import Classifier, Embedder, EntitySpan, Prediction, Tagger, Tagging
+    from rmlora_deploy.inference import (
+        Answerer,
+        Classifier,
+        Embedder,
+        EntitySpan,
+        FoundAnswer,
+        Prediction,
+        Tagger,
+        Tagging,
+    )
     from rmlora_deploy.runtime import AdapterSession
 
 __all__ = [
     "AdapterSession",
+    "Answerer",
     "Bundle",
     "Classifier",
     "Embedder",
     "EntitySpan",
+    "FoundAnswer",
     "Prediction",
     "Tagger",
     "Tagging",
@@ -39,10 +50,12 @@ __all__ = [
 
 _HOMES = {
     "AdapterSession": "rmlora_deploy.runtime",
+    "Answerer": "rmlora_deploy.inference",
     "Bundle": "rmlora_deploy.bundles.bundle",
     "Classifier": "rmlora_deploy.inference",
     "Embedder": "rmlora_deploy.inference",
     "EntitySpan": "rmlora_deploy.inference",
+    "FoundAnswer": "rmlora_deploy.inference",
     "Prediction": "rmlora_deploy.inference",
     "Tagger": "rmlora_deploy.inference",
     "Tagging": "rmlora_deploy.inference",

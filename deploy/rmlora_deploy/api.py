@@ -33,7 +33,7 @@ from rmlora_deploy.bundles.manifest import Mode, Precision
 from rmlora_deploy.bundles.report import VerificationReport
 from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.exporter.pipeline import export_bundle
-from rmlora_deploy.inference import Classifier, Embedder, Generator, Tagger, open_bundle
+from rmlora_deploy.inference import Answerer, Classifier, Embedder, Generator, Tagger, open_bundle
 from rmlora_deploy.verification.compare_bundle import ComparisonInputs, compare_bundle
 from rmlora_deploy.verification.torch_pair import torch_is_installed
 from rmlora_deploy.verification.verify_branches import raise_on_branch_mismatch
@@ -309,7 +309,7 @@ def raise_if_failed(report: VerificationReport, bundle: Bundle) -> None:
 
 def load(
     path: str | Path, *, provider: str = "cpu", trust_remote_code: bool = False, **options: Any
-) -> Classifier | Tagger | Embedder | Generator:
+) -> Classifier | Tagger | Answerer | Embedder | Generator:
     """Open a bundle of any kind, to predict, tag, embed or generate with it; needs no torch.
 
     Args:
@@ -321,7 +321,8 @@ def load(
             :class:`rmlora_deploy.runtime.AdapterSession`.
 
     Returns:
-        a :class:`Classifier` (``predict``), for token-classification a :class:`Tagger` (``tag``), for feature-extraction an
+        a :class:`Classifier` (``predict``), for token-classification a :class:`Tagger` (``tag``), for
+        question-answering an :class:`Answerer` (``answer``), for feature-extraction an
         :class:`Embedder` (``embed``), or for text-generation a :class:`Generator` (``generate``).
 
     Raises:

@@ -12,6 +12,7 @@ from rmlora.images import open_image
 from rmlora.text_pair import TextPair
 from rmlora.tokenized_texts import encode
 from rmlora.training.language_rows import AnswerRows, LanguageRows, Row, TokenRows
+from rmlora.training.question_rows import QuestionRows
 from rmlora.training.tagged_rows import TaggedRows
 
 __all__ = ["Examples", "ImageExamples", "TextExamples"]
@@ -40,6 +41,11 @@ class ImageExamples(Dataset[Row]):
         self.collate = _stack
 
     @property
+    def count(self) -> int:
+        """Number of images."""
+        return len(self._images)
+
+    @property
     def longest(self) -> int:
         """Index of the first row: all have the same size."""
         return 0
@@ -52,7 +58,7 @@ class ImageExamples(Dataset[Row]):
         return {"pixel_values": torch.from_numpy(pixels), "labels": self._labels[index]}
 
 
-Examples: TypeAlias = TextExamples | ImageExamples | LanguageRows | AnswerRows | TaggedRows
+Examples: TypeAlias = TextExamples | ImageExamples | LanguageRows | AnswerRows | TaggedRows | QuestionRows
 
 
 def _stack(rows: list[Row]) -> dict[str, torch.Tensor]:

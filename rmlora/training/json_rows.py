@@ -10,7 +10,7 @@ from typing import Any
 from rmlora.errors import InputError
 from rmlora.training.table import Table
 
-__all__ = ["read_json_rows"]
+__all__ = ["read_json_document", "read_json_rows"]
 
 
 def read_json_rows(path: Path, text: str) -> Table:
@@ -23,20 +23,34 @@ def read_json_rows(path: Path, text: str) -> Table:
     Raises:
         InputError: the file holds something else.
     """
-    if path.suffix.lower() == ".json":
-        try:
-            return _from_document(json.loads(text), path)
-        except json.JSONDecodeError as error:
-            if not error.msg.startswith("Extra data"):  # several documents: one per line
-                raise _unreadable(path, f"line {error.lineno} is not valid JSON: {error.msg}") from None
-        except (ValueError, RecursionError) as error:
-            raise _unreadable(path, str(error)) from None
+    if path.suffix.lower() == ".json" and (document := read_json_document(path, text)) is not None:
+        return _from_document(document, path)
     rows, lines = [], []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             rows.append(_parsed(line, number, path))
             lines.append(number)
     return _table(rows, path, lines)
+
+
+def read_json_document(path: Path, text: str) -> Any:
+    """Return the value that a file holds; None if it holds several, one per line, as in jsonl.
+
+    Args:
+        path: of the file, for error messages.
+        text: the file's content.
+
+    Raises:
+        InputError: the file holds no JSON.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        if not error.msg.startswith("Extra data"):
+            raise _unreadable(path, f"line {error.lineno} is not valid JSON: {error.msg}") from None
+        return None
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(path, str(error)) from None
 
 
 def _parsed(line: str, number: int, path: Path) -> Any:

@@ -32,6 +32,11 @@ class TokenRows(Dataset[Row]):
         return self._rows[index]
 
     @property
+    def count(self) -> int:
+        """Number of examples: here each has one row."""
+        return len(self._rows)
+
+    @property
     def lengths(self) -> list[int]:
         """Number of tokens in every row."""
         return [len(row["input_ids"]) for row in self._rows]

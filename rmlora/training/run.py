@@ -26,6 +26,7 @@ from rmlora.training.classifier_training import ClassifierTraining
 from rmlora.training.fit import fit
 from rmlora.training.language_training import LanguageTraining
 from rmlora.training.lora_layers import add_lora_layers
+from rmlora.training.question_training import QuestionTraining
 from rmlora.training.rehearsal import rehearse_forward, rehearse_package
 from rmlora.training.result import TrainResult, summarize
 from rmlora.training.resume import (
@@ -132,7 +133,7 @@ def _train(
         console=console, callbacks=[parts],
     )  # fmt: skip
     result = summarize(
-        fitted, settings, {name: len(rows) for name, rows in run.examples.items()}, trainable=_trainable(run.model),
+        fitted, settings, {name: rows.count for name, rows in run.examples.items()}, trainable=_trainable(run.model),
         seconds=parts.seconds, parts=parts.count, main_process=main_process,
     )  # fmt: skip
     if main_process:
@@ -200,6 +201,7 @@ _TRAININGS: dict[str, type[TaskTraining]] = {
     "text": LanguageTraining,
     "answer": AnswerTraining,
     "tokens": TokenTraining,
+    "spans": QuestionTraining,
 }
 """Kind of a task's outputs → how it is trained."""
 

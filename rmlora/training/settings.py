@@ -98,8 +98,8 @@ class TrainSettings:
     max_grad_norm: float = 1.0
     """Norm to which the task's gradient is clipped; 0 turns clipping off."""
     max_length: int | None = None
-    """Tokens; longer texts are truncated. None takes 128 for classification, 256 for token-classification and 1024
-    for text-generation."""
+    """Tokens; longer texts are truncated, and contexts of questions read in windows of this length. None takes 128 for
+    classification, 256 for token-classification, 384 for question-answering and 1024 for text-generation."""
     group_by_length: bool | None = None
     """Batch texts of similar length: less padding, but less random batches. None does it for text-generation unless
     ``packing`` saves the padding."""
@@ -124,7 +124,8 @@ class TrainSettings:
     """Share of each target that is spread evenly over all labels, as torch's cross entropy does. Only for one label per row."""
     best_metric: BestMetric | None = None
     """Validation metric that chooses the checkpoint to package. None takes accuracy for one label per row, micro F1 for several,
-    Pearson's correlation for numbers, the F1 of entities for token-classification and the loss for generation of text."""
+    Pearson's correlation for numbers, the F1 of entities for token-classification or of answers for question-answering, and the
+    loss for generation of text."""
     precision: Precision = "fp32"
     """Arithmetic of training; the parameters stay float32."""
     seed: int = 42
@@ -264,7 +265,8 @@ def _check_metrics(settings: TrainSettings, task: Task) -> None:
     best = task.outputs.best_metrics
     if settings.best_metric is not None and settings.best_metric not in best:
         raise ConfigError(f"best_metric must be one of {', '.join(best)} for {task.name}: change --best-metric.")
-    if settings.best_metric in get_args(Metric) and settings.best_metric != settings.metric:
+    asked = "metric" in task.outputs.train_settings
+    if asked and settings.best_metric in get_args(Metric) and settings.best_metric != settings.metric:
         raise ConfigError(
             f"--best-metric {settings.best_metric} chooses by what --metric measures: pass --metric {settings.best_metric} too."
         )

@@ -32,6 +32,8 @@ TRAINING_ONLY = {
     "rmlora.training.language_trainer",
     "rmlora.training.objective",
     "rmlora.training.packed_rows",
+    "rmlora.training.question_rows",
+    "rmlora.training.question_trainer",
     "rmlora.training.sampler",
     "rmlora.training.tagged_rows",
 }

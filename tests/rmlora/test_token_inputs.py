@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from rmlora.errors import CheckpointError, InputError
+from rmlora.offsets import OFFSETS
 from rmlora.plain_tokenizer import PlainTokenizer
 from rmlora.tasks import get_task
-from rmlora.token_inputs import OFFSETS, WORDS, TokenInputs, first_tokens
+from rmlora.token_inputs import WORDS, TokenInputs, first_tokens
 from tests.helpers.taggers import TEXTS, word_pieces
 
 NAMES = ["input_ids", "attention_mask"]

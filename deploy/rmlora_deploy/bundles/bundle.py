@@ -232,7 +232,16 @@ class Bundle:
             InputError: the bundle has no adapter of that name.
         """
         entry = self.adapter(adapter) if adapter is not None else self.manifest.adapter
-        return entry.input_form if entry is not None else None
+        return self.task.inputs.form or (entry.input_form if entry is not None else None)
+
+    def no_answer(self, adapter: str | None = None) -> bool | None:
+        """Return True if this adapter, or the merged one, learned that a question may have no answer; None if it is not recorded.
+
+        Raises:
+            InputError: the bundle has no adapter of that name.
+        """
+        entry = self.adapter(adapter) if adapter is not None else self.manifest.adapter
+        return entry.no_answer if entry is not None else None
 
     @property
     def input_forms(self) -> set[InputForm | None]:

@@ -117,6 +117,8 @@ def _asked(adapter: Adapter) -> dict[str, Any]:
     asked: dict[str, Any] = {}
     if adapter.input_form is not None:
         asked["input_form"] = adapter.input_form
+    if adapter.no_answer is not None:
+        asked["no_answer"] = adapter.no_answer
     if adapter.prompt_format is not None:
         asked |= {"prompt_format": adapter.prompt_format, "end_tokens": adapter.end_tokens}
     return asked

@@ -205,6 +205,8 @@ class AdapterSource(_Entry):
     metrics: dict[str, Any] | None = None
     input_form: InputForm | None = None
     """What it was trained on, single texts or pairs; None if the adapter does not record it, as in older bundles."""
+    no_answer: bool | None = None
+    """True if it learned that a question may have no answer in its context; None if the adapter does not record it."""
     prompt_format: PromptFormat | None = None
     """How a language model was asked in training; None if the adapter does not record it, as in older bundles."""
     end_tokens: list[_Token] = Field(default_factory=list)

@@ -67,6 +67,18 @@ class Preprocessor:
         limits = [self.max_length] * len(inputs) if lengths is None else lengths
         return self.task.inputs.rows(self.processor, inputs, lengths=limits, names=self.input_names)
 
+    def parts(self, value: Any, *, length: int | None = None) -> list[Any]:
+        """Return the inputs, one row each, that are computed for one input.
+
+        Args:
+            value: text, pair of texts, or image.
+            length: tokens of a row; None for ``max_length``.
+
+        Raises:
+            InputError: the input cannot be used.
+        """
+        return self.task.inputs.parts(self.processor, value, length or self.max_length)
+
     def collate(self, rows: Sequence[Arrays]) -> Arrays:
         """Return ``rows`` as one batch, padded to the longest row."""
         return self.task.inputs.collate(self.processor, rows)

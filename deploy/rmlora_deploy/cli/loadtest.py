@@ -69,8 +69,8 @@ def command(
 ) -> None:  # fmt: skip
     """Put the server at URL under load, and report latency, throughput and errors.
 
-    Embedding models are asked for embeddings, those for token-classification for entities, the others to classify; those that
-    read pairs get each text with the next one. Figures are of answered requests. In an open loop, latency counts from when a
+    Embedding models are asked for embeddings, those for token-classification for entities, those for question-answering for
+    answers, the others to classify; those that read pairs get each text with the next one. Figures are of answered requests. In an open loop, latency counts from when a
     request was due, so that it shows if the server cannot keep up. The exit code is 3 if a
     request failed and 6 if an answer was wrong.
 
@@ -102,13 +102,22 @@ def command(
     tasks = {name: TASKS.get(known[name].task) if name in known else None for name in asked}
     embedders = frozenset(name for name, task in tasks.items() if task is not None and not task.outputs.has_labels)
     taggers = frozenset(name for name, task in tasks.items() if task is not None and task.outputs.kind == "tokens")
-    if expected is not None and taggers:
+    answerers = frozenset(name for name, task in tasks.items() if task is not None and task.outputs.kind == "spans")
+    if expected is not None and (others := taggers | answerers):
         raise ConfigError(
-            f"--reference compares probabilities and vectors, and '{min(taggers)}' gives entities: leave it out."
+            f"--reference compares probabilities and vectors, and '{min(others)}' gives parts of texts: leave it out."
         )
+    if answerers and settings.rows > 1:
+        raise ConfigError(f"'{min(answerers)}' is asked one question in a request: leave --rows out.")
     pair_readers = frozenset(name for name in asked if name in known and known[name].reads_pairs)
     plan = replace(
-        settings, models=asked, embedders=embedders, taggers=taggers, pair_readers=pair_readers, reference=expected
+        settings,
+        models=asked,
+        embedders=embedders,
+        taggers=taggers,
+        answerers=answerers,
+        pair_readers=pair_readers,
+        reference=expected,
     )
     with ProgressDisplay(console, "warming up", noun="s", plural="s") as display:
 

@@ -123,9 +123,11 @@ def _verdict(verification: Mapping[str, Any] | None) -> str | Text:
     if verification["passed"] is None:
         return colored("Not compared with PyTorch:", "yellow", f" {verification['reason']}.")
     onnx = verification["onnx"]
+    agreement = onnx["argmax_agreement"]  # None where nothing is chosen, as with numbers and spans
+    chosen = f", the first choice is the same on {agreement:.1%}" if agreement is not None else ""
     return (
         f"Compared with PyTorch and PEFT on {counted(onnx['rows'], 'input')}: logits differ by at most "
-        f"{onnx['max_relative_error']:.1e} of the largest, the first choice is the same on {onnx['argmax_agreement']:.1%}."
+        f"{onnx['max_relative_error']:.1e} of the largest{chosen}."
     )
 
 

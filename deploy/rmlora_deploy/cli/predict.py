@@ -19,17 +19,18 @@ from rmlora.text_pair import InputForm, TextPair
 from rmlora.training.data import Columns
 from rmlora_deploy.api import load
 from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.cli.answer_output import plain_answers, show_answers
 from rmlora_deploy.cli.console import colored, json_option, make_console, print_json, remote_code_option, unique_names
 from rmlora_deploy.cli.embedding_output import show_vectors
 from rmlora_deploy.cli.entity_output import note_unread, plain_entities, show_entities
 from rmlora_deploy.cli.predict_inputs import check_forms, note_file, read_file, read_lines
 from rmlora_deploy.cli.provider_options import provider_option
-from rmlora_deploy.inference import Classifier, Embedder, Prediction, Tagger, Tagging
+from rmlora_deploy.inference import Answerer, Classifier, Embedder, Prediction, Tagger, Tagging
 
 __all__ = ["command"]
 
 _Loader = Callable[[Path], Any]
-"""Opens a bundle: a :class:`Classifier`, a :class:`Tagger` or an :class:`Embedder`."""
+"""Opens a bundle: a :class:`Classifier`, a :class:`Tagger`, an :class:`Answerer` or an :class:`Embedder`."""
 
 
 @click.command("predict")
@@ -47,7 +48,12 @@ _Loader = Callable[[Path], Any]
     help="Ask this adapter of a bundle with branches; repeatable.  [default: all of them]",
 )
 @click.option(
-    "--pair", "pairs", nargs=2, multiple=True, metavar="TEXT TEXT", help="Two texts to judge together; repeatable."
+    "--pair",
+    "pairs",
+    nargs=2,
+    multiple=True,
+    metavar="TEXT TEXT",
+    help="Two texts to judge together, or a question and its context; repeatable.",
 )
 @click.option(
     "--file",
@@ -60,7 +66,11 @@ _Loader = Callable[[Path], Any]
     "--pair-column", help="Column of the second text of a pair.  [default: recognized, as in premise and hypothesis]"
 )
 @click.option(
-    "--top", type=click.IntRange(1), default=1, show_default=True, help="Labels shown for each input, likeliest first."
+    "--top",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Labels, or answers, shown for each input, likeliest first.",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Inputs computed at once.")
 @provider_option()
@@ -70,11 +80,11 @@ def command(
     bundle: Path, inputs: tuple[str, ...], others: tuple[Path, ...], adapters: tuple[str, ...],
     pairs: tuple[tuple[str, str], ...], file: Path | None, text_column: str | None, pair_column: str | None, top: int, batch_size: int, provider: str, trust_remote_code: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Classify INPUTS (texts, image files or pairs of texts) with a BUNDLE, find entities in them, or embed them, without torch.
+    """Classify INPUTS (texts, images, pairs), find entities or answers in them, or embed them with a BUNDLE, without torch.
 
     Prints the likeliest label of each input and its probability; for a model with one output, or for regression, its number
-    (transformers' pipelines show the same); for token-classification the entities of each text, with --json also where they
-    start and end; for embeddings, how similar the texts are, and with --json their vectors. A bundle
+    (transformers' pipelines show the same); for token-classification the entities of each text, and for question-answering the
+    answer in each context, with --json also where they start and end; for embeddings, how similar the texts are, and with --json their vectors. A bundle
     with branches answers with all its adapters, mixed in one batch. Without INPUTS the command reads
     one per line from stdin; on a terminal it asks for them one by one, and an empty line ends it. Put an input that starts
     with a dash after "--".
@@ -88,6 +98,7 @@ def command(
       rmlora-deploy predict photo-bundle cat.jpg dog.jpg --top 3 --json
       rmlora-deploy predict spam-bundle --file messages.txt --json
       rmlora-deploy predict nli-bundle --pair "A man plays a guitar." "Somebody makes music."
+      rmlora-deploy predict qa-bundle --pair "Who wrote Faust?" "Goethe wrote Faust in Weimar." --top 3
     """
     console = make_console(as_json=as_json)
     if (text_column or pair_column) and file is None:
@@ -104,7 +115,7 @@ def command(
         note_file(inputs)
     if pairs and not task.inputs.takes_pairs:
         raise ConfigError(
-            f"--pair is for text-classification, and {bundle} is for {task.name}: give its inputs one by one."
+            f"--pair is for models that read two texts, and {bundle} is for {task.name}: give its inputs one by one."
         )
     given: list[Any] = [*inputs, *(TextPair(*pair) for pair in pairs)]
     if file is not None:
@@ -119,6 +130,8 @@ def command(
             show_vectors(console, rows, names)
         elif kind is Tagger:
             show_entities(console, rows, names)
+        elif kind is Answerer:
+            show_answers(console, rows, names)
         else:
             console.print(_table(rows, names))
 
@@ -128,7 +141,7 @@ def command(
     given = given or (read_lines(Path("-"), form) if file is None else [])
     if not given:
         raise InputError(
-            "There is nothing to classify, tag or embed: give inputs as arguments, with --file, or on stdin."
+            "There is nothing to classify, tag, answer or embed: give inputs as arguments, with --file, or on stdin."
         )
     answer(given)
 
@@ -137,7 +150,7 @@ def command(
 class _Columns:
     """A bundle, and the columns of the table that it fills: one for each adapter asked, or one."""
 
-    opened: Classifier | Tagger | Embedder
+    opened: Classifier | Tagger | Answerer | Embedder
     names: list[str]
     adapters: list[str | None]
 
@@ -147,7 +160,7 @@ class _Columns:
         found = [self.opened.bundle.input_form(adapter) for adapter in self.adapters]
         return list(zip(self.names, found, strict=True))
 
-    def answers(self, inputs: Sequence[Any], batch_size: int) -> Iterator[Sequence[Any]]:
+    def answers(self, inputs: Sequence[Any], top: int, batch_size: int) -> Iterator[Sequence[Any]]:
         """Yield for every input the answer in each column; a batch mixes the adapters."""
         count = len(self.adapters)
         repeated, chosen = [given for given in inputs for _ in range(count)], self.adapters * len(inputs)
@@ -156,6 +169,8 @@ class _Columns:
         elif isinstance(self.opened, Tagger):
             found = self.opened.tag(repeated, chosen, batch_size=batch_size)
             note_unread(found)
+        elif isinstance(self.opened, Answerer):
+            found = self.opened.answer(repeated, chosen, top=top, batch_size=batch_size)
         else:
             found = self.opened.predict(repeated, chosen, batch_size=batch_size)
         return (found[start : start + count] for start in range(0, len(found), count))
@@ -203,9 +218,9 @@ def _refuse_mixture(bundles: Mapping[str, Bundle]) -> None:
 
 
 def _ask(columns: Sequence[_Columns], inputs: Sequence[Any], top: int, batch_size: int) -> list[dict[str, Any]]:
-    """Return for every input what each column answers: labels, likeliest first, entities, or a vector."""
+    """Return for every input what each column answers: labels or answers, likeliest first, entities, or a vector."""
     names = [name for column in columns for name in column.names]
-    found = zip(*(column.answers(inputs, batch_size) for column in columns), strict=True)
+    found = zip(*(column.answers(inputs, top, batch_size) for column in columns), strict=True)
     return [
         {"input": given, "answers": {name: _plain(item, top) for name, item in zip(names, chain(*row), strict=True)}}
         for given, row in zip(inputs, found, strict=True)
@@ -219,6 +234,8 @@ def _plain(answer: Any, top: int) -> list[Any]:
         return [{"label": label, kind: value} for label, value in answer.ranking[:top]]
     if isinstance(answer, Tagging):
         return plain_entities(answer)
+    if isinstance(answer, list):
+        return plain_answers(answer)
     return [float(value) for value in answer]
 
 

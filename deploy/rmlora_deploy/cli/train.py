@@ -102,9 +102,9 @@ def _run_options(function: _Function) -> _Function:
         click.option("--test", help="Test data, in the same forms; its metrics are written into the package."),
         click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Package directory to write."),
         click.option("--task", type=click.Choice(list(TASKS)), default="text-classification", show_default=True, help="What the adapter is for."),
-        click.option("--text-column", help="Column of the texts, or for token-classification of the words.  [default: text, sentence, …; tokens, words, text]"),
-        click.option("--pair-column", help="Column of the second text of a pair.  [default: recognized, as in premise and hypothesis]"),
-        click.option("--label-column", help="Column of the labels or tags; of a CoNLL file its number.  [default: label, class, …; ner_tags, tags, entities, …]"),
+        click.option("--text-column", help="Column of the texts, of words for token-classification, or of questions.  [default: text, sentence, …; tokens, words, text; question]"),
+        click.option("--pair-column", help="Column of the second text of a pair, or of the contexts of questions.  [default: recognized, as in premise and hypothesis]"),
+        click.option("--label-column", help="Column of the labels, tags or answers; of a CoNLL file its number.  [default: label, class, …; ner_tags, tags, entities, …; answers]"),
         click.option("--labels", metavar="A,B,C|FILE", help="Label names in the order of the outputs, or a file of them; data may name labels or number them from 0.  [default: those in --train]"),
         click.option("--problem-type", type=click.Choice(get_args(ProblemType)),
                      help="What the label column holds: one label per row, several (a list, or a|b), or a number to predict.  [default: what its cells can only mean; else asks]"),
@@ -119,7 +119,7 @@ def _run_options(function: _Function) -> _Function:
         click.option("--warmup-ratio", type=float, default=0.06, show_default=True, help="Share of steps in which the learning rate rises to its peak."),
         click.option("--weight-decay", type=float, default=0.0, show_default=True, help="Weight decay of AdamW."),
         click.option("--max-grad-norm", type=float, default=1.0, show_default=True, help="Clip the task's gradient to this norm; 0 does not clip."),
-        click.option("--max-length", type=int, help="Tokens that longer texts are cut to, at their end.  [default: 128; 256 for token-classification; 1024 for generation]"),
+        click.option("--max-length", type=int, help="Tokens that longer texts are cut to, at their end, or of a window of a context.  [default: 128; 256 for token-classification; 384 for question-answering; 1024 for generation]"),
         click.option("--group-by-length/--no-group-by-length", default=None,
                      help="Batch texts of similar length: less padding, up to twice as fast.  [default: for generation without --packing]"),
         click.option("--gradient-checkpointing", is_flag=True, help="Compute activations twice: much less memory, about a third more time."),
@@ -131,7 +131,7 @@ def _run_options(function: _Function) -> _Function:
         click.option("--label-smoothing", type=float, default=0.0, show_default=True,
                      help="Share of each target that is spread over all labels, e.g. 0.1: less confident answers."),
         click.option("--best-metric", type=click.Choice(get_args(BestMetric)),
-                     help="Validation metric that chooses the checkpoint to keep.  [default: accuracy; micro_f1 for several labels, pearson for numbers, f1 for token-classification, loss for generation]"),
+                     help="Validation metric that chooses the checkpoint to keep.  [default: accuracy; micro_f1 for several labels, pearson for numbers, f1 for token-classification and question-answering, loss for generation]"),
         click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True,
                      help="Number format that training computes in."),
         click.option("--seed", type=int, default=42, show_default=True, help="Seed of the new head, data order and dropout."),
@@ -193,10 +193,11 @@ def command(resume: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
       rmlora-deploy train --config run.yaml --rank 4 --active-rank 2
       rmlora-deploy train --task image-classification --base dinov2 --train photos --output photos-adapter
       rmlora-deploy train --task token-classification --base MiniLM --train slots.jsonl --output slots
+      rmlora-deploy train --task question-answering --base deberta-v3-base --train train-v2.0.json --output squad
       rmlora-deploy train --task text-generation --base SmolLM2-135M-Instruct --train chats.jsonl --metric exact_match -o chats
 
     Data for token-classification has lists of words (tokens) and of tags (ner_tags), or texts with entities ({start, end, label}),
-    or is a CoNLL file.
+    or is a CoNLL file. Data for question-answering is a file of SQuAD, or has its columns question, context and answers.
 
     Data for text-generation (causal language models) has a column `messages` (chats, for a base with a chat template), or a
     prompt and what answers it (prompt/completion, prompt/response, instruction/input/output, question/answer), or a column

@@ -29,6 +29,7 @@ from rmlora_converters.graph.files.model_file import load_model
 from rmlora_converters.graph.locate.targets import check_adapters, check_nothing_computed, find_targets
 from rmlora_converters.graph.passes.adopt import adopt_graph, keep_named_output, keep_output
 from rmlora_converters.graph.passes.insert_branches import check_lora_inputs, insert_branches
+from rmlora_converters.graph.passes.join_outputs import join_outputs
 from rmlora_converters.graph.passes.open_attention import open_attention_per_projection
 from rmlora_converters.graph.passes.pooling import insert_pooling
 from rmlora_converters.graph.passes.share_weights import share_equal_weights
@@ -41,6 +42,7 @@ from rmlora_deploy.bundles.reference import save_reference
 from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.exporter.plan import ExportPlan, complete_bundle, make_plan
 from rmlora_deploy.exporter.precision import found_precision, save_in_precision
+from rmlora_deploy.exporter.torch_export import OUTPUT_NAME
 from rmlora_deploy.runtime.graph_logits import graph_logits
 from rmlora_deploy.runtime.providers import create_session
 from rmlora_deploy.verification.check_rows import check_rows
@@ -199,6 +201,8 @@ def _read_graph(plan: ExportPlan, graph: Path) -> _BaseGraph:
             keep_named_output(model, name, source=str(graph))
         insert_pooling(model, plan.pooling)
     else:
+        if plan.task.outputs.graph_outputs is not None and name is None:
+            join_outputs(model, plan.task.outputs.graph_outputs, name=OUTPUT_NAME)
         keep_output(model, name=name, labels=len(labels), axes=plan.task.outputs.axes, source=str(graph))
     names = [str(value.name) for value in model.graph.inputs if value.name not in model.graph.initializers]
     if plan.task.inputs.varies_in_length:

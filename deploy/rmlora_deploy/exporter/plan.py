@@ -149,7 +149,8 @@ def make_plan(
                 task=task,
                 labels=adapters[name].labels or [],
                 problem=adapters[name].problem_type,
-                form=adapters[name].input_form,
+                form=task.inputs.form or adapters[name].input_form,
+                no_answer=adapters[name].no_answer,
             ),
         )
         for name, data in settings.data.items()
@@ -175,7 +176,7 @@ def _calibration_inputs(
         return []
     if settings.calibration is not None:
         (adapter,) = adapters.values()
-        return load_inputs(task, settings.calibration, settings.columns, form=adapter.input_form)
+        return load_inputs(task, settings.calibration, settings.columns, form=task.inputs.form or adapter.input_form)
     return [row for data in evaluations.values() for row in data.inputs]
 
 

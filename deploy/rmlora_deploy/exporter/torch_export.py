@@ -26,7 +26,7 @@ OUTPUT_NAME = "logits"
 
 
 def export_torch(
-    model: PreTrainedModel, inputs: TraceInputs, *, opset: int = DEFAULT_OPSET, output: str = OUTPUT_NAME
+    model: PreTrainedModel, inputs: TraceInputs, *, opset: int = DEFAULT_OPSET, outputs: Sequence[str] = (OUTPUT_NAME,)
 ) -> ir.Model:
     """Return the graph of ``model``, not optimized; initializers keep the names of the parameters.
 
@@ -34,7 +34,7 @@ def export_torch(
         model: in evaluation mode, adapter merged.
         inputs: example tensors and varying axes.
         opset: ONNX operator set.
-        output: name of the first output.
+        outputs: names of the first outputs.
 
     Raises:
         InputError: the exporter cannot trace the model; the message quotes its reason.
@@ -53,7 +53,7 @@ def export_torch(
         "with PyTorch."
     )
     return run_exporter(
-        model, inputs.tensors, shapes, opset=opset, outputs=[output], name=type(model).__name__, advice=advice
+        model, inputs.tensors, shapes, opset=opset, outputs=outputs, name=type(model).__name__, advice=advice
     )
 
 

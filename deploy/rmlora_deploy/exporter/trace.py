@@ -10,6 +10,7 @@ from typing import Any
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from rmlora.inputs import Arrays
+from rmlora_converters.graph.passes.join_outputs import join_outputs
 from rmlora_converters.graph.passes.pooling import TOKENS_NAME, insert_pooling, keep_answer
 from rmlora_deploy.exporter.optimize import Optimized, optimize
 from rmlora_deploy.exporter.plan import ExportPlan
@@ -61,7 +62,8 @@ def trace_graph(model: Any, plan: ExportPlan, *, scratch: Path) -> TracedGraph:
         )
     else:
         plan.on_progress("exporting with torch.onnx")
-        graph = export_torch(model, inputs, opset=opset, output=OUTPUT_NAME if pooling is None else TOKENS_NAME)
+        names = plan.task.outputs.graph_outputs or (OUTPUT_NAME if pooling is None else TOKENS_NAME,)
+        graph = export_torch(model, inputs, opset=opset, outputs=names)
     if pooling is not None:
         keep_answer(graph)
     RemoveUnusedNodesPass()(graph)
@@ -72,4 +74,6 @@ def trace_graph(model: Any, plan: ExportPlan, *, scratch: Path) -> TracedGraph:
     optimized = optimize(graph, batches, scratch)
     if pooling is not None:
         insert_pooling(optimized.model, pooling)
+    if plan.task.outputs.graph_outputs is not None:
+        join_outputs(optimized.model, plan.task.outputs.graph_outputs, name=OUTPUT_NAME)
     return TracedGraph(optimized, batches, parameters)

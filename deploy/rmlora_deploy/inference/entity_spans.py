@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from rmlora.entities import TagScheme
 from rmlora.inputs import Arrays
-from rmlora.token_inputs import OFFSETS, WORDS, first_tokens
+from rmlora.offsets import OFFSETS
+from rmlora.token_inputs import WORDS, first_tokens
 from rmlora.words import Sentence
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.inference.prediction import to_results

@@ -118,13 +118,14 @@ def _about(bundle: Bundle, size: int) -> list[str]:
 def _use(bundle: Bundle, name: str) -> list[str]:
     """Return a command and a program, with the first adapter."""
     kind, adapter = bundle.task.outputs.kind, next(iter(bundle.adapters), None)
-    method = {"text": "generate", "vector": "embed", "tokens": "tag"}.get(kind, "predict")
+    method = {"text": "generate", "vector": "embed", "tokens": "tag", "spans": "answer"}.get(kind, "predict")
     command = "generate" if kind == "text" else "predict"
     flag = f" --adapter {adapter}" if adapter else ""
     asked = '"photo.jpg"' if bundle.task.inputs.modality == "image" else '"A text"'
     given = asked
     if bundle.input_form(adapter) == "pair":
-        asked, given = '--pair "A text" "Another text"', '("A text", "Another text")'
+        first, second = ("A question", "Its context") if kind == "spans" else ("A text", "Another text")
+        asked, given = f'--pair "{first}" "{second}"', f'("{first}", "{second}")'
     chosen = f", {json.dumps(adapter)}" if adapter else ""
     return [
         "```console", "$ pip install 'rmlora-deploy[predict,cpu]'",

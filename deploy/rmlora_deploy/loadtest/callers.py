@@ -202,7 +202,11 @@ async def _ask(wire: Wire, plan: LoadPlan, model: str, texts: list[int], *, due:
     path, key = "/v1/embeddings" if model in plan.embedders else "/classify", "input"
     if model in plan.taggers:
         path, key = "/predict", "inputs"
-    body = {"model": model, key: [input_of(plan, model, number) for number in texts], "user": f"loadtest-{due:.9f}"}
+    inputs: Any = [input_of(plan, model, number) for number in texts]
+    if model in plan.answerers:
+        path, key, (question, context) = "/predict", "inputs", inputs[0]
+        inputs = {"question": question, "context": context}
+    body = {"model": model, key: inputs, "user": f"loadtest-{due:.9f}"}
     sent = json.dumps(body).encode()
     statuses: list[int] = []
     wrong = 0

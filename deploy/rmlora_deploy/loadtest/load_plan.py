@@ -76,6 +76,8 @@ class LoadPlan:
     """Models that are asked for embeddings."""
     taggers: frozenset[str] = frozenset()
     """Models that are asked for entities; the others classify."""
+    answerers: frozenset[str] = frozenset()
+    """Models that are asked a question: a text, with the next one as its context."""
     pair_readers: frozenset[str] = frozenset()
     """Models that read pairs: each text is sent with the next one."""
     timeout: float = 60.0

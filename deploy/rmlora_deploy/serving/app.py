@@ -107,7 +107,7 @@ async def _answer_own_error(request: Request, error: Exception) -> JSONResponse:
 async def _answer_invalid_body(request: Request, error: Exception) -> JSONResponse:
     """Say what is wrong with a body, without repeating its content."""
     assert isinstance(error, RequestValidationError)  # noqa: S101
-    first = error.errors()[0]
+    first = max(error.errors(), key=lambda found: len(found["loc"]))  # of a union, the member that fits best
     if BINARY_HEADER in request.headers:
         return _reply(request, 400, open_inference.NO_BINARY)
     if first["type"] == "json_invalid":

@@ -60,7 +60,7 @@ class InputReader:
         self._large_image = asyncio.Lock()
 
     async def read(self, inputs: Sequence[str | TextPair], model: ServedModel, deadline: float) -> list[Row]:
-        """Return a row for every text, pair of texts or image.
+        """Return the rows of texts, pairs of texts or images: one for each, or several for a question with a long context.
 
         Raises:
             InputError: there are too many inputs, or one is too long, empty or unreadable.
@@ -79,6 +79,13 @@ class InputReader:
         """Raise :class:`InputError` unless a request may have so many inputs."""
         if not 1 <= count <= self._settings.max_inputs:
             raise InputError(f"A request takes 1 to {self._settings.max_inputs} inputs, not {count} (--max-inputs).")
+
+    def check_parts(self, count: int) -> None:
+        """Raise :class:`InputError` unless an input may be read in so many parts."""
+        if count > self._settings.max_inputs:
+            raise InputError(
+                f"The context is read in {count} windows; the limit is {self._settings.max_inputs} (--max-inputs): send a part of it."
+            )
 
     def close(self) -> None:
         """Read nothing more."""

@@ -126,18 +126,20 @@ class ModelRunner:
         self.queue.admission.times.learn([kind.tokens(row) for row in rows], seconds, busy=False)
 
     def small_rows(self, inputs: Sequence[Any], model: ServedModel) -> list[Row]:
-        """Return a row for ``model`` from each short text, in the event loop; errors as those of the preprocessor."""
+        """Return the rows for ``model`` of short texts, in the event loop; errors as those of the preprocessor."""
         return self._rows(self._preprocessor, inputs, model)
 
     def rows(self, inputs: Sequence[Any], model: ServedModel) -> list[Row]:
-        """Return a row for ``model`` from each text or image, in any other thread; errors as those of the preprocessor."""
+        """Return the rows for ``model`` of texts or images, in any other thread; errors as those of the preprocessor."""
         with self._large as (preprocessor, shorten):
-            if shorten is not None:
+            if shorten is not None and not self.bundle.task.inputs.reads_whole:
                 inputs = [shorten.input(value, model.max_length) for value in inputs]
             return self._rows(preprocessor, inputs, model)
 
     def _rows(self, preprocessor: Preprocessor, inputs: Sequence[Any], model: ServedModel) -> list[Row]:
+        """Return a row for each input, or several where an input has several parts."""
         kind = self.bundle.task.inputs
+        inputs = [part for value in inputs for part in preprocessor.parts(value, length=model.max_length)]
         return [
             Row(arrays, model.adapter, _FROM_INPUTS, kind.tokens(arrays))
             for arrays in preprocessor.rows(inputs, lengths=[model.max_length] * len(inputs))

@@ -40,6 +40,8 @@ class ServedModel:
     """What turns scores into answers; None for vectors."""
     input_form: InputForm | None = None
     """What its adapter was trained on; None if that is not recorded, or for images."""
+    no_answer: bool | None = None
+    """Whether its adapter learned that a question may have no answer; None if that is not recorded, or for other tasks."""
     file: Path | None = None
     """The file that the server wrote for it; None if it belongs to a bundle."""
     sha256: str = ""

@@ -56,7 +56,7 @@ async def score_pairs(
         InputError: a text cannot be used.
         ServingError: see :meth:`Service.ask`.
     """
-    if not (model.task.inputs.takes_pairs and model.task.outputs.has_labels):
+    if not model.task.inputs.takes_pairs or model.task.outputs.kind != "scores":
         raise ConfigError(f"'{model.id}' is for {model.task.name} and scores no pairs of texts.")
     if model.input_form == "text":
         raise ConfigError(

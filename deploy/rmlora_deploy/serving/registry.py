@@ -82,14 +82,14 @@ class Registry:
             self._add(
                 ServedModel(
                     name, runner, None, tuple(bundle.labels), manifest.max_length,
-                    function_to_apply=manifest.function_to_apply, input_form=bundle.input_form(),
+                    function_to_apply=manifest.function_to_apply, input_form=bundle.input_form(), no_answer=bundle.no_answer(),
                 )
             )  # fmt: skip
         for adapter, entry in bundle.adapters.items():
             self._add(
                 ServedModel(
                     adapter, runner, adapter, tuple(entry.labels), entry.max_length, entry.rank, entry.bytes,
-                    function_to_apply=entry.function_to_apply, input_form=entry.input_form,
+                    function_to_apply=entry.function_to_apply, input_form=bundle.input_form(adapter), no_answer=entry.no_answer,
                 )
             )  # fmt: skip
         return runner
@@ -186,7 +186,9 @@ class Registry:
             raise UnavailableError("The server cannot store the adapter: its log says why.") from None
         return ServedModel(
             key.name, runner, key, tuple(converted.labels), converted.max_length, converted.rank, file.stat().st_size,
-            function_to_apply=converted.function_to_apply, input_form=converted.adapter.input_form, file=file, sha256=sha256_file(file),
+            function_to_apply=converted.function_to_apply,
+            input_form=runner.bundle.task.inputs.form or converted.adapter.input_form, no_answer=converted.adapter.no_answer,
+            file=file, sha256=sha256_file(file),
         )  # fmt: skip
 
     def _serve(self, model: ServedModel, file: Path) -> None:
@@ -275,7 +277,8 @@ class Registry:
                 entry.rank,
                 entry.bytes,
                 function_to_apply=entry.function_to_apply,
-                input_form=entry.input_form,
+                input_form=runner.bundle.task.inputs.form or entry.input_form,
+                no_answer=entry.no_answer,
             )
             for name, entry in added.items()
         }

@@ -77,7 +77,9 @@ class Service:
     async def ask_rows(
         self, model: ServedModel, inputs: Sequence[str | TextPair], state: MutableMapping[str, Any]
     ) -> tuple[list[Row], list[Answer], int]:
-        """Return the row of every text, pair of texts or image, the model's answer to it, and the number of tokens it read.
+        """Return the rows of all texts, pairs of texts or images, the model's answers to them, and the number of tokens it read.
+
+        Each input has one row, but a question with a long context has several.
 
         Args:
             model: the model to ask.
@@ -93,6 +95,10 @@ class Service:
         state["model"], state["rows"] = model.id, len(inputs)
         _check(model.runner, len(inputs), state)  # before any work is done for them
         rows = await self.reader.read(inputs, model, deadline)
+        if len(rows) > len(inputs):
+            self.reader.check_parts(len(rows))
+            state["rows"] = len(rows)
+            _check(model.runner, len(rows), state)
         tokens = sum(model.task.inputs.tokens(row.arrays) for row in rows)
         state["tokens"] = tokens
         return rows, await self._answers(model.runner, rows, deadline, state), tokens

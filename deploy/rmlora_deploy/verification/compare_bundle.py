@@ -124,7 +124,11 @@ def _evaluation(bundle: Bundle, adapter: str | None, source: str, columns: Colum
     """Read labeled data for an adapter of a bundle, or for what is merged into it."""
     entry = bundle.adapter(adapter) if adapter is not None else bundle.manifest
     model = MeasuredModel(
-        task=bundle.task, labels=entry.labels, problem=entry.function_to_apply, form=bundle.input_form(adapter)
+        task=bundle.task,
+        labels=entry.labels,
+        problem=entry.function_to_apply,
+        form=bundle.input_form(adapter),
+        no_answer=bundle.no_answer(adapter),
     )
     return read_evaluation(source, columns, model)
 

@@ -18,6 +18,7 @@ from rmlora.training.label_values import number_labels, numbers_labels
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.report import Evaluation, Tolerance
 from rmlora_deploy.verification.evaluation_data import EvaluationData, MeasuredModel
+from rmlora_deploy.verification.question_evaluation import QuestionEvaluation
 from rmlora_deploy.verification.tag_evaluation import TagEvaluation
 
 __all__ = ["EvaluationData", "LabelEvaluation", "keeps_metric", "lost_metric", "measure", "read_evaluation"]
@@ -64,7 +65,10 @@ class LabelEvaluation(EvaluationData):
         return self.scoring.measure(np.stack(outputs), self.targets)
 
 
-_KINDS: dict[str, type[LabelEvaluation] | type[TagEvaluation]] = {"tokens": TagEvaluation}
+_KINDS: dict[str, type[LabelEvaluation] | type[TagEvaluation] | type[QuestionEvaluation]] = {
+    "tokens": TagEvaluation,
+    "spans": QuestionEvaluation,
+}
 """Kind of a task's outputs → class for its data; all other kinds have labels for whole rows."""
 
 
@@ -100,21 +104,29 @@ def measure(
     """
     models = {"onnx": onnx} if pytorch is None else {"onnx": onnx, "pytorch": pytorch}
     kind = preprocessor.task.outputs
-    outputs: dict[str, list[np.ndarray]] = {name: [] for name in models}
+    outputs: dict[str, list[Any]] = {name: [] for name in models}
     for start in range(0, len(data.inputs), _BATCH):
-        rows = _rows(data, preprocessor, start)
-        batch = preprocessor.collate(rows)
+        rows, counts = _rows(data, preprocessor, start)
+        batches = [rows[first : first + _BATCH] for first in range(0, len(rows), _BATCH)]
+        collated = [preprocessor.collate(batch) for batch in batches]
         for name, model in models.items():
-            found = np.asarray(model(batch), np.float64)
-            outputs[name] += [kind.of_row(output, row) for output, row in zip(found, rows, strict=True)]
+            found = [
+                kind.of_row(output, row)
+                for batch, arrays in zip(batches, collated, strict=True)
+                for output, row in zip(np.asarray(model(arrays), np.float64), batch, strict=True)
+            ]
+            ends = np.cumsum(counts)
+            outputs[name] += [kind.of_parts(found[end - count : end]) for count, end in zip(counts, ends, strict=True)]
     measured: dict[str, Any] = {name: data.judge(found) for name, found in outputs.items()}
     return Evaluation(data=Path(data.source).name, examples=len(data.inputs), metric=data.metric, **measured)
 
 
-def _rows(data: EvaluationData, preprocessor: Preprocessor, start: int) -> list[Arrays]:
+def _rows(data: EvaluationData, preprocessor: Preprocessor, start: int) -> tuple[list[Arrays], list[int]]:
+    """Return the rows of some inputs, and how many each of them has."""
     inputs = data.inputs[start : start + _BATCH]
     try:
-        return preprocessor.rows(inputs)
+        parts = [preprocessor.parts(value) for value in inputs]
+        return preprocessor.rows([part for several in parts for part in several]), [len(several) for several in parts]
     except InputError as error:
         raise InputError(f"Among rows {start + 1} to {start + len(inputs)} of {data.source}: {error}") from None
 

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy.typing as npt
-
 from rmlora.tasks import Task
 from rmlora.text_pair import InputForm
 
@@ -26,6 +24,8 @@ class MeasuredModel:
     """Problem type, or the function that turns its scores into answers."""
     form: InputForm | None = None
     """What the adapter was trained on; None takes single texts and pairs."""
+    no_answer: bool | None = None
+    """Whether the adapter learned that a question may have no answer; None takes that from the data."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,10 @@ class EvaluationData(ABC):
         """Name of the metric; larger is better."""
 
     @abstractmethod
-    def judge(self, outputs: Sequence[npt.NDArray[Any]]) -> float:
+    def judge(self, outputs: Sequence[Any]) -> float:
         """Return the metric of a model.
 
         Args:
-            outputs: for every example what :meth:`rmlora.outputs.Outputs.of_row` takes from the model's output.
+            outputs: for every example what :meth:`rmlora.outputs.Outputs.of_parts` makes of what
+                :meth:`rmlora.outputs.Outputs.of_row` takes from the model's outputs.
         """

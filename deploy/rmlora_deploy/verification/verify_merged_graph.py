@@ -111,6 +111,14 @@ def _run_both(
     batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, None, [adapter.input_form]))
     adapted, _ = load_adapted(base, Path(adapter.source), allow_base_mismatch=allow_base_mismatch)
     expected = finite_outputs(adapted, batches, task.outputs, what="the adapter")
+    pair = task.outputs.graph_outputs
+    if pair is not None and set(pair) <= {item.name for item in session.get_outputs()}:
+        halves = [graph_logits(session, name) for name in pair]
+        return (
+            batches,
+            expected,
+            [np.stack([np.asarray(half(batch), np.float32) for half in halves], -1) for batch in batches],
+        )
     output = score_output(load_model(graph), expected[0].shape[-1], axes=task.outputs.axes)
     outputs = graph_logits(session, None if output is None else output.name)
     return batches, expected, [np.asarray(outputs(batch), np.float32) for batch in batches]

@@ -81,7 +81,7 @@ def test_a_graph_from_another_exporter_is_pooled_without_torch(embedded: Path, c
     task = get_task("feature-extraction")
     model = AutoModel.from_pretrained(embedded / "base").eval()
     inputs = trace_inputs(task, model.config, task.inputs.load_processor(embedded / "base"))
-    graph = export_torch(model, inputs, output="last_hidden_state")  # and the pooler's output, as from Optimum
+    graph = export_torch(model, inputs, outputs=["last_hidden_state"])  # and the pooler's output, as from Optimum
     assert len(graph.graph.outputs) == 2
     save_model(graph, copied / "foreign.onnx")
     words = ("export", copied / "base", "--mode", "branches", "-a", copied / "near", "--onnx", copied / "foreign.onnx")

@@ -129,7 +129,7 @@ def test_a_load_test_asks_for_entities(server: Server, tmp_path: Path) -> None:
     assert done.code == 0 and '"errors": {}' in done.stdout, done.stdout + done.stderr
     (tmp_path / "expected.json").write_text('{"texts": ["on"], "answers": {"slots": [[1.0]]}, "tolerance": 1}')
     words = ("loadtest", server.url, "--model", "slots", "--reference", tmp_path / "expected.json", "--seconds", "1")
-    fails(2, "gives entities: leave it out", *words)
+    fails(2, "gives parts of texts: leave it out", *words)
 
 
 def test_the_page_marks_entities(server: Server, made: Path) -> None:

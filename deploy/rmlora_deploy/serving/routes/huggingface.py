@@ -1,6 +1,7 @@
-"""Hugging Face's Inference API for token-classification: ``/models/{name}``, and the entities that ``/predict`` answers with.
+"""Hugging Face's Inference API for entities and for answers to questions: ``/models/{name}``.
 
-``huggingface_hub.InferenceClient.token_classification(text, model="http://HOST/models/NAME")`` calls it.
+``huggingface_hub.InferenceClient.token_classification(text, model="http://HOST/models/NAME")`` calls it, and so does
+``question_answering(question=…, context=…, model=…)``. ``/predict`` answers such models in the same form.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from rmlora.errors import ConfigError
+from rmlora.answer_spans import LONGEST_ANSWER
+from rmlora.errors import ConfigError, InputError
+from rmlora.text_pair import TextPair
 from rmlora.words import Sentence
+from rmlora_deploy.inference.answerer import to_answers
 from rmlora_deploy.inference.entity_spans import Tagging, to_tagging
 from rmlora_deploy.serving.json_bodies import JsonRoute
 from rmlora_deploy.serving.models import ServedModel
@@ -22,7 +26,7 @@ from rmlora_deploy.serving.routes.lists import Texts
 from rmlora_deploy.serving.schemas import declared
 from rmlora_deploy.serving.service import Service
 
-__all__ = ["FoundEntity", "Parameters", "entities", "router"]
+__all__ = ["Asked", "FoundEntity", "Parameters", "entities", "found", "router"]
 
 router = APIRouter(
     route_class=JsonRoute, tags=["Hugging Face"], responses=declared(400, 401, 404, 408, 413, 415, 429, 503, 504)
@@ -30,7 +34,7 @@ router = APIRouter(
 
 
 class Parameters(BaseModel):
-    """How entities are made of tokens."""
+    """How entities are made of tokens, or which answers are given."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -39,13 +43,43 @@ class Parameters(BaseModel):
         description="`first`, the default, labels words by their first token; `simple` labels every token by itself.",
     )
     ignore_labels: Texts = Field(default_factory=list, description="Labels to leave out; `O` always is.")
+    top_k: int | None = Field(
+        None, ge=1, le=100, description="Of answers: how many, in a list; without it there is one."
+    )
+    max_answer_len: int | None = Field(None, ge=1, le=512, description="Tokens of the longest answer; 30 without it.")
+    handle_impossible_answer: bool | None = Field(
+        None, description="Whether there may be no answer; without it, models that learned it may say so."
+    )
+
+    def check(self, kind: str) -> None:
+        """Raise :class:`ConfigError` for a parameter that a model with such outputs does not have."""
+        own = _OF_ENTITIES if kind == "tokens" else _OF_ANSWERS
+        if others := sorted(self.model_fields_set - own):
+            what = "entities" if kind == "tokens" else "answers"
+            raise ConfigError(
+                f"'{others[0]}' is no parameter of {what}: leave it out, or give {', '.join(sorted(own))}."
+            )
+
+
+_OF_ENTITIES = {"aggregation_strategy", "ignore_labels"}
+_OF_ANSWERS = {"top_k", "max_answer_len", "handle_impossible_answer"}
+
+
+class Asked(BaseModel):
+    """A question and the text that holds its answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    question: str = Field(examples=["Which lamp is on?"])
+    context: str = Field(examples=["The desk lamp is on, the lamp in the hall is off."])
 
 
 class PredictRequest(BaseModel):
-    """Texts to find entities in."""
+    """Texts to find entities in, or a question with its context."""
 
-    inputs: str | Texts = Field(
-        description="One text or several.", examples=["Turn on the desk lamp", ["Turn on the desk lamp"]]
+    inputs: str | Texts | Asked = Field(
+        description="One text or several; or a question with its context.",
+        examples=["Turn on the desk lamp", {"question": "Which lamp is on?", "context": "The desk lamp is on."}],
     )
     parameters: Parameters | None = None
 
@@ -60,15 +94,68 @@ class FoundEntity(BaseModel):
     end: int = Field(description="Position after the last character.", examples=[21])
 
 
-_FOUND: dict[int | str, dict[str, Any]] = {200: {"model": list[FoundEntity] | list[list[FoundEntity]]}}
+class Answer(BaseModel):
+    """An answer to a question."""
+
+    answer: str = Field(description="Characters of the context; empty if it has no answer.", examples=["desk lamp"])
+    score: float = Field(description="Its probability.", examples=[0.97])
+    start: int = Field(description="Position of the first character.", examples=[4])
+    end: int = Field(description="Position after the last character.", examples=[13])
+
+
+_FOUND: dict[int | str, dict[str, Any]] = {
+    200: {"model": list[FoundEntity] | list[list[FoundEntity]] | Answer | list[Answer]}
+}
 
 
 @router.post("/models/{name}", response_model=None, responses=_FOUND)
 async def predict_with(name: str, body: PredictRequest, service: ServiceOf, state: StateOf) -> JSONResponse:
-    """Find entities with the model in the path."""
-    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
-    found = await entities(service.registry.model(name), texts, body.parameters, service, state)
-    return JSONResponse(found[0] if isinstance(body.inputs, str) else found)
+    """Find entities, or the answer to a question, with the model in the path."""
+    return await found(service.registry.model(name), body.inputs, body.parameters, service, state)
+
+
+async def found(
+    model: ServedModel,
+    inputs: str | Sequence[str] | Asked,
+    parameters: Parameters | None,
+    service: Service,
+    state: MutableMapping[str, Any],
+) -> JSONResponse:
+    """Return the entities in a text or in several, or the answer to a question; arguments and errors as :func:`entities`."""
+    if parameters is not None:
+        parameters.check(model.task.outputs.kind)
+    if isinstance(inputs, Asked):
+        return JSONResponse(await answers(model, inputs, parameters, service, state))
+    if model.task.outputs.kind == "spans":
+        raise InputError(f"'{model.id}' answers questions: give 'inputs' as {{\"question\": …, \"context\": …}}.")
+    several = await entities(model, [inputs] if isinstance(inputs, str) else inputs, parameters, service, state)
+    return JSONResponse(several[0] if isinstance(inputs, str) else several)
+
+
+async def answers(
+    model: ServedModel, asked: Asked, parameters: Parameters | None, service: Service, state: MutableMapping[str, Any]
+) -> dict[str, Any] | list[dict[str, Any]]:
+    """Return the answer to a question, or a list of the likeliest if the parameters say how many.
+
+    Raises:
+        ConfigError: the model answers no questions.
+        InputError: question or context cannot be used.
+        ServingError: see :meth:`Service.ask_rows`.
+    """
+    if model.task.outputs.kind != "spans":
+        raise ConfigError(
+            f"'{model.id}' is for {model.task.name} and answers no questions: use POST {model.task.outputs.route}."
+        )
+    given = parameters or Parameters()  # type: ignore[call-arg]
+    rows, scores, _ = await service.ask_rows(model, [TextPair(asked.question, asked.context)], state)
+    may_lack = given.handle_impossible_answer
+    spans = to_answers(
+        scores, [row.arrays for row in rows], asked.context, model.runner.bundle, top=given.top_k or 1,
+        longest=given.max_answer_len or LONGEST_ANSWER,
+        no_answer=bool(model.no_answer if may_lack is None else may_lack),
+    )  # fmt: skip
+    plain = [{"answer": one.text, "score": one.score, "start": one.start, "end": one.end} for one in spans]
+    return plain if given.top_k is not None else plain[0]
 
 
 async def entities(

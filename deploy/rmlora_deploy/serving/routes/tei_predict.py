@@ -1,4 +1,7 @@
-"""text-embeddings-inference's ``/predict``: every label with its score, for texts and pairs of texts, or the entities in texts."""
+"""text-embeddings-inference's ``/predict``: every label with its score, for texts and pairs of texts.
+
+Models for entities and for answers to questions answer here too, in the form of Hugging Face's Inference API.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from rmlora_deploy.serving.json_bodies import JsonRoute
 from rmlora_deploy.serving.models import ServedModel
 from rmlora_deploy.serving.pair_scores import chosen_model
 from rmlora_deploy.serving.routes.context import ServiceOf, StateOf
-from rmlora_deploy.serving.routes.huggingface import Parameters, entities
+from rmlora_deploy.serving.routes.huggingface import Asked, Parameters, found
 from rmlora_deploy.serving.routes.lists import FIRST_ERROR, Texts
 from rmlora_deploy.serving.schemas import declared
 from rmlora_deploy.serving.waiting_rows import Answer
@@ -34,24 +37,25 @@ class PredictRequest(BaseModel):
     """What to classify."""
 
     model: str | None = Field(None, description="May be left out if the server has a single model.", examples=["nli"])
-    inputs: str | Annotated[list[str | Texts], FIRST_ERROR] = Field(
-        description="A text; a list of one or two texts, which is a text or a pair; or a list of such lists.",
+    inputs: str | Annotated[list[str | Texts], FIRST_ERROR] | Asked = Field(
+        description="A text; a list of one or two texts, which is a text or a pair; a list of such lists; or a question with its "
+        "context.",
         examples=["See you at eight", ["A man plays.", "It rains."], [["A man plays.", "It rains."]]],
     )
     raw_scores: bool = Field(False, description="Of a classifier: return the model's outputs as they are.")
-    parameters: Parameters | None = Field(None, description="Of a model for entities: how they are made of tokens.")
+    parameters: Parameters | None = Field(None, description="Of a model for entities or answers: how they are found.")
 
 
 @router.post("/predict", response_model=None, responses=declared(504))
 async def predict(body: PredictRequest, service: ServiceOf, state: StateOf) -> JSONResponse:
     """Return every label with its score, the best first; of a list of lists, a list for each.
 
-    A model for token-classification answers with entities instead; a list is then one of texts.
+    A model for token-classification answers with entities instead; a list is then one of texts. A model for
+    question-answering is given a question with its context.
     """
     model = chosen_model(service, body.model)
-    if model.task.outputs.kind == "tokens":
-        found = await entities(model, _texts(model, body), body.parameters, service, state)
-        return JSONResponse(found[0] if isinstance(body.inputs, str) else found)
+    if model.task.outputs.kind in ("tokens", "spans") or isinstance(body.inputs, Asked):
+        return await found(model, _texts(model, body), body.parameters, service, state)
     if body.parameters is not None and body.parameters.model_fields_set:  # Hugging Face's client sends an empty object
         raise ConfigError(f"'{model.id}' is for {model.task.name}, and 'parameters' are for entities: leave them out.")
     if not model.task.outputs.has_labels or model.task.inputs.modality != "text":
@@ -63,16 +67,18 @@ async def predict(body: PredictRequest, service: ServiceOf, state: StateOf) -> J
     return JSONResponse(ranked if batch else ranked[0])
 
 
-def _texts(model: ServedModel, body: PredictRequest) -> list[str]:
-    """Return the texts to find entities in: one, a list of them, or a list of lists of one.
+def _texts(model: ServedModel, body: PredictRequest) -> str | list[str] | Asked:
+    """Return a question, or the texts to find entities in: one, a list of them, or a list of lists of one.
 
     Raises:
         ConfigError: scores are asked for.
         InputError: a list has more than one text.
     """
     if body.raw_scores:
-        raise ConfigError(f"'{model.id}' gives entities, and has no 'raw_scores': leave it out.")
-    given = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+        raise ConfigError(f"'{model.id}' gives parts of a text, and has no 'raw_scores': leave it out.")
+    if isinstance(body.inputs, (str, Asked)):
+        return body.inputs
+    given = body.inputs
     wrong = next((number for number, item in enumerate(given, 1) if not isinstance(item, str) and len(item) != 1), None)
     if wrong is not None:
         raise InputError(f"Input {wrong} is a list of {len(given[wrong - 1])}: '{model.id}' reads single texts.")

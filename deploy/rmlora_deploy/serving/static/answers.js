@@ -1,4 +1,4 @@
-/** Renders an answer: labels with their probabilities, numbers, a text with its entities, a vector, or an error message. */
+/** Renders an answer: labels with their probabilities, numbers, a text with its entities or its answer, a vector, or an error message. */
 
 import { drawSpark } from "./charts.js";
 import { drawn, element } from "./dom.js";
@@ -20,6 +20,7 @@ export function answerCard(item) {
   if (error) return [head, element("p", { class: "error" }, error)];
   if (!answer) return [head, element("p", { class: "hint" }, "…")];
   if (model.task === "token-classification") return [head, ...entityParts(item.text, answer)];
+  if (model.task === "question-answering") return [head, ...spanParts(item.text.context, answer)];
   return [head, ...(model.task === "feature-extraction" ? vectorParts(answer) : labelParts(model, answer.data[0]))];
 }
 
@@ -81,6 +82,11 @@ function entityParts(text, entities) {
     done = end;
   }
   return [element("p", { class: "entities" }, ...parts, characters.slice(done).join(""))];
+}
+
+function spanParts(context, { answer, score, start, end }) {
+  if (!answer) return [element("p", { class: "hint" }, `No answer in the text (${percent(score)}).`)];
+  return entityParts(context, [{ entity_group: percent(score), score, start, end }]);
 }
 
 function entityMark(words, label, score) {

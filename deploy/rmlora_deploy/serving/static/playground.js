@@ -10,6 +10,7 @@ const PARALLEL = 4; // a browser opens six connections to a server, and the char
 
 const readsImages = (model) => model.task.startsWith("image");
 const tags = (model) => model.task === "token-classification";
+const answersQuestions = (model) => model.task === "question-answering";
 const readsPairs = (model) => model.input_form === "pair";
 const mayReadPairs = (model) => model.task === "text-classification" && model.input_form !== "text";
 const embeds = (model) => model.task === "feature-extraction";
@@ -50,8 +51,8 @@ export class Playground {
     find("chosen").replaceChildren(...models.map((model) => this.#chip(model)));
     find("image-field").hidden = !models.some(readsImages);
     find("text-field").hidden = models.length > 0 && models.every(readsImages);
-    find("second-field").hidden = !models.some((model) => embeds(model) || mayReadPairs(model));
-    find("second-hint").textContent = models.some(readsPairs) ? "of the pair" : models.some(embeds) ? "to compare with, optional" : "of a pair, optional";
+    find("second-field").hidden = !models.some((model) => embeds(model) || mayReadPairs(model) || answersQuestions(model));
+    find("second-hint").textContent = models.some(answersQuestions) ? "that holds the answer" : models.some(readsPairs) ? "of the pair" : models.some(embeds) ? "to compare with, optional" : "of a pair, optional";
     find("send").textContent = models.length ? `Ask ${plural(models.length, "model")}` : "Ask";
     say(find("jump"), models.length ? `${plural(models.length, "model")} ticked: to the playground` : "");
   }
@@ -103,6 +104,7 @@ export class Playground {
     if (readsImages(model)) return { path: "classify", body: { model: model.id, input: this.#image } };
     if (tags(model)) return { path: "predict", body: { model: model.id, inputs: text } };
     const second = find("second").value;
+    if (answersQuestions(model)) return { path: "predict", body: { model: model.id, inputs: { question: text, context: second } } };
     if (!embeds(model)) {
       // With a model that embeds, a second text is to be compared with the first.
       const pairs = readsPairs(model) || (mayReadPairs(model) && !this.#models.some(embeds));
