@@ -17,7 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     from transformers import Trainer
 
-__all__ = ["ENTITIES", "PAIR_CLASSES", "SIMILARITY", "PlainTask", "Recipe", "read_rows", "train_plainly"]
+__all__ = ["ANSWERS", "ENTITIES", "PAIR_CLASSES", "SIMILARITY", "PlainTask", "Recipe", "read_rows", "train_plainly"]
 
 _IGNORED = -100
 """Label of a token that the loss leaves out, in transformers."""
@@ -57,6 +57,8 @@ class PlainTask:
     score: Callable[[Any, list[str]], dict[str, float]]
     """Makes metrics of the trainer's prediction and the label names."""
     problem_type: str | None = None
+    head: str = "classifier"
+    """Module that is new, and trained in full."""
 
 
 def train_plainly(task: PlainTask, data: Path, base: Path, work: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
@@ -114,8 +116,8 @@ def _adapted_model(task: PlainTask, base: Path, labels: Sequence[str], recipe: R
         r=recipe.rank,
         lora_alpha=recipe.alpha,
         target_modules="all-linear",
-        exclude_modules=["classifier"],
-        modules_to_save=["classifier"],
+        exclude_modules=[task.head],
+        modules_to_save=[task.head],
     )
     return get_peft_model(model, config)
 
@@ -181,6 +183,33 @@ def _encode_words(tokenizer: Any, row: Row, labels: list[str], limit: int) -> Ro
     return {**encoded, "labels": tags}
 
 
+def _encode_question(tokenizer: Any, row: Row, labels: list[str], limit: int) -> Row:
+    """Return the tokens of question and context, and those with which the answer begins and ends; the first if there is none."""
+    encoded = tokenizer(
+        row["question"], row["context"], truncation="only_second", max_length=limit, return_offsets_mapping=True
+    )
+    offsets, sources = encoded.pop("offset_mapping"), encoded.sequence_ids()
+    found = [0, 0]
+    if row["answers"]["text"]:
+        start = row["answers"]["answer_start"][0]
+        end = start + len(row["answers"]["text"][0])
+        inside = [i for i, (a, b) in enumerate(offsets) if sources[i] == 1 and a < end and b > start]
+        found = [inside[0], inside[-1]] if inside else found
+    return {**encoded, "start_positions": found[0], "end_positions": found[1]}
+
+
+def _score_answers(found: Any, labels: list[str]) -> dict[str, float]:
+    """Return the share of answers whose tokens are all right; the likeliest span of up to 30 tokens is the answer."""
+    right = []
+    for starts, ends, start, end in zip(*found.predictions, *found.label_ids, strict=True):
+        spans = np.add.outer(starts, ends)
+        allowed = np.tri(len(starts), k=29, dtype=bool) & ~np.tri(len(starts), k=-1, dtype=bool)
+        allowed[0, 1:] = False  # the first token stands for no answer, and begins none
+        best = np.where(allowed, spans, -np.inf).argmax()
+        right.append(best == start * len(starts) + end)
+    return {"exact_match": float(np.mean(right))}
+
+
 def _score_grades(found: Any, labels: list[str]) -> dict[str, float]:
     from scipy.stats import pearsonr, spearmanr
 
@@ -224,6 +253,11 @@ PAIR_CLASSES = PlainTask(
     _classes_in, _encode_classified, _score_classes,
 )  # fmt: skip
 """A label for a pair of texts."""
+ANSWERS = PlainTask(
+    "AutoModelForQuestionAnswering", "DataCollatorWithPadding", "QUESTION_ANS", ("exact_match",),
+    lambda parts: ["start", "end"], _encode_question, _score_answers, head="qa_outputs",
+)  # fmt: skip
+"""The answer to a question in its context."""
 ENTITIES = PlainTask(
     "AutoModelForTokenClassification", "DataCollatorForTokenClassification", "TOKEN_CLS", ("f1", "accuracy"),
     _tags_in, _encode_words, _score_entities,

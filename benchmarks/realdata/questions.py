@@ -24,9 +24,9 @@ _ASKED = {
     "volume_level": "volume", "item": "item",
 }  # fmt: skip
 """Slot → what a question calls it."""
-_BUCKETS = 60
+_BUCKETS = 100
 """Groups of templates: those of one group are in the same contexts, and on one side of a split."""
-_OF_A_BUCKET = 50
+_OF_A_BUCKET = 30
 """Questions about the sentences of one group."""
 _SENTENCES = (2, 8)
 """Fewest and most sentences of a context."""

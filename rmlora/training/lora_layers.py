@@ -34,7 +34,7 @@ def add_lora_layers(loaded: TaskModel, task: Task, config: RMLoRAConfig) -> tupl
     """
     from peft import get_peft_model
 
-    heads = {name for name in ("classifier", "score") if hasattr(loaded.model, name)}
+    heads = {name for name in ("classifier", "score", "qa_outputs") if hasattr(loaded.model, name)}
     fresh = {name for name in loaded.new_modules if name.partition(".")[0] not in heads}
     saved = {*config.modules_to_save, *heads, *fresh}
     config = dataclasses.replace(
