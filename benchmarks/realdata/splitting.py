@@ -36,7 +36,7 @@ def split(examples: Sequence[Example], *, seed: int, train: int | None = None, v
 
     Whole groups are put aside for testing and validation; what the last one holds beyond the wanted number is not used.
     A group larger than a quarter of that number only trains: it would be too much of the part. Numbers as labels are
-    balanced by their nearest whole number.
+    balanced by their nearest whole number, and lists by whether they are empty.
 
     Args:
         examples: from a reader of :data:`benchmarks.realdata.DATASETS`.
@@ -102,4 +102,6 @@ def _balanced(strata: Sequence[Hashable], draw: np.random.Generator) -> list[int
 
 
 def _stratum(example: Example) -> Any:
-    return round(example.label) if isinstance(example.label, float) else example.label
+    if isinstance(example.label, float):
+        return round(example.label)
+    return example.label == "[]" if example.label.startswith("[") else example.label
