@@ -18,6 +18,7 @@ from rmlora_deploy import api
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.manifest import PRECISIONS, QuantizationEntry
 from rmlora_deploy.cli.adapter_table import show_adapters
+from rmlora_deploy.cli.base_warning import warn_of_other_base
 from rmlora_deploy.cli.console import (
     answer_options,
     by_adapter,
@@ -151,6 +152,7 @@ def command(
     names = parse_labels(labels) if labels is not None else None
     paths = {name: Path(path) for name, path in named(adapters, flag="--adapter").items()}
     columns = Columns(text_column or image_column, label_column, pair_column)
+    warn_of_other_base(paths.values(), base)
     with ProgressDisplay(console, "starting") as display:
         bundle = api.export(
             base, paths, output, data=by_adapter(data, list(paths), flag="--data"), columns=columns, labels=names,
