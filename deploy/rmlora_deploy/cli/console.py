@@ -165,9 +165,11 @@ def by_adapter(values: Sequence[str], adapters: Sequence[str], *, flag: str) -> 
     Raises:
         ConfigError: an item does not say which of several adapters it is for, or two are for the same.
     """
-    if len(adapters) == 1 and len(values) == 1:
-        return {adapters[0]: values[0].removeprefix(f"{adapters[0]}=")}
     found = named(values, flag=flag)
+    if len(adapters) == 1 and len(values) == 1:
+        (only,), (value,), ((name, rest),) = adapters, values, found.items()
+        if rest == value or name == only or Path(value).exists():
+            return {only: value.removeprefix(f"{only}=")}
     for (name, rest), value in zip(found.items(), values, strict=True):
         if rest == value and name not in adapters:
             raise ConfigError(

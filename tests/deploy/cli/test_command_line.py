@@ -158,6 +158,7 @@ def _children(pid: int) -> list[str]:
 def test_a_single_adapters_data_needs_no_name() -> None:
     assert by_adapter(["a/x=1.csv"], ["one"], flag="--data") == {"one": "a/x=1.csv"}
     assert by_adapter(["one=1.csv"], ["one"], flag="--data") == {"one": "1.csv"}
+    assert by_adapter(["two=1.csv"], ["one"], flag="--data") == {"two": "1.csv"}  # refused by name where it is used
     assert by_adapter(["one=1.csv", "data/two"], ["one", "two"], flag="--data") == {"one": "1.csv", "two": "data/two"}
     with pytest.raises(ConfigError, match="--data a/x=1.csv does not say .* The names are one, two"):
         by_adapter(["a/x=1.csv"], ["one", "two"], flag="--data")
