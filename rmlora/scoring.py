@@ -29,6 +29,8 @@ __all__ = ["FunctionToApply", "ProblemType", "Scoring", "problem_type_in", "scor
 
 FloatArray = npt.NDArray[np.float64]
 FunctionToApply = Literal["softmax", "sigmoid", "none"]
+_CHOSEN = 0.5
+"""Probability from which a label applies, where several may."""
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 
@@ -49,6 +51,10 @@ class Scoring(ABC):
     @abstractmethod
     def apply(self, logits: npt.NDArray[Any]) -> FloatArray:
         """Return the results for ``logits [..., outputs]``, in the same shape."""
+
+    @abstractmethod
+    def answers(self, results: FloatArray) -> int:
+        """Return how many of ``results [outputs]``, the largest first, are the answer."""
 
     @abstractmethod
     def target(self, cell: str, labels: Sequence[str], *, where: str) -> FloatArray:
@@ -82,6 +88,10 @@ class OneLabel(Scoring):
         exponents = np.exp(values - values.max(-1, keepdims=True))
         return np.asarray(exponents / exponents.sum(-1, keepdims=True))
 
+    def answers(self, results: FloatArray) -> int:
+        """Return 1: the likeliest label."""
+        return 1
+
     def target(self, cell: str, labels: Sequence[str], *, where: str) -> FloatArray:
         """Return 1 at the label that the cell names."""
         return _marked([cell], labels, where)
@@ -103,6 +113,10 @@ class SeveralLabels(Scoring):
     def apply(self, logits: npt.NDArray[Any]) -> FloatArray:
         """Return the sigmoids."""
         return _sigmoid(logits)
+
+    def answers(self, results: FloatArray) -> int:
+        """Return the number of labels whose probability is at least one half; it may be 0."""
+        return int((results >= _CHOSEN).sum())
 
     def target(self, cell: str, labels: Sequence[str], *, where: str) -> FloatArray:
         """Return 1 at every label in the cell: one name, several with commas, semicolons or bars between, or a JSON list."""
@@ -127,6 +141,10 @@ class Numbers(Scoring):
     def apply(self, logits: npt.NDArray[Any]) -> FloatArray:
         """Return the scores."""
         return np.asarray(logits, np.float64)
+
+    def answers(self, results: FloatArray) -> int:
+        """Return the number of outputs."""
+        return len(results)
 
     def target(self, cell: str, labels: Sequence[str], *, where: str) -> FloatArray:
         """Return the number in the cell, or the numbers with commas or semicolons between them."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
 from rmlora.config import RMLoRAConfig
-from rmlora.errors import ConfigError, ReadOnlyError
+from rmlora.errors import ConfigError, ReadOnlyError, some_of
 from rmlora.package import load_package
 from rmlora.training.answer_metrics import AnswerMetric
 from rmlora.training.data import Columns
@@ -211,7 +211,9 @@ def export(
         paths = {Path(adapters).resolve().name: Path(adapters)}
     if isinstance(data, str):
         if len(paths) != 1:
-            raise ConfigError("With several adapters data must be a mapping from adapter name to file.")
+            raise ConfigError(
+                f"With several adapters data is a mapping from name to file; the names are {some_of(paths)}."
+            )
         data = dict.fromkeys(paths, data)
     chosen: Mode = mode or ("branches" if isinstance(adapters, Mapping) else "merged")
     return export_bundle(

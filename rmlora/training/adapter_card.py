@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rmlora.markdown_text import escaped, facts, front_matter, one_line, table
 from rmlora.tasks import Task
 from rmlora.training.result import metric_name
+from rmlora.training.source_name import on_hub, source_name
 from rmlora.wording import counted
 
 __all__ = ["adapter_card"]
 
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _SPLITS = ("validation", "test")
 _SHOWN = 20
 """Labels listed before the rest is left out."""
@@ -33,34 +31,43 @@ _HUB_METRICS = {
 """Metric of training → what the hub calls it, where that differs."""
 
 
-def adapter_card(name: str, task: Task, metadata: Mapping[str, Any], *, choice: str, warnings: Sequence[str]) -> str:
+def adapter_card(
+    name: str,
+    task: Task,
+    metadata: Mapping[str, Any],
+    *,
+    choice: str,
+    warnings: Sequence[str],
+    license: Mapping[str, str] | None = None,
+) -> str:
     """Return the page as Markdown, with a header in YAML; no path of this machine is in it.
 
     Args:
         name: of the package's directory.
         task: of the adapter.
-        metadata: content of ``rmlora.json``.
+        metadata: content of ``rmlora.json``, with base and data as they were given.
         choice: sentence that says which checkpoint was kept and why.
         warnings: of the run.
+        license: of the base, as the hub has it in a header (:mod:`rmlora.training.base_license`).
     """
     settings = metadata["training"]["settings"]
-    base = _source_name(settings["base"])
+    base = source_name(settings["base"])
     parts = [
         [f"# {escaped(name)}", "", _summary(task, metadata, base), ""],
-        ["## What it is", "", *_about(task, metadata, base)],
+        ["## What it is", "", *_about(task, metadata, base, license or {})],
         ["## Evaluation", "", escaped(choice), "", *_figures(metadata["metrics"]), "![Training](training.png)", ""],
         ["## Limits", "", "Training warned:", "", *(f"* {escaped(line)}" for line in warnings), ""] if warnings else [],
         ["## Use", "", *_use(name, task, metadata, base)],
     ]
     body = "\n".join(line for part in parts for line in part).rstrip() + "\n"
-    return front_matter(_header(name, task, metadata)) + "\n" + body
+    return front_matter({**_header(name, task, metadata), **(license or {})}) + "\n" + body
 
 
 def _header(name: str, task: Task, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the hub reads; the base is named only if it is there too."""
     source, tags = str(metadata["training"]["settings"]["base"]), ["lora", "rmlora"]
     header: dict[str, Any] = {"library_name": "peft", "pipeline_tag": task.name, "tags": tags}
-    if _on_hub(source):
+    if on_hub(source):
         header["base_model"] = source
         tags.append(f"base_model:adapter:{source}")
     results = list(_results(task, metadata))
@@ -80,8 +87,8 @@ def _results(task: Task, metadata: Mapping[str, Any]) -> Iterator[dict[str, Any]
             if math.isfinite(value) and abs(value) < 1e15 and key != "confidence"  # JSON's 1e+16 is a text in YAML
         ]
         if metrics:
-            data = one_line(_source_name(settings[split] or settings["train"]))
-            kind = data.partition(":")[0] if _on_hub(settings[split] or settings["train"]) else "unknown"
+            data = one_line(source_name(settings[split] or settings["train"]))
+            kind = data.partition(":")[0] if on_hub(settings[split] or settings["train"]) else "unknown"
             yield {
                 "task": {"type": task.name},
                 "dataset": {"name": data, "type": kind, "split": split},
@@ -99,7 +106,7 @@ def _is_masked(method: Mapping[str, Any]) -> bool:
     return bool(method["orth_weight"]) or method["active_rank"] != method["rank"]
 
 
-def _about(task: Task, metadata: Mapping[str, Any], base: str) -> list[str]:
+def _about(task: Task, metadata: Mapping[str, Any], base: str, license: Mapping[str, str]) -> list[str]:
     training, method = metadata["training"], metadata["rmlora"]
     settings, labels = training["settings"], metadata.get("labels") or []
     shown = ", ".join(escaped(label) for label in labels[:_SHOWN])
@@ -108,10 +115,11 @@ def _about(task: Task, metadata: Mapping[str, Any], base: str) -> list[str]:
         {
             "base": escaped(base) + (f", revision {escaped(settings['revision'])}" if settings["revision"] else ""),
             "task": escaped(task.name),
+            "license of the base": escaped(license.get("license_name") or license.get("license") or ""),
             "labels": shown + more,
             "kind of answer": escaped(metadata.get("problem_type") or "").replace("\\_", " "),
             "input": escaped(metadata.get("input_form") or metadata.get("prompt_format") or ""),
-            "training data": escaped(_source_name(settings["train"])),
+            "training data": escaped(source_name(settings["train"])),
             "rows": ", ".join(f"{split} {count:,}" for split, count in metadata["metrics"]["examples"].items()),
             "rank": f"{method['rank']}, {method['active_rank']} active in a step, alpha {method['alpha']:g}",
             "trained parameters": f"{metadata['metrics']['trainable_parameters']:,}",
@@ -166,13 +174,3 @@ def _use(name: str, task: Task, metadata: Mapping[str, Any], base: str) -> list[
         "Merged into the base, or exported to ONNX:" if len(commands) > 1 else "Merged into the base:", "",
         "```console", *(f"$ {one_line(shlex.join(['rmlora-deploy', *words]))}" for words in commands), "```", "",
     ]  # fmt: skip
-
-
-def _on_hub(source: str) -> bool:
-    """Return True for the name of a model or dataset on the hub, and False for what is, or can only be, a path."""
-    return not Path(source).exists() and _HUB_NAME.fullmatch(source.partition(":")[0]) is not None
-
-
-def _source_name(source: str) -> str:
-    """Return a name on the hub as it is, and of a path its last part."""
-    return source if _on_hub(source) else Path(source).resolve().name

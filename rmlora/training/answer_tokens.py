@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal
 
+from rmlora.chat_messages import unwritten_calls
 from rmlora.errors import InputError
 from rmlora.library_calls import library_call
 from rmlora.training.conversations import Conversation, Conversations, Message
@@ -37,8 +38,8 @@ class EncodedSplit:
 
     rows: list[EncodedRow]
     prompts: list[list[int]]
-    """For each conversation whose last answer begins within the longest length the tokens before it, as a model is asked; none
-    for plain texts."""
+    """For each conversation whose last answer is a text that begins within the longest length the tokens before it, as a model
+    is asked; none for plain texts."""
     references: list[str]
     """For each of the prompts its answer."""
     notes: tuple[str, ...]
@@ -72,8 +73,16 @@ class PromptFormat:
         return None if self._template is None else f"sha256:{sha256(self._template.encode()).hexdigest()}"
 
     def check(self, data: Conversations) -> None:
-        """Raise :class:`InputError` if the data are chats and there is no template that turns them into text."""
-        if data.form != "messages" or self._template is not None:
+        """Raise :class:`InputError` if the data are chats and there is no template that turns them, whole, into text."""
+        if data.form != "messages":
+            return
+        if self._template is not None:
+            for row in data.rows:
+                if place := unwritten_calls(row.messages, self._template):
+                    raise InputError(
+                        f"{data.name(row)} has a message {place} with tool_calls, which the base's chat template does not write: "
+                        "write them as its content, or take a base made for tools."
+                    )
             return
         if self._tokenizer.chat_template:
             raise InputError(
@@ -204,7 +213,9 @@ def encode_split(data: Conversations, form: PromptFormat, *, max_length: int, sk
         if any(len(item.ids) > max_length for item in kept):
             cut.append(row.number)
         rows += [EncodedRow(item.ids[:max_length], item.answer[:max_length], item.number) for item in kept]
-        if asked and len(asked) < max_length:  # else only earlier answers of the chat are left
+        if (
+            asked and len(asked) < max_length and row.answer
+        ):  # else only earlier answers are left, or it only calls tools
             prompts.append(asked)
             references.append(row.answer)
     notes = [*data.notes, *_about_lengths(data, cut, gone, max_length, skip_long=skip_long)]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rmlora.chat_messages import without_content
 from rmlora.errors import InputError, some_of
 from rmlora.training.table import Reading, Table
 from rmlora.unicode_text import is_unicode
@@ -60,7 +61,7 @@ class Conversation:
 
     @property
     def answer(self) -> str:
-        """What is to be answered: the last message of the assistant, or the completion."""
+        """What is to be answered: the last message of the assistant, or the completion; empty if it only calls tools."""
         return str(self.messages[-1].get("content") or "") if self.messages else self.completion
 
     def as_messages(self) -> tuple[Message, ...]:
@@ -128,6 +129,8 @@ def read_conversations(table: Table, source: str, columns: TextColumns, reading:
         raise InputError(f"{source} has no row with {_WANTED[form]}: check the columns.")
     if others := [name for name in table.columns if name and name not in used]:
         notes.append(f"Columns of {source} that are not used: {some_of(others)}.")
+    if any(row.messages for row in rows):  # a prompt and a completion may hold messages, too
+        form = "messages"
     return Conversations(source, form, table.unit, tuple(rows), tuple(notes))
 
 
@@ -242,8 +245,10 @@ def _message(place: int, item: Mapping[str, Any]) -> Message:
     role = _ROLES.get(str(role), role)
     if role not in _KNOWN_ROLES:
         raise _RowError(f"has a message {place} with the role {role!r}: the roles are {', '.join(_KNOWN_ROLES)}")
+    if without_content({**item, "role": role}):
+        raise _RowError(f"has a message {place} of '{role}' without content: give it one, or remove the row")
     content = item.get("content")
-    if content is None and role == "assistant" and item.get("tool_calls"):
+    if role == "assistant" and item.get("tool_calls") and content in (None, ""):
         return {**item, "role": role}
     text = _checked(content, f"message {place}")
     if role in ("user", "assistant") and not text.strip():

@@ -139,7 +139,7 @@ def _train(
     if main_process:
         write_trained_package(
             result, settings, run.config, run.model, run.training.task, run.training.metadata(run.model),
-            base_record=base_record, log_history=fitted.log_history, processor=run.processor, overwrite=overwrite,
+            base_record=base_record, base=run.base, log_history=fitted.log_history, processor=run.processor, overwrite=overwrite,
         )  # fmt: skip
         parts.record()
         mark_finished(settings.checkpoints, result.steps)

@@ -14,8 +14,10 @@ from rmlora.spectrum import adapter_spectrum
 from rmlora.storage import atomic_directory, write_json
 from rmlora.tasks import Task
 from rmlora.training.adapter_card import adapter_card
+from rmlora.training.base_license import base_license
 from rmlora.training.result import TrainResult
 from rmlora.training.settings import TrainSettings
+from rmlora.training.source_name import source_name, without_paths
 from rmlora.training.training_plot import plot_training
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ def write_trained_package(
     task_record: Mapping[str, Any],
     *,
     base_record: Mapping[str, Any],
+    base: Path,
     log_history: Sequence[Mapping[str, Any]],
     processor: Any,
     overwrite: bool,
@@ -70,6 +73,7 @@ def write_trained_package(
         task_record: fields of the metadata that only this kind of task has.
         base_record: fields of the metadata about the base, of :func:`rmlora.training.rehearsal.rehearse_package`.
         log_history: of the trainer, to plot.
+        base: its directory, for the license.
         processor: of the base; written for tasks whose packages carry one.
         overwrite: replace an existing package.
 
@@ -80,11 +84,11 @@ def write_trained_package(
         save_adapter_files(model, task, directory, base_name=settings.base, processor=processor)
         spectrum = adapter_spectrum(load_package(directory))
         _write_evaluation(result, directory, log_history)
-        metadata = {
+        metadata: dict[str, Any] = {
             "rmlora": config.to_dict(),
             "task": task.name,
             **task_record,
-            "base_model": settings.base,
+            "base_model": source_name(settings.base),
             **base_record,
             "metrics": {
                 **result.metrics,
@@ -100,8 +104,16 @@ def write_trained_package(
                 "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
             },
         }
-        write_metadata(directory, metadata)
-        card = adapter_card(result.output.name, task, metadata, choice=result.choice, warnings=result.warnings)
+        recorded = {**metadata["training"], "settings": without_paths(metadata["training"]["settings"])}
+        write_metadata(directory, {**metadata, "training": recorded})
+        card = adapter_card(
+            result.output.name,
+            task,
+            metadata,
+            choice=result.choice,
+            warnings=result.warnings,
+            license=base_license(base),
+        )
         (directory / CARD_FILE).write_text(card, encoding="utf-8")
 
 

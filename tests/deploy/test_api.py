@@ -110,7 +110,7 @@ def test_a_bundle_with_branches_is_exported_loaded_and_verified(branches: Bundle
     for got, expected in zip(mixed, alone.predict(texts), strict=True):
         assert dict(got.ranking) == pytest.approx(dict(expected.ranking), abs=1e-5)
     assert verify(branches.path, record=False).passed
-    with pytest.raises(ConfigError, match="holds several adapters: give adapters as a mapping"):
+    with pytest.raises(ConfigError, match="branches for adapters: give adapters as a mapping .*; the names are "):
         verify(branches, adapters="colors")
 
 
@@ -136,7 +136,7 @@ def test_unknown_settings_are_refused_by_name(tmp_path: Path) -> None:
         train("base", "data.csv", tmp_path / "out", epoch=2)
     with pytest.raises(ConfigError, match=r"export\(\) has no setting 'opsets': the settings are .*opset"):
         export("base", "adapter", tmp_path / "out", opsets=20)
-    with pytest.raises(ConfigError, match="With several adapters data must be a mapping"):
+    with pytest.raises(ConfigError, match="With several adapters data is a mapping from name to file; the names are "):
         export("base", {"a": "a", "b": "b"}, tmp_path / "out", data="data.csv")
     assert not list(tmp_path.iterdir())
 

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from rmlora.chat_messages import unwritten_calls, without_content
 from rmlora.errors import InputError, require
 from rmlora.json_files import read_text
 from rmlora.library_calls import library_call
@@ -43,7 +44,7 @@ class ChatTemplate:
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        self._tokens, self._where = tokens, where
+        self._source, self._tokens, self._where = source, tokens, where
         with library_call(
             lambda reason: InputError(f"The chat template in {where} is no template ({reason}): get it again.")
         ):
@@ -73,8 +74,9 @@ class ChatTemplate:
         """Return the chat as text, ready for the model's answer.
 
         Raises:
-            InputError: the template refuses these messages.
+            InputError: the template refuses these messages, or would leave something of them out.
         """
+        self._check(messages)
         with library_call(
             lambda reason: InputError(f"The chat template in {self._where} refuses these messages: {reason}.")
         ):
@@ -82,6 +84,19 @@ class ChatTemplate:
                 messages=[dict(message) for message in messages], tools=None, documents=None, add_generation_prompt=True,
                 **self._tokens,
             )  # fmt: skip
+
+    def _check(self, messages: Messages) -> None:
+        """Raise :class:`InputError` for what a template renders as nothing."""
+        for place, message in enumerate(messages, start=1):
+            if "role" not in message:
+                raise InputError(f"Message {place} of the chat has no role: it is system, user, assistant or tool.")
+            if without_content(message):
+                raise InputError(f"Message {place} of the chat, of '{message['role']}', has no content: give it one.")
+        if calls := unwritten_calls(messages, self._source):
+            raise InputError(
+                f"Message {calls} of the chat has tool_calls, which the chat template in {self._where} does not write: write them "
+                "as its content."
+            )
 
 
 def _generation_tag() -> Any:

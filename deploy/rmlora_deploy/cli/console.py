@@ -11,12 +11,13 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from rmlora.errors import ConfigError
+from rmlora.errors import ConfigError, some_of
 from rmlora.training.answer_metrics import AnswerMetric
 from rmlora_deploy.cli.output_encoding import shows_unicode
 
 __all__ = [
     "answer_options",
+    "by_adapter",
     "colored",
     "data_options",
     "json_option",
@@ -155,6 +156,26 @@ def named(values: Sequence[str], *, flag: str) -> dict[str, str]:
         if name in found:
             raise ConfigError(f"{flag} names '{name}' twice: write NAME=PATH with a different name for each.")
         found[name] = rest
+    return found
+
+
+def by_adapter(values: Sequence[str], adapters: Sequence[str], *, flag: str) -> dict[str, str]:
+    """Return adapter → value of ``NAME=VALUE`` items; where there is one adapter, a single value needs no name.
+
+    Raises:
+        ConfigError: an item does not say which of several adapters it is for, or two are for the same.
+    """
+    found = named(values, flag=flag)
+    if len(adapters) == 1 and len(values) == 1:
+        (only,), (value,), ((name, rest),) = adapters, values, found.items()
+        if rest == value or name == only or Path(value).exists():
+            return {only: value.removeprefix(f"{only}=")}
+    for (name, rest), value in zip(found.items(), values, strict=True):
+        if rest == value and name not in adapters:
+            raise ConfigError(
+                f"{flag} {value} does not say which adapter it is for: write {flag} NAME={value}, once for each adapter. The "
+                f"names are {some_of(adapters)}."
+            )
     return found
 
 

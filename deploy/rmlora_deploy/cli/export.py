@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,10 @@ from rmlora_deploy import api
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.manifest import PRECISIONS, QuantizationEntry
 from rmlora_deploy.cli.adapter_table import show_adapters
+from rmlora_deploy.cli.base_warning import warn_of_other_base
 from rmlora_deploy.cli.console import (
     answer_options,
+    by_adapter,
     colored,
     data_options,
     json_option,
@@ -151,22 +152,16 @@ def command(
     names = parse_labels(labels) if labels is not None else None
     paths = {name: Path(path) for name, path in named(adapters, flag="--adapter").items()}
     columns = Columns(text_column or image_column, label_column, pair_column)
+    warn_of_other_base(paths.values(), base)
     with ProgressDisplay(console, "starting") as display:
         bundle = api.export(
-            base, paths, output, data=_data(data, list(paths)), columns=columns, labels=names,
+            base, paths, output, data=by_adapter(data, list(paths), flag="--data"), columns=columns, labels=names,
             int8_bits=int(int8_bits) if int8_bits is not None else None, on_progress=lambda line: display.update(title=line), **flags,
         )  # fmt: skip
     if as_json:
         print_json({"output": str(bundle.path), **bundle.manifest.to_dict()})
     else:
         _show(console, bundle)
-
-
-def _data(values: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-    """Return adapter → data file; with a single adapter the file needs no name."""
-    if len(names) == 1 and len(values) == 1:
-        return {names[0]: values[0].removeprefix(f"{names[0]}=")}
-    return named(values, flag="--data")
 
 
 def _show(console: Console, bundle: Bundle) -> None:

@@ -17,6 +17,7 @@ from rmlora.plots import check_plot_path
 from rmlora.readable import check_readable
 from rmlora.spectrum import adapter_spectrum
 from rmlora_deploy.bundles.bundle import MANIFEST_FILE, Bundle
+from rmlora_deploy.cli.base_warning import warn_of_other_base
 from rmlora_deploy.cli.console import json_option, make_console, print_json, unique_names
 from rmlora_deploy.cli.inspect_output import SHOWN, show_adapter, show_bundle, show_fit, show_spectra
 from rmlora_deploy.inspection.adapter_report import describe_adapter
@@ -75,6 +76,8 @@ def command(
     adapters = {name: load_package(directory) for name, directory in unique_names((path, *others)).items()}
     spectra = {name: adapter_spectrum(adapter) for name, adapter in adapters.items()}
     first = next(iter(adapters))
+    if base:
+        warn_of_other_base([path], base)
     fit = fit_to_base(adapters[first], Checkpoint(resolve_base(base))) if base else None
     described = [describe_adapter(adapters[name], spectra[name]) for name in adapters]
     if plot is not None:

@@ -20,6 +20,7 @@ from rmlora_converters.checkpoint_merge import MergeReport
 from rmlora_converters.graph.passes.merge_weights import OnnxMergeReport
 from rmlora_converters.rounding import LOSS_WARNING
 from rmlora_deploy import api
+from rmlora_deploy.cli.base_warning import warn_of_other_base
 from rmlora_deploy.cli.console import colored, json_option, make_console, print_json
 
 __all__ = ["command"]
@@ -70,6 +71,7 @@ def command(
       rmlora-deploy merge MiniLM spam --onnx MiniLM-onnx/model.onnx --output spam-onnx
     """
     console = make_console(as_json=as_json)
+    warn_of_other_base([adapter], base)
     with ProgressDisplay(console, "merging", noun="MB", plural="MB") as display:
         report = api.merge(
             base, adapter, output, onnx=onnx, verify=verify, overwrite=overwrite, revision=revision,

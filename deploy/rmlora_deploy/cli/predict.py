@@ -68,9 +68,8 @@ _Loader = Callable[[Path], Any]
 @click.option(
     "--top",
     type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Labels, or answers, shown for each input, likeliest first.",
+    help="Labels, or answers, shown for each input, likeliest first.  [default: 1; where several may apply, each whose probability is at "
+    "least one half]",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Inputs computed at once.")
 @provider_option()
@@ -78,13 +77,13 @@ _Loader = Callable[[Path], Any]
 @json_option
 def command(
     bundle: Path, inputs: tuple[str, ...], others: tuple[Path, ...], adapters: tuple[str, ...],
-    pairs: tuple[tuple[str, str], ...], file: Path | None, text_column: str | None, pair_column: str | None, top: int, batch_size: int, provider: str, trust_remote_code: bool, as_json: bool,
+    pairs: tuple[tuple[str, str], ...], file: Path | None, text_column: str | None, pair_column: str | None, top: int | None, batch_size: int, provider: str, trust_remote_code: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Classify INPUTS (texts, images, pairs), find entities or answers in them, or embed them with a BUNDLE, without torch.
 
-    Prints the likeliest label of each input and its probability; for a model with one output, or for regression, its number
-    (transformers' pipelines show the same); for token-classification the entities of each text, and for question-answering the
-    answer in each context, with --json also where they start and end; for embeddings, how similar the texts are, and with --json their vectors. A bundle
+    Prints the likeliest label of each input and its probability; where several labels may apply, each whose probability is at
+    least one half, or a dash; for a model with one output, or for regression, its numbers; for token-classification the entities of each text, and for question-answering the answer in each context, with --json
+    also where they start and end; for embeddings, how similar the texts are, and with --json their vectors. A bundle
     with branches answers with all its adapters, mixed in one batch. Without INPUTS the command reads
     one per line from stdin; on a terminal it asks for them one by one, and an empty line ends it. Put an input that starts
     with a dash after "--".
@@ -160,7 +159,7 @@ class _Columns:
         found = [self.opened.bundle.input_form(adapter) for adapter in self.adapters]
         return list(zip(self.names, found, strict=True))
 
-    def answers(self, inputs: Sequence[Any], top: int, batch_size: int) -> Iterator[Sequence[Any]]:
+    def answers(self, inputs: Sequence[Any], top: int | None, batch_size: int) -> Iterator[Sequence[Any]]:
         """Yield for every input the answer in each column; a batch mixes the adapters."""
         count = len(self.adapters)
         repeated, chosen = [given for given in inputs for _ in range(count)], self.adapters * len(inputs)
@@ -170,7 +169,7 @@ class _Columns:
             found = self.opened.tag(repeated, chosen, batch_size=batch_size)
             note_unread(found)
         elif isinstance(self.opened, Answerer):
-            found = self.opened.answer(repeated, chosen, top=top, batch_size=batch_size)
+            found = self.opened.answer(repeated, chosen, top=top or 1, batch_size=batch_size)
         else:
             found = self.opened.predict(repeated, chosen, batch_size=batch_size)
         return (found[start : start + count] for start in range(0, len(found), count))
@@ -217,7 +216,7 @@ def _refuse_mixture(bundles: Mapping[str, Bundle]) -> None:
             )
 
 
-def _ask(columns: Sequence[_Columns], inputs: Sequence[Any], top: int, batch_size: int) -> list[dict[str, Any]]:
+def _ask(columns: Sequence[_Columns], inputs: Sequence[Any], top: int | None, batch_size: int) -> list[dict[str, Any]]:
     """Return for every input what each column answers: labels or answers, likeliest first, entities, or a vector."""
     names = [name for column in columns for name in column.names]
     found = zip(*(column.answers(inputs, top, batch_size) for column in columns), strict=True)
@@ -227,11 +226,12 @@ def _ask(columns: Sequence[_Columns], inputs: Sequence[Any], top: int, batch_siz
     ]
 
 
-def _plain(answer: Any, top: int) -> list[Any]:
-    """Return an answer as JSON has it."""
+def _plain(answer: Any, top: int | None) -> list[Any]:
+    """Return an answer as JSON has it; ``top`` is the number of labels, None takes what the model answers."""
     if isinstance(answer, Prediction):
         kind = "probability" if answer.is_probability else "score"
-        return [{"label": label, kind: value} for label, value in answer.ranking[:top]]
+        shown = answer.chosen if top is None else answer.ranking[:top]
+        return [{"label": label, kind: value} for label, value in shown]
     if isinstance(answer, Tagging):
         return plain_entities(answer)
     if isinstance(answer, list):
@@ -243,7 +243,7 @@ def _table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Table:
     table = Table("input", *names)
     for row in rows:
         ranked = (row["answers"][name] for name in names)
-        cells = ("\n".join(f"{item['label']}  {_amount(item)}" for item in ranking) for ranking in ranked)
+        cells = ("\n".join(f"{item['label']}  {_amount(item)}" for item in ranking) or "–" for ranking in ranked)
         table.add_row(row["input"] if isinstance(row["input"], str) else "\n".join(row["input"]), *cells)
     return table
 

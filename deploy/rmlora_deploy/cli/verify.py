@@ -15,10 +15,10 @@ from rmlora_deploy import api
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.cli.console import (
     answer_options,
+    by_adapter,
     data_options,
     json_option,
     make_console,
-    named,
     print_json,
     remote_code_option,
 )
@@ -94,7 +94,7 @@ def _given(bundle: Bundle, values: Sequence[str], flag: str) -> str | dict[str, 
     if not values:
         return None
     if bundle.mode == "branches":
-        return named(values, flag=flag)
+        return by_adapter(values, list(bundle.adapters), flag=flag)
     if len(values) > 1:
         raise ConfigError(f"{bundle.path} holds one adapter: give {flag} once.")
     return values[0]

@@ -28,6 +28,17 @@ class Prediction:
     """Every label with its score, the largest first."""
     is_probability: bool = True
     """True if scores are probabilities: of one label out of several (they add up to 1), or of each label by itself."""
+    answers: int = 1
+    """How many of ``ranking`` are the answer: see :attr:`chosen`."""
+
+    @property
+    def chosen(self) -> tuple[tuple[str, float], ...]:
+        """What the model answers, the largest first.
+
+        The likeliest label; where several may apply, each whose probability is at least one half, so perhaps none; every number
+        of a regression.
+        """
+        return self.ranking[: self.answers]
 
     @property
     def probability(self) -> float | None:
@@ -51,7 +62,7 @@ def to_prediction(
     """
     results, scoring = to_results(scores, labels, bundle, function)
     ranking = tuple((labels[i], float(results[i])) for i in np.argsort(-results, kind="stable"))
-    return Prediction(*ranking[0], ranking, scoring.is_probability)
+    return Prediction(*ranking[0], ranking, scoring.is_probability, scoring.answers(results))
 
 
 def to_results(

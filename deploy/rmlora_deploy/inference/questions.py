@@ -20,6 +20,8 @@ class Question:
     prompt: Prompt
     reference: str | None = None
     """The right answer; None if it is not known, and for a plain text."""
+    name: str = "The prompt"
+    """How an error names it: ``Line 7 of test.jsonl``."""
 
     @property
     def text(self) -> str:
@@ -36,15 +38,22 @@ def read_questions(source: str, columns: TextColumns, *, plain_texts: bool = Fal
         plain_texts: True takes texts that nothing answers, too, and returns each as what is asked.
 
     Raises:
-        InputError: the data cannot be read, or holds plain texts where prompts are needed.
+        InputError: the data cannot be read, or holds plain texts where prompts are needed, or an answer that is no text.
     """
     wanted = usual_names() | {name.lower() for name in vars(columns).values() if name}
     reading = Reading(skip_empty=True)
     data = read_conversations(open_table(source, wanted, reading), source, columns, reading)
     if data.form == "text" and plain_texts:
-        return [Question(row.completion) for row in data.rows]
+        return [Question(row.completion, name=data.name(row)) for row in data.rows]
     if data.form == "text":
         raise InputError(
             f"{source} holds plain texts, which no answer is right for: give prompts with completions, or chats."
         )
-    return [Question(list(row.messages[:-1]) if row.messages else row.prompt, row.answer) for row in data.rows]
+    if silent := next((row for row in data.rows if not row.answer), None):
+        raise InputError(
+            f"{data.name(silent)} is answered with tool_calls alone, which no text can be compared with: leave the row out."
+        )
+    return [
+        Question(list(row.messages[:-1]) if row.messages else row.prompt, row.answer, data.name(row))
+        for row in data.rows
+    ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rmlora.errors import ConfigError
+from rmlora.errors import ConfigError, some_of
 from rmlora.training.answer_metrics import AnswerMetric
 from rmlora.training.data import Columns
 from rmlora_deploy.bundles.bundle import Bundle
@@ -138,7 +138,10 @@ def _by_name(bundle: Bundle, what: str, value: Any) -> dict[str, str]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{bundle.path} holds several adapters: give {what} as a mapping from name to path.")
+        raise ConfigError(
+            f"{bundle.path} has branches for adapters: give {what} as a mapping from name to path; the names are "
+            f"{some_of(bundle.adapters)}."
+        )
     for name in value:
         bundle.adapter(name)
     return {name: str(path) for name, path in value.items()}

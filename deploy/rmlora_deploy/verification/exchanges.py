@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from rmlora.errors import InputError
 from rmlora.training.conversations import TextColumns
 from rmlora.training.data import Columns
 from rmlora_deploy.bundles.text_codec import TextCodec
-from rmlora_deploy.inference.questions import read_questions
+from rmlora_deploy.inference.questions import Question, read_questions
 
 __all__ = ["Exchange", "read_exchanges"]
 
@@ -35,11 +36,15 @@ def read_exchanges(codec: TextCodec, source: str, columns: Columns, *, raw: bool
     Raises:
         InputError: the data cannot be used.
     """
-    rows: list[Exchange] = []
-    for question in read_questions(source, TextColumns(text=columns.inputs), plain_texts=True):
-        if question.reference is None:
-            rows.append(Exchange(codec.encode(question.prompt, raw=True), [], ""))
-            continue
-        asked = codec.encode(question.prompt, raw=raw)
-        rows.append(Exchange(asked, codec.encode_answer(question.reference), question.reference))
-    return rows
+    questions = read_questions(source, TextColumns(text=columns.inputs), plain_texts=True)
+    return [_exchange(codec, question, raw=raw) for question in questions]
+
+
+def _exchange(codec: TextCodec, question: Question, *, raw: bool) -> Exchange:
+    try:
+        asked = codec.encode(question.prompt, raw=raw or question.reference is None)
+    except InputError as error:
+        raise InputError(f"{question.name} cannot be asked. {error}") from None
+    if question.reference is None:
+        return Exchange(asked, [], "")
+    return Exchange(asked, codec.encode_answer(question.reference), question.reference)

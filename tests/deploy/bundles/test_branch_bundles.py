@@ -350,6 +350,8 @@ def test_evaluation_data_is_given_by_adapter(made: Path, tmp_path: Path) -> None
     scores = json.loads(done.stdout)["adapters"]["one"]["evaluation"]
     assert scores["examples"] == 20 and scores["onnx"] == scores["pytorch"]
     fails(3, "has no adapter 'nobody'", "verify", made / "bundle", "--data", f"nobody={data}")
+    fails(2, f"--data {data} does not say which adapter it is for: write --data NAME={data}", "verify", made / "bundle",
+          "--data", data)  # fmt: skip
 
 
 def test_wrong_flags_are_explained(made: Path, tmp_path: Path) -> None:
@@ -359,6 +361,7 @@ def test_wrong_flags_are_explained(made: Path, tmp_path: Path) -> None:
     fails(2, "--onnx goes with --mode branches", *words, "-a", one, "--onnx", "x.onnx")
     fails(2, "names 'one' twice", *words, "--mode", "branches", "-a", one, "-a", f"one={two}")
     fails(2, "--data is given for 'x'", *words, "--mode", "branches", "-a", one, "-a", two, "--data", "x=test.jsonl")
+    fails(2, "The names are one, two.", *words, "--mode", "branches", "-a", one, "-a", two, "--data", "test.jsonl")
     fails(3, "ONNX model not found", *words, "--mode", "branches", "-a", one, "--onnx", tmp_path / "no.onnx")
     assert not (tmp_path / "b").exists()
     shown = run("inspect", made / "bundle")

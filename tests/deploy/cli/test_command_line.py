@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from rmlora import __version__
-from rmlora.errors import RMLoRAError
+from rmlora.errors import ConfigError, RMLoRAError
 from rmlora_deploy.cli import cli, main
+from rmlora_deploy.cli.console import by_adapter
 from tests.helpers.cli import environment, run, run_process
 from tests.helpers.handmade import word_bundle
 
@@ -152,3 +153,12 @@ def _all_errors(error: type[RMLoRAError]) -> set[type[RMLoRAError]]:
 def _children(pid: int) -> list[str]:
     """Return the pids of a process's children."""
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_a_single_adapters_data_needs_no_name() -> None:
+    assert by_adapter(["a/x=1.csv"], ["one"], flag="--data") == {"one": "a/x=1.csv"}
+    assert by_adapter(["one=1.csv"], ["one"], flag="--data") == {"one": "1.csv"}
+    assert by_adapter(["two=1.csv"], ["one"], flag="--data") == {"two": "1.csv"}  # refused by name where it is used
+    assert by_adapter(["one=1.csv", "data/two"], ["one", "two"], flag="--data") == {"one": "1.csv", "two": "data/two"}
+    with pytest.raises(ConfigError, match="--data a/x=1.csv does not say .* The names are one, two"):
+        by_adapter(["a/x=1.csv"], ["one", "two"], flag="--data")

@@ -34,6 +34,20 @@ def test_merge_reports_and_keeps_the_tokenizer(tmp_path: Path) -> None:
     fails(8, "already exists", "merge", base, adapter, "-o", tmp_path / "merged")
 
 
+def test_an_adapter_that_names_another_base_is_merged_with_a_warning(tmp_path: Path) -> None:
+    base, adapter = make_sources("bert", tmp_path)
+    (adapter / "rmlora.json").unlink(missing_ok=True)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    for recorded, warned in ((f"someone/{base.name}", False), ("someone/another", True)):
+        (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": recorded}))
+        merged = run("merge", base, adapter, "-o", tmp_path / "merged", "--overwrite", "--json")
+        shown = run("inspect", adapter, "--base", base)
+        for done in (merged, shown):
+            told = " ".join(done.stderr.split())
+            assert done.code == 0 and ("was made for 'someone/another', and the base given is" in told) == warned, told
+        assert json.loads(merged.stdout)
+
+
 def test_bases_that_cannot_be_read(tmp_path: Path) -> None:
     base, adapter = make_sources("bert", tmp_path)
     words = [adapter, "-o", tmp_path / "merged"]

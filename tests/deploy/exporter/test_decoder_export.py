@@ -12,11 +12,13 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from rmlora.errors import AdapterError, ConfigError, ParityError
+from rmlora.checkpoint import Checkpoint
+from rmlora.errors import AdapterError, CheckpointError, ConfigError, ParityError
 from rmlora_deploy import export, load, verify
 from rmlora_deploy.bundles.adapters import add_adapter
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.exporter.decoder import decoder_routes
+from rmlora_deploy.exporter.decoder.builder_checkpoint import check_end_token
 from rmlora_deploy.inference import Generator
 from rmlora_deploy.runtime import AdapterRef
 from tests.helpers.cli import fails, run
@@ -187,6 +189,15 @@ def test_the_tied_head_gets_a_branch_and_the_embedding_stays(made: Path, tmp_pat
     assert verify(tmp_path / "bundle", reference_only=True).passed
 
 
+def test_a_tied_head_is_refused_in_int4_before_the_build(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder_routes, "build_decoder", None)  # calling it would be the wrong error
+    head = decoder_adapter(made / "base", tmp_path / "h", target_modules=["q_proj", "lm_head"])
+    with pytest.raises(AdapterError, match="'h' changes 'lm_head', whose weight the base ties .* --precision int8"):
+        export(made / "base", {"h": head}, tmp_path / "no", precision="int4")
+
+
 @pytest.mark.parametrize("module", ["q_proj", "k_proj"])
 def test_an_adapter_of_queries_or_keys_alone_is_tried_on_more_than_one_token(
     made: Path, tmp_path: Path, module: str
@@ -197,6 +208,21 @@ def test_an_adapter_of_queries_or_keys_alone_is_tried_on_more_than_one_token(
     silent = decoder_adapter(made / "base", tmp_path / "silent", target_modules=[module], size=0.0)
     with pytest.raises(AdapterError, match="'silent' changes nothing in the outputs"):
         add_adapter(Bundle.open(tmp_path / "bundle"), "silent", silent)
+
+
+def test_a_base_without_an_end_token_is_refused_before_the_merge(tmp_path: Path) -> None:
+    base = decoder_base("llama", tmp_path / "base", eos_token_id=None)
+    adapter = decoder_adapter(base, tmp_path / "a", target_modules=["q_proj"])
+    checkpoint = Checkpoint(base)
+    check_end_token(checkpoint)  # the tokenizer names one
+    file = base / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token": None, "pad_token": "<s>"}))
+    with pytest.raises(
+        CheckpointError, match=r"base names no token that ends a text, .* add 'eos_token_id' to its config"
+    ):
+        export(base, adapter, tmp_path / "no")
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [2]}))
+    check_end_token(checkpoint)
 
 
 def test_options_of_other_models_are_refused(made: Path, tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ import pytest
 from transformers import AutoTokenizer
 
 from rmlora.errors import ConfigError, InputError
+from rmlora.training.data import Columns
 from rmlora_deploy import export, load
 from rmlora_deploy.bundles.chat_template import ChatTemplate
 from rmlora_deploy.bundles.text_codec import TextCodec, TextStream
 from rmlora_deploy.inference import Generator
 from rmlora_deploy.inference.sampling import Sampling
+from rmlora_deploy.verification.exchanges import read_exchanges
 from tests.helpers.cli import fails, run, run_process
 from tests.helpers.decoders import byte_tokenizer, decoder_adapter, decoder_base
 from tests.helpers.handmade import word_bundle
@@ -86,6 +88,34 @@ def test_a_template_refuses_with_its_own_reason(tmp_path: Path) -> None:
         ChatTemplate("{% for %}", {}, where=tmp_path)
     with pytest.raises(InputError, match="refuses these messages"):
         ChatTemplate("{{ ''.__class__.__mro__ }}", {}, where=tmp_path).render([])
+
+
+def test_a_template_is_not_given_what_it_would_render_as_nothing(tmp_path: Path) -> None:
+    plain = ChatTemplate("{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}", {}, where=tmp_path / "t")
+    user, calls = {"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": ["b"]}
+    for messages, fault in (
+        ([user, {"role": "user"}], "Message 2 of the chat, of 'user', has no content"),
+        ([{"content": "a"}], "Message 1 of the chat has no role"),
+        ([user, calls, user], "Message 2 of the chat has tool_calls, which the chat template in .*t does not write"),
+    ):
+        with pytest.raises(InputError, match=fault):
+            plain.render(messages)
+    assert ChatTemplate("{{ messages[0].tool_calls }}", {}, where=tmp_path).render([calls]) == "['b']"
+
+
+def test_rows_that_cannot_be_asked_are_named(made: Path, tmp_path: Path) -> None:
+    codec, answer = TextCodec.open(made / "base"), {"role": "assistant", "content": "b"}
+    calls = {"role": "assistant", "content": None, "tool_calls": ["b"]}
+    for messages, fault in (
+        (
+            [{"role": "user", "content": "a"}, calls, answer],
+            "^Line 1 of .*data.jsonl cannot be asked. Message 2 of the chat",
+        ),
+        ([{"role": "user", "content": "a"}, calls], "^Line 1 of .*data.jsonl is answered with tool_calls alone"),
+    ):
+        (tmp_path / "data.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+        with pytest.raises(InputError, match=fault):
+            read_exchanges(codec, str(tmp_path / "data.jsonl"), Columns())
 
 
 def test_the_codec_splits_as_transformers_does(made: Path) -> None:

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from rmlora.errors import InputError
-from rmlora_deploy.bundles.bundle import MODEL_FILE
+from rmlora_deploy.bundles.bundle import MODEL_FILE, Bundle
 from rmlora_deploy.inference.classifier import Classifier
+from rmlora_deploy.inference.prediction import to_prediction
 from tests.helpers.cli import environment, fails, run
 from tests.helpers.handmade import color_bundle, word_bundle
 
@@ -38,6 +39,24 @@ def test_answers_are_the_softmax_of_the_scores_in_order(bundle: Path) -> None:
         assert sum(share for _, share in answer.ranking) == pytest.approx(1)
         shares = [share for _, share in answer.ranking]
         assert shares == sorted(shares, reverse=True)
+
+
+def test_where_several_labels_may_apply_every_one_that_does_is_shown(tmp_path: Path) -> None:
+    words = word_bundle(tmp_path / "words")
+    manifest = json.loads((words / "manifest.json").read_text())
+    (words / "manifest.json").write_text(json.dumps({**manifest, "function_to_apply": "sigmoid"}))
+    scores = np.array([2.0, -1.0, 0.0])
+    opened = Bundle.open(words, check_files=False)
+    both = to_prediction(scores, ["red", "green", "blue"], opened, "sigmoid")
+    assert [label for label, _ in both.chosen] == ["red", "blue"] and both.label == "red"
+    assert to_prediction(scores - 5, ["red", "green", "blue"], opened, "sigmoid").chosen == ()
+    assert [label for label, _ in to_prediction(scores, ["r", "g", "b"], opened, "none").chosen] == ["r", "b", "g"]
+    for flags, expected in (
+        ((), ["red", "green", "blue"]),
+        (("--top", "1"), ["red"]),
+    ):  # a word without votes gives one half
+        (row,) = json.loads(run("predict", words, "w0", "--json", *flags).stdout)
+        assert [item["label"] for item in row["answers"]["words"]] == expected
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 32])

@@ -17,7 +17,9 @@ from huggingface_hub import ModelCard
 from rmlora.config import RMLoRAConfig
 from rmlora.tasks import get_task
 from rmlora.training.adapter_card import adapter_card
+from rmlora.training.base_license import base_license
 from rmlora.training.settings import TrainSettings
+from rmlora.training.source_name import without_paths
 from tests.helpers.cli import run, text_data
 from tests.rmlora.training.short_run import words_for
 
@@ -25,6 +27,8 @@ from tests.rmlora.training.short_run import words_for
 def test_a_trained_package_has_a_card_whose_commands_run(
     base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    base = shutil.copytree(base, tmp_path / "elsewhere" / base.name)
+    (base / "README.md").write_text("---\nlanguage: en\nlicense: apache-2.0\n---\n# A base\n")
     test = text_data(tmp_path / "test.jsonl", rows=12, seed=1)
     done = run(*words_for(base, data, tmp_path / "my adapter", "--test", test))
     assert done.code == 0, done.stderr
@@ -41,6 +45,8 @@ def test_a_trained_package_has_a_card_whose_commands_run(
     assert "![Training](training.png)" in page
     for place in (base.parent, data.parent, tmp_path):
         assert str(place) not in page
+        assert str(place) not in (tmp_path / "my adapter" / "rmlora.json").read_text()
+    assert header.license == "apache-2.0" and "| license of the base | apache-2.0 |" in page
 
     shutil.copytree(base, tmp_path / base.name, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
@@ -81,6 +87,34 @@ def test_the_header_names_a_base_of_the_hub_and_holds_only_numbers() -> None:
     assert result["dataset"] == {"name": "org/rows:train", "type": "org/rows", "split": "validation"}
     assert {item["name"]: item["value"] for item in result["metrics"]} == {"loss": 0.0, "accuracy": 1.0}
     assert ModelCard(page).data.model_name == "spam"
+
+
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        ("---\nlicense: mit\n---\ntext", {"license": "mit"}),
+        ("---\nlicense: other\nlicense_name: llama3\nlicense_link: LICENSE\n---\n",
+         {"license": "other", "license_name": "llama3"}),
+        ("---\nlicense: [mit, x]\n---\n", {}),
+        ("---\nlicense: [\n---\n", {}),
+        ("---\n- license\n---\n", {}),
+        ("text\n---\nlicense: mit\n---\n", {}),
+        ("", {}),
+    ],
+)  # fmt: skip
+def test_the_license_is_what_the_bases_card_states(card: str, expected: dict[str, str], tmp_path: Path) -> None:
+    assert base_license(tmp_path) == {}
+    (tmp_path / "README.md").write_text(card)
+    assert base_license(tmp_path) == expected
+
+
+def test_paths_are_not_recorded_and_names_of_the_hub_are(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    values = {"base": str(tmp_path / "base"), "train": "org/rows:train", "test": "a/b/c.csv", "validation": None,
+              "output": "/x/spam", "run_dir": None, "seed": 3}  # fmt: skip
+    assert without_paths(values) == {
+        **values, "base": "base", "test": "c.csv", "output": "spam",
+    }  # fmt: skip
 
 
 def test_what_comes_from_files_never_becomes_markup() -> None:

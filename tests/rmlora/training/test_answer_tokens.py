@@ -155,6 +155,20 @@ def test_a_row_that_the_template_refuses_is_named() -> None:
         encode_split(rows, PromptFormat(chat_tokenizer(strict), "base"), max_length=99, skip_long=False)
 
 
+def test_calls_of_tools_are_learned_where_the_template_writes_them_and_refused_where_not() -> None:
+    calls: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": ["c d"]}
+    rows = data(Conversation(1, (*chat("a").messages, calls)))
+    with pytest.raises(
+        InputError, match="^Line 1 of train.jsonl has a message 2 with tool_calls, which .* does not write"
+    ):
+        encode_split(rows, PromptFormat(chat_tokenizer(), "base"), max_length=99, skip_long=False)
+    writes = CHATML.replace("{{ message['content'] }}", "{{ message['content'] or message['tool_calls'][0] }}")
+    tokenizer = chat_tokenizer(writes)
+    split = encode_split(rows, PromptFormat(tokenizer, "base"), max_length=99, skip_long=False)
+    assert learned(split.rows[0], tokenizer) == "c d<|im_end|>"
+    assert not split.prompts and not split.references  # there is no text that a generated one could be compared with
+
+
 def test_a_tokenizer_without_end_of_text_is_refused() -> None:
     tokenizer = chat_tokenizer()
     tokenizer.eos_token = None

@@ -162,6 +162,8 @@ def _by_name(
     if found is None:
         return None
     name = spellings[found]
+    if query.kind == "linear" and _is_only_looked_up(weights[name]):
+        return None  # the embedding's, with which a tied layer shares its name; a quantizer gave its product another
     shape = _shape(weights[name])
     transposed = query.kind == "linear" and shape != query.shape
     if query.kind == "linear" and _is_square(query):
@@ -278,6 +280,10 @@ def _is_used_as(kind: Kind, value: ir.Value) -> bool:
     """Return True if ``value`` is used as this kind of weight: a tied one may be stored twice, for lookups and products."""
     operators = {node.op_type for node, _ in uses_of(value)}
     return ("Gather" in operators) == (kind == "embedding") if kind in ("embedding", "linear") else True
+
+
+def _is_only_looked_up(value: ir.Value) -> bool:
+    return {node.op_type for node, _ in uses_of(value)} == {"Gather"}
 
 
 def _overlap(left: WeightLocation, right: WeightLocation) -> bool:

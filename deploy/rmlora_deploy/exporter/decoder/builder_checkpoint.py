@@ -1,4 +1,7 @@
-"""The checkpoint as the GenAI builder must see it: what it reads under one name only, some models store under another."""
+"""The checkpoint as the GenAI builder must see it: what it reads under one name only, some models store under another.
+
+What it cannot do without is asked for here, before the work.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from rmlora.checkpoint import CONFIG_NAME, Checkpoint
-from rmlora.storage import write_json
+from rmlora.errors import CheckpointError, require
+from rmlora.library_calls import library_call
+from rmlora.processors import load_tokenizer
+from rmlora.storage import read_json, write_json
 
-__all__ = ["builder_checkpoint", "builder_config"]
+__all__ = ["builder_checkpoint", "builder_config", "check_end_token"]
 
+_GENERATION = "generation_config.json"
 _EPSILONS = ("layer_norm_eps", "norm_eps")
 """What other models call the ``rms_norm_eps`` that the builder reads for every kind of norm; without it, it takes 1e-6."""
 
@@ -43,3 +50,26 @@ def builder_checkpoint(checkpoint: Checkpoint, directory: Path) -> Path:
             (directory / path.name).symlink_to(path.resolve())
     write_json(directory / CONFIG_NAME, config, allow_nan=True)
     return directory
+
+
+def check_end_token(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> None:
+    """Raise :class:`CheckpointError` if neither the configurations nor the tokenizer of a model name a token that ends a text."""
+    require("transformers", "export")
+    from transformers import AutoConfig
+
+    def refuse(reason: str) -> CheckpointError:
+        return CheckpointError(f"transformers cannot read the configuration of {checkpoint.path} ({reason}).")
+
+    file = checkpoint.path / _GENERATION
+    generation = read_json(file, what="Generation configuration", finite=False) if file.is_file() else {}
+    if isinstance(generation, dict) and generation.get("eos_token_id") is not None:
+        return
+    with library_call(refuse):
+        config = AutoConfig.for_model(**checkpoint.config)
+    if getattr(config, "eos_token_id", None) is not None:
+        return
+    if load_tokenizer(checkpoint.path, trust_remote_code=trust_remote_code).eos_token_id is None:
+        raise CheckpointError(
+            f"{checkpoint.path} names no token that ends a text, which its graph needs: add 'eos_token_id' to its {CONFIG_NAME} or "
+            f"{_GENERATION}, or 'eos_token' to its tokenizer_config.json."
+        )

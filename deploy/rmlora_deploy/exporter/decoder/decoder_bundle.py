@@ -23,6 +23,7 @@ from rmlora.fingerprint import check_base, weight_digests
 from rmlora.package import load_package
 from rmlora.readable import is_readable_file
 from rmlora.storage import atomic_directory, sha256_file, write_json
+from rmlora.stored_weights import stored_weights
 from rmlora.tasks import Task
 from rmlora_converters.checkpoint_merge import merge_checkpoint
 from rmlora_converters.graph.files.model_file import load_model, save_model
@@ -132,12 +133,13 @@ def _plan(settings: ExportSettings, on_progress: Callable[[str], None]) -> _Deco
     checkpoint = Checkpoint(resolve_base(settings.base, revision=settings.revision))
     route = choose_route(checkpoint.config, settings.base, settings.precision, settings.provider)
     codec = TextCodec.open(checkpoint.path)
+    route.check_checkpoint(checkpoint, trust_remote_code=settings.trust_remote_code)
     adapters = {name: load_package(path) for name, path in settings.adapters.items()}
     task = common_task(settings, adapters)
     if settings.mode == "branches":
         adapters = {name: _switchable(name, path, checkpoint, settings) for name, path in settings.adapters.items()}
         for name, adapter in adapters.items():
-            route.check_branches(adapter.modules, name)
+            route.check_branches(adapter.modules, stored_weights(checkpoint, adapter), name)
         check_adapters(list(adapters.values()))
     else:
         for adapter in adapters.values():

@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import CheckpointError, ConfigError, is_installed
+from rmlora.stored_weights import StoredWeights
 from rmlora.tasks import Task
 from rmlora_deploy.bundles.manifest import Precision
-from rmlora_deploy.exporter.decoder.builder_checkpoint import builder_checkpoint
-from rmlora_deploy.exporter.decoder.genai_architectures import BUILT, check_branches
+from rmlora_deploy.exporter.decoder.builder_checkpoint import builder_checkpoint, check_end_token
+from rmlora_deploy.exporter.decoder.genai_architectures import BUILT, check_shared, check_split
 from rmlora_deploy.exporter.decoder.genai_builder import INT4_RECIPE, build_decoder, builders_provider
 from rmlora_deploy.exporter.decoder.trace_model import trace_model
 from rmlora_deploy.exporter.decoder.traced_architectures import EXPERTS, NOT_EXPORTED, TRACED
@@ -45,15 +46,23 @@ class DecoderRoute:
         """How weights are rounded to int4; None in other precisions."""
         return INT4_RECIPE if self.precision == "int4" else None
 
-    def check_branches(self, modules: Iterable[str], name: str) -> None:
+    def check_branches(self, modules: Iterable[str], weights: StoredWeights, name: str) -> None:
         """Raise :class:`AdapterError` if the adapter ``name`` changes a module that gets no branch.
 
         Args:
             modules: paths of the modules that the adapter changes.
+            weights: of the base.
             name: of the adapter.
         """
         if self.exporter == "genai":
-            check_branches(self.architecture, modules, name)
+            check_split(self.architecture, modules, name)
+            if self.precision == "int4":
+                check_shared(modules, weights, name)
+
+    def check_checkpoint(self, checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> None:
+        """Raise :class:`CheckpointError` if the base lacks what its graph needs."""
+        if self.exporter == "genai":
+            check_end_token(checkpoint, trust_remote_code=trust_remote_code)
 
     def make_graph(
         self,
