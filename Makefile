@@ -19,7 +19,7 @@ PROJECT := $(PIP) --no-deps --no-build-isolation
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup browser demo demo-llm test architectures coverage lint bench bench-quality bench-speed peers docs lock lock-peers sbom clean
+.PHONY: help setup browser demo demo-llm test architectures models coverage lint bench bench-quality bench-speed peers docs lock lock-peers sbom clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -39,10 +39,15 @@ test: $(READY) $(BROWSER) ## Run the tests (PYTEST_ARGS='-m "not e2e"' for the f
 
 architectures: $(READY) ## Export tiny models of all known architectures, the rare ones too (2 minutes)
 	$(TESTS) --all-architectures --dist load tests/deploy/exporter/test_branch_matrix.py \
-	  tests/deploy/exporter/test_decoder_matrix.py tests/deploy/exporter/test_traced_matrix.py
+	  tests/deploy/exporter/test_decoder_matrix.py tests/deploy/exporter/test_traced_matrix.py \
+	  tests/deploy/exporter/test_model_matrix.py
 
 coverage: $(READY) $(BROWSER) ## Run the tests and show which lines they miss; takes twice as long
 	$(TESTS) --cov $(PYTEST_ARGS)
+
+models: $(READY) ## Try all of it with every type of model, and write docs/models.md (15 minutes)
+	$(BIN)/python -m pytest -q --all-architectures --write-models tests/deploy/exporter/test_model_matrix.py -k every_step
+	$(BIN)/python docs/reference/generate_models.py
 
 lint: $(READY) ## Check style, formatting and types
 	$(BIN)/ruff check .

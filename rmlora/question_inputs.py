@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["QuestionInputs"]
 
+_QUESTIONS = ("Who?", "What did they do?", "When was that?", "How many are there?", "Where is it?")
+"""Built-in questions: short, to leave room for contexts in models that read little at once."""
+
 
 class QuestionInputs(TextInputs):
     """Pairs of a question and its context; a long context becomes several rows (:mod:`rmlora.question_windows`).
@@ -41,7 +44,7 @@ class QuestionInputs(TextInputs):
         size = len(SENTENCES)
         return [
             TextPair(
-                SENTENCES[number % size], " ".join(SENTENCES[(number + 2 + i) % size] for i in range(1 + number % 3))
+                _QUESTIONS[number % len(_QUESTIONS)], " ".join(SENTENCES[(number + 2 + i) % size] for i in range(1 + number % 3))
             )
             for number in range(count)
         ]

@@ -29,6 +29,9 @@ settings.load_profile("project")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option with which ``make architectures`` selects the cases that ``make test`` leaves out."""
     parser.addoption("--all-architectures", action="store_true", help="also run tests marked 'rare'")
+    parser.addoption(
+        "--write-models", action="store_true", help="record what works with which model, for docs/models.md"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -49,6 +49,8 @@ class BranchCase:
     """Class that PyTorch loads; None takes the Auto class of the task."""
     tokenizer: Callable[[], Any] | None = None
     """Makes the tokenizer; None takes one with a token per word."""
+    base_labels: int = 3
+    """Labels of the base's own head, if it has one."""
     base_error: float = 0.0
     """How far the graph without an adapter may be from the base's own, relative to the largest output."""
 
@@ -115,7 +117,7 @@ def worst_row(case: BranchCase, bundle: Bundle, base: Path, adapters: dict[str, 
         for name, labels in zip(ADAPTERS, case.labels, strict=True)
     }
     if with_base:
-        everyone[None] = load(case, base, 3)
+        everyone[None] = load(case, base, case.base_labels)
     session, worst = bundle.adapter_session(), 0.0
     for rows in ROW_COUNTS:
         inputs = bundle.preprocessor()(TASKS[case.task].inputs.sample(rows))
@@ -211,6 +213,18 @@ TAGGERS = [
     BranchCase("llama-tokens", lambda: T.LlamaForTokenClassification(T.LlamaConfig(**TINY, num_key_value_heads=1, num_labels=3)), {"target_modules": ["q_proj", "v_proj"]}, task=_TOKENS),
 ]  # fmt: skip
 
+_QUESTIONS: dict[str, Any] = {"task": "question-answering", "labels": (2, 2), "base_labels": 2}
+ANSWERERS = [
+    BranchCase("bert-answers", lambda: T.BertForQuestionAnswering(T.BertConfig(**_ONE)), {"target_modules": ["query", "dense"]}, **_QUESTIONS),
+    BranchCase("roberta-answers-headless", lambda: T.RobertaModel(T.RobertaConfig(**_ONE), add_pooling_layer=False), {"target_modules": ["query", "dense"]}, **_QUESTIONS),
+    BranchCase("deberta-v3-answers", lambda: T.DebertaV2ForQuestionAnswering(T.DebertaV2Config(**{**_V3, "num_labels": 2})), {"target_modules": ["query_proj", "key_proj", "value_proj"]}, **_QUESTIONS),
+    BranchCase("distilbert-answers", lambda: T.DistilBertForQuestionAnswering(T.DistilBertConfig(**{**_SIZES, "num_labels": 2}, dim=32, hidden_dim=48, n_layers=1, n_heads=2, pad_token_id=1)), {"target_modules": ["q_lin", "v_lin"]}, **_QUESTIONS),
+    BranchCase("electra-answers", lambda: T.ElectraForQuestionAnswering(T.ElectraConfig(**_ONE, embedding_size=16)), {"target_modules": ["query", "dense"]}, **_QUESTIONS),
+    BranchCase("modernbert-answers", lambda: T.ModernBertForQuestionAnswering(T.ModernBertConfig(**_ONE)), {"target_modules": ["Wqkv", "Wo"]}, **_QUESTIONS),
+    BranchCase("xlnet-answers", lambda: T.XLNetForQuestionAnsweringSimple(T.XLNetConfig(**{**_SIZES, "num_labels": 2}, d_model=32, n_layer=1, n_head=2, d_inner=48, pad_token_id=1)), {"target_modules": ["layer_1", "layer_2"]}, **_QUESTIONS),
+    BranchCase("llama-answers", lambda: T.LlamaForQuestionAnswering(T.LlamaConfig(**TINY, num_key_value_heads=1)), {"target_modules": ["q_proj", "v_proj"]}, **_QUESTIONS),
+]  # fmt: skip
+
 _IMAGE: dict[str, Any] = {**IMAGE, "num_hidden_layers": 1}
 _SAVED: dict[str, Any] = {"target_modules": "all-linear", "modules_to_save": ["classifier"]}
 IMAGES = [
@@ -234,3 +248,9 @@ REFUSED = [
     (BranchCase("longformer", _seq("Longformer")(T.LongformerConfig(**_ONE, num_labels=3, attention_window=4))), r"torch.onnx cannot export LongformerForSequenceClassification: its steps depend on the values of its inputs, not only on their sizes. Give a graph"),
 ]  # fmt: skip
 """Cases that cannot be exported, and the reason."""
+
+MATRIX = [
+    case for case in [*TEXTS, *IMAGES, *(case for case, _ in REFUSED if case.name in ("funnel", "longformer"))]
+    if not case.name.endswith(("-vectors", "-encoder", "-headless"))
+]  # fmt: skip
+"""One case for each type of model in docs/models.md."""

@@ -13,6 +13,7 @@ import pytest
 from rmlora.errors import AdapterError, RMLoRAError
 from rmlora_deploy.exporter import optimize
 from tests.helpers.branch_cases import (
+    ANSWERERS,
     IMAGES,
     REFUSED,
     TAGGERS,
@@ -25,7 +26,7 @@ from tests.helpers.branch_cases import (
 
 _USUAL = {
     *("albert", "deberta-v3", "modernbert", "xlnet", "xlnet-headless", "bigbird", "t5-encoder"),
-    *("gpt2-causal", "llama-causal", "beit", "swin", "deberta-v3-tokens"),
+    *("gpt2-causal", "llama-causal", "beit", "swin", "deberta-v3-tokens", "deberta-v3-answers"),
     *("modernbert-headless", "modernbert-half-a-head", "bert-without-pooler", "xlnet-labels", "longformer"),
 }
 """One architecture of each kind, and those on which something failed; ``make architectures`` runs the others too."""
@@ -47,7 +48,7 @@ def _params(cases: Iterable[tuple[Any, ...]]) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("case", _params((case,) for case in [*TEXTS, *TAGGERS, *IMAGES]))
+@pytest.mark.parametrize("case", _params((case,) for case in [*TEXTS, *TAGGERS, *ANSWERERS, *IMAGES]))
 def test_mixed_rows_are_pefts(case: BranchCase, tmp_path: Path) -> None:
     bundle, base, adapters = export_case(case, tmp_path)
     assert base_error(bundle) <= case.base_error
