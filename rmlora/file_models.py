@@ -115,6 +115,8 @@ class PackageMetadata(_File):
     training: _Training | None = None
     input_form: InputForm | None = None
     pooling: _Pooling | None = None
+    dimensions: _Count | None = None
+    trained_on: str | None = None
     prompt_format: Literal["chat", "raw"] | None = None
     base_precision: Literal["nf4"] | None = None
     end_tokens: list[Annotated[_Integer, Field(ge=0, lt=2**31)]] | None = None

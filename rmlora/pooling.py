@@ -138,8 +138,7 @@ def write_pooling(directory: Path, pooling: Pooling, *, width: int, max_length: 
         for number, (kind, path) in enumerate(kinds)
     ]
     write_json(directory / _MODULES_FILE, modules)
-    for _, path in kinds[1:]:
-        (directory / path).mkdir(exist_ok=True)
+    (directory / "1_Pooling").mkdir(exist_ok=True)
     flags = {flag: mode == pooling.mode for flag, mode in _FLAGS.items()}
     write_json(directory / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **flags})
     if max_length is not None:

@@ -120,11 +120,11 @@ class EmbeddingTraining(TaskTraining):
         return {name: float(found.metrics[f"{split}_{name}"]) for name in [*names, "loss"]}
 
     def metadata(self, model: PeftModel) -> dict[str, Any]:
-        """Return the pooling, and what the rows were."""
+        """Return the pooling, the width of vectors, and what the rows were."""
         pooling = {"mode": self._pooling.mode, "normalize": self._pooling.normalize}
         encoder: Any = model.get_base_model()
         self._width = int(encoder.config.get_text_config().hidden_size)
-        return {"pooling": pooling, "trained_on": self._problem.name}
+        return {"pooling": pooling, "dimensions": self._width, "trained_on": self._problem.name}
 
     def write_files(self, directory: Path, processor: Any) -> None:
         """Write the files with which sentence-transformers loads the package."""
@@ -144,7 +144,7 @@ def _complete(settings: TrainSettings, kind: str, best_metrics: tuple[str, ...])
 def _distrust(metric: str, scores: Mapping[str, float], base: Mapping[str, float], split: str) -> list[str]:
     """Return a sentence if the base alone is as good."""
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
-    if sign * scores[metric] > sign * base[metric]:
+    if (sign * scores[metric], -scores["loss"]) > (sign * base[metric], -base["loss"]):
         return []
     return [
         f"The {split} {metric_name(metric)}, {scores[metric]:.4f}, is not better than that of the base alone ({base[metric]:.4f}): the "

@@ -35,7 +35,11 @@ def add_lora_layers(loaded: TaskModel, task: Task, config: RMLoRAConfig) -> tupl
     from peft import get_peft_model
 
     heads = {name for name in ("classifier", "score") if hasattr(loaded.model, name)}
-    unused = {name for name, _ in loaded.model.named_modules() if name and not task.outputs.depends_on(name)}
+    unused = {
+        name
+        for name, module in loaded.model.named_modules()
+        if hasattr(module, "weight") and not task.outputs.depends_on(name)
+    }
     fresh = {name for name in loaded.new_modules if name.partition(".")[0] not in heads} - unused
     saved = {*config.modules_to_save, *heads, *fresh}
     config = dataclasses.replace(

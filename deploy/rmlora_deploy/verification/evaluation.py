@@ -18,6 +18,7 @@ from rmlora.training.label_values import number_labels, numbers_labels
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.report import Evaluation, Tolerance
 from rmlora_deploy.verification.evaluation_data import EvaluationData, MeasuredModel
+from rmlora_deploy.verification.similarity_evaluation import SimilarityEvaluation
 from rmlora_deploy.verification.tag_evaluation import TagEvaluation
 
 __all__ = ["EvaluationData", "LabelEvaluation", "keeps_metric", "lost_metric", "measure", "read_evaluation"]
@@ -64,7 +65,10 @@ class LabelEvaluation(EvaluationData):
         return self.scoring.measure(np.stack(outputs), self.targets)
 
 
-_KINDS: dict[str, type[LabelEvaluation] | type[TagEvaluation]] = {"tokens": TagEvaluation}
+_KINDS: dict[str, type[LabelEvaluation] | type[TagEvaluation] | type[SimilarityEvaluation]] = {
+    "tokens": TagEvaluation,
+    "vector": SimilarityEvaluation,
+}
 """Kind of a task's outputs → class for its data; all other kinds have labels for whole rows."""
 
 
@@ -108,7 +112,7 @@ def measure(
             found = np.asarray(model(batch), np.float64)
             outputs[name] += [kind.of_row(output, row) for output, row in zip(found, rows, strict=True)]
     measured: dict[str, Any] = {name: data.judge(found) for name, found in outputs.items()}
-    return Evaluation(data=Path(data.source).name, examples=len(data.inputs), metric=data.metric, **measured)
+    return Evaluation(data=Path(data.source).name, examples=data.examples, metric=data.metric, **measured)
 
 
 def _rows(data: EvaluationData, preprocessor: Preprocessor, start: int) -> list[Arrays]:
