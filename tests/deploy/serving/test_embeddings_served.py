@@ -103,6 +103,7 @@ def test_the_paths_of_text_embeddings_inference(server: Server, expected: dict[s
         ("/embed", {"model": "near", "inputs": "w1", "dimensions": 99}, 400, "has 16 dimensions and cannot return 99"),
         ("/embed", {"model": "near", "inputs": ["w1", "w2 " * 33], "truncate": False}, 413, "Input 2 has more than 32 tokens"),
         ("/similarity", {"model": "near", "inputs": {"source_sentence": "w1", "sentences": ["w1", ""]}}, 400, "Text 3 is empty"),
+        ("/similarity", {"model": "near", "inputs": {"source_sentence": "w1", "sentences": []}}, 400, "takes 1 to 256 inputs, not 0"),
         ("/models/none/pipeline/feature-extraction", {"inputs": "w1"}, 404, "none"),
         ("/info", None, 400, "This server has 3 models"),
     ],

@@ -139,6 +139,7 @@ async def _embed(
 async def _similarity(
     model: ServedModel, body: SimilarityRequest, service: Service, state: MutableMapping[str, Any]
 ) -> JSONResponse:
+    service.reader.check_count(len(body.inputs.sentences))
     reading = body.parameters or Reading()  # type: ignore[call-arg]
     _check_reading(model, reading)
     texts = [body.inputs.source_sentence, *body.inputs.sentences]
@@ -156,13 +157,17 @@ def _check_reading(model: ServedModel, reading: Reading) -> None:
         raise ConfigError(f"'{model.id}' cuts long texts on the {side}: leave 'truncation_direction' out.")
 
 
-def _model_type(model: ServedModel) -> dict[str, Any]:
-    pooling, labels = model.runner.bundle.pooling, model.labels
-    if pooling is not None:
-        return {"embedding": {"pooling": _POOLINGS.get(pooling.mode, pooling.mode)}}
-    kind = "reranker" if len(labels) == 1 else "classifier"
+def _model_type(model: ServedModel) -> dict[str, Any] | None:
+    """Return what the model is in text-embeddings-inference's words; None if that has no word for it."""
+    kind, labels = model.task.outputs.kind, model.labels
+    if kind == "vector":
+        pooling = model.runner.bundle.pooling
+        return {"embedding": {"pooling": _POOLINGS.get(pooling.mode, pooling.mode) if pooling is not None else None}}
+    if kind != "scores":
+        return None
     names = dict(enumerate(labels))
-    return {kind: {"id2label": names, "label2id": {label: number for number, label in names.items()}}}
+    about = {"id2label": names, "label2id": {label: number for number, label in names.items()}}
+    return {"reranker" if len(labels) == 1 else "classifier": about}
 
 
 _POOLINGS = {"last": "last_token"}
