@@ -116,9 +116,10 @@ class Pairs(EmbeddingProblem):
     def check(self, data: EmbeddingData, split: str) -> list[str]:
         """Refuse data in which no second text could be wrong, and say which rows have company that is no negative."""
         if len({texts[1] for texts in data.texts}) < 2:
+            larger = ", raise --validation-fraction" if split == "validation" else ""
             raise InputError(
                 f"The {split} data ({data.source}) has only one different text in '{data.columns.second}', so there is none that a "
-                "row could be told from: add rows, or give other data."
+                f"row could be told from: add rows{larger}, or give other data."
             )
         return _shared_texts(data) if split == "train" else []
 
