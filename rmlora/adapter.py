@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rmlora.errors import AdapterError
+from rmlora.pooling import Pooling
 from rmlora.tasks import recorded_task
 from rmlora.text_pair import InputForm
 
@@ -161,6 +162,12 @@ class Adapter:
         """True if it learned that a question may have no answer in its context; None if that is not recorded."""
         value = self.metadata.get("no_answer")
         return None if value is None else bool(value)
+
+    @property
+    def pooling(self) -> Pooling | None:
+        """How its token vectors were pooled in training; None if that is not recorded, or for other tasks."""
+        value = self.metadata.get("pooling")
+        return Pooling(value["mode"], value["normalize"]) if value else None
 
     @property
     def prompt_format(self) -> Literal["chat", "raw"] | None:

@@ -11,7 +11,7 @@ from rmlora.config import RMLoRAConfig
 from rmlora.errors import TrainingError
 from rmlora.factors import Factors, find_factors
 from rmlora.steps import MaskedStep, finish_step, mask_gradients, regularize_gradients
-from rmlora.trainer_init import align_factors
+from rmlora.trainer_init import BatchLoss, align_factors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,14 +39,15 @@ class RMLoRACallback(TrainerCallback):
 
     Args:
         config: the method; the one whose ``to_peft()`` made the model's LoRA layers.
+        loss: of the model on a batch, with which fresh factors are aligned; None takes the loss that the model returns itself.
 
     Raises:
         TrainingError: at the start, the model has no trainable LoRA factors or they are sharded; at the end, the trainer
             never called the callback before an optimizer step.
     """
 
-    def __init__(self, config: RMLoRAConfig) -> None:
-        self.config = config
+    def __init__(self, config: RMLoRAConfig, *, loss: BatchLoss | None = None) -> None:
+        self.config, self._loss = config, loss
         self._factors: list[Factors] = []
         self._masked = MaskedStep()
         self._penalty: Tensor | None = None
@@ -70,7 +71,14 @@ class RMLoRACallback(TrainerCallback):
         self._factors = find_factors(_model(kwargs))
         self._steps, self._finished, self._first_step = 0, 0, state.global_step
         if self.config.init == "gradient" and state.global_step == 0:
-            align_factors(_model(kwargs), self._factors, kwargs.get("train_dataloader"), args, seed=self.config.seed)
+            align_factors(
+                _model(kwargs),
+                self._factors,
+                kwargs.get("train_dataloader"),
+                args,
+                seed=self.config.seed,
+                loss=self._loss,
+            )
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -19,6 +19,7 @@ __all__ = [
     "CheckpointIndex",
     "ImageProcessorConfig",
     "PackageMetadata",
+    "PoolingMode",
     "SentenceModule",
     "TokenizerConfig",
 ]
@@ -87,6 +88,15 @@ def _texts(value: Any) -> Any:
     )
 
 
+PoolingMode = Literal["mean", "cls", "last"]
+"""Which tokens of a text make its vector (:class:`rmlora.pooling.Pooling`)."""
+
+
+class _Pooling(_File):
+    mode: PoolingMode
+    normalize: bool
+
+
 class PackageMetadata(_File):
     """What is read of ``rmlora.json``."""
 
@@ -105,6 +115,9 @@ class PackageMetadata(_File):
     training: _Training | None = None
     input_form: InputForm | None = None
     no_answer: bool | None = None
+    pooling: _Pooling | None = None
+    dimensions: _Count | None = None
+    trained_on: str | None = None
     prompt_format: Literal["chat", "raw"] | None = None
     base_precision: Literal["nf4"] | None = None
     end_tokens: list[Annotated[_Integer, Field(ge=0, lt=2**31)]] | None = None

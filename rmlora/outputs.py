@@ -49,6 +49,8 @@ class Outputs(ABC):
     """Axes of a graph's output: 2 for ``[rows, n]``."""
     pools: ClassVar[bool]
     """True if the token vectors are pooled into one."""
+    learns_from_pairs: ClassVar[bool] = False
+    """True if a row of training data has several texts, each with an output of its own."""
     route: ClassVar[str]
     """HTTP path of the server that returns such outputs."""
     train_defaults: ClassVar[Mapping[str, Any]] = {}
@@ -293,7 +295,11 @@ class SentenceVector(WithoutLabels):
 
     kind = "vector"
     pools = True
+    learns_from_pairs = True
     route = "/v1/embeddings"
+    train_defaults: ClassVar[Mapping[str, Any]] = {"max_length": 128, "group_by_length": False}
+    train_settings = frozenset({"label_column", "negative_column", "pooling", "normalize"})
+    best_metrics = ("spearman", "pearson", "ndcg_at_10", "mrr_at_10", "accuracy_at_1", "accuracy", "loss")
 
     def depends_on(self, module: str) -> bool:
         """Return False for the model's pooler: vectors are pooled from the encoder's token vectors."""

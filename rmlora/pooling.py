@@ -10,24 +10,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from rmlora.confine import confine
-from rmlora.errors import CheckpointError
-from rmlora.file_models import SentenceModule
+from rmlora.errors import CheckpointError, ConfigError
+from rmlora.file_models import PoolingMode, SentenceModule
 from rmlora.json_files import check_values
 from rmlora.readable import is_readable_file
-from rmlora.storage import read_json
+from rmlora.storage import read_json, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["POOLING_MODES", "Pooling", "PoolingMode", "pool", "read_pooling", "read_text_length"]
+__all__ = [
+    "POOLING_MODES",
+    "Pooling",
+    "PoolingMode",
+    "check_padding",
+    "pool",
+    "read_pooling",
+    "read_text_length",
+    "write_pooling",
+]
 
-PoolingMode = Literal["mean", "cls", "last"]
 POOLING_MODES: tuple[PoolingMode, ...] = get_args(PoolingMode)
 
 _MODULES_FILE = "modules.json"
+_LENGTH_FILE = "sentence_bert_config.json"
 _FLAGS: dict[str, PoolingMode] = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
@@ -110,9 +119,44 @@ def _read_mode(file: Path) -> PoolingMode:
     return found[0]
 
 
+def write_pooling(directory: Path, pooling: Pooling, *, width: int, max_length: int | None = None) -> None:
+    """Write the files with which sentence-transformers pools in the same way.
+
+    Args:
+        directory: of a model or an adapter.
+        pooling: to describe.
+        width: of the vectors.
+        max_length: tokens that texts are cut to; None leaves that to the tokenizer.
+    """
+    kinds = [
+        ("Transformer", ""),
+        ("Pooling", "1_Pooling"),
+        *([("Normalize", "2_Normalize")] if pooling.normalize else []),
+    ]
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (kind, path) in enumerate(kinds)
+    ]
+    write_json(directory / _MODULES_FILE, modules)
+    (directory / "1_Pooling").mkdir(exist_ok=True)
+    flags = {flag: mode == pooling.mode for flag, mode in _FLAGS.items()}
+    write_json(directory / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **flags})
+    if max_length is not None:
+        write_json(directory / _LENGTH_FILE, {"max_seq_length": max_length, "do_lower_case": False})
+
+
+def check_padding(pooling: Pooling, processor: Any) -> None:
+    """Raise :class:`ConfigError` if a batch that ``processor`` pads cannot be pooled in this way."""
+    if pooling.mode == "cls" and getattr(processor, "padding_side", "right") == "left":
+        raise ConfigError(
+            "Pooling by the first token (cls) does not work with a tokenizer that pads on the left: choose --pooling mean or "
+            "last."
+        )
+
+
 def read_text_length(directory: Path) -> int | None:
     """Return the number of tokens that sentence-transformers truncates texts to; None if its file does not say."""
-    file = directory / "sentence_bert_config.json"
+    file = directory / _LENGTH_FILE
     config = read_json(file, what="Configuration of the sentence encoder") if is_readable_file(file) else {}
     length = config.get("max_seq_length") if isinstance(config, dict) else None
     return int(length) if isinstance(length, int) and length > 0 else None

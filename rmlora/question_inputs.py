@@ -44,7 +44,8 @@ class QuestionInputs(TextInputs):
         size = len(SENTENCES)
         return [
             TextPair(
-                _QUESTIONS[number % len(_QUESTIONS)], " ".join(SENTENCES[(number + 2 + i) % size] for i in range(1 + number % 3))
+                _QUESTIONS[number % len(_QUESTIONS)],
+                " ".join(SENTENCES[(number + 2 + i) % size] for i in range(1 + number % 3)),
             )
             for number in range(count)
         ]

@@ -39,8 +39,6 @@ class Task:
     """Name of the transformers Auto class that builds the model."""
     peft_task_type: str | None
     """PEFT's task type, with which PEFT also saves the head; None if PEFT has none for this task."""
-    not_trained: str | None = None
-    """Error sentence if ``rmlora-deploy train`` does not train this task; None if it does."""
     not_exported: str | None = None
     """Why adapters for this task are not exported, and what to do instead; None if they are."""
 
@@ -52,11 +50,7 @@ TASKS: dict[str, Task] = {
             "text-classification", TextInputs(), ClassScores(), "AutoModelForSequenceClassification", "SEQ_CLS"
         ),
         Task("image-classification", ImageInputs(), ClassScores(), "AutoModelForImageClassification", None),
-        Task(
-            "feature-extraction", SingleTextInputs(), SentenceVector(), "AutoModel", "FEATURE_EXTRACTION",
-            not_trained="rmlora-deploy train does not train embeddings: train with sentence-transformers and the "
-            "RMLoRACallback, or with anything else that writes PEFT's format, and deploy the adapter from there.",
-        ),
+        Task("feature-extraction", SingleTextInputs(), SentenceVector(), "AutoModel", "FEATURE_EXTRACTION"),
         Task("token-classification", TokenInputs(), TokenLabels(), "AutoModelForTokenClassification", "TOKEN_CLS"),
         Task("question-answering", QuestionInputs(), SpanScores(), "AutoModelForQuestionAnswering", "QUESTION_ANS"),
         Task("text-generation", PromptInputs(), GeneratedText(), "AutoModelForCausalLM", "CAUSAL_LM"),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import TrainingArguments
 
-__all__ = ["EXAMPLES", "align_factors"]
+__all__ = ["EXAMPLES", "BatchLoss", "align_factors"]
+
+BatchLoss: TypeAlias = "Callable[[Module, Mapping[str, Any]], Tensor]"
+"""The loss of a model on a batch as its collator makes it."""
 
 EXAMPLES = 64
 """Training examples whose gradient is used, in batches of the trainer's size."""
@@ -30,12 +33,26 @@ _NO_LOSS = (
 
 
 def align_factors(
-    model: Module, factors: Sequence[Factors], dataloader: Any, args: TrainingArguments, *, seed: int
+    model: Module,
+    factors: Sequence[Factors],
+    dataloader: Any,
+    args: TrainingArguments,
+    *,
+    seed: int,
+    loss: BatchLoss | None = None,
 ) -> None:
     """Align the fresh factors with the gradient of some training examples.
 
     The examples are drawn by ``seed`` from the dataloader's dataset, past its sampler: the order of training does not
     change. All processes draw the same ones, and the first one's result is sent to the others.
+
+    Args:
+        model: with the factors.
+        factors: of the model.
+        dataloader: of the training.
+        args: of the trainer.
+        seed: what the choice of examples depends on.
+        loss: of the model on a batch; None takes the loss that the model returns itself.
 
     Raises:
         TrainingError: there is no dataloader to draw from, or the model returns no loss.
@@ -48,7 +65,7 @@ def align_factors(
         )
     inner: Any = getattr(model, "module", model)
     batches = _batches(dataloader, args.per_device_train_batch_size, seed)
-    align_with_gradient(inner, factors, [_loss(inner, batch, args) for batch in batches], seed=seed)
+    align_with_gradient(inner, factors, [_loss(inner, batch, args, loss) for batch in batches], seed=seed)
     _share(factors)
 
 
@@ -63,8 +80,8 @@ def _batches(dataloader: Any, size: int, seed: int) -> list[Any]:
     return [dataloader.collate_fn(examples[start : start + size]) for start in range(0, len(examples), size)]
 
 
-def _loss(model: Module, batch: Any, args: TrainingArguments) -> Callable[[], Tensor]:
-    """Return a function that computes the model's own loss on a batch."""
+def _loss(model: Module, batch: Any, args: TrainingArguments, given: BatchLoss | None) -> Callable[[], Tensor]:
+    """Return a function that computes the loss on a batch: the ``given`` one, or the model's own."""
     import torch
 
     device = next(model.parameters()).device
@@ -74,6 +91,8 @@ def _loss(model: Module, batch: Any, args: TrainingArguments) -> Callable[[], Te
         inputs = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
         try:
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                if given is not None:
+                    return given(model, inputs)
                 outputs = model(**inputs)
         except (TypeError, ValueError) as error:  # a trainer that takes its batches apart itself
             raise TrainingError(f"{_NO_LOSS} ({error}).") from error

@@ -19,7 +19,7 @@ from rmlora_converters.rounding import (
     RoundingReport,
     collect_roundings,
 )
-from rmlora_converters.side_files import copy_side_files, write_provenance
+from rmlora_converters.side_files import copy_side_files, write_provenance, write_trained_pooling
 from rmlora_converters.write_planned import write_planned
 
 __all__ = ["MergeReport", "merge_checkpoint"]
@@ -74,6 +74,7 @@ def merge_checkpoint(
     with atomic_directory(output, overwrite=overwrite) as directory:
         _check_space(directory, output.parent, plan)
         copy_side_files(checkpoint.path, directory, but=(CONFIG_NAME, INDEX_NAME))
+        write_trained_pooling(directory, adapter)
         metadata = {name: shard.metadata or {"format": "pt"} for name, shard in checkpoint.shards.items()}
         meters = write_planned(directory, plan.shards, metadata, on_progress)
         report = MergeReport(

@@ -32,12 +32,12 @@ def mix_adapters(
     Args:
         adapters: two or more.
         weights: one per adapter; zero leaves out the update of that adapter.
-        head: index of the adapter that supplies modules_to_save (heads), task, labels, and the form of inputs and prompts of the
+        head: index of the adapter that supplies modules_to_save (heads), task, labels, pooling, and the form of inputs and prompts of the
             result; may be None if all adapters have the same ones.
         allow_base_mismatch: mix the adapters even if they were made for different bases.
 
     Raises:
-        ConfigError: there is not one finite weight per adapter, or heads or forms of inputs differ and ``head`` is None.
+        ConfigError: there is not one finite weight per adapter, or heads, poolings or forms of inputs differ and ``head`` is None.
         AdapterError: the adapters are for different bases, a module has different shapes in two of them, or no direction
             is left.
     """
@@ -106,4 +106,11 @@ def _head_owner(adapters: Sequence[Adapter], head: int | None) -> Adapter:
             f"{read['pair'].source} was trained on pairs of texts and {read['text'].source} on single texts: choose whose inputs "
             "their sum takes with --head-from."
         )
-    return next(iter([*asked.values(), *read.values()]), first)
+    pooled = {adapter.pooling: adapter for adapter in adapters if adapter.pooling is not None}
+    if len(pooled) > 1:
+        (first_way, one), (second_way, other), *_ = pooled.items()
+        raise ConfigError(
+            f"{one.source} was trained with the pooling {first_way} and {other.source} with {second_way}: choose whose vectors their "
+            "sum makes with --head-from."
+        )
+    return next(iter([*asked.values(), *read.values(), *pooled.values()]), first)

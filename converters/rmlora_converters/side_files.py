@@ -10,11 +10,12 @@ from pathlib import Path
 from rmlora._version import __version__
 from rmlora.adapter import Adapter
 from rmlora.confine import confine_files
+from rmlora.pooling import write_pooling
 from rmlora.readable import is_readable_file
 from rmlora.storage import write_json
 from rmlora_converters.rounding import RoundingReport
 
-__all__ = ["PROVENANCE_FILE", "copy_side_files", "write_provenance"]
+__all__ = ["PROVENANCE_FILE", "copy_side_files", "write_provenance", "write_trained_pooling"]
 
 PROVENANCE_FILE = "rmlora_merge.json"
 """The record of a merge: what was merged, and all fields of the report, such as the rounding loss of every module."""
@@ -46,6 +47,13 @@ def copy_side_files(source: Path, target: Path, *, but: Collection[str] = ()) ->
                 copy = target / path.relative_to(source)
                 copy.parent.mkdir(exist_ok=True)
                 shutil.copyfile(path, copy)
+
+
+def write_trained_pooling(directory: Path, adapter: Adapter) -> None:
+    """Replace the base's sentence-transformers files in ``directory`` where ``adapter`` records how it was trained to pool."""
+    width = adapter.metadata.get("dimensions")
+    if adapter.pooling is not None and width is not None:
+        write_pooling(directory, adapter.pooling, width=int(width))
 
 
 def write_provenance(directory: Path, base: Path, adapter: Adapter, report: RoundingReport) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rmlora.markdown_text import escaped, facts, front_matter, one_line, table
+from rmlora.pooling import Pooling
 from rmlora.tasks import Task
 from rmlora.training.result import metric_name
 from rmlora.training.source_name import on_hub, source_name
@@ -17,6 +18,16 @@ from rmlora.wording import counted
 __all__ = ["adapter_card"]
 
 _SPLITS = ("validation", "test")
+_SENTENCE_TRANSFORMERS = """\
+With sentence-transformers, which pools as in training:
+
+```python
+from sentence_transformers import SentenceTransformer
+
+encoder = SentenceTransformer({name})
+```
+
+"""
 _SHOWN = 20
 """Labels listed before the rest is left out."""
 _HUB_METRICS = {
@@ -119,7 +130,9 @@ def _about(task: Task, metadata: Mapping[str, Any], base: str, license: Mapping[
             "labels": shown + more,
             "kind of answer": escaped(metadata.get("problem_type") or "").replace("\\_", " "),
             "input": escaped(metadata.get("input_form") or metadata.get("prompt_format") or ""),
+            "vectors": _vectors(metadata),
             "training data": escaped(source_name(settings["train"])),
+            "kind of rows": escaped(metadata.get("trained_on") or ""),
             "rows": ", ".join(f"{split} {count:,}" for split, count in metadata["metrics"]["examples"].items()),
             "rank": f"{method['rank']}, {method['active_rank']} active in a step, alpha {method['alpha']:g}",
             "trained parameters": f"{metadata['metrics']['trainable_parameters']:,}",
@@ -131,6 +144,13 @@ def _about(task: Task, metadata: Mapping[str, Any], base: str, license: Mapping[
             "made with": ", ".join(f"{tool} {escaped(found)}" for tool, found in training["versions"].items()),
         }
     )
+
+
+def _vectors(metadata: Mapping[str, Any]) -> str:
+    pooling = metadata.get("pooling")
+    if pooling is None:
+        return ""
+    return f"{metadata['dimensions']} dimensions, {Pooling(pooling['mode'], pooling['normalize'])}"
 
 
 def _figures(metrics: Mapping[str, Any]) -> list[str]:
@@ -171,6 +191,7 @@ def _use(name: str, task: Task, metadata: Mapping[str, Any], base: str) -> list[
         "```python", "from peft import PeftModel", f"from transformers import {task.auto_class}", "",
         f"base = {task.auto_class}.from_pretrained({json.dumps(base)}{revision}{head}{', trust_remote_code=True' if trusted else ''})",
         f"model = PeftModel.from_pretrained(base, {json.dumps(name)}).eval()", "```", "",
+        *(_SENTENCE_TRANSFORMERS.format(name=json.dumps(name)).splitlines() if metadata.get("pooling") else []),
         "Merged into the base, or exported to ONNX:" if len(commands) > 1 else "Merged into the base:", "",
         "```console", *(f"$ {one_line(shlex.join(['rmlora-deploy', *words]))}" for words in commands), "```", "",
     ]  # fmt: skip

@@ -13,14 +13,15 @@ from rmlora.errors import InputError, some_of
 from rmlora.scoring import ProblemType
 from rmlora.tasks import Task
 from rmlora.text_pair import InputForm, TextPair, form_of
+from rmlora.training.empty_rows import empty_cells, explain_empty
 from rmlora.training.input_columns import check_same_form, find_column, input_columns, read_inputs, usual_names
 from rmlora.training.label_column import LabelColumn
 from rmlora.training.label_values import label_names
 from rmlora.training.problem import Problem
 from rmlora.training.problem_choice import choose_problem
 from rmlora.training.sources import open_table
-from rmlora.training.table import Reading, Table
-from rmlora.wording import counted, numbers
+from rmlora.training.table import Reading
+from rmlora.wording import counted
 
 __all__ = ["Columns", "LabeledData", "Splits", "load_inputs", "load_split", "load_splits"]
 
@@ -190,7 +191,7 @@ def load_split(
         several=several,
     )  # fmt: skip
     empty = {
-        **_empty_cells(task, table, input_names, source),
+        **empty_cells(task.inputs, table, input_names, source),
         label_column: [row for row in rows if labels[row] is None],
     }
     notes = list(table.notes)
@@ -199,7 +200,7 @@ def load_split(
             f"The rows of {source} are pairs of '{input_names[0]}' and '{input_names[1]}': name one with --text-column for single texts."
         )
     if any(empty.values()):
-        notes.append(_left_out(empty, table, source, reading))
+        notes.append(explain_empty(empty, table, source, reading))
     left_out = {row for missing in empty.values() for row in missing}
     kept = [row for row in rows if row not in left_out]
     if not kept:
@@ -239,68 +240,14 @@ def load_inputs(
     """
     table = open_table(source, {*usual_names(task.inputs), *columns.names}, None)
     names = input_columns(table, task.inputs, columns.chosen, source, form, guess=form == "pair")
-    empty = _empty_cells(task, table, names, source)
+    empty = empty_cells(task.inputs, table, names, source)
     if all_rows and any(empty.values()):
-        _left_out(empty, table, source, None)
+        explain_empty(empty, table, source, None)
     left_out = {row for rows in empty.values() for row in rows}
     rows = [row for row in range(table.rows) if row not in left_out]
     if not rows:
         raise InputError(f"{source} has no row with a '{names[0]}': check the column.")
     return read_inputs(table, names, rows, task.inputs, source, form)
-
-
-def _empty_cells(task: Task, table: Table, names: Sequence[str], source: str) -> dict[str, list[int]]:
-    """Return column → rows without an input in it; raise :class:`InputError` for a cell that holds something else."""
-    empty: dict[str, list[int]] = {}
-    for name in names:
-        cells = table.columns[name]
-        pairs = len(names) == 2
-        empty[name] = [
-            row
-            for row in range(table.rows)
-            if task.inputs.is_empty(cells[row]) or (pairs and not isinstance(cells[row], str))
-        ]
-        _refuse_other_values(empty[name], table, name, source)
-    return empty
-
-
-def _refuse_other_values(rows: Sequence[int], table: Table, column: str, source: str) -> None:
-    """Raise :class:`InputError` if a cell that holds no input holds something else: that is no row to leave out."""
-    for row in rows:
-        value = table.columns[column][row]
-        kind = next((words for types, words in _OTHER_VALUES if isinstance(value, types)), None)
-        if kind is not None and value == value:  # NaN, with which tools fill empty cells, is not
-            raise InputError(
-                f"{table.unit.capitalize()} {table.numbers([row])[0]} of {source} has {kind} in '{column}', where a text belongs: "
-                "write it as one text."
-            )
-
-
-_OTHER_VALUES: tuple[tuple[type | tuple[type, ...], str], ...] = (
-    (bool, "true or false"),
-    ((int, float), "a number"),
-    ((list, tuple), "a list"),
-    (dict, "an object"),
-)
-"""Types of values that are no inputs → what they are called."""
-
-
-def _left_out(empty: dict[str, list[int]], table: Table, source: str, reading: Reading | None) -> str:
-    """Return the sentence about rows that are left out; raise :class:`InputError` with it if they may not be."""
-    listed = [
-        f"{table.unit if len(rows) == 1 else table.unit + 's'} {numbers(table.numbers(rows))} {'has' if len(rows) == 1 else 'have'} "
-        f"no '{column}'"
-        for column, rows in empty.items()
-        if rows
-    ]
-    count = len({row for rows in empty.values() for row in rows})
-    if reading is not None and reading.skip_empty:
-        return f"Left out {counted(count, 'row')} of {source}: {'; '.join(listed)}."
-    what = "it" if count == 1 else "them"
-    otherwise = f"remove {what}" if reading is None else f"leave {what} out with --skip-empty"
-    first, _, rest = listed[0].partition(" ha")
-    start = f"{first.capitalize()} of {source} ha{rest}"
-    raise InputError(f"{'; '.join([start, *listed[1:]])}: fill {what} in or {otherwise}.")
 
 
 def _without_examples(split: str, present: Collection[int], labels: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from rmlora.images import open_image
 from rmlora.text_pair import TextPair
 from rmlora.tokenized_texts import encode
+from rmlora.training.embedding_rows import EmbeddingRows
 from rmlora.training.language_rows import AnswerRows, LanguageRows, Row, TokenRows
 from rmlora.training.question_rows import QuestionRows
 from rmlora.training.tagged_rows import TaggedRows
@@ -58,7 +59,9 @@ class ImageExamples(Dataset[Row]):
         return {"pixel_values": torch.from_numpy(pixels), "labels": self._labels[index]}
 
 
-Examples: TypeAlias = TextExamples | ImageExamples | LanguageRows | AnswerRows | TaggedRows | QuestionRows
+Examples: TypeAlias = (
+    TextExamples | ImageExamples | LanguageRows | AnswerRows | TaggedRows | QuestionRows | EmbeddingRows
+)
 
 
 def _stack(rows: list[Row]) -> dict[str, torch.Tensor]:

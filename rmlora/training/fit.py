@@ -123,7 +123,7 @@ def _build_trainer(
     for default in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(default)
     # First in the list, so that the loggers after it see the penalty.
-    trainer.callback_handler.callbacks.insert(0, RMLoRACallback(config))
+    trainer.callback_handler.callbacks.insert(0, RMLoRACallback(config, loss=training.batch_loss()))
     trainer.add_callback(StopOnNaN())
     return trainer
 

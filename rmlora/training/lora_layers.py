@@ -24,7 +24,7 @@ def add_lora_layers(loaded: TaskModel, task: Task, config: RMLoRAConfig) -> tupl
     """Wrap a model with PEFT's LoRA layers.
 
     Modules that the base has no weights for (the head, perhaps a pooler) join ``modules_to_save``: they are trained
-    and saved in full.
+    and saved in full. Modules on which no output depends get neither.
 
     Returns:
         the PEFT model, and the configuration with these modules added.
@@ -35,14 +35,19 @@ def add_lora_layers(loaded: TaskModel, task: Task, config: RMLoRAConfig) -> tupl
     from peft import get_peft_model
 
     heads = {name for name in ("classifier", "score", "qa_outputs") if hasattr(loaded.model, name)}
-    fresh = {name for name in loaded.new_modules if name.partition(".")[0] not in heads}
+    unused = {
+        name
+        for name, module in loaded.model.named_modules()
+        if hasattr(module, "weight") and not task.outputs.depends_on(name)
+    }
+    fresh = {name for name in loaded.new_modules if name.partition(".")[0] not in heads} - unused
     saved = {*config.modules_to_save, *heads, *fresh}
     config = dataclasses.replace(
         config,
         modules_to_save=tuple(sorted(saved)),
         # PEFT leaves the head out of all-linear for some tasks only
         exclude_modules=tuple(
-            sorted({*config.exclude_modules, *heads, *fresh, *_saved_by_ending(loaded.model, saved)})
+            sorted({*config.exclude_modules, *heads, *fresh, *unused, *_saved_by_ending(loaded.model, saved)})
         ),
     )
     names = [name for name, _ in loaded.model.named_modules()]

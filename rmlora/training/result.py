@@ -38,7 +38,8 @@ class TrainResult:
     metrics: dict[str, Any]
     """``validation`` and, if test data was given, ``test``: figures of the packaged checkpoint (the loss and, for one label per
     row, accuracy, macro F1 and mean confidence; for several, F1 in three means and the share of rows without an error; for
-    numbers, correlations and errors; for text-generation, perplexity and figures of generated answers); ``examples``: rows per
+    numbers, correlations and errors; for text-generation, perplexity and figures of generated answers; for feature-extraction,
+    correlations of cosines, retrieval or accuracy of triplets); ``examples``: rows per
     split; ``best_checkpoint_step``."""
     trainable_parameters: int
     """Elements of all trained tensors: factors and modules_to_save."""
@@ -54,7 +55,8 @@ class TrainResult:
     """Every evaluation of the run: step, epoch, loss and the other metrics."""
     details: dict[str, Any] = field(default_factory=dict)
     """For ``validation`` and ``test``: precision, recall and F1 of every label, and the confusion matrix of rows with one label;
-    metrics and distribution of every number; for text-generation some of the generated answers."""
+    metrics and distribution of every number; for text-generation some of the generated answers; for feature-extraction the metrics
+    of the base alone."""
     choice: str = ""
     """Sentence that says which checkpoint was packaged and why."""
     best_metric: str = "loss"
@@ -159,6 +161,9 @@ _NAMES = {
     "json": "equal JSON",
     "json_valid": "valid JSON",
     "rougeL": "ROUGE-L",
+    "ndcg_at_10": "NDCG@10",
+    "mrr_at_10": "MRR@10",
+    "accuracy_at_1": "accuracy@1",
 }
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from rmlora.torch_models import load_task_model
 from rmlora.training.answer_training import AnswerTraining
 from rmlora.training.arguments import check_precision, training_arguments
 from rmlora.training.classifier_training import ClassifierTraining
+from rmlora.training.embedding_training import EmbeddingTraining
 from rmlora.training.fit import fit
 from rmlora.training.language_training import LanguageTraining
 from rmlora.training.lora_layers import add_lora_layers
@@ -140,6 +142,7 @@ def _train(
         write_trained_package(
             result, settings, run.config, run.model, run.training.task, run.training.metadata(run.model),
             base_record=base_record, base=run.base, log_history=fitted.log_history, processor=run.processor, overwrite=overwrite,
+            write_files=partial(run.training.write_files, processor=run.processor),
         )  # fmt: skip
         parts.record()
         mark_finished(settings.checkpoints, result.steps)
@@ -202,6 +205,7 @@ _TRAININGS: dict[str, type[TaskTraining]] = {
     "answer": AnswerTraining,
     "tokens": TokenTraining,
     "spans": QuestionTraining,
+    "vector": EmbeddingTraining,
 }
 """Kind of a task's outputs → how it is trained."""
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, cast, get_args
 from rmlora.config import RMLoRAConfig
 from rmlora.errors import ConfigError
 from rmlora.labels import parse_labels
+from rmlora.pooling import POOLING_MODES, PoolingMode
 from rmlora.scoring import ProblemType
 from rmlora.tasks import TASKS, Task, get_task
 from rmlora.training.problem_choice import PROBLEMS
@@ -25,6 +26,7 @@ BestMetric = Literal[
     "accuracy", "macro_f1", "balanced_accuracy", "mcc",
     "micro_f1", "samples_f1", "subset_accuracy", "f1",
     "pearson", "spearman", "mse", "mae",
+    "ndcg_at_10", "mrr_at_10", "accuracy_at_1",
     "loss", "exact_match", "json", "rougeL",
 ]  # fmt: skip
 Metric = Literal["exact_match", "json", "rougeL"]
@@ -50,9 +52,12 @@ class TrainSettings:
     """Column of the texts; None looks for the usual names (``text``, ``sentence``, …)."""
     pair_column: str | None = None
     """Column of the second text of a pair, with ``text_column`` for the first; None looks for the usual names of both
-    (``premise`` and ``hypothesis``, …). Only for text-classification."""
+    (``premise`` and ``hypothesis``, …). Only for text-classification and feature-extraction."""
+    negative_column: str | None = None
+    """Column of texts that do not belong to the first; None looks for ``negative``. Only for feature-extraction."""
     label_column: str | None = None
-    """Column of the labels; None looks for the usual names (``label``, ``class``, …)."""
+    """Column of the labels; None looks for the usual names (``label``, ``class``, …). For feature-extraction it holds the scores
+    of pairs (``score``, ``similarity``, …)."""
     labels: tuple[str, ...] | None = None
     """Label names in the order of the head's outputs; the data may name them or number them from 0. None takes those in
     the training data. A text or path is read by :func:`rmlora.labels.parse_labels`."""
@@ -99,7 +104,8 @@ class TrainSettings:
     """Norm to which the task's gradient is clipped; 0 turns clipping off."""
     max_length: int | None = None
     """Tokens; longer texts are truncated, and contexts of questions read in windows of this length. None takes 128 for
-    classification, 256 for token-classification, 384 for question-answering and 1024 for text-generation."""
+    classification and feature-extraction, 256 for token-classification, 384 for question-answering and 1024 for
+    text-generation."""
     group_by_length: bool | None = None
     """Batch texts of similar length: less padding, but less random batches. None does it for text-generation unless
     ``packing`` saves the padding."""
@@ -111,6 +117,11 @@ class TrainSettings:
     bf16. The adapter is merged into the base as it is on disk. Only for text-generation."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
+    pooling: PoolingMode | None = None
+    """Which tokens make a text's vector; None takes the base's sentence-transformers files, and without these the mean. Only for
+    feature-extraction."""
+    normalize: bool | None = None
+    """Divide a vector by its length; None takes the base's files, and without these does so. Only for feature-extraction."""
     image_size: int | None = None
     """Width and height of images in pixels; None keeps the base's."""
     eval_steps: int | None = None
@@ -124,8 +135,9 @@ class TrainSettings:
     """Share of each target that is spread evenly over all labels, as torch's cross entropy does. Only for one label per row."""
     best_metric: BestMetric | None = None
     """Validation metric that chooses the checkpoint to package. None takes accuracy for one label per row, micro F1 for several,
-    Pearson's correlation for numbers, the F1 of entities for token-classification or of answers for question-answering, and the
-    loss for generation of text."""
+    Pearson's correlation for numbers, the F1 of entities for token-classification or of answers for question-answering, the
+    loss for generation of text, and for feature-extraction Spearman's correlation of scored pairs, NDCG of pairs and accuracy
+    of triplets."""
     precision: Precision = "fp32"
     """Arithmetic of training; the parameters stay float32."""
     seed: int = 42
@@ -145,8 +157,6 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         task = get_task(self.task)
-        if task.not_trained is not None:
-            raise ConfigError(task.not_trained)
         _refuse_others(self, task)
         if self.packing and self.group_by_length is None:
             object.__setattr__(self, "group_by_length", False)
@@ -191,7 +201,7 @@ class TrainSettings:
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError("label_smoothing must be at least 0 and less than 1: change --label-smoothing.")
         _check_weights(self.class_weights)
-        if self.pair_column is not None and not task.inputs.takes_pairs:
+        if self.pair_column is not None and not (task.inputs.takes_pairs or task.outputs.learns_from_pairs):
             raise ConfigError(f"--pair-column is for pairs of texts, but the task is {self.task}: leave it out.")
         if not 0 < self.validation_fraction < 1:
             raise ConfigError("validation_fraction must lie between 0 and 1: change --validation-fraction.")
@@ -200,6 +210,8 @@ class TrainSettings:
         _check_metrics(self, task)
         if self.problem_type is not None:
             object.__setattr__(self, "best_metric", _for_problem(self, self.problem_type))
+        if self.pooling is not None and self.pooling not in POOLING_MODES:
+            raise ConfigError(f"pooling must be one of {', '.join(POOLING_MODES)}: change --pooling.")
         if self.precision not in get_args(Precision):
             raise ConfigError(f"precision must be one of {', '.join(get_args(Precision))}: change --precision.")
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import Trainer
 
+    from rmlora.trainer_init import BatchLoss
     from rmlora.training.features import Examples
 
 __all__ = ["Evaluation", "TaskTraining", "TrainingData"]
@@ -87,6 +88,10 @@ class TaskTraining(ABC):
     def trainer(self, arguments: Mapping[str, Any], examples: Mapping[str, Examples], processor: Any) -> Trainer:
         """Return the trainer with the task's loss and metrics; ``arguments`` are those that all tasks share."""
 
+    def batch_loss(self) -> BatchLoss | None:
+        """Return the loss of a batch if the model returns none itself; here it does."""
+        return None
+
     @abstractmethod
     def evaluate(self, trainer: Trainer, examples: Mapping[str, Examples], split: str) -> Evaluation:
         """Return what the trained model reaches on a split.
@@ -98,3 +103,6 @@ class TaskTraining(ABC):
     @abstractmethod
     def metadata(self, model: PeftModel) -> dict[str, Any]:
         """Return the fields of ``rmlora.json`` that only this kind of task has."""
+
+    def write_files(self, directory: Path, processor: Any) -> None:  # noqa: B027 - most tasks have none
+        """Write what packages of such a task hold besides the adapter; here nothing."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,7 @@ def write_trained_package(
     log_history: Sequence[Mapping[str, Any]],
     processor: Any,
     overwrite: bool,
+    write_files: Callable[[Path], None],
 ) -> None:
     """Write ``model``'s adapter to ``result.output`` in PEFT's format, with ``rmlora.json``, a model card and others about the run.
 
@@ -76,12 +77,14 @@ def write_trained_package(
         base: its directory, for the license.
         processor: of the base; written for tasks whose packages carry one.
         overwrite: replace an existing package.
+        write_files: writes what packages of such a task hold besides.
 
     Raises:
         OutputError: the package cannot be written.
     """
     with atomic_directory(result.output, overwrite=overwrite) as directory:
         save_adapter_files(model, task, directory, base_name=settings.base, processor=processor)
+        write_files(directory)
         spectrum = adapter_spectrum(load_package(directory))
         _write_evaluation(result, directory, log_history)
         metadata: dict[str, Any] = {

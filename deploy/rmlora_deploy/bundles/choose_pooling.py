@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from rmlora.adapter import Adapter
 from rmlora.errors import AdapterError, ConfigError
-from rmlora.pooling import Pooling, PoolingMode, read_pooling
+from rmlora.pooling import Pooling, PoolingMode, check_padding, read_pooling
 from rmlora.tasks import Task
 from rmlora_deploy.bundles.manifest import PoolingEntry
 
@@ -21,7 +21,7 @@ def choose_pooling(
 ) -> PoolingEntry | None:  # fmt: skip
     """Return the pooling and where the choice came from; None for tasks that do not pool.
 
-    An adapter was trained with the pooling in its own sentence-transformers files, so these win over the base's.
+    An adapter was trained with the pooling that its package records, so this wins over the base's.
 
     Args:
         task: only tasks whose output is a vector pool.
@@ -43,16 +43,12 @@ def choose_pooling(
     entry = _entry(Pooling(mode), "chosen") if mode is not None else _found(base, adapters)
     if normalize is not None:
         entry = PoolingEntry(mode=entry.mode, normalize=normalize, source="chosen")
-    if entry.mode == "cls" and getattr(processor, "padding_side", "right") == "left":
-        raise ConfigError(
-            "Pooling by the first token (cls) does not work with a tokenizer that pads on the left: choose --pooling mean or "
-            "last."
-        )
+    check_padding(entry.pooling, processor)
     return entry
 
 
 def _found(base: Path, adapters: Mapping[str, Adapter]) -> PoolingEntry:
-    own = {name: found for name, adapter in adapters.items() if (found := read_pooling(Path(adapter.source)))}
+    own = {name: found for name, adapter in adapters.items() if (found := _of_adapter(adapter))}
     for name, pooling in own.items():
         first = next(iter(own))
         if pooling != own[first]:
@@ -66,6 +62,11 @@ def _found(base: Path, adapters: Mapping[str, Adapter]) -> PoolingEntry:
     return _entry(found, "base") if found is not None else _entry(Pooling(), "default")
 
 
+def _of_adapter(adapter: Adapter) -> Pooling | None:
+    """Return what the package records itself, else what its sentence-transformers files say; None if it has neither."""
+    return adapter.pooling or read_pooling(Path(adapter.source))
+
+
 def _entry(pooling: Pooling, source: Literal["chosen", "adapter", "base", "default"]) -> PoolingEntry:
     return PoolingEntry(mode=pooling.mode, normalize=pooling.normalize, source=source)
 
@@ -77,7 +78,7 @@ def check_pooling(adapter: Adapter, recorded: PoolingEntry | None) -> None:
     """
     if recorded is None or recorded.source == "chosen":
         return
-    own, required = read_pooling(Path(adapter.source)), recorded.pooling
+    own, required = _of_adapter(adapter), recorded.pooling
     if own not in (None, required):
         raise AdapterError(
             f"{adapter.source} was trained with the pooling {own}, and the graph pools by {required}: export it into a "

@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from rmlora.config import PRESETS, RMLoRAConfig
 from rmlora.errors import ConfigError
+from rmlora.pooling import POOLING_MODES
 from rmlora.scoring import ProblemType
 from rmlora.tasks import TASKS
 from rmlora.training.settings import BestMetric, Metric
@@ -103,8 +104,8 @@ def _run_options(function: _Function) -> _Function:
         click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Package directory to write."),
         click.option("--task", type=click.Choice(list(TASKS)), default="text-classification", show_default=True, help="What the adapter is for."),
         click.option("--text-column", help="Column of the texts, of words for token-classification, or of questions.  [default: text, sentence, …; tokens, words, text; question]"),
-        click.option("--pair-column", help="Column of the second text of a pair, or of the contexts of questions.  [default: recognized, as in premise and hypothesis]"),
-        click.option("--label-column", help="Column of the labels, tags or answers; of a CoNLL file its number.  [default: label, class, …; ner_tags, tags, entities, …; answers]"),
+        click.option("--pair-column", help="Column of the second text of a pair, or of the contexts of questions.  [default: recognized, as in premise and hypothesis, query and answer]"),
+        click.option("--label-column", help="Column of the labels, tags, answers or scores of pairs; of a CoNLL file its number.  [default: label, class, …; ner_tags, tags, entities, …; answers; score, similarity, …]"),
         click.option("--labels", metavar="A,B,C|FILE", help="Label names in the order of the outputs, or a file of them; data may name labels or number them from 0.  [default: those in --train]"),
         click.option("--problem-type", type=click.Choice(get_args(ProblemType)),
                      help="What the label column holds: one label per row, several (a list, or a|b), or a number to predict.  [default: what its cells can only mean; else asks]"),
@@ -131,7 +132,7 @@ def _run_options(function: _Function) -> _Function:
         click.option("--label-smoothing", type=float, default=0.0, show_default=True,
                      help="Share of each target that is spread over all labels, e.g. 0.1: less confident answers."),
         click.option("--best-metric", type=click.Choice(get_args(BestMetric)),
-                     help="Validation metric that chooses the checkpoint to keep.  [default: accuracy; micro_f1 for several labels, pearson for numbers, f1 for token-classification and question-answering, loss for generation]"),
+                     help="Validation metric that chooses the checkpoint to keep.  [default: accuracy; micro_f1 for several labels, pearson for numbers, f1 for token-classification and question-answering, loss for generation; spearman, ndcg_at_10 or accuracy for feature-extraction]"),
         click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True,
                      help="Number format that training computes in."),
         click.option("--seed", type=int, default=42, show_default=True, help="Seed of the new head, data order and dropout."),
@@ -167,11 +168,26 @@ def _text_generation_options(function: _Function) -> _Function:
     return function
 
 
+def _embedding_options(function: _Function) -> _Function:
+    """The flags of :class:`TrainSettings` for ``--task feature-extraction``."""
+    options = [
+        click.option("--negative-column", help="feature-extraction: column of texts that do not belong to the first.  [default: negative, if there is one]"),
+        click.option("--pooling", type=click.Choice(POOLING_MODES),
+                     help="feature-extraction: which tokens make a text's vector.  [default: as the base's files say, else mean]"),
+        click.option("--normalize/--no-normalize", default=None,
+                     help="feature-extraction: divide a vector by its length.  [default: as the base's files say, else do]"),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 @click.command("train")
 @click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False, readable=False),
               is_eager=True, expose_value=False,
               callback=load_yaml, help="YAML file of settings named like the flags; flags win.")  # fmt: skip
 @_run_options
+@_embedding_options
 @_text_generation_options
 @_method_options
 @click.option(
@@ -194,10 +210,14 @@ def command(resume: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
       rmlora-deploy train --task image-classification --base dinov2 --train photos --output photos-adapter
       rmlora-deploy train --task token-classification --base MiniLM --train slots.jsonl --output slots
       rmlora-deploy train --task question-answering --base deberta-v3-base --train train-v2.0.json --output squad
+      rmlora-deploy train --task feature-extraction --base MiniLM --train questions.jsonl --output search
       rmlora-deploy train --task text-generation --base SmolLM2-135M-Instruct --train chats.jsonl --metric exact_match -o chats
 
     Data for token-classification has lists of words (tokens) and of tags (ner_tags), or texts with entities ({start, end, label}),
     or is a CoNLL file. Data for question-answering is a file of SQuAD, or has its columns question, context and answers.
+
+    Data for feature-extraction (embeddings) has two texts in a row: with a score (sentence1, sentence2, score), or texts that
+    belong together (query/answer, anchor/positive, …), perhaps with a third that does not (negative).
 
     Data for text-generation (causal language models) has a column `messages` (chats, for a base with a chat template), or a
     prompt and what answers it (prompt/completion, prompt/response, instruction/input/output, question/answer), or a column

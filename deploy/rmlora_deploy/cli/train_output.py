@@ -36,6 +36,7 @@ def show_result(console: Console, result: TrainResult, suggestion: str) -> None:
         if split in result.metrics:
             figures = ", ".join(f"{metric_name(name)} {value:.4f}" for name, value in result.metrics[split].items())
             console.print(f"{split:>10}: {figures} on {counted(result.metrics['examples'][split], 'example')}")
+    _show_base(console, result)
     _show_seeds(console, result)
     _show_labels(console, result)
     _show_answers(console, result)
@@ -63,6 +64,14 @@ def next_command(output: Path, settings: Mapping[str, Any]) -> str:
     else:
         words = ["export", settings["base"], "--adapter", str(output), *revision, "--output", f"{output}-bundle"]
     return shlex.join(["rmlora-deploy", *words])
+
+
+def _show_base(console: Console, result: TrainResult) -> None:
+    """Print what the base reaches without the adapter, where that was measured."""
+    split, scores = _last(result, "base")
+    if scores:
+        figures = ", ".join(f"{metric_name(name)} {value:.4f}" for name, value in scores.items())
+        console.print(f"{'base alone':>10}: {figures} on the {split} data")
 
 
 def _show_seeds(console: Console, result: TrainResult) -> None:

@@ -30,6 +30,7 @@ from rmlora_deploy.serving.routes import (
     openai,
     pair_scoring,
     rerank,
+    tei_embed,
     tei_predict,
     vllm,
 )
@@ -66,7 +67,7 @@ def create_app(registry: Registry, metrics: Metrics) -> FastAPI:
         middleware=middleware_stack(registry.settings, metrics, registry),
     )  # fmt: skip
     app.state.service = service
-    for module in (health, openai, vllm, tei_predict, huggingface, rerank, pair_scoring, open_inference):
+    for module in (health, openai, vllm, tei_predict, tei_embed, huggingface, rerank, pair_scoring, open_inference):
         app.include_router(module.router)
     add_docs(app)
     app.mount("/static", _PageFiles(directory=_STATIC), name="static")

@@ -115,6 +115,11 @@ class ModelRunner:
         """The adapter cache; None if the bundle is merged."""
         return self.session.cache if self.session is not None else None
 
+    @property
+    def truncation_side(self) -> str:
+        """On which side long texts are cut: ``right`` or ``left``."""
+        return str(getattr(self._preprocessor.processor, "truncation_side", "right"))
+
     def warm_up(self) -> None:
         """Compute the task's built-in inputs twice: the first batches are slow, and the queue must know how long rows take."""
         kind = self.bundle.task.inputs

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import MutableMapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rmlora.text_pair import TextPair
-from rmlora_deploy.serving.errors import LateError
+from rmlora_deploy.serving.errors import LateError, TooLargeError
 from rmlora_deploy.serving.input_reader import InputReader
 from rmlora_deploy.serving.json_bodies import JsonBodies
 from rmlora_deploy.serving.metrics import Metrics
@@ -75,7 +76,12 @@ class Service:
         return answers, tokens
 
     async def ask_rows(
-        self, model: ServedModel, inputs: Sequence[str | TextPair], state: MutableMapping[str, Any]
+        self,
+        model: ServedModel,
+        inputs: Sequence[str | TextPair],
+        state: MutableMapping[str, Any],
+        *,
+        whole: bool = False,
     ) -> tuple[list[Row], list[Answer], int]:
         """Return the rows of all texts, pairs of texts or images, the model's answers to them, and the number of tokens it read.
 
@@ -85,6 +91,7 @@ class Service:
             model: the model to ask.
             inputs: texts and pairs of texts; for image models, images as ``data:`` URLs.
             state: of the request: ``returning`` and ``ticket`` are from the admission, the rest is for the access log.
+            whole: refuse texts that have more tokens than the model reads; False reads them as far as it goes.
 
         Raises:
             InputError: there are too many inputs, or one is too long, empty or unreadable.
@@ -94,7 +101,7 @@ class Service:
         deadline = self._deadline(state)
         state["model"], state["rows"] = model.id, len(inputs)
         _check(model.runner, len(inputs), state)  # before any work is done for them
-        rows = await self.reader.read(inputs, model, deadline)
+        rows = await (self._whole_rows if whole else self.reader.read)(inputs, model, deadline)
         if len(rows) > len(inputs):
             self.reader.check_parts(len(rows))
             state["rows"] = len(rows)
@@ -102,6 +109,19 @@ class Service:
         tokens = sum(model.task.inputs.tokens(row.arrays) for row in rows)
         state["tokens"] = tokens
         return rows, await self._answers(model.runner, rows, deadline, state), tokens
+
+    async def _whole_rows(self, inputs: Sequence[str | TextPair], model: ServedModel, deadline: float) -> list[Row]:
+        """Read inputs with room for one more token than the model takes, and raise :class:`TooLargeError` if one needs it."""
+        limit = model.max_length
+        if limit is None:
+            return await self.reader.read(inputs, model, deadline)
+        rows = await self.reader.read(inputs, replace(model, max_length=limit + 1), deadline)
+        for number, row in enumerate(rows, 1):
+            if model.task.inputs.tokens(row.arrays) > limit:
+                raise TooLargeError(
+                    f"Input {number} has more than {limit} tokens, as many as '{model.id}' reads: shorten it, or let it be truncated."
+                )
+        return rows
 
     async def compute(
         self, runner: ModelRunner, rows: Sequence[Row], model: str, state: MutableMapping[str, Any]

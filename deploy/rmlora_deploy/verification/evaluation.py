@@ -19,6 +19,7 @@ from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.report import Evaluation, Tolerance
 from rmlora_deploy.verification.evaluation_data import EvaluationData, MeasuredModel
 from rmlora_deploy.verification.question_evaluation import QuestionEvaluation
+from rmlora_deploy.verification.similarity_evaluation import SimilarityEvaluation
 from rmlora_deploy.verification.tag_evaluation import TagEvaluation
 
 __all__ = ["EvaluationData", "LabelEvaluation", "keeps_metric", "lost_metric", "measure", "read_evaluation"]
@@ -65,9 +66,10 @@ class LabelEvaluation(EvaluationData):
         return self.scoring.measure(np.stack(outputs), self.targets)
 
 
-_KINDS: dict[str, type[LabelEvaluation] | type[TagEvaluation] | type[QuestionEvaluation]] = {
+_KINDS: dict[str, type[LabelEvaluation | TagEvaluation | QuestionEvaluation | SimilarityEvaluation]] = {
     "tokens": TagEvaluation,
     "spans": QuestionEvaluation,
+    "vector": SimilarityEvaluation,
 }
 """Kind of a task's outputs → class for its data; all other kinds have labels for whole rows."""
 
@@ -118,7 +120,7 @@ def measure(
             ends = np.cumsum(counts)
             outputs[name] += [kind.of_parts(found[end - count : end]) for count, end in zip(counts, ends, strict=True)]
     measured: dict[str, Any] = {name: data.judge(found) for name, found in outputs.items()}
-    return Evaluation(data=Path(data.source).name, examples=len(data.inputs), metric=data.metric, **measured)
+    return Evaluation(data=Path(data.source).name, examples=data.examples, metric=data.metric, **measured)
 
 
 def _rows(data: EvaluationData, preprocessor: Preprocessor, start: int) -> tuple[list[Arrays], list[int]]:

@@ -40,11 +40,16 @@ class EvaluationData(ABC):
     def metric(self) -> str:
         """Name of the metric; larger is better."""
 
+    @property
+    def examples(self) -> int:
+        """Number of what is right or wrong; here one for each input."""
+        return len(self.inputs)
+
     @abstractmethod
     def judge(self, outputs: Sequence[Any]) -> float:
         """Return the metric of a model.
 
         Args:
-            outputs: for every example what :meth:`rmlora.outputs.Outputs.of_parts` makes of what
+            outputs: for every input what :meth:`rmlora.outputs.Outputs.of_parts` makes of what
                 :meth:`rmlora.outputs.Outputs.of_row` takes from the model's outputs.
         """

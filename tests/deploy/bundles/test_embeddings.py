@@ -164,7 +164,7 @@ def test_adapters_are_added_and_removed_and_unfit_ones_refused(copied: Path, tmp
     words = (*words, "-a", copied / "near", "--task", "feature-extraction")
     write_modules(copied / "near", {"pooling_mode": "mean"})
     fails(3, "export them into separate bundles, or choose one with --pooling", *words)
-    fails(2, "--data measures a metric on labels", *words, "--data", f"near={tmp_path / 'none.jsonl'}")
+    fails(3, "Data not found", *words, "--data", f"near={tmp_path / 'none.jsonl'}")
 
 
 def _forget_task(adapter: Path) -> None:
@@ -173,19 +173,7 @@ def _forget_task(adapter: Path) -> None:
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "task_type": None}))
 
 
-def test_training_embeddings_is_refused_with_an_alternative(tmp_path: Path) -> None:
-    words = (
-        "train",
-        "--base",
-        tmp_path,
-        "--train",
-        "pairs.csv",
-        "-o",
-        tmp_path / "out",
-        "--task",
-        "feature-extraction",
-    )
-    fails(2, "does not train embeddings: train with sentence-transformers and the RMLoRACallback", *words)
+def test_pooling_is_for_embeddings(tmp_path: Path) -> None:
     bert = make_adapter("bert", tmp_path, "one")
     base = make_encoder("bert", tmp_path, ranks={})
     fails(

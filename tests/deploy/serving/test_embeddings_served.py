@@ -6,14 +6,16 @@ import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openai
 import pytest
+from huggingface_hub import InferenceClient
 
 from tests.helpers.cli import run
 from tests.helpers.encoders import RANKS, TEXTS, peft_vectors
-from tests.helpers.servers import Server, serving
+from tests.helpers.servers import Server, ask, serving
 
 CLOSE = {"rtol": 0, "atol": 2e-6}
 
@@ -58,9 +60,66 @@ def test_base64_is_little_endian_float32_and_the_models_own_dimensions_are_accep
     np.testing.assert_allclose(np.frombuffer(base64.b64decode(written), "<f4"), expected["near"][0], **CLOSE)
 
 
+def test_fewer_dimensions_are_normalized_again(client: openai.OpenAI, expected: dict[str, np.ndarray]) -> None:
+    answer = client.embeddings.create(model="near", input=TEXTS, dimensions=5)
+    right = expected["near"][:, :5] / np.linalg.norm(expected["near"][:, :5], axis=1, keepdims=True)
+    np.testing.assert_allclose([item.embedding for item in answer.data], right, **CLOSE)
+
+
+def test_hugging_faces_client_reads_vectors_and_similarities(
+    server: Server, expected: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # the server is on this machine
+    right, place = expected["near"], f"{server.url}/models/near/pipeline"
+    client = InferenceClient()
+    got = client.feature_extraction(TEXTS, model=f"{place}/feature-extraction", normalize=True, truncate=True)  # type: ignore[arg-type]
+    np.testing.assert_allclose(got, right, **CLOSE)
+    alone = client.feature_extraction(TEXTS[0], model=f"{place}/feature-extraction", dimensions=16)
+    np.testing.assert_allclose(alone, right[:1], **CLOSE)
+    found = client.sentence_similarity(TEXTS[0], other_sentences=TEXTS[1:], model=f"{place}/sentence-similarity")
+    np.testing.assert_allclose(found, right[1:] @ right[0], **CLOSE)
+
+
+def test_the_paths_of_text_embeddings_inference(server: Server, expected: dict[str, np.ndarray]) -> None:
+    answer = ask(server.url, "/embed", {"model": "far", "inputs": TEXTS[0], "truncation_direction": "Right"})
+    np.testing.assert_allclose(answer.body, expected["far"][:1], **CLOSE)
+    inputs = {"source_sentence": TEXTS[0], "sentences": TEXTS[:2]}
+    answer = ask(server.url, "/similarity", {"model": "far", "inputs": inputs, "parameters": {"truncate": False}})
+    np.testing.assert_allclose(answer.body, expected["far"][:2] @ expected["far"][0], **CLOSE)
+    about = ask(server.url, "/info?model=near").body
+    assert about["model_id"] == "near" and about["model_type"] == {"embedding": {"pooling": "mean"}}
+    assert (
+        about["model_dtype"] == "float32" and about["max_client_batch_size"] == 256 and about["max_input_length"] == 32
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("/embed", {"inputs": "w1"}, 400, "This server has 3 models"),
+        ("/embed", {"model": "near", "inputs": "w1", "normalize": False}, 400, "normalizes its vectors, so it has no others"),
+        ("/embed", {"model": "near", "inputs": "w1", "prompt_name": "query"}, 400, "'near' has no prompts"),
+        ("/embed", {"model": "near", "inputs": "w1", "truncation_direction": "Left"}, 400, "cuts long texts on the right"),
+        ("/embed", {"model": "near", "inputs": "w1", "dimensions": 99}, 400, "has 16 dimensions and cannot return 99"),
+        ("/embed", {"model": "near", "inputs": ["w1", "w2 " * 33], "truncate": False}, 413, "Input 2 has more than 32 tokens"),
+        ("/similarity", {"model": "near", "inputs": {"source_sentence": "w1", "sentences": ["w1", ""]}}, 400, "Text 3 is empty"),
+        ("/similarity", {"model": "near", "inputs": {"source_sentence": "w1", "sentences": []}}, 400, "takes 1 to 256 inputs, not 0"),
+        ("/models/none/pipeline/feature-extraction", {"inputs": "w1"}, 404, "none"),
+        ("/info", None, 400, "This server has 3 models"),
+    ],
+)  # fmt: skip
+def test_embed_refuses_what_the_model_cannot_do(
+    server: Server, path: str, body: Any, status: int, message: str
+) -> None:
+    answer = ask(server.url, path, body)
+    assert answer.status == status and message in answer.text, answer.text
+    if "truncate" in (body or {}):
+        assert ask(server.url, path, {**body, "inputs": "w2 " * 32}).status == 200
+
+
 def test_what_is_not_offered_is_refused_clearly(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="has 16 dimensions and cannot return 8"):
-        client.embeddings.create(model="near", input="w1", dimensions=8)
+    with pytest.raises(openai.BadRequestError, match="has 16 dimensions and cannot return 17: ask for 16 or fewer"):
+        client.embeddings.create(model="near", input="w1", dimensions=17)
     for ids in ([5, 6, 7], [[5, 6], [7]]):
         with pytest.raises(openai.BadRequestError, match=r"token ids.*send texts \(in LangChain, check_embedding_ctx"):
             client.embeddings.create(model="near", input=ids)

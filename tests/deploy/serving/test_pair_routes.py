@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from huggingface_hub import InferenceClient
 
@@ -147,6 +148,21 @@ def test_predict_answers_as_text_embeddings_inference_does(server: Server, bundl
         assert answer.status == 400
         assert "texts is no input" in answer.message
     assert "use POST /v1/embeddings" in ask(server.url, "/predict", {"model": "vectors", "inputs": "w1"}).message
+
+
+def test_vectors_that_the_graph_leaves_as_they_are_can_be_normalized(server: Server) -> None:
+    (raw,) = good(ask(server.url, "/embed", {"model": "vectors", "inputs": "w0 w1 w1", "normalize": False}))
+    (unit,) = good(ask(server.url, "/embed", {"model": "vectors", "inputs": "w0 w1 w1"}))
+    (short,) = good(ask(server.url, "/embed", {"model": "vectors", "inputs": "w0 w1 w1", "dimensions": 2}))
+    np.testing.assert_allclose(unit, np.array(raw) / np.linalg.norm(raw), rtol=1e-6)
+    np.testing.assert_allclose(short, np.array(raw[:2]) / np.linalg.norm(raw[:2]), rtol=1e-6)
+    assert not np.allclose(raw, unit)
+    inputs = {"source_sentence": "w0", "sentences": ["w0 w0", "w1"]}
+    assert good(ask(server.url, "/similarity", {"model": "vectors", "inputs": inputs}))[0] == pytest.approx(1.0)
+    assert (
+        "has no embeddings: use POST /classify" in ask(server.url, "/embed", {"model": "nli", "inputs": "w1"}).message
+    )
+    assert good(ask(server.url, "/info?model=nli"))["model_type"]["classifier"]["id2label"]["1"] == "yes"
 
 
 def test_hugging_face_client_is_answered(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,10 @@ from rmlora_deploy.serving.registry import Registry
 __all__ = ["INFERENCE_PATHS", "Shedding", "model_hint"]
 
 INFERENCE_PATHS = (
-    "/classify", "/v1/embeddings", "/predict", "/rerank", "/v1/rerank", "/v2/rerank", "/score", "/v1/score",
+    "/classify", "/v1/embeddings", "/embed", "/similarity", "/predict", "/rerank", "/v1/rerank", "/v2/rerank", "/score", "/v1/score",
 )  # fmt: skip
 """Paths whose bodies name a model to ask."""
-_INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/[^/]+)?/infer|/models/([^/]+)")
+_INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/[^/]+)?/infer|/models/([^/]+)(?:/pipeline/[^/]+)?")
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
 """Finds the model in a body that has not been parsed. Inside a text the quotes would be escaped."""
 _SMALL = 64 * 1024

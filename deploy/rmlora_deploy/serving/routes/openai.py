@@ -9,12 +9,13 @@ import numpy as np
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from rmlora.errors import ConfigError, InputError
+from rmlora.errors import InputError
 from rmlora_deploy.serving.json_bodies import JsonRoute
 from rmlora_deploy.serving.models import ServedModel
 from rmlora_deploy.serving.routes.context import ServiceOf, StateOf
 from rmlora_deploy.serving.routes.lists import Ids, ManyIds, Texts
 from rmlora_deploy.serving.schemas import declared
+from rmlora_deploy.serving.vectors import VectorForm, ask_for_vectors
 
 __all__ = ["router"]
 
@@ -29,7 +30,11 @@ class EmbeddingsRequest(BaseModel):
         description="One text or several; token ids are refused.", examples=[["Call now to win", "See you at eight"]]
     )
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, description="If given, it must be the model's own number.")
+    dimensions: int | None = Field(
+        None,
+        ge=1,
+        description="Return the first so many, normalized again if the model normalizes; for models that were trained for it.",
+    )
 
 
 @router.get("/models")
@@ -50,15 +55,7 @@ async def model(name: str, service: ServiceOf) -> dict[str, Any]:
 async def embeddings(body: EmbeddingsRequest, service: ServiceOf, state: StateOf) -> dict[str, Any]:
     """Embed texts."""
     model = service.registry.model(body.model)
-    if model.task.outputs.route != "/v1/embeddings":
-        raise ConfigError(
-            f"'{model.id}' is for {model.task.name} and has no embeddings: use POST {model.task.outputs.route}."
-        )
-    vectors, tokens = await service.ask(model, _texts(body.input), state)
-    if body.dimensions not in (None, len(vectors[0])):
-        raise ConfigError(
-            f"'{model.id}' has {len(vectors[0])} dimensions and cannot return {body.dimensions}: leave 'dimensions' out."
-        )
+    vectors, tokens = await ask_for_vectors(service, model, _texts(body.input), state, VectorForm(body.dimensions))
     return {
         "object": "list",
         "model": model.id,
@@ -87,8 +84,6 @@ def _texts(given: str | list[str] | list[int] | list[list[int]]) -> list[str]:
 
 def _written(vector: np.ndarray, form: str) -> list[float] | str:
     values = np.asarray(vector, "<f4")
-    if not np.isfinite(values).all():
-        raise InputError("The model answers this text with NaN or infinity.")
     return base64.b64encode(values.tobytes()).decode() if form == "base64" else [float(value) for value in values]
 
 
