@@ -41,7 +41,16 @@ def record(base: Path, adapter: Path) -> None:
     write_metadata(adapter, {"weight_map": recorded_weight_map(stored_weights(Checkpoint(base), package), package)})
 
 
-@pytest.mark.parametrize("name", ["segformer", "dinov2-swiglu", "bert-mlm", "gpt-neox", "electra-mlm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "segformer",
+        "bert-mlm",
+        "gpt-neox",
+        pytest.param("dinov2-swiglu", marks=pytest.mark.rare),
+        pytest.param("electra-mlm", marks=pytest.mark.rare),
+    ],
+)
 def test_the_record_of_a_package_replaces_transformers(name: str, tmp_path: Path) -> None:
     base, adapter, _ = make(CASES[name], tmp_path)
     record(base, adapter)
@@ -54,14 +63,14 @@ def test_the_record_of_a_package_replaces_transformers(name: str, tmp_path: Path
     "name",
     [
         "swin",
-        "vit-headless",
         "llama-tied",
-        "llama-headless",
-        "gpt2-head",
         "gpt2-linear-head",
         "roberta-headless",
-        "pvt",
         "linear-and-transposed",
+        pytest.param("vit-headless", marks=pytest.mark.rare),
+        pytest.param("llama-headless", marks=pytest.mark.rare),
+        pytest.param("gpt2-head", marks=pytest.mark.rare),
+        pytest.param("pvt", marks=pytest.mark.rare),
     ],
 )
 def test_common_names_are_understood_without_a_record(name: str, tmp_path: Path) -> None:

@@ -128,7 +128,10 @@ def test_seven_bits_are_chosen_and_recorded(made: Path, tmp_path: Path) -> None:
     assert "quantization" not in json.loads(branches.stdout) or json.loads(branches.stdout)["quantization"] is None
 
 
-@pytest.mark.parametrize("name", ["gpt2", "distilbert", "vit", "llama"])
+@pytest.mark.parametrize(
+    "name",
+    ["gpt2", "vit", pytest.param("distilbert", marks=pytest.mark.rare), pytest.param("llama", marks=pytest.mark.rare)],
+)
 def test_other_architectures(name: str, tmp_path: Path) -> None:
     image = name == "vit"
     if image:
