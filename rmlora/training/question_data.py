@@ -23,7 +23,7 @@ from rmlora.wording import counted, numbers
 __all__ = ["Question", "QuestionData", "load_questions", "read_questions"]
 
 _ANSWERS = ("answers", "answer", "answer_text", "label")
-_START = "answer_start"
+_START, _IMPOSSIBLE = "answer_start", "is_impossible"
 
 
 @dataclass(frozen=True)
@@ -91,15 +91,17 @@ def read_questions(source: str, columns: Columns, reading: Reading | None = None
         InputError: it cannot be read, lacks the columns, or a row cannot be used; it is named by its number.
     """
     table, names, answers = _open(source, columns, reading)
+    absent = [None] * table.rows
     cells = [table.columns[name] for name in (*names, answers)]
-    starts = table.columns[_START] if _START in table.columns and answers != _START else [None] * table.rows
+    cells += [absent if name == answers else table.columns.get(name, absent) for name in (_START, _IMPOSSIBLE)]
     questions, empty, moved = [], list[int](), 0
-    for row, (question, context, cell, start) in enumerate(zip(*cells, starts, strict=True)):
+    for row, (question, context, cell, start, impossible) in enumerate(zip(*cells, strict=True)):
         where = f"{table.unit.capitalize()} {table.numbers([row])[0]} of {source}"
         if _is_empty(question, context, where):
             empty.append(row)
             continue
-        found, changed = located(answers_in(cell, start, where=where), context, where=where)
+        right = [] if _is_true(impossible) else answers_in(cell, start, context, where=where)
+        found, changed = located(right, context, where=where)
         moved += changed
         questions.append(Question(TextPair(question, context), found))
     notes = [*table.notes]
@@ -112,7 +114,7 @@ def read_questions(source: str, columns: Columns, reading: Reading | None = None
         )
     if not questions:
         raise InputError(f"{source} has no row with '{names[0]}' and '{names[1]}': check the columns.")
-    unused = [name for name in table.columns if name not in (*names, answers, _START, "id", "title", "is_impossible")]
+    unused = [name for name in table.columns if name not in (*names, answers, _START, _IMPOSSIBLE, "id", "title")]
     if unused:
         notes.append(f"Columns of {source} that are not used: {some_of(unused)}.")
     return QuestionData(source, tuple(questions), tuple(notes))
@@ -163,9 +165,14 @@ def _squad_file(source: str, reading: Reading | None) -> Table | None:
 
 
 def _row(item: Mapping[str, Any], paragraph: Mapping[str, Any]) -> dict[str, Any]:
-    impossible = item.get("is_impossible", False)
+    impossible = _is_true(item.get(_IMPOSSIBLE))
     answers = [] if impossible else [{"text": a["text"], _START: a[_START]} for a in item["answers"]]
     return {"question": item["question"], "context": paragraph["context"], "answers": answers}
+
+
+def _is_true(cell: Any) -> bool:
+    """Return whether a cell of ``is_impossible`` says so; answers beside it are only plausible."""
+    return str(cell).strip().lower() in ("true", "1", "1.0")
 
 
 def _is_empty(question: Any, context: Any, where: str) -> bool:

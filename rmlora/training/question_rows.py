@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from rmlora.answer_spans import LONGEST_ANSWER, no_answer_token
@@ -57,7 +58,7 @@ class QuestionRows(LearnedRows):
         rows: list[Row] = []
         for number, (pair, right) in enumerate(zip(questions, answers, strict=True)):
             windows = inputs.parts(tokenizer, pair, max_length)
-            spans = [answer_tokens(window.arrays, right[0] if right else None) for window in windows]
+            spans = answer_tokens([window.arrays for window in windows], right[0] if right else None)
             self.unlearned += bool(right) and not any(found for _, found in spans)
             self.long_answers += any(found and last - first >= LONGEST_ANSWER for (first, last), found in spans)
             self.windows += windows
@@ -78,17 +79,32 @@ class QuestionRows(LearnedRows):
         return {**batch, "labels": torch.tensor([row["labels"] for row in rows])}
 
 
-def answer_tokens(row: Arrays, answer: Answer | None) -> tuple[tuple[int, int], bool]:
-    """Return first and last token of an answer in a window, and whether the window holds it whole."""
-    nowhere = no_answer_token(row[SOURCES])
-    offsets = row[OFFSETS].astype(np.int64)
-    tokens = np.flatnonzero((row[SOURCES] == CONTEXT) & (offsets[:, 1] > offsets[:, 0]))
-    if answer is None or not len(tokens):
-        return (nowhere, nowhere), False
-    starts, stops = offsets[tokens, 0], offsets[tokens, 1]
-    inside = tokens[(stops > answer.start) & (starts < answer.end)]
-    whole = len(inside) and offsets[inside[0], 0] <= answer.start and offsets[inside[-1], 1] >= answer.end
-    return ((int(inside[0]), int(inside[-1])), True) if whole else ((nowhere, nowhere), False)
+def answer_tokens(rows: Sequence[Arrays], answer: Answer | None) -> list[tuple[tuple[int, int], bool]]:
+    """Return first and last token of an answer in every window of its context, and whether the window holds it whole.
+
+    Characters that no token stands for, as accents that a tokenizer strips, do not count.
+    """
+    inside = [_tokens_in(row, answer) for row in rows]
+    bounds = [
+        (row[OFFSETS][tokens[0], 0], row[OFFSETS][tokens[-1], 1]) if len(tokens) else None
+        for row, tokens in zip(rows, inside, strict=True)
+    ]
+    first = min((bound[0] for bound in bounds if bound), default=0)
+    last = max((bound[1] for bound in bounds if bound), default=0)
+    found = []
+    for row, tokens, bound in zip(rows, inside, bounds, strict=True):
+        nowhere = no_answer_token(row[SOURCES])
+        whole = bound == (first, last)
+        found.append(((int(tokens[0]), int(tokens[-1])) if whole else (nowhere, nowhere), whole))
+    return found
+
+
+def _tokens_in(row: Arrays, answer: Answer | None) -> npt.NDArray[np.intp]:
+    """Return the tokens of a window, in order, that stand for characters of an answer."""
+    if answer is None:
+        return np.array([], np.intp)
+    starts, stops = row[OFFSETS].astype(np.int64).T
+    return np.flatnonzero((row[SOURCES] == CONTEXT) & (stops > starts) & (stops > answer.start) & (starts < answer.end))
 
 
 def span_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:

@@ -59,7 +59,12 @@ class _Columns(Mapping[str, Sequence[Any]]):
         self._names = [str(name) for name in dataset.column_names]
 
     def __getitem__(self, name: str) -> Sequence[Any]:
+        if name not in self:  # a dataset raises another error, which `get` does not expect
+            raise KeyError(name)
         return list(self._dataset[name][:])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

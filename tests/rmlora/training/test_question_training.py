@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from rich.console import Console
 from transformers import AutoModelForQuestionAnswering
 
@@ -114,11 +116,32 @@ ROW = {"question": "What is red?", "context": "The desk lamp is red."}
         ["desk lamp"],
         {"text": [" desk lamp "], "answer_start": [3]},
         {"text": ["desk lamp"], "answer_start": [5]},  # SQuAD's own files have such rows
+        '{"text": ["desk lamp"], "answer_start": [4]}',  # as csv files have it
     ],
 )
 def test_answers_in_every_usual_form(answers: Any, tmp_path: Path) -> None:
     data = read_questions(str(write_rows(tmp_path / "rows.jsonl", [{**ROW, "answers": answers}])), Columns())
     assert data.questions[0].answers == (Answer("desk lamp", 4),)
+
+
+def test_a_text_of_the_context_is_an_answer_even_if_it_is_json(tmp_path: Path) -> None:
+    rows = [{"question": "What?", "context": 'It says ["red"].', "answers": '["red"]'}]
+    data = read_questions(str(write_rows(tmp_path / "rows.jsonl", rows)), Columns())
+    assert data.questions[0].answers == (Answer('["red"]', 8),)
+
+
+def test_answers_of_a_parquet_file(tmp_path: Path) -> None:
+    rows = [{**ROW, "answers": {"text": ["desk lamp", "lamp"], "answer_start": [4, 9]}}]
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    data = read_questions(str(tmp_path / "rows.parquet"), Columns())
+    assert data.questions[0].answers == (Answer("desk lamp", 4), Answer("lamp", 9))
+
+
+@pytest.mark.parametrize("impossible", [True, "True", 1])
+def test_answers_to_impossible_questions_are_only_plausible(impossible: Any, tmp_path: Path) -> None:
+    rows = [{**ROW, "answers": "lamp", "is_impossible": impossible}, {**ROW, "answers": "red", "is_impossible": False}]
+    data = read_questions(str(write_rows(tmp_path / "rows.jsonl", rows)), Columns())
+    assert [len(item.answers) for item in data.questions] == [0, 1]
 
 
 @pytest.mark.parametrize("answers", [{"text": [], "answer_start": []}, [], "", None])
@@ -147,6 +170,7 @@ def test_files_of_squad(tmp_path: Path) -> None:
         ({**ROW, "answers": 7}, "where a text belongs"),
         ({**ROW, "answers": {"text": ["desk"], "answer_start": [1, 2]}}, "answer_start for each text"),
         ({**ROW, "answers": {"text": ["desk"], "answer_start": [-1]}}, "counts characters of the context from 0"),
+        ({**ROW, "answers": {"text": ["desk"], "answer_start": [math.inf]}}, "counts characters of the context from 0"),
         ({**ROW, "question": " ", "answers": "lamp"}, "has no question or no context"),
         ({**ROW, "context": ["The"], "answers": "lamp"}, "has list as its context"),
         ({"question": "What?", "answers": "lamp"}, "It is not clear which columns"),
@@ -175,6 +199,17 @@ def test_what_is_not_learned_is_said(tmp_path: Path) -> None:
     )
     assert "are read in" in out.getvalue() and "windows of up to 24 tokens" in out.getvalue()
     assert "2 answers of" in out.getvalue() and "fit into no window" in out.getvalue()
+
+
+@pytest.mark.parametrize("answer", ["lamp\u0301", "\u200blamp\u200b"])
+def test_characters_without_token_do_not_cut_an_answer(answer: str) -> None:
+    context = f"the {answer} is red"
+    rows = QuestionRows(
+        [TextPair("what?", context)], [[Answer(answer, 4)]], QuestionInputs(), pair_tokenizer(), max_length=24
+    )
+    first, last = rows[0]["labels"]
+    assert first == last and rows.unlearned == 0
+    assert pair_tokenizer().convert_ids_to_tokens([rows[0]["input_ids"][first]]) == ["lamp"]
 
 
 def test_questions_about_one_context_are_split_off_together(tmp_path: Path) -> None:
