@@ -40,7 +40,7 @@ test: $(READY) $(BROWSER) ## Run the tests (PYTEST_ARGS='-m "not e2e"' for the f
 architectures: $(READY) ## Export tiny models of all known architectures, the rare ones too (2 minutes)
 	$(TESTS) --all-architectures --dist load tests/deploy/exporter/test_branch_matrix.py \
 	  tests/deploy/exporter/test_decoder_matrix.py tests/deploy/exporter/test_traced_matrix.py \
-	  tests/deploy/exporter/test_model_matrix.py
+	  tests/deploy/exporter/test_model_matrix.py tests/deploy/exporter/test_int8.py tests/converters/test_merge_without_torch.py
 
 coverage: $(READY) $(BROWSER) ## Run the tests and show which lines they miss; takes twice as long
 	$(TESTS) --cov $(PYTEST_ARGS)
