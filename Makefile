@@ -37,7 +37,7 @@ demo-llm: $(READY) ## Train a language model to answer with JSON, export, verify
 test: $(READY) $(BROWSER) ## Run the tests (PYTEST_ARGS='-m "not e2e"' for the fast ones)
 	$(TESTS) $(PYTEST_ARGS)
 
-architectures: $(READY) ## Export tiny models of all known architectures, the rare ones too (2 minutes)
+architectures: $(READY) ## Export tiny models of all known architectures, the rare ones too (15 minutes)
 	$(TESTS) --all-architectures --dist load tests/deploy/exporter/test_branch_matrix.py \
 	  tests/deploy/exporter/test_decoder_matrix.py tests/deploy/exporter/test_traced_matrix.py \
 	  tests/deploy/exporter/test_model_matrix.py tests/deploy/exporter/test_int8.py tests/converters/test_merge_without_torch.py
