@@ -166,7 +166,7 @@ def _squad_file(source: str, reading: Reading | None) -> Table | None:
 
 def _row(item: Mapping[str, Any], paragraph: Mapping[str, Any]) -> dict[str, Any]:
     impossible = _is_true(item.get(_IMPOSSIBLE))
-    answers = [] if impossible else [{"text": a["text"], _START: a[_START]} for a in item["answers"]]
+    answers = [] if impossible else item["answers"]
     return {"question": item["question"], "context": paragraph["context"], "answers": answers}
 
 

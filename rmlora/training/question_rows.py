@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rmlora.question_inputs import QuestionInputs
     from rmlora.text_pair import TextPair
 
-__all__ = ["QuestionRows", "kept_of_spans", "span_loss"]
+__all__ = ["QuestionRows", "batch_loss", "kept_of_spans", "span_loss"]
 
 
 class QuestionRows(LearnedRows):
@@ -117,6 +117,11 @@ def span_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None
     """
     total = _row_losses(outputs.start_logits, outputs.end_logits, labels).sum()
     return total / (num_items_in_batch if num_items_in_batch is not None else labels.numel())
+
+
+def batch_loss(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return the loss of a model on a batch of :class:`QuestionRows`."""
+    return span_loss(model(**{name: value for name, value in batch.items() if name != "labels"}), batch["labels"])
 
 
 def kept_of_spans(logits: Any, labels: torch.Tensor) -> torch.Tensor:

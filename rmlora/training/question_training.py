@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import Trainer
 
+    from rmlora.trainer_init import BatchLoss
     from rmlora.training.features import Examples
     from rmlora.training.question_rows import QuestionRows
 
@@ -96,6 +97,12 @@ class QuestionTraining(TaskTraining):
 
         kind = GroupedQuestionTrainer if self.settings.group_by_length else QuestionTrainer
         return kind(may_lack=self._may_lack, **arguments)
+
+    def batch_loss(self) -> BatchLoss:
+        """Return the trainer's loss: the model's own takes both positions by other names."""
+        from rmlora.training.question_rows import batch_loss
+
+        return batch_loss
 
     def evaluate(self, trainer: Trainer, examples: Mapping[str, Examples], split: str) -> Evaluation:
         """Return F1, exact match and loss, of questions with and without answer too."""

@@ -113,7 +113,7 @@ async def _answer_invalid_body(request: Request, error: Exception) -> JSONRespon
         return _reply(request, 400, open_inference.NO_BINARY)
     if first["type"] == "json_invalid":
         return _reply(request, 400, "The body is not valid JSON.")
-    parts = [part for part in first["loc"][1:] if isinstance(part, int) or part.isidentifier()]
+    parts = [part for part in first["loc"][1:] if isinstance(part, int) or (part.isidentifier() and part.islower())]
     field = ".".join(str(part)[:_MAX_FIELD_NAME] for part in parts)
     return _reply(request, 400, f"{field}: {first['msg']}" if field else str(first["msg"]))
 

@@ -185,6 +185,11 @@ def test_what_cannot_be_learned(row: dict[str, Any], message: str, tmp_path: Pat
     assert not (tmp_path / "adapter").exists()
 
 
+def test_factors_start_along_the_gradient_of_the_answers(tmp_path: Path) -> None:
+    config = RMLoRAConfig(rank=2, active_rank=2, init="gradient")
+    assert train(settings(tmp_path, epochs=1, test=None, rmlora=config)).steps > 0
+
+
 def test_what_is_not_learned_is_said(tmp_path: Path) -> None:
     start = LONG.index("desk")
     rows = [
