@@ -25,6 +25,8 @@ NOT_IN_PREDICT = (
 """What the extra ``predict`` does not install."""
 
 TRAINING_ONLY = {
+    "rmlora.training.embedding_rows",
+    "rmlora.training.embedding_trainer",
     "rmlora.training.features",
     "rmlora.training.generate_answers",
     "rmlora.training.language_rows",

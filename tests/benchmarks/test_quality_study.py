@@ -157,6 +157,7 @@ def test_the_page_without_runs_says_how_to_make_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.rare
 def test_every_method_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.quality import train_run
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from _thread import interrupt_main
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from threading import Timer
 from typing import Any
 
 from rmlora.errors import Interrupted
@@ -33,7 +34,7 @@ def raising_swallowed_interrupts() -> Iterator[None]:
     def hook(unraisable: Any) -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
             # From another thread, when this hook has returned: raised inside it, it would be swallowed once more.
-            again = Timer(_SOON, interrupt_main)
+            again = threading.Timer(_SOON, _interrupt)
             again.daemon = True
             again.start()
         else:
@@ -44,6 +45,15 @@ def raising_swallowed_interrupts() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
+
+
+def _interrupt() -> None:
+    """Interrupt the main thread, out of a wait too where the system has signals for threads."""
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:
+        signal.pthread_kill(main, signal.SIGINT)
+    else:
+        interrupt_main()
 
 
 def came_from_interrupt(error: BaseException) -> bool:

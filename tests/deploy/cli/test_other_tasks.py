@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import (
     BertConfig,
     BertForMaskedLM,
-    BertForQuestionAnswering,
+    BertForMultipleChoice,
     BertForSequenceClassification,
     BertForTokenClassification,
 )
@@ -22,8 +22,7 @@ from tests.helpers.models import TOKENS, save_adapter, save_base
 from tests.helpers.servers import ask, serving
 
 OTHERS = {
-    "answers": (BertForQuestionAnswering, "QUESTION_ANS", None, "an adapter for question-answering"),
-    "answers, no type": (BertForQuestionAnswering, None, ["qa_outputs"], "an adapter for question-answering"),
+    "choices": (BertForMultipleChoice, None, None, "an adapter for multiple-choice"),
     "masks": (BertForMaskedLM, None, None, "an adapter for fill-mask"),
 }
 """Kind → model class, PEFT's task type, modules saved whole, and what the refusal says."""

@@ -28,6 +28,8 @@ from tests.helpers.cli import fails, run, run_process, text_data
 from tests.helpers.models import ARCHITECTURES
 
 EXPORTED = sorted(name for name, item in ARCHITECTURES.items() if item.task)
+_RARE = ("roberta", "distilbert", "gpt2")
+"""Like one of the others here, and tried with branches too."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,9 @@ def copied(bert: Path, tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
-@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.rare] if name in _RARE else []) for name in EXPORTED]
+)
 def test_graph_equals_pytorch_on_every_shape(name: str, tmp_path: Path) -> None:
     bundle = make_bundle(name, tmp_path)
     report = bundle.manifest.verification.to_dict()
