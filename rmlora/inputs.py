@@ -190,6 +190,8 @@ class TextInputs(Inputs):
     different_processors = "split texts"
     pads_right: ClassVar[bool] = False
     """True if batches are padded on the right whatever the tokenizer says."""
+    marks: ClassVar[tuple[str, ...]] = ()
+    """Arrays of a row that say what its tokens are, and are no inputs of a graph."""
 
     def locate(self, value: Any, source: str) -> Any:
         """Return the text in the cell, or the pair if it is a list of two texts."""
@@ -222,11 +224,11 @@ class TextInputs(Inputs):
         return list(tokenize(processor, texts, lengths, names))
 
     def collate(self, processor: Any, rows: Sequence[Arrays]) -> Arrays:
-        """Return int64 arrays ``[rows, tokens]``, padded on the tokenizer's padding side."""
+        """Return int64 arrays ``[rows, tokens]`` for a graph, padded on the tokenizer's padding side."""
         longest = max(self.tokens(row) for row in rows)
         left = not self.pads_right and getattr(processor, "padding_side", "right") == "left"
         batch: Arrays = {}
-        for name in rows[0]:
+        for name in (name for name in rows[0] if name not in self.marks):
             batch[name] = np.full((len(rows), longest), padding(processor, name), np.int64)
             for number, row in enumerate(rows):
                 part = slice(longest - len(row[name]), None) if left else slice(len(row[name]))

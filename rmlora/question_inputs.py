@@ -38,6 +38,7 @@ class QuestionInputs(TextInputs):
     form = "pair"
     reads_whole = True
     pads_right = True
+    marks = (OFFSETS, SOURCES)
 
     def sample(self, count: int, form: InputForm = "pair") -> list[Any]:
         """Return questions about one to three sentences."""
@@ -87,16 +88,8 @@ class QuestionInputs(TextInputs):
             made.append({name: window.arrays[name] for name in (*names, OFFSETS, SOURCES)})
         return made
 
-    def collate(self, processor: Any, rows: Sequence[Arrays]) -> Arrays:
-        """Return int64 arrays ``[rows, tokens]`` for a graph, padded on the right."""
-        return super().collate(processor, [_for_graph(row) for row in rows])
-
     def examples(self, inputs: Sequence[Any], labels: Sequence[Any], processor: Any, max_length: int) -> Examples:
         """Return questions with the answer of each, window by window."""
         from rmlora.training.question_rows import QuestionRows
 
         return QuestionRows(inputs, labels, self, processor, max_length)
-
-
-def _for_graph(row: Arrays) -> Arrays:
-    return {name: array for name, array in row.items() if name not in (OFFSETS, SOURCES)}

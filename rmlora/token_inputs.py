@@ -35,6 +35,7 @@ class TokenInputs(SingleTextInputs):
     column_names = ("tokens", "words", "text", "sentence", "content")
     columns_compete = False
     pads_right = True
+    marks = (OFFSETS, WORDS)
 
     def is_empty(self, value: Any) -> bool:
         """Return True unless ``value`` is a text, or a list of words, with a character other than white space."""
@@ -71,10 +72,6 @@ class TokenInputs(SingleTextInputs):
             row[WORDS] = _word_numbers(offsets, sentence)
         return made
 
-    def collate(self, processor: Any, rows: Sequence[Arrays]) -> Arrays:
-        """Return int64 arrays ``[rows, tokens]`` for a graph, padded on the right."""
-        return super().collate(processor, [_for_graph(row) for row in rows])
-
     def examples(self, inputs: Sequence[Any], labels: Sequence[Any], processor: Any, max_length: int) -> Examples:
         """Return tagged texts, tokenized once; ``labels`` are the numbers of each text's tags, word by word."""
         from rmlora.training.tagged_rows import TaggedRows
@@ -87,10 +84,6 @@ def first_tokens(row: Arrays) -> npt.NDArray[np.int64]:
     words = row[WORDS].astype(np.int64)
     before = np.concatenate([[-1], words[:-1]])
     return np.flatnonzero((words >= 0) & (words > np.maximum.accumulate(before))).astype(np.int64)
-
-
-def _for_graph(row: Arrays) -> Arrays:
-    return {name: array for name, array in row.items() if name not in (OFFSETS, WORDS)}
 
 
 def _word_numbers(offsets: npt.NDArray[np.int64], sentence: Sentence) -> npt.NDArray[np.int64]:
