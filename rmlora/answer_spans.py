@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 from rmlora.inputs import Arrays
 from rmlora.offsets import OFFSETS
@@ -83,17 +84,23 @@ def best_spans(
     for tokens in windows:
         begins, ends = _softmax(tokens[:, 2]), _softmax(tokens[:, 3])
         lacking = min(lacking, float(begins[0] * ends[0]))
-        joint = np.tril(np.triu(np.outer(begins[1:], ends[1:])), longest - 1)
+        joint = _joint(begins[1:], ends[1:], longest)
         for index in _largest(joint.ravel(), count):
-            first, last = divmod(int(index), joint.shape[1])
-            if last < first or last >= first + longest:
-                continue  # an outer corner of the matrix, which is 0
-            span = int(tokens[1 + first, 0]), int(tokens[1 + last, 1])
-            found[span] = max(found.get(span, 0.0), float(joint[first, last]))
+            first, further = divmod(int(index), longest)
+            last = 1 + first + further
+            if last < len(tokens):
+                span = int(tokens[1 + first, 0]), int(tokens[last, 1])
+                found[span] = max(found.get(span, 0.0), float(joint[first, further]))
     spans = [AnswerSpan(start, end, score) for (start, end), score in found.items()]
     if may_lack or not spans:
         spans.append(AnswerSpan(0, 0, lacking))
     return sorted(spans, key=lambda span: (-span.score, span.start, span.end))[:count]
+
+
+def _joint(begins: npt.NDArray[np.float64], ends: npt.NDArray[np.float64], longest: int) -> npt.NDArray[np.float64]:
+    """Return ``[tokens, longest]``: the probability of the span from each token to so many further ones; 0 beyond the last."""
+    padded = np.concatenate([ends, np.zeros(longest)])
+    return np.asarray(begins[:, None] * sliding_window_view(padded, longest)[: len(begins)])
 
 
 def _largest(values: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.intp]:
