@@ -16,6 +16,7 @@ from rmlora.text_pair import check_form, text_or_pair
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.inference.input_lists import check_inputs
 from rmlora_deploy.inference.opened_bundle import OpenedBundle
+from rmlora_deploy.inference.prediction import check_finite
 from rmlora_deploy.runtime import AdapterChoice
 from rmlora_deploy.runtime.adapters.adapter_ref import resolve_choices
 
@@ -134,11 +135,7 @@ def to_answers(
                 f"The graph of {bundle.path} gives {own.shape[-1]} scores for a token, where answers need two: the bundle is "
                 "inconsistent, export it again."
             )
-        if not np.isfinite(own).all():
-            raise InputError(
-                f"The graph of {bundle.path} gives NaN or infinity for this input: its precision ({bundle.precision}) does not "
-                "suffice, export it in fp32."
-            )
+        check_finite(own, bundle)
         windows.append(scored_tokens(own, row))
     spans = best_spans(windows, count=top, longest=longest, may_lack=no_answer)
     return [FoundAnswer(context[span.start : span.end], span.score, span.start, span.end) for span in spans]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from rmlora.scoring import Scoring, scoring_of
 from rmlora.wording import counted
 from rmlora_deploy.bundles.bundle import Bundle
 
-__all__ = ["Prediction", "to_prediction", "to_results"]
+__all__ = ["Prediction", "check_finite", "to_prediction", "to_results"]
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,15 @@ def to_results(
             f"The graph of {bundle.path} gives {counted(values.shape[-1], 'score')} for {counted(len(labels), 'label')}: the bundle is "
             "inconsistent, export it again."
         )
-    if not np.isfinite(values).all():
+    check_finite(values, bundle)
+    scoring = scoring_of(function, len(labels))
+    return scoring.apply(values), scoring
+
+
+def check_finite(scores: npt.NDArray[Any], bundle: Bundle) -> None:
+    """Raise :class:`InputError` if the graph of ``bundle`` gave a score that is no number."""
+    if not np.isfinite(scores).all():
         raise InputError(
             f"The graph of {bundle.path} gives NaN or infinity for this input: its precision ({bundle.precision}) does not "
             "suffice, export it in fp32."
         )
-    scoring = scoring_of(function, len(labels))
-    return scoring.apply(values), scoring
