@@ -205,6 +205,19 @@ def adapt(model: PreTrainedModel, config: LoraConfig, *, seed: int = 1, size: fl
     return adapted.eval()
 
 
+def save_adapter_with_head(
+    model: PreTrainedModel, directory: Path, *, head: str, task_type: str, rank: int, seed: int
+) -> Path:
+    """Save a random adapter of a tiny BERT as plain PEFT does: the head whole, and no ``rmlora.json``."""
+    config = LoraConfig(r=rank, lora_alpha=6, target_modules=["query", "value", "dense"], task_type=task_type)
+    adapted = adapt(model, config, size=0.15, seed=seed)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if head in name and parameter.requires_grad:  # so that tokens differ in their scores
+                parameter.copy_(torch.randn_like(parameter) if parameter.ndim > 1 else torch.zeros_like(parameter))
+    return save_adapter(adapted, directory)
+
+
 def output(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return the logits, or the last hidden state of an encoder without a head."""
     with torch.inference_mode():

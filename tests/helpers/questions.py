@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
@@ -15,7 +14,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForQuestionAnswering, BertConfig, BertForQuestionAnswering, PreTrainedTokenizerFast
 
-from tests.helpers.models import adapt, save_adapter, save_base
+from tests.helpers.models import save_adapter_with_head, save_base
 
 __all__ = ["LONG", "PAIRS", "make_question_adapter", "make_question_base", "pair_tokenizer", "question_rows"]
 
@@ -86,13 +85,7 @@ def make_question_adapter(base: Path, directory: Path, *, rank: int = 4, seed: i
     """Save a random adapter as plain PEFT does with QUESTION_ANS: the head whole, and no ``rmlora.json``."""
     torch.manual_seed(seed)
     model = AutoModelForQuestionAnswering.from_pretrained(base)
-    config = LoraConfig(r=rank, lora_alpha=6, target_modules=["query", "value", "dense"], task_type="QUESTION_ANS")
-    adapted = adapt(model, config, size=0.15, seed=seed)
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "qa_outputs" in name and parameter.requires_grad:  # so that tokens differ in their scores
-                parameter.copy_(torch.randn_like(parameter) if parameter.ndim > 1 else torch.zeros_like(parameter))
-    return save_adapter(adapted, directory)
+    return save_adapter_with_head(model, directory, head="qa_outputs", task_type="QUESTION_ANS", rank=rank, seed=seed)
 
 
 def question_rows(count: int, seed: int = 0, *, unanswerable: float = 0.0) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
@@ -24,7 +24,7 @@ from transformers import (
     pipeline,
 )
 
-from tests.helpers.models import adapt, save_adapter, save_base
+from tests.helpers.models import save_adapter_with_head, save_base
 
 __all__ = [
     "ROOMS",
@@ -86,13 +86,7 @@ def make_tag_adapter(base: Path, directory: Path, labels: Sequence[str], *, rank
     """Save a random adapter as plain PEFT does with TOKEN_CLS: the classifier whole, and no ``rmlora.json``."""
     torch.manual_seed(seed)
     model = AutoModelForTokenClassification.from_pretrained(base, num_labels=len(labels), ignore_mismatched_sizes=True)
-    config = LoraConfig(r=rank, lora_alpha=6, target_modules=["query", "value", "dense"], task_type="TOKEN_CLS")
-    adapted = adapt(model, config, size=0.15, seed=seed)
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "classifier" in name and parameter.requires_grad:  # so that tokens differ in their labels
-                parameter.copy_(torch.randn_like(parameter) if parameter.ndim > 1 else torch.zeros_like(parameter))
-    return save_adapter(adapted, directory)
+    return save_adapter_with_head(model, directory, head="classifier", task_type="TOKEN_CLS", rank=rank, seed=seed)
 
 
 def pipeline_entities(
