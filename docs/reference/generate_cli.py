@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from generated_page import write_or_check
 
 from rmlora_deploy.cli import cli
 
@@ -49,14 +50,7 @@ def sections(command: click.Command, name: str, parent: click.Context | None, le
 
 def main(arguments: list[str]) -> int:
     """Write the page, or with ``--check`` return 1 if it is out of date."""
-    page = render()
-    if arguments != ["--check"]:
-        PAGE.write_text(page, encoding="utf-8")
-        return 0
-    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page:
-        return 0
-    click.echo(f"{PAGE.name} is out of date. Run:  python docs/reference/{Path(__file__).name}", err=True)
-    return 1
+    return write_or_check(PAGE, render(), Path(__file__), arguments)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from generated_page import write_or_check
+
 __all__ = ["main", "render"]
 
 RECORD = Path(__file__).with_name("models.json")
@@ -61,14 +63,7 @@ def _cell(found: str, notes: list[str]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Write the page, or with ``--check`` return 1 if it is out of date."""
-    page = render()
-    if arguments != ["--check"]:
-        PAGE.write_text(page, encoding="utf-8")
-        return 0
-    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page:
-        return 0
-    sys.stderr.write(f"{PAGE.name} is out of date. Run:  python docs/reference/{Path(__file__).name}\n")
-    return 1
+    return write_or_check(PAGE, render(), Path(__file__), arguments)
 
 
 if __name__ == "__main__":
