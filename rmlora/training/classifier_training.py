@@ -13,7 +13,6 @@ from rmlora.errors import TrainingError
 from rmlora.text_pair import form_of
 from rmlora.torch_models import TaskModel
 from rmlora.training.data import Columns, load_splits
-from rmlora.training.table import Reading
 from rmlora.training.task_training import Evaluation, TaskTraining, TrainingData
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ class ClassifierTraining(TaskTraining):
             validation_fraction=settings.validation_fraction,
             seed=settings.data_seed,
             labels=settings.labels,
-            reading=Reading(skip_empty=settings.skip_empty, encoding=settings.encoding),
+            reading=settings.reading,
             problem_type=settings.problem_type,
         )
         self._problem, self.settings = splits.problem, settings.for_problem(splits.problem.name)

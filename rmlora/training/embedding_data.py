@@ -11,7 +11,7 @@ from rmlora.errors import InputError, some_of
 from rmlora.single_text_inputs import SingleTextInputs
 from rmlora.training.embedding_columns import KNOWN_NAMES, EmbeddingColumns, RowKind, find_columns
 from rmlora.training.empty_rows import empty_cells, explain_empty
-from rmlora.training.held_out import choose_held_out
+from rmlora.training.held_out import choose_held_out, complete_splits
 from rmlora.training.sources import open_table
 from rmlora.training.table import Reading, Table
 
@@ -79,16 +79,14 @@ def load_embedding_data(
         InputError: data is missing, unreadable or empty, a row cannot be used, or splits hold rows of different kinds.
         ConfigError: the chosen columns contradict each other.
     """
-    splits = {"train": read_embedding_data(str(sources["train"]), chosen, reading=reading)}
-    for name in ("validation", "test"):
-        source = sources.get(name)
-        if source is not None:
-            splits[name] = read_embedding_data(source, chosen, reading=reading)
-            _refuse_another_kind(splits[name], splits["train"].kind)
-    if "validation" not in splits:
-        train, held_out = _split_off(splits["train"], validation_fraction, seed)
-        splits = {"train": train, "validation": held_out, **{k: v for k, v in splits.items() if k != "train"}}
-    return splits
+    train = read_embedding_data(str(sources["train"]), chosen, reading=reading)
+
+    def read(source: str) -> EmbeddingData:
+        data = read_embedding_data(source, chosen, reading=reading)
+        _refuse_another_kind(data, train.kind)
+        return data
+
+    return complete_splits(train, sources, read, lambda data: _split_off(data, validation_fraction, seed))
 
 
 def read_embedding_data(source: str, chosen: EmbeddingColumns, *, reading: Reading | None = None) -> EmbeddingData:

@@ -114,7 +114,7 @@ class Pairs(EmbeddingProblem):
         return retrieval_figures(vectors, targets)
 
     def check(self, data: EmbeddingData, split: str) -> list[str]:
-        """Refuse data in which no second text could be wrong, and say which rows have company that is no negative."""
+        """Refuse data in which no second text could be wrong, and say how many rows share a text, which is then no negative."""
         if len({texts[1] for texts in data.texts}) < 2:
             larger = ", raise --validation-fraction" if split == "validation" else ""
             raise InputError(

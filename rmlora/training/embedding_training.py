@@ -18,7 +18,6 @@ from rmlora.training.embedding_data import load_embedding_data
 from rmlora.training.embedding_problem import EMBEDDING_PROBLEMS
 from rmlora.training.result import LOWER_IS_BETTER, metric_name
 from rmlora.training.settings import BestMetric, TrainSettings
-from rmlora.training.table import Reading
 from rmlora.training.task_training import Evaluation, TaskTraining, TrainingData
 
 if TYPE_CHECKING:
@@ -42,11 +41,11 @@ class EmbeddingTraining(TaskTraining):
         require("sentence_transformers", "train")
         settings = self.settings
         splits = load_embedding_data(
-            {"train": settings.train, "validation": settings.validation, "test": settings.test},
+            settings.sources,
             EmbeddingColumns(
                 settings.text_column, settings.pair_column, settings.negative_column, settings.label_column
             ),
-            Reading(skip_empty=settings.skip_empty, encoding=settings.encoding),
+            settings.reading,
             validation_fraction=settings.validation_fraction,
             seed=settings.data_seed,
         )

@@ -9,7 +9,7 @@ from rmlora.inputs import Inputs
 from rmlora.training.table import Reading, Table
 from rmlora.wording import counted, numbers
 
-__all__ = ["empty_cells", "explain_empty"]
+__all__ = ["empty_cells", "explain_empty", "explain_incomplete"]
 
 
 def empty_cells(inputs: Inputs, table: Table, names: Sequence[str], source: str) -> dict[str, list[int]]:
@@ -64,3 +64,26 @@ def explain_empty(empty: Mapping[str, Sequence[int]], table: Table, source: str,
     first, _, rest = listed[0].partition(" ha")
     start = f"{first.capitalize()} of {source} ha{rest}"
     raise InputError(f"{'; '.join([start, *listed[1:]])}: fill {what} in or {otherwise}.")
+
+
+def explain_incomplete(
+    rows: Sequence[int], table: Table, source: str, reading: Reading | None, *, lack: tuple[str, str]
+) -> str:
+    """Return the sentence about rows without one of two things; raise :class:`InputError` unless they may be left out.
+
+    Args:
+        rows: at least one.
+        table: the data.
+        source: where it is.
+        reading: how the user wants it read, to train on it; None to measure a finished adapter.
+        lack: what the rows lack one of, or both.
+    """
+    listed = f"{table.unit if len(rows) == 1 else table.unit + 's'} {numbers(table.numbers(rows))}"
+    one, other = lack
+    if reading is None or reading.skip_empty:
+        return f"Left out {counted(len(rows), 'row')} of {source} without {one} or {other}: {listed}."
+    has = "has" if len(rows) == 1 else "have"
+    raise InputError(
+        f"{listed.capitalize()} of {source} {has} no {one} or no {other}: fill in what is missing, or leave such rows out with "
+        "--skip-empty."
+    )

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rmlora.errors import InputError
 from rmlora.training.conversations import Conversations, TextColumns, read_conversations, usual_names
-from rmlora.training.held_out import choose_held_out
+from rmlora.training.held_out import choose_held_out, complete_splits
 from rmlora.training.sources import open_table
 from rmlora.training.table import Reading
 
@@ -32,15 +32,12 @@ def load_conversations(
         InputError: data is missing, unreadable or empty, or a row cannot be used.
     """
     wanted = usual_names() | {name.lower() for name in vars(columns).values() if name}
-    splits = {
-        name: read_conversations(open_table(source, wanted, reading), source, columns, reading)
-        for name, source in sources.items()
-        if source is not None
-    }
-    if "validation" not in splits:
-        splits["train"], held_out = _split_off(splits["train"], validation_fraction, seed)
-        splits = {"train": splits["train"], "validation": held_out, **splits}
-    return splits
+
+    def read(source: str) -> Conversations:
+        return read_conversations(open_table(source, wanted, reading), source, columns, reading)
+
+    train = read(str(sources["train"]))
+    return complete_splits(train, sources, read, lambda data: _split_off(data, validation_fraction, seed))
 
 
 def _split_off(data: Conversations, fraction: float, seed: int) -> tuple[Conversations, Conversations]:

@@ -15,7 +15,6 @@ from rmlora.training.answer_metrics import check_metric, score_answers
 from rmlora.training.answer_tokens import EncodedSplit, PromptFormat, encode_split
 from rmlora.training.conversations import Conversations, TextColumns
 from rmlora.training.language_data import load_conversations
-from rmlora.training.table import Reading
 from rmlora.training.task_training import Evaluation, TaskTraining, TrainingData
 
 if TYPE_CHECKING:
@@ -44,11 +43,11 @@ class LanguageTraining(TaskTraining):
         settings = self.settings
         check_metric(settings.metric)
         splits = load_conversations(
-            {"train": settings.train, "validation": settings.validation, "test": settings.test},
+            settings.sources,
             TextColumns(
                 settings.messages_column, settings.prompt_column, settings.completion_column, settings.text_column
             ),
-            Reading(skip_empty=settings.skip_empty, encoding=settings.encoding),
+            settings.reading,
             validation_fraction=settings.validation_fraction,
             seed=settings.data_seed,
         )

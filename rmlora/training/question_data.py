@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ from rmlora.question_inputs import QuestionInputs
 from rmlora.text_pair import TextPair
 from rmlora.training.answer_cells import Answer, answers_in, located
 from rmlora.training.data import Columns
-from rmlora.training.held_out import choose_held_out
+from rmlora.training.empty_rows import explain_incomplete
+from rmlora.training.held_out import choose_held_out, complete_splits
 from rmlora.training.input_columns import find_column, input_columns, usual_names
 from rmlora.training.json_rows import read_json_document
 from rmlora.training.sources import open_table
 from rmlora.training.table import Reading, Table
 from rmlora.training.text_file import read_text
-from rmlora.wording import counted, numbers
+from rmlora.wording import counted
 
 __all__ = ["Question", "QuestionData", "load_questions", "read_questions"]
 
@@ -68,15 +69,12 @@ def load_questions(
         InputError: data is missing, unreadable or empty, or a row cannot be used.
     """
     train = read_questions(str(sources["train"]), columns, reading)
-    splits = {"train": train}
-    for name in ("validation", "test"):
-        source = sources.get(name)
-        if source is not None:
-            splits[name] = read_questions(source, columns, reading)
-    if "validation" not in splits:
-        splits["train"], held_out = _split_off(train, validation_fraction, seed)
-        splits = {"train": splits["train"], "validation": held_out, **splits}
-    return splits
+    return complete_splits(
+        train,
+        sources,
+        lambda source: read_questions(source, columns, reading),
+        lambda data: _split_off(data, validation_fraction, seed),
+    )
 
 
 def read_questions(source: str, columns: Columns, reading: Reading | None = None) -> QuestionData:
@@ -106,11 +104,11 @@ def read_questions(source: str, columns: Columns, reading: Reading | None = None
         questions.append(Question(TextPair(question, context), found))
     notes = [*table.notes]
     if empty:
-        notes.append(_left_out(empty, table, source, reading))
+        notes.append(explain_incomplete(empty, table, source, reading, lack=("question", "context")))
     if moved:
         notes.append(
-            f"{counted(moved, 'answer')} of {source} came without a position, or stood beside it: the first place in the context with "
-            "these words was taken."
+            f"{counted(moved, 'answer')} of {source} came without a position, or with a wrong one: the first place in the context "
+            "with these words was taken."
         )
     if not questions:
         raise InputError(f"{source} has no row with '{names[0]}' and '{names[1]}': check the columns.")
@@ -171,7 +169,7 @@ def _row(item: Mapping[str, Any], paragraph: Mapping[str, Any]) -> dict[str, Any
 
 
 def _is_true(cell: Any) -> bool:
-    """Return whether a cell of ``is_impossible`` says so; answers beside it are only plausible."""
+    """Return True if a cell of ``is_impossible`` says so; answers in such a row are only plausible."""
     return str(cell).strip().lower() in ("true", "1", "1.0")
 
 
@@ -182,24 +180,8 @@ def _is_empty(question: Any, context: Any, where: str) -> bool:
     return not (question and question.strip() and context and context.strip())
 
 
-def _left_out(empty: Sequence[int], table: Table, source: str, reading: Reading | None) -> str:
-    """Return the sentence about rows without question or context; raise :class:`InputError` unless they may be left out."""
-    rows = f"{table.unit if len(empty) == 1 else table.unit + 's'} {numbers(table.numbers(empty))}"
-    if reading is None or reading.skip_empty:
-        return f"Left out {counted(len(empty), 'row')} of {source} without question or context: {rows}."
-    has = "has" if len(empty) == 1 else "have"
-    raise InputError(
-        f"{rows.capitalize()} of {source} {has} no question or no context: fill in what is missing, or leave such rows out with "
-        "--skip-empty."
-    )
-
-
-def _contexts(questions: Sequence[Question]) -> Iterator[str]:
-    return (question.pair.second for question in questions)
-
-
 def _split_off(data: QuestionData, fraction: float, seed: int) -> tuple[QuestionData, QuestionData]:
-    keys = set(_contexts(data.questions))
+    keys = {item.pair.second for item in data.questions}
     if len(keys) < 2:
         raise InputError(
             f"{data.source} holds only one context, so no validation data can be split off: add rows, or give --validation."

@@ -12,7 +12,6 @@ from rmlora.torch_models import TaskModel
 from rmlora.training.data import Columns
 from rmlora.training.question_data import load_questions
 from rmlora.training.question_report import QuestionReport, distrust_answers
-from rmlora.training.table import Reading
 from rmlora.training.task_training import Evaluation, TaskTraining, TrainingData
 from rmlora.wording import counted
 
@@ -35,9 +34,9 @@ class QuestionTraining(TaskTraining):
         require("torchmetrics", "train")
         settings = self.settings
         splits = load_questions(
-            {"train": settings.train, "validation": settings.validation, "test": settings.test},
+            settings.sources,
             Columns(settings.text_column, settings.label_column, settings.pair_column),
-            Reading(skip_empty=settings.skip_empty, encoding=settings.encoding),
+            settings.reading,
             validation_fraction=settings.validation_fraction,
             seed=settings.data_seed,
         )

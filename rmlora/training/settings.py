@@ -18,6 +18,7 @@ from rmlora.scoring import ProblemType
 from rmlora.tasks import TASKS, Task, get_task
 from rmlora.training.problem_choice import PROBLEMS
 from rmlora.training.source_digest import source_digest
+from rmlora.training.table import Reading
 
 __all__ = ["BestMetric", "Metric", "Precision", "TrainSettings"]
 
@@ -253,10 +254,19 @@ class TrainSettings:
         """Return the settings that a resumed run must share with the run it continues: all but the directories."""
         return {key: value for key, value in self.to_dict().items() if key not in ("output", "run_dir")}
 
+    @property
+    def sources(self) -> dict[str, str | None]:
+        """Split → file or dataset; None for one that is not given."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    @property
+    def reading(self) -> Reading:
+        """How files are read."""
+        return Reading(skip_empty=self.skip_empty, encoding=self.encoding)
+
     def data_digests(self) -> dict[str, str | None]:
         """Return split → SHA-256 of its file or folder; None for data of the hub and for a split that is not given."""
-        sources = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {split: source_digest(source) if source else None for split, source in sources.items()}
+        return {split: source_digest(source) if source else None for split, source in self.sources.items()}
 
 
 def _refuse_others(settings: TrainSettings, task: Task) -> None:

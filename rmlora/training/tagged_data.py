@@ -12,13 +12,13 @@ from rmlora.entities import OUTSIDE, TagScheme
 from rmlora.errors import ConfigError, InputError, some_of
 from rmlora.training.conll import CONLL_SUFFIXES, read_conll
 from rmlora.training.data import Columns
-from rmlora.training.held_out import choose_held_out
+from rmlora.training.empty_rows import explain_incomplete
+from rmlora.training.held_out import choose_held_out, complete_splits
 from rmlora.training.input_columns import find_column
 from rmlora.training.sources import open_table
 from rmlora.training.table import Reading, Table
 from rmlora.training.tagged_cells import TaggedText, is_spans, text_of_spans, text_of_tags
 from rmlora.training.text_file import read_text
-from rmlora.wording import counted, numbers
 
 __all__ = ["TaggedData", "load_tagged", "order_tags", "read_tagged"]
 
@@ -66,15 +66,12 @@ def load_tagged(
     """
     train = read_tagged(str(sources["train"]), columns, reading=reading, tags=tags)
     known = tags or order_tags(train)
-    splits = {"train": train}
-    for name in ("validation", "test"):
-        source = sources.get(name)
-        if source is not None:
-            splits[name] = read_tagged(source, columns, reading=reading, tags=known)
-    if "validation" not in splits:
-        splits["train"], held_out = _split_off(train, validation_fraction, seed)
-        splits = {"train": splits["train"], "validation": held_out, **splits}
-    return splits
+    return complete_splits(
+        train,
+        sources,
+        lambda source: read_tagged(source, columns, reading=reading, tags=known),
+        lambda data: _split_off(data, validation_fraction, seed),
+    )
 
 
 def read_tagged(
@@ -105,7 +102,7 @@ def read_tagged(
             texts.append(text_of_tags(value, cell, declared, tags, where=where))
     notes = [*table.notes]
     if empty:
-        notes.append(_left_out(empty, table, source, reading))
+        notes.append(explain_incomplete(empty, table, source, reading, lack=("words", "tags")))
     if not texts:
         raise InputError(f"{source} has no row with both '{text_column}' and '{tag_column}': check the columns.")
     if others := [name for name in table.columns if name not in (text_column, tag_column)]:
@@ -171,18 +168,6 @@ def _strings(value: object, where: str) -> Iterable[str]:
     if not isinstance(items, (list, tuple, np.ndarray)) or not all(isinstance(item, str) for item in items):
         raise InputError(f"{where} holds neither a text nor a list of words: write it as one of these.")
     return list(items)
-
-
-def _left_out(empty: Sequence[int], table: Table, source: str, reading: Reading | None) -> str:
-    """Return the sentence about rows without words or tags; raise :class:`InputError` unless they may be left out."""
-    rows = f"{table.unit if len(empty) == 1 else table.unit + 's'} {numbers(table.numbers(empty))}"
-    if reading is None or reading.skip_empty:
-        return f"Left out {counted(len(empty), 'row')} of {source} without words or tags: {rows}."
-    has = "has" if len(empty) == 1 else "have"
-    raise InputError(
-        f"{rows.capitalize()} of {source} {has} no words or no tags: fill in what is missing, or leave such rows out with "
-        "--skip-empty."
-    )
 
 
 def _refuse_unknown(texts: Sequence[TaggedText], tags: Sequence[str], source: str) -> None:

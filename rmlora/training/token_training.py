@@ -14,7 +14,6 @@ from rmlora.errors import InputError, TrainingError, require
 from rmlora.torch_models import TaskModel
 from rmlora.training.data import Columns
 from rmlora.training.ignored import IGNORED
-from rmlora.training.table import Reading
 from rmlora.training.tag_report import TagReport, distrust_tags, report_tags
 from rmlora.training.tagged_data import load_tagged, order_tags
 from rmlora.training.task_training import Evaluation, TaskTraining, TrainingData
@@ -40,9 +39,9 @@ class TokenTraining(TaskTraining):
         require("seqeval", "train")
         settings = self.settings
         splits = load_tagged(
-            {"train": settings.train, "validation": settings.validation, "test": settings.test},
+            settings.sources,
             Columns(settings.text_column, settings.label_column),
-            Reading(skip_empty=settings.skip_empty, encoding=settings.encoding),
+            settings.reading,
             tags=settings.labels,
             validation_fraction=settings.validation_fraction,
             seed=settings.data_seed,
