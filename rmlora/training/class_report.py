@@ -13,7 +13,7 @@ import numpy.typing as npt
 from rmlora.errors import some_of
 from rmlora.wording import counted
 
-__all__ = ["ClassReport", "distrust", "report_classes"]
+__all__ = ["ClassReport", "distrust", "label_figures", "report_classes"]
 
 _CONFIDENCE = 0.15
 """A mean confidence this close to chance, as a share of the way from chance to 1, is worth a warning."""
@@ -43,8 +43,12 @@ class ClassReport:
     @property
     def f1(self) -> npt.NDArray[np.float64]:
         """F1 of every label, ``[labels]``; 0 for a label that neither occurs nor is predicted."""
-        both = self.confusion.sum(0) + self.confusion.sum(1)
-        return np.asarray(2 * np.diagonal(self.confusion) / np.maximum(both, 1), np.float64)
+        return np.array([figures["f1"] for figures in self.per_class.values()])
+
+    @property
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """Label → examples, precision, recall and F1."""
+        return _figures(self.labels, self.confusion.sum(1), self.confusion.sum(0), np.diagonal(self.confusion))
 
     @property
     def macro_f1(self) -> float:
@@ -56,22 +60,40 @@ class ClassReport:
 
         ``confusion`` maps each true label to the labels predicted for its rows; counts of zero are left out.
         """
-        true, predicted, right = self.confusion.sum(1), self.confusion.sum(0), np.diagonal(self.confusion)
-        per_class = {
-            label: {
-                "examples": int(true[i]),
-                "precision": float(right[i] / max(predicted[i], 1)),
-                "recall": float(right[i] / max(true[i], 1)),
-                "f1": float(self.f1[i]),
-            }
-            for i, label in enumerate(self.labels)
-        }
         confusion = {
             label: {self.labels[j]: int(self.confusion[i, j]) for j in np.flatnonzero(self.confusion[i])}
             for i, label in enumerate(self.labels)
-            if true[i]
+            if self.confusion[i].any()
         }
-        return {"per_class": per_class, "confusion": confusion}
+        return {"per_class": self.per_class, "confusion": confusion}
+
+
+def label_figures(
+    labels: Sequence[str], right: npt.NDArray[np.bool_], chosen: npt.NDArray[np.bool_]
+) -> dict[str, dict[str, float]]:
+    """Return label → examples, precision, recall and F1, where rows may have several labels.
+
+    Args:
+        labels: names in the order of the columns.
+        right: ``[rows, labels]``: whether the row has the label.
+        chosen: whether the model says so.
+    """
+    return _figures(labels, right.sum(0), chosen.sum(0), (right & chosen).sum(0))
+
+
+def _figures(
+    labels: Sequence[str], true: npt.NDArray[Any], predicted: npt.NDArray[Any], right: npt.NDArray[Any]
+) -> dict[str, dict[str, float]]:
+    """Return the figures from counts ``[labels]``; each is 0 where its divisor is."""
+    return {
+        label: {
+            "examples": int(true[i]),
+            "precision": float(right[i] / max(predicted[i], 1)),
+            "recall": float(right[i] / max(true[i], 1)),
+            "f1": float(2 * right[i] / max(true[i] + predicted[i], 1)),
+        }
+        for i, label in enumerate(labels)
+    }
 
 
 def report_classes(logits: npt.ArrayLike, truth: npt.ArrayLike, labels: Sequence[str]) -> ClassReport:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from rmlora.errors import ConfigError, InputError, some_of
 from rmlora.label_lists import read_list, split_cell
 from rmlora.scoring import scoring_of
+from rmlora.training.class_report import label_figures
 from rmlora.training.label_column import LabelColumn
 from rmlora.training.label_values import number_labels, sort_labels
 from rmlora.training.problem import FloatArray, Problem
@@ -87,14 +88,8 @@ class SeveralLabelsProblem(Problem):
         self, logits: FloatArray, targets: npt.NDArray[Any], labels: Sequence[str], split: str, settings: TrainSettings
     ) -> Evaluation:
         """Return the metrics and the figures of every label."""
-        from sklearn.metrics import precision_recall_fscore_support
-
         right, chosen = targets > 0, logits >= 0
-        columns = precision_recall_fscore_support(right, chosen, average=None, zero_division=0)
-        per_class = {
-            label: {"examples": int(n), "precision": float(p), "recall": float(r), "f1": float(f)}
-            for label, p, r, f, n in zip(labels, *columns, strict=True)
-        }
+        per_class = label_figures(labels, right, chosen)
         thresholds = _micro_f1_by_threshold(logits, right)
         warnings = [*_distrust(right, chosen, labels, split), *_better_threshold(thresholds, split)]
         details = {"per_class": per_class, "micro_f1_by_threshold": thresholds}

@@ -10,9 +10,12 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 __all__ = [
     "AdapterReport",
+    "AnswerFigures",
     "BaseReport",
     "Comparison",
     "Evaluation",
+    "EvaluationDetails",
+    "LabelFigures",
     "LayerMismatch",
     "MixedReport",
     "Perplexity",
@@ -68,6 +71,36 @@ class Comparison(_Part):
     """The least cosine of a row's two vectors; None for scores."""
 
 
+class LabelFigures(_Part):
+    """How well one label is found."""
+
+    examples: int
+    precision: float
+    recall: float
+    f1: float
+
+
+class AnswerFigures(_Part):
+    """How well questions of one kind are answered, by SQuAD's definitions."""
+
+    examples: int
+    exact_match: float
+    f1: float
+
+
+class EvaluationDetails(_Part):
+    """What is right and what is wrong; the keys are those of an adapter's ``evaluation.json``."""
+
+    per_class: dict[str, LabelFigures] | None = None
+    """Label, or kind of entity, → its figures."""
+    confusion: dict[str, dict[str, int]] | None = None
+    """Right label → label that was given → rows; where a row has one label. Counts of zero are left out."""
+    answered: AnswerFigures | None = None
+    """Of the questions that have an answer."""
+    unanswerable: AnswerFigures | None = None
+    """Of those that have none."""
+
+
 class Evaluation(_Part):
     """A metric measured on labeled data."""
 
@@ -80,6 +113,8 @@ class Evaluation(_Part):
     """The metric of PyTorch with PEFT; None if PyTorch was not installed."""
     identical: int | None = None
     """Generated answers that are PyTorch's to the letter; None for models that do not generate text."""
+    details: EvaluationDetails | None = None
+    """Of the graph's answers; None for numbers, vectors and texts."""
 
 
 class TextReport(_Part):

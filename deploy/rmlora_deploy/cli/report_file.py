@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 
 from rmlora.errors import ConfigError, OutputError
+from rmlora.progress_display import ProgressDisplay
 from rmlora.spectrum import AdapterSpectrum
 from rmlora.storage import atomic_file, check_writable
+from rmlora_deploy.bench.bench_plan import BenchSettings
+from rmlora_deploy.bench.rounds import run_bench
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.cli.console import json_option, make_console, print_json
 from rmlora_deploy.inspection.adapter_report import describe_ranks
 from rmlora_deploy.inspection.bundle_report import describe_bundle
+from rmlora_deploy.inspection.confusion_plot import MOST_LABELS, plot_confusion
 from rmlora_deploy.inspection.html_page import html_page
-from rmlora_deploy.inspection.model_card import bundle_header, model_card
+from rmlora_deploy.inspection.mistakes_section import confusions, labels_in
+from rmlora_deploy.inspection.model_card import SPECTRA_HEADING, bundle_header, model_card
+from rmlora_deploy.inspection.spectrum_plot import plot_spectra
 from rmlora_deploy.inspection.update_spectra import bundle_spectra
 
 __all__ = ["command"]
 
 _ENDINGS = (".html", ".md")
+_TOKENS = 32
+"""Length of the texts whose latency is measured."""
 
 
 @click.command("report")
@@ -32,20 +43,22 @@ _ENDINGS = (".html", ".md")
     help="File to write, .html or .md.  [default: Markdown on stdout]",
 )  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
+@click.option("--latency", is_flag=True, help="Measure how long it takes, as bench does; half a minute.")
 @json_option
-def command(bundle: Path, output: Path | None, overwrite: bool, as_json: bool) -> None:
+def command(bundle: Path, output: Path | None, overwrite: bool, latency: bool, as_json: bool) -> None:
     """Write a page about BUNDLE for its model card: one file that needs no other.
 
     It says what the bundle is and how it is run, lists its adapters with the figures of their training, and what verification
-    measured: errors against PyTorch, metrics, and for language models the perplexity before and after the export. The
-    dimensions that the updates of each adapter use are shown as bars, in HTML also as a plot (with matplotlib). Markdown
-    begins with the block that the Hugging Face hub reads. Every file is listed with its SHA-256. --json prints the same figures
-    instead of Markdown. Needs no torch.
+    measured: errors against PyTorch, metrics, and for language models the perplexity before and after the export. Where
+    labeled data were measured (export or verify with --data), it shows the figures of every label, and which are taken for
+    which. The dimensions that the updates of each adapter use are shown as bars. HTML also has both as plots (with matplotlib).
+    Markdown begins with the block that the Hugging Face hub reads. Every file is listed with its SHA-256. --json prints the
+    same figures instead of Markdown. Needs no torch.
 
     \b
     Examples:
       rmlora-deploy report home --output home.html
-      rmlora-deploy report home --output README.md
+      rmlora-deploy report home --output README.md --latency
     """
     if output is not None:
         if output.suffix.lower() not in _ENDINGS:
@@ -56,22 +69,54 @@ def command(bundle: Path, output: Path | None, overwrite: bool, as_json: bool) -
         if output.exists() and not overwrite:
             raise OutputError(f"{output} already exists: choose another --output or pass --overwrite.")
     opened = Bundle.open(bundle)
+    console = make_console(as_json=as_json)
     spectra = bundle_spectra(opened)
     figures = describe_bundle(opened)
-    page = model_card(opened, spectra, figures["files"])
+    speed = _measure(opened, console) if latency else None
+    page = model_card(opened, spectra, figures["files"], speed)
     if output is not None:
-        _write(output, opened, page, spectra, make_console(as_json=as_json))
+        _write(output, opened, page, spectra, console)
     elif not as_json:
         click.echo(bundle_header(opened) + "\n" + page, nl=False)
     if as_json:
-        print_json({**figures, "spectra": {name: describe_ranks(spectrum) for name, spectrum in spectra.items()}})
+        more = {"latency": speed} if speed is not None else {}
+        spectra_json = {name: describe_ranks(spectrum) for name, spectrum in spectra.items()}
+        print_json({**figures, "spectra": spectra_json, **more})
+
+
+def _measure(opened: Bundle, console: Console) -> dict[str, Any]:
+    """Return what ``bench`` measures of the bundle alone, on the CPU, with texts of one length."""
+    length = min(_TOKENS, opened.manifest.max_length or _TOKENS)
+    settings = BenchSettings(lengths=(length,), providers=("cpu",), engines=("onnx",), rounds=3, seconds=0.5)
+    with ProgressDisplay(console, "starting", noun="measurement") as display:
+        return run_bench(
+            opened, settings, command=sys.argv[1:],
+            on_progress=lambda name, done, total: display.update(done, total=total, title=name),
+        )  # fmt: skip
 
 
 def _write(output: Path, opened: Bundle, page: str, spectra: Mapping[str, AdapterSpectrum], console: Console) -> None:
     """Write the page in the format of the file's name."""
-    as_html = output.suffix.lower() == ".html"
-    content = html_page(page, opened.path.resolve().name, spectra) if as_html else bundle_header(opened) + "\n" + page
+    as_html, without = output.suffix.lower() == ".html", ""
+    if as_html:
+        plots = _plots(opened, spectra) if find_spec("matplotlib") is not None else {}
+        without = " without plots, as matplotlib is not installed" if find_spec("matplotlib") is None else ""
+        content = html_page(page, opened.path.resolve().name, plots)
+    else:
+        content = bundle_header(opened) + "\n" + page
     with atomic_file(output) as temporary:
         temporary.write_text(content, encoding="utf-8")
-    without = " without the plot, as matplotlib is not installed" if as_html and find_spec("matplotlib") is None else ""
     console.print(f"Wrote {output}{without}.")
+
+
+def _plots(opened: Bundle, spectra: Mapping[str, AdapterSpectrum]) -> dict[str, Callable[[Path], None]]:
+    """Return heading of the page → draws what belongs below it."""
+    found = confusions(opened.manifest.verification)
+    plots: dict[str, Callable[[Path], None]] = {
+        heading: partial(plot_confusion, confusion)
+        for heading, confusion in found.items()
+        if len(labels_in(confusion)) <= MOST_LABELS
+    }
+    if spectra:
+        plots[SPECTRA_HEADING] = partial(plot_spectra, spectra)
+    return plots

@@ -5,15 +5,10 @@ from __future__ import annotations
 import html
 import re
 import tempfile
-from collections.abc import Mapping
-from importlib.util import find_spec
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from markdown_it import MarkdownIt
-
-from rmlora.spectrum import AdapterSpectrum
-from rmlora_deploy.inspection.model_card import SPECTRA_HEADING
-from rmlora_deploy.inspection.spectrum_plot import plot_spectra
 
 __all__ = ["html_page"]
 
@@ -30,18 +25,19 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """Nothing is loaded and no program runs, whatever the page holds."""
 
 
-def html_page(markdown: str, title: str, spectra: Mapping[str, AdapterSpectrum]) -> str:
-    """Return ``markdown`` as a whole HTML page; with matplotlib, the spectra are plotted below their heading.
+def html_page(markdown: str, title: str, plots: Mapping[str, Callable[[Path], None]]) -> str:
+    """Return ``markdown`` as a whole HTML page.
 
     Args:
         markdown: the page; markup of HTML in it stays text.
         title: of the page.
-        spectra: adapter → spectrum of its updates; empty for none.
+        plots: heading, as it is in ``markdown`` → draws the plot below it, into the file that it gets.
     """
-    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
-    if spectra and find_spec("matplotlib") is not None:
-        heading = f"<h2>{SPECTRA_HEADING.removeprefix('## ')}</h2>"
-        body = body.replace(heading, f"{heading}\n{_plot(spectra)}", 1)
+    renderer = MarkdownIt("commonmark", {"html": False}).enable("table")
+    body = renderer.render(markdown)
+    for heading, draw in plots.items():
+        rendered = renderer.render(heading)
+        body = body.replace(rendered, rendered + _drawing(draw), 1)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
@@ -50,11 +46,11 @@ def html_page(markdown: str, title: str, spectra: Mapping[str, AdapterSpectrum])
     )
 
 
-def _plot(spectra: Mapping[str, AdapterSpectrum]) -> str:
-    """Return the plot of all spectra as an SVG element."""
+def _drawing(draw: Callable[[Path], None]) -> str:
+    """Return a plot as an SVG element."""
     with tempfile.TemporaryDirectory() as temporary:
-        path = Path(temporary) / "spectra.svg"
-        plot_spectra(spectra, path)
+        path = Path(temporary) / "plot.svg"
+        draw(path)
         drawing = path.read_text(encoding="utf-8")
     drawing = drawing[drawing.index("<svg") :]
     return re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)

@@ -16,6 +16,8 @@ from rmlora_deploy.bundles.asking import prompt_format
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.manifest import AdapterSource
 from rmlora_deploy.inspection.input_forms import describe_forms
+from rmlora_deploy.inspection.latency_section import latency_section
+from rmlora_deploy.inspection.mistakes_section import mistakes_section
 from rmlora_deploy.inspection.verification_section import verification_section
 
 __all__ = ["SPECTRA_HEADING", "bundle_header", "model_card"]
@@ -45,13 +47,19 @@ def bundle_header(bundle: Bundle) -> str:
     return front_matter(values)
 
 
-def model_card(bundle: Bundle, spectra: Mapping[str, AdapterSpectrum], sizes: Mapping[str, int]) -> str:
+def model_card(
+    bundle: Bundle,
+    spectra: Mapping[str, AdapterSpectrum],
+    sizes: Mapping[str, int],
+    latency: Mapping[str, Any] | None = None,
+) -> str:
     """Return the page as Markdown, without front matter.
 
     Args:
         bundle: opened.
         spectra: adapter → spectrum of its updates; empty for a merged bundle.
         sizes: file of the bundle → bytes.
+        latency: result of :func:`rmlora_deploy.bench.rounds.run_bench`; None if it was not measured.
     """
     name = Path(bundle.path).resolve().name
     parts = [
@@ -60,6 +68,8 @@ def model_card(bundle: Bundle, spectra: Mapping[str, AdapterSpectrum], sizes: Ma
         ["## Use", "", *_use(bundle, name)],
         ["## Adapters", "", *_adapters(bundle)],
         ["## Verification", "", *verification_section(bundle.manifest)],
+        mistakes_section(bundle.manifest.verification),
+        ["## Speed", "", *latency_section(latency)] if latency is not None else [],
         [SPECTRA_HEADING, "", *_updates(spectra)] if spectra else [],
         ["## Files", "", *_files(bundle, sizes)],
     ]

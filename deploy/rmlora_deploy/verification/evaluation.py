@@ -13,11 +13,12 @@ import numpy.typing as npt
 from rmlora.errors import ConfigError, InputError, some_of
 from rmlora.inputs import Arrays
 from rmlora.scoring import Scoring
+from rmlora.training.class_report import label_figures, report_classes
 from rmlora.training.data import Columns, load_split
 from rmlora.training.label_values import number_labels, numbers_labels
 from rmlora_deploy.bundles.preprocess import Preprocessor
-from rmlora_deploy.bundles.report import Evaluation, Tolerance
-from rmlora_deploy.verification.evaluation_data import EvaluationData, MeasuredModel
+from rmlora_deploy.bundles.report import Evaluation, EvaluationDetails, Tolerance
+from rmlora_deploy.verification.evaluation_data import EvaluationData, Judgement, MeasuredModel
 from rmlora_deploy.verification.question_evaluation import QuestionEvaluation
 from rmlora_deploy.verification.similarity_evaluation import SimilarityEvaluation
 from rmlora_deploy.verification.tag_evaluation import TagEvaluation
@@ -35,6 +36,8 @@ class LabelEvaluation(EvaluationData):
     """What the label column says, ``[rows, outputs]``."""
     scoring: Scoring
     """What the model's scores mean, and how they are compared with ``targets``."""
+    labels: tuple[str, ...]
+    """Of the model, in the order of its scores."""
 
     @classmethod
     def read(cls, source: str, columns: Columns, model: MeasuredModel) -> LabelEvaluation:
@@ -54,16 +57,27 @@ class LabelEvaluation(EvaluationData):
             targets = np.stack(
                 [scoring.target(cell, labels, where=f"Row {number} of {source}") for number, cell in cells]
             )
-        return cls(source, data.inputs, targets, scoring)
+        return cls(source, data.inputs, targets, scoring, tuple(labels))
 
     @property
     def metric(self) -> str:
         """That of the scoring."""
         return self.scoring.metric
 
-    def judge(self, outputs: Sequence[npt.NDArray[Any]]) -> float:
-        """Return the metric of scores ``[outputs]`` for every row."""
-        return self.scoring.measure(np.stack(outputs), self.targets)
+    def judge(self, outputs: Sequence[npt.NDArray[Any]]) -> Judgement:
+        """Return the metric of scores ``[outputs]`` for every row, and the figures of every label if there are labels."""
+        scores = np.stack(outputs)
+        return Judgement(self.scoring.measure(scores, self.targets), self._details(scores))
+
+    def _details(self, scores: npt.NDArray[Any]) -> EvaluationDetails | None:
+        if not self.scoring.has_choice:
+            return None
+        if self.scoring.function == "softmax":
+            return EvaluationDetails.model_validate(
+                report_classes(scores, self.targets.argmax(-1), self.labels).to_dict()
+            )
+        right, chosen = self.targets > 0, scores >= 0
+        return EvaluationDetails.model_validate({"per_class": label_figures(self.labels, right, chosen)})
 
 
 _KINDS: dict[str, type[LabelEvaluation | TagEvaluation | QuestionEvaluation | SimilarityEvaluation]] = {
@@ -119,8 +133,11 @@ def measure(
             ]
             ends = np.cumsum(counts)
             outputs[name] += [kind.of_parts(found[end - count : end]) for count, end in zip(counts, ends, strict=True)]
-    measured: dict[str, Any] = {name: data.judge(found) for name, found in outputs.items()}
-    return Evaluation(data=Path(data.source).name, examples=data.examples, metric=data.metric, **measured)
+    judged = {name: data.judge(found) for name, found in outputs.items()}
+    optional: dict[str, Any] = {name: judgement.metric for name, judgement in judged.items()}
+    if judged["onnx"].details is not None:
+        optional["details"] = judged["onnx"].details
+    return Evaluation(data=Path(data.source).name, examples=data.examples, metric=data.metric, **optional)
 
 
 def _rows(data: EvaluationData, preprocessor: Preprocessor, start: int) -> tuple[list[Arrays], list[int]]:

@@ -9,8 +9,9 @@ from typing import Any
 
 from rmlora.tasks import Task
 from rmlora.text_pair import InputForm
+from rmlora_deploy.bundles.report import EvaluationDetails
 
-__all__ = ["EvaluationData", "MeasuredModel"]
+__all__ = ["EvaluationData", "Judgement", "MeasuredModel"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,15 @@ class MeasuredModel:
     """What the adapter was trained on; None takes single texts and pairs."""
     no_answer: bool | None = None
     """Whether the adapter learned that a question may have no answer; None takes that from the data."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How well a model does."""
+
+    metric: float
+    details: EvaluationDetails | None = None
+    """What it gets right and wrong; None if the metric says all."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +56,8 @@ class EvaluationData(ABC):
         return len(self.inputs)
 
     @abstractmethod
-    def judge(self, outputs: Sequence[Any]) -> float:
-        """Return the metric of a model.
+    def judge(self, outputs: Sequence[Any]) -> Judgement:
+        """Return how well a model does.
 
         Args:
             outputs: for every input what :meth:`rmlora.outputs.Outputs.of_parts` makes of what

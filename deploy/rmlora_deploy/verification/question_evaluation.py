@@ -11,7 +11,8 @@ from rmlora.training.answer_cells import Answer
 from rmlora.training.data import Columns
 from rmlora.training.question_data import read_questions
 from rmlora.training.question_report import answer_texts, report_answers
-from rmlora_deploy.verification.evaluation_data import EvaluationData, MeasuredModel
+from rmlora_deploy.bundles.report import EvaluationDetails
+from rmlora_deploy.verification.evaluation_data import EvaluationData, Judgement, MeasuredModel
 
 __all__ = ["QuestionEvaluation"]
 
@@ -39,7 +40,10 @@ class QuestionEvaluation(EvaluationData):
         """Mean F1 of the words of answers, as SQuAD defines it."""
         return "answer F1"
 
-    def judge(self, outputs: Sequence[Any]) -> float:
-        """Return F1 of the answers in the windows of each question."""
+    def judge(self, outputs: Sequence[Any]) -> Judgement:
+        """Return F1 of the answers in the windows of each question, and the figures of those with and without an answer."""
         contexts = [pair.second for pair in self.inputs]
-        return report_answers(answer_texts(outputs, contexts, may_lack=self.may_lack), self.answers).f1
+        report = report_answers(answer_texts(outputs, contexts, may_lack=self.may_lack), self.answers)
+        kinds = {"answered": report.answered, "unanswerable": report.unanswerable}
+        details = {name: figures for name, figures in kinds.items() if figures["examples"]}
+        return Judgement(report.f1, EvaluationDetails.model_validate(details))

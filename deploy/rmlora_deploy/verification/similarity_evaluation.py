@@ -14,7 +14,7 @@ from rmlora.training.data import Columns
 from rmlora.training.embedding_columns import EmbeddingColumns
 from rmlora.training.embedding_data import read_embedding_data
 from rmlora.training.embedding_problem import EMBEDDING_PROBLEMS
-from rmlora_deploy.verification.evaluation_data import EvaluationData, MeasuredModel
+from rmlora_deploy.verification.evaluation_data import EvaluationData, Judgement, MeasuredModel
 
 __all__ = ["SimilarityEvaluation"]
 
@@ -51,7 +51,7 @@ class SimilarityEvaluation(EvaluationData):
         """Number of pairs."""
         return len(self.scores)
 
-    def judge(self, outputs: Sequence[npt.NDArray[Any]]) -> float:
+    def judge(self, outputs: Sequence[npt.NDArray[Any]]) -> Judgement:
         """Return the correlation; 0 where all similarities are alike.
 
         Args:
@@ -63,4 +63,4 @@ class SimilarityEvaluation(EvaluationData):
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         first, second = np.split(vectors / np.where(lengths > 0, lengths, 1.0), 2)
         cosines = (first * second).sum(1)
-        return float(spearmanr(cosines, self.scores).statistic) if np.ptp(cosines) > 0 else 0.0
+        return Judgement(float(spearmanr(cosines, self.scores).statistic) if np.ptp(cosines) > 0 else 0.0)

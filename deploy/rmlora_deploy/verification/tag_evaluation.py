@@ -13,7 +13,8 @@ from rmlora.errors import require
 from rmlora.training.data import Columns
 from rmlora.training.tag_report import report_tags, tag_metric
 from rmlora.training.tagged_data import read_tagged
-from rmlora_deploy.verification.evaluation_data import EvaluationData, MeasuredModel
+from rmlora_deploy.bundles.report import EvaluationDetails
+from rmlora_deploy.verification.evaluation_data import EvaluationData, Judgement, MeasuredModel
 
 __all__ = ["TagEvaluation"]
 
@@ -41,12 +42,13 @@ class TagEvaluation(EvaluationData):
         """F1 of entities or, where tags have no prefixes, of words."""
         return tag_metric(self.labels)
 
-    def judge(self, outputs: Sequence[npt.NDArray[Any]]) -> float:
-        """Return F1 over the words that were read, whose scores ``[words, labels]`` are each text's output."""
+    def judge(self, outputs: Sequence[npt.NDArray[Any]]) -> Judgement:
+        """Return F1 and the figures of every label, over the words that were read, whose scores ``[words, labels]`` are each text's output."""
         true: list[list[str]] = []
         predicted: list[list[str]] = []
         for scores, tags in zip(outputs, self.tags, strict=True):
             read = [word for word in range(min(len(scores), len(tags))) if not np.isnan(scores[word]).any()]
             true.append([tags[word] for word in read])
             predicted.append([self.labels[int(scores[word].argmax())] for word in read])
-        return report_tags(true, predicted, self.labels).f1
+        report = report_tags(true, predicted, self.labels)
+        return Judgement(report.f1, EvaluationDetails.model_validate({"per_class": report.per_class}))

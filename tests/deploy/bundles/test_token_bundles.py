@@ -160,6 +160,7 @@ def test_verify_measures_entities_for_pytorch_and_the_graph(form: str, made: Pat
     report = verify(made / "slots-merged", data=str(path), record=False)
     assert report.evaluation is not None and report.evaluation.metric == "entity F1"
     assert report.evaluation.pytorch == report.evaluation.onnx
+    assert report.evaluation.details is not None and report.evaluation.details.per_class
     only = verify(made / "slots-merged", data=str(path), record=False, reference_only=True)
     assert only.evaluation is not None and only.evaluation.onnx == report.evaluation.onnx
     bad = write_rows(tmp_path / "bad.jsonl", [{"tokens": ["on"], "tags": ["B-person"]}])

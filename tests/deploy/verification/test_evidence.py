@@ -119,3 +119,20 @@ def test_bundles_hold_no_paths_of_the_machine_they_were_made_on(bundle: Path, ma
 def data_for(bundle: Path, made: Path) -> list[str]:
     data = str(made / "data.jsonl")
     return [data if Bundle.open(bundle).mode == "merged" else f"one={data}"]
+
+
+def test_what_the_graph_takes_for_what_is_kept_and_shown(made: Path, tmp_path: Path) -> None:
+    for mode, heading in (("merged", "What it takes for what"), ("branches", "What it takes for what: one")):
+        report = Bundle.open(made / mode).manifest.verification
+        assert report is not None
+        evaluation = report.evaluation or (report.adapters or {})["one"].evaluation
+        assert evaluation is not None and evaluation.details is not None
+        confusion, figures = evaluation.details.confusion, evaluation.details.per_class
+        assert confusion is not None and figures is not None and list(figures) == ["red", "green", "blue"]
+        assert {right: sum(given.values()) for right, given in confusion.items()} == {"red": 2, "green": 1, "blue": 1}
+        right = sum(given.get(label, 0) for label, given in confusion.items())
+        assert right / 4 == evaluation.onnx
+        page = tmp_path / f"{mode}.html"
+        assert run("report", made / mode, "-o", page).code == 0
+        told = page.read_text(encoding="utf-8")
+        assert f"<h3>{heading}</h3>\n<svg" in told and "<h3>Label by label" in told
