@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from rmlora.errors import ConfigError
 from rmlora.pooling import POOLING_MODES
 from rmlora.scoring import ProblemType
 from rmlora.tasks import TASKS
+from rmlora.training.hub_repository import HubRepository
 from rmlora.training.settings import BestMetric, Metric
 from rmlora_deploy import api
 from rmlora_deploy.cli.console import json_option, make_console, print_json
@@ -194,8 +196,14 @@ def _embedding_options(function: _Function) -> _Function:
     "--resume/--no-resume", default=True, show_default=True, help="Continue an interrupted run with the same settings."
 )
 @click.option("--overwrite", is_flag=True, help="Replace the output directory if it exists.")
+@click.option(
+    "--push-to-hub",
+    metavar="NAME",
+    help="Send the adapter to this repository of the Hugging Face hub, which is made before training if it is new.",
+)
+@click.option("--private", is_flag=True, help="A new repository is for its owner only.")
 @json_option
-def command(resume: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
+def command(resume: bool, overwrite: bool, push_to_hub: str | None, private: bool, as_json: bool, **flags: Any) -> None:
     """Train an RM-LoRA adapter and write it as a package that PEFT loads.
 
     The rank directions of each update are kept apart (--decorrelation), so that all of them are used; --preset paper is the
@@ -227,6 +235,10 @@ def command(resume: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
     console = make_console(as_json=as_json)
     config = _method(flags)
     words = {name: flags[name] for name in ("base", "revision", "task")}
+    if private and push_to_hub is None:
+        raise ConfigError("--private is for a new repository: name it with --push-to-hub.")
+    first = os.environ.get("RANK", "0") == "0"  # of the processes of a distributed run
+    repository = HubRepository.make(push_to_hub, private=private) if push_to_hub is not None and first else None
     result = api.train(
         flags.pop("base"), flags.pop("train_data"), flags.pop("output"), config=config, console=console, resume=resume,
         overwrite=overwrite, **flags,
@@ -234,9 +246,12 @@ def command(resume: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
     if not result.main_process:
         return
     if as_json:
-        print_json({**dataclasses.asdict(result), "output": str(result.output)})
+        address = {"hub": repository.upload(result.output)} if repository is not None else {}
+        print_json({**dataclasses.asdict(result), "output": str(result.output), **address})
         return
     show_result(console, result, next_command(result.output, words))
+    if repository is not None:
+        console.print(f"Sent to {repository.upload(result.output)}")
 
 
 def _method(flags: dict[str, Any]) -> RMLoRAConfig:

@@ -46,7 +46,10 @@ def test_of_many_labels_the_hardest_and_the_commonest_mistakes_are_shown() -> No
     )
     page = "\n".join(mistakes_section(found))
     assert "The 20 hardest of 30 labels:" in page and "| label 19 |" in page and "| label 20 |" not in page
-    assert "5 mistakes; the commonest are\n\n| right | given | rows |\n| --- | --- | --- |\n| label 0 | label 1 | 4 |" in page
+    assert (
+        "5 mistakes; the commonest are\n\n| right | given | rows |\n| --- | --- | --- |\n| label 0 | label 1 | 4 |"
+        in page
+    )
     assert "Nothing is taken for anything else." in "\n".join(mistakes_section(report({"confusion": perfect})))
 
 
