@@ -164,6 +164,12 @@ class Adapter:
         return None if value is None else bool(value)
 
     @property
+    def threshold(self) -> float | None:
+        """Probability from which a label applies, where several may; None if that is not recorded."""
+        value = self.metadata.get("threshold")
+        return None if value is None else float(value)
+
+    @property
     def pooling(self) -> Pooling | None:
         """How its token vectors were pooled in training; None if that is not recorded, or for other tasks."""
         value = self.metadata.get("pooling")

@@ -115,6 +115,7 @@ class PackageMetadata(_File):
     training: _Training | None = None
     input_form: InputForm | None = None
     no_answer: bool | None = None
+    threshold: Annotated[_Number, Field(gt=0, lt=1)] | None = None
     pooling: _Pooling | None = None
     dimensions: _Count | None = None
     trained_on: str | None = None

@@ -90,12 +90,13 @@ class Outputs(ABC):
         """
 
     @abstractmethod
-    def scoring(self, problem: str | None, labels: Sequence[str]) -> Scoring | None:
+    def scoring(self, problem: str | None, labels: Sequence[str], threshold: float | None = None) -> Scoring | None:
         """Return what the scores for ``labels`` mean; None if outputs are not scores.
 
         Args:
             problem: problem type, or the function to apply (:func:`rmlora.scoring.scoring_of`).
             labels: of the model.
+            threshold: probability from which a label applies, where several may; None is one half.
         """
 
     @abstractmethod
@@ -161,7 +162,7 @@ class ClassScores(Outputs):
     route = "/classify"
     train_defaults: ClassVar[Mapping[str, Any]] = {"max_length": 128, "group_by_length": False}
     train_settings: ClassVar[frozenset[str]] = frozenset(
-        {"label_column", "labels", "problem_type", "class_weights", "label_smoothing"}
+        {"label_column", "labels", "problem_type", "class_weights", "label_smoothing", "threshold"}
     )
     best_metrics: ClassVar[tuple[str, ...]] = (
         "accuracy", "macro_f1", "balanced_accuracy", "mcc",
@@ -225,9 +226,9 @@ class ClassScores(Outputs):
             raise CheckpointError("The base's config.json has an id2label that does not map 0, 1, … to label names.")
         return [numbered[index] for index in range(len(names))]
 
-    def scoring(self, problem: str | None, labels: Sequence[str]) -> Scoring | None:
+    def scoring(self, problem: str | None, labels: Sequence[str], threshold: float | None = None) -> Scoring | None:
         """Return transformers' convention for the problem and the number of labels."""
-        return scoring_of(problem, len(labels))
+        return scoring_of(problem, len(labels), threshold)
 
     def depends_on(self, module: str) -> bool:
         """Return True: scores can depend on any module."""
@@ -278,7 +279,7 @@ class WithoutLabels(Outputs):
         """Return no labels."""
         return []
 
-    def scoring(self, problem: str | None, labels: Sequence[str]) -> Scoring | None:
+    def scoring(self, problem: str | None, labels: Sequence[str], threshold: float | None = None) -> Scoring | None:
         """Return None: the outputs are no scores for labels."""
         return None
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
@@ -25,17 +26,17 @@ import numpy.typing as npt
 from rmlora.errors import CheckpointError, InputError
 from rmlora.label_lists import split_cell
 
-__all__ = ["FunctionToApply", "ProblemType", "Scoring", "problem_type_in", "scoring_of"]
+__all__ = ["HALF", "FunctionToApply", "ProblemType", "Scoring", "SeveralLabels", "problem_type_in", "scoring_of"]
 
 FloatArray = npt.NDArray[np.float64]
 FunctionToApply = Literal["softmax", "sigmoid", "none"]
-_CHOSEN = 0.5
-"""Probability from which a label applies, where several may."""
+HALF = 0.5
+"""Probability from which a label applies, where several may and nothing else is recorded."""
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 
 class Scoring(ABC):
-    """A meaning of scores. Instances have no state."""
+    """A meaning of scores."""
 
     function: ClassVar[FunctionToApply]
     """What turns logits into what is shown."""
@@ -101,8 +102,12 @@ class OneLabel(Scoring):
         return float((logits.argmax(-1) == targets.argmax(-1)).mean())
 
 
+@dataclass(frozen=True)
 class SeveralLabels(Scoring):
     """Any number of labels at once: a sigmoid of every score."""
+
+    threshold: float = HALF
+    """Probability from which a label applies."""
 
     function = "sigmoid"
     is_probability = True
@@ -115,16 +120,20 @@ class SeveralLabels(Scoring):
         return _sigmoid(logits)
 
     def answers(self, results: FloatArray) -> int:
-        """Return the number of labels whose probability is at least one half; it may be 0."""
-        return int((results >= _CHOSEN).sum())
+        """Return the number of labels whose probability is at least the threshold; it may be 0."""
+        return int((results >= self.threshold).sum())
+
+    def chosen(self, logits: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Return which labels apply, in the shape of ``logits``."""
+        return np.asarray(self.apply(logits) >= self.threshold)
 
     def target(self, cell: str, labels: Sequence[str], *, where: str) -> FloatArray:
         """Return 1 at every label in the cell: one name, several with commas, semicolons or bars between, or a JSON list."""
         return _marked([cell] if cell in labels else split_cell(cell, labels), labels, where)
 
     def measure(self, logits: FloatArray, targets: FloatArray) -> float:
-        """Return F1 over all labels of all rows; a label is chosen if its probability is at least one half."""
-        chosen, right = logits >= 0, targets > 0
+        """Return F1 over all labels of all rows."""
+        chosen, right = self.chosen(logits), targets > 0
         total = int(chosen.sum() + right.sum())
         return 2.0 * int((chosen & right).sum()) / total if total else 1.0
 
@@ -181,15 +190,17 @@ _FUNCTIONS: dict[str | None, FunctionToApply] = {"regression": "none", "multi_la
 """Problem type → function where it is not softmax."""
 
 
-def scoring_of(problem: str | None, outputs: int) -> Scoring:
+def scoring_of(problem: str | None, outputs: int, threshold: float | None = None) -> Scoring:
     """Return the meaning of ``outputs`` scores.
 
     Args:
         problem: a problem type, a function that was already derived from one, or None for a model that records none.
         outputs: number of scores for each row.
+        threshold: probability from which a label applies, where several may; None is one half.
     """
     function = problem if problem in get_args(FunctionToApply) else _FUNCTIONS.get(problem, "softmax")
-    return (_ONE_OUTPUT if outputs == 1 else _KINDS)[str(function)]
+    found = (_ONE_OUTPUT if outputs == 1 else _KINDS)[str(function)]
+    return SeveralLabels(threshold) if threshold is not None and isinstance(found, SeveralLabels) else found
 
 
 def problem_type_in(config: Mapping[str, Any]) -> ProblemType | None:

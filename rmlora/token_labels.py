@@ -37,7 +37,7 @@ class TokenLabels(ClassScores):
         """Return number and names of the labels; every token has exactly one."""
         return super().head_options(labels)
 
-    def scoring(self, problem: str | None, labels: Sequence[str]) -> Scoring | None:
+    def scoring(self, problem: str | None, labels: Sequence[str], threshold: float | None = None) -> Scoring | None:
         """Return one label out of several, whatever a base's configuration says of other tasks."""
         return scoring_of("softmax", max(2, len(labels)))
 

@@ -129,6 +129,7 @@ def _about(task: Task, metadata: Mapping[str, Any], base: str, license: Mapping[
             "license of the base": escaped(license.get("license_name") or license.get("license") or ""),
             "labels": shown + more,
             "kind of answer": escaped(metadata.get("problem_type") or "").replace("\\_", " "),
+            "a label applies": _applies(metadata.get("threshold")),
             "input": escaped(metadata.get("input_form") or metadata.get("prompt_format") or ""),
             "vectors": _vectors(metadata),
             "training data": escaped(source_name(settings["train"])),
@@ -144,6 +145,10 @@ def _about(task: Task, metadata: Mapping[str, Any], base: str, license: Mapping[
             "made with": ", ".join(f"{tool} {escaped(found)}" for tool, found in training["versions"].items()),
         }
     )
+
+
+def _applies(threshold: float | None) -> str:
+    return f"from a probability of {threshold:g}" if threshold is not None else ""
 
 
 def _vectors(metadata: Mapping[str, Any]) -> str:

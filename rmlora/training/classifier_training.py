@@ -84,9 +84,10 @@ class ClassifierTraining(TaskTraining):
         loss = float(output.metrics[f"{split}_loss"])
         if loss != loss:
             raise TrainingError(f"The trained model's {split} loss is NaN: lower --learning-rate.")
-        found = self._problem.evaluate(
-            scores_of(output), np.asarray(output.label_ids), self._labels, split, self.settings
-        )
+        scores, targets = scores_of(output), np.asarray(output.label_ids)
+        if split == "validation":
+            self._problem = self._problem.decided(scores, targets, self.settings)
+        found = self._problem.evaluate(scores, targets, self._labels, split, self.settings)
         return replace(found, scores={**found.scores, "loss": loss})
 
     def metadata(self, model: PeftModel) -> dict[str, Any]:

@@ -100,6 +100,10 @@ class Problem(ABC):
     ) -> Evaluation:
         """Return scores (without the loss), details and warnings for a split; arguments as :meth:`metrics`."""
 
+    def decided(self, logits: FloatArray, targets: npt.NDArray[Any], settings: TrainSettings) -> Problem:
+        """Return the problem with what the validation data decide; arguments as :meth:`metrics`."""
+        return self
+
     def metadata(self, settings: TrainSettings, targets: Sequence[Any]) -> dict[str, Any]:
         """Return fields of ``rmlora.json`` that only this kind of targets has; ``targets`` are those of the training data."""
         return {}

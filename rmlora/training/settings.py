@@ -14,7 +14,7 @@ from rmlora.config import RMLoRAConfig
 from rmlora.errors import ConfigError
 from rmlora.labels import parse_labels
 from rmlora.pooling import POOLING_MODES, PoolingMode
-from rmlora.scoring import ProblemType
+from rmlora.scoring import HALF, ProblemType
 from rmlora.tasks import TASKS, Task, get_task
 from rmlora.training.problem_choice import PROBLEMS
 from rmlora.training.source_digest import source_digest
@@ -133,6 +133,9 @@ class TrainSettings:
     """How much each label's examples count in the loss, 1 on average: ``balanced`` counts all labels alike, as scikit-learn
     does; a mapping gives factors, 1 for labels that it lacks. Only for one label per row."""
     label_smoothing: float = 0.0
+    threshold: float | Literal["best"] = HALF
+    """Probability from which a label applies, where several may: a number, or ``best`` for the one with the best micro F1 on the
+    validation data. It is recorded in the package."""
     """Share of each target that is spread evenly over all labels, as torch's cross entropy does. Only for one label per row."""
     best_metric: BestMetric | None = None
     """Validation metric that chooses the checkpoint to package. None takes accuracy for one label per row, micro F1 for several,
@@ -199,6 +202,8 @@ class TrainSettings:
                     f"--labels names {len(self.labels)} label: classification needs at least two; with --problem-type regression "
                     "it names a number."
                 )
+        if self.threshold != "best" and not (isinstance(self.threshold, float) and 0 < self.threshold < 1):
+            raise ConfigError("threshold must be 'best' or between 0 and 1: change --threshold.")
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError("label_smoothing must be at least 0 and less than 1: change --label-smoothing.")
         _check_weights(self.class_weights)

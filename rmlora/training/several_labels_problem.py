@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from rmlora.errors import ConfigError, InputError, some_of
 from rmlora.label_lists import read_list, split_cell
-from rmlora.scoring import scoring_of
+from rmlora.scoring import HALF, SeveralLabels
 from rmlora.training.class_report import label_figures
 from rmlora.training.label_column import LabelColumn
 from rmlora.training.label_values import number_labels, sort_labels
@@ -30,10 +31,15 @@ _CLEARLY = 0.02
 """Difference of F1 that is worth a sentence."""
 
 
+@dataclass(frozen=True)
 class SeveralLabelsProblem(Problem):
     """Targets are a 1 or 0 for every label."""
 
+    threshold: float | None = None
+    """Probability from which a label applies, if the validation data decided it."""
+
     name = "multi_label_classification"
+    own_settings = frozenset({"threshold"})
     best_metrics = ("micro_f1", "macro_f1", "samples_f1", "subset_accuracy", "loss")
 
     def order(self, column: LabelColumn, given: Sequence[str] | None) -> tuple[str, ...]:
@@ -73,7 +79,7 @@ class SeveralLabelsProblem(Problem):
         """Return F1 over all labels of all rows, its means over labels and over rows, and the share of rows without an error."""
         from sklearn.metrics import f1_score
 
-        right, chosen = targets > 0, logits >= 0
+        right, chosen = targets > 0, self._scoring(settings).chosen(logits)
         occurring = np.flatnonzero(right.any(0))
         macro = f1_score(right, chosen, labels=occurring, average="macro", zero_division=0) if len(occurring) else 1.0
         return {
@@ -88,12 +94,36 @@ class SeveralLabelsProblem(Problem):
         self, logits: FloatArray, targets: npt.NDArray[Any], labels: Sequence[str], split: str, settings: TrainSettings
     ) -> Evaluation:
         """Return the metrics and the figures of every label."""
-        right, chosen = targets > 0, logits >= 0
+        scoring, right = self._scoring(settings), targets > 0
+        chosen = scoring.chosen(logits)
         per_class = label_figures(labels, right, chosen)
         thresholds = _micro_f1_by_threshold(logits, right)
-        warnings = [*_distrust(right, chosen, labels, split), *_better_threshold(thresholds, split)]
+        warnings = _distrust(right, chosen, labels, split, scoring.threshold)
+        if split == "validation" and settings.threshold == HALF:
+            warnings += _better_threshold(thresholds)
         details = {"per_class": per_class, "micro_f1_by_threshold": thresholds}
         return Evaluation(self.metrics(logits, targets, settings), details, tuple(warnings))
+
+    def decided(self, logits: FloatArray, targets: npt.NDArray[Any], settings: TrainSettings) -> SeveralLabelsProblem:
+        """Return the problem with the best threshold for the validation data, if the settings ask for it."""
+        if settings.threshold != "best":
+            return self
+        thresholds = _micro_f1_by_threshold(logits, targets > 0)
+        best = max(thresholds.values())  # of several that are as good, the one nearest to one half
+        return replace(
+            self,
+            threshold=min(
+                (t for t in map(float, thresholds) if thresholds[f"{t}"] == best), key=lambda t: abs(t - HALF)
+            ),
+        )
+
+    def metadata(self, settings: TrainSettings, targets: Sequence[Any]) -> dict[str, Any]:
+        """Return the probability from which a label applies."""
+        return {"threshold": self._scoring(settings).threshold}
+
+    def _scoring(self, settings: TrainSettings) -> SeveralLabels:
+        """Return how labels are chosen; while ``best`` is not decided, from one half."""
+        return SeveralLabels(self.threshold or (HALF if settings.threshold == "best" else settings.threshold))
 
 
 def _names(column: LabelColumn, labels: Sequence[str] = ()) -> list[list[str]]:
@@ -124,32 +154,32 @@ def _micro_f1_by_threshold(logits: FloatArray, right: npt.NDArray[np.bool_]) -> 
     """Return micro F1 if a label were chosen at a probability of at least 0.1, 0.2, …, 0.9."""
     from sklearn.metrics import f1_score
 
-    probabilities = scoring_of("multi_label_classification", logits.shape[-1]).apply(logits)
+    probabilities = SeveralLabels().apply(logits)
     return {
         f"{tenths / 10}": float(f1_score(right, probabilities >= tenths / 10, average="micro", zero_division=1))
         for tenths in range(1, 10)
     }
 
 
-def _better_threshold(thresholds: Mapping[str, float], split: str) -> list[str]:
+def _better_threshold(thresholds: Mapping[str, float]) -> list[str]:
     """Return a sentence if another threshold than one half is clearly better for the validation data."""
     best = max(thresholds, key=thresholds.__getitem__)
-    if split != "validation" or thresholds[best] < thresholds["0.5"] + _CLEARLY:
+    if thresholds[best] < thresholds["0.5"] + _CLEARLY:
         return []
     return [
         f"Labels chosen at a probability of {best} instead of 0.5 would reach a micro F1 of {thresholds[best]:.4f} instead of "
-        f"{thresholds['0.5']:.4f} on the validation data: train for more epochs or with a higher --learning-rate, or choose labels "
-        "at that probability where the answers are used."
+        f"{thresholds['0.5']:.4f} on the validation data: train for more epochs or with a higher --learning-rate, or record the "
+        "best one with --threshold best."
     ]
 
 
 def _distrust(
-    right: npt.NDArray[np.bool_], chosen: npt.NDArray[np.bool_], labels: Sequence[str], split: str
+    right: npt.NDArray[np.bool_], chosen: npt.NDArray[np.bool_], labels: Sequence[str], split: str, threshold: float
 ) -> list[str]:
     """Return a sentence for everything that speaks against trusting the adapter."""
     if not chosen.any():
         return [
-            f"No label of any row of the {split} data has a probability of at least one half: the adapter has learned little or "
+            f"No label of any row of the {split} data has a probability of at least {threshold:g}: the adapter has learned little or "
             "nothing. Train for more epochs or with a higher --learning-rate."
         ]
     never = [label for label, r, c in zip(labels, right.T, chosen.T, strict=True) if r.any() and not c.any()]

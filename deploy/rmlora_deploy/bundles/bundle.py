@@ -223,7 +223,7 @@ class Bundle:
             InputError: the bundle has no adapter of that name.
         """
         entry = self.adapter(adapter) if adapter is not None else self.manifest
-        return self.task.outputs.scoring(entry.function_to_apply, entry.labels)
+        return self.task.outputs.scoring(entry.function_to_apply, entry.labels, entry.threshold)
 
     def input_form(self, adapter: str | None = None) -> InputForm | None:
         """Return what this adapter, or the merged one, was trained on; None without an adapter, or if it is not recorded.

@@ -113,12 +113,14 @@ def describe_adapter(adapter: Adapter) -> AdapterSource:
 
 
 def _asked(adapter: Adapter) -> dict[str, Any]:
-    """Return how the model was asked in training, as far as it is recorded."""
+    """Return how the model is asked, and its answers are chosen, as far as it is recorded."""
     asked: dict[str, Any] = {}
     if adapter.input_form is not None:
         asked["input_form"] = adapter.input_form
     if adapter.no_answer is not None:
         asked["no_answer"] = adapter.no_answer
+    if adapter.threshold is not None:
+        asked["threshold"] = adapter.threshold
     if adapter.prompt_format is not None:
         asked |= {"prompt_format": adapter.prompt_format, "end_tokens": adapter.end_tokens}
     return asked

@@ -207,6 +207,8 @@ class AdapterSource(_Entry):
     """What it was trained on, single texts or pairs; None if the adapter does not record it, as in older bundles."""
     no_answer: bool | None = None
     """True if it learned that a question may have no answer in its context; None if the adapter does not record it."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Probability from which a label applies, where several may; None is one half."""
     prompt_format: PromptFormat | None = None
     """How a language model was asked in training; None if the adapter does not record it, as in older bundles."""
     end_tokens: list[_Token] = Field(default_factory=list)
@@ -277,6 +279,11 @@ class Manifest(_Entry):
         if (wrong := next((name for name in adapters if not ADAPTER_NAME.fullmatch(name)), None)) is not None:
             raise ValueError(f"{wrong!r} cannot name an adapter")
         return adapters
+
+    @property
+    def threshold(self) -> float | None:
+        """Probability from which a label of the graph's own head applies, where several may; None is one half."""
+        return self.adapter.threshold if self.adapter is not None else None
 
     @property
     def verifications(self) -> list[VerificationReport]:

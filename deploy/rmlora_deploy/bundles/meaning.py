@@ -11,7 +11,7 @@ from rmlora_deploy.bundles.manifest import AdapterEntry, Manifest
 __all__ = ["adapter_meaning", "content_digest", "fixed_parts"]
 
 _FIXED = {"mode", "task", "labels", "function_to_apply", "pooling", "max_length", "precision", "model", "files"}
-_OF_ADAPTERS = ("labels", "function_to_apply", "max_length")
+_OF_ADAPTERS = ("labels", "function_to_apply", "threshold", "max_length")
 
 
 def fixed_parts(manifest: Manifest) -> dict[str, Any]:

@@ -95,9 +95,9 @@ class EvaluationDetails(_Part):
     """Label, or kind of entity, → its figures."""
     confusion: dict[str, dict[str, int]] | None = None
     """Right label → label that was given → rows; where a row has one label. Counts of zero are left out."""
-    answered: AnswerFigures | None = None
+    with_answer: AnswerFigures | None = None
     """Of the questions that have an answer."""
-    unanswerable: AnswerFigures | None = None
+    without_answer: AnswerFigures | None = None
     """Of those that have none."""
 
 

@@ -20,6 +20,7 @@ from rmlora_deploy.cli.report_table import show_earlier, show_report
 from rmlora_deploy.inspection.base_fit import Fit
 from rmlora_deploy.inspection.bundle_report import describe_bundle
 from rmlora_deploy.inspection.input_forms import FORMS, describe_forms
+from rmlora_deploy.inspection.thresholds import describe_thresholds
 
 __all__ = ["SHOWN", "show_adapter", "show_bundle", "show_fit", "show_spectra"]
 
@@ -64,7 +65,8 @@ def _problem(facts: Mapping[str, Any]) -> dict[str, str]:
         return {}
     ranges = zip(facts["labels"] or (), facts["target_range"] or (), strict=False)
     learned = [f"{name} from {low:g} to {high:g} in training" for name, (low, high) in ranges]
-    return {"problem type": "; ".join([str(kind), *learned[:SHOWN]])}
+    applies = [] if facts["threshold"] is None else [f"a label applies from a probability of {facts['threshold']:g}"]
+    return {"problem type": "; ".join([str(kind), *applies, *learned[:SHOWN]])}
 
 
 def _show_modules(console: Console, facts: Mapping[str, Any], *, show_all: bool) -> None:
@@ -141,6 +143,7 @@ def show_bundle(console: Console, bundle: Bundle) -> None:
                 **({"reads": forms} if (forms := describe_forms(bundle)) is not None else {}),
                 "labels": _list(facts["labels"]),
                 **({"answers": _ANSWERS[function]} if function is not None else {}),
+                **({"labels apply": found} if (found := describe_thresholds(bundle)) is not None else {}),
                 **({"pooling": str(bundle.pooling)} if bundle.pooling is not None else {}),
                 "precision": f"{facts['precision']}, {facts['mode']}",
                 **_decoder(bundle),

@@ -68,8 +68,7 @@ _Loader = Callable[[Path], Any]
 @click.option(
     "--top",
     type=click.IntRange(1),
-    help="Labels, or answers, shown for each input, likeliest first.  [default: 1; where several may apply, each whose probability is at "
-    "least one half]",
+    help="Labels, or answers, shown for each input, likeliest first.  [default: 1; where several may apply, all that do]",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Inputs computed at once.")
 @provider_option()
@@ -81,9 +80,9 @@ def command(
 ) -> None:  # fmt: skip
     """Classify INPUTS (texts, images, pairs), find entities or answers in them, or embed them with a BUNDLE, without torch.
 
-    Prints the likeliest label of each input and its probability; where several labels may apply, each whose probability is at
-    least one half, or a dash; for a model with one output, or for regression, its numbers; for token-classification the entities of each text, and for question-answering the answer in each context, with --json
-    also where they start and end; for embeddings, how similar the texts are, and with --json their vectors. A bundle
+    Prints the likeliest label of each input and its probability; where several may apply, each whose probability is at
+    least one half (or what train --threshold recorded), or a dash; for a model with one output, or for regression, its numbers;
+    for token-classification the entities of each text, and for question-answering the answer in each context, with --json also where they start and end; for embeddings, how similar the texts are, and with --json their vectors. A bundle
     with branches answers with all its adapters, mixed in one batch. Without INPUTS the command reads
     one per line from stdin; on a terminal it asks for them one by one, and an empty line ends it. Put an input that starts
     with a dash after "--".

@@ -29,6 +29,16 @@ __all__ = ["command"]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
+class _Threshold(click.ParamType[float | str]):
+    """``best`` or a number."""
+
+    name = "best|float"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        """Return ``best`` as it is, anything else as a number."""
+        return "best" if value == "best" else float(click.FLOAT.convert(value, param, ctx))
+
+
 def _pattern(_: click.Context, parameter: click.Parameter, values: Any) -> dict[str, float]:
     """Read ``NAME=NUMBER`` pairs."""
     result = {}
@@ -133,6 +143,8 @@ def _run_options(function: _Function) -> _Function:
                      help="Let rare labels count more in the loss: balanced counts all labels alike; LABEL=WEIGHT, repeatable, multiplies one."),
         click.option("--label-smoothing", type=float, default=0.0, show_default=True,
                      help="Share of each target that is spread over all labels, e.g. 0.1: less confident answers."),
+        click.option("--threshold", type=_Threshold(), default="0.5", show_default=True,
+                     help="Several labels: probability from which a label applies, or best for the one with the best micro F1 on the validation data; it is recorded."),
         click.option("--best-metric", type=click.Choice(get_args(BestMetric)),
                      help="Validation metric that chooses the checkpoint to keep.  [default: accuracy; micro_f1 for several labels, pearson for numbers, f1 for token-classification and question-answering, loss for generation; spearman, ndcg_at_10 or accuracy for feature-extraction]"),
         click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True,

@@ -151,6 +151,7 @@ def make_plan(
                 problem=adapters[name].problem_type,
                 form=task.inputs.form or adapters[name].input_form,
                 no_answer=adapters[name].no_answer,
+                threshold=adapters[name].threshold,
             ),
         )
         for name, data in settings.data.items()

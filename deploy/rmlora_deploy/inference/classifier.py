@@ -49,6 +49,6 @@ class Classifier(OpenedBundle):
             ConfigError: the choices do not fit the inputs, or the bundle is merged and there is nothing to choose.
         """
         return [
-            to_prediction(scores, entry.labels, self.bundle, entry.function_to_apply)
+            to_prediction(scores, entry.labels, self.bundle, entry.function_to_apply, entry.threshold)
             for entry, _, scores in self._run(inputs, adapters, batch_size)
         ]

@@ -36,7 +36,7 @@ class Prediction:
     def chosen(self) -> tuple[tuple[str, float], ...]:
         """What the model answers, the largest first.
 
-        The likeliest label; where several may apply, each whose probability is at least one half, so perhaps none; every number
+        The likeliest label; where several may apply, each whose probability is at least the adapter's threshold, one half unless it records another, so perhaps none; every number
         of a regression.
         """
         return self.ranking[: self.answers]
@@ -48,7 +48,11 @@ class Prediction:
 
 
 def to_prediction(
-    scores: npt.NDArray[np.generic], labels: Sequence[str], bundle: Bundle, function: str | None
+    scores: npt.NDArray[np.generic],
+    labels: Sequence[str],
+    bundle: Bundle,
+    function: str | None,
+    threshold: float | None = None,
 ) -> Prediction:
     """Return the prediction that ``scores [labels]`` make.
 
@@ -57,17 +61,22 @@ def to_prediction(
         labels: of the adapter, or of the bundle.
         bundle: that gave the scores, for error messages.
         function: what turns scores into answers.
+        threshold: probability from which a label applies, where several may; None is one half.
 
     Raises:
         InputError: there are not as many scores as labels, or they are not finite.
     """
-    results, scoring = to_results(scores, labels, bundle, function)
+    results, scoring = to_results(scores, labels, bundle, function, threshold)
     ranking = tuple((labels[i], float(results[i])) for i in np.argsort(-results, kind="stable"))
     return Prediction(*ranking[0], ranking, scoring.is_probability, scoring.answers(results))
 
 
 def to_results(
-    scores: npt.NDArray[np.generic], labels: Sequence[str], bundle: Bundle, function: str | None
+    scores: npt.NDArray[np.generic],
+    labels: Sequence[str],
+    bundle: Bundle,
+    function: str | None,
+    threshold: float | None = None,
 ) -> tuple[npt.NDArray[np.float64], Scoring]:
     """Return the result for each label, in the model's order, and what it means; arguments as :func:`to_prediction`.
 
@@ -81,7 +90,7 @@ def to_results(
             "inconsistent, export it again."
         )
     check_finite(values, bundle)
-    scoring = scoring_of(function, len(labels))
+    scoring = scoring_of(function, len(labels), threshold)
     return scoring.apply(values), scoring
 
 

@@ -22,6 +22,7 @@ def describe_adapter(adapter: Adapter, spectrum: AdapterSpectrum) -> dict[str, A
         "task": adapter.task,
         "labels": adapter.labels,
         "problem_type": adapter.problem_type,
+        "threshold": adapter.threshold,
         "target_range": metadata.get("target_range"),
         "input_form": adapter.input_form,
         "architecture": metadata.get("architecture"),

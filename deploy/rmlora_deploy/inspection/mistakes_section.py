@@ -76,7 +76,7 @@ def _labels(details: EvaluationDetails) -> list[str]:
 
 
 def _questions(details: EvaluationDetails) -> list[str]:
-    kinds = {"with an answer": details.answered, "without an answer": details.unanswerable}
+    kinds = {"with an answer": details.with_answer, "without an answer": details.without_answer}
     rows = [
         [name, f"{row.examples:,}", f"{row.exact_match:.3f}", f"{row.f1:.3f}"]
         for name, row in kinds.items()

@@ -18,6 +18,7 @@ from rmlora_deploy.bundles.manifest import AdapterSource
 from rmlora_deploy.inspection.input_forms import describe_forms
 from rmlora_deploy.inspection.latency_section import latency_section
 from rmlora_deploy.inspection.mistakes_section import mistakes_section
+from rmlora_deploy.inspection.thresholds import describe_thresholds
 from rmlora_deploy.inspection.verification_section import verification_section
 
 __all__ = ["SPECTRA_HEADING", "bundle_header", "model_card"]
@@ -114,6 +115,7 @@ def _about(bundle: Bundle, size: int) -> list[str]:
             "reads": escaped(forms) if (forms := describe_forms(bundle)) is not None else None,
             "labels": _list(manifest.labels),
             "answers": _ANSWERS.get(str(manifest.function_to_apply)),
+            "a label applies": escaped(found) if (found := describe_thresholds(bundle)) is not None else None,
             "vectors": escaped(bundle.pooling) if bundle.pooling is not None else None,
             "graph": f"opset {graph.opset}, {graph.bytes / 1e6:.1f} MB, "
             + f"{sum(graph.operators.values())} nodes ({operators})"

@@ -42,6 +42,8 @@ class ServedModel:
     """What its adapter was trained on; None if that is not recorded, or for images."""
     no_answer: bool | None = None
     """Whether its adapter learned that a question may have no answer; None if that is not recorded, or for other tasks."""
+    threshold: float | None = None
+    """Probability from which a label applies, where several may; None is one half."""
     file: Path | None = None
     """The file that the server wrote for it; None if it belongs to a bundle."""
     sha256: str = ""

@@ -83,6 +83,7 @@ class Registry:
                 ServedModel(
                     name, runner, None, tuple(bundle.labels), manifest.max_length,
                     function_to_apply=manifest.function_to_apply, input_form=bundle.input_form(), no_answer=bundle.no_answer(),
+                    threshold=manifest.threshold,
                 )
             )  # fmt: skip
         for adapter, entry in bundle.adapters.items():
@@ -90,6 +91,7 @@ class Registry:
                 ServedModel(
                     adapter, runner, adapter, tuple(entry.labels), entry.max_length, entry.rank, entry.bytes,
                     function_to_apply=entry.function_to_apply, input_form=bundle.input_form(adapter), no_answer=entry.no_answer,
+                    threshold=entry.threshold,
                 )
             )  # fmt: skip
         return runner
@@ -188,7 +190,7 @@ class Registry:
             key.name, runner, key, tuple(converted.labels), converted.max_length, converted.rank, file.stat().st_size,
             function_to_apply=converted.function_to_apply,
             input_form=runner.bundle.task.inputs.form or converted.adapter.input_form, no_answer=converted.adapter.no_answer,
-            file=file, sha256=sha256_file(file),
+            threshold=converted.adapter.threshold, file=file, sha256=sha256_file(file),
         )  # fmt: skip
 
     def _serve(self, model: ServedModel, file: Path) -> None:
@@ -279,6 +281,7 @@ class Registry:
                 function_to_apply=entry.function_to_apply,
                 input_form=runner.bundle.task.inputs.form or entry.input_form,
                 no_answer=entry.no_answer,
+                threshold=entry.threshold,
             )
             for name, entry in added.items()
         }

@@ -129,6 +129,7 @@ def _evaluation(bundle: Bundle, adapter: str | None, source: str, columns: Colum
         problem=entry.function_to_apply,
         form=bundle.input_form(adapter),
         no_answer=bundle.no_answer(adapter),
+        threshold=entry.threshold,
     )
     return read_evaluation(source, columns, model)
 

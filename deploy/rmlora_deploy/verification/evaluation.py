@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from rmlora.errors import ConfigError, InputError, some_of
 from rmlora.inputs import Arrays
-from rmlora.scoring import Scoring
+from rmlora.scoring import Scoring, SeveralLabels
 from rmlora.training.class_report import label_figures, report_classes
 from rmlora.training.data import Columns, load_split
 from rmlora.training.label_values import number_labels, numbers_labels
@@ -43,7 +43,7 @@ class LabelEvaluation(EvaluationData):
     def read(cls, source: str, columns: Columns, model: MeasuredModel) -> LabelEvaluation:
         """Read data; arguments and errors as :func:`read_evaluation`."""
         task, labels = model.task, model.labels
-        scoring = task.outputs.scoring(model.problem, labels)
+        scoring = task.outputs.scoring(model.problem, labels, model.threshold)
         if scoring is None:
             raise ConfigError(f"--data measures a metric on labels, and {task.name} has none: leave it out.")
         data = load_split(task, source, columns, several=scoring.takes_lists, form=model.form)
@@ -70,14 +70,12 @@ class LabelEvaluation(EvaluationData):
         return Judgement(self.scoring.measure(scores, self.targets), self._details(scores))
 
     def _details(self, scores: npt.NDArray[Any]) -> EvaluationDetails | None:
+        if isinstance(self.scoring, SeveralLabels):
+            figures = label_figures(self.labels, self.targets > 0, self.scoring.chosen(scores))
+            return EvaluationDetails.model_validate({"per_class": figures})
         if not self.scoring.has_choice:
             return None
-        if self.scoring.function == "softmax":
-            return EvaluationDetails.model_validate(
-                report_classes(scores, self.targets.argmax(-1), self.labels).to_dict()
-            )
-        right, chosen = self.targets > 0, scores >= 0
-        return EvaluationDetails.model_validate({"per_class": label_figures(self.labels, right, chosen)})
+        return EvaluationDetails.model_validate(report_classes(scores, self.targets.argmax(-1), self.labels).to_dict())
 
 
 _KINDS: dict[str, type[LabelEvaluation | TagEvaluation | QuestionEvaluation | SimilarityEvaluation]] = {

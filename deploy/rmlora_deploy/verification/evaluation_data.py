@@ -27,6 +27,8 @@ class MeasuredModel:
     """What the adapter was trained on; None takes single texts and pairs."""
     no_answer: bool | None = None
     """Whether the adapter learned that a question may have no answer; None takes that from the data."""
+    threshold: float | None = None
+    """Probability from which a label applies, where several may; None is one half."""
 
 
 @dataclass(frozen=True)

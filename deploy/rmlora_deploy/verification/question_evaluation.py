@@ -44,6 +44,6 @@ class QuestionEvaluation(EvaluationData):
         """Return F1 of the answers in the windows of each question, and the figures of those with and without an answer."""
         contexts = [pair.second for pair in self.inputs]
         report = report_answers(answer_texts(outputs, contexts, may_lack=self.may_lack), self.answers)
-        kinds = {"answered": report.answered, "unanswerable": report.unanswerable}
+        kinds = {"with_answer": report.answered, "without_answer": report.unanswerable}
         details = {name: figures for name, figures in kinds.items() if figures["examples"]}
         return Judgement(report.f1, EvaluationDetails.model_validate(details))

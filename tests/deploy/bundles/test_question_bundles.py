@@ -133,7 +133,7 @@ def test_verify_measures_answers_for_pytorch_and_the_graph(made: Path, tmp_path:
     assert report.evaluation is not None and report.evaluation.metric == "answer F1"
     assert report.evaluation.pytorch == report.evaluation.onnx and report.evaluation.examples == 7
     details = report.evaluation.details
-    kinds = (details.answered, details.unanswerable) if details is not None else ()
+    kinds = (details.with_answer, details.without_answer) if details is not None else ()
     assert sum(kind.examples for kind in kinds if kind is not None) == 7
     bad = write_rows(tmp_path / "bad.jsonl", [{**rows[0], "answers": "chair"}])
     fails(3, "does not occur in its context", "verify", made / "merged", "--data", bad)

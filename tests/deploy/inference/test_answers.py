@@ -136,6 +136,32 @@ def test_the_metric_is_that_of_the_kind_of_answer(kind: str, cells: list[object]
     fails(3, "has the label 'nothing like it'", "verify", tmp_path / "bundle", "--data", tmp_path / "data.jsonl")
 
 
+def test_the_recorded_threshold_decides_what_applies(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", "several labels")
+    plain, low = make_adapter(base, tmp_path / "plain"), make_adapter(base, tmp_path / "low")
+    labels = KINDS["several labels"][1]
+    write_metadata(low, {"problem_type": "multi_label_classification", "labels": labels, "threshold": 0.01})
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps({"text": t, "label": labels}) + "\n" for t in TEXTS))
+    export(base, {"plain": plain, "low": low}, tmp_path / "both", data={"low": str(tmp_path / "data.jsonl")})
+    opened = load(tmp_path / "both")
+    assert isinstance(opened, Classifier)
+    for text in TEXTS:
+        usual, all_of_them = opened.predict([text] * 2, ["plain", "low"])
+        assert usual.ranking == all_of_them.ranking
+        assert usual.chosen == tuple(item for item in usual.ranking if item[1] >= 0.5)
+        assert all_of_them.chosen == tuple(item for item in usual.ranking if item[1] >= 0.01)
+        assert len(all_of_them.chosen) > len(usual.chosen)
+    report = Bundle.open(tmp_path / "both").manifest.verification
+    assert report is not None and report.adapters is not None and report.adapters["low"].evaluation is not None
+    assert report.adapters["low"].evaluation.onnx > 0.9  # nearly all labels apply, and all are right
+    shown = " ".join(run("inspect", tmp_path / "both").stdout.split())
+    assert "from 0.5 with plain, from 0.01 with low" in shown
+    merged = export(base, low, tmp_path / "merged", mode="merged")
+    assert merged.manifest.threshold == 0.01
+    write_metadata(low, {"threshold": 1.5})
+    fails(3, "threshold", "export", base, "-a", low, "-o", tmp_path / "no")
+
+
 def test_labels_given_by_the_user_replace_those_of_the_base(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", "one label")
     adapter = make_adapter(base, tmp_path / "adapter")

@@ -55,7 +55,7 @@ def test_of_many_labels_the_hardest_and_the_commonest_mistakes_are_shown() -> No
 
 def test_questions_are_shown_by_kind() -> None:
     answered = {"examples": 7, "exact_match": 0.5, "f1": 0.75}
-    page = "\n".join(mistakes_section(report({"answered": answered})))
+    page = "\n".join(mistakes_section(report({"with_answer": answered})))
     assert "### By kind of question\n" in page and "| with an answer | 7 | 0.500 | 0.750 |" in page
     assert "without an answer" not in page
 

@@ -59,7 +59,8 @@ def test_from_training_to_answers(
 ) -> None:
     data, test = make(tmp_path / "train.jsonl"), make(tmp_path / "test.jsonl", 24, seed=1)
     adapter = tmp_path / "adapter"
-    done = run(*words_for(base, data, adapter, "--label-column", column, "--test", test, "--epochs", "12"))
+    more = ["--threshold", "best"] if problem == "multi_label_classification" else []
+    done = run(*words_for(base, data, adapter, "--label-column", column, "--test", test, "--epochs", "12", *more))
     assert done.code == 0, done.stderr
     assert f"best {metric}" in done.stdout and "not used" not in done.stdout
     package = load_package(adapter)
@@ -73,6 +74,9 @@ def test_from_training_to_answers(
         assert scores["pearson"] > 0.8
     else:
         assert scores["micro_f1"] > 0.6
+        assert package.threshold is not None and f"| from a probability of {package.threshold:g} |" in (
+            adapter / "README.md"
+        ).read_text(encoding="utf-8")
         details = json.loads((adapter / "evaluation.json").read_text())["test"]["per_class"]
         assert set(details) == {"red", "green", "blue"}
     shown = run("inspect", adapter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,7 @@ def test_figures_and_warnings() -> None:
     assert found.details["per_class"]["a"] == {"examples": 2, "precision": 1.0, "recall": 1.0, "f1": 1.0}
     assert found.warnings == ("The label 'b' is never predicted for the test data.",)
     none = PROBLEM.evaluate(-np.ones((2, 3)), right, ["a", "b", "c"], "test", SETTINGS)
-    assert none.warnings[0].startswith("No label of any row of the test data has a probability of at least one half")
+    assert none.warnings[0].startswith("No label of any row of the test data has a probability of at least 0.5")
 
 
 def test_a_better_threshold_of_the_validation_data_is_named() -> None:
@@ -99,3 +100,27 @@ def test_a_better_threshold_of_the_validation_data_is_named() -> None:
     assert "at a probability of 0.3 instead of 0.5 would reach a micro F1 of 1.0000" in found.warnings[-1]
     tested = PROBLEM.evaluate(logits, right, ["a", "b"], "test", SETTINGS)  # test data chooses nothing
     assert not any("at a probability of 0.3" in line for line in tested.warnings)
+
+
+def test_the_best_threshold_for_the_validation_data_is_taken_and_recorded() -> None:
+    right = np.array([[1.0, 0], [0, 1], [1, 0]])
+    logits = np.log([[0.4, 0.1], [0.1, 0.8], [0.35, 0.2]]) - np.log([[0.6, 0.9], [0.9, 0.2], [0.65, 0.8]])
+    settings = replace(SETTINGS, threshold="best")
+    assert PROBLEM.decided(logits, right, SETTINGS) == PROBLEM
+    problem = PROBLEM.decided(logits, right, settings)
+    assert problem.metadata(settings, []) == {"threshold": 0.3}  # 0.3 and no other has an F1 of 1
+    found = problem.evaluate(logits, right, ["a", "b"], "validation", settings)
+    assert found.scores["micro_f1"] == 1.0 and found.warnings == ()
+    assert PROBLEM.decided(6 * (right - 0.5), right, settings).metadata(settings, []) == {"threshold": 0.5}
+    fixed = replace(SETTINGS, threshold=0.45)
+    assert PROBLEM.metrics(logits, right, fixed)["micro_f1"] == pytest.approx(0.5)
+    assert PROBLEM.metadata(fixed, []) == {"threshold": 0.45}
+    assert scoring_of("multi_label_classification", 2, 0.3).measure(logits, right) == 1.0
+
+
+def test_thresholds_that_fit_nothing_are_refused() -> None:
+    for threshold in (0.0, 1.0, "0.3", "worst"):
+        with pytest.raises(ConfigError, match="threshold must be 'best' or between 0 and 1"):
+            replace(SETTINGS, threshold=threshold)
+    with pytest.raises(ConfigError, match="--threshold is for multi_label_classification"):
+        replace(SETTINGS, problem_type="regression", threshold=0.3)

@@ -100,6 +100,7 @@ def _card(model: ServedModel, *, available: bool) -> dict[str, Any]:
         "labels": list(model.labels),
         "input_form": model.input_form,
         "function_to_apply": model.function_to_apply,
+        "threshold": model.threshold,
         "rank": model.rank,
         "bytes": model.nbytes if model.adapter is not None else model.runner.bundle.manifest.model.bytes,
         "precision": model.runner.bundle.precision,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rmlora.errors import ConfigError, InputError
 from rmlora.storage import read_json, write_json
+from rmlora.text_pair import InputForm
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterKey
 
 __all__ = ["AdapterState", "LoadedAdapter", "adapter_file"]
@@ -33,6 +34,9 @@ class LoadedAdapter:
     nbytes: int
     created: int
     function_to_apply: str | None = None
+    input_form: InputForm | None = None
+    no_answer: bool | None = None
+    threshold: float | None = None
     sha256: str = ""
     """SHA-256 of its file."""
 

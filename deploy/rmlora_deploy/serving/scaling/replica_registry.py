@@ -87,7 +87,7 @@ class ReplicaRegistry(Registry):
         model = self._convert(key, path, file)
         entry = LoadedAdapter(
             key, model.runner.name, graph_digest(model.runner), model.labels, model.max_length, model.rank, model.nbytes,
-            model.created, model.function_to_apply, model.sha256,
+            model.created, model.function_to_apply, model.input_form, model.no_answer, model.threshold, model.sha256,
         )  # fmt: skip
         try:
             self._changes.load(entry)
@@ -119,7 +119,7 @@ class ReplicaRegistry(Registry):
                 continue
             model = ServedModel(
                 entry.name, runner, entry.key, entry.labels, entry.max_length, entry.rank, entry.nbytes, entry.created,
-                entry.function_to_apply,
+                entry.function_to_apply, entry.input_form, entry.no_answer, entry.threshold,
                 sha256=entry.sha256 or _digest(self._directory / adapter_file(entry.key)),
             )  # fmt: skip
             try:
