@@ -26,6 +26,10 @@ settings.register_profile("project", deadline=None, derandomize=True, print_blob
 settings.load_profile("project")
 
 
+_LONG = ("real", "scaling", "cli", "exporter")
+"""Folders of files that take minutes."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option with which ``make architectures`` selects the cases that ``make test`` leaves out."""
     parser.addoption("--all-architectures", action="store_true", help="also run tests marked 'rare'")
@@ -35,13 +39,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect tests marked ``rare`` unless they are asked for; pytest's summary counts them."""
-    if config.getoption("all_architectures"):
-        return
-    rare = [item for item in items if item.get_closest_marker("rare")]
-    if rare:
+    """Deselect tests marked ``rare`` unless they are asked for, and put the longest files first.
+
+    A process of pytest-xdist takes one file after the other: with a long one last, the other process would wait.
+    """
+    if not config.getoption("all_architectures"):
+        rare = [item for item in items if item.get_closest_marker("rare")]
         config.hook.pytest_deselected(items=rare)
-        items[:] = [item for item in items if item not in rare]
+        items[:] = [item for item in items if not item.get_closest_marker("rare")]
+    items.sort(key=lambda item: item.path.parent.name not in _LONG)  # else as they are
 
 
 @pytest.fixture(scope="session", autouse=True)

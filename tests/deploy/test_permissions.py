@@ -31,6 +31,7 @@ from rmlora_deploy.runtime.providers import create_session
 from tests.helpers.bundles import make_sources
 from tests.helpers.cli import fails, run, text_base, text_data
 from tests.helpers.exports import export
+from tests.helpers.rarely import rarely
 from tests.rmlora.training.short_run import words_for
 
 NOBODY = 65534
@@ -59,7 +60,7 @@ def place() -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
-@pytest.fixture(params=[0o022, 0o077], ids=["022", "077"])
+@pytest.fixture(params=[rarely(0o022, id="022"), pytest.param(0o077, id="077")])
 def made(request: pytest.FixtureRequest, place: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, int]:
     """One of every artifact, made under a umask; inputs are in ``place / "in"``, artifacts in ``place / "out"``."""
     monkeypatch.setenv("RMLORA_CACHE", str(place / "out" / "cache"))

@@ -14,6 +14,7 @@ from benchmarks.random_adapters import save_random_adapter
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.reference import load_reference
 from tests.helpers.cli import run
+from tests.helpers.rarely import rarely
 
 pytestmark = pytest.mark.e2e
 
@@ -21,7 +22,7 @@ RANKS = {"small": (4, 2), "middle": (8, 6), "large": (16, 3)}
 """Adapter → rank and labels."""
 
 
-@pytest.fixture(scope="module", params=["text-classification", "image-classification"])
+@pytest.fixture(scope="module", params=["text-classification", rarely("image-classification")])
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     directory = tmp_path_factory.mktemp("real")
     task = request.param

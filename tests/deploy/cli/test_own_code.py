@@ -11,6 +11,7 @@ import pytest
 
 from tests.helpers.cli import Finished, environment, text_data
 from tests.helpers.own_code import make_own_code
+from tests.helpers.rarely import rarely
 
 FLAG = "--trust-remote-code"
 
@@ -40,7 +41,9 @@ def export(directory: Path, output: Path) -> list[str | Path]:
     return ["export", directory / "base", "-a", directory / "adapter", "-o", output]
 
 
-@pytest.mark.parametrize("name", ["export", "export branches", "verify", "predict", "bench", "train"])
+@pytest.mark.parametrize(
+    "name", ["export", rarely("export branches"), rarely("verify"), "predict", rarely("bench"), "train"]
+)
 def test_it_runs_with_the_flag_only(name: str, sources: Path, tmp_path: Path) -> None:
     output = tmp_path / "output"
     words = {

@@ -13,8 +13,8 @@ from rmlora_deploy import export
 from rmlora_deploy.exporter.decoder.genai_architectures import BUILT
 from tests.helpers.decoders import DECODERS, decoder_adapter, decoder_base
 
-_OFTEN = ("llama", "qwen3", "gemma2", "phi")
-"""One of each kind: tied, with norms of queries and keys, with windows and soft limits, with biases."""
+_OFTEN = ("llama", "gemma2")
+"""Tied; with windows and soft limits."""
 _BUILT = (
     "llama", "llama3", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi", "smollm3", "granite", "nemotron", "ernie", "hunyuan",
 )  # fmt: skip

@@ -23,6 +23,7 @@ from tests.converters.test_quantize_products import WIDTH, model_of, node, token
 from tests.helpers.bundles import make_bundle, make_sources
 from tests.helpers.cli import fails, run, text_data
 from tests.helpers.encoders import make_encoder
+from tests.helpers.rarely import rarely
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ def test_seven_bits_are_chosen_and_recorded(made: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["gpt2", "vit", pytest.param("distilbert", marks=pytest.mark.rare), pytest.param("llama", marks=pytest.mark.rare)],
+    ["vit", *map(rarely, ("gpt2", "distilbert", "llama"))],
 )
 def test_other_architectures(name: str, tmp_path: Path) -> None:
     image = name == "vit"

@@ -18,8 +18,8 @@ _TRACED = (
     "stablelm", "olmo", "olmo2", "olmo3", "gemma3", "starcoder2", "cohere", "cohere2", "glm", "glm4", "helium", "exaone4", "arcee",
     "apertus", "seed_oss", "persimmon", "ministral", "mixtral", "qwen2_moe", "qwen3_moe",
 )  # fmt: skip
-_OFTEN = ("gpt2", "bloom", "gemma3", "qwen3_moe")
-"""One of each kind: Conv1D and learned positions, biases of the scores, windows and norms everywhere, experts."""
+_OFTEN = ("gpt2", "gemma3")
+"""Conv1D and learned positions; windows and norms everywhere."""
 _REFUSED = {
     "deepseek": "keys and values have different sizes",
     "lfm2": "the state of a convolution",

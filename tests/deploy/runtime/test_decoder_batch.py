@@ -12,11 +12,14 @@ from rmlora_deploy.runtime import AdapterRef
 from rmlora_deploy.runtime.decoder.decoder_batch import DecoderBatch
 from rmlora_deploy.runtime.decoder.decoder_session import DecoderSession
 from tests.helpers.decoders import decoder_adapter, decoder_base
+from tests.helpers.rarely import rarely
 
 PROMPTS = [list(b"The river rises in the hills"), list(b"Hi"), list(b"A quiet film about two brothers and the farm")]
 
 
-@pytest.fixture(scope="module", params=["llama fp32", "llama int8", "llama int4", "bloom fp32", "gpt2 int8"])
+@pytest.fixture(
+    scope="module", params=["llama fp32", "llama int8", rarely("llama int4"), rarely("bloom fp32"), "gpt2 int8"]
+)
 def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> DecoderSession:
     name, precision = request.param.split()
     directory = tmp_path_factory.mktemp(name)

@@ -14,10 +14,11 @@ from rmlora.errors import ConfigError
 from rmlora.training.resume import check_run_base, claim_run, last_complete_checkpoint
 from rmlora.training.source_digest import source_digest
 from tests.helpers.cli import environment, fails, run
+from tests.helpers.rarely import rarely
 from tests.rmlora.training.short_run import assert_equal, words_for
 
 
-@pytest.mark.parametrize("delays", [(0.0,), (0.3, 0.6)])
+@pytest.mark.parametrize("delays", [rarely((0.0,)), (0.3, 0.6)])
 def test_a_killed_run_ends_like_an_uninterrupted_one(
     base: Path, data: Path, tmp_path: Path, delays: tuple[float, ...]
 ) -> None:
