@@ -7,6 +7,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from rmlora.inputs import Arrays
@@ -14,6 +15,7 @@ from rmlora_converters.graph.passes.join_outputs import join_outputs
 from rmlora_converters.graph.passes.pooling import TOKENS_NAME, insert_pooling, keep_answer
 from rmlora_deploy.exporter.optimize import Optimized, optimize
 from rmlora_deploy.exporter.plan import ExportPlan
+from rmlora_deploy.exporter.shifted_positions import shifted_positions
 from rmlora_deploy.exporter.torch_export import DEFAULT_OPSET, OUTPUT_NAME, export_torch
 from rmlora_deploy.exporter.trace_inputs import TraceInputs, trace_inputs
 from rmlora_deploy.verification.sample_batches import make_sample_batches, sample_inputs
@@ -43,8 +45,7 @@ def trace_graph(model: Any, plan: ExportPlan, *, scratch: Path) -> TracedGraph:
         InputError: the model cannot be exported.
         DependencyError: the exporter is not installed.
     """
-    settings, pooling = plan.settings, plan.pooling
-    opset = settings.opset or DEFAULT_OPSET
+    pooling = plan.pooling
     inputs = trace_inputs(plan.task, model.config, plan.processor)
     taken = signature(
         model.forward
@@ -53,17 +54,8 @@ def trace_graph(model: Any, plan: ExportPlan, *, scratch: Path) -> TracedGraph:
         {name: tensor for name, tensor in inputs.tensors.items() if name in taken},
         {name: axes for name, axes in inputs.axes.items() if name in taken},
     )
-    if settings.exporter == "optimum":
-        from rmlora_deploy.exporter.optimum_export import export_optimum
-
-        plan.on_progress("exporting with Optimum")
-        graph = export_optimum(
-            model, plan.processor, plan.task, opset=opset, trust_remote_code=settings.trust_remote_code
-        )
-    else:
-        plan.on_progress("exporting with torch.onnx")
-        names = plan.task.outputs.graph_outputs or (OUTPUT_NAME if pooling is None else TOKENS_NAME,)
-        graph = export_torch(model, inputs, opset=opset, outputs=names)
+    with shifted_positions(model):
+        graph = _export(model, inputs, plan)
     if pooling is not None:
         keep_answer(graph)
     RemoveUnusedNodesPass()(graph)
@@ -77,3 +69,19 @@ def trace_graph(model: Any, plan: ExportPlan, *, scratch: Path) -> TracedGraph:
     if plan.task.outputs.graph_outputs is not None:
         join_outputs(optimized.model, plan.task.outputs.graph_outputs, name=OUTPUT_NAME)
     return TracedGraph(optimized, batches, parameters)
+
+
+def _export(model: Any, inputs: TraceInputs, plan: ExportPlan) -> ir.Model:
+    """Return the graph as the exporter of the settings gives it."""
+    settings = plan.settings
+    opset = settings.opset or DEFAULT_OPSET
+    if settings.exporter == "optimum":
+        from rmlora_deploy.exporter.optimum_export import export_optimum
+
+        plan.on_progress("exporting with Optimum")
+        return export_optimum(
+            model, plan.processor, plan.task, opset=opset, trust_remote_code=settings.trust_remote_code
+        )
+    plan.on_progress("exporting with torch.onnx")
+    names = plan.task.outputs.graph_outputs or (OUTPUT_NAME if plan.pooling is None else TOKENS_NAME,)
+    return export_torch(model, inputs, opset=opset, outputs=names)
