@@ -82,6 +82,9 @@ _POOLING = ("base/modules.json", "base/1_Pooling/config.json", "base/sentence_be
 _IMAGES = tuple(f"images/{name}" for name in (
     "image.png", "image.jpg", "image.gif", "image.bmp", "image.tiff", "image.webp", "palette.png", "cmyk.tiff", "deep.png",
 ))  # fmt: skip
+_TASK_DATA = tuple(f"tasks/{name}" for name in (
+    "tagged.jsonl", "spans.jsonl", "slots.conll", "squad.json", "questions.jsonl", "scored.jsonl", "triplets.csv", "chats.jsonl",
+))  # fmt: skip
 _DATA = ("data/data.csv", "data/data.tsv", "data/data.json", "data/data.jsonl")
 
 READERS: dict[str, FuzzedReader] = {
@@ -108,6 +111,7 @@ READERS: dict[str, FuzzedReader] = {
         _reader("images", 20, _IMAGES, change_image, reading.image),
         _reader("train-settings", 12, ["settings/run.yaml"], change_yaml, reading.train_settings),
         _reader("data", 14, _DATA, change_small_file, reading.data),
+        _reader("task-data", 16, _TASK_DATA, change_small_file, reading.task_data),
         _reader("small-files", 12, ["others/texts.txt", "others/answers.json", "others/state.json", "others/run/settings.json"],
                 change_small_file, reading.small_file),
         _reader("requests", 24, [f"requests/{route}.json" for route in served.ROUTES], served.change_request, served.send,

@@ -26,8 +26,15 @@ from rmlora.pooling import read_pooling, read_text_length
 from rmlora.spectrum import adapter_spectrum
 from rmlora.storage import sha256_file
 from rmlora.tasks import TASKS
+from rmlora.training.conversations import TextColumns
 from rmlora.training.data import Columns, load_split
+from rmlora.training.embedding_columns import EmbeddingColumns
+from rmlora.training.embedding_data import read_embedding_data
+from rmlora.training.language_data import load_conversations
+from rmlora.training.question_data import read_questions
 from rmlora.training.resume import claim_run
+from rmlora.training.table import Reading
+from rmlora.training.tagged_data import read_tagged
 from rmlora_converters.checkpoint_merge import merge_checkpoint
 from rmlora_converters.graph.files.onnx_adapter import read_onnx_adapter
 from rmlora_converters.graph.passes.merge_weights import merge_graph
@@ -277,6 +284,20 @@ def train_settings(directory: Path, file: str, rng: random.Random) -> None:
 def data(directory: Path, file: str, rng: random.Random) -> None:
     """Read labeled data."""
     load_split(TASK, str(directory / file), Columns())
+
+
+def task_data(directory: Path, file: str, rng: random.Random) -> None:
+    """Read tagged words, questions with answers, texts to compare, or chats."""
+    source, kind = str(directory / file), Path(file).stem
+    if kind in ("tagged", "spans", "slots"):
+        read_tagged(source, Columns())
+    elif kind in ("squad", "questions"):
+        read_questions(source, Columns())
+    elif kind in ("scored", "triplets"):
+        read_embedding_data(source, EmbeddingColumns())
+    else:
+        splits = {"train": source, "validation": source, "test": None}
+        load_conversations(splits, TextColumns(), Reading(), validation_fraction=0.1, seed=0)
 
 
 def small_file(directory: Path, file: str, rng: random.Random) -> None:

@@ -104,6 +104,7 @@ def make_seeds(directory: Path) -> Path:
     (directory / "settings").mkdir()
     (directory / "settings" / "run.yaml").write_text(_YAML)
     _write_data(directory / "data")
+    _write_task_data(directory / "tasks")
     _write_others(directory / "others")
     _write_vectors(directory)
     _write_requests(directory / "requests")
@@ -250,6 +251,36 @@ def _write_data(directory: Path) -> None:
     records = [{"text": text, "label": label} for text, label in rows]
     (directory / "data.json").write_text(json.dumps(records))
     (directory / "data.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
+
+
+def _write_task_data(directory: Path) -> None:
+    """Write what other tasks than classification are trained on."""
+    directory.mkdir()
+    words, tags = ["turn", "the", "desk", "lamp", "on"], ["O", "O", "B-thing", "I-thing", "O"]
+    context = "The desk lamp is on, and the fan is off."
+    answers = [{"text": "desk lamp", "answer_start": 4}]
+    chat = [{"role": "user", "content": "Which lamp?"}, {"role": "assistant", "content": "The desk lamp."}]
+    rows: dict[str, list[dict[str, Any]]] = {
+        "tagged": [{"tokens": words, "ner_tags": tags}],
+        "spans": [{"text": context, "entities": [{"start": 4, "end": 13, "label": "thing"}, [29, 32, "thing"]]}],
+        "questions": [{"question": "Which lamp?", "context": context, "answers": {"text": ["desk lamp"], "answer_start": [4]}}],
+        "scored": [{"sentence1": f"w{n}", "sentence2": f"w{n % 3} w4", "score": n / 2} for n in range(6)],
+        "chats": [{"messages": chat}],
+    }  # fmt: skip
+    for name, records in rows.items():
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records * 3))
+    (directory / "slots.conll").write_text(
+        "".join(f"{word}\t{tag}\n" for word, tag in zip(words, tags, strict=True)) + "\n"
+    )
+    (directory / "triplets.csv").write_text(
+        "anchor,positive,negative\n" + "".join(f"w{n},w{n} w1,w9\n" for n in range(6))
+    )
+    asked = [
+        {"id": "1", "question": "Which lamp?", "answers": answers},
+        {"id": "2", "question": "Who?", "answers": [], "is_impossible": True, "plausible_answers": answers},
+    ]
+    squad = {"version": "v2.0", "data": [{"title": "home", "paragraphs": [{"context": context, "qas": asked}]}]}
+    (directory / "squad.json").write_text(json.dumps(squad))
 
 
 def _write_others(directory: Path) -> None:

@@ -94,7 +94,7 @@ def read_tagged(
     empty: list[int] = []
     for row, (value, cell) in enumerate(zip(table.columns[text_column], table.columns[tag_column], strict=True)):
         where = f"{table.unit.capitalize()} {table.numbers([row])[0]} of {source}"
-        if value is None or cell is None or not len(value) or not any(map(str.strip, _strings(value, where))):
+        if value is None or cell is None or not any(map(str.strip, _strings(value, where))):
             empty.append(row)
         elif is_spans(cell, value):
             texts.append(text_of_spans(value, cell, where=where))

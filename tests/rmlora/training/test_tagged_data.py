@@ -113,6 +113,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "overlap": ({"text": "abc def", "entities": [[0, 7, "X"], [4, 7, "Y"]]}, "overlap"),
     "blank": ({"text": "a  b", "entities": [[1, 3, "X"]]}, "only white space"),
     "numbers": ({"tokens": [1, 2], "tags": ["O", "O"]}, "neither a text nor a list of words"),
+    "a number": ({"tokens": 1, "tags": ["O"]}, "neither a text nor a list of words"),
 }
 
 
