@@ -21,12 +21,12 @@ _HUB_CACHE = "models--"
 """How the hub's cache calls the folder of ``owner/name``: ``models--owner--name``; inside, folders are called by commits."""
 
 
-def doubtful_base(adapter: Path, base: str) -> str | None:
-    """Return the name that an adapter has for its base, if ``base`` is called otherwise and no fingerprint tells; else None.
+def doubtful_base(adapter: Path, *bases: str) -> str | None:
+    """Return the name that an adapter has for its base, if ``bases`` are called otherwise and no fingerprint tells; else None.
 
     Args:
         adapter: directory of the adapter; one that cannot be read gives None.
-        base: directory, ``.gguf`` file or hub name.
+        bases: directory, ``.gguf`` file or hub name; several if they are the same model.
     """
     metadata = _values(adapter / METADATA_FILE)
     if metadata.get("base_weights") or metadata.get("base_fingerprint"):
@@ -34,12 +34,17 @@ def doubtful_base(adapter: Path, base: str) -> str | None:
     recorded = metadata.get("base_model") or _values(adapter / CONFIG_FILE).get("base_model_name_or_path")
     if not isinstance(recorded, str) or not (wanted := _last_part(recorded)):
         return None
+    return None if any(_is_called(base, recorded, wanted) for base in bases) else recorded
+
+
+def _is_called(base: str, recorded: str, wanted: str) -> bool:
+    """Return True if ``base`` is at the path ``recorded``, or one of its names is ``wanted``."""
     with suppress(OSError, ValueError):
         if Path(recorded).resolve() == Path(base).resolve():
-            return None
+            return True
     if Path(base).suffix.lower() == ".gguf" and _last_part(base).startswith(wanted):  # and its precision
-        return None
-    return None if wanted in _names(base) else recorded
+        return True
+    return wanted in _names(base)
 
 
 def _names(base: str) -> Iterator[str]:

@@ -12,6 +12,7 @@ from rmlora.labels import parse_labels
 from rmlora_deploy.bundles.adapters import add_adapter, remove_adapter
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.cli.adapter_table import show_adapters
+from rmlora_deploy.cli.base_warning import warn_of_other_bundle
 from rmlora_deploy.cli.console import json_option, labels_option, make_console, named, print_json
 
 __all__ = ["command"]
@@ -52,9 +53,11 @@ def add(bundle: Path, adapters: tuple[str, ...], allow_base_mismatch: bool, labe
     started = time.monotonic()
     names = parse_labels(labels) if labels is not None else None
     opened = Bundle.open(bundle, check_files=False)
+    paths = {name: Path(path) for name, path in named(adapters, flag="adapter add").items()}
+    warn_of_other_bundle(paths.values(), opened.manifest)
     added = {}
-    for name, path in named(adapters, flag="adapter add").items():
-        added[name] = add_adapter(opened, name, Path(path), allow_base_mismatch=allow_base_mismatch, label_names=names)
+    for name, path in paths.items():
+        added[name] = add_adapter(opened, name, path, allow_base_mismatch=allow_base_mismatch, label_names=names)
         if not as_json:
             console.print(
                 f"Added '{name}' to {bundle}: rank {added[name].rank}, {added[name].bytes / 1e6:.2f} MB, "

@@ -214,6 +214,18 @@ def test_an_adapter_of_another_base_is_refused(copied: Path, tmp_path: Path) -> 
     assert not (tmp_path / "b").exists()
 
 
+def test_an_adapter_that_names_another_base_is_added_with_a_warning(copied: Path) -> None:
+    foreign = copied / "three"
+    (foreign / "rmlora.json").unlink()
+    config = json.loads((foreign / "adapter_config.json").read_text())
+    for name, recorded, warned in (("a", "someone/base", False), ("b", "someone/another", True)):
+        (foreign / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": recorded}))
+        added = run("adapter", "add", copied / "bundle", f"{name}={foreign}", "--json")
+        told = " ".join(added.stderr.split())
+        assert added.code == 0 and ("was made for 'someone/another', and the base here is base." in told) == warned, told
+        assert list(json.loads(added.stdout)["added"]) == [name]
+
+
 def test_a_wrong_adapter_file_is_refused(copied: Path) -> None:
     bundle = Bundle.open(copied / "bundle")
     one, two = (bundle.path / bundle.adapter(name).file for name in ("one", "two"))

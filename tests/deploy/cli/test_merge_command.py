@@ -44,7 +44,7 @@ def test_an_adapter_that_names_another_base_is_merged_with_a_warning(tmp_path: P
         shown = run("inspect", adapter, "--base", base)
         for done in (merged, shown):
             told = " ".join(done.stderr.split())
-            assert done.code == 0 and ("was made for 'someone/another', and the base given is" in told) == warned, told
+            assert done.code == 0 and ("was made for 'someone/another', and the base here is" in told) == warned, told
         assert json.loads(merged.stdout)
 
 
