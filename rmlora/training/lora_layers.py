@@ -30,10 +30,12 @@ def add_lora_layers(loaded: TaskModel, task: Task, config: RMLoRAConfig) -> tupl
         the PEFT model, and the configuration with these modules added.
 
     Raises:
-        ConfigError: ``target_modules`` matches no module, or a pattern cannot be matched in bounded time.
+        ConfigError: ``target_modules`` matches no module, ``modules_to_save`` names one on which no output depends, or a pattern
+            cannot be matched in bounded time.
     """
     from peft import get_peft_model
 
+    _refuse_unused(loaded.model, task, config.modules_to_save)
     heads = {name for name in ("classifier", "score", "qa_outputs") if hasattr(loaded.model, name)}
     unused = {
         name
@@ -65,9 +67,20 @@ def add_lora_layers(loaded: TaskModel, task: Task, config: RMLoRAConfig) -> tupl
         given = [config.target_modules] if isinstance(config.target_modules, str) else config.target_modules
         targets = ", ".join(f"'{name}'" for name in given)
         raise ConfigError(
-            f"target_modules {targets} matches no module of this model: choose --target-modules from "
-            f"{', '.join(_adaptable(loaded.model))}."
+            f"target_modules {targets} matches no module of this model{' that its outputs depend on' if unused else ''}: choose "
+            f"--target-modules (repeatable) from {', '.join(_adaptable(loaded.model))}."
         ) from None
+
+
+def _refuse_unused(model: Module, task: Task, chosen: Collection[str]) -> None:
+    """Raise :class:`ConfigError` if training would save a module in full that changes nothing."""
+    for name in chosen:
+        matched = [path for path, _ in model.named_modules() if f".{path}".endswith(f".{name}")]
+        if matched and not any(task.outputs.depends_on(path) for path in matched):
+            raise ConfigError(
+                f"No output of {task.name} depends on '{name}', so it would be saved without having learned anything: leave it out of "
+                "--modules-to-save."
+            )
 
 
 def _saved_by_ending(model: Module, saved: Collection[str]) -> set[str]:

@@ -177,7 +177,7 @@ def test_wrong_flags_and_paths(base: Path, data: Path, tmp_path: Path) -> None:
     fails(3, "Data not found: ./none.csv", "train", "--base", base, "--train", "./none.csv", "-o", tmp_path / "adapter")
     fails(
         2,
-        "target_modules 'foo' matches no module of this model: choose --target-modules from",
+        "target_modules 'foo' matches no module of this model: choose --target-modules (repeatable) from",
         *start,
         "--base",
         base,
