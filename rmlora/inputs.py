@@ -21,7 +21,7 @@ from rmlora.library_calls import library_call
 from rmlora.processors import load_image_processor, load_tokenizer, plain_image_processor
 from rmlora.readable import is_readable_file
 from rmlora.sample_data import SENTENCES, draw_image
-from rmlora.text_pair import InputForm, TextPair, text_or_pair
+from rmlora.text_pair import PAIR_COLUMNS, InputForm, TextPair, text_or_pair
 from rmlora.tokenized_texts import check_texts, padding, tokenize
 
 if TYPE_CHECKING:
@@ -39,14 +39,6 @@ _NO_LIMIT = 100_000
 _DEFAULT_LENGTH = 512
 """Tokens per text if no limit is known."""
 
-PAIR_COLUMNS = (
-    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question", "sentence"), ("question1", "question2"),
-    ("question", "passage"), ("question", "answer"), ("query", "passage"), ("query", "document"), ("query", "text"),
-    ("text1", "text2"), ("text_1", "text_2"), ("text_a", "text_b"), ("sentence_a", "sentence_b"), ("text", "text_pair"),
-    ("claim", "evidence"),
-)  # fmt: skip
-"""Columns of GLUE's tasks, and other common names of the two texts of a pair."""
-
 
 class Inputs(ABC):
     """A kind of inputs. Instances have no state; ``processor`` is the base's tokenizer or image processor."""
@@ -60,6 +52,8 @@ class Inputs(ABC):
     """True if two recognized columns may be halves of one input, as a question and a sentence: one must then be chosen."""
     varies_in_length: ClassVar[bool]
     """True if rows have a length in tokens and batches are padded."""
+    train_settings: ClassVar[frozenset[str]]
+    """Settings of a training run that only this modality has."""
     packs_processor: ClassVar[bool]
     """True if an adapter package contains the processor used in training."""
     takes_pairs: ClassVar[bool] = False
@@ -186,6 +180,7 @@ class TextInputs(Inputs):
     takes_pairs = True
     pair_columns: ClassVar[tuple[tuple[str, str], ...]] = PAIR_COLUMNS
     varies_in_length = True
+    train_settings = frozenset({"text_column"})
     packs_processor = False
     different_processors = "split texts"
     pads_right: ClassVar[bool] = False
@@ -290,6 +285,7 @@ class ImageInputs(Inputs):
     column_names = ("image", "img", "picture", "file", "path")
     columns_compete = False
     varies_in_length = False
+    train_settings = frozenset({"image_column", "image_size"})
     packs_processor = True
     different_processors = "crop and scale images"
 

@@ -42,6 +42,11 @@ class Task:
     not_exported: str | None = None
     """Why adapters for this task are not exported, and what to do instead; None if they are."""
 
+    @property
+    def train_settings(self) -> frozenset[str]:
+        """Settings of a training run that not all tasks have."""
+        return self.inputs.train_settings | self.outputs.train_settings
+
 
 TASKS: dict[str, Task] = {
     task.name: task

@@ -7,10 +7,18 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from rmlora.errors import InputError
 
-__all__ = ["InputForm", "TextPair", "check_form", "form_of", "text_or_pair", "texts_of"]
+__all__ = ["PAIR_COLUMNS", "InputForm", "TextPair", "check_form", "form_of", "text_or_pair", "texts_of"]
 
 InputForm: TypeAlias = Literal["text", "pair"]
 """What an input of a text model is: a single text, or a pair of texts."""
+
+PAIR_COLUMNS = (
+    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question", "sentence"), ("question1", "question2"),
+    ("question", "passage"), ("question", "answer"), ("query", "passage"), ("query", "document"), ("query", "text"),
+    ("text1", "text2"), ("text_1", "text_2"), ("text_a", "text_b"), ("sentence_a", "sentence_b"), ("text", "text_pair"),
+    ("claim", "evidence"),
+)  # fmt: skip
+"""Columns of GLUE's tasks, and other common names of the two texts of a pair."""
 
 
 class TextPair(NamedTuple):

@@ -278,7 +278,7 @@ def _refuse_others(settings: TrainSettings, task: Task) -> None:
     """Raise :class:`ConfigError` for a setting that only other kinds of tasks have."""
     defaults = {item.name: item.default for item in dataclasses.fields(settings)}
     for other in TASKS.values():
-        for name in sorted(other.outputs.train_settings - task.outputs.train_settings):
+        for name in sorted(other.train_settings - task.train_settings):
             if getattr(settings, name) != defaults[name]:
                 raise ConfigError(
                     f"--{name.replace('_', '-')} is for {other.name}, but the task is {task.name}: leave it out, or pass --task "
@@ -292,7 +292,7 @@ def _check_metrics(settings: TrainSettings, task: Task) -> None:
     best = task.outputs.best_metrics
     if settings.best_metric is not None and settings.best_metric not in best:
         raise ConfigError(f"best_metric must be one of {', '.join(best)} for {task.name}: change --best-metric.")
-    asked = "metric" in task.outputs.train_settings
+    asked = "metric" in task.train_settings
     if asked and settings.best_metric in get_args(Metric) and settings.best_metric != settings.metric:
         raise ConfigError(
             f"--best-metric {settings.best_metric} chooses by what --metric measures: pass --metric {settings.best_metric} too."
