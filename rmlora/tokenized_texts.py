@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rmlora.errors import InputError
+from rmlora.errors import ConfigError, InputError
 from rmlora.library_calls import library_call
 from rmlora.long_pairs import encode_pairs
 from rmlora.text_pair import TextPair, form_of, texts_of
 from rmlora.unicode_text import is_unicode
 
-__all__ = ["check_texts", "encode", "padding", "tokenize"]
+__all__ = ["check_room", "check_texts", "encode", "padding", "tokenize"]
 
 _MOST_SHOWN = 40
 """Characters of a text that an error repeats."""
@@ -36,6 +36,17 @@ def check_texts(inputs: Sequence[Any]) -> None:
                 )
             if not is_unicode(text):
                 raise InputError(f"{what} is not valid Unicode: it has half of a surrogate pair.")
+
+
+def check_room(tokenizer: Any, max_length: int, *, pairs: bool = False) -> None:
+    """Raise :class:`ConfigError` if rows of ``max_length`` tokens have no room for a text, or for two, to train on."""
+    added = int(tokenizer.num_special_tokens_to_add(pair=pairs))
+    least = added + (2 if pairs else 1)
+    if max_length < least:
+        raise ConfigError(
+            f"--max-length {max_length} leaves no room for {'two texts' if pairs else 'a text'}: the tokenizer adds {added} tokens of "
+            f"its own, so take {least} or more."
+        )
 
 
 def tokenize(

@@ -11,6 +11,7 @@ import torch
 from rmlora.inputs import Inputs
 from rmlora.outputs import Outputs
 from rmlora.pooling import Pooling
+from rmlora.tokenized_texts import check_room
 from rmlora.training.language_rows import Row, TokenRows
 
 __all__ = ["EmbeddingRows", "VectorLoss"]
@@ -35,6 +36,7 @@ class EmbeddingRows(TokenRows):
     def __init__(
         self, texts: Sequence[Sequence[str]], targets: Sequence[Any], inputs: Inputs, tokenizer: Any, max_length: int
     ) -> None:
+        check_room(tokenizer, max_length)
         self._inputs, self._tokenizer = inputs, tokenizer
         names, limits = list(tokenizer.model_input_names), [max_length] * len(texts)
         columns = [inputs.rows(tokenizer, column, lengths=limits, names=names) for column in zip(*texts, strict=True)]

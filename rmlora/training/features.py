@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import Dataset
 
 from rmlora.images import open_image
-from rmlora.text_pair import TextPair
-from rmlora.tokenized_texts import encode
+from rmlora.text_pair import TextPair, form_of
+from rmlora.tokenized_texts import check_room, encode
 from rmlora.training.embedding_rows import EmbeddingRows
 from rmlora.training.language_rows import AnswerRows, LanguageRows, Row, TokenRows
 from rmlora.training.question_rows import QuestionRows
@@ -27,6 +27,7 @@ class TextExamples(TokenRows):
     ) -> None:
         from transformers import DataCollatorWithPadding
 
+        check_room(tokenizer, max_length, pairs=form_of(texts) == "pair")
         encoded = encode(tokenizer, texts, max_length)
         super().__init__(
             [{**{key: encoded[key][i] for key in encoded}, "labels": label} for i, label in enumerate(labels)]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from rmlora.inputs import Arrays
+from rmlora.tokenized_texts import check_room
 from rmlora.training.ignored import IGNORED
 from rmlora.training.language_rows import LearnedRows, Row, padded
 
@@ -40,6 +41,7 @@ class TaggedRows(LearnedRows):
     ) -> None:
         from rmlora.token_inputs import WORDS, first_tokens
 
+        check_room(tokenizer, max_length)
         self._inputs, self._tokenizer = inputs, tokenizer
         self._names = list(tokenizer.model_input_names)
         limits = [max_length] * len(sentences)
