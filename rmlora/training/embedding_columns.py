@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from rmlora.errors import ConfigError, InputError, some_of
-from rmlora.inputs import PAIR_COLUMNS
+from rmlora.text_pair import PAIR_COLUMNS
 from rmlora.training.input_columns import find_column
 from rmlora.training.table import Table
 
@@ -79,8 +79,14 @@ def find_columns(table: Table, chosen: EmbeddingColumns, source: str) -> Embeddi
     else:
         negative = _recognized_negative(table, (first, second), source)
         score = _recognized_score(table, (first, second), source)
-        _refuse_contradictions(second, negative, score, source)
-    return EmbeddingColumns(first, second, negative, score)
+        _refuse_contradictions((first, second), negative, score, source)
+    found = EmbeddingColumns(first, second, negative, score)
+    if (twice := next((name for name in found.names if found.names.count(name) > 1), None)) is not None:
+        raise InputError(
+            f"'{twice}' of {source} is meant to be two columns of a row: name another one with "
+            f"{'--negative-column' if twice == negative else '--label-column'}."
+        )
+    return found
 
 
 def _texts(table: Table, chosen: EmbeddingColumns, source: str) -> tuple[str, str]:
@@ -127,9 +133,10 @@ def _recognized_score(table: Table, texts: Sequence[str], source: str) -> str | 
     return found[0] if found else None
 
 
-def _refuse_contradictions(second: str, negative: str | None, score: str | None, source: str) -> None:
+def _refuse_contradictions(texts: tuple[str, str], negative: str | None, score: str | None, source: str) -> None:
     if score is None:
         return
+    first, second = texts
     if negative is not None:
         raise InputError(
             f"{source} has negatives in '{negative}' and scores in '{score}': choose what is learned with --negative-column or "
@@ -139,6 +146,11 @@ def _refuse_contradictions(second: str, negative: str | None, score: str | None,
         raise InputError(
             f"{source} says with '{second}' that the texts of every row belong together, and with '{score}' how well: pass "
             f"--label-column {score} to learn scores, or remove that column."
+        )
+    if (first.lower(), score.lower()) == ("premise", "label"):
+        raise InputError(
+            f"'{score}' beside '{first}' and '{second}' in {source} is mostly one of three classes, whose numbers are no scores: pass "
+            f"--label-column {score} if a higher one means more similar texts, or make pairs or triplets of the rows."
         )
 
 

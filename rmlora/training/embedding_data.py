@@ -167,8 +167,8 @@ def _split_off(data: EmbeddingData, fraction: float, seed: int) -> tuple[Embeddi
     keys = {texts[0] for texts in data.texts}
     if len(keys) < 2:
         raise InputError(
-            f"All rows of {data.source} have the same '{data.columns.first}', so no validation data can be split off: add rows, or "
-            "give --validation."
+            f"{data.source} has {'a single row' if len(data.texts) == 1 else f'one {data.columns.first!r} for all rows'}, so no "
+            "validation data can be split off: add rows, or give --validation."
         )
     chosen = choose_held_out(keys, fraction, seed)
     rows = range(len(data.texts))

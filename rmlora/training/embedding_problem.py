@@ -51,8 +51,13 @@ class EmbeddingProblem(ABC):
         """
 
     @abstractmethod
-    def check(self, data: EmbeddingData, split: str) -> list[str]:
+    def check(self, data: EmbeddingData, split: str, remedy: str = "give other data") -> list[str]:
         """Return sentences about rows that teach less than they seem to.
+
+        Args:
+            data: of a split.
+            split: its name.
+            remedy: what the user can do if the data does not suffice.
 
         Raises:
             InputError: nothing can be learned from the data, or measured on it.
@@ -80,13 +85,13 @@ class ScoredPairs(EmbeddingProblem):
         """Return Spearman's and Pearson's correlation of cosine and score; 0 where all cosines are alike."""
         return similarity_figures(vectors, targets)
 
-    def check(self, data: EmbeddingData, split: str) -> list[str]:
+    def check(self, data: EmbeddingData, split: str, remedy: str = "give other data") -> list[str]:
         """Refuse scores that are all alike."""
         values = set(data.scores or ())
         if len(values) < 2:
             raise InputError(
-                f"All scores of the {split} data ('{data.columns.score}' of {data.source}) are {next(iter(values)):g}, so no pair is "
-                "more similar than another: check --label-column, or give other data."
+                f"All scores of the {split} data ({counted(len(data.texts), 'row')} of {data.source}, '{data.columns.score}') are "
+                f"{next(iter(values)):g}, so no pair is more similar than another: check --label-column, or {remedy}."
             )
         return []
 
@@ -113,13 +118,12 @@ class Pairs(EmbeddingProblem):
         """Return how well the first texts find their second ones among all in the data."""
         return retrieval_figures(vectors, targets)
 
-    def check(self, data: EmbeddingData, split: str) -> list[str]:
+    def check(self, data: EmbeddingData, split: str, remedy: str = "give other data") -> list[str]:
         """Refuse data in which no second text could be wrong, and say how many rows share a text, which is then no negative."""
         if len({texts[1] for texts in data.texts}) < 2:
-            larger = ", raise --validation-fraction" if split == "validation" else ""
             raise InputError(
-                f"The {split} data ({data.source}) has only one different text in '{data.columns.second}', so there is none that a "
-                f"row could be told from: add rows{larger}, or give other data."
+                f"The {split} data ({counted(len(data.texts), 'row')} of {data.source}) has only one different text in "
+                f"'{data.columns.second}', so there is none that a row could be told from: {remedy}."
             )
         return _shared_texts(data) if split == "train" else []
 
@@ -135,7 +139,7 @@ class Triplets(Pairs):
         """Return the share of rows whose first text is more similar to the second than to the third."""
         return triplet_figures(vectors)
 
-    def check(self, data: EmbeddingData, split: str) -> list[str]:
+    def check(self, data: EmbeddingData, split: str, remedy: str = "give other data") -> list[str]:
         """Refuse rows whose second and third text are the same."""
         for row, texts in enumerate(data.texts):
             if texts[1] == texts[2]:

@@ -57,12 +57,20 @@ class EmbeddingTraining(TaskTraining):
                 f"With --batch-size 1 {self._problem.name} teach nothing, since a row is compared with the others of its batch: take 2 "
                 "or more."
             )
-        names = " and ".join(f"'{name}'" for name in train.columns.texts)
+        *names, last = [f"'{name}'" for name in train.columns.texts]
         scored = f" with the score in '{train.columns.score}'" if train.columns.score else ""
-        notes = [f"The rows of {train.source} are {train.kind} of {names}{scored}."]
+        notes = [f"The rows of {train.source} are {train.kind} of {', '.join(names)} and {last}{scored}."]
         notes += [note for split in splits.values() for note in split.notes]
-        notes += [note for name, split in splits.items() for note in self._problem.check(split, name)]
+        for name, split in splits.items():
+            notes += self._problem.check(split, name, self._remedy(name))
         return TrainingData(splits, notes=tuple(dict.fromkeys(notes)))
+
+    def _remedy(self, split: str) -> str:
+        """Return what to do about a split whose rows do not suffice."""
+        if self.settings.validation is not None or split == "test":
+            return "give other data"
+        fraction = "raise --validation-fraction, " if split == "validation" else ""
+        return f"add rows, {fraction}or give --validation"
 
     def check_data(self, data: TrainingData, processor: Any) -> TrainingData:
         """Return ``data``: texts are cut to what the model takes."""

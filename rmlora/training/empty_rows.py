@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rmlora.errors import InputError
 from rmlora.inputs import Inputs
 from rmlora.training.table import Reading, Table
+from rmlora.unicode_text import is_unicode
 from rmlora.wording import counted, numbers
 
 __all__ = ["empty_cells", "explain_empty", "explain_incomplete"]
@@ -23,19 +25,31 @@ def empty_cells(inputs: Inputs, table: Table, names: Sequence[str], source: str)
             for row in range(table.rows)
             if inputs.is_empty(cells[row]) or (several and not isinstance(cells[row], str))
         ]
-        _refuse_other_values(empty[name], table, name, source)
+        _refuse_other_values(cells, empty[name], table, name, source)
+        _refuse_broken_texts(cells, table, name, source)
     return empty
 
 
-def _refuse_other_values(rows: Sequence[int], table: Table, column: str, source: str) -> None:
+def _refuse_other_values(cells: Sequence[Any], rows: Sequence[int], table: Table, column: str, source: str) -> None:
     """Raise :class:`InputError` if a cell that holds no input holds something else: that is no row to leave out."""
     for row in rows:
-        value = table.columns[column][row]
+        value = cells[row]
         kind = next((words for types, words in _OTHER_VALUES if isinstance(value, types)), None)
         if kind is not None and value == value:  # NaN, with which tools fill empty cells, is not
             raise InputError(
                 f"{table.unit.capitalize()} {table.numbers([row])[0]} of {source} has {kind} in '{column}', where a text belongs: "
                 "write it as one text."
+            )
+
+
+def _refuse_broken_texts(cells: Sequence[Any], table: Table, column: str, source: str) -> None:
+    """Raise :class:`InputError` if a text in a cell cannot be written, before a tokenizer refuses it without naming its row."""
+    for row, value in enumerate(cells):
+        texts = value if isinstance(value, (list, tuple)) else [value]
+        if not all(is_unicode(text) for text in texts if isinstance(text, str)):
+            raise InputError(
+                f"{table.unit.capitalize()} {table.numbers([row])[0]} of {source} has a text in '{column}' that is not valid Unicode: it "
+                "holds half of a surrogate pair; correct or remove it."
             )
 
 

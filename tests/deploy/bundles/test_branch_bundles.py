@@ -222,7 +222,9 @@ def test_an_adapter_that_names_another_base_is_added_with_a_warning(copied: Path
         (foreign / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": recorded}))
         added = run("adapter", "add", copied / "bundle", f"{name}={foreign}", "--json")
         told = " ".join(added.stderr.split())
-        assert added.code == 0 and ("was made for 'someone/another', and the base here is base." in told) == warned, told
+        assert added.code == 0 and ("was made for 'someone/another', and the base here is base." in told) == warned, (
+            told
+        )
         assert list(json.loads(added.stdout)["added"]) == [name]
 
 

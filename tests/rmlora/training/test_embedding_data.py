@@ -32,6 +32,8 @@ def table(*names: str) -> Table:
         (("question", "answer"), NONE, Chosen("question", "answer")),
         (("query", "positive", "negative"), NONE, Chosen("query", "positive", "negative")),
         (("a", "b", "c"), Chosen("a", "b"), Chosen("a", "b")),
+        (("premise", "hypothesis", "label"), Chosen(score="label"), Chosen("premise", "hypothesis", None, "label")),
+        (("premise", "hypothesis", "score"), NONE, Chosen("premise", "hypothesis", None, "score")),
         (("a", "b", "c"), Chosen("a", "b", score="c"), Chosen("a", "b", None, "c")),
         (("a", "b", "score"), Chosen("a", "b"), Chosen("a", "b", None, "score")),
         (("anchor", "positive", "negative", "score"), Chosen(score="score"), Chosen("anchor", "positive", None, "score")),
@@ -50,6 +52,9 @@ def test_columns_are_recognized(names: tuple[str, ...], chosen: Chosen, expected
         (("a", "b"), Chosen("a"), "name both of them, or neither"),
         (("a", "b"), Chosen("a", "a"), "both name 'a': name two columns"),
         (("a", "b"), Chosen("a", "c"), "has no column 'c'"),
+        (("a", "b"), Chosen("a", "b", "b"), "'b' of data.csv is meant to be two columns of a row: name another one with --negative"),
+        (("a", "b"), Chosen("a", "b", None, "a"), "'a' of data.csv is meant to be two .*: name another one with --label-column"),
+        (("premise", "hypothesis", "label"), NONE, "'label' beside 'premise' and 'hypothesis' .* is mostly one of three classes"),
         (("query", "answer", "score", "label"), NONE, "choose the scores with --label-column"),
         (("query", "answer", "negative", "score"), NONE, "choose what is learned with --negative-column or --label-column"),
         (("anchor", "positive", "score"), NONE, "pass --label-column score to learn scores, or remove that column"),
@@ -73,6 +78,7 @@ def test_scores_and_negatives_exclude_each_other() -> None:
         ({"score": [1]}, r"has '\[1\]' in 'score', where a score belongs"),
         ({"score": None}, "Line 2 of .* has no 'score': fill it in or leave it out with --skip-empty"),
         ({"sentence2": " "}, "Line 2 of .* has no 'sentence2'"),
+        ({"sentence1": "w1 \ud800"}, r"Line 2 of .* has a text in 'sentence1' that is not valid Unicode"),
         ({"sentence1": 5}, "has a number in 'sentence1', where a text belongs"),
     ],
 )
@@ -124,9 +130,10 @@ def test_equal_first_texts_are_split_off_together(tmp_path: Path) -> None:
     firsts = {name: {texts[0] for texts in split.texts} for name, split in splits.items()}
     assert len(firsts["train"]) == 3 and len(firsts["validation"]) == 2 and not firsts["train"] & firsts["validation"]
     write_lines(tmp_path / "data.jsonl", [{**row, "query": "w1"} for row in rows])
-    with pytest.raises(
-        InputError, match="All rows of .* have the same 'query', so no validation data can be split off"
-    ):
+    with pytest.raises(InputError, match="has one 'query' for all rows, so no validation data can be split off"):
+        load_embedding_data({"train": source}, NONE, Reading(), **options)
+    write_lines(tmp_path / "data.jsonl", rows[:1])
+    with pytest.raises(InputError, match="has a single row, so no validation data"):
         load_embedding_data({"train": source}, NONE, Reading(), **options)
 
 

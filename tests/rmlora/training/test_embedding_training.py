@@ -165,8 +165,26 @@ def test_the_pooling_of_the_base_is_kept(base: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_trained_is_refused_first(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="All scores of the train data"):
-        train(settings(base, tmp_path, [*scored_pairs(1), *scored_pairs(1, seed=3)], validation_fraction=0.5))
+    two = [*scored_pairs(1), *scored_pairs(1, seed=3)]
+    with pytest.raises(InputError, match=r"All scores of the train data \(1 row of .* add rows, or give --validation"):
+        train(settings(base, tmp_path, two, validation_fraction=0.5))
+    with pytest.raises(
+        InputError, match=r"The validation data \(1 row of .*: add rows, raise --validation-fraction, or give --val"
+    ):
+        train(settings(base, tmp_path, pairs(4)))
+    constant = str(write_lines(tmp_path / "constant.jsonl", [{**row, "score": 3} for row in scored_pairs(4)]))
+    with pytest.raises(InputError, match=r"All scores of the validation data \(4 rows .*, or give other data"):
+        train(settings(base, tmp_path, scored_pairs(8), validation=constant))
+    with pytest.raises(
+        ConfigError, match="No output of feature-extraction depends on 'pooler'.*leave it out of --modules-to-save"
+    ):
+        train(settings(base, tmp_path, pairs(20), rmlora=RMLoRAConfig(modules_to_save=("pooler",))))
+    with pytest.raises(ConfigError, match="'pooler.dense' matches no module of this model that its outputs depend on"):
+        train(settings(base, tmp_path, pairs(20), rmlora=RMLoRAConfig(target_modules=("pooler.dense",))))
+    with pytest.raises(
+        ConfigError, match="--image-size is for image-classification, but the task is feature-extraction"
+    ):
+        settings(base, tmp_path, pairs(8), image_size=32)
     with pytest.raises(ConfigError, match="pooling must be one of mean, cls, last"):
         settings(base, tmp_path, pairs(8), pooling="max")
     left = tokenizer()
