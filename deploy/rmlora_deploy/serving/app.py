@@ -43,6 +43,8 @@ _log = logging.getLogger("rmlora.serve")
 _STATIC = Path(__file__).parent / "static"
 _MAX_FIELD_NAME = 40
 """Characters of a field's name that an error repeats."""
+_TYPES = {"bool", "float", "int", "str"}
+"""Members of unions, which stand in the place of an error as fields do."""
 _PAGE_HEADERS = {
     "Cache-Control": "no-cache",
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; "
@@ -113,7 +115,13 @@ async def _answer_invalid_body(request: Request, error: Exception) -> JSONRespon
         return _reply(request, 400, open_inference.NO_BINARY)
     if first["type"] == "json_invalid":
         return _reply(request, 400, "The body is not valid JSON.")
-    parts = [part for part in first["loc"][1:] if isinstance(part, int) or (part.isidentifier() and part.islower())]
+    if first["type"] == "missing" and first["loc"] == ("body",):
+        return _reply(request, 400, "The request has no body: send JSON.")
+    parts = [
+        part
+        for part in first["loc"][1:]
+        if isinstance(part, int) or (part.isidentifier() and part.islower() and part not in _TYPES)
+    ]
     field = ".".join(str(part)[:_MAX_FIELD_NAME] for part in parts)
     return _reply(request, 400, f"{field}: {first['msg']}" if field else str(first["msg"]))
 

@@ -169,7 +169,7 @@ def test_damaged_images_and_bombs_are_refused(server: Server) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"", "required"),
+        (b"", "has no body: send JSON"),
         (b"{", "not valid JSON"),
         (b"\xff\xfe\x00", "body"),
         (b'{"model": "words", "input": "\xff"}', "body"),

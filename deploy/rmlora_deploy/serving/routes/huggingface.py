@@ -44,9 +44,11 @@ class Parameters(BaseModel):
     )
     ignore_labels: Texts = Field(default_factory=list, description="Labels to leave out; `O` always is.")
     top_k: int | None = Field(
-        None, ge=1, le=100, description="Of answers: how many, in a list; without it there is one."
+        None, ge=1, le=100, strict=True, description="Of answers: how many, in a list; without it there is one."
     )
-    max_answer_len: int | None = Field(None, ge=1, le=512, description="Tokens of the longest answer; 30 without it.")
+    max_answer_len: int | None = Field(
+        None, ge=1, le=512, strict=True, description="Tokens of the longest answer; 30 without it."
+    )
     handle_impossible_answer: bool | None = Field(
         None, description="Whether there may be no answer; without it, models that learned it may say so."
     )

@@ -10,7 +10,7 @@ from pydantic import FailFast
 from rmlora.errors import InputError
 from rmlora.text_pair import TextPair
 
-__all__ = ["FIRST_ERROR", "Ids", "ManyIds", "Texts", "TextsOrPairs", "texts_and_pairs"]
+__all__ = ["FIRST_ERROR", "Ids", "Texts", "TextsOrPairs", "texts_and_pairs"]
 
 
 class _FirstError(FailFast):
@@ -25,7 +25,6 @@ FIRST_ERROR = _FirstError()
 Texts: TypeAlias = Annotated[list[str], FIRST_ERROR]
 TextsOrPairs: TypeAlias = Annotated[list[str | Texts], FIRST_ERROR]
 Ids: TypeAlias = Annotated[list[int], FIRST_ERROR]
-ManyIds: TypeAlias = Annotated[list[Ids], FIRST_ERROR]
 
 
 def texts_and_pairs(given: Sequence[str | Sequence[str]]) -> list[str | TextPair]:

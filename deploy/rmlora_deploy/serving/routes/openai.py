@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter
@@ -13,7 +13,7 @@ from rmlora.errors import InputError
 from rmlora_deploy.serving.json_bodies import JsonRoute
 from rmlora_deploy.serving.models import ServedModel
 from rmlora_deploy.serving.routes.context import ServiceOf, StateOf
-from rmlora_deploy.serving.routes.lists import Ids, ManyIds, Texts
+from rmlora_deploy.serving.routes.lists import FIRST_ERROR, Ids, Texts
 from rmlora_deploy.serving.schemas import declared
 from rmlora_deploy.serving.vectors import VectorForm, ask_for_vectors
 
@@ -26,13 +26,14 @@ class EmbeddingsRequest(BaseModel):
     """Texts to embed."""
 
     model: str = Field(description="A model for feature extraction.", examples=["sentences"])
-    input: str | Texts | Ids | ManyIds = Field(
+    input: str | Texts | Ids | Annotated[list[Ids | Texts], FIRST_ERROR] = Field(
         description="One text or several; token ids are refused.", examples=[["Call now to win", "See you at eight"]]
     )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(
         None,
         ge=1,
+        strict=True,
         description="Return the first so many, normalized again if the model normalizes; for models that were trained for it.",
     )
 
@@ -67,13 +68,16 @@ async def embeddings(body: EmbeddingsRequest, service: ServiceOf, state: StateOf
     }
 
 
-def _texts(given: str | list[str] | list[int] | list[list[int]]) -> list[str]:
+def _texts(given: str | list[str] | list[int] | list[list[int] | list[str]]) -> list[str]:
     """Return the texts of a request.
 
     Raises:
-        InputError: it has token ids. Clients send those of OpenAI's tokenizer, which stand for other words in this model.
+        InputError: it has lists of texts, or token ids. Clients send those of OpenAI's tokenizer, which stand for other words in
+            this model.
     """
     texts = [given] if isinstance(given, str) else [item for item in given if isinstance(item, str)]
+    if any(isinstance(item, list) and not (item and isinstance(item[0], int)) for item in given):
+        raise InputError("The input has a list in its list: send one text, or one list of texts.")
     if len(texts) < (1 if isinstance(given, str) else len(given)):
         raise InputError(
             "The input has token ids, which stand for other words in this model: send texts (in LangChain, "

@@ -41,7 +41,7 @@ class RerankRequest(BaseModel):
     documents: Annotated[list[str | Document], FIRST_ERROR] | None = Field(
         None, examples=[["A man plays a guitar.", "It rains."]]
     )
-    top_n: int | None = Field(None, ge=1, description="Return so many documents at most.")
+    top_n: int | None = Field(None, ge=1, strict=True, description="Return so many documents at most.")
     return_documents: bool = Field(True, description="Return the documents' texts too.")
     texts: Texts | None = Field(None, description="In place of `documents`, for text-embeddings-inference's answer.")
     return_text: bool = Field(False, description="With `texts`: return them too.")

@@ -59,7 +59,7 @@ class EmbedRequest(Reading):
         True, description="Divide vectors by their length; false only where the model does not do so itself."
     )
     dimensions: int | None = Field(
-        None, ge=1, description="Return the first so many; for models that were trained for it."
+        None, ge=1, strict=True, description="Return the first so many; for models that were trained for it."
     )
     encoding_format: Literal["float"] | None = Field(None, description="`float`, as the answer is.")
 
