@@ -11,12 +11,15 @@ from rmlora_deploy.bundles.manifest import AdapterEntry, Manifest
 __all__ = ["adapter_meaning", "content_digest", "fixed_parts"]
 
 _FIXED = {"mode", "task", "labels", "function_to_apply", "pooling", "max_length", "precision", "model", "files"}
-_OF_ADAPTERS = ("labels", "function_to_apply", "threshold", "max_length")
+_ASKED = ("input_form", "no_answer", "threshold")
+_OF_ADAPTERS = ("labels", "function_to_apply", "max_length", *_ASKED)
 
 
 def fixed_parts(manifest: Manifest) -> dict[str, Any]:
     """Return the parts of a manifest that a running server cannot exchange, as plain values."""
-    return manifest.model_dump(mode="json", include=_FIXED)
+    merged = manifest.adapter
+    asked = {"how the adapter is asked": {key: getattr(merged, key) for key in _ASKED}} if merged is not None else {}
+    return {**manifest.model_dump(mode="json", include=_FIXED), **asked}
 
 
 def adapter_meaning(entry: AdapterEntry) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from huggingface_hub import InferenceClient
 from playwright.sync_api import expect
 
 from rmlora_deploy import export, load
+from rmlora_deploy.serving.reload import reload_bundle
 from tests.helpers.browser import chromium
 from tests.helpers.cli import fails, run
 from tests.helpers.page import tick
@@ -61,6 +64,17 @@ def test_an_answer_is_that_of_the_library(name: str, pair: tuple[str, str], serv
         answer = ask(server.url, path, body)
         assert answer.status == 200, answer.text
         assert plain(answer.body) == expected(made, name, pair)
+
+
+def test_an_adapter_that_learned_that_there_may_be_no_answer_is_taken_over(made: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(made / "both", tmp_path / "both"))
+    with serving({"both": bundle}) as server:
+        assert server.registry is not None
+        manifest = json.loads((bundle / "manifest.json").read_text())
+        manifest["adapters"]["sure"]["no_answer"] = True
+        (bundle / "manifest.json").write_text(json.dumps(manifest))
+        assert reload_bundle(server.registry, server.registry.runners["both"]) == "exchanged sure"
+        assert server.registry.model("sure").no_answer
 
 
 def test_hugging_faces_client_reads_it(server: Server, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

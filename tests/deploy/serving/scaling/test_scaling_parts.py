@@ -115,6 +115,10 @@ def test_a_bundles_content_is_what_decides_its_answers(served: dict[str, Path]) 
         manifest.model_copy(
             update={"adapters": {**manifest.adapters, "one": one.model_copy(update={"labels": ["a", "b"]})}}
         ),
+        manifest.model_copy(
+            update={"adapters": {**manifest.adapters, "one": one.model_copy(update={"input_form": "pair"})}}
+        ),
+        manifest.model_copy(update={"adapter": one}),
     ):
         assert content_digest(changed) != digest
 
