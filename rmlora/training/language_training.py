@@ -137,6 +137,10 @@ class LanguageTraining(TaskTraining):
             f"bitsandbytes cannot compute the base {self.settings.base} in 4 bits on this machine ({reason}): leave --load-in-4bit out."
         )
 
+    def fit_length(self, model: Any, processor: Any) -> list[str]:
+        """Do nothing: rows are cut before the base is loaded, and a finished model reads as much as the base."""
+        return []
+
     def examples(self, data: TrainingData, processor: Any) -> dict[str, Examples]:
         """Return the rows with the tokens that are learned."""
         from rmlora.training.language_rows import LanguageRows

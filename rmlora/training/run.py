@@ -184,6 +184,8 @@ def _prepare(settings: TrainSettings, console: Console) -> _Prepared:
         **training.load_options(),
     )
     training.check_model(loaded, base)
+    for note in training.fit_length(loaded.model, processor):
+        console.print(f"Note: {note}", markup=False, soft_wrap=True)
     model, config = add_lora_layers(loaded, task, settings.rmlora)
     examples = training.examples(data, processor)
     rehearse_forward(model, task, examples)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmlora.scoring import ProblemType
 from rmlora.tasks import Task
 from rmlora.torch_models import TaskModel
+from rmlora.training.readable_length import readable_length
 from rmlora.training.settings import TrainSettings
 from rmlora.training.split_evaluation import Evaluation
+from rmlora.wording import counted
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -79,6 +81,22 @@ class TaskTraining(ABC):
     @abstractmethod
     def check_model(self, loaded: TaskModel, base: Path) -> None:
         """Raise :class:`CheckpointError` if the base cannot be trained for the task."""
+
+    def fit_length(self, model: Any, processor: Any) -> list[str]:
+        """Cut rows to what the base reads, which the package then records, and return a sentence if that is less than was set.
+
+        Otherwise data of short texts would be learned well, and the finished model fail at the first long one.
+        """
+        if not self.task.inputs.varies_in_length:
+            return []
+        wanted = self.settings.token_limit
+        length = readable_length(model, self.task.inputs, processor, wanted)
+        self.settings = replace(self.settings, max_length=length)
+        return (
+            [f"The base reads at most {counted(length, 'token')}: --max-length {wanted} is lowered to that."]
+            if length < wanted
+            else []
+        )
 
     @abstractmethod
     def examples(self, data: TrainingData, processor: Any) -> dict[str, Examples]:

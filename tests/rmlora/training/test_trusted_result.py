@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, SwinConfig, SwinFor
 
 from rmlora.package import load_package
 from rmlora.training.training_plot import plot_training
-from tests.helpers.cli import environment, fails, run, tokenizer
+from tests.helpers.cli import environment, run, tokenizer
 from tests.helpers.models import build, save_base
 from tests.rmlora.training.short_run import words_for
 
@@ -144,10 +144,11 @@ def test_names_on_disk_that_differ_from_those_in_memory_never_cost_a_training(ph
         assert {path.name for path in tmp_path.iterdir()} == {"swin"}
 
 
-def test_a_text_longer_than_the_base_takes_fails_before_training(base: Path, tmp_path: Path) -> None:
+def test_texts_longer_than_the_base_takes_are_cut_to_that(base: Path, tmp_path: Path) -> None:
     rows = [{"text": f"w{n} " * (300 if n == 39 else 2), "label": str(n % 2)} for n in range(40)]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     words = words_for(base, tmp_path / "data.jsonl", tmp_path / "adapter")
-    fails(2, "128 tokens (", *words)
-    assert not (tmp_path / "adapter.run").exists()
-    assert run(*words, "--max-length", "40").code == 0
+    done = run(*words)
+    assert done.code == 0, done.stderr
+    assert "The base reads at most 40 tokens: --max-length 128 is lowered to that." in done.stdout
+    assert load_package(tmp_path / "adapter").metadata["training"]["settings"]["max_length"] == 40
