@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from rmlora.errors import ConfigError, InputError
@@ -11,7 +14,7 @@ from rmlora.json_files import check_values
 from rmlora.storage import read_json
 from rmlora_deploy.bundles.bundle import Bundle
 
-__all__ = ["random_inputs"]
+__all__ = ["longest_text", "random_inputs"]
 
 
 def random_inputs(bundle: Bundle, rows: int, tokens: int | None, seed: int) -> Arrays:
@@ -29,11 +32,9 @@ def random_inputs(bundle: Bundle, rows: int, tokens: int | None, seed: int) -> A
         ConfigError: the model has fewer positions than ``tokens``.
         InputError: the graph takes an input that is neither text nor image, or images of no fixed size.
     """
-    path = bundle.path / "config.json"
-    config = read_json(path, what="Model configuration", finite=False)
-    check_values(BaseConfig, config, where=f"Model configuration {path}", advice="export the bundle again")
-    positions = config.get("max_position_embeddings")
-    if isinstance(positions, int) and tokens and positions and tokens > positions:
+    path, config = bundle.path / "config.json", _config(bundle)
+    positions = _positions(config)
+    if tokens and positions and tokens > positions:
         raise ConfigError(f"The model reads at most {positions} tokens, not {tokens}: lower --length.")
     rng = np.random.default_rng(seed)
     arrays: Arrays = {}
@@ -53,6 +54,26 @@ def random_inputs(bundle: Bundle, rows: int, tokens: int | None, seed: int) -> A
         else:
             raise InputError(f"The graph takes '{name}', which bench cannot make up: only text and image inputs.")
     return arrays
+
+
+def longest_text(bundle: Bundle) -> int | None:
+    """Return the tokens of the longest text that a bundle reads; None for images, or if nothing says it."""
+    if (length := bundle.manifest.max_length) is None:
+        return None
+    return min(length, _positions(_config(bundle)) or length)
+
+
+def _config(bundle: Bundle) -> dict[str, Any]:
+    """Return the configuration of the model; errors as :func:`random_inputs`."""
+    path = bundle.path / "config.json"
+    config: dict[str, Any] = read_json(path, what="Model configuration", finite=False)
+    check_values(BaseConfig, config, where=f"Model configuration {path}", advice="export the bundle again")
+    return config
+
+
+def _positions(config: Mapping[str, Any]) -> int | None:
+    positions = config.get("max_position_embeddings")
+    return positions if isinstance(positions, int) and positions > 0 else None
 
 
 def _image_shape(shape: list[int | str]) -> tuple[int, ...]:

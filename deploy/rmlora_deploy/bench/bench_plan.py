@@ -33,6 +33,7 @@ SPECIALIZED: Use = "one adapter, specialized"
 ENGINES: dict[Engine, str] = {"onnx": "ONNX Runtime", "torch": "PyTorch", "torch-compile": "PyTorch compiled"}
 """Engine → its name in tables."""
 
+_DEFAULT_LENGTHS = (32, 128)
 DEFAULT_ENGINES: tuple[Engine, ...] = ("onnx", "torch")
 
 
@@ -53,8 +54,8 @@ class BenchSettings:
 
     batches: tuple[int, ...] = (1, 8)
     """Rows of a batch."""
-    lengths: tuple[int, ...] = (32, 128)
-    """Tokens of a text; unused for images."""
+    lengths: tuple[int, ...] | None = None
+    """Tokens of a text; None is 32 and 128, or less where the model reads less. Unused for images."""
     threads: tuple[int, ...] | None = None
     """CPU threads; None is 1, and 2 if the machine has two cores."""
     providers: tuple[str, ...] | None = None
@@ -86,9 +87,15 @@ class BenchSettings:
         for provider in self.providers or ():
             get_provider(provider)
 
+    def for_texts_up_to(self, longest: int | None) -> BenchSettings:
+        """Return the settings with lengths, which are at most ``longest`` if the user has not chosen them; None is no limit."""
+        if self.lengths is not None:
+            return self
+        return replace(self, lengths=tuple(dict.fromkeys(min(n, longest or n) for n in _DEFAULT_LENGTHS)))
+
     def shapes(self, *, texts: bool) -> tuple[BatchShape, ...]:
         """Return the shape of every batch to measure; images have no length."""
-        lengths = self.lengths if texts else (None,)
+        lengths = (self.lengths or _DEFAULT_LENGTHS) if texts else (None,)
         return tuple(BatchShape(rows, tokens) for rows in self.batches for tokens in lengths)
 
 

@@ -40,7 +40,9 @@ def run_generation_bench(
     """
     cores = usable_cores()
     threads = settings.threads or tuple(count for count in (1, 2) if count <= len(cores))
-    _check(bundle, settings, max(threads), len(cores))
+    limit = bundle.manifest.decoder.context_length if bundle.manifest.decoder is not None else 0
+    settings = settings.for_texts_up_to(max(1, limit - NEW_TOKENS))
+    _check(bundle, settings, max(threads), len(cores), limit)
     uses = uses_of(bundle)
     shapes = settings.shapes(texts=True)
     everyone = [(use, count) for use in uses for count in threads]
@@ -75,7 +77,7 @@ def run_generation_bench(
     }
 
 
-def _check(bundle: Bundle, settings: BenchSettings, threads: int, cores: int) -> None:
+def _check(bundle: Bundle, settings: BenchSettings, threads: int, cores: int, limit: int) -> None:
     """Raise :class:`ConfigError` for settings that do not go with a language model."""
     if threads > cores:
         raise ConfigError(f"--threads {threads} is more than the {cores} cores this process may use.")
@@ -83,10 +85,10 @@ def _check(bundle: Bundle, settings: BenchSettings, threads: int, cores: int) ->
         raise ConfigError("A language model is measured in ONNX Runtime only: leave --engine out.")
     if settings.providers not in (None, ("cpu",)):
         raise ConfigError("A language model is measured on the CPU only: leave --provider out.")
-    limit = bundle.manifest.decoder.context_length if bundle.manifest.decoder is not None else 0
-    if max(settings.lengths) + NEW_TOKENS > limit:
+    longest = max(settings.lengths or (0,))
+    if longest + NEW_TOKENS > limit:
         raise ConfigError(
-            f"--length {max(settings.lengths)} and {NEW_TOKENS} new tokens exceed the {limit} tokens that {bundle.path} holds: choose "
+            f"--length {longest} and {NEW_TOKENS} new tokens exceed the {limit} tokens that {bundle.path} holds: choose "
             "a smaller --length."
         )
 

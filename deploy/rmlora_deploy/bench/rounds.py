@@ -11,6 +11,7 @@ from typing import Any
 
 import rmlora.errors
 from rmlora.errors import ConfigError, InputError
+from rmlora_deploy.bench.bench_inputs import longest_text
 from rmlora_deploy.bench.bench_plan import BatchShape, BenchSettings, Contestant, list_contestants, uses_of
 from rmlora_deploy.bench.generation_bench import run_generation_bench
 from rmlora_deploy.bench.machine import describe_machine, usable_cores
@@ -73,6 +74,7 @@ def run_bench(
     base = base or _recorded_base(bundle)
     everyone = list_contestants(settings, threads, _torch_missing(bundle, base, adapter), uses=uses_of(bundle))
     _refuse_missing(settings, everyone)
+    settings = settings.for_texts_up_to(longest_text(bundle))
     shapes = settings.shapes(texts=_takes_texts(bundle))
     runs: dict[Contestant, list[Run]] = {item: [] for item in everyone if item.missing is None}
     failures: dict[Contestant, str] = {}

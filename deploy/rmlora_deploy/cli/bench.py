@@ -66,7 +66,9 @@ def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
 @click.option("--threads", callback=_numbers, help="CPU threads, e.g. 1,4.  [default: 1,2]")
 @click.option("--batch", default="1,8", show_default=True, callback=_numbers, help="Rows of a batch.")
 @click.option(
-    "--length", default="32,128", show_default=True, callback=_numbers, help="Tokens of a text; unused for images."
+    "--length",
+    callback=_numbers,
+    help="Tokens of a text; unused for images.  [default: 32,128, or what the model reads if that is less]",
 )
 @click.option("--rounds", type=int, default=3, show_default=True, help="How many times each contestant runs.")
 @click.option("--seconds", type=float, default=1.0, show_default=True, help="Time on each batch shape in a round.")
@@ -82,7 +84,7 @@ def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
 @remote_code_option
 @json_option
 def command(
-    bundle: Path | None, batch: tuple[int, ...], length: tuple[int, ...], base: str | None, adapter: Path | None,
+    bundle: Path | None, batch: tuple[int, ...], length: tuple[int, ...] | None, base: str | None, adapter: Path | None,
     output: Path | None, plot: Path | None, as_json: bool, provider_library: str | None,
     provider_options: tuple[str, ...], list_providers: bool, **settings: Any,
 ) -> None:  # fmt: skip

@@ -14,7 +14,7 @@ from PIL import Image
 
 from rmlora.errors import ConfigError, InputError, ProviderError
 from rmlora_deploy.bench import rounds, worker_process
-from rmlora_deploy.bench.bench_inputs import random_inputs
+from rmlora_deploy.bench.bench_inputs import longest_text, random_inputs
 from rmlora_deploy.bench.bench_plan import BatchShape, BenchSettings, Contestant, list_contestants
 from rmlora_deploy.bench.bench_plot import plot_bench
 from rmlora_deploy.bench.machine import OthersWatch, describe_machine, peak_mb, pin, resident_mb, usable_cores
@@ -306,3 +306,33 @@ def test_mistakes_are_refused_before_anything_is_measured(
 
 def test_texts_longer_than_the_model_reads_are_refused(words: Path) -> None:
     fails(2, "reads at most 32 tokens", "bench", words, "--length", "33", "--threads", "1")
+
+
+def test_without_a_choice_no_text_is_longer_than_the_model_reads(words: Path) -> None:
+    bundle = Bundle.open(words)
+    assert longest_text(bundle) == 32
+    bundle.manifest.max_length = 24
+    assert longest_text(bundle) == 24
+    bundle.manifest.max_length = None
+    assert longest_text(bundle) is None
+    assert BenchSettings().for_texts_up_to(24).lengths == (24,)
+    assert BenchSettings().for_texts_up_to(64).lengths == (32, 64)
+    assert BenchSettings().for_texts_up_to(None).lengths == (32, 128)
+    assert BenchSettings(lengths=(48,)).for_texts_up_to(24).lengths == (48,)
+    measured = run(
+        "bench",
+        words,
+        "--rounds",
+        "1",
+        "--seconds",
+        "0.01",
+        "--warmup",
+        "0",
+        "--threads",
+        "1",
+        "--engine",
+        "onnx",
+        "--json",
+    )
+    assert measured.code == 0, measured.stderr
+    assert {row["tokens"] for row in json.loads(measured.stdout)["rows"]} == {32}
