@@ -176,6 +176,13 @@ class Adapter:
         return Pooling(value["mode"], value["normalize"]) if value else None
 
     @property
+    def trained_length(self) -> int | None:
+        """Tokens that texts were cut to in training; None if that is not recorded."""
+        settings = (self.metadata.get("training") or {}).get("settings", {})
+        length = self.metadata.get("max_length") or settings.get("max_length")
+        return int(length) if length else None
+
+    @property
     def prompt_format(self) -> Literal["chat", "raw"] | None:
         """How a language model was asked in training: by its chat template, or with the text as it stands; None if not recorded."""
         value: Literal["chat", "raw"] | None = self.metadata.get("prompt_format")

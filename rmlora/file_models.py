@@ -118,6 +118,7 @@ class PackageMetadata(_File):
     threshold: Annotated[_Number, Field(gt=0, lt=1)] | None = None
     pooling: _Pooling | None = None
     dimensions: _Count | None = None
+    max_length: _Count | None = None
     trained_on: str | None = None
     prompt_format: Literal["chat", "raw"] | None = None
     base_precision: Literal["nf4"] | None = None

@@ -27,7 +27,7 @@ def mix_adapters(
     head: int | None = None,
     allow_base_mismatch: bool = False,
 ) -> Adapter:
-    """Return the weighted sum of ``adapters``; masked directions are left out.
+    """Return the weighted sum of ``adapters``; masked directions are left out. Texts are cut to the longest of their lengths.
 
     Args:
         adapters: two or more.
@@ -58,7 +58,9 @@ def mix_adapters(
             )
         base_weights.update(adapter.base_weights)
     owner = _head_owner(adapters, head)
-    owner = replace(owner, metadata={**owner.metadata, "base_weights": base_weights})
+    lengths = [length for adapter in adapters if (length := adapter.trained_length) is not None]
+    read = {"max_length": max(lengths)} if lengths else {}
+    owner = replace(owner, metadata={**owner.metadata, "base_weights": base_weights, **read})
     parts: dict[str, list[tuple[LoraModule, float]]] = {}
     for adapter, weight in zip(adapters, weights, strict=True):
         for path, module in adapter.modules.items():

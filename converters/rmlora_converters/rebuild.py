@@ -21,14 +21,14 @@ _MODULE_SELECTION = ("layers_to_transform", "layers_pattern", "exclude_modules",
 """Options that select modules. They are dropped, because the result lists its modules one by one."""
 
 _TRAINING_METADATA = ("rmlora", "metrics", "training", "rank_mask")
-"""Metadata that describe the old factors. They are dropped."""
+"""Metadata that describe the old factors. They are dropped, but for the length that texts were cut to."""
 
 _BASE_METADATA = ("base_weights", "base_fingerprint")
 """Metadata that are computed again for the remaining modules."""
 
 
 def with_modules(adapter: Adapter, modules: Sequence[LoraModule]) -> Adapter:
-    """Return ``adapter`` with ``modules`` instead of its own; heads, task and labels stay.
+    """Return ``adapter`` with ``modules`` instead of its own; heads, task, labels and text length stay.
 
     Raises:
         AdapterError: ``modules`` is empty, or PEFT cannot express their ranks.
@@ -58,6 +58,8 @@ def with_modules(adapter: Adapter, modules: Sequence[LoraModule]) -> Adapter:
     metadata = {
         key: value for key, value in adapter.metadata.items() if key not in (*_TRAINING_METADATA, *_BASE_METADATA)
     }
+    if adapter.trained_length is not None:
+        metadata["max_length"] = adapter.trained_length
     if weights := {path: digest for path, digest in adapter.base_weights.items() if path in ranks}:
         metadata.update(base_weights=weights, base_fingerprint=fingerprint_of(weights))
     return replace(adapter, modules={m.path: m for m in modules}, peft_config=config, metadata=metadata)

@@ -50,10 +50,10 @@ def copy_side_files(source: Path, target: Path, *, but: Collection[str] = ()) ->
 
 
 def write_trained_pooling(directory: Path, adapter: Adapter) -> None:
-    """Replace the base's sentence-transformers files in ``directory`` where ``adapter`` records how it was trained to pool."""
+    """Replace the base's sentence-transformers files in ``directory`` where ``adapter`` records how it was trained to cut and to pool."""
     width = adapter.metadata.get("dimensions")
     if adapter.pooling is not None and width is not None:
-        write_pooling(directory, adapter.pooling, width=int(width))
+        write_pooling(directory, adapter.pooling, width=int(width), max_length=adapter.trained_length)
 
 
 def write_provenance(directory: Path, base: Path, adapter: Adapter, report: RoundingReport) -> None:

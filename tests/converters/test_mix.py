@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmlora.errors import AdapterError, ConfigError
+from rmlora_converters.compress import compress_adapter
 from rmlora_converters.mix import mix_adapters
 from tests.converters.small_adapters import adapter, dense, module
 from tests.helpers.cli import fails, run
@@ -38,6 +39,15 @@ def test_a_mix_keeps_masks_and_modules_of_one_side() -> None:
     assert mixed.modules["both"].rank == 2 + 4
     expected = dense(left.modules["both"]) - 0.5 * dense(module("both", 4, 2))
     np.testing.assert_allclose(dense(mixed.modules["both"]), expected, atol=1e-5)
+
+
+def test_a_mix_reads_texts_as_far_as_the_longest_of_its_adapters() -> None:
+    one = adapter(module("layer", 2, 0))
+    short = replace(one, metadata={"training": {"settings": {"max_length": 64}, "steps": 7}})
+    mixed = mix_adapters([short, replace(one, metadata={"max_length": 128})], [1, 1])
+    assert (mixed.trained_length, mixed.metadata.get("training")) == (128, None)
+    assert mix_adapters([one, one], [1, 1]).trained_length is None
+    assert compress_adapter(short, energy=0.9)[0].trained_length == 64
 
 
 def test_what_cannot_be_mixed_is_refused() -> None:

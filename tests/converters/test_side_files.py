@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rmlora.pooling import Pooling, read_pooling
-from rmlora_converters.side_files import copy_side_files
+from rmlora.adapter import Adapter
+from rmlora.pooling import Pooling, read_pooling, read_text_length
+from rmlora_converters.side_files import copy_side_files, write_trained_pooling
 from tests.helpers.encoders import write_modules
 
 
@@ -18,3 +19,13 @@ def test_a_merged_checkpoint_keeps_its_pooling(tmp_path: Path) -> None:
     assert read_pooling(tmp_path / "merged") == Pooling("last", normalize=True)
     kept = {path.relative_to(tmp_path / "merged").as_posix() for path in (tmp_path / "merged").rglob("*.*")}
     assert kept == {"modules.json", "1_Pooling/config.json"}
+
+
+def test_a_merged_checkpoint_cuts_texts_as_the_adapter_was_trained(tmp_path: Path) -> None:
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 256}')
+    pooling = {"mode": "cls", "normalize": False}
+    training = {"settings": {"max_length": 64}}
+    write_trained_pooling(tmp_path, Adapter({}, metadata={"pooling": pooling, "dimensions": 8, "training": training}))
+    assert read_pooling(tmp_path) == Pooling("cls", normalize=False) and read_text_length(tmp_path) == 64
+    write_trained_pooling(tmp_path, Adapter({}, metadata={"training": training}))
+    assert read_text_length(tmp_path) == 64

@@ -91,8 +91,7 @@ def max_length(adapters: Sequence[Adapter], processor: Any, task: Task, base: Pa
 
 def trained_length(adapter: Adapter) -> int | None:
     """Return the tokens that texts were cut to in training; None if the package does not record it."""
-    length = (adapter.metadata.get("training") or {}).get("settings", {}).get("max_length")
-    return int(length) if length else read_text_length(Path(adapter.source))
+    return adapter.trained_length or read_text_length(Path(adapter.source))
 
 
 def _has_own(adapter: Adapter) -> bool:
