@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from rmlora.errors import InputError
 from rmlora.inputs import Arrays, Inputs
+from rmlora.longest_readable import longest_readable
 
 __all__ = ["readable_length"]
 
@@ -20,9 +22,6 @@ def readable_length(model: Any, inputs: Inputs, processor: Any, wanted: int) -> 
         inputs: of the task, whose rows are tokens.
         processor: the tokenizer of the base.
         wanted: number of tokens.
-
-    Returns:
-        ``wanted``, too, for a model that cannot compute a short row either: there the length is not what is wrong.
     """
     names = list(processor.model_input_names)
     try:
@@ -30,18 +29,7 @@ def readable_length(model: Any, inputs: Inputs, processor: Any, wanted: int) -> 
     except InputError:  # a tokenizer that knows none of its characters
         return wanted
     sample = {name: row[name] for name in names}
-    if _computes(model, sample, wanted):
-        return wanted
-    readable, failing = min(inputs.tokens(sample), wanted), wanted
-    if not _computes(model, sample, readable):
-        return wanted
-    while failing - readable > 1:
-        middle = (readable + failing) // 2
-        if _computes(model, sample, middle):
-            readable = middle
-        else:
-            failing = middle
-    return readable
+    return longest_readable(partial(_computes, model, sample), inputs.tokens(sample), wanted)
 
 
 def _computes(model: Any, sample: Arrays, tokens: int) -> bool:

@@ -66,13 +66,13 @@ def pair_tokenizer() -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def make_question_base(directory: Path, *, head: bool = False) -> Path:
+def make_question_base(directory: Path, *, head: bool = False, positions: int = 40) -> Path:
     """Save a tiny BERT, with a head for answers or without, and its tokenizer."""
     torch.manual_seed(0)
     model: Any = BertForQuestionAnswering(
         BertConfig(
             hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, vocab_size=40,
-            max_position_embeddings=40, pad_token_id=0, initializer_range=0.4,
+            max_position_embeddings=positions, pad_token_id=0, initializer_range=0.4,
             hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         )
     )  # fmt: skip

@@ -40,6 +40,7 @@ from rmlora_deploy.bundles.manifest import Manifest, Optimization, Precision
 from rmlora_deploy.bundles.processor import write_side_files
 from rmlora_deploy.bundles.reference import save_reference
 from rmlora_deploy.exporter.export_settings import ExportSettings
+from rmlora_deploy.exporter.fit_length import fit_length
 from rmlora_deploy.exporter.plan import ExportPlan, complete_bundle, make_plan
 from rmlora_deploy.exporter.precision import found_precision, save_in_precision
 from rmlora_deploy.exporter.torch_export import OUTPUT_NAME
@@ -85,6 +86,7 @@ def export_branches(settings: ExportSettings, *, on_progress: Callable[[str], No
     with atomic_directory(settings.output, overwrite=settings.overwrite) as directory:
         base, modules = _write_graph(plan, directory)
         bundle = Bundle(directory, _manifest(plan, base, modules, directory), settings.trust_remote_code)
+        fit_length(bundle, plan.adapters.values())
         on_progress("converting adapters")
         try_out = TryOut.of(bundle)
         bundle.manifest.adapters = {

@@ -18,6 +18,7 @@ from rmlora_deploy.bundles.manifest import Manifest, Optimization
 from rmlora_deploy.bundles.processor import write_side_files
 from rmlora_deploy.bundles.reference import save_reference
 from rmlora_deploy.exporter.export_settings import ExportSettings
+from rmlora_deploy.exporter.fit_length import fit_length
 from rmlora_deploy.exporter.int8 import save_in_int8
 from rmlora_deploy.exporter.plan import ExportPlan, complete_bundle, make_plan
 from rmlora_deploy.exporter.precision import save_in_precision
@@ -52,6 +53,7 @@ def export_merged(settings: ExportSettings, *, on_progress: Callable[[str], None
             adapter=describe_adapter(adapter),
         )
         bundle = Bundle(directory, manifest, settings.trust_remote_code)
+        fit_length(bundle, [adapter])
         if settings.verify:
             on_progress("verifying against PyTorch and PEFT")
             evaluation = plan.evaluations.get(name)

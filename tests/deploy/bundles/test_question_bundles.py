@@ -169,3 +169,17 @@ def test_without_torch_it_answers(made: Path) -> None:
     answerer: Any = load(made / "both")
     (want,) = answerer.answer([PAIRS[2]], "one")[0]
     assert json.loads(done.stdout)[0]["answers"]["one"][0]["start"] == want.start
+
+
+def test_without_a_recorded_length_texts_are_cut_to_what_the_graph_reads(tmp_path: Path) -> None:
+    base = make_question_base(tmp_path / "base", positions=120)
+    tokenizer = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps({**tokenizer, "model_max_length": 10**30}))
+    adapter = make_question_adapter(base, tmp_path / "foreign")
+    for mode in ("merged", "branches"):
+        bundle = export(base, {"x": adapter}, tmp_path / mode, mode=mode, verify=False)
+        assert bundle.manifest.max_length == 120
+        assert [entry.max_length for entry in bundle.adapters.values()] == [120] * (mode == "branches")
+        answerer: Any = load(tmp_path / mode)
+        ((found, *_),) = answerer.answer([("which light?", 3 * LONG)], *(["x"] if mode == "branches" else []))
+        assert (3 * LONG)[found.start : found.end] == found.text
