@@ -13,11 +13,18 @@ from contextlib import suppress
 from pathlib import Path
 
 from rmlora.base import cache_directory
+from rmlora.base_name import doubtful_base
 from rmlora.errors import OutputError
 from rmlora.storage import atomic_file
 from rmlora_deploy.bundles.manifest import AdapterEntry, AdapterSource, Manifest
 
-__all__ = ["find_adapter_directory", "find_base_directory", "record_adapter_directory", "record_base_directory"]
+__all__ = [
+    "doubtful_base_of",
+    "find_adapter_directory",
+    "find_base_directory",
+    "record_adapter_directory",
+    "record_base_directory",
+]
 
 
 def record_base_directory(manifest: Manifest, directory: Path) -> None:
@@ -38,6 +45,21 @@ def find_base_directory(manifest: Manifest) -> Path | None:
 def find_adapter_directory(manifest: Manifest, adapter: AdapterSource) -> Path | None:
     """Return the directory of an adapter; None if none is recorded on this machine or it no longer exists."""
     return _find(_adapter_key(manifest, adapter))
+
+
+def doubtful_base_of(adapter: Path, manifest: Manifest) -> str | None:
+    """Return the name that an adapter has for its base, if a bundle's base is called otherwise and no fingerprint tells; else None.
+
+    The base is called as the manifest has it, or as its directory on this machine.
+
+    Args:
+        adapter: directory of the adapter.
+        manifest: of the bundle.
+    """
+    if manifest.base is None:
+        return None
+    directory = find_base_directory(manifest)
+    return doubtful_base(adapter, manifest.base.source, *([str(directory)] if directory is not None else []))
 
 
 def _base_key(manifest: Manifest) -> str:

@@ -26,6 +26,7 @@ from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.convert_adapter import ConvertedAdapter, convert_adapter
 from rmlora_deploy.bundles.manifest import AdapterEntry
 from rmlora_deploy.bundles.opening import opening
+from rmlora_deploy.bundles.sources import doubtful_base_of
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterKey
 from rmlora_deploy.serving.errors import ForbiddenError, UnavailableError, UnknownModelError
 from rmlora_deploy.serving.model_runner import ModelRunner
@@ -181,6 +182,13 @@ class Registry:
             raise BaseMismatchError(f"'{path}' was made for another base than the one that is served here.") from None
         except InputError as error:  # clients need not know the paths of the directories
             raise AdapterError(str(error).replace(str(directory), f"'{path}'")) from None
+        if (other := doubtful_base_of(directory, runner.bundle.manifest)) is not None:
+            _log.warning(
+                "adapter '%s' was made for '%s', which may be another base than that of %s",
+                key.name,
+                other,
+                runner.name,
+            )
         try:
             write_onnx_adapter(file, converted.arrays)
         except OutputError as error:

@@ -9,6 +9,7 @@ import numpy as np
 
 from rmlora.errors import InputError
 from rmlora.inputs import Arrays
+from rmlora.library_calls import library_call
 from rmlora.outputs import Outputs
 from rmlora.pooling import Pooling
 
@@ -16,12 +17,24 @@ __all__ = ["finite_outputs", "torch_output"]
 
 
 def torch_output(model: Any, batch: Arrays, outputs: Outputs, pooling: Pooling | None = None) -> np.ndarray:
-    """Return the output of a PyTorch model for one batch: ``[rows, labels]`` or ``[rows, width]``."""
+    """Return the output of a PyTorch model for one batch: ``[rows, labels]`` or ``[rows, width]``.
+
+    Raises:
+        InputError: the model cannot compute it, for example because a text is too long.
+    """
     import torch
 
     with torch.inference_mode():
         inputs = {name: torch.from_numpy(np.array(array)) for name, array in batch.items()}
-        return np.asarray(outputs.of_model(model(**inputs), inputs, pooling).numpy())
+        with library_call(_refused):
+            computed = model(**inputs)
+        return np.asarray(outputs.of_model(computed, inputs, pooling).numpy())
+
+
+def _refused(reason: str) -> InputError:
+    return InputError(
+        f"PyTorch cannot compute the inputs ({reason}): the base may be another one, or a text longer than it reads."
+    )
 
 
 def finite_outputs(

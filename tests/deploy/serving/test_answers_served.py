@@ -77,6 +77,18 @@ def test_an_adapter_that_learned_that_there_may_be_no_answer_is_taken_over(made:
         assert server.registry.model("sure").no_answer
 
 
+def test_an_adapter_that_names_another_base_is_loaded_with_a_warning(
+    made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    foreign = Path(shutil.copytree(made / "sure", tmp_path / "foreign"))
+    config = json.loads((foreign / "adapter_config.json").read_text())
+    with serving({"both": made / "both"}, adapter_dirs=(tmp_path,)) as server:
+        for name, base, warned in (("same", "someone/base", False), ("other", "someone/another", True)):
+            (foreign / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
+            assert ask(server.url, "/v1/load_lora_adapter", {"lora_name": name, "lora_path": "foreign"}).status == 200
+            assert (f"adapter '{name}' was made for 'someone/another'" in caplog.text) == warned
+
+
 def test_hugging_faces_client_reads_it(server: Server, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # the server is on this machine
     client = InferenceClient(model=f"{server.url}/models/sure")
