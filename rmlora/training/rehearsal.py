@@ -77,7 +77,7 @@ def rehearse_forward(model: PeftModel, task: Task, examples: Mapping[str, Exampl
     """Compute the longest row of every split, without changing the model.
 
     Raises:
-        ConfigError: the model cannot process it.
+        ConfigError: the model cannot process it, or PEFT cannot call the model.
     """
     import torch
 
@@ -90,6 +90,11 @@ def rehearse_forward(model: PeftModel, task: Task, examples: Mapping[str, Exampl
             try:
                 with torch.no_grad():
                     model(**batch)
+            except TypeError:
+                raise ConfigError(
+                    f"{type(model.get_base_model()).__name__} does not take what PEFT's models for {task.name} pass on, so it cannot be "
+                    "trained: choose another base."
+                ) from None
             except (ValueError, IndexError, RuntimeError) as error:
                 raise ConfigError(_explain(error, task, split, batch)) from None
     finally:

@@ -14,7 +14,7 @@ from peft import PeftModel
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import losses
-from transformers import AutoModel
+from transformers import AutoModel, CLIPTextConfig, CLIPTextModel
 
 from rmlora.callback import RMLoRACallback
 from rmlora.config import RMLoRAConfig
@@ -192,3 +192,16 @@ def test_what_cannot_be_trained_is_refused_first(base: Path, tmp_path: Path, mon
     monkeypatch.setattr(type(TASK.inputs), "load_processor", lambda *_, **__: left)
     with pytest.raises(ConfigError, match="Pooling by the first token"):
         train(settings(base, tmp_path, pairs(20), pooling="cls"))
+
+
+def test_a_base_that_peft_cannot_call_is_refused_first(tmp_path: Path) -> None:
+    clip = CLIPTextConfig(
+        vocab_size=97, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, pad_token_id=1,
+        bos_token_id=2, eos_token_id=3,
+    )  # fmt: skip
+    CLIPTextModel(clip).save_pretrained(tmp_path / "clip")
+    tokenizer().save_pretrained(tmp_path / "clip")
+    with pytest.raises(
+        ConfigError, match="CLIPTextModel does not take what PEFT's models for feature-extraction pass on"
+    ):
+        train(settings(tmp_path / "clip", tmp_path, pairs(20)))
