@@ -10,6 +10,7 @@ from rmlora.adapter import Adapter
 from rmlora.errors import AdapterError, ConfigError
 from rmlora.labels import check_label_count
 from rmlora.outputs import problem_type_of
+from rmlora.pooling import Pooling
 from rmlora.tasks import TASKS, Task, get_task
 
 __all__ = ["complete_labels", "drop_unused_modules", "task_of"]
@@ -72,13 +73,18 @@ def complete_labels(
     return replace(adapter, metadata={**adapter.metadata, "labels": names, "problem_type": kind})
 
 
-def drop_unused_modules(adapter: Adapter, task: Task) -> Adapter:
+def drop_unused_modules(adapter: Adapter, task: Task, pooling: Pooling | None = None) -> Adapter:
     """Return ``adapter`` without modules that no output depends on; PEFT's ``all-linear`` adapts some of these too.
+
+    Args:
+        adapter: any.
+        task: that the outputs are for.
+        pooling: how token vectors become one; None for tasks that do not pool.
 
     Raises:
         AdapterError: no module is left.
     """
-    modules = {path: module for path, module in adapter.modules.items() if task.outputs.depends_on(path)}
+    modules = {path: module for path, module in adapter.modules.items() if task.outputs.depends_on(path, pooling)}
     if not modules:
         raise AdapterError(f"{adapter.source} changes no module that the outputs of {task.name} depend on.")
     return replace(adapter, modules=modules)

@@ -88,8 +88,8 @@ def _texts(value: Any) -> Any:
     )
 
 
-PoolingMode = Literal["mean", "cls", "last"]
-"""Which tokens of a text make its vector (:class:`rmlora.pooling.Pooling`)."""
+PoolingMode = Literal["mean", "cls", "last", "pooler"]
+"""What makes the vector of a text or an image (:class:`rmlora.pooling.Pooling`)."""
 
 
 class _Pooling(_File):

@@ -38,7 +38,7 @@ class GeneratedText(WithoutLabels):
     )  # fmt: skip
     best_metrics = ("loss", "exact_match", "json", "rougeL")
 
-    def depends_on(self, module: str) -> bool:
+    def depends_on(self, module: str, pooling: Pooling | None = None) -> bool:
         """Return True: the next token can depend on any module."""
         return True
 

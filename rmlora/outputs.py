@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from rmlora.errors import AdapterError, CheckpointError
 from rmlora.heads import first_head, head_outputs, other_head
-from rmlora.pooling import Pooling, pool
+from rmlora.pooling import Pooling, PoolingMode, pool
 from rmlora.scoring import ProblemType, Scoring, problem_type_in, scoring_of
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ClassScores",
     "Outputs",
+    "PooledVector",
     "SentenceVector",
     "WithoutLabels",
     "problem_type_of",
@@ -49,6 +50,8 @@ class Outputs(ABC):
     """Axes of a graph's output: 2 for ``[rows, n]``."""
     pools: ClassVar[bool]
     """True if the token vectors are pooled into one."""
+    pooling_modes: ClassVar[tuple[PoolingMode, ...]] = ()
+    """How they may be pooled; empty if they are not."""
     learns_from_pairs: ClassVar[bool] = False
     """True if a row of training data has several texts, each with an output of its own."""
     route: ClassVar[str]
@@ -100,8 +103,13 @@ class Outputs(ABC):
         """
 
     @abstractmethod
-    def depends_on(self, module: str) -> bool:
-        """Return True if outputs can depend on the module at this path."""
+    def depends_on(self, module: str, pooling: Pooling | None = None) -> bool:
+        """Return True if outputs can depend on the module at this path.
+
+        Args:
+            module: path.
+            pooling: how token vectors become one; None leaves out what only some ways of pooling need.
+        """
 
     @abstractmethod
     def check_adapter(self, adapter: Adapter, task: str) -> None:
@@ -230,7 +238,7 @@ class ClassScores(Outputs):
         """Return transformers' convention for the problem and the number of labels."""
         return scoring_of(problem, len(labels), threshold)
 
-    def depends_on(self, module: str) -> bool:
+    def depends_on(self, module: str, pooling: Pooling | None = None) -> bool:
         """Return True: scores can depend on any module."""
         return True
 
@@ -291,20 +299,12 @@ class WithoutLabels(Outputs):
             )
 
 
-class SentenceVector(WithoutLabels):
-    """One vector per text, pooled from its token vectors."""
+class PooledVector(WithoutLabels):
+    """One vector per row, pooled from what an encoder makes of its parts."""
 
     kind = "vector"
     pools = True
-    learns_from_pairs = True
     route = "/v1/embeddings"
-    train_defaults: ClassVar[Mapping[str, Any]] = {"max_length": 128, "group_by_length": False}
-    train_settings = frozenset({"label_column", "negative_column", "pooling", "normalize"})
-    best_metrics = ("spearman", "pearson", "ndcg_at_10", "mrr_at_10", "accuracy_at_1", "accuracy", "loss")
-
-    def depends_on(self, module: str) -> bool:
-        """Return False for the model's pooler: vectors are pooled from the encoder's token vectors."""
-        return module.partition(".")[0] != "pooler"
 
     def check_switchable(self, adapter: Adapter, name: str) -> None:
         """Refuse modules saved in full: only low-rank updates can be switched, as there is no head."""
@@ -314,6 +314,27 @@ class SentenceVector(WithoutLabels):
                 "low-rank updates: export it with --mode merged."
             )
 
+    def agreement(self, expected: AnyArray, got: AnyArray, scoring: Scoring | None = None) -> dict[str, float]:
+        """Return ``min_cosine``: the smallest cosine between a row's two vectors; 0 if one is zero."""
+        got = np.where(np.isfinite(got), got, 0.0)
+        lengths = np.linalg.norm(expected, axis=-1) * np.linalg.norm(got, axis=-1)
+        cosines = (expected * got).sum(-1) / np.where(lengths > 0, lengths, 1.0)
+        return {"min_cosine": float(cosines.min())}
+
+
+class SentenceVector(PooledVector):
+    """One vector per text, pooled from its token vectors."""
+
+    pooling_modes = ("mean", "cls", "last")
+    learns_from_pairs = True
+    train_defaults: ClassVar[Mapping[str, Any]] = {"max_length": 128, "group_by_length": False}
+    train_settings = frozenset({"label_column", "negative_column", "pooling", "normalize"})
+    best_metrics = ("spearman", "pearson", "ndcg_at_10", "mrr_at_10", "accuracy_at_1", "accuracy", "loss")
+
+    def depends_on(self, module: str, pooling: Pooling | None = None) -> bool:
+        """Return False for the model's pooler: vectors are pooled from the encoder's token vectors."""
+        return module.partition(".")[0] != "pooler"
+
     def of_model(self, output: Any, inputs: Mapping[str, Tensor], pooling: Pooling | None) -> Tensor:
         """Return the pooled vectors of the last hidden state."""
         import torch
@@ -321,13 +342,6 @@ class SentenceVector(WithoutLabels):
         hidden = output.last_hidden_state.float()
         mask = inputs.get("attention_mask", torch.ones(hidden.shape[:2], dtype=torch.int64))
         return pool(hidden, mask, pooling or Pooling())
-
-    def agreement(self, expected: AnyArray, got: AnyArray, scoring: Scoring | None = None) -> dict[str, float]:
-        """Return ``min_cosine``: the smallest cosine between a row's two vectors; 0 if one is zero."""
-        got = np.where(np.isfinite(got), got, 0.0)
-        lengths = np.linalg.norm(expected, axis=-1) * np.linalg.norm(got, axis=-1)
-        cosines = (expected * got).sum(-1) / np.where(lengths > 0, lengths, 1.0)
-        return {"min_cosine": float(cosines.min())}
 
 
 def _numbered(count: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Pooling token vectors into one vector per text, as configured in the files of sentence-transformers.
+"""Pooling token vectors into one vector per text or image, as configured in the files of sentence-transformers.
 
 ================ ====================================================================================
 ``modules.json`` the modules of the model in order: ``Pooling`` with its directory, and ``Normalize`` if used
@@ -49,10 +49,11 @@ _NAMES: dict[str, PoolingMode] = {"mean": "mean", "cls": "cls", "lasttoken": "la
 
 @dataclass(frozen=True)
 class Pooling:
-    """Which tokens make the vector, and whether it is normalized."""
+    """What makes the vector, and whether it is normalized."""
 
     mode: PoolingMode = "mean"
-    """``mean`` of all tokens but padding, the first token (``cls``), or the ``last`` token before padding."""
+    """``mean`` of all tokens but padding, the first token (``cls``), the ``last`` token before padding, or what the model itself
+    makes of them (``pooler``)."""
     normalize: bool = True
     """True to divide by the Euclidean norm, so that dot products are cosines."""
 

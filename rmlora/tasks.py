@@ -13,6 +13,7 @@ from typing import Any
 from rmlora.answered_text import AnsweredText
 from rmlora.errors import ConfigError
 from rmlora.generated_text import GeneratedText
+from rmlora.image_vector import ImageVector
 from rmlora.inputs import ImageInputs, Inputs, TextInputs
 from rmlora.outputs import ClassScores, Outputs, SentenceVector
 from rmlora.prompt_inputs import PromptInputs
@@ -56,6 +57,7 @@ TASKS: dict[str, Task] = {
         ),
         Task("image-classification", ImageInputs(), ClassScores(), "AutoModelForImageClassification", None),
         Task("feature-extraction", SingleTextInputs(), SentenceVector(), "AutoModel", "FEATURE_EXTRACTION"),
+        Task("image-feature-extraction", ImageInputs(), ImageVector(), "AutoModel", None),
         Task("token-classification", TokenInputs(), TokenLabels(), "AutoModelForTokenClassification", "TOKEN_CLS"),
         Task("question-answering", QuestionInputs(), SpanScores(), "AutoModelForQuestionAnswering", "QUESTION_ANS"),
         Task("text-generation", PromptInputs(), GeneratedText(), "AutoModelForCausalLM", "CAUSAL_LM"),
@@ -92,12 +94,14 @@ OTHER_TASKS: dict[str, tuple[str | None, str | tuple[str, ...]]] = {
 _CLASSES: dict[str, str | tuple[str, ...]] = {
     "text-classification": "ForSequenceClassification",
     "image-classification": "ForImageClassification",
+    "image-feature-extraction": ("VisionModel", "VisionModelWithProjection"),
     "token-classification": "ForTokenClassification",
     "question-answering": ("ForQuestionAnswering", "ForQuestionAnsweringSimple"),
     "text-generation": ("ForCausalLM", "LMHeadModel"),
     "text2text-generation": "ForConditionalGeneration",
 }
-"""Task → how the names of its model classes end. The encoders for feature-extraction are also inside all other models."""
+"""Task → how the names of its model classes end. The encoders for feature-extraction, and most of those for
+images, are also inside all other models."""
 
 
 def recorded_task(peft_config: Mapping[str, Any]) -> str | None:

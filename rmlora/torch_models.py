@@ -101,8 +101,15 @@ def load_task_model(
 
 
 def _auto_class(base: Path, task: Task) -> str:
-    """Return the Auto class that builds the model: of a model with encoder and decoder, only the encoder makes vectors."""
+    """Return the class that builds the model: of a model with two halves, only one makes vectors of texts, or of images."""
     config = Checkpoint(base).config
+    if task.auto_class == "AutoModel" and task.inputs.modality == "image":
+        projects = any(str(name).endswith("VisionModelWithProjection") for name in config.get("architectures") or ())
+        return (
+            config["architectures"][0]
+            if projects
+            else _IMAGE_HALVES.get(str(config.get("model_type")), task.auto_class)
+        )
     encoder_alone = any(str(name).endswith("EncoderModel") for name in config.get("architectures") or ())
     if task.auto_class == "AutoModel" and (encoder_alone or config.get("is_encoder_decoder")):
         from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
@@ -110,6 +117,14 @@ def _auto_class(base: Path, task: Task) -> str:
         if config.get("model_type") in MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES:
             return "AutoModelForTextEncoding"
     return task.auto_class
+
+
+_IMAGE_HALVES = {
+    "clip": "CLIPVisionModelWithProjection",
+    "metaclip_2": "MetaClip2VisionModelWithProjection",
+    "siglip": "SiglipVisionModel",
+}
+"""Type of a model of images and texts → the class of its half for images, whose vectors are comparable with those of texts."""
 
 
 def check_complete(loaded: TaskModel, adapter: Adapter, task: Task, base: Path) -> None:
@@ -155,7 +170,8 @@ def load_adapted(
 
     checkpoint = Checkpoint(base)
     read = load_package(adapter_path)
-    adapter = in_memory_names(read, stored_weights(checkpoint, read))
+    weights = stored_weights(checkpoint, read)
+    adapter = in_memory_names(read, weights)
     check_base(adapter, checkpoint, allow_mismatch=allow_base_mismatch)
     chosen = task_of(adapter, task)
     adapter = complete_labels(adapter, chosen, checkpoint.config, labels)
@@ -182,6 +198,7 @@ def load_adapted(
         if "missing adapter keys" in str(warning.message).lower():
             raise AdapterError(f"The adapter {adapter_path} leaves part of the model unadapted: {warning.message}")
     _apply_rank_masks(model, adapter)
+    _silence(model, weights.ineffective(adapter.modules))
     model.eval()
     return model, adapter
 
@@ -217,3 +234,14 @@ def _apply_rank_masks(model: PeftModel, adapter: Adapter) -> None:
         masked = torch.from_numpy(~module.rank_mask).nonzero().flatten()
         with torch.no_grad():
             getattr(factor, "weight", factor).index_fill_(0, masked, 0)
+
+
+def _silence(model: PeftModel, modules: Sequence[str]) -> None:
+    """Zero the updates of ``modules``, which have no effect in PyTorch as long as they are not merged: merged, they would."""
+    import torch
+
+    layers = dict(model.get_base_model().named_modules())
+    with torch.no_grad():
+        for path in modules:
+            for factor in getattr(layers.get(path), "lora_B", {}).values():
+                factor.weight.zero_()

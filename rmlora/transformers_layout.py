@@ -127,7 +127,8 @@ def _build(config: Mapping[str, Any], architecture: str) -> Any:
             model_class = model_class._model_mapping[type(configuration)]
             model_class = model_class[0] if isinstance(model_class, tuple | list) else model_class
         if not isinstance(configuration, model_class.config_class):
-            configuration = configuration.get_text_config()
+            towers = (configuration.get_text_config(), getattr(configuration, "vision_config", None))
+            configuration = next(tower for tower in towers if isinstance(tower, model_class.config_class))
         with _quiet(), contextlib.ExitStack() as contexts:
             for context in model_class.get_init_context(torch.float32, False, False, None):
                 contexts.enter_context(context)

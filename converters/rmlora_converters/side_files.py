@@ -13,6 +13,7 @@ from rmlora.confine import confine_files
 from rmlora.pooling import write_pooling
 from rmlora.readable import is_readable_file
 from rmlora.storage import write_json
+from rmlora.tasks import TASKS
 from rmlora_converters.rounding import RoundingReport
 
 __all__ = ["PROVENANCE_FILE", "copy_side_files", "write_provenance", "write_trained_pooling"]
@@ -50,9 +51,11 @@ def copy_side_files(source: Path, target: Path, *, but: Collection[str] = ()) ->
 
 
 def write_trained_pooling(directory: Path, adapter: Adapter) -> None:
-    """Replace the base's sentence-transformers files in ``directory`` where ``adapter`` records how it was trained to cut and to pool."""
+    """Replace the base's sentence-transformers files in ``directory`` where ``adapter`` records how it was trained to cut and to pool texts."""
     width = adapter.metadata.get("dimensions")
-    if adapter.pooling is not None and width is not None:
+    task = TASKS.get(adapter.task or "")
+    of_images = task is not None and task.inputs.modality == "image"
+    if adapter.pooling is not None and width is not None and not of_images:
         write_pooling(directory, adapter.pooling, width=int(width), max_length=adapter.trained_length)
 
 

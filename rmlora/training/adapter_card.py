@@ -192,11 +192,14 @@ def _use(name: str, task: Task, metadata: Mapping[str, Any], base: str) -> list[
                 f"{name}-bundle",
             ]
         )
+    pools_texts = bool(metadata.get("pooling")) and task.inputs.modality == "text"
+    # AutoModel builds both halves of a model of images and texts
+    kind = str(metadata["architecture"]) if metadata.get("pooling") and not pools_texts else task.auto_class
     return [
-        "```python", "from peft import PeftModel", f"from transformers import {task.auto_class}", "",
-        f"base = {task.auto_class}.from_pretrained({json.dumps(base)}{revision}{head}{', trust_remote_code=True' if trusted else ''})",
+        "```python", "from peft import PeftModel", f"from transformers import {kind}", "",
+        f"base = {kind}.from_pretrained({json.dumps(base)}{revision}{head}{', trust_remote_code=True' if trusted else ''})",
         f"model = PeftModel.from_pretrained(base, {json.dumps(name)}).eval()", "```", "",
-        *(_SENTENCE_TRANSFORMERS.format(name=json.dumps(name)).splitlines() if metadata.get("pooling") else []),
+        *(_SENTENCE_TRANSFORMERS.format(name=json.dumps(name)).splitlines() if pools_texts else []),
         "Merged into the base, or exported to ONNX:" if len(commands) > 1 else "Merged into the base:", "",
         "```console", *(f"$ {one_line(shlex.join(['rmlora-deploy', *words]))}" for words in commands), "```", "",
     ]  # fmt: skip

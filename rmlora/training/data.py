@@ -23,7 +23,7 @@ from rmlora.training.sources import open_table
 from rmlora.training.table import Reading
 from rmlora.wording import counted
 
-__all__ = ["Columns", "LabeledData", "Splits", "load_inputs", "load_split", "load_splits"]
+__all__ = ["Columns", "LabeledData", "Splits", "load_inputs", "load_split", "load_splits", "stratified"]
 
 _LABEL_NAMES = ("label", "labels", "class", "category", "target", "intent", "topic")
 
@@ -273,7 +273,7 @@ def _split_off(
     source: str,
 ) -> tuple[tuple[list[Any], list[Any]], tuple[list[Any], list[Any]]]:
     inputs, targets = rows
-    chosen = _stratified(inputs, strata, fraction, labels, np.random.default_rng(seed), source)
+    chosen = stratified(inputs, strata, fraction, labels, np.random.default_rng(seed), source)
     rest = sorted(set(range(len(inputs))) - set(chosen))
     return (
         ([inputs[i] for i in rest], [targets[i] for i in rest]),
@@ -281,7 +281,7 @@ def _split_off(
     )
 
 
-def _stratified(
+def stratified(
     inputs: list[Any], indices: list[int], fraction: float, labels: Sequence[str], rng: np.random.Generator, source: str
 ) -> list[int]:
     """Return the rows of a validation split that takes ``fraction`` of every label; equal texts stay together.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,6 +13,7 @@ from rmlora.errors import InputError
 from rmlora.training.embedding_columns import RowKind
 from rmlora.training.embedding_data import EmbeddingData
 from rmlora.training.embedding_evaluators import Vectors, retrieval_figures, similarity_figures, triplet_figures
+from rmlora.training.vector_problem import NO_MODEL, VectorProblem
 from rmlora.wording import counted
 
 if TYPE_CHECKING:
@@ -20,35 +21,15 @@ if TYPE_CHECKING:
 
 __all__ = ["EMBEDDING_PROBLEMS", "EmbeddingProblem"]
 
-_NO_MODEL: Any = None
-"""Vectors are computed outside of the losses."""
 
-
-class EmbeddingProblem(ABC):
-    """What one kind of rows teaches. Instances have no state."""
+class EmbeddingProblem(VectorProblem):
+    """What one kind of rows of texts teaches."""
 
     name: ClassVar[RowKind]
-    best_metrics: ClassVar[tuple[str, ...]]
-    """Validation metrics that can choose the checkpoint, the default first."""
-    needs_company: ClassVar[bool]
-    """True if a batch of a single row teaches nothing."""
-
-    @abstractmethod
-    def loss(self) -> Module:
-        """Return the loss of sentence-transformers; its ``compute_loss_from_embeddings`` takes vectors by column, and targets."""
 
     @abstractmethod
     def targets(self, data: EmbeddingData) -> list[Any]:
         """Return for every row what loss and metrics need to know of it beside its vectors."""
-
-    @abstractmethod
-    def metrics(self, vectors: Vectors, targets: npt.NDArray[Any]) -> dict[str, float]:
-        """Return the figures of sentence-transformers' evaluator, by cosines.
-
-        Args:
-            vectors: ``[rows, texts of a row, width]``.
-            targets: of the rows.
-        """
 
     @abstractmethod
     def check(self, data: EmbeddingData, split: str, remedy: str = "give other data") -> list[str]:
@@ -69,13 +50,13 @@ class ScoredPairs(EmbeddingProblem):
 
     name = "scored pairs"
     best_metrics = ("spearman", "pearson", "loss")
-    needs_company = True
+    fewest_rows = 2
 
     def loss(self) -> Module:
         """Return CoSENT, which sentence-transformers recommends over a regression of the cosine."""
         from sentence_transformers.sentence_transformer.losses import CoSENTLoss
 
-        return CoSENTLoss(_NO_MODEL)
+        return CoSENTLoss(NO_MODEL)
 
     def targets(self, data: EmbeddingData) -> list[float]:
         """Return the scores."""
@@ -101,13 +82,13 @@ class Pairs(EmbeddingProblem):
 
     name: ClassVar[RowKind] = "pairs"
     best_metrics: ClassVar[tuple[str, ...]] = ("ndcg_at_10", "mrr_at_10", "accuracy_at_1", "loss")
-    needs_company = True
+    fewest_rows = 2
 
     def loss(self) -> Module:
         """Return the cross-entropy over the second texts of the batch (and the negatives, if rows have them)."""
         from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-        return MultipleNegativesRankingLoss(_NO_MODEL)
+        return MultipleNegativesRankingLoss(NO_MODEL)
 
     def targets(self, data: EmbeddingData) -> list[Any]:
         """Return the number of every row's first and of its second text, each counted among the different ones."""
@@ -133,7 +114,7 @@ class Triplets(Pairs):
 
     name = "triplets"
     best_metrics = ("accuracy", "loss")
-    needs_company = False
+    fewest_rows = 1
 
     def metrics(self, vectors: Vectors, targets: npt.NDArray[Any]) -> dict[str, float]:
         """Return the share of rows whose first text is more similar to the second than to the third."""

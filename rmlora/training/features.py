@@ -43,6 +43,11 @@ class ImageExamples(Dataset[Row]):
         self.collate = _stack
 
     @property
+    def labels(self) -> list[Any]:
+        """Of every image."""
+        return self._labels
+
+    @property
     def count(self) -> int:
         """Number of images."""
         return len(self._images)

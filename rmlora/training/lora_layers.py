@@ -34,6 +34,7 @@ def add_lora_layers(loaded: TaskModel, task: Task, config: RMLoRAConfig) -> tupl
             cannot be matched in bounded time.
     """
     from peft import get_peft_model
+    from torch.nn import MultiheadAttention
 
     _refuse_unused(loaded.model, task, config.modules_to_save)
     heads = {name for name in ("classifier", "score", "qa_outputs") if hasattr(loaded.model, name)}
@@ -41,6 +42,10 @@ def add_lora_layers(loaded: TaskModel, task: Task, config: RMLoRAConfig) -> tupl
         name
         for name, module in loaded.model.named_modules()
         if hasattr(module, "weight") and not task.outputs.depends_on(name)
+    }
+    # PyTorch's attention reads the weight of this layer without calling it, so an update of it alone has no effect
+    unused |= {
+        f"{name}.out_proj" for name, module in loaded.model.named_modules() if isinstance(module, MultiheadAttention)
     }
     fresh = {name for name in loaded.new_modules if name.partition(".")[0] not in heads} - unused
     saved = {*config.modules_to_save, *heads, *fresh}

@@ -164,6 +164,7 @@ _NAMES = {
     "ndcg_at_10": "NDCG@10",
     "mrr_at_10": "MRR@10",
     "accuracy_at_1": "accuracy@1",
+    "recall_at_1": "recall@1",
 }
 
 

@@ -12,20 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from rmlora.answered_text import AnsweredText
 from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
 from rmlora.config import RMLoRAConfig
 from rmlora.errors import CheckpointError, ConfigError, Interrupted, RMLoRAError, require
+from rmlora.generated_text import GeneratedText
+from rmlora.image_vector import ImageVector
+from rmlora.outputs import ClassScores, Outputs, SentenceVector
 from rmlora.progress_display import ProgressDisplay
+from rmlora.span_scores import SpanScores
 from rmlora.storage import check_makeable, refuse_existing
 from rmlora.stored_weights import quantization_method
 from rmlora.tasks import get_task
+from rmlora.token_labels import TokenLabels
 from rmlora.torch_models import load_task_model
 from rmlora.training.answer_training import AnswerTraining
 from rmlora.training.arguments import check_precision, training_arguments
 from rmlora.training.classifier_training import ClassifierTraining
 from rmlora.training.embedding_training import EmbeddingTraining
 from rmlora.training.fit import fit
+from rmlora.training.image_vector_training import ImageVectorTraining
 from rmlora.training.language_training import LanguageTraining
 from rmlora.training.lora_layers import add_lora_layers
 from rmlora.training.question_training import QuestionTraining
@@ -165,7 +172,7 @@ def _prepare(settings: TrainSettings, console: Console) -> _Prepared:
     from transformers import set_seed
 
     task = get_task(settings.task)
-    training = _TRAININGS[task.outputs.kind](settings, task)
+    training = _TRAININGS[type(task.outputs)](settings, task)
     base = resolve_base(settings.base, revision=settings.revision)
     _refuse_quantized(base)
     data = training.load()
@@ -201,13 +208,14 @@ def _refuse_quantized(base: Path) -> None:
         )
 
 
-_TRAININGS: dict[str, type[TaskTraining]] = {
-    "scores": ClassifierTraining,
-    "text": LanguageTraining,
-    "answer": AnswerTraining,
-    "tokens": TokenTraining,
-    "spans": QuestionTraining,
-    "vector": EmbeddingTraining,
+_TRAININGS: dict[type[Outputs], type[TaskTraining]] = {
+    ClassScores: ClassifierTraining,
+    GeneratedText: LanguageTraining,
+    AnsweredText: AnswerTraining,
+    TokenLabels: TokenTraining,
+    SpanScores: QuestionTraining,
+    SentenceVector: EmbeddingTraining,
+    ImageVector: ImageVectorTraining,
 }
 """Kind of a task's outputs → how it is trained."""
 

@@ -27,7 +27,7 @@ BestMetric = Literal[
     "accuracy", "macro_f1", "balanced_accuracy", "mcc",
     "micro_f1", "samples_f1", "subset_accuracy", "f1",
     "pearson", "spearman", "mse", "mae",
-    "ndcg_at_10", "mrr_at_10", "accuracy_at_1",
+    "ndcg_at_10", "mrr_at_10", "accuracy_at_1", "recall_at_1",
     "loss", "exact_match", "json", "rougeL",
 ]  # fmt: skip
 Metric = Literal["exact_match", "json", "rougeL"]

@@ -16,7 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rmlora.adapter_task import task_of
 from rmlora.errors import AdapterError, CheckpointError, ConfigError, InputError
-from rmlora.pooling import POOLING_MODES, Pooling, PoolingMode, pool, read_pooling, read_text_length
+from rmlora.image_vector import ImageVector
+from rmlora.outputs import SentenceVector
+from rmlora.pooling import Pooling, PoolingMode, pool, read_pooling, read_text_length
 from rmlora.tasks import get_task
 from rmlora_converters.graph.passes.pooling import EMBEDDING_NAME, insert_pooling, keep_answer
 from rmlora_deploy.bundles.report import Tolerance
@@ -62,7 +64,7 @@ def embeddings(model: ir.Model, ids: np.ndarray, mask: np.ndarray) -> np.ndarray
 
 @settings(max_examples=25)
 @given(
-    mode=st.sampled_from(POOLING_MODES),
+    mode=st.sampled_from(SentenceVector.pooling_modes),
     normalize=st.booleans(),
     lengths=st.lists(st.integers(1, 7), min_size=1, max_size=5),
     left=st.booleans(),
@@ -112,6 +114,69 @@ def test_the_embedding_output_is_found_in_graphs_of_any_exporter() -> None:
     assert keep_answer(alone).name == EMBEDDING_NAME
     with pytest.raises(InputError, match="outputs are one, two, and none is known to hold the token vectors"):
         keep_answer(graph({"one": tokens, "two": tokens}))
+
+
+@pytest.mark.parametrize("opset", [11, 20])
+@pytest.mark.parametrize("shape", [("rows", 3, WIDTH), ("rows", WIDTH, 2, 4)])
+@pytest.mark.parametrize("pooling", [Pooling("mean"), Pooling("mean", normalize=False), Pooling("cls")])
+def test_rows_without_padding_are_pooled_without_a_mask(
+    shape: tuple[str | int, ...], pooling: Pooling, opset: int
+) -> None:
+    if pooling.mode == "cls" and len(shape) == 4:
+        pytest.skip("convolutional models have no class token")
+    given_shape = [2, *map(int, shape[1:])]
+    hidden = torch.from_numpy(np.random.default_rng(1).standard_normal(given_shape).astype(np.float32))
+    got = _of_hidden({"last_hidden_state": hidden.numpy()}, {"last_hidden_state": shape}, pooling, opset)
+    expected = ImageVector().of_model(_Output(last_hidden_state=hidden), {}, pooling)
+    np.testing.assert_allclose(got, expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["image_embeds", "pooler_output", "sentence_embedding"])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("sides", [(), (1, 1)])
+def test_what_an_image_model_pools_itself_is_taken(name: str, normalize: bool, sides: tuple[int, ...]) -> None:
+    if name == "sentence_embedding" and sides:
+        pytest.skip("finished vectors have two axes")
+    rng = np.random.default_rng(2)
+    pooled = rng.standard_normal((2, WIDTH, *sides)).astype(np.float32)
+    others = rng.standard_normal((2, 3, WIDTH)).astype(np.float32)
+    shapes = {"last_hidden_state": ("rows", 3, WIDTH), name: ("rows", WIDTH, *sides)}
+    got = _of_hidden({"last_hidden_state": others, name: pooled}, shapes, Pooling("pooler", normalize), 20)
+    flat = pooled.reshape(2, WIDTH)
+    np.testing.assert_allclose(
+        got, flat / np.linalg.norm(flat, axis=1, keepdims=True) if normalize else flat, rtol=1e-5
+    )
+
+
+def test_a_graph_without_pooled_vectors_says_so() -> None:
+    with pytest.raises(InputError, match="none is known to hold vectors that the model pools itself"):
+        keep_answer(graph(), Pooling("pooler"))
+
+
+class _Output(dict[str, torch.Tensor]):
+    __getattr__ = dict.__getitem__
+
+
+def _of_hidden(
+    values: dict[str, np.ndarray], shapes: dict[str, tuple[str | int, ...]], pooling: Pooling, opset: int
+) -> np.ndarray:
+    """Return what a graph makes of the outputs of an image model, which are its inputs."""
+    infos = [
+        [helper.make_tensor_value_info(kind + name, TensorProto.FLOAT, shapes[name]) for name in values]
+        for kind in ("given_", "")
+    ]
+    nodes = [helper.make_node("Identity", [f"given_{name}"], [name]) for name in values]
+    made = helper.make_model(
+        helper.make_graph(nodes, "g", *infos), opset_imports=[helper.make_opsetid("", opset)], ir_version=8
+    )
+    model = ir.serde.deserialize_model(made)
+    insert_pooling(model, pooling, padded=False)
+    (output,) = model.graph.outputs
+    assert output.name == EMBEDDING_NAME and output.shape == ["rows", WIDTH]
+    onnx_model = ir.serde.serialize_model(model)
+    onnx.checker.check_model(onnx_model)
+    session = ort.InferenceSession(onnx_model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {f"given_{name}": value for name, value in values.items()})[0])
 
 
 def test_what_cannot_be_pooled_is_refused_and_half_precision_is_summed_in_float32() -> None:

@@ -59,7 +59,7 @@ def make_sources(case: BranchCase, directory: Path, *, seed: int = 0) -> tuple[P
     """Save the base of ``case`` with its processor, and its adapters; return their directories."""
     torch.manual_seed(seed)
     base = save_noisy(case.build(), directory / "base")
-    if case.task == "image-classification":
+    if TASKS[case.task].inputs.modality == "image":
         (base / "preprocessor_config.json").write_text(json.dumps({**PROCESSOR, "size": {"height": 32, "width": 32}}))
     else:
         (case.tokenizer or tokenizer)().save_pretrained(base)
@@ -125,7 +125,7 @@ def worst_row(case: BranchCase, bundle: Bundle, base: Path, adapters: dict[str, 
         for chosen in [[name] * rows for name in names] + [[names[(row + 1) % len(names)] for row in range(rows)]]:
             got = session.run(inputs, chosen)
             for row, name in enumerate(chosen):
-                want = expected(case, everyone[name], inputs)[row]
+                want = expected(case, everyone[name], inputs, bundle.pooling)[row]
                 one = {key: array[row : row + 1] for key, array in inputs.items()}
                 given = TASKS[case.task].outputs.padding_zeroed(got[row][None], one)[0]
                 assert given.shape == want.shape, (rows, chosen, given.shape, want.shape)
@@ -133,10 +133,11 @@ def worst_row(case: BranchCase, bundle: Bundle, base: Path, adapters: dict[str, 
     return worst
 
 
-def expected(case: BranchCase, model: Any, inputs: Arrays) -> np.ndarray:
-    """Return PyTorch's output."""
-    task = TASKS[case.task]
-    return torch_output(model, inputs, task.outputs, Pooling() if task.outputs.pools else None)
+def expected(case: BranchCase, model: Any, inputs: Arrays, pooling: Pooling | None = None) -> np.ndarray:
+    """Return PyTorch's output; vectors are pooled in the task's usual way unless ``pooling`` is given."""
+    outputs = TASKS[case.task].outputs
+    usual = Pooling(outputs.pooling_modes[0]) if outputs.pools else None
+    return torch_output(model, inputs, outputs, pooling or usual)
 
 
 def _bytes() -> Any:
@@ -237,6 +238,20 @@ IMAGES = [
     BranchCase("convnext", lambda: T.ConvNextForImageClassification(T.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, patch_size=2, image_size=32, num_labels=3)), _SAVED, "image-classification"),
     BranchCase("segformer", lambda: T.SegformerForImageClassification(T.SegformerConfig(num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[8, 16], patch_sizes=[3, 3], strides=[2, 2], num_attention_heads=[1, 2], mlp_ratios=[2, 2], num_labels=3)), _SAVED, "image-classification"),
     BranchCase("siglip", lambda: T.SiglipForImageClassification(T.SiglipConfig(vision_config=_IMAGE, text_config=_ONE, num_labels=3)), _SAVED, "image-classification"),
+]  # fmt: skip
+
+_IMAGE_VECTORS: dict[str, Any] = {"task": "image-feature-extraction"}
+_CLIP: dict[str, Any] = {"vision_config": {**_IMAGE, "projection_dim": 12}, "text_config": {**_ONE, "eos_token_id": 2}}
+IMAGE_ENCODERS = [
+    BranchCase("vit-vectors", lambda: T.ViTModel(T.ViTConfig(**_IMAGE)), **_IMAGE_VECTORS),
+    BranchCase("dinov2-vectors", lambda: T.Dinov2Model(T.Dinov2Config(**_IMAGE)), **_IMAGE_VECTORS),
+    BranchCase("dinov3-vectors", lambda: T.DINOv3ViTModel(T.DINOv3ViTConfig(**_IMAGE, num_register_tokens=2)), **_IMAGE_VECTORS),
+    BranchCase("swin-vectors", lambda: T.SwinModel(T.SwinConfig(image_size=32, patch_size=4, embed_dim=16, depths=[1, 2], num_heads=[2, 2], window_size=4)), **_IMAGE_VECTORS),
+    BranchCase("convnext-vectors", lambda: T.ConvNextModel(T.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, patch_size=2, image_size=32)), **_IMAGE_VECTORS),
+    BranchCase("segformer-vectors", lambda: T.SegformerModel(T.SegformerConfig(num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[8, 16], patch_sizes=[3, 3], strides=[2, 2], num_attention_heads=[1, 2], mlp_ratios=[2, 2])), **_IMAGE_VECTORS),
+    BranchCase("resnet-vectors", lambda: T.ResNetModel(T.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")), {"target_modules": ["encoder.stages.1.layers.0.layer.0.convolution"]}, **_IMAGE_VECTORS),
+    BranchCase("clip-vectors", lambda: T.CLIPModel(T.CLIPConfig(**_CLIP, projection_dim=12)), model_class=T.CLIPVisionModelWithProjection, **_IMAGE_VECTORS),
+    BranchCase("siglip-vectors", lambda: T.SiglipModel(T.SiglipConfig(vision_config=_IMAGE, text_config=_ONE)), model_class=T.SiglipVisionModel, **_IMAGE_VECTORS),
 ]  # fmt: skip
 
 REFUSED = [

@@ -1,4 +1,4 @@
-"""Choosing how an embedding bundle pools: as the user says, else as the adapters' or the base's files say, else by mean."""
+"""Choosing how an embedding bundle pools: as the user says, else as the adapters' or the base's files say, else as is usual."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rmlora.adapter import Adapter
-from rmlora.errors import AdapterError, ConfigError
+from rmlora.errors import AdapterError, ConfigError, is_installed
 from rmlora.pooling import Pooling, PoolingMode, check_padding, read_pooling
 from rmlora.tasks import Task
 from rmlora_deploy.bundles.manifest import PoolingEntry
@@ -17,7 +17,7 @@ __all__ = ["check_pooling", "choose_pooling"]
 
 def choose_pooling(
     task: Task, base: Path, adapters: Mapping[str, Adapter], processor: Any, *, mode: PoolingMode | None,
-    normalize: bool | None,
+    normalize: bool | None, trust_remote_code: bool = False,
 ) -> PoolingEntry | None:  # fmt: skip
     """Return the pooling and where the choice came from; None for tasks that do not pool.
 
@@ -30,24 +30,49 @@ def choose_pooling(
         processor: the tokenizer; pooling by the first token needs one that pads on the right.
         mode: the user's choice; None takes the files'.
         normalize: the user's choice; None takes the files'.
+        trust_remote_code: run code that comes with the base, if it has to be loaded to find out how it pools.
 
     Raises:
-        ConfigError: the user chose a pooling for a task that has none, or one that the tokenizer's padding rules out.
+        ConfigError: the user chose a pooling for a task that has none, or one that task, base or the tokenizer's padding rules
+            out.
+        DependencyError: an image model has to be asked how it pools, and torch is not installed.
         AdapterError: two adapters were trained with different poolings.
         InputError: the files are damaged or ask for a pooling that cannot be exported.
     """
     if not task.outputs.pools:
         if mode is not None or normalize is not None:
-            raise ConfigError(f"--pooling and --normalize are for feature-extraction, and the task is {task.name}.")
+            raise ConfigError(f"--pooling and --normalize are for embeddings, and the task is {task.name}.")
         return None
     entry = _entry(Pooling(mode), "chosen") if mode is not None else _found(base, adapters)
+    modes = task.outputs.pooling_modes
+    if entry is not None and entry.mode not in modes:
+        raise ConfigError(
+            f"--pooling {entry.mode} is not for {task.name}: choose {', '.join(modes[:-1])} or {modes[-1]}."
+        )
+    if "pooler" in modes and (entry is None or (entry.source == "chosen" and is_installed("torch"))):
+        own = _of_model(task, base, adapters, processor, mode, trust_remote_code=trust_remote_code)
+        entry = entry or _entry(Pooling(own), "default")
+    entry = entry or _entry(Pooling(), "default")
     if normalize is not None:
         entry = PoolingEntry(mode=entry.mode, normalize=normalize, source="chosen")
     check_padding(entry.pooling, processor)
     return entry
 
 
-def _found(base: Path, adapters: Mapping[str, Adapter]) -> PoolingEntry:
+def _of_model(
+    task: Task, base: Path, adapters: Mapping[str, Adapter], processor: Any, mode: PoolingMode | None, *,
+    trust_remote_code: bool,
+) -> PoolingMode:  # fmt: skip
+    """Return how the base itself pools; raise :class:`ConfigError` if it does not have the user's choice."""
+    from rmlora.model_pooling import model_pooling
+    from rmlora.torch_models import load_task_model
+
+    saved = set.intersection(*(set(adapter.modules_to_save) for adapter in adapters.values()))
+    loaded = load_task_model(base, task, (), trust_remote_code=trust_remote_code)
+    return model_pooling(loaded, base, task, processor, mode=mode, saved=saved)
+
+
+def _found(base: Path, adapters: Mapping[str, Adapter]) -> PoolingEntry | None:
     own = {name: found for name, adapter in adapters.items() if (found := _of_adapter(adapter))}
     for name, pooling in own.items():
         first = next(iter(own))
@@ -59,7 +84,7 @@ def _found(base: Path, adapters: Mapping[str, Adapter]) -> PoolingEntry:
     if own:
         return _entry(next(iter(own.values())), "adapter")
     found = read_pooling(base)
-    return _entry(found, "base") if found is not None else _entry(Pooling(), "default")
+    return _entry(found, "base") if found is not None else None
 
 
 def _of_adapter(adapter: Adapter) -> Pooling | None:

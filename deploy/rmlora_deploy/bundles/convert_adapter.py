@@ -165,7 +165,8 @@ def convert_adapter(
         )
     task_of(adapter, task.name)
     adapter = complete_labels(adapter, task, base_config, label_names)
-    labels, used = adapter.labels or [], drop_unused_modules(adapter, task)
+    labels = adapter.labels or []
+    used = drop_unused_modules(adapter, task, pooling.pooling if pooling is not None else None)
     check_pooling(adapter, pooling)
     arrays = adapter_arrays(used, lora_inputs, dtypes, allow_base_mismatch=allow_base_mismatch)
     try_out.check(name, arrays)

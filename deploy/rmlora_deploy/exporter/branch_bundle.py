@@ -117,7 +117,7 @@ def _load(settings: ExportSettings, on_progress: Callable[[str], None]) -> Expor
             "--mode branches needs at least one --adapter NAME=PATH: the adapters decide which modules get branches."
         )
     plan = make_plan(settings, checkpoint, adapters, on_progress)
-    used = {name: drop_unused_modules(adapter, plan.task) for name, adapter in plan.adapters.items()}
+    used = {name: drop_unused_modules(adapter, plan.task, plan.pooling) for name, adapter in plan.adapters.items()}
     for name, adapter in used.items():
         plan.task.outputs.check_switchable(adapter, name)
     check_adapters(list(used.values()))
@@ -125,10 +125,18 @@ def _load(settings: ExportSettings, on_progress: Callable[[str], None]) -> Expor
 
 
 def read_adapter(path: Path, checkpoint: Checkpoint, settings: ExportSettings) -> Adapter:
-    """Return the adapter at ``path``, with the names of the modules in memory and without copies of the base's weights."""
+    """Return the adapter at ``path``, with the names of the modules in memory.
+
+    Copies of the base's weights, and updates that have no effect in PyTorch, are left out.
+    """
     adapter = load_package(path)
     check_base(adapter, checkpoint, allow_mismatch=settings.allow_base_mismatch)
-    adapter = in_memory_names(adapter, stored_weights(checkpoint, adapter))
+    weights = stored_weights(checkpoint, adapter)
+    adapter = in_memory_names(adapter, weights)
+    without_effect = set(weights.ineffective(adapter.modules))
+    adapter = replace(
+        adapter, modules={path: module for path, module in adapter.modules.items() if path not in without_effect}
+    )
     return without_copies(adapter, weight_digests(checkpoint, adapter.modules, adapter))
 
 
@@ -201,7 +209,7 @@ def _read_graph(plan: ExportPlan, graph: Path) -> _BaseGraph:
     if plan.pooling is not None:
         if name is not None:
             keep_named_output(model, name, source=str(graph))
-        insert_pooling(model, plan.pooling)
+        insert_pooling(model, plan.pooling, padded=plan.task.inputs.varies_in_length)
     else:
         if plan.task.outputs.graph_outputs is not None and name is None:
             join_outputs(model, plan.task.outputs.graph_outputs, name=OUTPUT_NAME)

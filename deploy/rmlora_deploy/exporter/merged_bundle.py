@@ -12,6 +12,7 @@ from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import ConfigError
 from rmlora.storage import atomic_directory
+from rmlora.stored_weights import stored_weights
 from rmlora_deploy.bundles.bundle import MODEL_FILE, REFERENCE_FILE, Bundle
 from rmlora_deploy.bundles.describe import describe_adapter
 from rmlora_deploy.bundles.manifest import Manifest, Optimization
@@ -73,7 +74,11 @@ def _load(settings: ExportSettings, on_progress: Callable[[str], None]) -> tuple
         base, path, task=settings.task, labels=settings.labels, allow_base_mismatch=settings.allow_base_mismatch,
         trust_remote_code=settings.trust_remote_code,
     )  # fmt: skip
-    plan = make_plan(settings, Checkpoint(base), {name: adapter}, on_progress)
+    checkpoint = Checkpoint(base)
+    stored_weights(
+        checkpoint, adapter
+    )  # from here on the checkpoint's parameters have the names of the adapter's model
+    plan = make_plan(settings, checkpoint, {name: adapter}, on_progress)
     return plan, TorchPair.of(adapted, plan.task.outputs, plan.pooling)
 
 

@@ -161,7 +161,13 @@ def make_plan(
     )
     length = max_length(list(adapters.values()), processor, task, checkpoint.path)
     pooling = choose_pooling(
-        task, checkpoint.path, adapters, processor, mode=settings.pooling, normalize=settings.normalize
+        task,
+        checkpoint.path,
+        adapters,
+        processor,
+        mode=settings.pooling,
+        normalize=settings.normalize,
+        trust_remote_code=settings.trust_remote_code,
     )
     return ExportPlan(
         settings, checkpoint, adapters, task, processor, length, pooling, evaluations, on_progress,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from inspect import signature
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from rmlora.inputs import Arrays
 from rmlora_converters.graph.passes.join_outputs import join_outputs
-from rmlora_converters.graph.passes.pooling import TOKENS_NAME, insert_pooling, keep_answer
+from rmlora_converters.graph.passes.pooling import insert_pooling, keep_answer
 from rmlora_deploy.exporter.optimize import Optimized, optimize
 from rmlora_deploy.exporter.plan import ExportPlan
 from rmlora_deploy.exporter.shifted_positions import shifted_positions
@@ -57,7 +58,7 @@ def trace_graph(model: Any, plan: ExportPlan, *, scratch: Path) -> TracedGraph:
     with shifted_positions(model):
         graph = _export(model, inputs, plan)
     if pooling is not None:
-        keep_answer(graph)
+        keep_answer(graph, pooling)
     RemoveUnusedNodesPass()(graph)
     parameters = frozenset(name for name, value in graph.graph.initializers.items() if value.uses())
     preprocessor = plan.preprocessor(value.name or "" for value in graph.graph.inputs)
@@ -65,7 +66,7 @@ def trace_graph(model: Any, plan: ExportPlan, *, scratch: Path) -> TracedGraph:
     plan.on_progress("optimizing for ONNX Runtime")
     optimized = optimize(graph, batches, scratch)
     if pooling is not None:
-        insert_pooling(optimized.model, pooling)
+        insert_pooling(optimized.model, pooling, padded=plan.task.inputs.varies_in_length)
     if plan.task.outputs.graph_outputs is not None:
         join_outputs(optimized.model, plan.task.outputs.graph_outputs, name=OUTPUT_NAME)
     return TracedGraph(optimized, batches, parameters)
@@ -83,5 +84,14 @@ def _export(model: Any, inputs: TraceInputs, plan: ExportPlan) -> ir.Model:
             model, plan.processor, plan.task, opset=opset, trust_remote_code=settings.trust_remote_code
         )
     plan.on_progress("exporting with torch.onnx")
-    names = plan.task.outputs.graph_outputs or (OUTPUT_NAME if plan.pooling is None else TOKENS_NAME,)
+    names = plan.task.outputs.graph_outputs or (_tensor_names(model, inputs) if plan.pooling else (OUTPUT_NAME,))
     return export_torch(model, inputs, opset=opset, outputs=names)
+
+
+def _tensor_names(model: Any, inputs: TraceInputs) -> tuple[str, ...]:
+    """Return what ``model`` calls its first outputs, as far as they are tensors."""
+    import torch
+
+    with torch.no_grad():
+        output = model(**inputs.tensors)
+    return tuple(name for name, _ in takewhile(lambda item: isinstance(item[1], torch.Tensor), output.items()))

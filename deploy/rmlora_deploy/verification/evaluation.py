@@ -11,14 +11,19 @@ import numpy as np
 import numpy.typing as npt
 
 from rmlora.errors import ConfigError, InputError, some_of
+from rmlora.image_vector import ImageVector
 from rmlora.inputs import Arrays
+from rmlora.outputs import Outputs, SentenceVector
 from rmlora.scoring import Scoring, SeveralLabels
+from rmlora.span_scores import SpanScores
+from rmlora.token_labels import TokenLabels
 from rmlora.training.class_report import label_figures, report_classes
 from rmlora.training.data import Columns, load_split
 from rmlora.training.label_values import number_labels, numbers_labels
 from rmlora_deploy.bundles.preprocess import Preprocessor
 from rmlora_deploy.bundles.report import Evaluation, EvaluationDetails, Tolerance
 from rmlora_deploy.verification.evaluation_data import EvaluationData, Judgement, MeasuredModel
+from rmlora_deploy.verification.neighbor_evaluation import NeighborEvaluation
 from rmlora_deploy.verification.question_evaluation import QuestionEvaluation
 from rmlora_deploy.verification.similarity_evaluation import SimilarityEvaluation
 from rmlora_deploy.verification.tag_evaluation import TagEvaluation
@@ -78,10 +83,14 @@ class LabelEvaluation(EvaluationData):
         return EvaluationDetails.model_validate(report_classes(scores, self.targets.argmax(-1), self.labels).to_dict())
 
 
-_KINDS: dict[str, type[LabelEvaluation | TagEvaluation | QuestionEvaluation | SimilarityEvaluation]] = {
-    "tokens": TagEvaluation,
-    "spans": QuestionEvaluation,
-    "vector": SimilarityEvaluation,
+_KINDS: dict[
+    type[Outputs],
+    type[LabelEvaluation | TagEvaluation | QuestionEvaluation | SimilarityEvaluation | NeighborEvaluation],
+] = {
+    TokenLabels: TagEvaluation,
+    SpanScores: QuestionEvaluation,
+    SentenceVector: SimilarityEvaluation,
+    ImageVector: NeighborEvaluation,
 }
 """Kind of a task's outputs → class for its data; all other kinds have labels for whole rows."""
 
@@ -98,7 +107,7 @@ def read_evaluation(source: str, columns: Columns, model: MeasuredModel) -> Eval
         ConfigError: the task has no labels.
         InputError: the data cannot be read, or has a label that does not fit the model.
     """
-    return _KINDS.get(model.task.outputs.kind, LabelEvaluation).read(source, columns, model)
+    return _KINDS.get(type(model.task.outputs), LabelEvaluation).read(source, columns, model)
 
 
 def measure(

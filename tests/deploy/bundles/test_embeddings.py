@@ -178,7 +178,7 @@ def test_pooling_is_for_embeddings(tmp_path: Path) -> None:
     base = make_encoder("bert", tmp_path, ranks={})
     fails(
         2,
-        "--pooling and --normalize are for feature-extraction",
+        "--pooling and --normalize are for embeddings",
         "export",
         base,
         "-a",

@@ -26,73 +26,108 @@ POOLING_SCOPE = "pooling"
 """Names of the added nodes begin with this and a slash."""
 
 _TOKEN_OUTPUTS = (TOKENS_NAME, "token_embeddings")
+_POOLED_OUTPUTS = (EMBEDDING_NAME, "image_embeds", "pooler_output")
+"""What vectors are called that a model has pooled itself, in transformers' models and in graphs."""
 _MASK = "attention_mask"
 
 
-def insert_pooling(model: ir.Model, pooling: Pooling) -> None:
+def insert_pooling(model: ir.Model, pooling: Pooling, *, padded: bool = True) -> None:
     """Make ``model`` return one vector per row, in place. What a model has pooled already is at most normalized.
 
     Args:
-        model: a graph with the token vectors ``[batch, tokens, width]`` among its outputs; the others are dropped.
-        pooling: which tokens are pooled, and whether the result is normalized.
+        model: a graph with the token vectors ``[batch, tokens, width]`` among its outputs, or ``[batch, width, height, width
+            in pixels]`` of a convolutional model, or with vectors that it pools itself; the other outputs are dropped.
+        pooling: what is pooled, and whether the result is normalized.
+        padded: False if all tokens of all rows count, as with images.
 
     Raises:
-        InputError: the graph has no such output or no attention mask.
+        InputError: the graph has no such output, or no attention mask though rows are padded.
     """
-    tokens = keep_answer(model)
-    pooled = tokens.name == EMBEDDING_NAME
-    if pooled and not pooling.normalize:
-        return
+    given = keep_answer(model, pooling)
+    pooled = given.name in _POOLED_OUTPUTS
+    if given.name == EMBEDDING_NAME:
+        if not pooling.normalize:
+            return
+        given.name = f"{POOLING_SCOPE}/given"
     nodes = Tape(model.graph, POOLING_SCOPE)
-    hidden = nodes.op("Cast", tokens, attributes={"to": ir.DataType.FLOAT}) if _is_half(tokens) else tokens
+    hidden = nodes.op("Cast", given, attributes={"to": ir.DataType.FLOAT}) if _is_half(given) else given
     if pooled:
-        tokens.name = f"{POOLING_SCOPE}/given"
-    vector = hidden if pooled else _pooled(nodes, hidden, model.graph, pooling)
+        vector = nodes.op("Flatten", hidden, name="flat") if _rank(given) == 4 else hidden
+    else:
+        vector = (
+            _pooled(nodes, hidden, model.graph, pooling) if padded else _of_all(nodes, hidden, _rank(given), pooling)
+        )
     if pooling.normalize:
         squares = nodes.sum(nodes.op("Mul", vector, vector), -1)
         norm = nodes.op("Max", nodes.op("Sqrt", squares), nodes.constant("least_norm", np.float32(1e-12)))
         vector = nodes.op("Div", vector, norm, name="normalized")
+    shape = given.shape
     vector.name = EMBEDDING_NAME
     vector.type = ir.TensorType(ir.DataType.FLOAT)
-    if tokens.shape is not None and tokens.shape.rank() == 3:
-        vector.shape = ir.Shape([tokens.shape[0], tokens.shape[2]])
+    if shape is not None and shape.rank() >= 2:
+        vector.shape = ir.Shape([shape[0], shape[2 if shape.rank() == 3 else 1]])
     elif pooled:
-        vector.shape = tokens.shape
+        vector.shape = shape
     model.graph.extend(nodes.nodes)
     model.graph.outputs[0] = vector
 
 
-def keep_answer(model: ir.Model) -> ir.Value:
+def keep_answer(model: ir.Model, pooling: Pooling | None = None) -> ir.Value:
     """Drop all outputs of ``model`` but the one that embeddings are computed from, and return it.
 
-    This is the output called ``sentence_embedding``, else ``last_hidden_state`` or ``token_embeddings``, else the only one
-    with three axes, else the only one with two, which is pooled already and gets the name ``sentence_embedding``.
+    For vectors that the model pools itself this is the output called ``sentence_embedding``, else ``image_embeds`` or
+    ``pooler_output``, else the only one with two axes. For others it is the one called ``sentence_embedding``, else
+    ``last_hidden_state`` or ``token_embeddings``, else the only one with three axes, else the only one with two. One with two
+    axes is pooled already, and gets the name ``sentence_embedding``.
+
+    Args:
+        model: a graph.
+        pooling: what is pooled; None for token vectors.
 
     Raises:
         InputError: there is no such output.
     """
     outputs = list(model.graph.outputs)
     named = {value.name: value for value in outputs}
-    found = next((named[name] for name in (EMBEDDING_NAME, *_TOKEN_OUTPUTS) if name in named), None)
-    for rank in (3, 2):
-        of_rank = [value for value in outputs if value.shape is not None and value.shape.rank() == rank]
+    own = pooling is not None and pooling.mode == "pooler"
+    names = _POOLED_OUTPUTS if own else (EMBEDDING_NAME, *_TOKEN_OUTPUTS)
+    found = next((named[name] for name in names if name in named), None)
+    for rank in (2,) if own else (3, 2):
+        of_rank = [value for value in outputs if _rank(value) == rank]
         if found is None and len(of_rank) == 1:
             found = of_rank[0]
             found.name = EMBEDDING_NAME if rank == 2 else found.name
     if found is None:
+        kind, name = (
+            ("vectors that the model pools itself", "pooler_output") if own else ("the token vectors", TOKENS_NAME)
+        )
         raise InputError(
-            f"The graph's outputs are {', '.join(map(str, named))}, and none is known to hold the token vectors: export it "
-            f"with an output called {TOKENS_NAME}."
+            f"The graph's outputs are {', '.join(map(str, named))}, and none is known to hold {kind}: export it with an output "
+            f"called {name}."
         )
     model.graph.outputs[:] = [found]
     RemoveUnusedNodesPass()(model)
     return found
 
 
+def _of_all(nodes: Tape, hidden: ir.Value, rank: int | None, pooling: Pooling) -> ir.Value:
+    """Pool all tokens of rows without padding, ``[batch, tokens, width]`` or ``[batch, width, height, width in pixels]``."""
+    if rank == 4:
+        return nodes.op("Flatten", nodes.op("GlobalAveragePool", hidden), name="mean")
+    if pooling.mode == "cls":
+        return _first(nodes, hidden)
+    last = nodes.op("Transpose", hidden, attributes={"perm": [0, 2, 1]})
+    return nodes.op("Flatten", nodes.op("GlobalAveragePool", last), name="mean")
+
+
+def _first(nodes: Tape, hidden: ir.Value) -> ir.Value:
+    return nodes.op("Gather", hidden, nodes.constant("first", 0), attributes={"axis": 1}, name="cls")
+
+
 def _pooled(nodes: Tape, hidden: ir.Value, graph: ir.Graph, pooling: Pooling) -> ir.Value:
     """Pool ``hidden [batch, tokens, width]`` to ``[batch, width]``, as sentence-transformers defines it."""
     if pooling.mode == "cls":
-        return nodes.op("Gather", hidden, nodes.constant("first", 0), attributes={"axis": 1}, name="cls")
+        return _first(nodes, hidden)
     mask = next((value for value in graph.inputs if value.name == _MASK), None)
     if mask is None:
         raise InputError(f"The graph takes no '{_MASK}', so padding would count as text: export it with that input.")
@@ -112,6 +147,10 @@ def _weighted(nodes: Tape, hidden: ir.Value, weights: ir.Value) -> ir.Value:
     """Return ``hidden`` with every token vector multiplied by its weight ``[batch, tokens]``, float32."""
     column = nodes.op("Reshape", weights, nodes.constant("column", [0, -1, 1]))
     return nodes.op("Mul", hidden, column)
+
+
+def _rank(value: ir.Value) -> int | None:
+    return value.shape.rank() if value.shape is not None else None
 
 
 def _is_half(value: ir.Value) -> bool:

@@ -1,0 +1,49 @@
+"""One vector per image: what an image model itself pools, its class token, or the mean over all tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rmlora.outputs import PooledVector
+from rmlora.pooling import Pooling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["ImageVector", "pooled_output"]
+
+_POOLED = ("image_embeds", "pooler_output")
+"""What transformers' models call the vectors that they pool themselves; CLIP's are projected to where texts are too."""
+
+
+class ImageVector(PooledVector):
+    """One vector per image. Images have no padding, so all tokens of a row count."""
+
+    pooling_modes = ("pooler", "cls", "mean")
+    train_defaults: ClassVar[Mapping[str, Any]] = {"max_length": 128, "group_by_length": False}
+    train_settings = frozenset({"label_column", "pooling", "normalize"})
+    best_metrics = ("recall_at_1", "loss")
+
+    def depends_on(self, module: str, pooling: Pooling | None = None) -> bool:
+        """Return True, but for the model's pooler only where its vectors are the output."""
+        return module.partition(".")[0] != "pooler" or (pooling is not None and pooling.mode == "pooler")
+
+    def of_model(self, output: Any, inputs: Mapping[str, Tensor], pooling: Pooling | None) -> Tensor:
+        """Return the vectors: the model's own, the class token, or the mean of all tokens, the class token among them."""
+        import torch
+
+        chosen = pooling or Pooling("pooler")
+        if chosen.mode == "pooler":
+            vectors = output[pooled_output(output)].float().flatten(1)
+        else:
+            hidden = output.last_hidden_state.float()
+            if hidden.ndim == 4:  # convolutional models: [rows, width, height, width in pixels]
+                hidden = hidden.flatten(2).transpose(1, 2)
+            vectors = hidden[:, 0] if chosen.mode == "cls" else hidden.mean(1)
+        return torch.nn.functional.normalize(vectors, dim=1) if chosen.normalize else vectors
+
+
+def pooled_output(output: Mapping[str, Any]) -> str | None:
+    """Return the name of the vectors that a model has pooled itself; None if it has not."""
+    return next((name for name in _POOLED if output.get(name) is not None), None)
