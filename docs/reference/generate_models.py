@@ -22,6 +22,7 @@ COLUMNS = {
 KINDS = {
     "text-classification": "Text models as classifiers",
     "image-classification": "Image models as classifiers",
+    "image-feature-extraction": "Image models that make vectors",
 }
 
 INTRODUCTION = """\
@@ -45,7 +46,7 @@ def render() -> str:
         lines = [f"| model | {' | '.join(COLUMNS.values())} |", "|---" * (1 + len(COLUMNS)) + "|"]
         for name, steps in rows.items():
             cells = [_cell(steps[step], notes) for step in COLUMNS]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+            lines.append(f"| {name.removesuffix('-vectors')} | {' | '.join(cells)} |")
         parts.append("\n".join([f"## {title}", "", *lines, ""]))
     if notes:
         parts.append("\n".join(["## Why not", "", *(f"{number}. {note}" for number, note in enumerate(notes, 1)), ""]))

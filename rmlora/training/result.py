@@ -39,7 +39,7 @@ class TrainResult:
     """``validation`` and, if test data was given, ``test``: figures of the packaged checkpoint (the loss and, for one label per
     row, accuracy, macro F1 and mean confidence; for several, F1 in three means and the share of rows without an error; for
     numbers, correlations and errors; for text-generation, perplexity and figures of generated answers; for feature-extraction,
-    correlations of cosines, retrieval or accuracy of triplets); ``examples``: rows per
+    correlations of cosines, retrieval or accuracy of triplets; for image-feature-extraction, recall@1); ``examples``: rows per
     split; ``best_checkpoint_step``."""
     trainable_parameters: int
     """Elements of all trained tensors: factors and modules_to_save."""
@@ -55,8 +55,8 @@ class TrainResult:
     """Every evaluation of the run: step, epoch, loss and the other metrics."""
     details: dict[str, Any] = field(default_factory=dict)
     """For ``validation`` and ``test``: precision, recall and F1 of every label, and the confusion matrix of rows with one label;
-    metrics and distribution of every number; for text-generation some of the generated answers; for feature-extraction the metrics
-    of the base alone."""
+    metrics and distribution of every number; for text-generation some of the generated answers; for embeddings the metrics of the
+    base alone."""
     choice: str = ""
     """Sentence that says which checkpoint was packaged and why."""
     best_metric: str = "loss"

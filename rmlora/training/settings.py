@@ -13,7 +13,7 @@ from typing import Any, Literal, cast, get_args
 from rmlora.config import RMLoRAConfig
 from rmlora.errors import ConfigError
 from rmlora.labels import parse_labels
-from rmlora.pooling import POOLING_MODES, PoolingMode
+from rmlora.pooling import PoolingMode
 from rmlora.scoring import HALF, ProblemType
 from rmlora.tasks import TASKS, Task, get_task
 from rmlora.training.problem_choice import PROBLEMS
@@ -58,7 +58,7 @@ class TrainSettings:
     """Column of texts that do not belong to the first; None looks for ``negative``. Only for feature-extraction."""
     label_column: str | None = None
     """Column of the labels; None looks for the usual names (``label``, ``class``, …). For feature-extraction it holds the scores
-    of pairs (``score``, ``similarity``, …)."""
+    of pairs (``score``, ``similarity``, …), and for image-feature-extraction what images that belong together share."""
     labels: tuple[str, ...] | None = None
     """Label names in the order of the head's outputs; the data may name them or number them from 0. None takes those in
     the training data. A text or path is read by :func:`rmlora.labels.parse_labels`."""
@@ -119,10 +119,10 @@ class TrainSettings:
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
     pooling: PoolingMode | None = None
-    """Which tokens make a text's vector; None takes the base's sentence-transformers files, and without these the mean. Only for
-    feature-extraction."""
+    """What makes a vector; None takes the base's sentence-transformers files. Without these, texts take the mean of their tokens,
+    and images the best that the base has: ``pooler``, ``cls`` or ``mean``. Only for embeddings."""
     normalize: bool | None = None
-    """Divide a vector by its length; None takes the base's files, and without these does so. Only for feature-extraction."""
+    """Divide a vector by its length; None takes the base's files, and without these does so. Only for embeddings."""
     image_size: int | None = None
     """Width and height of images in pixels; None keeps the base's."""
     eval_steps: int | None = None
@@ -140,8 +140,8 @@ class TrainSettings:
     best_metric: BestMetric | None = None
     """Validation metric that chooses the checkpoint to package. None takes accuracy for one label per row, micro F1 for several,
     Pearson's correlation for numbers, the F1 of entities for token-classification or of answers for question-answering, the
-    loss for generation of text, and for feature-extraction Spearman's correlation of scored pairs, NDCG of pairs and accuracy
-    of triplets."""
+    loss for generation of text, for feature-extraction Spearman's correlation of scored pairs, NDCG of pairs and accuracy
+    of triplets, and recall@1 for image-feature-extraction."""
     precision: Precision = "fp32"
     """Arithmetic of training; the parameters stay float32."""
     seed: int = 42
@@ -216,8 +216,9 @@ class TrainSettings:
         _check_metrics(self, task)
         if self.problem_type is not None:
             object.__setattr__(self, "best_metric", _for_problem(self, self.problem_type))
-        if self.pooling is not None and self.pooling not in POOLING_MODES:
-            raise ConfigError(f"pooling must be one of {', '.join(POOLING_MODES)}: change --pooling.")
+        if self.pooling is not None and self.pooling not in task.outputs.pooling_modes:
+            modes = ", ".join(task.outputs.pooling_modes)
+            raise ConfigError(f"pooling must be one of {modes} for {self.task}: change --pooling.")
         if self.precision not in get_args(Precision):
             raise ConfigError(f"precision must be one of {', '.join(get_args(Precision))}: change --precision.")
 

@@ -236,7 +236,7 @@ def test_vectors_are_compared_by_cosine_and_never_by_choice() -> None:
     assert not within(turned, TOLERANCES["int8"])
     limit = Tolerance(relative_error=9.0, rms_error=9.0, agreement=0.9, cosine=0.97, metric_loss=0.0)
     message = mismatch(turned, limit)
-    assert message is not None and "least cosine of a text's two vectors is 0.800000 (at least 0.97)" in message
+    assert message is not None and "least cosine of an input's two vectors is 0.800000 (at least 0.97)" in message
     assert mismatch(same, limit) is None
     assert not within(compare(expected, [np.full((2, 2), np.nan)], vectors), TOLERANCES["int4"])
     np.testing.assert_allclose(cosines(np.array([[3, 4], [4, 3], [0, 0]], np.float32))[0], [1.0, 0.96, 0.0])

@@ -249,7 +249,6 @@ IMAGE_ENCODERS = [
     BranchCase("swin-vectors", lambda: T.SwinModel(T.SwinConfig(image_size=32, patch_size=4, embed_dim=16, depths=[1, 2], num_heads=[2, 2], window_size=4)), **_IMAGE_VECTORS),
     BranchCase("convnext-vectors", lambda: T.ConvNextModel(T.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, patch_size=2, image_size=32)), **_IMAGE_VECTORS),
     BranchCase("segformer-vectors", lambda: T.SegformerModel(T.SegformerConfig(num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[8, 16], patch_sizes=[3, 3], strides=[2, 2], num_attention_heads=[1, 2], mlp_ratios=[2, 2])), **_IMAGE_VECTORS),
-    BranchCase("resnet-vectors", lambda: T.ResNetModel(T.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")), {"target_modules": ["encoder.stages.1.layers.0.layer.0.convolution"]}, **_IMAGE_VECTORS),
     BranchCase("clip-vectors", lambda: T.CLIPModel(T.CLIPConfig(**_CLIP, projection_dim=12)), model_class=T.CLIPVisionModelWithProjection, **_IMAGE_VECTORS),
     BranchCase("siglip-vectors", lambda: T.SiglipModel(T.SiglipConfig(vision_config=_IMAGE, text_config=_ONE)), model_class=T.SiglipVisionModel, **_IMAGE_VECTORS),
 ]  # fmt: skip
@@ -267,5 +266,5 @@ REFUSED = [
 MATRIX = [
     case for case in [*TEXTS, *IMAGES, *(case for case, _ in REFUSED if case.name in ("funnel", "longformer"))]
     if not case.name.endswith(("-vectors", "-encoder", "-headless"))
-]  # fmt: skip
+] + IMAGE_ENCODERS  # fmt: skip
 """One case for each type of model in docs/models.md."""

@@ -47,11 +47,14 @@ def word_bundle(
     return directory
 
 
-def color_bundle(directory: Path) -> Path:
-    """Write an image bundle: the scores of red, green and blue are the means of those channels."""
+def color_bundle(directory: Path, *, labels: tuple[str, ...] = LABELS, task: str = "image-classification") -> Path:
+    """Write an image bundle: the scores of red, green and blue are the means of those channels.
+
+    With the task image-feature-extraction (and no labels) those means are the vector of an image.
+    """
     nodes = [helper.make_node("ReduceMean", ["pixel_values", "axes"], ["logits"], keepdims=0)]
     inputs: Inputs = {"pixel_values": (TensorProto.FLOAT, ["batch", 3, 16, 16])}
-    _write(directory, "image-classification", LABELS, "fp32", nodes, {"axes": np.array([2, 3])}, inputs)
+    _write(directory, task, labels, "fp32", nodes, {"axes": np.array([2, 3])}, inputs)
     (directory / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     return directory
 

@@ -52,7 +52,7 @@ def _train(case: BranchCase, base: Path, directory: Path) -> None:
     """Train two steps on six rows."""
     data = directory / "data"
     names = ["a", "b", "c"]
-    if case.task == "image-classification":
+    if TASKS[case.task].inputs.modality == "image":
         rng = np.random.default_rng(0)
         for number in range(12):
             folder = data / names[number % 3]

@@ -1,4 +1,4 @@
-"""How ``rmlora-deploy predict`` shows vectors: how similar the texts are, and how each vector begins."""
+"""How ``rmlora-deploy predict`` shows vectors: how similar the inputs are, and how each vector begins."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from rmlora_deploy.inference.embedder import cosines
 __all__ = ["show_vectors"]
 
 _MATRIX = 8
-"""Texts up to which every two are compared in the table; with more, each with the nearest."""
+"""Inputs up to which every two are compared in the table; with more, each with the nearest."""
 
 _NUMBERS = 3
 """Components shown."""
 
 
 def show_vectors(console: Console, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
-    """Print a table for each column: how alike the texts are, and how the vectors begin."""
+    """Print a table for each column: how alike the inputs are, and how the vectors begin."""
     for name in names:
         vectors = np.array([row["answers"][name] for row in rows], np.float32)
         alike = cosines(vectors)

@@ -103,8 +103,8 @@ __all__ = ["command"]
 @click.option(
     "--pooling",
     type=click.Choice(POOLING_MODES),
-    help="Embeddings: which token vectors make the text's vector.  [default: as in the adapter's or base's "
-    "sentence-transformers files, else mean]",
+    help="Embeddings: what makes a vector: all tokens, the first or the last, or (images) what the base pools itself.  "
+    "[default: as the adapter's or base's files say, else mean for texts and the best that the base has for images]",
 )
 @click.option(
     "--normalize/--no-normalize",
@@ -140,7 +140,7 @@ def command(
     Choose --mode branches to serve several adapters from one base: every row of a batch may use another adapter, with
     its own rank and labels, or none. Adapters can be added later (rmlora-deploy adapter add).
 
-    With adapters for feature-extraction the output is one vector per text, pooled and normalized in the graph.
+    With adapters for embeddings the output is one vector per text or image, pooled and normalized in the graph.
 
     \b
     Examples:

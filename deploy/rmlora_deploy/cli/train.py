@@ -146,7 +146,7 @@ def _run_options(function: _Function) -> _Function:
         click.option("--threshold", type=_Threshold(), default="0.5", show_default=True,
                      help="Several labels: probability from which a label applies, or best for the one with the best micro F1 on the validation data; it is recorded."),
         click.option("--best-metric", type=click.Choice(get_args(BestMetric)),
-                     help="Validation metric that chooses the checkpoint to keep.  [default: accuracy; micro_f1 for several labels, pearson for numbers, f1 for token-classification and question-answering, loss for generation; spearman, ndcg_at_10 or accuracy for feature-extraction]"),
+                     help="Validation metric that chooses the checkpoint to keep.  [default: accuracy; micro_f1 for several labels, pearson for numbers, f1 for token-classification and question-answering, loss for generation; spearman, ndcg_at_10 or accuracy for feature-extraction, recall_at_1 for image-feature-extraction]"),
         click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True,
                      help="Number format that training computes in."),
         click.option("--seed", type=int, default=42, show_default=True, help="Seed of the new head, data order and dropout."),
@@ -183,13 +183,13 @@ def _text_generation_options(function: _Function) -> _Function:
 
 
 def _embedding_options(function: _Function) -> _Function:
-    """The flags of :class:`TrainSettings` for ``--task feature-extraction``."""
+    """The flags of :class:`TrainSettings` for embeddings of texts and images."""
     options = [
         click.option("--negative-column", help="feature-extraction: column of texts that do not belong to the first.  [default: negative, if there is one]"),
         click.option("--pooling", type=click.Choice(POOLING_MODES),
-                     help="feature-extraction: which tokens make a text's vector.  [default: as the base's files say, else mean]"),
+                     help="Embeddings: what makes a vector: all tokens, the first or the last, or (images) what the base pools itself.  [default: as the base's files say, else mean for texts and the best that the base has for images]"),
         click.option("--normalize/--no-normalize", default=None,
-                     help="feature-extraction: divide a vector by its length.  [default: as the base's files say, else do]"),
+                     help="Embeddings: divide a vector by its length.  [default: as the base's files say, else do]"),
     ]  # fmt: skip
     for option in reversed(options):
         function = option(function)
@@ -231,13 +231,15 @@ def command(resume: bool, overwrite: bool, push_to_hub: str | None, private: boo
       rmlora-deploy train --task token-classification --base MiniLM --train slots.jsonl --output slots
       rmlora-deploy train --task question-answering --base deberta-v3-base --train train-v2.0.json --output squad
       rmlora-deploy train --task feature-extraction --base MiniLM --train questions.jsonl --output search
+      rmlora-deploy train --task image-feature-extraction --base dinov2 --train photos --output look-alikes
       rmlora-deploy train --task text-generation --base SmolLM2-135M-Instruct --train chats.jsonl --metric exact_match -o chats
 
     Data for token-classification has lists of words (tokens) and of tags (ner_tags), or texts with entities ({start, end, label}),
     or is a CoNLL file. Data for question-answering is a file of SQuAD, or has its columns question, context and answers.
 
     Data for feature-extraction (embeddings) has two texts in a row: with a score (sentence1, sentence2, score), or texts that
-    belong together (query/answer, anchor/positive, …), perhaps with a third that does not (negative).
+    belong together (query/answer, anchor/positive, …), perhaps with a third that does not (negative). That for
+    image-feature-extraction is a folder of images with a subfolder for all that belong together, or images with labels.
 
     Data for text-generation (causal language models) has a column `messages` (chats, for a base with a chat template), or a
     prompt and what answers it (prompt/completion, prompt/response, instruction/input/output, question/answer), or a column

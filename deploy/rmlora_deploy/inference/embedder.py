@@ -1,8 +1,9 @@
-"""Embedding texts with a bundle, without torch."""
+"""Embedding texts or images with a bundle, without torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ Vectors = npt.NDArray[np.float32]
 
 
 class Embedder(OpenedBundle):
-    """A bundle for embeddings opened on one execution provider; with branches every text may use another adapter.
+    """A bundle for embeddings opened on one execution provider; with branches every input may use another adapter.
 
     >>> vectors = Embedder.open("faq-bundle").embed(["How do I pay ?", "Where is my order ?"])  # doctest: +SKIP
     >>> vectors.shape  # doctest: +SKIP
@@ -31,24 +32,24 @@ class Embedder(OpenedBundle):
             raise ConfigError(f"{bundle.path} is for {bundle.task.name}: open it with Classifier, or with load().")
 
     def embed(
-        self, texts: Sequence[str], adapters: AdapterChoice | Sequence[AdapterChoice] = None, *, batch_size: int = 32
+        self, inputs: Sequence[Any], adapters: AdapterChoice | Sequence[AdapterChoice] = None, *, batch_size: int = 32
     ) -> Vectors:
-        """Return ``[texts, width]`` float32, in the order of ``texts``.
+        """Return ``[inputs, width]`` float32, in the order of ``inputs``.
 
         Args:
-            texts: what to embed.
-            adapters: with branches, one choice for all texts or one for each: a name, ``{name: strength}``, or None for the
+            inputs: texts; for image models paths, encoded bytes or PIL images.
+            adapters: with branches, one choice for all inputs or one for each: a name, ``{name: strength}``, or None for the
                 base.
-            batch_size: texts computed at once.
+            batch_size: inputs computed at once.
 
         Raises:
-            InputError: a text or an adapter cannot be used, or the graph gives no usable numbers.
-            ConfigError: the choices do not fit the texts, or the bundle is merged and there is nothing to choose.
+            InputError: an input or an adapter cannot be used, or the graph gives no usable numbers.
+            ConfigError: the choices do not fit the inputs, or the bundle is merged and there is nothing to choose.
         """
-        vectors = np.stack([vector for _, _, vector in self._run(texts, adapters, batch_size)]).astype(np.float32)
+        vectors = np.stack([vector for _, _, vector in self._run(inputs, adapters, batch_size)]).astype(np.float32)
         if not np.isfinite(vectors).all():
             raise InputError(
-                f"The graph of {self.bundle.path} gives NaN or infinity for these texts: its precision "
+                f"The graph of {self.bundle.path} gives NaN or infinity for these inputs: its precision "
                 f"({self.bundle.precision}) does not suffice, export it in fp32."
             )
         return vectors

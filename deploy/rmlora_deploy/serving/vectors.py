@@ -1,4 +1,4 @@
-"""Vectors for texts in the form that a client asks for: fewer dimensions, normalized or as they are."""
+"""Vectors for texts or images in the form that a client asks for: fewer dimensions, normalized or as they are."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class VectorForm:
 async def ask_for_vectors(
     service: Service, model: ServedModel, texts: Sequence[str], state: MutableMapping[str, Any], form: VectorForm
 ) -> tuple[Vectors, int]:
-    """Return the vectors of texts, float32 ``[texts, dimensions]``, and the number of tokens read.
+    """Return the vectors of texts or images, float32 ``[texts, dimensions]``, and the number of tokens read.
 
     Raises:
         ConfigError: the model has no vectors, fewer dimensions than are asked for, or none that are not normalized.
@@ -54,7 +54,7 @@ async def ask_for_vectors(
     _, answers, tokens = await service.ask_rows(model, texts, state, whole=form.whole_texts)
     vectors = np.stack(answers).astype(np.float32)
     if not np.isfinite(vectors).all():
-        raise InputError("The model answers a text with NaN or infinity.")
+        raise InputError("The model answers an input with NaN or infinity.")
     return _formed(vectors, model, form, normalize=normalized if form.normalize is None else form.normalize), tokens
 
 

@@ -143,7 +143,7 @@ def mismatch(measured: Comparison, tolerance: Tolerance) -> str | None:
         f"{tolerance.relative_error:.2g})"
     )
     if cosine is not None:
-        return f"{how}, and the least cosine of a text's two vectors is {cosine:.6f} (at least {tolerance.cosine:g})"
+        return f"{how}, and the least cosine of an input's two vectors is {cosine:.6f} (at least {tolerance.cosine:g})"
     how = f"{how}, by {measured.rms_relative_error:.1e} in the root mean square (allowed {tolerance.rms_error:.2g})"
     if measured.argmax_agreement is None:
         return how

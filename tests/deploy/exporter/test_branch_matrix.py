@@ -14,6 +14,7 @@ from rmlora.errors import AdapterError, RMLoRAError
 from rmlora_deploy.exporter import optimize
 from tests.helpers.branch_cases import (
     ANSWERERS,
+    IMAGE_ENCODERS,
     IMAGES,
     REFUSED,
     TAGGERS,
@@ -25,7 +26,7 @@ from tests.helpers.branch_cases import (
 )
 
 _USUAL = {
-    *("albert", "deberta-v3", "modernbert", "xlnet", "llama-causal", "swin"),
+    *("albert", "deberta-v3", "modernbert", "xlnet", "llama-causal", "swin", "siglip-vectors"),
     *("modernbert-half-a-head", "bert-without-pooler", "longformer"),
 }
 """One architecture of each kind; ``make architectures`` runs the others too."""
@@ -47,7 +48,7 @@ def _params(cases: Iterable[tuple[Any, ...]]) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("case", _params((case,) for case in [*TEXTS, *TAGGERS, *ANSWERERS, *IMAGES]))
+@pytest.mark.parametrize("case", _params((case,) for case in [*TEXTS, *TAGGERS, *ANSWERERS, *IMAGES, *IMAGE_ENCODERS]))
 def test_mixed_rows_are_pefts(case: BranchCase, tmp_path: Path) -> None:
     bundle, base, adapters = export_case(case, tmp_path)
     assert base_error(bundle) <= case.base_error

@@ -185,7 +185,7 @@ def test_what_cannot_be_trained_is_refused_first(base: Path, tmp_path: Path, mon
         ConfigError, match="--image-size is for image-classification, but the task is feature-extraction"
     ):
         settings(base, tmp_path, pairs(8), image_size=32)
-    with pytest.raises(ConfigError, match="pooling must be one of mean, cls, last"):
+    with pytest.raises(ConfigError, match="pooling must be one of mean, cls, last for feature-extraction"):
         settings(base, tmp_path, pairs(8), pooling="max")
     left = tokenizer()
     left.padding_side = "left"

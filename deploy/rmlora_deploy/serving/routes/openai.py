@@ -23,11 +23,12 @@ router = APIRouter(route_class=JsonRoute, prefix="/v1", tags=["OpenAI"], respons
 
 
 class EmbeddingsRequest(BaseModel):
-    """Texts to embed."""
+    """Texts to embed, or images."""
 
     model: str = Field(description="A model for feature extraction.", examples=["sentences"])
     input: str | Texts | Ids | Annotated[list[Ids | Texts], FIRST_ERROR] = Field(
-        description="One text or several; token ids are refused.", examples=[["Call now to win", "See you at eight"]]
+        description="One text or several, or images as `data:image/png;base64,…`; token ids are refused.",
+        examples=[["Call now to win", "See you at eight"]],
     )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(
@@ -54,7 +55,7 @@ async def model(name: str, service: ServiceOf) -> dict[str, Any]:
 
 @router.post("/embeddings", responses=declared(400, 404, 408, 413, 415, 429, 504))
 async def embeddings(body: EmbeddingsRequest, service: ServiceOf, state: StateOf) -> dict[str, Any]:
-    """Embed texts."""
+    """Embed texts or images."""
     model = service.registry.model(body.model)
     vectors, tokens = await ask_for_vectors(service, model, _texts(body.input), state, VectorForm(body.dimensions))
     return {

@@ -49,12 +49,15 @@ class Reading(BaseModel):
 
 
 class EmbedRequest(Reading):
-    """Texts to embed."""
+    """Texts to embed, or images."""
 
     model: str | None = Field(
         None, description="May be left out if the server has a single model.", examples=["sentences"]
     )
-    inputs: str | Texts = Field(description="One text or several.", examples=["See you at eight", ["Call now to win"]])
+    inputs: str | Texts = Field(
+        description="One text or several; for image models, images as `data:image/png;base64,…`.",
+        examples=["See you at eight", ["Call now to win"]],
+    )
     normalize: bool = Field(
         True, description="Divide vectors by their length; false only where the model does not do so itself."
     )
@@ -65,14 +68,14 @@ class EmbedRequest(Reading):
 
 
 class Sentences(BaseModel):
-    """A text, and those that it is compared with."""
+    """A text or an image, and those that it is compared with."""
 
     source_sentence: str = Field(examples=["Where is my parcel?"])
     sentences: Texts = Field(examples=[["It never came.", "It rains."]])
 
 
 class SimilarityRequest(BaseModel):
-    """Texts to compare."""
+    """Texts or images to compare."""
 
     model: str | None = Field(
         None, description="May be left out if the server has a single model.", examples=["sentences"]
@@ -83,10 +86,11 @@ class SimilarityRequest(BaseModel):
 
 @router.post("/embed", response_model=None, responses=declared(504))
 async def embed(body: EmbedRequest, service: ServiceOf, state: StateOf) -> JSONResponse:
-    """Return the vector of every text, in a list even of one."""
+    """Return the vector of every text or image, in a list even of one."""
     return await _embed(chosen_model(service, body.model), body, service, state)
 
 
+@router.post("/models/{name}/pipeline/image-feature-extraction", response_model=None, responses=declared(504))
 @router.post("/models/{name}/pipeline/feature-extraction", response_model=None, responses=declared(504))
 async def embed_with(name: str, body: EmbedRequest, service: ServiceOf, state: StateOf) -> JSONResponse:
     """Return vectors as `/embed` does, with the model in the path."""

@@ -8,6 +8,9 @@ const LABELS = 5;
 const NUMBERS = 6;
 const SPARK = 40;
 
+/** The tasks for texts and for images end alike. */
+const embeds = (model) => model.task.endsWith("feature-extraction");
+
 /** Returns the parts of a card. The item has `answer` or `error` once it is known, and `took` in milliseconds. */
 export function answerCard(item) {
   const { model, answer, error, took } = item;
@@ -21,12 +24,12 @@ export function answerCard(item) {
   if (!answer) return [head, element("p", { class: "hint" }, "…")];
   if (model.task === "token-classification") return [head, ...entityParts(item.text, answer)];
   if (model.task === "question-answering") return [head, ...spanParts(item.text.context, answer)];
-  return [head, ...(model.task === "feature-extraction" ? vectorParts(answer) : labelParts(model, answer.data[0]))];
+  return [head, ...(embeds(model) ? vectorParts(answer) : labelParts(model, answer.data[0]))];
 }
 
 /** Adds to each vector's card its cosine with the first vector, if both have the same number of dimensions. */
 export function compareVectors(asked) {
-  const made = asked.filter(({ model, answer }) => answer && model.task === "feature-extraction");
+  const made = asked.filter(({ model, answer }) => answer && embeds(model));
   const [first, ...others] = made;
   for (const { card, answer } of others) {
     const [one, other] = [first, { answer }].map((item) => item.answer.data[0].embedding);

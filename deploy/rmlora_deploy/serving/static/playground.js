@@ -13,7 +13,8 @@ const tags = (model) => model.task === "token-classification";
 const answersQuestions = (model) => model.task === "question-answering";
 const readsPairs = (model) => model.input_form === "pair";
 const mayReadPairs = (model) => model.task === "text-classification" && model.input_form !== "text";
-const embeds = (model) => model.task === "feature-extraction";
+const embedsTexts = (model) => model.task === "feature-extraction";
+const embedsImages = (model) => model.task === "image-feature-extraction";
 
 export class Playground {
   #models = [];
@@ -51,8 +52,8 @@ export class Playground {
     find("chosen").replaceChildren(...models.map((model) => this.#chip(model)));
     find("image-field").hidden = !models.some(readsImages);
     find("text-field").hidden = models.length > 0 && models.every(readsImages);
-    find("second-field").hidden = !models.some((model) => embeds(model) || mayReadPairs(model) || answersQuestions(model));
-    find("second-hint").textContent = models.some(answersQuestions) ? "that holds the answer" : models.some(readsPairs) ? "of the pair" : models.some(embeds) ? "to compare with, optional" : "of a pair, optional";
+    find("second-field").hidden = !models.some((model) => embedsTexts(model) || mayReadPairs(model) || answersQuestions(model));
+    find("second-hint").textContent = models.some(answersQuestions) ? "that holds the answer" : models.some(readsPairs) ? "of the pair" : models.some(embedsTexts) ? "to compare with, optional" : "of a pair, optional";
     find("send").textContent = models.length ? `Ask ${plural(models.length, "model")}` : "Ask";
     say(find("jump"), models.length ? `${plural(models.length, "model")} ticked: to the playground` : "");
   }
@@ -101,13 +102,14 @@ export class Playground {
 
   #question(model) {
     const text = find("text").value;
+    if (embedsImages(model)) return { path: "v1/embeddings", body: { model: model.id, input: [this.#image] } };
     if (readsImages(model)) return { path: "classify", body: { model: model.id, input: this.#image } };
     if (tags(model)) return { path: "predict", body: { model: model.id, inputs: text } };
     const second = find("second").value;
     if (answersQuestions(model)) return { path: "predict", body: { model: model.id, inputs: { question: text, context: second } } };
-    if (!embeds(model)) {
+    if (!embedsTexts(model)) {
       // With a model that embeds, a second text is to be compared with the first.
-      const pairs = readsPairs(model) || (mayReadPairs(model) && !this.#models.some(embeds));
+      const pairs = readsPairs(model) || (mayReadPairs(model) && !this.#models.some(embedsTexts));
       const input = pairs && second.trim() ? [[text, second]] : text;
       return { path: "classify", body: { model: model.id, input } };
     }
