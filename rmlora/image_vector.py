@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rmlora.errors import AdapterError
 from rmlora.outputs import PooledVector
 from rmlora.pooling import Pooling
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from rmlora.adapter import Adapter
 
 __all__ = ["ImageVector", "pooled_output"]
 
@@ -28,6 +31,15 @@ class ImageVector(PooledVector):
     def depends_on(self, module: str, pooling: Pooling | None = None) -> bool:
         """Return True, but for the model's pooler only where its vectors are the output."""
         return module.partition(".")[0] != "pooler" or (pooling is not None and pooling.mode == "pooler")
+
+    def check_adapter(self, adapter: Adapter, task: str) -> None:
+        """Refuse an adapter with a classifier head, or of a whole model of images and texts."""
+        super().check_adapter(adapter, task)
+        if module := next((path for path in adapter.modules if path.startswith("text_model.")), None):
+            raise AdapterError(
+                f"{adapter.source} changes '{module}', so it was made for both halves of a model of images and texts: {task} takes "
+                "adapters of the half for images, such as CLIPVisionModelWithProjection or SiglipVisionModel."
+            )
 
     def of_model(self, output: Any, inputs: Mapping[str, Tensor], pooling: Pooling | None) -> Tensor:
         """Return the vectors: the model's own, the class token, or the mean of all tokens, the class token among them."""

@@ -29,6 +29,7 @@ TRAINING_ONLY = {
     "rmlora.training.embedding_trainer",
     "rmlora.training.features",
     "rmlora.training.generate_answers",
+    "rmlora.training.label_pairs",
     "rmlora.training.language_rows",
     "rmlora.training.answer_trainer",
     "rmlora.training.language_trainer",

@@ -149,6 +149,13 @@ def test_models_of_more_than_images_are_refused(tmp_path: Path) -> None:
     )
 
 
+def test_an_adapter_of_both_halves_is_refused(tmp_path: Path) -> None:
+    case = replace(CASES["clip-vectors"], model_class=T.CLIPModel, lora={"target_modules": ["q_proj"]})
+    base, adapters = make_sources(case, tmp_path)
+    words = ("export", base, "-a", adapters["one"], "-o", tmp_path / "bundle")
+    fails(3, "changes 'text_model.encoder.layers.0.self_attn.q_proj', so it was made for both halves", *words)
+
+
 def test_a_merged_checkpoint_gives_the_same_vectors(exported: Path, tmp_path: Path) -> None:
     write_metadata(exported / "one", {"task": TASK.name})
     done = run("merge", exported / "base", exported / "one", "-o", tmp_path / "merged")
