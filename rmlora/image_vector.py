@@ -24,7 +24,7 @@ class ImageVector(PooledVector):
     """One vector per image. Images have no padding, so all tokens of a row count."""
 
     pooling_modes = ("pooler", "cls", "mean")
-    train_defaults: ClassVar[Mapping[str, Any]] = {"max_length": 128, "group_by_length": False}
+    train_defaults: ClassVar[Mapping[str, Any]] = {"group_by_length": False}
     train_settings = frozenset({"label_column", "pooling", "normalize"})
     best_metrics = ("recall_at_1", "loss")
 

@@ -29,6 +29,8 @@ __all__ = ["ImageVectorTraining", "LabeledImages"]
 
 _MARGIN = 0.2
 """How much less similar an image of another label shall be, in cosine."""
+_NO_TOKENS = 0
+"""Images are not cut to a length."""
 
 
 class LabeledImages(VectorProblem):
@@ -91,16 +93,9 @@ class ImageVectorTraining(VectorTraining):
         """Return the images with numbers for their labels; those to measure on in an order that mixes the labels of a batch."""
         made: dict[str, Examples] = {}
         for name, split in data.splits.items():
-            rows = (
-                range(len(split.images)) if name == "train" else np.random.default_rng(0).permutation(len(split.images))
-            )
-            numbers = split.numbers
-            made[name] = self.task.inputs.examples(
-                [split.images[row] for row in rows],
-                [numbers[row] for row in rows],
-                processor,
-                self.settings.token_limit,
-            )
+            if name != "train":
+                split = split.only(np.random.default_rng(0).permutation(len(split.images)).tolist())
+            made[name] = self.task.inputs.examples(split.images, split.numbers, processor, _NO_TOKENS)
         return made
 
     def _trainer_class(self) -> type[Any]:

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.helpers.browser import chromium
 from tests.helpers.cli import PACKAGES
-from tests.helpers.handmade import word_bundle
+from tests.helpers.handmade import color_bundle, word_bundle
 from tests.helpers.page import row, tab_to, tick
 from tests.helpers.servers import ADAPTERS, Server, make_served, serving
 
@@ -42,6 +42,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         **make_served(directory),
         HOSTILE: word_bundle(directory / "hostile", labels=(HOSTILE, "<b>bold</b>", "&lt;")),
         "vectors": word_bundle(directory / "vectors", labels=(), task="feature-extraction"),
+        "likeness": color_bundle(directory / "likeness", labels=(), task="image-feature-extraction"),
     }
 
 
@@ -290,7 +291,7 @@ def test_an_image_is_classified(open_page: Open) -> None:
     tick(page, "colors")
     expect(page.get_by_label("Text", exact=True)).to_be_hidden()
     page.get_by_label("Image", exact=True).set_input_files(_image((0, 255, 0)))
-    expect(page.get_by_alt_text("The image to classify")).to_be_visible()
+    expect(page.get_by_alt_text("The chosen image")).to_be_visible()
     page.get_by_role("button", name="Ask 1 model").click()
     expect(page.locator("#answers .bars li").first).to_contain_text("green")
 
@@ -322,6 +323,17 @@ def test_vectors_are_compared(open_page: Open) -> None:
     expect(card).to_contain_text("3 dimensions")
     expect(card.locator(".numbers")).to_have_text(re.compile(r"^\d+\.\d{3} +\d+\.\d{3} +0\.000$"))
     expect(card).to_contain_text(re.compile(r"Similarity of the two texts\s*0\.707"))
+
+
+def test_an_image_gets_its_vector(open_page: Open) -> None:
+    page = open_page()
+    tick(page, "likeness")
+    expect(page.get_by_label("Second text")).to_be_hidden()
+    page.get_by_label("Image", exact=True).set_input_files(_image((0, 255, 0)))
+    page.get_by_role("button", name="Ask 1 model").click()
+    card = page.locator("#answers article")
+    expect(card).to_contain_text("3 dimensions")
+    expect(card.locator(".numbers")).to_have_text("-1.000  1.000  -1.000")
 
 
 def test_adapters_come_and_go(open_page: Open, server: Server) -> None:

@@ -101,6 +101,7 @@ def test_a_run_moves_images_of_a_label_together(base: Path, tmp_path: Path) -> N
     adapter = load_package(result.output)
     assert adapter.task == "image-feature-extraction" and adapter.peft_config["task_type"] is None
     assert adapter.pooling == Pooling("pooler") and adapter.metadata["dimensions"] == 16
+    assert adapter.metadata["training"]["settings"]["max_length"] is None  # images have no tokens
     page = (result.output / "README.md").read_text()
     assert "from transformers import Dinov2Model" in page and "SentenceTransformer" not in page
     assert "16 dimensions, pooler, normalized" in page and "labeled images" in page
