@@ -51,6 +51,8 @@ class BranchCase:
     """Makes the tokenizer; None takes one with a token per word."""
     base_labels: int = 3
     """Labels of the base's own head, if it has one."""
+    pooling: Pooling | None = None
+    """How vectors are pooled by default; None for the usual way of the task."""
     base_error: float = 0.0
     """How far the graph without an adapter may be from the base's own, relative to the largest output."""
 
@@ -136,7 +138,7 @@ def worst_row(case: BranchCase, bundle: Bundle, base: Path, adapters: dict[str, 
 def expected(case: BranchCase, model: Any, inputs: Arrays, pooling: Pooling | None = None) -> np.ndarray:
     """Return PyTorch's output; vectors are pooled in the task's usual way unless ``pooling`` is given."""
     outputs = TASKS[case.task].outputs
-    usual = Pooling(outputs.pooling_modes[0]) if outputs.pools else None
+    usual = case.pooling or (Pooling(outputs.pooling_modes[0]) if outputs.pools else None)
     return torch_output(model, inputs, outputs, pooling or usual)
 
 
@@ -248,7 +250,7 @@ IMAGE_ENCODERS = [
     BranchCase("dinov3-vectors", lambda: T.DINOv3ViTModel(T.DINOv3ViTConfig(**_IMAGE, num_register_tokens=2)), **_IMAGE_VECTORS),
     BranchCase("swin-vectors", lambda: T.SwinModel(T.SwinConfig(image_size=32, patch_size=4, embed_dim=16, depths=[1, 2], num_heads=[2, 2], window_size=4)), **_IMAGE_VECTORS),
     BranchCase("convnext-vectors", lambda: T.ConvNextModel(T.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, patch_size=2, image_size=32)), **_IMAGE_VECTORS),
-    BranchCase("segformer-vectors", lambda: T.SegformerModel(T.SegformerConfig(num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[8, 16], patch_sizes=[3, 3], strides=[2, 2], num_attention_heads=[1, 2], mlp_ratios=[2, 2])), **_IMAGE_VECTORS),
+    BranchCase("segformer-vectors", lambda: T.SegformerModel(T.SegformerConfig(num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[8, 16], patch_sizes=[3, 3], strides=[2, 2], num_attention_heads=[1, 2], mlp_ratios=[2, 2])), pooling=Pooling("mean"), **_IMAGE_VECTORS),
     BranchCase("clip-vectors", lambda: T.CLIPModel(T.CLIPConfig(**_CLIP, projection_dim=12)), model_class=T.CLIPVisionModelWithProjection, **_IMAGE_VECTORS),
     BranchCase("siglip-vectors", lambda: T.SiglipModel(T.SiglipConfig(vision_config=_IMAGE, text_config=_ONE)), model_class=T.SiglipVisionModel, **_IMAGE_VECTORS),
 ]  # fmt: skip

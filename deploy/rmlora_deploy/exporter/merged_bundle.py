@@ -58,7 +58,9 @@ def export_merged(settings: ExportSettings, *, on_progress: Callable[[str], None
         if settings.verify:
             on_progress("verifying against PyTorch and PEFT")
             evaluation = plan.evaluations.get(name)
-            manifest.verification = report = verify_bundle(bundle, bundle.preprocessor(), pair, evaluation=evaluation)
+            manifest.verification = report = verify_bundle(
+                bundle, bundle.preprocessor(), pair, evaluation=evaluation, samples=plan.calibration_inputs
+            )
             raise_on_mismatch(report, bundle.precision)
         complete_bundle(bundle, plan, {name: bundle.merged_adapter}, started)
     return Bundle.open(settings.output, check_files=False)

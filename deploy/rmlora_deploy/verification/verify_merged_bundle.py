@@ -33,6 +33,7 @@ def verify_bundle(
     pair: TorchPair | None,
     *,
     evaluation: EvaluationData | None = None,
+    samples: Sequence[Any] | None = None,
     provider: str = "cpu",
 ) -> VerificationReport:
     """Compare a merged bundle with PyTorch; a failed comparison is in the report, not raised.
@@ -42,6 +43,8 @@ def verify_bundle(
         preprocessor: of the bundle.
         pair: PyTorch's models; None compares with the outputs stored in the bundle.
         evaluation: labeled data; sample batches are drawn from it and the metric is measured on all of it.
+        samples: inputs to draw sample batches from if there is no labeled data, such as those that the graph was calibrated on;
+            None takes built-in ones.
         provider: execution provider to run on.
 
     Raises:
@@ -50,7 +53,7 @@ def verify_bundle(
     """
     tolerance, outputs = accepted(bundle.precision, computed_in(provider)), bundle.task.outputs
     onnx = graph_logits(bundle.session(provider))
-    batches, expected = _expected(bundle, preprocessor, pair, evaluation)
+    batches, expected = _expected(bundle, preprocessor, pair, evaluation.inputs if evaluation is not None else samples)
     got = [outputs.padding_zeroed(onnx(batch), batch) for batch in batches]
     result = compare(expected, got, outputs, bundle.scoring(), batches=batches)
     passed = within(result, tolerance)
@@ -79,13 +82,12 @@ def verify_bundle(
 
 
 def _expected(
-    bundle: Bundle, preprocessor: Preprocessor, pair: TorchPair | None, evaluation: EvaluationData | None
+    bundle: Bundle, preprocessor: Preprocessor, pair: TorchPair | None, samples: Sequence[Any] | None
 ) -> tuple[list[Arrays], list[np.ndarray]]:
     """Return sample batches and PyTorch's outputs for them: stored in the bundle, or computed by ``pair``."""
     if pair is None:
         return load_reference(bundle.path / REFERENCE_FILE)
-    inputs = sample_inputs(preprocessor, evaluation.inputs if evaluation is not None else None, bundle.input_forms)
-    batches = make_sample_batches(preprocessor, inputs)
+    batches = make_sample_batches(preprocessor, sample_inputs(preprocessor, samples, bundle.input_forms))
     return batches, finite_outputs(pair.adapted, batches, pair.outputs, pair.pooling, what="the adapter")
 
 
