@@ -50,7 +50,7 @@ class ImageVector(PooledVector):
             vectors = output[pooled_output(output)].float().flatten(1)
         else:
             hidden = output.last_hidden_state.float()
-            if hidden.ndim == 4:  # convolutional models: [rows, width, height, width in pixels]
+            if hidden.ndim == 4:  # a feature map [rows, channels, height, width]
                 hidden = hidden.flatten(2).transpose(1, 2)
             vectors = hidden[:, 0] if chosen.mode == "cls" else hidden.mean(1)
         return torch.nn.functional.normalize(vectors, dim=1) if chosen.normalize else vectors

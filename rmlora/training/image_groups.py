@@ -16,7 +16,7 @@ from rmlora.training.held_out import complete_splits
 from rmlora.training.table import Reading
 from rmlora.wording import counted
 
-__all__ = ["ImageGroups", "load_image_groups", "read_image_groups"]
+__all__ = ["ImageGroups", "load_image_groups", "read_image_groups", "single_images"]
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,8 @@ def single_images(data: ImageGroups, split: str) -> list[str]:
     single = [label for label, count in Counter(data.labels).items() if count == 1]
     if not single:
         return []
-    effect = "cannot be drawn to another" if split == "train" else "has no other to find, and counts as wrong"
+    effect = "no other can be drawn to" if split == "train" else "has no other to find, and counts as wrong"
+    has = "has" if len(single) == 1 else "have"
     return [
-        f"The {split} data has one image of {counted(len(single), 'label')} ({some_of(single)}): it {effect}."
-        if len(single) == 1
-        else f"The {split} data has one image each of {counted(len(single), 'label')} ({some_of(single)}): such an image {effect}."
+        f"{counted(len(single), 'label')} of the {split} data {has} a single image ({some_of(single)}), which {effect}."
     ]

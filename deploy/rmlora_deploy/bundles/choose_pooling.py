@@ -47,7 +47,7 @@ def choose_pooling(
     modes = task.outputs.pooling_modes
     if entry is not None and entry.mode not in modes:
         raise ConfigError(
-            f"--pooling {entry.mode} is not for {task.name}: choose {', '.join(modes[:-1])} or {modes[-1]}."
+            f"The pooling {entry.mode} is not for {task.name}: choose --pooling {', '.join(modes[:-1])} or {modes[-1]}."
         )
     if "pooler" in modes and (entry is None or (entry.source == "chosen" and is_installed("torch"))):
         own = _of_model(task, base, adapters, processor, mode, trust_remote_code=trust_remote_code)

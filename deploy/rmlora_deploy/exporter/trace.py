@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import signature
 from itertools import takewhile
@@ -13,7 +14,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from rmlora.inputs import Arrays
 from rmlora_converters.graph.passes.join_outputs import join_outputs
-from rmlora_converters.graph.passes.pooling import insert_pooling, keep_answer
+from rmlora_converters.graph.passes.pooling import TOKENS_NAME, insert_pooling, keep_answer
 from rmlora_deploy.exporter.optimize import Optimized, optimize
 from rmlora_deploy.exporter.plan import ExportPlan
 from rmlora_deploy.exporter.shifted_positions import shifted_positions
@@ -89,9 +90,10 @@ def _export(model: Any, inputs: TraceInputs, plan: ExportPlan) -> ir.Model:
 
 
 def _tensor_names(model: Any, inputs: TraceInputs) -> tuple[str, ...]:
-    """Return what ``model`` calls its first outputs, as far as they are tensors."""
+    """Return what ``model`` calls its first outputs, as far as they are tensors; token vectors if they have no names."""
     import torch
 
     with torch.no_grad():
         output = model(**inputs.tensors)
-    return tuple(name for name, _ in takewhile(lambda item: isinstance(item[1], torch.Tensor), output.items()))
+    named = output.items() if isinstance(output, Mapping) else ()
+    return tuple(name for name, _ in takewhile(lambda item: isinstance(item[1], torch.Tensor), named)) or (TOKENS_NAME,)

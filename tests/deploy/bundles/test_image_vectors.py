@@ -105,7 +105,7 @@ def test_the_user_chooses_the_pooling_and_int8_stays_close(exported: Path, tmp_p
     manifest = json.loads(done.stdout)
     assert manifest["pooling"] == {"mode": "mean", "normalize": False, "source": "chosen"}
     assert manifest["verification"]["passed"] and manifest["verification"]["onnx"]["min_cosine"] > 0.95
-    fails(2, "--pooling last is not for image-feature-extraction: choose pooler, cls or mean", *words, "--pooling", "last",
+    fails(2, "The pooling last is not for image-feature-extraction: choose --pooling pooler, cls or mean", *words, "--pooling", "last",
           "-o", tmp_path / "last")  # fmt: skip
 
 

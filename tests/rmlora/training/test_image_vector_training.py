@@ -16,6 +16,7 @@ from rmlora.config import RMLoRAConfig
 from rmlora.errors import CheckpointError, ConfigError, InputError
 from rmlora.package import load_package
 from rmlora.pooling import Pooling
+from rmlora.training.image_groups import ImageGroups, single_images
 from rmlora.training.image_vector_training import LabeledImages
 from rmlora.training.label_pairs import LabelPairs
 from rmlora.training.neighbor_metrics import recall_at_1
@@ -91,6 +92,14 @@ def test_the_loss_is_the_mean_over_triplets_that_break_the_margin() -> None:
     ]
     found: Any = LabeledImages().loss()
     assert float(found.compute_loss_from_embeddings([vectors], labels)) == pytest.approx(np.mean(broken), rel=1e-5)
+
+
+def test_single_images_are_named() -> None:
+    data = ImageGroups("photos", ("1.png", "2.png", "3.png"), ("cat", "dog", "cat"))
+    assert single_images(data, "train") == [
+        "1 label of the train data has a single image (dog), which no other can be drawn to."
+    ]
+    assert single_images(data.only([0, 2]), "test") == []
 
 
 def test_a_run_moves_images_of_a_label_together(base: Path, tmp_path: Path) -> None:

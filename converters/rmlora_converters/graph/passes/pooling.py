@@ -35,8 +35,8 @@ def insert_pooling(model: ir.Model, pooling: Pooling, *, padded: bool = True) ->
     """Make ``model`` return one vector per row, in place. What a model has pooled already is at most normalized.
 
     Args:
-        model: a graph with the token vectors ``[batch, tokens, width]`` among its outputs, or ``[batch, width, height, width
-            in pixels]`` of a convolutional model, or with vectors that it pools itself; the other outputs are dropped.
+        model: a graph with the token vectors ``[batch, tokens, width]`` among its outputs, or a feature map ``[batch,
+            channels, height, width]``, or with vectors that it pools itself; the other outputs are dropped.
         pooling: what is pooled, and whether the result is normalized.
         padded: False if all tokens of all rows count, as with images.
 
@@ -111,7 +111,7 @@ def keep_answer(model: ir.Model, pooling: Pooling | None = None) -> ir.Value:
 
 
 def _of_all(nodes: Tape, hidden: ir.Value, rank: int | None, pooling: Pooling) -> ir.Value:
-    """Pool all tokens of rows without padding, ``[batch, tokens, width]`` or ``[batch, width, height, width in pixels]``."""
+    """Pool all tokens of rows without padding, ``[batch, tokens, width]`` or a feature map ``[batch, channels, height, width]``."""
     if rank == 4:
         return nodes.op("Flatten", nodes.op("GlobalAveragePool", hidden), name="mean")
     if pooling.mode == "cls":
