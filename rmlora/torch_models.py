@@ -68,7 +68,7 @@ def load_task_model(
         **from_pretrained: passed to transformers.
 
     Raises:
-        CheckpointError: transformers cannot build the model for this task.
+        CheckpointError: transformers cannot build the model for this task, or it reads images and the task is for texts.
     """
     for module in ("torch", "transformers"):
         require(module, "export")
@@ -94,6 +94,11 @@ def load_task_model(
         except (ValueError, OSError) as error:
             refuse_own_code(error, base)
             raise
+    if task.inputs.modality == "text" and model.main_input_name == "pixel_values":
+        raise CheckpointError(
+            f"The base at {base} ({type(model).__name__}) reads images, and {task.name} is for texts: pass --task "
+            "image-classification or image-feature-extraction."
+        )
     mismatched = {str(entry[0]) for entry in info.get("mismatched_keys", ())}
     new_tensors = {str(name) for name in info.get("missing_keys", ())} | mismatched
     task.inputs.prepare_model(model)

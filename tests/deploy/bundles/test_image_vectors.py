@@ -21,7 +21,7 @@ from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.inference.embedder import Embedder, cosines
 from tests.helpers.branch_cases import IMAGE_ENCODERS, BranchCase, make_sources
 from tests.helpers.cli import fails, run
-from tests.helpers.merge_cases import IMAGE
+from tests.helpers.merge_cases import IMAGE, save_adapter_for
 
 T: Any = transformers
 CASES = {case.name: case for case in IMAGE_ENCODERS}
@@ -112,6 +112,13 @@ def test_the_user_chooses_the_pooling_and_int8_stays_close(exported: Path, tmp_p
 def test_the_class_of_a_vision_tower_says_what_it_is_for() -> None:
     assert recorded_task({"auto_mapping": {"base_model_class": "CLIPVisionModelWithProjection"}}) == TASK.name
     assert recorded_task({"auto_mapping": {"base_model_class": "SiglipVisionModel"}}) == TASK.name
+
+
+def test_an_adapter_without_a_record_needs_the_task(exported: Path, tmp_path: Path) -> None:
+    model = T.AutoModel.from_pretrained(exported / "base")
+    adapter = save_adapter_for(model, tmp_path / "adapter", task_type="FEATURE_EXTRACTION", target_modules=["q_proj"])
+    words = ("export", exported / "base", "-a", adapter, "-o", tmp_path / "bundle")
+    fails(3, "(Dinov2Model) reads images, and feature-extraction is for texts: pass --task image-", *words)
 
 
 def test_a_pooler_that_the_base_has_no_weights_for_is_refused(tmp_path: Path) -> None:
