@@ -125,18 +125,10 @@ def _load(settings: ExportSettings, on_progress: Callable[[str], None]) -> Expor
 
 
 def read_adapter(path: Path, checkpoint: Checkpoint, settings: ExportSettings) -> Adapter:
-    """Return the adapter at ``path``, with the names of the modules in memory.
-
-    Copies of the base's weights, and updates that have no effect in PyTorch, are left out.
-    """
+    """Return the adapter at ``path``, with the names of the modules in memory and without copies of the base's weights."""
     adapter = load_package(path)
     check_base(adapter, checkpoint, allow_mismatch=settings.allow_base_mismatch)
-    weights = stored_weights(checkpoint, adapter)
-    adapter = in_memory_names(adapter, weights)
-    without_effect = set(weights.ineffective(adapter.modules))
-    adapter = replace(
-        adapter, modules={path: module for path, module in adapter.modules.items() if path not in without_effect}
-    )
+    adapter = in_memory_names(adapter, stored_weights(checkpoint, adapter))
     return without_copies(adapter, weight_digests(checkpoint, adapter.modules, adapter))
 
 

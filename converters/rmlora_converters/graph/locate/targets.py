@@ -30,6 +30,8 @@ class Targets:
     """Location of the weight of each head, and True if the base has trained weights for it."""
     absent: tuple[str, ...] = ()
     """Parameters of adapted modules that the graph does not have; mostly because no output depends on them."""
+    ineffective: tuple[str, ...] = ()
+    """Parameters of adapted modules whose update has no effect in PyTorch."""
 
 
 def check_adapters(adapters: Sequence[Adapter]) -> None:
@@ -58,9 +60,9 @@ def find_targets(
     """
     modules, heads = _modules(adapters), _heads(adapters)
     absent: list[str] = []
-    weights = find_weights(
-        model, [query_of_module(module) for module in modules.values()], base, quantized=True, absent=absent
-    )
+    unread = stored_weights(base).ineffective(modules) if base is not None else []
+    wanted = [query_of_module(module) for path, module in modules.items() if path not in unread]
+    weights = find_weights(model, wanted, base, quantized=True, absent=absent)
     new = {name: value for name, value in (new_weights or {}).items() if value.ndim == 2}
     queries = [
         query_of_parameter(
@@ -76,6 +78,7 @@ def find_targets(
         tuple(weights.values()),
         tuple((location, in_base[name]) for name, location in found.items()),
         tuple(absent),
+        tuple(modules[path].parameter for path in unread),
     )
 
 

@@ -70,7 +70,9 @@ def insert_branches(model: ir.Model, targets: Targets, *, base_weights: Mapping[
     )
     head_inputs = [_add_head(model.graph, consumer, location, in_base=in_base) for consumer, location, in_base in heads]
     RemoveUnusedNodesPass()(model)
-    lora_inputs = LoraInputs(tuple(branches.values()), tuple(head_inputs), dict(base_weights), targets.absent)
+    lora_inputs = LoraInputs(
+        tuple(branches.values()), tuple(head_inputs), dict(base_weights), (*targets.ineffective, *targets.absent)
+    )
     model.metadata_props.update(lora_inputs.to_props())
     check_lora_inputs(model, lora_inputs)
     return lora_inputs
