@@ -286,14 +286,16 @@ def test_what_is_missing_is_asked_for(open_page: Open) -> None:
     expect(page.get_by_label("Text", exact=True)).to_be_focused()
 
 
-def test_an_image_is_classified(open_page: Open) -> None:
+def test_an_image_is_classified_and_embedded(open_page: Open) -> None:
     page = open_page()
-    tick(page, "colors")
-    expect(page.get_by_label("Text", exact=True)).to_be_hidden()
+    tick(page, "colors", "likeness")
+    for label in ("Text", "Second text"):
+        expect(page.get_by_label(label, exact=True)).to_be_hidden()
     page.get_by_label("Image", exact=True).set_input_files(_image((0, 255, 0)))
     expect(page.get_by_alt_text("The chosen image")).to_be_visible()
-    page.get_by_role("button", name="Ask 1 model").click()
+    page.get_by_role("button", name="Ask 2 models").click()
     expect(page.locator("#answers .bars li").first).to_contain_text("green")
+    expect(page.locator("#answers .numbers")).to_have_text("-1.000  1.000  -1.000")
 
 
 def test_a_photo_too_large_for_a_request_is_made_smaller(open_page: Open) -> None:
@@ -323,17 +325,6 @@ def test_vectors_are_compared(open_page: Open) -> None:
     expect(card).to_contain_text("3 dimensions")
     expect(card.locator(".numbers")).to_have_text(re.compile(r"^\d+\.\d{3} +\d+\.\d{3} +0\.000$"))
     expect(card).to_contain_text(re.compile(r"Similarity of the two texts\s*0\.707"))
-
-
-def test_an_image_gets_its_vector(open_page: Open) -> None:
-    page = open_page()
-    tick(page, "likeness")
-    expect(page.get_by_label("Second text")).to_be_hidden()
-    page.get_by_label("Image", exact=True).set_input_files(_image((0, 255, 0)))
-    page.get_by_role("button", name="Ask 1 model").click()
-    card = page.locator("#answers article")
-    expect(card).to_contain_text("3 dimensions")
-    expect(card.locator(".numbers")).to_have_text("-1.000  1.000  -1.000")
 
 
 def test_adapters_come_and_go(open_page: Open, server: Server) -> None:
