@@ -26,6 +26,7 @@ from rmlora.scoring import ProblemType
 from rmlora.stored_weights import stored_weights
 from rmlora.tasks import Task
 from rmlora.tensors import TensorFile
+from rmlora.transformers_layout import config_for_class
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -90,6 +91,9 @@ def load_task_model(
 
     with library_call(refuse), quiet_transformers():  # new heads are reported by new_modules instead
         try:
+            if auto.__name__ in _IMAGE_HALVES.values():
+                whole = transformers.AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+                options["config"] = config_for_class(whole, auto)
             model, info = auto.from_pretrained(base, **options)
         except (ValueError, OSError) as error:
             refuse_own_code(error, base)
@@ -128,6 +132,7 @@ _IMAGE_HALVES = {
     "clip": "CLIPVisionModelWithProjection",
     "metaclip_2": "MetaClip2VisionModelWithProjection",
     "siglip": "SiglipVisionModel",
+    "siglip2": "Siglip2VisionModel",
 }
 """Type of a model of images and texts → the class of its half for images, whose vectors are comparable with those of texts."""
 

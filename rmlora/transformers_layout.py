@@ -19,7 +19,7 @@ from typing import Any
 from rmlora.errors import is_installed
 from rmlora.weight_parts import Part
 
-__all__ = ["ModelLayout", "model_layout", "transformers_can_tell"]
+__all__ = ["ModelLayout", "config_for_class", "model_layout", "transformers_can_tell"]
 
 Shape = tuple[int, ...]
 
@@ -114,6 +114,23 @@ def model_layout(config: Mapping[str, Any], architecture: str, tensors: Mapping[
     )
 
 
+def config_for_class(configuration: Any, model_class: Any) -> Any:
+    """Return the configuration with which ``model_class`` is built: a part of ``configuration`` if it is a half of that model.
+
+    The halves of CLIP project to where the whole model does, whatever their own configurations say.
+
+    Raises:
+        StopIteration: the class is for another type of model.
+    """
+    if isinstance(configuration, model_class.config_class):
+        return configuration
+    halves = (configuration.get_text_config(), getattr(configuration, "vision_config", None))
+    half = next(half for half in halves if isinstance(half, model_class.config_class))
+    if hasattr(configuration, "projection_dim"):
+        half.projection_dim = configuration.projection_dim
+    return half
+
+
 def _build(config: Mapping[str, Any], architecture: str) -> Any:
     """Return the model on the meta device; None if transformers does not know its class or cannot build it."""
     import torch
@@ -126,9 +143,7 @@ def _build(config: Mapping[str, Any], architecture: str) -> Any:
         if hasattr(model_class, "_model_mapping"):
             model_class = model_class._model_mapping[type(configuration)]
             model_class = model_class[0] if isinstance(model_class, tuple | list) else model_class
-        if not isinstance(configuration, model_class.config_class):
-            towers = (configuration.get_text_config(), getattr(configuration, "vision_config", None))
-            configuration = next(tower for tower in towers if isinstance(tower, model_class.config_class))
+        configuration = config_for_class(configuration, model_class)
         with _quiet(), contextlib.ExitStack() as contexts:
             for context in model_class.get_init_context(torch.float32, False, False, None):
                 contexts.enter_context(context)

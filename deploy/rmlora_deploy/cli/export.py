@@ -180,7 +180,9 @@ def _show(console: Console, bundle: Bundle) -> None:
     if bundle.mode == "branches":
         show_adapters(console, bundle)
         if absent := bundle.lora_inputs().absent:
-            console.print(f"Left out the updates of {len(absent)} weights, on which no output depends: {some_of(absent, 3)}.")
+            console.print(
+                f"Left out the updates of {len(absent)} weights, on which no output depends: {some_of(absent, 3)}."
+            )
     if optimization is not None and optimization.reason:
         console.print(colored("Note:", "yellow", f" {optimization.reason}; the graph without fusions was kept."))
     if manifest.verification is not None:

@@ -15,8 +15,10 @@ from peft import PeftModel
 from PIL import Image
 
 from rmlora.package import write_metadata
+from rmlora.pooling import Pooling
 from rmlora.sample_data import draw_image
 from rmlora.tasks import TASKS, recorded_task
+from rmlora.torch_models import load_task_model
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.inference.embedder import Embedder, cosines
 from tests.helpers.branch_cases import IMAGE_ENCODERS, BranchCase, make_sources
@@ -154,6 +156,20 @@ def test_models_of_more_than_images_are_refused(tmp_path: Path) -> None:
         "-o",
         tmp_path / "bundle",
     )
+
+
+@pytest.mark.parametrize("name", ["clip-vectors", "siglip-vectors"])
+def test_the_half_for_images_gives_the_whole_models_vectors(name: str, tmp_path: Path) -> None:
+    whole = CASES[name].build()
+    if name == "clip-vectors":
+        whole.config.vision_config.projection_dim = 512  # what old configurations say, whatever the weights are
+    whole.save_pretrained(tmp_path)
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        right = whole.eval().get_image_features(pixel_values=pixels).pooler_output
+        output = load_task_model(tmp_path, TASK, ()).model.eval()(pixel_values=pixels)
+    got = TASK.outputs.of_model(output, {}, Pooling("pooler", normalize=False))
+    torch.testing.assert_close(got, right)
 
 
 def test_an_adapter_of_both_halves_is_refused(tmp_path: Path) -> None:
