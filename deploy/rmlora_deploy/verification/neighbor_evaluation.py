@@ -13,7 +13,7 @@ from rmlora.errors import require
 from rmlora.training.data import Columns
 from rmlora.training.image_groups import read_image_groups
 from rmlora.training.neighbor_metrics import recall_at_1
-from rmlora_deploy.verification.evaluation_data import EvaluationData, MeasuredModel
+from rmlora_deploy.verification.evaluation_data import EvaluationData, Judgement, MeasuredModel
 
 __all__ = ["NeighborEvaluation"]
 
@@ -37,6 +37,6 @@ class NeighborEvaluation(EvaluationData):
         """The share of images whose most similar other image has the same label."""
         return "recall@1"
 
-    def judge(self, outputs: Sequence[npt.NDArray[Any]]) -> float:
+    def judge(self, outputs: Sequence[npt.NDArray[Any]]) -> Judgement:
         """Return it for the vectors ``[width]`` of all images."""
-        return recall_at_1(np.stack(outputs), self.labels)
+        return Judgement(recall_at_1(np.stack(outputs), self.labels))
