@@ -17,6 +17,7 @@ from rmlora.progress_display import ProgressDisplay
 from rmlora.spectrum import AdapterSpectrum
 from rmlora.storage import atomic_file, check_writable
 from rmlora_deploy.bench.bench_plan import BenchSettings
+from rmlora_deploy.bench.latency_section import latency_section
 from rmlora_deploy.bench.rounds import run_bench
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.cli.console import json_option, make_console, print_json
@@ -73,7 +74,7 @@ def command(bundle: Path, output: Path | None, overwrite: bool, latency: bool, a
     spectra = bundle_spectra(opened)
     figures = describe_bundle(opened)
     speed = _measure(opened, console) if latency else None
-    page = model_card(opened, spectra, figures["files"], speed)
+    page = model_card(opened, spectra, figures["files"], latency_section(speed) if speed is not None else ())
     if output is not None:
         _write(output, opened, page, spectra, console)
     elif not as_json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from rmlora_deploy.bundles.asking import prompt_format
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.manifest import AdapterSource
 from rmlora_deploy.inspection.input_forms import describe_forms
-from rmlora_deploy.inspection.latency_section import latency_section
 from rmlora_deploy.inspection.mistakes_section import mistakes_section
 from rmlora_deploy.inspection.thresholds import describe_thresholds
 from rmlora_deploy.inspection.verification_section import verification_section
@@ -52,7 +51,7 @@ def model_card(
     bundle: Bundle,
     spectra: Mapping[str, AdapterSpectrum],
     sizes: Mapping[str, int],
-    latency: Mapping[str, Any] | None = None,
+    latency: Sequence[str] = (),
 ) -> str:
     """Return the page as Markdown, without front matter.
 
@@ -60,7 +59,7 @@ def model_card(
         bundle: opened.
         spectra: adapter → spectrum of its updates; empty for a merged bundle.
         sizes: file of the bundle → bytes.
-        latency: result of :func:`rmlora_deploy.bench.rounds.run_bench`; None if it was not measured.
+        latency: lines about it (:func:`rmlora_deploy.bench.latency_section.latency_section`); none if it was not measured.
     """
     name = Path(bundle.path).resolve().name
     parts = [
@@ -70,7 +69,7 @@ def model_card(
         ["## Adapters", "", *_adapters(bundle)],
         ["## Verification", "", *verification_section(bundle.manifest)],
         mistakes_section(bundle.manifest.verification),
-        ["## Speed", "", *latency_section(latency)] if latency is not None else [],
+        ["## Speed", "", *latency] if latency else [],
         [SPECTRA_HEADING, "", *_updates(spectra)] if spectra else [],
         ["## Files", "", *_files(bundle, sizes)],
     ]
