@@ -18,6 +18,7 @@ import pytest
 
 from rmlora_deploy.cli import cli
 from tests.helpers.cli import CONSOLE_SCRIPT, WORDS, environment, text_base, text_data
+from tests.helpers.rarely import rarely
 from tests.helpers.servers import ask, classify, served_by_command
 
 NAMES = (
@@ -90,6 +91,7 @@ def test_help(words: tuple[str, ...], folder: Path) -> None:
     assert run_in(folder, *words, "--help").startswith("Usage: rmlora-deploy")
 
 
+@pytest.mark.rare
 def test_adapters_are_inspected_mixed_compressed_and_merged(folder: Path, served: dict[str, Path]) -> None:
     source = served["many"].parent
     assert json.loads(run_in(folder, "inspect", source / "one", "--plot", "one.png", "--json"))
@@ -112,6 +114,7 @@ def test_bundles_are_exported_verified_and_used(folder: Path, served: dict[str, 
     assert answer["answers"]["one"]
 
 
+@pytest.mark.rare
 def test_bench_starts_workers_that_do_not_search_the_folder(folder: Path, served: dict[str, Path]) -> None:
     source = served["many"].parent
     run_in(folder, "export", source / "base", "-a", source / "one", "-o", "bundle", "--no-verify")
@@ -120,7 +123,7 @@ def test_bench_starts_workers_that_do_not_search_the_folder(folder: Path, served
     assert {row["engine"] for row in measured["rows"]} == {"onnx", "torch"}
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, rarely(2)])
 def test_train(processes: int, folder: Path) -> None:
     """Several processes start by ``torchrun --no-python``, which runs the command itself and not a module."""
     text_base(folder / "base")
@@ -144,6 +147,7 @@ def test_a_server_is_started_asked_and_loaded(folder: Path, served: dict[str, Pa
         assert json.loads(figures)["requests"] > 0
 
 
+@pytest.mark.rare
 def test_replicas_on_ray(folder: Path, served: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> None:
     settings = {"RAY_TMPDIR": str(tmp_path_factory.getbasetemp())}
     with served_by_command(f"many={served['many']}", "--ray", "--replicas", "2", cwd=folder, **settings) as server:

@@ -16,6 +16,7 @@ from rmlora.stored_weights import recorded_weight_map, stored_weights
 from rmlora_converters.tied_weights import OTHER_OUTPUT_LAYERS
 from tests.helpers.cli import Finished, run_process
 from tests.helpers.merge_cases import CAUSAL, CLASSIFIERS, IMAGES, MLM, SEQ2SEQ, Case, edit, load_complete, make
+from tests.helpers.rarely import rarely
 
 T: Any = transformers
 ABSENT = ("torch", "torchvision", "peft", "accelerate")
@@ -44,11 +45,8 @@ def record(base: Path, adapter: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "segformer",
         "bert-mlm",
-        "gpt-neox",
-        pytest.param("dinov2-swiglu", marks=pytest.mark.rare),
-        pytest.param("electra-mlm", marks=pytest.mark.rare),
+        *map(rarely, ("segformer", "gpt-neox", "dinov2-swiglu", "electra-mlm")),
     ],
 )
 def test_the_record_of_a_package_replaces_transformers(name: str, tmp_path: Path) -> None:
@@ -62,15 +60,12 @@ def test_the_record_of_a_package_replaces_transformers(name: str, tmp_path: Path
 @pytest.mark.parametrize(
     "name",
     [
-        "swin",
         "llama-tied",
-        "gpt2-linear-head",
-        "roberta-headless",
         "linear-and-transposed",
-        pytest.param("vit-headless", marks=pytest.mark.rare),
-        pytest.param("llama-headless", marks=pytest.mark.rare),
-        pytest.param("gpt2-head", marks=pytest.mark.rare),
-        pytest.param("pvt", marks=pytest.mark.rare),
+        *map(
+            rarely,
+            ("swin", "gpt2-linear-head", "roberta-headless", "vit-headless", "llama-headless", "gpt2-head", "pvt"),
+        ),
     ],
 )
 def test_common_names_are_understood_without_a_record(name: str, tmp_path: Path) -> None:
@@ -93,6 +88,7 @@ def test_a_layer_norm_under_its_old_name_is_replaced(tmp_path: Path) -> None:
     assert equal(left, right)
 
 
+@pytest.mark.rare
 def test_the_labels_of_a_head_for_tokens_are_counted(tmp_path: Path) -> None:
     base, adapter, model_class = make(CASES["t5-tokens"], tmp_path)
     done, _, merged = merge_both(base, adapter, tmp_path)

@@ -1,4 +1,4 @@
-"""Sixty seeded inputs for every reader: each is read, or refused in one sentence. ``python -m benchmarks.fuzz`` does more."""
+"""Forty seeded inputs for every reader: each is read, or refused in one sentence. ``python -m benchmarks.fuzz`` does more."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.fuzz.reading import clean
 from benchmarks.fuzz.seeds import make_seeds
 from tests.helpers.cli import ROOT, environment
 
-INPUTS = 60
+INPUTS = 40
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def test_commands_of_a_home_are_json_with_templates_held_out(tmp_path: Path) -> 
 
 
 def test_a_short_run_on_the_gguf_file_and_its_bundle(tmp_path: Path) -> None:
-    data = write_splits("home", tmp_path / "home", limit=16)
+    data = write_splits("home", tmp_path / "home", limit=40)
     lines = (data / "test.jsonl").read_text().splitlines()[:4]
     (tmp_path / "test.jsonl").write_text("\n".join(lines) + "\n")
     done = run(
@@ -73,7 +73,7 @@ def test_a_short_run_on_the_gguf_file_and_its_bundle(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.code == 0, done.stderr
     scores = json.loads(done.stdout)["metrics"]["validation"]
-    assert scores["loss"] < 1.9  # the base: 2.2
+    assert scores["loss"] < 1.5  # the base: 2.2
     assert len(load_package(tmp_path / "adapter").modules) == 30 * 7
     base: Any = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.float32)
     ids = torch.tensor([[1, 4093, 198, 2683, 335, 260, 1420, 2, 198]])

@@ -18,6 +18,7 @@ from rmlora.spectrum import AdapterSpectrum
 from rmlora.storage import atomic_file, check_writable
 from rmlora_deploy.bench.bench_plan import BenchSettings
 from rmlora_deploy.bench.latency_section import latency_section
+from rmlora_deploy.bench.machine import usable_cores
 from rmlora_deploy.bench.rounds import run_bench
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.cli.console import json_option, make_console, print_json
@@ -44,7 +45,7 @@ _TOKENS = 32
     help="File to write, .html or .md.  [default: Markdown on stdout]",
 )  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
-@click.option("--latency", is_flag=True, help="Measure how long it takes, as bench does; half a minute.")
+@click.option("--latency", is_flag=True, help="Measure how long it takes, as bench does.")
 @json_option
 def command(bundle: Path, output: Path | None, overwrite: bool, latency: bool, as_json: bool) -> None:
     """Write a page about BUNDLE for its model card: one file that needs no other.
@@ -88,7 +89,9 @@ def command(bundle: Path, output: Path | None, overwrite: bool, latency: bool, a
 def _measure(opened: Bundle, console: Console) -> dict[str, Any]:
     """Return what ``bench`` measures of the bundle alone, on the CPU, with texts of one length."""
     length = min(_TOKENS, opened.manifest.max_length or _TOKENS)
-    settings = BenchSettings(lengths=(length,), providers=("cpu",), engines=("onnx",), rounds=3, seconds=0.5)
+    settings = BenchSettings(
+        lengths=(length,), providers=("cpu",), engines=("onnx",), rounds=1, threads=(min(2, len(usable_cores())),)
+    )
     with ProgressDisplay(console, "starting", noun="measurement") as display:
         return run_bench(
             opened, settings, command=sys.argv[1:],

@@ -213,9 +213,11 @@ def _embedding_options(function: _Function) -> _Function:
     metavar="NAME",
     help="Send the adapter to this repository of the Hugging Face hub, which is made before training if it is new.",
 )
-@click.option("--private", is_flag=True, help="A new repository is for its owner only.")
+@click.option("--hub-private", is_flag=True, help="A new repository of --push-to-hub is for its owner only.")
 @json_option
-def command(resume: bool, overwrite: bool, push_to_hub: str | None, private: bool, as_json: bool, **flags: Any) -> None:
+def command(
+    resume: bool, overwrite: bool, push_to_hub: str | None, hub_private: bool, as_json: bool, **flags: Any
+) -> None:
     """Train an RM-LoRA adapter and write it as a package that PEFT loads.
 
     The rank directions of each update are kept apart (--decorrelation), so that all of them are used; --preset paper is the
@@ -249,10 +251,10 @@ def command(resume: bool, overwrite: bool, push_to_hub: str | None, private: boo
     console = make_console(as_json=as_json)
     config = _method(flags)
     words = {name: flags[name] for name in ("base", "revision", "task")}
-    if private and push_to_hub is None:
-        raise ConfigError("--private is for a new repository: name it with --push-to-hub.")
+    if hub_private and push_to_hub is None:
+        raise ConfigError("--hub-private is for a new repository: name it with --push-to-hub.")
     first = os.environ.get("RANK", "0") == "0"  # of the processes of a distributed run
-    repository = HubRepository.make(push_to_hub, private=private) if push_to_hub is not None and first else None
+    repository = HubRepository.make(push_to_hub, private=hub_private) if push_to_hub is not None and first else None
     result = api.train(
         flags.pop("base"), flags.pop("train_data"), flags.pop("output"), config=config, console=console, resume=resume,
         overwrite=overwrite, **flags,

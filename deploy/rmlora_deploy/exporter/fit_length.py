@@ -10,7 +10,7 @@ from rmlora.adapter import Adapter
 from rmlora.longest_readable import longest_readable
 from rmlora_deploy.bundles.bundle import REFERENCE_FILE, Bundle
 from rmlora_deploy.bundles.processor import trained_length
-from rmlora_deploy.bundles.reference import load_reference
+from rmlora_deploy.bundles.reference import reference_inputs
 
 __all__ = ["fit_length"]
 
@@ -30,7 +30,7 @@ def fit_length(bundle: Bundle, adapters: Iterable[Adapter]) -> None:
         return
     session = bundle.session()
     names = {item.name for item in session.get_inputs()}
-    (first, *_), _ = load_reference(bundle.path / REFERENCE_FILE)
+    first = reference_inputs(bundle.path / REFERENCE_FILE)[0]
     sample = {name: array[:1] for name, array in first.items() if name in names}
     known = min(array.shape[1] for array in sample.values())
 

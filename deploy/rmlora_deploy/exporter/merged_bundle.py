@@ -77,9 +77,7 @@ def _load(settings: ExportSettings, on_progress: Callable[[str], None]) -> tuple
         trust_remote_code=settings.trust_remote_code,
     )  # fmt: skip
     checkpoint = Checkpoint(base)
-    stored_weights(
-        checkpoint, adapter
-    )  # from here on the checkpoint's parameters have the names of the adapter's model
+    stored_weights(checkpoint, adapter)  # from here on, its parameters have the names of the adapter's model
     plan = make_plan(settings, checkpoint, {name: adapter}, on_progress)
     return plan, TorchPair.of(adapted, plan.task.outputs, plan.pooling)
 

@@ -386,6 +386,7 @@ def test_wrong_flags_are_explained(made: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.rare
 def test_bench_measures_every_use_of_the_branches(made: Path) -> None:
     words = ["--rounds", "1", "--seconds", "0.01", "--warmup", "1", "--threads", "1", "--batch", "2", "--length", "4"]
     done = run("bench", made / "bundle", *words, "--provider", "cpu", "--json")

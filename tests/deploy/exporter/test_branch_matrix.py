@@ -26,7 +26,7 @@ from tests.helpers.branch_cases import (
 )
 
 _USUAL = {
-    *("albert", "deberta-v3", "modernbert", "xlnet", "llama-causal", "swin", "siglip-vectors"),
+    *("albert", "deberta-v3", "xlnet", "llama-causal", "swin", "siglip-vectors"),
     *("modernbert-half-a-head", "bert-without-pooler", "longformer"),
 }
 """One architecture of each kind; ``make architectures`` runs the others too."""

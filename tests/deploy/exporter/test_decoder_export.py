@@ -24,6 +24,7 @@ from rmlora_deploy.runtime import AdapterRef
 from tests.helpers.cli import fails, run
 from tests.helpers.decoders import decoder_adapter, decoder_base
 from tests.helpers.genai import genai_texts_are_ours
+from tests.helpers.rarely import rarely
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,7 @@ def test_quantized_branches_are_bit_equal_to_the_quantized_base(made: Path, tmp_
     assert bundle.manifest.decoder.recipe == ("k_quant_mixed" if precision == "int4" else None)
 
 
+@pytest.mark.rare
 def test_fp16_is_built_for_cuda_and_refused_for_the_cpu(made: Path, tmp_path: Path) -> None:
     for precision, provider in (("fp16", "cpu"), ("fp32", "cuda")):
         with pytest.raises(ConfigError, match=f"{precision} for {provider} does not run"):
@@ -198,7 +200,7 @@ def test_a_tied_head_is_refused_in_int4_before_the_build(
         export(made / "base", {"h": head}, tmp_path / "no", precision="int4")
 
 
-@pytest.mark.parametrize("module", ["q_proj", "k_proj"])
+@pytest.mark.parametrize("module", [rarely("q_proj"), "k_proj"])
 def test_an_adapter_of_queries_or_keys_alone_is_tried_on_more_than_one_token(
     made: Path, tmp_path: Path, module: str
 ) -> None:

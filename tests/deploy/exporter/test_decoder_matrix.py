@@ -42,6 +42,7 @@ def test_branches_of_every_architecture_agree_with_peft(name: str, tmp_path: Pat
         assert row.perplexity is not None and row.perplexity.onnx == pytest.approx(row.perplexity.pytorch, rel=1e-4)
 
 
+@pytest.mark.rare
 def test_phi3_is_merged_and_its_packed_gate_gets_no_branch(tmp_path: Path) -> None:
     base = decoder_base("phi3", tmp_path / "base")
     adapter = decoder_adapter(base, tmp_path / "a")

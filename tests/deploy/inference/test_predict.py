@@ -20,6 +20,7 @@ from rmlora_deploy.inference.classifier import Classifier
 from rmlora_deploy.inference.prediction import to_prediction
 from tests.helpers.cli import environment, fails, run
 from tests.helpers.handmade import color_bundle, word_bundle
+from tests.helpers.rarely import rarely
 
 TEXTS = ["w0 w9", "w1", "w9 w9 w2 w9 w9", "w9"]
 
@@ -151,7 +152,7 @@ def test_the_name_of_a_file_as_a_text_is_answered_with_a_note(bundle: Path, tmp_
     assert "is a file" not in run("predict", color_bundle(tmp_path / "colors"), tmp_path / "blue.png").stderr
 
 
-@pytest.mark.parametrize("ending", ["\n", "\x04"])
+@pytest.mark.parametrize("ending", ["\n", rarely("\x04")])
 def test_on_a_terminal_it_asks_until_an_empty_line_or_the_end(bundle: Path, ending: str) -> None:
     parent, child = pty.openpty()
     process = subprocess.Popen(

@@ -89,12 +89,10 @@ def test_other_bundles_and_unverified_ones_have_a_page(tmp_path: Path) -> None:
     fails(3, "Bundle not found", "report", tmp_path / "no")
 
 
-def test_latency_is_measured_when_asked_for(home: Path, tmp_path: Path) -> None:
+def test_latency_is_measured_when_asked_for(tmp_path: Path) -> None:
     done = run("report", word_bundle(tmp_path / "words"), "--latency")
     assert done.code == 0, done.stderr
     assert "## Speed" in done.stdout and "| median ms |" in done.stdout and "| 8 × 32 |" in done.stdout
-    told = json.loads(run("report", home / "home", "--latency", "--json").stdout)["latency"]
-    assert {row["name"] for row in told["rows"]} >= {"no adapter", "one adapter"}
 
 
 def test_nothing_from_files_becomes_markup(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, name in enumerate(NAMES):
         adapter = make_question_adapter(base, directory / name, seed=number)
         (adapter / "rmlora.json").write_text(
-            f'{{"format_version": 1, "task": "question-answering", "no_answer": {str(bool(number)).lower()}, "max_length": 24}}'
+            f'{{"format_version": 1, "task": "question-answering", "no_answer": {str(bool(number)).lower()}, "max_length": 40}}'
         )
     export(base, {name: directory / name for name in NAMES}, directory / "both", verify=False)
     return directory

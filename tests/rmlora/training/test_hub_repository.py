@@ -31,7 +31,7 @@ def words(directory: Path) -> list[str | Path]:
 
 
 def test_the_package_arrives_as_it_is_on_disk(hub: Hub, tmp_path: Path) -> None:
-    done = run(*words(tmp_path), "--private", "--json")
+    done = run(*words(tmp_path), "--hub-private", "--json")
     assert done.code == 0, done.stderr
     assert json.loads(done.stdout)["hub"] == f"{hub.address}/someone/colors"
     assert hub.private == {"someone/colors": True}
@@ -47,7 +47,7 @@ def test_the_package_arrives_as_it_is_on_disk(hub: Hub, tmp_path: Path) -> None:
 def test_what_is_missing_is_found_before_training(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = words(tmp_path)
     fails(8, "cannot be made", *command[:-1], "no/such/name")
-    fails(2, "--private is for a new repository", *command[:-2], "--private")
+    fails(2, "--hub-private is for a new repository", *command[:-2], "--hub-private")
     monkeypatch.setenv("HF_TOKEN", "another")
     fails(8, "cannot be made", *command)
     monkeypatch.setenv("HF_TOKEN", "")

@@ -211,6 +211,7 @@ def test_settings_of_other_tasks_are_refused(flags: list[str], message: str, tmp
     fails(2, message, *words(tmp_path / "base", tmp_path / "data.jsonl", tmp_path / "no", *flags))
 
 
+@pytest.mark.rare
 def test_two_processes_equal_one_with_the_same_global_batch(chat_model: Path, chats: Path, tmp_path: Path) -> None:
     same = [
         "--no-group-by-length",

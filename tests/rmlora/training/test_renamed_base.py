@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import transformers
 from PIL import Image
 from safetensors.numpy import load_file
@@ -19,6 +20,7 @@ T: Any = transformers
 ABSENT = ("torch", "torchvision", "peft", "accelerate")
 
 
+@pytest.mark.rare
 def test_a_swin_adapter_is_written_and_merged_without_torch(tmp_path: Path) -> None:
     config = T.SwinConfig(image_size=32, patch_size=4, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4)
     base = save_noisy(T.SwinModel(config), tmp_path / "base")

@@ -309,6 +309,7 @@ def test_a_killed_replica_costs_no_right_answer(cluster: Cluster) -> None:
     assert done.after[200] > 0.95 * done.after.total()
 
 
+@pytest.mark.rare
 def test_a_new_release_takes_over_under_load_and_drops_nothing(cluster: Cluster) -> None:
     """``serve --ray --ray-address`` replaces the running release; the new one lacks the bundle ``words``."""
     assert cluster.ask("/v1/load_lora_adapter", {"lora_name": "kept", "lora_path": "two"})[0] == 200
