@@ -38,10 +38,15 @@ def plot_confusion(confusion: Confusion, path: Path) -> None:
     side = 1.8 + 0.42 * len(labels)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.pcolormesh(
+        shares, cmap="Blues", vmin=0, vmax=1, edgecolors="white"
+    )  # cells, and no picture that a page must load
+    axes.invert_yaxis()
+    axes.set_aspect("equal")
+    centers = np.arange(len(labels)) + 0.5
     names = [label.replace("$", r"\$") for label in labels]  # matplotlib would read formulas between dollars
-    axes.set_xticks(range(len(labels)), names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(labels)), names)
+    axes.set_xticks(centers, names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(centers, names)
     axes.set_xlabel("label that was given")
     axes.set_ylabel("right label")
     axes.spines[:].set_visible(False)
@@ -49,5 +54,5 @@ def plot_confusion(confusion: Confusion, path: Path) -> None:
         for (row, column), count in np.ndenumerate(counts):
             if count:
                 color = "white" if shares[row, column] > 0.5 else "#1f2937"
-                axes.text(column, row, f"{count}", ha="center", va="center", fontsize=8, color=color)
+                axes.text(column + 0.5, row + 0.5, f"{count}", ha="center", va="center", fontsize=8, color=color)
     save_figure(figure, path)

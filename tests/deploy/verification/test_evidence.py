@@ -135,4 +135,5 @@ def test_what_the_graph_takes_for_what_is_kept_and_shown(made: Path, tmp_path: P
         page = tmp_path / f"{mode}.html"
         assert run("report", made / mode, "-o", page).code == 0
         told = page.read_text(encoding="utf-8")
+        assert "<image" not in told  # the page's policy would not load it
         assert f"<h3>{heading}</h3>\n<svg" in told and "<h3>Label by label" in told
