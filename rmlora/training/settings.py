@@ -133,10 +133,10 @@ class TrainSettings:
     """How much each label's examples count in the loss, 1 on average: ``balanced`` counts all labels alike, as scikit-learn
     does; a mapping gives factors, 1 for labels that it lacks. Only for one label per row."""
     label_smoothing: float = 0.0
+    """Share of each target that is spread evenly over all labels, as torch's cross entropy does. Only for one label per row."""
     threshold: float | Literal["best"] = HALF
     """Probability from which a label applies, where several may: a number, or ``best`` for the one with the best micro F1 on the
     validation data. It is recorded in the package."""
-    """Share of each target that is spread evenly over all labels, as torch's cross entropy does. Only for one label per row."""
     best_metric: BestMetric | None = None
     """Validation metric that chooses the checkpoint to package. None takes accuracy for one label per row, micro F1 for several,
     Pearson's correlation for numbers, the F1 of entities for token-classification or of answers for question-answering, the
