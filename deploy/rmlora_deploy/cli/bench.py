@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,14 @@ from rich.table import Table
 
 from rmlora.errors import ConfigError
 from rmlora.plots import check_plot_path
-from rmlora.progress_display import ProgressDisplay
 from rmlora.storage import check_writable, write_json
 from rmlora.wording import counted
 from rmlora_deploy.bench.bench_plan import DEFAULT_ENGINES, ENGINES, BatchShape, BenchSettings
 from rmlora_deploy.bench.bench_plot import plot_bench
 from rmlora_deploy.bench.bench_warnings import bench_warnings
-from rmlora_deploy.bench.rounds import run_bench
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.cli.console import colored, json_option, make_console, print_json, remote_code_option
+from rmlora_deploy.cli.measuring import measure
 from rmlora_deploy.cli.provider_options import add_options, provider_parts, show_providers
 
 __all__ = ["command"]
@@ -126,15 +124,7 @@ def command(
     writes_text = opened.task.outputs.kind == "text"
     if plot is not None and writes_text:
         raise ConfigError(f"{bundle} is for {opened.task.name}, whose figures are not plotted: leave --plot out.")
-    with ProgressDisplay(console, "starting", noun="measurement") as display:
-        result = run_bench(
-            opened,
-            bench_settings,
-            base=base,
-            adapter=adapter,
-            command=sys.argv[1:],
-            on_progress=lambda name, done, total: display.update(done, total=total, title=name),
-        )
+    result = measure(opened, bench_settings, console, base=base, adapter=adapter)
     if output is not None:
         write_json(output, result)
     if plot is not None:

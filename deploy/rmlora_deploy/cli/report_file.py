@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 
-from rmlora.errors import ConfigError, OutputError
-from rmlora.progress_display import ProgressDisplay
+from rmlora.errors import ConfigError, OutputError, is_installed
 from rmlora.spectrum import AdapterSpectrum
 from rmlora.storage import atomic_file, check_writable
+from rmlora_deploy.bench.bench_inputs import longest_text
 from rmlora_deploy.bench.bench_plan import BenchSettings
 from rmlora_deploy.bench.latency_section import latency_section
 from rmlora_deploy.bench.machine import usable_cores
-from rmlora_deploy.bench.rounds import run_bench
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.cli.console import json_option, make_console, print_json
+from rmlora_deploy.cli.measuring import measure
 from rmlora_deploy.inspection.adapter_report import describe_ranks
 from rmlora_deploy.inspection.bundle_report import describe_bundle
 from rmlora_deploy.inspection.confusion_plot import MOST_LABELS, plot_confusion
@@ -88,24 +86,19 @@ def command(bundle: Path, output: Path | None, overwrite: bool, latency: bool, a
 
 def _measure(opened: Bundle, console: Console) -> dict[str, Any]:
     """Return what ``bench`` measures of the bundle alone, on the CPU, with texts of one length."""
-    length = min(_TOKENS, opened.manifest.max_length or _TOKENS)
-    settings = BenchSettings(
-        lengths=(length,), providers=("cpu",), engines=("onnx",), rounds=1, threads=(min(2, len(usable_cores())),)
-    )
-    with ProgressDisplay(console, "starting", noun="measurement") as display:
-        return run_bench(
-            opened, settings, command=sys.argv[1:],
-            on_progress=lambda name, done, total: display.update(done, total=total, title=name),
-        )  # fmt: skip
+    length = min(_TOKENS, longest_text(opened) or _TOKENS)
+    threads = min(2, len(usable_cores()))
+    settings = BenchSettings(lengths=(length,), threads=(threads,), providers=("cpu",), engines=("onnx",), rounds=1)
+    return measure(opened, settings, console)
 
 
 def _write(output: Path, opened: Bundle, page: str, spectra: Mapping[str, AdapterSpectrum], console: Console) -> None:
     """Write the page in the format of the file's name."""
-    as_html, without = output.suffix.lower() == ".html", ""
-    if as_html:
-        plots = _plots(opened, spectra) if find_spec("matplotlib") is not None else {}
-        without = " without plots, as matplotlib is not installed" if find_spec("matplotlib") is None else ""
-        content = html_page(page, opened.path.resolve().name, plots)
+    without = ""
+    if output.suffix.lower() == ".html":
+        plots = _plots(opened, spectra) if is_installed("matplotlib") else None
+        without = " without plots, as matplotlib is not installed" if plots is None else ""
+        content = html_page(page, opened.path.resolve().name, plots or {})
     else:
         content = bundle_header(opened) + "\n" + page
     with atomic_file(output) as temporary:
