@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rmlora.tasks import Task
 from rmlora.text_pair import InputForm
+from rmlora_deploy.bundles.manifest import AdapterEntry
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterName
 
 if TYPE_CHECKING:
@@ -48,6 +49,22 @@ class ServedModel:
     """The file that the server wrote for it; None if it belongs to a bundle."""
     sha256: str = ""
     """SHA-256 of that file."""
+
+    @classmethod
+    def of_entry(cls, name: str, runner: ModelRunner, adapter: AdapterName, entry: AdapterEntry) -> ServedModel:
+        """Return the model that an adapter of a bundle makes.
+
+        Args:
+            name: that clients use.
+            runner: of the bundle.
+            adapter: what it is registered under in the runner's session.
+            entry: of the bundle's manifest.
+        """
+        return cls(
+            name, runner, adapter, tuple(entry.labels), entry.max_length, entry.rank, entry.bytes,
+            function_to_apply=entry.function_to_apply, input_form=runner.bundle.task.inputs.form or entry.input_form,
+            no_answer=entry.no_answer, threshold=entry.threshold,
+        )  # fmt: skip
 
     @property
     def task(self) -> Task:

@@ -88,13 +88,7 @@ class Registry:
                 )
             )  # fmt: skip
         for adapter, entry in bundle.adapters.items():
-            self._add(
-                ServedModel(
-                    adapter, runner, adapter, tuple(entry.labels), entry.max_length, entry.rank, entry.bytes,
-                    function_to_apply=entry.function_to_apply, input_form=bundle.input_form(adapter), no_answer=entry.no_answer,
-                    threshold=entry.threshold,
-                )
-            )  # fmt: skip
+            self._add(ServedModel.of_entry(adapter, runner, adapter, entry))
         return runner
 
     def _add(self, model: ServedModel) -> None:
@@ -277,22 +271,7 @@ class Registry:
             ConfigError: a name is taken by a model that is not an adapter of the bundle's.
         """
         keys = {name: AdapterKey(name, next(self._generations)) for name in added}
-        new = {
-            name: ServedModel(
-                name,
-                runner,
-                keys[name],
-                tuple(entry.labels),
-                entry.max_length,
-                entry.rank,
-                entry.bytes,
-                function_to_apply=entry.function_to_apply,
-                input_form=runner.bundle.task.inputs.form or entry.input_form,
-                no_answer=entry.no_answer,
-                threshold=entry.threshold,
-            )
-            for name, entry in added.items()
-        }
+        new = {name: ServedModel.of_entry(name, runner, keys[name], entry) for name, entry in added.items()}
         with self._lock:
             old = {
                 name: model
