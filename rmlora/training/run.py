@@ -31,6 +31,7 @@ from rmlora.training.answer_training import AnswerTraining
 from rmlora.training.arguments import check_precision, training_arguments
 from rmlora.training.classifier_training import ClassifierTraining
 from rmlora.training.embedding_training import EmbeddingTraining
+from rmlora.training.first_process import is_first_process
 from rmlora.training.fit import fit
 from rmlora.training.image_vector_training import ImageVectorTraining
 from rmlora.training.language_training import LanguageTraining
@@ -121,7 +122,7 @@ def _train(
     refuse_existing(settings.output, overwrite=overwrite)
     check_precision(settings)
     _refuse_sharding()
-    if os.environ.get("RANK", "0") != "0":  # the process group does not exist yet
+    if not is_first_process():
         console = Console(quiet=True)
     with ProgressDisplay(console, "preparing data and base"):
         run = _prepare(settings, console)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from rmlora.errors import ConfigError
 from rmlora.pooling import POOLING_MODES
 from rmlora.scoring import ProblemType
 from rmlora.tasks import TASKS
+from rmlora.training.first_process import is_first_process
 from rmlora.training.hub_repository import HubRepository
 from rmlora.training.settings import BestMetric, Metric
 from rmlora_deploy import api
@@ -253,8 +253,9 @@ def command(
     words = {name: flags[name] for name in ("base", "revision", "task")}
     if hub_private and push_to_hub is None:
         raise ConfigError("--hub-private is for a new repository: name it with --push-to-hub.")
-    first = os.environ.get("RANK", "0") == "0"  # of the processes of a distributed run
-    repository = HubRepository.make(push_to_hub, private=hub_private) if push_to_hub is not None and first else None
+    repository = None
+    if push_to_hub is not None and is_first_process():
+        repository = HubRepository.make(push_to_hub, private=hub_private)
     result = api.train(
         flags.pop("base"), flags.pop("train_data"), flags.pop("output"), config=config, console=console, resume=resume,
         overwrite=overwrite, **flags,
