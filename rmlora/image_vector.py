@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from rmlora.adapter import Adapter
 
-__all__ = ["ImageVector", "pooled_output"]
+__all__ = ["POOLED_OUTPUTS", "ImageVector", "pooled_output"]
 
-_POOLED = ("image_embeds", "pooler_output")
+POOLED_OUTPUTS = ("image_embeds", "pooler_output")
 """What transformers' models call the vectors that they pool themselves; CLIP's are projected to where texts are too."""
 
 
@@ -27,10 +27,6 @@ class ImageVector(PooledVector):
     train_defaults: ClassVar[Mapping[str, Any]] = {"group_by_length": False}
     train_settings = frozenset({"label_column", "pooling", "normalize"})
     best_metrics = ("recall_at_1", "loss")
-
-    def depends_on(self, module: str, pooling: Pooling | None = None) -> bool:
-        """Return True, but for the model's pooler only where its vectors are the output."""
-        return module.partition(".")[0] != "pooler" or (pooling is not None and pooling.mode == "pooler")
 
     def check_adapter(self, adapter: Adapter, task: str) -> None:
         """Refuse an adapter with a classifier head, or of a whole model of images and texts."""
@@ -58,4 +54,4 @@ class ImageVector(PooledVector):
 
 def pooled_output(output: Mapping[str, Any]) -> str | None:
     """Return the name of the vectors that a model has pooled itself; None if it has not."""
-    return next((name for name in _POOLED if output.get(name) is not None), None)
+    return next((name for name in POOLED_OUTPUTS if output.get(name) is not None), None)

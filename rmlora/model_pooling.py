@@ -47,7 +47,7 @@ def model_pooling(
         return modes[0]
     if mode not in modes:
         raise ConfigError(
-            f"--pooling {mode} is not to be had from the base at {base}: {_LACKING.get(mode, 'it has no token vectors')}. "
+            f"The base at {base} does not have --pooling {mode}: {_LACKING.get(mode, 'it has no token vectors')}. "
             f"Choose {' or '.join(modes)}."
         )
     return mode

@@ -306,6 +306,10 @@ class PooledVector(WithoutLabels):
     pools = True
     route = "/v1/embeddings"
 
+    def depends_on(self, module: str, pooling: Pooling | None = None) -> bool:
+        """Return True, but for the model's pooler only where its vectors are the output, and not those of tokens."""
+        return module.partition(".")[0] != "pooler" or (pooling is not None and pooling.mode == "pooler")
+
     def check_switchable(self, adapter: Adapter, name: str) -> None:
         """Refuse modules saved in full: only low-rank updates can be switched, as there is no head."""
         if adapter.modules_to_save:
@@ -330,10 +334,6 @@ class SentenceVector(PooledVector):
     train_defaults: ClassVar[Mapping[str, Any]] = {"max_length": 128, "group_by_length": False}
     train_settings = frozenset({"label_column", "negative_column", "pooling", "normalize"})
     best_metrics = ("spearman", "pearson", "ndcg_at_10", "mrr_at_10", "accuracy_at_1", "accuracy", "loss")
-
-    def depends_on(self, module: str, pooling: Pooling | None = None) -> bool:
-        """Return False for the model's pooler: vectors are pooled from the encoder's token vectors."""
-        return module.partition(".")[0] != "pooler"
 
     def of_model(self, output: Any, inputs: Mapping[str, Tensor], pooling: Pooling | None) -> Tensor:
         """Return the pooled vectors of the last hidden state."""

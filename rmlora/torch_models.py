@@ -113,12 +113,10 @@ def _auto_class(base: Path, task: Task) -> str:
     """Return the class that builds the model: of a model with two halves, only one makes vectors of texts, or of images."""
     config = Checkpoint(base).config
     if task.auto_class == "AutoModel" and task.inputs.modality == "image":
-        projects = any(str(name).endswith("VisionModelWithProjection") for name in config.get("architectures") or ())
-        return (
-            config["architectures"][0]
-            if projects
-            else _IMAGE_HALVES.get(str(config.get("model_type")), task.auto_class)
-        )
+        names = [str(name) for name in config.get("architectures") or ()]
+        if any(name.endswith("VisionModelWithProjection") for name in names):
+            return names[0]
+        return _IMAGE_HALVES.get(str(config.get("model_type")), task.auto_class)
     encoder_alone = any(str(name).endswith("EncoderModel") for name in config.get("architectures") or ())
     if task.auto_class == "AutoModel" and (encoder_alone or config.get("is_encoder_decoder")):
         from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmlora.errors import require
-from rmlora.pooling import Pooling, check_padding, read_pooling, write_pooling
+from rmlora.pooling import Pooling, check_padding, write_pooling
 from rmlora.processors import save_processor
 from rmlora.torch_models import TaskModel
 from rmlora.training.embedding_columns import EmbeddingColumns
@@ -60,9 +59,7 @@ class EmbeddingTraining(VectorTraining):
 
     def check_model(self, loaded: TaskModel, base: Path) -> None:
         """Choose the pooling: the user's, else the base's, else the mean of all tokens, normalized."""
-        mode, normalize = self.settings.pooling, self.settings.normalize
-        pooling = Pooling(mode) if mode is not None else read_pooling(base) or Pooling()
-        self._pooling = pooling if normalize is None else replace(pooling, normalize=normalize)
+        self._pooling = self._normalized(self._given_pooling(base) or Pooling())
 
     def examples(self, data: TrainingData, processor: Any) -> dict[str, Examples]:
         """Return the texts of all rows as tokens."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -75,8 +75,7 @@ def load_image_groups(
             stratified(list(rows), data.numbers, validation_fraction, names, np.random.default_rng(seed), data.source)
         )
         train = data.only([row for row in rows if row not in chosen])
-        held_out = data.only([row for row in rows if row in chosen])
-        return ImageGroups(train.source, train.images, train.labels, data.notes), held_out
+        return replace(train, notes=data.notes), data.only(sorted(chosen))
 
     train = read_image_groups(task, str(sources["train"]), columns, reading)
     splits = complete_splits(

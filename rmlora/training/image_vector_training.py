@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rmlora.errors import require
-from rmlora.pooling import Pooling, read_pooling
+from rmlora.pooling import Pooling
 from rmlora.torch_models import TaskModel
 from rmlora.training.data import Columns
 from rmlora.training.embedding_evaluators import Vectors
@@ -79,15 +79,10 @@ class ImageVectorTraining(VectorTraining):
         """Choose the pooling: the user's, else the base's files', else the best that the model has, normalized."""
         from rmlora.model_pooling import model_pooling
 
-        settings = self.settings
-        processor = self.task.inputs.load_processor(base, trust_remote_code=settings.trust_remote_code)
-        own = read_pooling(base) if settings.pooling is None else None
-        mode = settings.pooling or (own.mode if own is not None else None)
-        self._pooling = Pooling(
-            model_pooling(loaded, base, self.task, processor, mode=mode), own.normalize if own is not None else True
-        )
-        if settings.normalize is not None:
-            self._pooling = replace(self._pooling, normalize=settings.normalize)
+        processor = self.task.inputs.load_processor(base, trust_remote_code=self.settings.trust_remote_code)
+        given = self._given_pooling(base)
+        mode = model_pooling(loaded, base, self.task, processor, mode=given.mode if given is not None else None)
+        self._pooling = self._normalized(replace(given or Pooling(), mode=mode))
 
     def examples(self, data: TrainingData, processor: Any) -> dict[str, Examples]:
         """Return the images with numbers for their labels; those to measure on in an order that mixes the labels of a batch."""

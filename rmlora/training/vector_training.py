@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from rmlora.errors import ConfigError, TrainingError
-from rmlora.pooling import Pooling
+from rmlora.pooling import Pooling, read_pooling
 from rmlora.training.result import LOWER_IS_BETTER, metric_name
 from rmlora.training.settings import BestMetric, TrainSettings
 from rmlora.training.task_training import Evaluation, TaskTraining, TrainingData
@@ -33,6 +34,16 @@ class VectorTraining(TaskTraining):
     _pooling: Pooling
     _loss: VectorLoss
     _width: int
+
+    def _given_pooling(self, base: Path) -> Pooling | None:
+        """Return the user's pooling, else that of the base's files; None if neither says it."""
+        mode = self.settings.pooling
+        return Pooling(mode) if mode is not None else read_pooling(base)
+
+    def _normalized(self, pooling: Pooling) -> Pooling:
+        """Return ``pooling``, normalized or not as the user says, if the user says it."""
+        normalize = self.settings.normalize
+        return pooling if normalize is None else replace(pooling, normalize=normalize)
 
     def check_data(self, data: TrainingData, processor: Any) -> TrainingData:
         """Return ``data``: texts are cut, and images scaled, to what the model takes."""

@@ -122,7 +122,7 @@ def test_a_poolers_random_weights_are_not_used(tmp_path: Path) -> None:
     result = train(settings(base, data, tmp_path / "adapter", epochs=1, normalize=False))
     adapter = load_package(result.output)
     assert adapter.pooling == Pooling("cls", normalize=False) and not adapter.modules_to_save
-    with pytest.raises(ConfigError, match="--pooling pooler is not to be had .* or has no trained weights for that"):
+    with pytest.raises(ConfigError, match="does not have --pooling pooler: .* or has no trained weights for that"):
         train(settings(base, data, tmp_path / "other", pooling="pooler"))
 
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from rmlora.errors import InputError
+from rmlora.image_vector import POOLED_OUTPUTS
 from rmlora.pooling import Pooling
 from rmlora_converters.graph.passes.tape import Tape
 
@@ -26,8 +27,8 @@ POOLING_SCOPE = "pooling"
 """Names of the added nodes begin with this and a slash."""
 
 _TOKEN_OUTPUTS = (TOKENS_NAME, "token_embeddings")
-_POOLED_OUTPUTS = (EMBEDDING_NAME, "image_embeds", "pooler_output")
-"""What vectors are called that a model has pooled itself, in transformers' models and in graphs."""
+_POOLED_OUTPUTS = (EMBEDDING_NAME, *POOLED_OUTPUTS)
+"""What vectors are called that a model has pooled itself, in graphs and in transformers' models."""
 _MASK = "attention_mask"
 
 
