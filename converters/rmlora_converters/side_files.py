@@ -51,7 +51,7 @@ def copy_side_files(source: Path, target: Path, *, but: Collection[str] = ()) ->
 
 
 def write_trained_pooling(directory: Path, adapter: Adapter) -> None:
-    """Replace the base's sentence-transformers files in ``directory`` where ``adapter`` records how it was trained to cut and to pool texts."""
+    """Replace the base's sentence-transformers files in ``directory`` where ``adapter`` records how it cuts and pools texts."""
     width = adapter.metadata.get("dimensions")
     task = TASKS.get(adapter.task or "")
     of_images = task is not None and task.inputs.modality == "image"

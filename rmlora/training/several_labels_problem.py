@@ -108,14 +108,10 @@ class SeveralLabelsProblem(Problem):
         """Return the problem with the best threshold for the validation data, if the settings ask for it."""
         if settings.threshold != "best":
             return self
-        thresholds = _micro_f1_by_threshold(logits, targets > 0)
-        best = max(thresholds.values())  # of several that are as good, the one nearest to one half
-        return replace(
-            self,
-            threshold=min(
-                (t for t in map(float, thresholds) if thresholds[f"{t}"] == best), key=lambda t: abs(t - HALF)
-            ),
-        )
+        figures = _micro_f1_by_threshold(logits, targets > 0)
+        # of several that are as good, the one nearest to one half
+        best = max(figures, key=lambda threshold: (figures[threshold], -abs(float(threshold) - HALF)))
+        return replace(self, threshold=float(best))
 
     def metadata(self, settings: TrainSettings, targets: Sequence[Any]) -> dict[str, Any]:
         """Return the probability from which a label applies."""

@@ -82,8 +82,8 @@ def command(
 
     Prints the likeliest label of each input and its probability; where several may apply, each whose probability is at
     least one half (or what train --threshold recorded), or a dash; for a model with one output, or for regression, its numbers;
-    for token-classification the entities of each text, and for question-answering the answer in each context, with --json also where they start and end; for embeddings, how similar the texts are, and with --json their vectors. A bundle
-    with branches answers with all its adapters, mixed in one batch. Without INPUTS the command reads
+    for token-classification the entities of each text, and for question-answering the answer in each context, with --json also
+    where they start and end; for embeddings, how similar the inputs are, and with --json their vectors. A bundle with branches answers with all its adapters, mixed in one batch. Without INPUTS the command reads
     one per line from stdin; on a terminal it asks for them one by one, and an empty line ends it. Put an input that starts
     with a dash after "--".
 

@@ -36,8 +36,8 @@ class Prediction:
     def chosen(self) -> tuple[tuple[str, float], ...]:
         """What the model answers, the largest first.
 
-        The likeliest label; where several may apply, each whose probability is at least the adapter's threshold, one half unless it records another, so perhaps none; every number
-        of a regression.
+        The likeliest label; where several may apply, each whose probability is at least the adapter's threshold (one half unless
+        it records another), so perhaps none; every number of a regression.
         """
         return self.ranking[: self.answers]
 

@@ -38,9 +38,8 @@ def plot_confusion(confusion: Confusion, path: Path) -> None:
     side = 1.8 + 0.42 * len(labels)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
-    axes.pcolormesh(
-        shares, cmap="Blues", vmin=0, vmax=1, edgecolors="white"
-    )  # cells, and no picture that a page must load
+    # cells, where imshow would make a picture that a page has to load
+    axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors="white")
     axes.invert_yaxis()
     axes.set_aspect("equal")
     centers = np.arange(len(labels)) + 0.5

@@ -43,7 +43,11 @@ class TagEvaluation(EvaluationData):
         return tag_metric(self.labels)
 
     def judge(self, outputs: Sequence[npt.NDArray[Any]]) -> Judgement:
-        """Return F1 and the figures of every label, over the words that were read, whose scores ``[words, labels]`` are each text's output."""
+        """Return F1 and the figures of every label, over the words that were read.
+
+        Args:
+            outputs: scores ``[words, labels]`` of every text.
+        """
         true: list[list[str]] = []
         predicted: list[list[str]] = []
         for scores, tags in zip(outputs, self.tags, strict=True):
