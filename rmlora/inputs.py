@@ -180,7 +180,7 @@ class TextInputs(Inputs):
     takes_pairs = True
     pair_columns: ClassVar[tuple[tuple[str, str], ...]] = PAIR_COLUMNS
     varies_in_length = True
-    train_settings = frozenset({"text_column"})
+    train_settings = frozenset({"text_column", "max_length"})
     packs_processor = False
     different_processors = "split texts"
     pads_right: ClassVar[bool] = False

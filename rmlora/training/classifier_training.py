@@ -58,7 +58,7 @@ class ClassifierTraining(TaskTraining):
         self._labels, self._targets = data.labels, data.splits["train"][1]
         self._form = {"input_form": form_of(data.splits["train"][0])} if self.task.inputs.takes_pairs else {}
         make = self.task.inputs.examples
-        limit = self.settings.token_limit
+        limit = self.settings.token_limit if self.task.inputs.varies_in_length else 0  # images have no tokens
         return {name: make(inputs, targets, processor, limit) for name, (inputs, targets) in data.splits.items()}
 
     def trainer(self, arguments: Mapping[str, Any], examples: Mapping[str, Examples], processor: Any) -> Trainer:

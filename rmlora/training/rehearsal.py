@@ -90,12 +90,12 @@ def rehearse_forward(model: PeftModel, task: Task, examples: Mapping[str, Exampl
             try:
                 with torch.no_grad():
                     model(**batch)
-            except TypeError:
-                raise ConfigError(
-                    f"{type(model.get_base_model()).__name__} does not take what PEFT's models for {task.name} pass on, so it cannot be "
-                    "trained: choose another base."
-                ) from None
-            except (ValueError, IndexError, RuntimeError) as error:
+            except (TypeError, ValueError, IndexError, RuntimeError) as error:
+                if isinstance(error, TypeError) and "keyword argument" in str(error):
+                    raise ConfigError(
+                        f"{type(model.get_base_model()).__name__} does not take what PEFT's models for {task.name} pass on, so it "
+                        "cannot be trained: choose another base."
+                    ) from None
                 raise ConfigError(_explain(error, task, split, batch)) from None
     finally:
         model.train(was_training)

@@ -165,7 +165,7 @@ class TrainSettings:
         if self.packing and self.group_by_length is None:
             object.__setattr__(self, "group_by_length", False)
         for name, value in task.outputs.train_defaults.items():
-            if getattr(self, name) is None:
+            if getattr(self, name) is None and (name != "max_length" or task.inputs.varies_in_length):
                 object.__setattr__(self, name, value)
         object.__setattr__(self, "output", Path(self.output))
         if not self.output.name:
@@ -236,8 +236,8 @@ class TrainSettings:
 
     @property
     def token_limit(self) -> int:
-        """``max_length``, never None."""
-        if self.max_length is None:  # __post_init__ sets it; this is for the type checker
+        """``max_length`` of a task whose inputs are texts."""
+        if self.max_length is None:  # __post_init__ sets it for texts
             raise ConfigError("max_length is not set.")
         return self.max_length
 

@@ -186,8 +186,18 @@ def test_wrong_flags_and_paths(base: Path, data: Path, tmp_path: Path) -> None:
     )
     fails(2, "active_rank 9 is larger than rank 8", *start, "--base", base, "--active-rank", "9")
     fails(2, "learning_rate must be positive", *start, "--base", base, "--learning-rate", "0")
-    images = ["--task", "image-classification", "--group-by-length"]
-    fails(2, "--group-by-length is for texts", *start, "--base", base, *images)
+    images = ["--task", "image-classification"]
+    fails(2, "--group-by-length is for texts", *start, "--base", base, *images, "--group-by-length")
+    fails(
+        2,
+        "--max-length is for text-classification, but the task is image",
+        *start,
+        "--base",
+        base,
+        *images,
+        "--max-length",
+        "9",
+    )
     fails(2, "precision fp16 needs a GPU", *start, "--base", base, "--precision", "fp16")
     fails(2, "No such option", *start, "--base", base, "--rang", "3")
     fails(3, "has no column 'txt' (it has", *start, "--base", base, "--text-column", "txt")
