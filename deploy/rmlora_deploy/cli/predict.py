@@ -109,6 +109,8 @@ def command(
     forms = {form for _, form in asked if form is not None}
     form = next(iter(forms)) if len(forms) == 1 else None
     task = columns[0].opened.bundle.task
+    if top is not None and kind in (Embedder, Tagger):
+        raise ConfigError(f"--top is for labels and answers, and {bundle} is for {task.name}: leave it out.")
     if task.inputs.modality == "text":
         note_file(inputs)
     if pairs and not task.inputs.takes_pairs:

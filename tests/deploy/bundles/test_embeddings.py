@@ -115,6 +115,7 @@ def test_predict_shows_cosines_and_gives_vectors_as_json(embedded: Path, tmp_pat
     expected = peft_vectors(embedded / "base", embedded / "far", TEXTS)
     np.testing.assert_allclose([row["answers"]["far"] for row in rows], expected, **CLOSE)
     fails(3, "has no adapter 'nobody'", "predict", embedded / "vectors", "w1", "-a", "nobody")
+    fails(2, "--top is for labels and answers", "predict", embedded / "vectors", "w1", "--top", "2")
     words = ("predict", embedded / "vectors", "w1", "--with", word_bundle(tmp_path / "words"))
     fails(
         2, "'vectors' is for feature-extraction and 'words' for text-classification: ask them in two commands", *words
