@@ -107,6 +107,13 @@ def test_hugging_faces_client_reads_it(server: Server, made: Path, monkeypatch: 
         ("/models/sure", {"inputs": "which lamp?"}, 400, "answers questions: give 'inputs' as"),
         ("/predict", {"model": "sure", "inputs": ["which", "lamp"]}, 400, "answers questions: give 'inputs' as"),
         ("/models/sure", {"inputs": {"question": "which?"}}, 400, "inputs.context: Field required"),
+        ("/models/sure", {"inputs": [{"question": "which?", "context": "this"}]}, 400, "a request asks one question"),
+        (
+            "/predict",
+            {"model": "sure", "inputs": [{"question": "a", "context": "b"}]},
+            400,
+            "a request asks one question",
+        ),
         ("/models/sure", {"inputs": {"question": "which?", "context": " "}}, 400, "The second text of pair 1 is empty"),
         ("/models/sure", {"inputs": {"question": "lamp " * 30, "context": LONG}}, 400, "shorten the question"),
         ("/models/sure", {"inputs": {"question": "lamp?", "context": LONG * 9}}, 400, "windows; the limit is 40"),

@@ -7,11 +7,11 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from rmlora.answer_spans import LONGEST_ANSWER
 from rmlora.errors import ConfigError, InputError
@@ -26,7 +26,7 @@ from rmlora_deploy.serving.routes.lists import Texts
 from rmlora_deploy.serving.schemas import declared
 from rmlora_deploy.serving.service import Service
 
-__all__ = ["Asked", "FoundEntity", "Parameters", "entities", "found", "router"]
+__all__ = ["ONE_QUESTION", "Asked", "FoundEntity", "Parameters", "entities", "found", "router"]
 
 router = APIRouter(
     route_class=JsonRoute, tags=["Hugging Face"], responses=declared(400, 401, 404, 408, 413, 415, 429, 503, 504)
@@ -76,10 +76,20 @@ class Asked(BaseModel):
     context: str = Field(examples=["The desk lamp is on, the lamp in the hall is off."])
 
 
+def _single(value: Any) -> Any:
+    """Refuse several questions, which would otherwise be called wrong texts."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        raise ValueError("a request asks one question: give one object, and send a request for each")
+    return value
+
+
+ONE_QUESTION = BeforeValidator(_single)
+
+
 class PredictRequest(BaseModel):
     """Texts to find entities in, or a question with its context."""
 
-    inputs: str | Texts | Asked = Field(
+    inputs: Annotated[str | Texts | Asked, ONE_QUESTION] = Field(
         description="One text or several; or a question with its context.",
         examples=["Turn on the desk lamp", {"question": "Which lamp is on?", "context": "The desk lamp is on."}],
     )

@@ -19,7 +19,7 @@ from rmlora_deploy.serving.json_bodies import JsonRoute
 from rmlora_deploy.serving.models import ServedModel
 from rmlora_deploy.serving.pair_scores import chosen_model
 from rmlora_deploy.serving.routes.context import ServiceOf, StateOf
-from rmlora_deploy.serving.routes.huggingface import Asked, Parameters, found
+from rmlora_deploy.serving.routes.huggingface import ONE_QUESTION, Asked, Parameters, found
 from rmlora_deploy.serving.routes.lists import FIRST_ERROR, Texts
 from rmlora_deploy.serving.schemas import declared
 from rmlora_deploy.serving.waiting_rows import Answer
@@ -37,7 +37,7 @@ class PredictRequest(BaseModel):
     """What to classify."""
 
     model: str | None = Field(None, description="May be left out if the server has a single model.", examples=["nli"])
-    inputs: str | Annotated[list[str | Texts], FIRST_ERROR] | Asked = Field(
+    inputs: Annotated[str | Annotated[list[str | Texts], FIRST_ERROR] | Asked, ONE_QUESTION] = Field(
         description="A text; a list of one or two texts, which is a text or a pair; a list of such lists; or a question with its "
         "context.",
         examples=["See you at eight", ["A man plays.", "It rains."], [["A man plays.", "It rains."]]],
