@@ -26,7 +26,7 @@ from rmlora_converters.graph.passes.open_attention import open_attention_per_pro
 from rmlora_converters.graph.passes.quantize_products import quantize_products, quantize_tables
 from rmlora_deploy.bundles.manifest import Activations, QuantizationEntry, WeightBits
 from rmlora_deploy.exporter.calibration import CalibrationData, calibrate
-from rmlora_deploy.exporter.precision import kept_in_float
+from rmlora_deploy.exporter.precision import check_lowered, kept_in_float
 from rmlora_deploy.runtime.graph_logits import graph_logits
 from rmlora_deploy.runtime.providers import create_session
 
@@ -54,6 +54,7 @@ def save_in_int8(
         how the products are rounded, for the manifest.
 
     Raises:
+        ConfigError: the graph has no products to round.
         InputError: the graph cannot be run on these inputs.
     """
     require("onnxruntime", "cpu")
@@ -62,6 +63,7 @@ def save_in_int8(
     save_model(model, opened := scratch / "opened.onnx")
     skip = kept_in_float(model.graph)
     lowered, entry = _dynamic(load_model(opened), skip, bits)
+    check_lowered(lowered, "int8")
     if data is not None and data.count < _FEWEST:
         entry.reason = f"{data.count} inputs are too few to measure ranges on, which takes {_FEWEST}"
     elif data is not None:

@@ -24,7 +24,7 @@ from rmlora_converters.graph.passes.pooling import EMBEDDING_NAME, POOLING_SCOPE
 from rmlora_deploy.bundles.manifest import Precision, WeightBits
 from rmlora_deploy.exporter.quiet import quiet_libraries
 
-__all__ = ["found_precision", "kept_in_float", "lower_precision", "save_in_precision"]
+__all__ = ["check_lowered", "found_precision", "kept_in_float", "lower_precision", "save_in_precision"]
 
 _PRODUCTS = ["MatMul", "Gemm"]
 _TABLES = ["Gather"]
@@ -64,7 +64,7 @@ def lower_precision(source: Path, target: Path, precision: Precision, *, bits: W
         bits: of int8's weights.
 
     Raises:
-        ConfigError: any other precision.
+        ConfigError: any other precision, or the graph has nothing to round.
     """
     require("onnxruntime", "cpu")
     if precision == "fp16":
@@ -75,7 +75,17 @@ def lower_precision(source: Path, target: Path, precision: Precision, *, bits: W
         lowered = _to_int4(_quantize_dynamically(_open(source), _TABLES))
     else:
         raise ConfigError(f"'{precision}' is not a lower precision: choose fp16, int8 or int4.")
+    check_lowered(lowered, precision)
     save_model(lowered, target)
+
+
+def check_lowered(model: ir.Model, precision: Precision) -> None:
+    """Raise :class:`ConfigError` if a graph was to be lowered and holds nothing of ``precision``, such as one of convolutions."""
+    if precision != "fp16" and found_precision(model) != precision:
+        raise ConfigError(
+            f"--precision {precision} rounds the weights of matrix products, and this model has none but its head: choose fp32 or "
+            "fp16."
+        )
 
 
 def _to_fp16(source: Path) -> ir.Model:

@@ -18,7 +18,7 @@ from rmlora.torch_models import load_adapted
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.runtime.providers import create_session
 from tests.helpers.bundles import PROCESSOR
-from tests.helpers.cli import run, tokenizer
+from tests.helpers.cli import fails, run, tokenizer
 from tests.helpers.merge_cases import IMAGE, TINY, Case, edit, error, inputs_of, make, outputs_of
 from tests.helpers.rarely import rarely
 
@@ -112,12 +112,26 @@ def spell_as_transformers_4(adapter: Path) -> None:
     config.write_text(config.read_text().replace("q_proj", "query").replace("fc2", "output.dense"))
 
 
-def test_a_head_that_is_a_part_of_a_sequence_has_labels(tmp_path: Path) -> None:
+def test_convolutions_are_exported_and_not_said_to_be_in_int8(tmp_path: Path) -> None:
     base, adapter, _ = sources(RESNET, tmp_path)
     bundle = tmp_path / "bundle"
     done = run("export", base, "-a", adapter, "-o", bundle, *task_flags(RESNET))
     assert done.code == 0, done.stderr
     assert json.loads((bundle / "manifest.json").read_text())["labels"] == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    for precision in ("int8", "int4"):
+        words = (
+            "export",
+            base,
+            "-a",
+            adapter,
+            "-o",
+            tmp_path / precision,
+            *task_flags(RESNET),
+            "--precision",
+            precision,
+        )
+        fails(2, "this model has none but its head: choose fp32 or fp16", *words)
+        assert not (tmp_path / precision).exists()
 
 
 def test_keys_with_the_adapters_name_are_exported(tmp_path: Path) -> None:
