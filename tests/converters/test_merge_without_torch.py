@@ -14,7 +14,7 @@ from rmlora.checkpoint import Checkpoint
 from rmlora.package import load_package, write_metadata
 from rmlora.stored_weights import recorded_weight_map, stored_weights
 from rmlora_converters.tied_weights import OTHER_OUTPUT_LAYERS
-from tests.helpers.cli import Finished, run_process
+from tests.helpers.cli import Finished, run, run_process
 from tests.helpers.merge_cases import CAUSAL, CLASSIFIERS, IMAGES, MLM, SEQ2SEQ, Case, edit, load_complete, make
 from tests.helpers.rarely import rarely
 
@@ -25,7 +25,7 @@ CASES = {case.name: case for case in [*MLM, *CAUSAL, *SEQ2SEQ, *CLASSIFIERS, *IM
 
 def merge_both(base: Path, adapter: Path, directory: Path) -> tuple[Finished, Path, Path]:
     """Merge with and without torch; return how the latter ended, and both outputs."""
-    with_torch = run_process("merge", base, adapter, "-o", directory / "with")
+    with_torch = run("merge", base, adapter, "-o", directory / "with")
     assert with_torch.code == 0, with_torch.stderr
     done = run_process("merge", base, adapter, "-o", directory / "without", without=ABSENT)
     return done, directory / "with", directory / "without"
