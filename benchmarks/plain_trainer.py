@@ -37,15 +37,14 @@ from benchmarks.plain_script import (
     train_plainly,
 )
 from benchmarks.quality.comparison import Difference
-from benchmarks.realdata import DATASETS, QUESTIONS, TAGGED, Example, split
-from benchmarks.realdata.split_files import row_of
+from benchmarks.realdata import DATASETS, QUESTIONS, TAGGED, Example, write_parts
 from benchmarks.results import RESULTS, environment, write_result
 from rmlora.config import PRESETS, RMLoRAConfig
 from rmlora.errors import InputError
 from rmlora.quiet import quiet_transformers
 from rmlora_deploy import train
 
-__all__ = ["TASKS", "Task", "band", "finished_runs", "summarize"]
+__all__ = ["TASKS", "Task", "band", "banded_pairs", "finished_runs", "short_pairs", "summarize"]
 
 PLAIN, LORA, RMLORA = "plain PEFT + Trainer", "train --method lora", "train"
 _QUICK_RESULTS = Path("build") / "plain-trainer-quick"
@@ -98,17 +97,19 @@ def band(grade: float) -> str:
     return "different" if grade < 2 else "related" if grade < 4 else "same"
 
 
-def _short_pairs() -> list[Example]:
+def short_pairs() -> list[Example]:
+    """Return the pairs of STS Benchmark with few characters, graded 0 to 5."""
     return [example for example in DATASETS["stsb"]() if len("".join(example.input)) <= _SHORT]
 
 
-def _banded_pairs() -> list[Example]:
-    return [example._replace(label=band(float(example.label))) for example in _short_pairs()]
+def banded_pairs() -> list[Example]:
+    """Return the same pairs with one of three classes."""
+    return [example._replace(label=band(float(example.label))) for example in short_pairs()]
 
 
 TASKS: Mapping[str, Task] = {
-    "similarity": Task("stsb", _short_pairs, SIMILARITY, Recipe(max_length=48), problem_type="regression"),
-    "pair classes": Task("stsb", _banded_pairs, PAIR_CLASSES, Recipe(max_length=48)),
+    "similarity": Task("stsb", short_pairs, SIMILARITY, Recipe(max_length=48), problem_type="regression"),
+    "pair classes": Task("stsb", banded_pairs, PAIR_CLASSES, Recipe(max_length=48)),
     "entities": Task("slots", TAGGED["slots"], ENTITIES, Recipe(max_length=48), kind="token-classification"),
     "answers": Task(
         "questions", QUESTIONS["questions"], ANSWERS, Recipe(max_length=256, epochs=6), kind="question-answering"
@@ -165,24 +166,14 @@ def _run_cell(name: str, seed: int, plan: Plan) -> list[dict[str, Any]]:
     """Train one task with one seed by every method, on the same files."""
     task, runs = plan.fit(TASKS[name]), []
     with tempfile.TemporaryDirectory() as directory, quiet_transformers():
-        data = Path(directory) / "data"
-        _write_rows(task, plan, seed, data)
+        sizes = {"train": plan.train, "validation": plan.validation, "test": plan.test}
+        data = write_parts(task.read(), task.dataset, Path(directory) / "data", **sizes, seed=seed)
         for number, (method, run) in enumerate(METHODS.items()):
             started = time.perf_counter()
             measured = run(task, data, Path(directory) / f"run-{number}", seed)
             seconds = round(time.perf_counter() - started, 1)
             runs.append({"task": name, "method": method, "seed": seed, **measured, "seconds": seconds})
     return runs
-
-
-def _write_rows(task: Task, plan: Plan, seed: int, directory: Path) -> None:
-    """Write the files that all methods read."""
-    directory.mkdir()
-    examples = task.read()
-    parts = split(examples, seed=seed, train=plan.train, validation=plan.validation, test=plan.test)
-    for part, indices in parts._asdict().items():
-        lines = [json.dumps(row_of(examples[index], task.dataset)) for index in indices]
-        (directory / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _plainly(task: Task, data: Path, work: Path, seed: int) -> dict[str, Any]:

@@ -8,7 +8,18 @@ python -m benchmarks.realdata questions build/data/questions  # SQuAD's columns 
 
 from benchmarks.realdata.datasets import DATASETS, INSTRUCTIONS, QUESTIONS, READERS, TAGGED
 from benchmarks.realdata.example import Example
-from benchmarks.realdata.split_files import write_splits
+from benchmarks.realdata.split_files import write_parts, write_splits
 from benchmarks.realdata.splitting import Split, split
 
-__all__ = ["DATASETS", "INSTRUCTIONS", "QUESTIONS", "READERS", "TAGGED", "Example", "Split", "split", "write_splits"]
+__all__ = [
+    "DATASETS",
+    "INSTRUCTIONS",
+    "QUESTIONS",
+    "READERS",
+    "TAGGED",
+    "Example",
+    "Split",
+    "split",
+    "write_parts",
+    "write_splits",
+]

@@ -12,12 +12,12 @@ import numpy as np
 
 from benchmarks.realdata.datasets import INSTRUCTIONS, QUESTIONS, READERS, TAGGED
 from benchmarks.realdata.example import Example
-from benchmarks.realdata.splitting import groups_of
+from benchmarks.realdata.splitting import groups_of, split
 from rmlora.errors import InputError
 from rmlora.storage import atomic_directory, write_json
 from rmlora.training.tagged_cells import text_of_spans
 
-__all__ = ["row_of", "write_splits"]
+__all__ = ["row_of", "write_parts", "write_splits"]
 
 _RECIPE = "splits.json"
 _SYSTEM = "Answer with the command as JSON."
@@ -57,14 +57,32 @@ def write_splits(
     parts["train"] = parts["train"][:limit]
     with atomic_directory(target) as directory:
         write_json(directory / _RECIPE, recipe)
-        for split, indices in parts.items():
-            chosen = [examples[i] for i in indices]
-            if isinstance(chosen[0].input, np.ndarray):
-                _write_images(directory / split, chosen)
-            else:
-                lines = [json.dumps(row_of(example, name), ensure_ascii=False) for example in chosen]
-                (directory / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for part, indices in parts.items():
+            _write_part(directory, part, [examples[i] for i in indices], name)
     return target
+
+
+def write_parts(
+    examples: Sequence[Example], name: str, target: Path, *, train: int, validation: int, test: int, seed: int = 0
+) -> Path:
+    """Write parts of so many examples of the dataset ``name`` in the files of :func:`write_splits`; return ``target``.
+
+    Raises:
+        InputError: there are not enough examples.
+    """
+    target.mkdir()
+    parts = split(examples, seed=seed, train=train, validation=validation, test=test)
+    for part, indices in parts._asdict().items():
+        _write_part(target, part, [examples[index] for index in indices], name)
+    return target
+
+
+def _write_part(directory: Path, part: str, examples: Sequence[Example], name: str) -> None:
+    if isinstance(examples[0].input, np.ndarray):
+        _write_images(directory / part, examples)
+        return
+    lines = [json.dumps(row_of(example, name), ensure_ascii=False) for example in examples]
+    (directory / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _recipe(directory: Path) -> Any:
