@@ -60,6 +60,17 @@ def private_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def kept_builds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let all tests of this process share the builds of language models (see ``tests.helpers.kept_builds``)."""
+    from rmlora_deploy.exporter.decoder import genai_builder
+    from tests.helpers.kept_builds import KeptBuilds
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(genai_builder, "subprocess", KeptBuilds(tmp_path_factory.mktemp("builds")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Bundles to serve: name → directory (see ``tests.helpers.servers.make_served``)."""

@@ -102,6 +102,7 @@ def test_adapters_are_inspected_mixed_compressed_and_merged(folder: Path, served
     assert (folder / "one.png").is_file()
 
 
+@pytest.mark.rare
 def test_bundles_are_exported_verified_and_used(folder: Path, served: dict[str, Path]) -> None:
     source = served["many"].parent
     run_in(folder, "export", source / "base", "--mode", "branches", "-a", source / "one", "-o", "bundle")
