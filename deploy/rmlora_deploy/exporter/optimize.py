@@ -56,7 +56,7 @@ def optimize(model: ir.Model, batches: Sequence[Arrays], scratch: Path) -> Optim
     import onnxscript.optimizer
 
     expected = run_model(model, batches, scratch / "unoptimized.onnx")
-    with quiet_libraries(), _constant_products_kept(model):
+    with quiet_libraries(), _weights_kept(model):
         onnxscript.optimizer.optimize(model)
     save_model(model, scratch / "folded.onnx")  # fusing changes the model in place
     try:
@@ -77,7 +77,7 @@ def _fuse(model: ir.Model) -> ir.Model:
     import onnxscript.optimizer
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
-    with quiet_libraries(), _constant_products_kept(model):
+    with quiet_libraries(), _weights_kept(model):
         fused, _ = optimize_for_ort(model)
         onnxscript.optimizer.fold_constants(fused, should_fold=_joins_weights)
     open_layer_norms(fused)
@@ -86,12 +86,17 @@ def _fuse(model: ir.Model) -> ir.Model:
 
 
 @contextmanager
-def _constant_products_kept(model: ir.Model) -> Iterator[None]:
-    """Hide products and lookups of nothing but constants from the optimizer, which would compute them."""
+def _weights_kept(model: ir.Model) -> Iterator[None]:
+    """Hide from the optimizer what it would compute with weights: products and lookups of nothing but constants, and batch norms.
+
+    A batch norm is folded into the weights of the convolution before it. ONNX Runtime does that too when it loads the graph.
+    """
     known = set(model.graph.initializers.values())
     hidden: list[ir.Node] = []
     for node in model.graph:
-        if all(value is None or value in known for value in node.inputs):
+        if node.op_type == "BatchNormalization":
+            hidden.append(node)
+        elif all(value is None or value in known for value in node.inputs):
             known.update(node.outputs)
             if node.op_type in ("MatMul", "Gemm", "Gather") and not node.domain and _reads_matrix(node):
                 hidden.append(node)

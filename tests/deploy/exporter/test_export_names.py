@@ -118,6 +118,18 @@ def test_convolutions_are_exported_and_not_said_to_be_in_int8(tmp_path: Path) ->
     done = run("export", base, "-a", adapter, "-o", bundle, *task_flags(RESNET))
     assert done.code == 0, done.stderr
     assert json.loads((bundle / "manifest.json").read_text())["labels"] == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    words = (
+        "export",
+        base,
+        "--mode",
+        "branches",
+        "-a",
+        f"x={adapter}",
+        "-o",
+        tmp_path / "branches",
+        *task_flags(RESNET),
+    )
+    fails(3, "a convolution whose windows overlap", *words)
     for precision in ("int8", "int4"):
         words = (
             "export",

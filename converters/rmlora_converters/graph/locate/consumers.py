@@ -76,6 +76,11 @@ def _consumer(node: ir.Node, index: int, location: WeightLocation) -> Consumer:
             f"'{location.parameter}' is quantized statically ('{node.name}'): insert branches into the floating-point graph "
             "this one was made from; --precision int8 quantizes the result and leaves the branches in float."
         )
+    if node.op_type == "Conv":
+        raise AdapterError(
+            f"'{location.parameter}' is a convolution whose windows overlap ('{node.name}'), to which no branch can be added: merge the "
+            "adapter, or leave that module out of it."
+        )
     raise AdapterError(
         f"'{location.parameter}' is used by the operator {node.op_type} ('{node.name}'), to which no branch can be added: "
         "export the graph without fused operators (such as attention with integer masks or caches), or leave that module "
