@@ -122,7 +122,8 @@ def test_products_of_one_input_share_its_rounding(tmp_path: Path) -> None:
     assert relative(run(model, tmp_path / "int8.onnx", TOKENS), expected) < 0.03
 
 
-def test_balancing_saves_what_an_outlier_channel_would_cost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fixed", [True, False], ids=["fixed grid", "range of the batch"])
+def test_balancing_saves_what_an_outlier_channel_would_cost(fixed: bool, tmp_path: Path) -> None:
     low, high = OUTLIERS.min(axis=0), OUTLIERS.max(axis=0)
     balance = np.where(np.arange(WIDTH) == 3, 60, 1).astype(np.float32)
     errors = {}
@@ -133,7 +134,8 @@ def test_balancing_saves_what_an_outlier_channel_would_cost(tmp_path: Path) -> N
         weights.numpy()[3] *= 0.02  # so that the outlier does not decide the result alone
         expected = run(model, tmp_path / "float.onnx", OUTLIERS)
         ends = (low, high) if factors is None else (low / factors, high / factors)
-        quantize_products(model, {"x": InputScale(float(ends[0].min()), float(ends[1].max()), factors)})
+        grids = {"x": InputScale(float(ends[0].min()), float(ends[1].max()), factors)} if fixed else None
+        quantize_products(model, grids, balances={"w": factors} if factors is not None else None)
         errors[name] = relative(run(model, tmp_path / f"{name}.onnx", OUTLIERS), expected)
     assert errors["balanced"] < errors["plain"] / 5
 

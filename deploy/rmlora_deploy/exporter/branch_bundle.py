@@ -32,6 +32,7 @@ from rmlora_converters.graph.passes.insert_branches import check_lora_inputs, in
 from rmlora_converters.graph.passes.join_outputs import join_outputs
 from rmlora_converters.graph.passes.open_attention import open_attention_per_projection
 from rmlora_converters.graph.passes.pooling import insert_pooling
+from rmlora_converters.graph.passes.quantize_products import FloatArray
 from rmlora_converters.graph.passes.share_weights import share_equal_weights
 from rmlora_deploy.bundles.adapters import check_name, store_reference, write_adapter
 from rmlora_deploy.bundles.bundle import MODEL_FILE, REFERENCE_FILE, Bundle
@@ -39,10 +40,13 @@ from rmlora_deploy.bundles.convert_adapter import TryOut
 from rmlora_deploy.bundles.manifest import Manifest, Optimization, Precision
 from rmlora_deploy.bundles.processor import write_side_files
 from rmlora_deploy.bundles.reference import save_reference
+from rmlora_deploy.exporter.calibration import calibrate
 from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.exporter.fit_length import fit_length
+from rmlora_deploy.exporter.float_parts import kept_in_float
+from rmlora_deploy.exporter.graph_precision import found_precision
 from rmlora_deploy.exporter.plan import ExportPlan, complete_bundle, make_plan
-from rmlora_deploy.exporter.precision import found_precision, save_in_precision
+from rmlora_deploy.exporter.precision import save_in_precision
 from rmlora_deploy.exporter.torch_export import OUTPUT_NAME
 from rmlora_deploy.runtime.graph_logits import graph_logits
 from rmlora_deploy.runtime.providers import create_session
@@ -253,12 +257,15 @@ def _insert_branches(
     check_nothing_computed(targets, base.needed)
     plain = scratch / "plain.onnx"
     bits = plan.settings.int8_bits or 8
-    save_in_precision(model, plain, precision, scratch=scratch, bits=bits)
+    balances: Mapping[str, FloatArray] = {}
+    if precision == "int8":
+        balances = calibrate(model, plan.samples(model), scratch, skip=kept_in_float(model.graph), bits=bits).balances
+    save_in_precision(model, plain, precision, scratch=scratch, bits=bits, balances=balances)
     if precision == "fp16":
         model, precision = load_model(plain), "fp32"
     digests = weight_digests(plan.checkpoint, targets.modules)
     lora_inputs = insert_branches(model, targets, base_weights=digests)
-    save_in_precision(model, target, precision, scratch=scratch, bits=bits)
+    save_in_precision(model, target, precision, scratch=scratch, bits=bits, balances=balances)
     check_written(target, lora_inputs)
     outputs = graph_logits(create_session(plain, called=plan.settings.graph))
     kind = plan.task.outputs

@@ -89,6 +89,13 @@ class Calibration:
     """Names of the products that stay in floating point because they were far off, the worst first."""
     samples: int
     """Inputs that were run."""
+    balances: dict[str, FloatArray]
+    """Weight → what the channels of its products' input are divided by; weights that are not here have no such input."""
+
+    @property
+    def balanced_inputs(self) -> int:
+        """Number of inputs of products whose channels are balanced."""
+        return sum(scale.balance is not None for scale in self.scales.values())
 
 
 def calibrate(
@@ -121,7 +128,13 @@ def calibrate(
     kept = off[: len(groups) // _KEPT_SHARE] + [name for name in off if chosen[name].scale is None]
     scales = {name: c.scale for name, c in chosen.items() if c.scale is not None and name not in kept}
     names = dict.fromkeys(str(product.node.name) for name in kept for product in groups[name])
-    return Calibration(scales, tuple(names), len(batches))
+    balances = {
+        str(product.weight.name): scale.balance
+        for name, scale in scales.items()
+        if scale.balance is not None
+        for product in groups[name]
+    }
+    return Calibration(scales, tuple(names), len(batches), balances)
 
 
 def _is_average(value: ir.Value) -> bool:

@@ -98,7 +98,9 @@ def _write_graph(plan: ExportPlan, pair: TorchPair, directory: Path) -> dict[str
         quantization = None
         if precision == "int8":
             data, bits = plan.calibration(graph.model), plan.settings.int8_bits or 8
-            quantization = save_in_int8(graph.model, directory / MODEL_FILE, data, scratch=scratch, bits=bits)
+            quantization = save_in_int8(
+                graph.model, directory / MODEL_FILE, data, samples=plan.samples(graph.model), scratch=scratch, bits=bits
+            )
         else:
             save_in_precision(graph.model, directory / MODEL_FILE, precision, scratch=scratch)
     save_reference(directory / REFERENCE_FILE, batches, [pair.output(batch) for batch in batches])

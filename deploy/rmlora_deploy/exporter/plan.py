@@ -14,6 +14,7 @@ from rmlora.adapter import Adapter
 from rmlora.adapter_task import complete_labels, task_of
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import AdapterError, InputError
+from rmlora.inputs import Arrays
 from rmlora.pooling import Pooling
 from rmlora.tasks import Task
 from rmlora.text_pair import InputForm
@@ -29,6 +30,7 @@ from rmlora_deploy.exporter.calibration import CalibrationData
 from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.verification.evaluation import EvaluationData, read_evaluation
 from rmlora_deploy.verification.evaluation_data import MeasuredModel
+from rmlora_deploy.verification.sample_batches import sample_inputs
 
 __all__ = ["ExportPlan", "common_task", "complete_bundle", "make_plan"]
 
@@ -89,6 +91,12 @@ class ExportPlan:
             return CalibrationData.of(source, preprocessor, self.calibration_inputs, self.task.outputs)
         except InputError as error:
             raise InputError(f"Calibrating on {source}: {error}") from None
+
+    def samples(self, model: ir.Model) -> list[Arrays]:
+        """Return built-in inputs for the graph ``model``, one by one, so without padding."""
+        names = (value.name or "" for value in model.graph.inputs if value.name not in model.graph.initializers)
+        preprocessor = self.preprocessor(names)
+        return [preprocessor([value]) for value in sample_inputs(preprocessor, None, self.input_forms)]
 
     def manifest_fields(
         self, directory: Path, modules: Iterable[str], labels: Sequence[str], problem: str | None

@@ -81,7 +81,7 @@ def test_int8_with_branches_uses_8_bits_unless_7_are_asked_for(made: Path, tmp_p
         assert json.loads(done.stdout)["verification"]["base"]["bit_equal"]
         graph = onnx.load(path / "model.onnx").graph
         stored = {item.name: numpy_helper.to_array(item) for item in graph.initializer if item.data_type == 3}
-        used = [stored[node.input[1]] for node in graph.node if node.op_type == "MatMulInteger"]
+        used = [stored[node.input[1]] for node in graph.node if node.op_type == "MatMulIntegerToFloat"]
         assert max(int(np.abs(array.astype(int)).max()) for array in used) == (127 if bits == 8 else 64)
     assert max(errors(tmp_path / "8", made / "bundle")) < max(errors(tmp_path / "7", made / "bundle"))
 
@@ -96,7 +96,7 @@ def test_lower_precisions_keep_the_branches_in_floating_point(made: Path, tmp_pa
     manifest = json.loads(done.stdout)
     report = manifest["verification"]
     assert report["base"]["bit_equal"] or (precision == "fp16" and report["base"]["max_relative_error"] < 1e-3)
-    operator = {"fp16": "MatMul", "int8": "MatMulInteger", "int4": "MatMulNBits"}[precision]
+    operator = {"fp16": "MatMul", "int8": "MatMulIntegerToFloat", "int4": "MatMulNBits"}[precision]
     assert manifest["model"]["operators"][operator] >= 12
     graph = onnx.load(tmp_path / "bundle" / "model.onnx").graph
     kind = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.FLOAT

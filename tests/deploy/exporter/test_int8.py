@@ -112,6 +112,7 @@ def test_without_data_every_batch_has_its_own_range(made: Path, tmp_path: Path) 
         "weight_bits": 8,
         "activations": "dynamic",
         "products": len(products_of(tmp_path / "bundle")),
+        "balanced": manifest.quantization.balanced,
     }
     assert "DynamicQuantizeLinear" in manifest.model.operators
 

@@ -23,7 +23,7 @@ from rmlora_converters.graph.locate.products import Product, find_products
 from rmlora_converters.graph.passes.rewire import replace_node
 from rmlora_converters.graph.passes.tape import Tape
 
-__all__ = ["InputScale", "largest_weight", "quantize_products", "quantize_tables", "round_weight"]
+__all__ = ["FloatArray", "InputScale", "largest_weight", "quantize_products", "quantize_tables", "round_weight"]
 
 _DOMAIN = "com.microsoft"
 _LARGEST = {7: 64, 8: 127}
@@ -75,7 +75,12 @@ def round_weight(weight: FloatArray, bits: int) -> tuple[npt.NDArray[np.int8], F
 
 
 def quantize_products(
-    model: ir.Model, scales: Mapping[str, InputScale] | None = None, *, skip: Collection[str] = (), bits: int = 8
+    model: ir.Model,
+    scales: Mapping[str, InputScale] | None = None,
+    *,
+    balances: Mapping[str, FloatArray] | None = None,
+    skip: Collection[str] = (),
+    bits: int = 8,
 ) -> int:
     """Let every product with a constant weight compute in 8 bits, in place; return how many.
 
@@ -83,6 +88,8 @@ def quantize_products(
         model: float32 graph.
         scales: name of an input of products → its grid; products with other inputs stay as they are. None takes the range of
             every batch.
+        balances: without ``scales``: weight of a product → what the channels of its input are divided by; the same for all
+            products of an input.
         skip: names of nodes that stay as they are.
         bits: of the weights, 7 or 8.
     """
@@ -93,13 +100,14 @@ def quantize_products(
         by_input.setdefault(str(product.x.name), []).append(product)
     for name, products in by_input.items():
         scale = scales[name] if scales is not None else None
+        balance = scale.balance if scale is not None else (balances or {}).get(str(products[0].weight.name))
         x = products[0].node.inputs[0]  # which may be the result of another product, replaced by now
         assert x is not None  # noqa: S101 - find_products checks it
         nodes = Tape(graph, f"{name}/int8")
-        quantized = _quantized(nodes, x, scale)
+        quantized = _quantized(nodes, x, scale, balance)
         graph.insert_before(products[0].node, nodes.nodes)
         for product in products:
-            _replace(graph, product, quantized, scale.balance if scale is not None else None, bits)
+            _replace(graph, product, quantized, balance, bits)
     if found:
         graph.opset_imports.setdefault(_DOMAIN, 1)
     for weight in {product.weight for product in found}:
@@ -108,8 +116,12 @@ def quantize_products(
     return len(found)
 
 
-def _quantized(nodes: Tape, x: ir.Value, scale: InputScale | None) -> tuple[ir.Value, ir.Value, ir.Value]:
+def _quantized(
+    nodes: Tape, x: ir.Value, scale: InputScale | None, balance: FloatArray | None
+) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Return the input in 8 bits, its scale and its zero point."""
+    if balance is not None:
+        x = nodes.op("Mul", x, nodes.constant("balance", 1 / balance), name="balanced")
     if scale is None:
         node = ir.node("DynamicQuantizeLinear", [x], num_outputs=3, name=f"{nodes.scope}/quantize")
         for value, name in zip(node.outputs, ("quantized", "scale", "zero"), strict=True):
@@ -117,8 +129,6 @@ def _quantized(nodes: Tape, x: ir.Value, scale: InputScale | None) -> tuple[ir.V
         nodes.nodes.append(node)
         quantized, step, zero = node.outputs
         return quantized, step, zero
-    if scale.balance is not None:
-        x = nodes.op("Mul", x, nodes.constant("balance", 1 / scale.balance), name="balanced")
     step, zero = nodes.constant("scale", scale.step), nodes.constant("zero", scale.zero)
     return nodes.op("QuantizeLinear", x, step, zero, name="quantized"), step, zero
 
