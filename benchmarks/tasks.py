@@ -82,7 +82,7 @@ CASES: Mapping[str, Case] = {
         "text-classification",
         "kinds of slots",
         slots_of,
-        settings={"max_length": 48, "problem_type": "multi_label_classification"},
+        settings={"max_length": 48, "problem_type": "multi_label_classification", "threshold": "best", "epochs": 5},
     ),
     "one label of a pair": Case("text-classification", "stsb", banded_pairs, settings={"max_length": 48}),
     "a number for a pair": Case(
