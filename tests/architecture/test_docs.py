@@ -1,4 +1,4 @@
-"""The documents are current: the generated page of the command line, and the names in CONTRIBUTING.md."""
+"""The documents are current: the generated pages of the command line and of the tasks, and the names in CONTRIBUTING.md."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 
 from tests.helpers.cli import PACKAGES, ROOT, environment
 
-GENERATOR = ROOT / "docs" / "reference" / "generate_cli.py"
+GENERATORS = ROOT / "docs" / "reference"
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
-def check_page(**more: str) -> subprocess.CompletedProcess[str]:
+def check_page(generator: str = "generate_cli.py", **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(GENERATOR), "--check"],
+        [sys.executable, str(GENERATORS / generator), "--check"],
         capture_output=True,
         text=True,
         env=environment(**more),
@@ -32,6 +32,11 @@ def glossary() -> list[str]:
 
 def test_the_page_of_the_command_line_is_current() -> None:
     done = check_page()
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_page_of_the_tasks_is_current() -> None:
+    done = check_page(generator="generate_tasks.py")
     assert done.returncode == 0, done.stderr
 
 
