@@ -23,7 +23,7 @@ from rmlora.pooling import Pooling, PoolingMode
 from rmlora.scoring import FunctionToApply, problem_type_in, scoring_of
 from rmlora.storage import read_json
 from rmlora.text_pair import InputForm
-from rmlora_deploy.bundles.report import VerificationReport
+from rmlora_deploy.bundles.report import Comparison, VerificationReport
 
 __all__ = [
     "ADAPTER_NAME",
@@ -136,6 +136,8 @@ class QuantizationEntry(_Entry):
     """Mean error of the output, relative to float32's, on inputs that were held out of the calibration."""
     reason: str | None = None
     """Why the ranges of every batch are used although data was given; None if they are not, or there was none."""
+    stored_inputs_error: Comparison | None = None
+    """Difference from the stored outputs when the bundle was verified on other inputs; None if it was verified on the stored."""
 
 
 class DecoderEntry(_Entry):

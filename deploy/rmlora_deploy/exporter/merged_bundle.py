@@ -24,7 +24,11 @@ from rmlora_deploy.exporter.int8 import save_in_int8
 from rmlora_deploy.exporter.plan import ExportPlan, complete_bundle, make_plan
 from rmlora_deploy.exporter.precision import save_in_precision
 from rmlora_deploy.verification.torch_pair import TorchPair
-from rmlora_deploy.verification.verify_merged_bundle import raise_on_mismatch, verify_bundle
+from rmlora_deploy.verification.verify_merged_bundle import (
+    raise_on_mismatch,
+    stored_inputs_error,
+    verify_bundle,
+)
 
 __all__ = ["export_merged"]
 
@@ -62,6 +66,8 @@ def export_merged(settings: ExportSettings, *, on_progress: Callable[[str], None
                 bundle, bundle.preprocessor(), pair, evaluation=evaluation, samples=plan.calibration_inputs
             )
             raise_on_mismatch(report, bundle.precision)
+            if manifest.quantization is not None and (evaluation is not None or plan.calibration_inputs):
+                manifest.quantization.stored_inputs_error = stored_inputs_error(bundle)
         complete_bundle(bundle, plan, {name: bundle.merged_adapter}, started)
     return Bundle.open(settings.output, check_files=False)
 

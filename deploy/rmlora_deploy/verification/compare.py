@@ -13,7 +13,7 @@ from rmlora.outputs import Outputs
 from rmlora.scoring import Scoring
 from rmlora_deploy.bundles.report import Comparison, Tolerance
 
-__all__ = ["TEXT_TOLERANCES", "TOLERANCES", "accepted", "compare", "mismatch", "within"]
+__all__ = ["TEXT_TOLERANCES", "TOLERANCES", "accepted", "compare", "mismatch", "widened", "within"]
 
 
 def _tolerance(relative: float, rms: float, agreement: float, cosine: float, metric: float) -> Tolerance:
@@ -71,6 +71,19 @@ def accepted(precision: str, computed_in: str | None = None) -> Tolerance:
         min(one.agreement, other.agreement),
         min(one.cosine, other.cosine),
         max(one.metric_loss, other.metric_loss),
+    )
+
+
+def widened(tolerance: Tolerance, known: Comparison) -> Tolerance:
+    """Return a tolerance that accepts a difference that is known, and a quarter more for other processors."""
+    agreement, cosine = known.argmax_agreement, known.min_cosine
+    return tolerance.model_copy(
+        update={
+            "relative_error": max(tolerance.relative_error, 1.25 * known.max_relative_error),
+            "rms_error": max(tolerance.rms_error, 1.25 * known.rms_relative_error),
+            "agreement": tolerance.agreement if agreement is None else min(tolerance.agreement, agreement),
+            "cosine": tolerance.cosine if cosine is None else min(tolerance.cosine, 1 - 1.25 * (1 - cosine)),
+        }
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
+from safetensors.numpy import load_file, save_file
 
 from rmlora.outputs import ClassScores
 from rmlora.sample_data import draw_image
@@ -19,6 +21,8 @@ from rmlora_converters.graph.locate.products import find_products
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.manifest import read_manifest
 from rmlora_deploy.exporter.calibration import MOST_SAMPLES, CalibrationData, calibrate
+from rmlora_deploy.verification.compare import accepted, widened
+from rmlora_deploy.verification.verify_merged_bundle import verify_bundle
 from tests.converters.test_quantize_products import WIDTH, model_of, node, tokens_input, weight
 from tests.helpers.bundles import make_bundle, make_sources
 from tests.helpers.cli import fails, run, text_data
@@ -152,6 +156,30 @@ def test_other_architectures(name: str, tmp_path: Path) -> None:
     assert entry.products >= 8 and entry.held_out_error is not None
     held = entry.held_out_error["static"] <= 1.5 * entry.held_out_error["dynamic"]
     assert entry.activations == ("static" if held else "dynamic") and (entry.reason is None) == held
+    known = entry.stored_inputs_error
+    assert known is not None and known.rows == 16 and known.not_finite == 0
+    later = verify_bundle(bundle, bundle.preprocessor(), None)
+    assert later.passed and later.tolerance == widened(accepted("int8"), known)
+
+
+def test_what_is_far_off_on_stored_inputs_from_the_start_passes_later(made: Path, tmp_path: Path) -> None:
+    done = run(*words(made), "--calibration", made / "test.jsonl", "-o", tmp_path / "bundle")
+    assert done.code == 0, done.stderr
+    file = tmp_path / "bundle" / "reference.safetensors"
+    arrays = load_file(file)
+    other = {name: 1.3 * array if name.endswith("/logits") else array for name, array in arrays.items()}
+    save_file(other, file)  # now the graph is far from the stored outputs, as on images unlike those of the calibration
+    manifest = tmp_path / "bundle" / "manifest.json"
+    values = json.loads(manifest.read_text())
+    values["files"]["reference.safetensors"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    manifest.write_text(json.dumps(values))
+    verify = ("verify", tmp_path / "bundle", "--reference-only")
+    done = run(*verify)
+    assert done.code == 6 and "in the root mean square (allowed 0.15)" in done.stderr
+    values["quantization"]["stored_inputs_error"].update(rms_relative_error=0.24, max_relative_error=0.3)
+    manifest.write_text(json.dumps(values))
+    done = run(*verify)
+    assert done.code == 0 and "rms 0.3." in done.stdout, done.stderr
 
 
 def test_ranges_that_do_not_hold_for_other_inputs_are_not_used(made: Path, tmp_path: Path) -> None:
