@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from rmlora.errors import InputError, require
 from rmlora.json_files import check_file
@@ -14,7 +17,7 @@ from rmlora.readable import permissions_named
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["MAX_PIXELS", "MAX_RATIO", "open_image"]
+__all__ = ["MAX_PIXELS", "MAX_RATIO", "as_rgb", "open_image"]
 
 MAX_PIXELS = 89_478_485
 """Pixels of the largest image that is read: Pillow's own limit, above which it warns."""
@@ -22,8 +25,12 @@ MAX_RATIO = 100
 """Most that one side may be longer than the other. Processors scale the shorter side to a fixed number of pixels."""
 
 
-def open_image(value: Any) -> Image.Image:
+def open_image(value: Any, *, what: str = "An image") -> Image.Image:
     """Return an RGB image from a path, encoded bytes or a PIL image.
+
+    Args:
+        value: the image.
+        what: to call it in errors if it is no path.
 
     Raises:
         InputError: the image is missing or cannot be decoded.
@@ -32,7 +39,7 @@ def open_image(value: Any) -> Image.Image:
     from PIL import Image
 
     is_path = isinstance(value, (str, Path))
-    name = str(value) if is_path else "An image"
+    name = str(value) if is_path else what
     if is_path:
         check_file(Path(value), what="Image")
 
@@ -45,7 +52,25 @@ def open_image(value: Any) -> Image.Image:
         width, height = image.size
     _check_pixels(width, height, name)
     with library_call(refuse):
-        return image.convert("RGB")
+        return as_rgb(image)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Return an image with 8 bits for each color. Of gray in 16 bits the higher 8 remain: Pillow would make most of it white.
+
+    Raises:
+        ValueError: gray in 32 bits has numbers below 0 or above 255, of which nobody knows what is white.
+    """
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        numbers = np.asarray(image)
+        low, high = float(numbers.min()), float(numbers.max())
+        if not (math.isfinite(low) and math.isfinite(high) and low >= 0 and high <= 255):
+            raise ValueError(f"its numbers reach from {low:g} to {high:g}, where 0 is black and 255 white")
+    return image.convert("RGB")
 
 
 def _check_pixels(width: int, height: int, name: str) -> None:

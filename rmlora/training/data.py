@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -181,6 +182,11 @@ def load_split(
     input_names = input_columns(
         table, task.inputs, columns.chosen, source, form, guess=reading is not None or form == "pair"
     )
+    if Path(source).is_dir() and columns.label is None and set(table.columns) <= set(input_names):
+        raise InputError(
+            f"The images in {source} have no labels: put those of each label into a subfolder of their own, of which two or more "
+            "must have images."
+        )
     label_column = find_column(table, columns.label, _LABEL_NAMES, "--label-column", source)
     if table.rows == 0:
         raise InputError(f"{source} holds no rows: there is nothing to train on.")

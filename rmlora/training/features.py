@@ -36,10 +36,16 @@ class TextExamples(TokenRows):
 
 
 class ImageExamples(Dataset[Row]):
-    """Images, decoded and processed each time they are accessed."""
+    """Images, decoded and processed each time they are accessed.
+
+    Raises:
+        InputError: one cannot be decoded; all are tried at once, because the last may be needed only hours later.
+    """
 
     def __init__(self, images: Sequence[Any], labels: Sequence[Any], processor: Any) -> None:
         self._images, self._labels, self._processor = list(images), list(labels), processor
+        for number, image in enumerate(self._images, 1):
+            open_image(image, what=f"Image {number} of {len(self._images)}")
         self.collate = _stack
 
     @property

@@ -55,6 +55,7 @@ def choose_problem(
                 f"'{column.name}' of {column.source} has cells like '{comma[:60]}': write decimals with a point to predict a number, or "
                 "pass --problem-type if they name labels."
             )
+        _refuse_strays(column)
         if (found := _of_parts(column)) is not None:
             return found
     return PROBLEMS["single_label_classification"], None
@@ -94,6 +95,17 @@ def _of_numbers(column: LabelColumn) -> tuple[Problem, str | None]:
         )
     note = f"{where} has the whole numbers from 0 to {len(counts) - 1}: each is a label. --problem-type regression predicts a number."
     return PROBLEMS["single_label_classification"], note if len(counts) > _MANY else None
+
+
+def _refuse_strays(column: LabelColumn) -> None:
+    """Raise :class:`ConfigError` for some cells without a number in a column of numbers that are not whole."""
+    strays = [row for row, cell in enumerate(column.cells) if not _is_number(cell)]
+    if 2 * len(strays) < len(column.cells) and any(_is_fraction(cell) for cell in column.cells):
+        raise ConfigError(
+            f"'{column.name}' of {column.source} holds numbers that are not whole, but {column.where(strays[0])} has "
+            f"'{column.cells[strays[0]][:60]}': correct it to predict a number, or pass --problem-type single_label_classification if "
+            "all of them are names."
+        )
 
 
 def _of_parts(column: LabelColumn) -> tuple[Problem, str | None] | None:

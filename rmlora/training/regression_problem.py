@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RegressionProblem"]
 
-_LARGEST = float(np.finfo(np.float32).max)
+_LARGEST = 1e18
+"""Of a target's size: the squares of larger ones are not numbers of 32 bits, in which the loss is computed."""
 _COUNTED = float(np.nextafter(np.float32(IGNORED), np.float32(0)))
 """The next number to :data:`IGNORED`, because the trainer does not count targets of that value."""
 
@@ -37,6 +38,11 @@ class RegressionProblem(Problem):
 
     def order(self, column: LabelColumn, given: Sequence[str] | None) -> tuple[str, ...]:
         """Return the names given, else the column's; ``name_0``, ``name_1``, … if cells hold lists."""
+        if len(column.cells) > 1 and len(set(column.cells)) == 1:
+            raise InputError(
+                f"All rows of {column.source} have {column.cells[0][:60]} in '{column.name}': there is nothing to predict; check "
+                "--label-column."
+            )
         count = len(_parts(column.cells[0]))
         if given is not None:
             if len(given) != count:
@@ -122,7 +128,10 @@ def _numbers(cell: str, outputs: int, column: LabelColumn, row: int) -> list[flo
             f"{column.where(row)} has {counted(len(values), 'number')} in '{column.name}', but other rows have {outputs}."
         )
     if not all(abs(value) <= _LARGEST for value in values):
-        raise InputError(f"{column.where(row)} has the label '{cell[:60]}': targets must be finite numbers of 32 bits.")
+        raise InputError(
+            f"{column.where(row)} has the label '{cell[:60]}': targets must be finite and below {_LARGEST:.0e} in size, so that their "
+            "squares are numbers of 32 bits; divide large ones so that they are of the order of 1."
+        )
     return values
 
 

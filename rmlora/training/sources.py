@@ -52,16 +52,18 @@ def open_table(source: str, wanted: Collection[str], reading: Reading | None) ->
 
 
 class _Columns(Mapping[str, Sequence[Any]]):
-    """The columns of a dataset, read when they are asked for."""
+    """The columns of a dataset, read when they are asked for; images stay encoded."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, images: Collection[str]) -> None:
         self._dataset = dataset
         self._names = [str(name) for name in dataset.column_names]
+        self._images = images
 
     def __getitem__(self, name: str) -> Sequence[Any]:
         if name not in self:  # a dataset raises another error, which `get` does not expect
             raise KeyError(name)
-        return list(self._dataset[name][:])
+        cells = list(self._dataset[name][:])
+        return [_encoded(cell) for cell in cells] if name in self._images else cells
 
     def __contains__(self, name: object) -> bool:
         return name in self._names
@@ -84,6 +86,17 @@ def _dataset(kind: str, source: str, **options: Any) -> Table:
         cause = error.__cause__ or error
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
         raise InputError(f"{source} cannot be read as a dataset ({reason}): check its format.") from None
+    images = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
+    for name in images:  # decoded they would all be in memory, and a damaged one would not be named
+        dataset = dataset.cast_column(name, datasets.Image(decode=False))
     kinds = {name: getattr(kind, "feature", kind) for name, kind in dataset.features.items()}  # of lists, their items'
     declared = {name: tuple(kind.names) for name, kind in kinds.items() if hasattr(kind, "int2str")}
-    return Table(_Columns(dataset), rows=len(dataset), class_names=declared)
+    return Table(_Columns(dataset, images), rows=len(dataset), class_names=declared)
+
+
+def _encoded(cell: Mapping[str, Any] | None) -> bytes | Path | None:
+    """Return an image of a dataset as bytes, or as the path of its file; None for an empty cell."""
+    if cell is None:
+        return None
+    content: bytes | None = cell["bytes"]
+    return content if content is not None else Path(cell["path"])

@@ -101,7 +101,7 @@ def text_of_spans(value: Any, cell: Sequence[Any], *, where: str) -> TaggedText:
 
 
 def _name(tag: Any, declared: Sequence[str] | None, tags: Sequence[str] | None, where: str) -> str:
-    if isinstance(tag, str) and not tag.strip():
+    if tag is None or (isinstance(tag, str) and not tag.strip()):
         raise InputError(f"{where} has an empty tag: write O for words that belong to nothing.")
     if isinstance(tag, str) and (tags is None or tag in tags or not tag.isdigit()):
         return tag

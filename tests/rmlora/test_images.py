@@ -8,6 +8,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -67,3 +68,18 @@ def test_pipes_and_devices_are_no_pictures(tmp_path: Path) -> None:
             open_image(tmp_path / name)
     with pytest.raises(InputError, match="does not exist"):
         open_image(tmp_path / "missing.png")
+
+
+def test_gray_in_sixteen_bits_keeps_its_shades() -> None:
+    shades = np.array([[0, 300, 32768, 65535]], np.uint16)
+    assert np.asarray(open_image(Image.fromarray(shades)))[0, :, 0].tolist() == [0, 1, 128, 255]
+    stream = io.BytesIO()
+    Image.fromarray(shades).save(stream, "PNG")
+    assert np.asarray(open_image(stream.getvalue()))[0, :, 2].tolist() == [0, 1, 128, 255]
+
+
+def test_gray_in_thirty_two_bits_is_read_where_it_is_clear() -> None:
+    assert np.asarray(open_image(Image.fromarray(np.array([[0, 200]], np.int32))))[0, :, 0].tolist() == [0, 200]
+    for numbers in (np.array([[0, 40_000]], np.int32), np.array([[-1.0, 1.0]], np.float32)):
+        with pytest.raises(InputError, match="its numbers reach from .* where 0 is black and 255 white"):
+            open_image(Image.fromarray(numbers))

@@ -7,6 +7,7 @@ import io
 from typing import TYPE_CHECKING
 
 from rmlora.errors import InputError, require
+from rmlora.images import as_rgb
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -55,8 +56,7 @@ class SentImage:
         """
         try:
             with self._open() as image:
-                decoded: Image.Image = image.convert("RGB")
-                return decoded
+                return as_rgb(image)
         except Exception:  # noqa: BLE001 - see above
             raise self._damaged() from None
 

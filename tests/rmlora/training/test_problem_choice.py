@@ -50,6 +50,8 @@ def test_cells_that_mean_one_thing(cells: list[str], problem: str) -> None:
         (['["a"]', "b"], "has lists in 1 of 2 rows: pass --problem-type multi_label_classification"),
         (["[0.5, 1]", "[1, 2]"], "has lists of numbers: pass --problem-type regression"),
         ([str(number * 3) for number in range(40)], "has 40 different whole numbers: pass --problem-type regression"),
+        (["0.5", "1.5", "abc"], "holds numbers that are not whole, but Line 4 of data.csv has 'abc': correct it"),
+        (["0.5", "1.5", "Infinity"], "has 'Infinity': correct it"),
         (["1,5", "2"], "has cells like '1,5': write decimals with a point"),
         (["a, b", "b", "a"], "has cells like 'a, b', whose parts are labels of other rows: pass --problem-type"),
         (["a;b", "b;c", "c;a"], "has cells like 'a;b'"),

@@ -41,6 +41,7 @@ def test_targets_and_cells_that_are_none() -> None:
         ("1,5", "write decimals with a point"),
         ("nan", "finite"),
         ("1e39", "finite"),
+        ("-1e30", "below 1e\\+18 in size"),
     ):
         with pytest.raises(InputError, match=f"^Line 3 of data.csv .*{message}"):
             PROBLEM.encode(column("1", cell), ["stars"], given=False)
@@ -73,3 +74,9 @@ def test_an_adapter_that_is_no_better_than_the_mean_is_warned_of() -> None:
     assert found.details["per_output"]["stars"]["targets"]["max"] == 90.0
     assert PROBLEM.evaluate(wanted + 1, wanted, ["stars"], "test", settings()).warnings == ()
     assert PROBLEM.metadata(settings(), wanted.tolist()) == {"target_range": [[10.0, 90.0]]}
+
+
+def test_targets_that_are_all_alike_are_refused() -> None:
+    column = LabelColumn("score", "data.csv", ["2.5"] * 3, range(2, 5), "line")
+    with pytest.raises(InputError, match=r"^All rows of data\.csv have 2\.5 in 'score': there is nothing to predict"):
+        RegressionProblem().order(column, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -137,6 +138,23 @@ def test_a_folder_of_images_trains_a_classifier(tmp_path: Path) -> None:
     assert adapter.labels == ["green", "red"]
     assert "classifier.weight" in adapter.modules_to_save
     assert (tmp_path / "adapter" / "preprocessor_config.json").is_file()
+    words = (
+        "train",
+        "--task",
+        "image-classification",
+        "--base",
+        tmp_path / "base",
+        "-o",
+        tmp_path / "other",
+        *SETTINGS,
+    )
+    for folder in (tmp_path / "photos" / "red", tmp_path / "one"):
+        shutil.copytree(tmp_path / "photos" / "red", tmp_path / "one" / "red", dirs_exist_ok=True)
+        fails(3, "have no labels: put those of each label into a subfolder of their own", *words, "--train", folder)
+    broken = tmp_path / "photos" / "red" / "3.png"
+    for content in (broken.read_bytes()[:200], b"hello"):
+        broken.write_bytes(content)
+        fails(3, f"{broken} cannot be decoded as an image", *words, "--train", tmp_path / "photos")
 
 
 def test_yaml_gives_defaults_and_flags_win(base: Path, data: Path, tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ def test_conll_files(tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[Any, str]] = {
     "fewer tags": ({"tokens": ["a", "b"], "tags": ["O"]}, "Line 1 of .* has 2 words and 1 tags"),
     "no list": ({"tokens": ["a", "b"], "tags": "O O"}, "which are no list"),
+    "tag null": ({"tokens": ["a"], "tags": [None]}, "has an empty tag"),
     "empty tag": ({"tokens": ["a"], "tags": [""]}, "has an empty tag"),
     "no columns": ({"sentence": "a", "y": ["O"]}, "none of the columns ner_tags"),
     "no words": ({"tokens": [], "tags": []}, "Line 1 of .* has no words or no tags.*--skip-empty"),
