@@ -23,7 +23,7 @@ from rmlora_deploy.cli.answer_output import plain_answers, show_answers
 from rmlora_deploy.cli.console import colored, json_option, make_console, print_json, remote_code_option, unique_names
 from rmlora_deploy.cli.embedding_output import show_vectors
 from rmlora_deploy.cli.entity_output import note_unread, plain_entities, show_entities
-from rmlora_deploy.cli.predict_inputs import check_forms, note_file, read_file, read_lines
+from rmlora_deploy.cli.predict_inputs import check_forms, note_file, read_file, read_lines, shown_input
 from rmlora_deploy.cli.provider_options import provider_option
 from rmlora_deploy.inference import Answerer, Classifier, Embedder, Prediction, Tagger, Tagging
 
@@ -222,8 +222,11 @@ def _ask(columns: Sequence[_Columns], inputs: Sequence[Any], top: int | None, ba
     names = [name for column in columns for name in column.names]
     found = zip(*(column.answers(inputs, top, batch_size) for column in columns), strict=True)
     return [
-        {"input": given, "answers": {name: _plain(item, top) for name, item in zip(names, chain(*row), strict=True)}}
-        for given, row in zip(inputs, found, strict=True)
+        {
+            "input": shown_input(given, number),
+            "answers": {name: _plain(item, top) for name, item in zip(names, chain(*row), strict=True)},
+        }
+        for number, (given, row) in enumerate(zip(inputs, found, strict=True), 1)
     ]
 
 

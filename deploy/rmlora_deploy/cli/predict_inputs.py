@@ -14,7 +14,7 @@ from rmlora.text_pair import InputForm, TextPair, check_form
 from rmlora.training.data import Columns, load_inputs
 from rmlora_deploy.cli.console import colored, make_console
 
-__all__ = ["check_forms", "note_file", "read_file", "read_lines"]
+__all__ = ["check_forms", "note_file", "read_file", "read_lines", "shown_input"]
 
 _TABLES = {".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"}
 """Endings of data files, whose lines are more than texts."""
@@ -71,6 +71,15 @@ def check_forms(inputs: Sequence[Any], asked: Sequence[tuple[str, InputForm | No
             except InputError as error:
                 advice = "--pair gives two texts, and --adapter chooses who is asked"
                 raise InputError(f"{str(error).removesuffix('.')} ({advice}).") from None
+
+
+def shown_input(value: Any, number: int) -> str | TextPair:
+    """Return how an input is called beside its answers: words as the text whose characters answers count, images by path."""
+    if isinstance(value, (str, TextPair)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    return " ".join(value) if isinstance(value, list) else f"image {number}"
 
 
 def note_file(inputs: Sequence[str]) -> None:

@@ -132,7 +132,7 @@ def test_what_tag_refuses(made: Path) -> None:
         export(made / "base", made / "slots", made / "no", task="text-classification")
 
 
-def test_predict_prints_entities(made: Path) -> None:
+def test_predict_prints_entities(made: Path, tmp_path: Path) -> None:
     asked = [made / "both", "-a", "slots", "-a", "rooms", *TEXTS]
     done = run("predict", *asked, "--json")
     assert done.code == 0, done.stderr
@@ -144,6 +144,9 @@ def test_predict_prints_entities(made: Path) -> None:
             assert got == [(item.label, item.start, item.end, item.text) for item in answer.entities]
     shown = run("predict", *asked)
     assert shown.code == 0 and "rooms" in shown.stdout and "%" in shown.stdout
+    (tmp_path / "words.jsonl").write_text(json.dumps({"tokens": TEXTS[0].split()}) + "\n")
+    shown = run("predict", made / "slots-merged", "--file", tmp_path / "words.jsonl")
+    assert shown.code == 0 and " ".join(TEXTS[0].split()[:3]) in shown.stdout, shown.stderr
 
 
 @pytest.mark.parametrize("form", ["lists", "conll", "spans"])
