@@ -166,7 +166,10 @@ def _quiet_advice() -> None:
 def _load(directory: Path, kind: str, load: Callable[[], Any]) -> Any:
     def refuse(reason: str) -> CheckpointError:
         where = _damaged_file(directory)
-        return CheckpointError(where or f"{directory} has no usable {kind} ({reason}): {_ADVICE}.")
+        reads = "images" if "image" in kind else "texts"
+        return CheckpointError(
+            where or f"{directory} has no usable {kind} ({reason}): {_ADVICE}, or give one that reads {reads}."
+        )
 
     with library_call(refuse):
         try:

@@ -281,9 +281,10 @@ def _refuse_others(settings: TrainSettings, task: Task) -> None:
     for other in TASKS.values():
         for name in sorted(other.train_settings - task.train_settings):
             if getattr(settings, name) != defaults[name]:
+                others = [one.name for one in TASKS.values() if name in one.train_settings]
+                meant = f"pass --task {others[0]}" if len(others) == 1 else "choose another --task"
                 raise ConfigError(
-                    f"--{name.replace('_', '-')} is for {other.name}, but the task is {task.name}: leave it out, or pass --task "
-                    f"{other.name}."
+                    f"--{name.replace('_', '-')} is for {', '.join(others)}, but the task is {task.name}: leave it out, or {meant}."
                 )
 
 

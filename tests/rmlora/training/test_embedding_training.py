@@ -148,7 +148,7 @@ def test_pairs_by_the_command_line(base: Path, tmp_path: Path) -> None:
     )
     fails(2, "With --batch-size 1 pairs teach nothing", *words, "--batch-size", "1")
     fails(2, "--class-weights is for", *words, "--class-weights", "balanced")
-    fails(2, "--pooling is for feature-extraction, but the task is text-classification", *[
+    fails(2, "--pooling is for feature-extraction, image-feature-extraction, but the task is text-classification", *[
         word for word in words if word not in ("--task", "feature-extraction")], "--pooling", "cls")  # fmt: skip
 
 
@@ -182,7 +182,8 @@ def test_what_cannot_be_trained_is_refused_first(base: Path, tmp_path: Path, mon
     with pytest.raises(ConfigError, match="'pooler.dense' matches no module of this model that its outputs depend on"):
         train(settings(base, tmp_path, pairs(20), rmlora=RMLoRAConfig(target_modules=("pooler.dense",))))
     with pytest.raises(
-        ConfigError, match="--image-size is for image-classification, but the task is feature-extraction"
+        ConfigError,
+        match="--image-size is for image-classification, image-feature-extraction, but the task is feature-extraction",
     ):
         settings(base, tmp_path, pairs(8), image_size=32)
     with pytest.raises(ConfigError, match="pooling must be one of mean, cls, last for feature-extraction"):

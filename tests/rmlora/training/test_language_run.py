@@ -197,11 +197,11 @@ def test_what_cannot_be_trained_is_refused_first(chat_model: Path, chats: Path, 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--label-column", "x"], "--label-column is for text-classification, but the task is text-generation"),
+        (["--label-column", "x"], "token-classification, question-answering, but the task is text-generation: leave it out, or choose another"),
         (["--labels", "a,b"], "--labels is for text-classification"),
         (["--best-metric", "accuracy"], "best_metric must be one of loss, exact_match, json, rougeL for text-generation"),
         (["--best-metric", "json"], "pass --metric json too"),
-        (["--task", "text-classification", "--metric", "json"], "--metric is for text-generation, but the task is"),
+        (["--task", "text-classification", "--metric", "json"], "--metric is for text-generation, text2text-generation, but the"),
         (["--task", "text-classification", "--raw"], "--raw is for text-generation"),
         (["--task", "text-classification", "--best-metric", "rougeL"], "best_metric must be one of accuracy, macro_f1"),
         (["--max-new-tokens", "0"], "max_new_tokens must be at least 1"),

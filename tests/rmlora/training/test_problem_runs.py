@@ -150,7 +150,7 @@ def test_settings_that_do_not_fit_the_targets_are_refused(base: Path, tmp_path: 
         "mse",
     )
     text = words_for(base, stars, tmp_path / "adapter", "--task", "text-generation", "--problem-type", "regression")
-    fails(2, "--problem-type is for text-classification, but the task is text-generation", *text)
+    fails(2, "--problem-type is for text-classification, image-classification, but the task is text-generation", *text)
     other = words_for(base, tags, tmp_path / "adapter", "--label-column", "tags")
     fails(3, "Line 1 of", *other, "--problem-type", "regression")
     fails(3, "has several labels", *other, "--problem-type", "single_label_classification")

@@ -136,6 +136,10 @@ def test_a_folder_of_images_trains_a_classifier(tmp_path: Path) -> None:
     )  # fmt: skip
     adapter = load_package(tmp_path / "adapter")
     assert adapter.labels == ["green", "red"]
+    fails(
+        3, "or give one that reads texts.", "train", "--base", tmp_path / "base", "--train", text_data(tmp_path / "texts.jsonl"),
+        "-o", tmp_path / "other", *SETTINGS,
+    )  # fmt: skip
     assert "classifier.weight" in adapter.modules_to_save
     assert (tmp_path / "adapter" / "preprocessor_config.json").is_file()
     words = (
@@ -208,7 +212,8 @@ def test_wrong_flags_and_paths(base: Path, data: Path, tmp_path: Path) -> None:
     fails(2, "--group-by-length is for texts", *start, "--base", base, *images, "--group-by-length")
     fails(
         2,
-        "--max-length is for text-classification, but the task is image",
+        "--max-length is for text-classification, feature-extraction, token-classification, question-answering, text-generation, "
+        "text2text-generation, but the task is image-classification: leave it out, or choose another --task",
         *start,
         "--base",
         base,
