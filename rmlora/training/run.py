@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -176,12 +177,11 @@ def _prepare(settings: TrainSettings, console: Console) -> _Prepared:
     training = _TRAININGS[type(task.outputs)](settings, task)
     base = resolve_base(settings.base, revision=settings.revision)
     _refuse_quantized(base)
-    data = training.load()
+    read = training.load()
     processor = task.inputs.load_processor(base, trust_remote_code=settings.trust_remote_code)
     task.inputs.resize(processor, settings.image_size)
-    data = training.check_data(data, processor)
-    for note in data.notes:
-        console.print(f"Note: {note}", markup=False, soft_wrap=True)
+    data = training.check_data(read, processor)
+    _show_notes(console, data.notes)
     set_seed(settings.seed)
     loaded = load_task_model(
         base,
@@ -192,12 +192,19 @@ def _prepare(settings: TrainSettings, console: Console) -> _Prepared:
         **training.load_options(),
     )
     training.check_model(loaded, base)
-    for note in training.fit_length(loaded.model, processor):
-        console.print(f"Note: {note}", markup=False, soft_wrap=True)
+    if shortened := training.fit_length(loaded.model, processor):
+        _show_notes(console, shortened)
+        known, data = data.notes, training.check_data(read, processor)  # rows that were made before may be longer
+        _show_notes(console, [note for note in data.notes if note not in known])
     model, config = add_lora_layers(loaded, task, settings.rmlora)
     examples = training.examples(data, processor)
     rehearse_forward(model, task, examples)
     return _Prepared(training, base, model, config, processor, examples)
+
+
+def _show_notes(console: Console, notes: Sequence[str]) -> None:
+    for note in notes:
+        console.print(f"Note: {note}", markup=False, soft_wrap=True)
 
 
 def _refuse_quantized(base: Path) -> None:

@@ -76,9 +76,14 @@ class SeveralLabelsProblem(Problem):
         return lambda logits, wanted: binary_cross_entropy_with_logits(logits, wanted.float(), reduction="sum")
 
     def metrics(self, logits: FloatArray, targets: npt.NDArray[Any], settings: TrainSettings) -> dict[str, float]:
-        """Return F1 over all labels of all rows, its means over labels and over rows, and the share of rows without an error."""
+        """Return F1 over all labels of all rows, its means over labels and over rows, and the share of rows without an error.
+
+        While the best threshold is not decided, it is the best for these rows: the checkpoint is chosen as it will be used.
+        """
         from sklearn.metrics import f1_score
 
+        if self.threshold is None and settings.threshold == "best":
+            return self.decided(logits, targets, settings).metrics(logits, targets, settings)
         right, chosen = targets > 0, self._scoring(settings).chosen(logits)
         occurring = np.flatnonzero(right.any(0))
         macro = f1_score(right, chosen, labels=occurring, average="macro", zero_division=0) if len(occurring) else 1.0
@@ -177,6 +182,11 @@ def _distrust(
         return [
             f"No label of any row of the {split} data has a probability of at least {threshold:g}: the adapter has learned little or "
             "nothing. Train for more epochs or with a higher --learning-rate."
+        ]
+    if chosen.all() and not right.all():
+        return [
+            f"Every label of every row of the {split} data has a probability of at least {threshold:g}: the adapter has learned little "
+            "or nothing. Train for more epochs or with a higher --learning-rate."
         ]
     never = [label for label, r, c in zip(labels, right.T, chosen.T, strict=True) if r.any() and not c.any()]
     if not never:

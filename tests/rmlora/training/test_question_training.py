@@ -242,3 +242,15 @@ def test_settings_of_other_tasks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--labels is for"):
         settings(tmp_path, labels=("a", "b"))
     assert settings(tmp_path, max_length=None).token_limit == 384
+
+
+def test_windows_are_as_long_as_the_base_reads(tmp_path: Path) -> None:
+    answer = {"text": ["blue"], "answer_start": [LONG.index("blue")]}
+    rows = [{"question": "which light?", "context": LONG, "answers": answer}] * 4
+    made = settings(tmp_path, epochs=1, max_length=None, output=tmp_path / "long")
+    write_rows(tmp_path / "train.jsonl", rows)
+    shown = io.StringIO()
+    result = train(made, console=Console(file=shown, width=200))
+    assert "The base reads at most 40 tokens: --max-length 384 is lowered to that." in shown.getvalue()
+    assert "windows of up to 40 tokens" in shown.getvalue()
+    assert load_package(result.output).metadata["training"]["settings"]["max_length"] == 40

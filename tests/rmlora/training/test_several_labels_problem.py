@@ -107,6 +107,9 @@ def test_the_best_threshold_for_the_validation_data_is_taken_and_recorded() -> N
     logits = np.log([[0.4, 0.1], [0.1, 0.8], [0.35, 0.2]]) - np.log([[0.6, 0.9], [0.9, 0.2], [0.65, 0.8]])
     settings = replace(SETTINGS, threshold="best")
     assert PROBLEM.decided(logits, right, SETTINGS) == PROBLEM
+    assert (
+        PROBLEM.metrics(logits, right, settings)["micro_f1"] == 1.0
+    )  # checkpoints are compared at what would be decided
     problem = PROBLEM.decided(logits, right, settings)
     assert problem.metadata(settings, []) == {"threshold": 0.3}  # 0.3 and no other has an F1 of 1
     found = problem.evaluate(logits, right, ["a", "b"], "validation", settings)
@@ -116,6 +119,14 @@ def test_the_best_threshold_for_the_validation_data_is_taken_and_recorded() -> N
     assert PROBLEM.metrics(logits, right, fixed)["micro_f1"] == pytest.approx(0.5)
     assert PROBLEM.metadata(fixed, []) == {"threshold": 0.45}
     assert scoring_of("multi_label_classification", 2, 0.3).measure(logits, right) == 1.0
+
+
+def test_an_adapter_that_chooses_everything_is_warned_of() -> None:
+    right = np.array([[1.0, 0], [0, 1]])
+    found = PROBLEM.evaluate(np.zeros((2, 2)), right, ["a", "b"], "test", replace(SETTINGS, threshold=0.3))
+    assert found.warnings[0].startswith(
+        "Every label of every row of the test data has a probability of at least 0.3: the adapter"
+    )
 
 
 def test_thresholds_that_fit_nothing_are_refused() -> None:

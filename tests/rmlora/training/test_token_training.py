@@ -160,3 +160,12 @@ def test_settings_of_other_tasks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--packing is for text-generation"):
         settings(tmp_path, packing=True)
     assert settings(tmp_path, labels=tuple(SLOTS)).token_limit == 256
+
+
+def test_words_beyond_what_the_base_reads_are_named(tmp_path: Path) -> None:
+    long = {"tokens": ["turn"] * 50, "ner_tags": ["O"] * 50}
+    data = write_rows(tmp_path / "long.jsonl", [*tag_rows(12), long])
+    shown = io.StringIO()
+    train(settings(tmp_path, train=str(data), validation=str(data), epochs=1), console=Console(file=shown, width=200))
+    assert "The base reads at most 40 tokens: --max-length 256 is lowered to that." in shown.getvalue()
+    assert "12 words in 1 text of" in shown.getvalue() and "lie beyond 40 tokens" in shown.getvalue()
