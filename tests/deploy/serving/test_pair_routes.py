@@ -170,6 +170,15 @@ def test_hugging_face_client_is_answered(bundles: dict[str, Path], monkeypatch: 
     with serving({"words": bundles["words"]}) as alone:  # such a client names no model
         found: Any = InferenceClient(model=f"{alone.url}/predict").text_classification("w0 w0 w1")
         assert found.label == "red"
+        client = InferenceClient(model=f"{alone.url}/models/words")
+        labels: Any = client.text_classification("w0 w0 w1", top_k=2)
+        assert labels[0].label == "red" and len(labels) == 2 and labels[0].score == found.score
+        assert len(good(ask(alone.url, "/models/words", {"inputs": ["w0", "w1"]}))) == 2
+        wrong = ask(alone.url, "/models/words", {"inputs": "w0", "parameters": {"ignore_labels": ["red"]}})
+        assert (
+            wrong.status == 400
+            and "no parameter of labels: leave it out, or give function_to_apply, top_k" in wrong.message
+        )
         refused = ask(alone.url, "/predict", {"inputs": "w0", "parameters": {"aggregation_strategy": "first"}})
         assert refused.status == 400 and "'parameters' are for entities: leave them out." in refused.message
 

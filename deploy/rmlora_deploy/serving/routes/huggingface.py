@@ -1,7 +1,8 @@
-"""Hugging Face's Inference API for entities and for answers to questions: ``/models/{name}``.
+"""Hugging Face's Inference API for labels of texts, entities, and answers to questions: ``/models/{name}``.
 
-``huggingface_hub.InferenceClient.token_classification(text, model="http://HOST/models/NAME")`` calls it, and so does
-``question_answering(question=…, context=…, model=…)``. ``/predict`` answers such models in the same form.
+``huggingface_hub.InferenceClient.token_classification(text, model="http://HOST/models/NAME")`` calls it, and so do
+``text_classification(text, model=…)`` and ``question_answering(question=…, context=…, model=…)``. ``/predict`` answers models for
+entities and for questions in the same form.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from rmlora_deploy.serving.json_bodies import JsonRoute
 from rmlora_deploy.serving.models import ServedModel
 from rmlora_deploy.serving.routes.context import ServiceOf, StateOf
 from rmlora_deploy.serving.routes.lists import Texts
+from rmlora_deploy.serving.routes.ranked_labels import ranked_labels
 from rmlora_deploy.serving.schemas import declared
 from rmlora_deploy.serving.service import Service
 
@@ -34,7 +36,7 @@ router = APIRouter(
 
 
 class Parameters(BaseModel):
-    """How entities are made of tokens, or which answers are given."""
+    """How entities are made of tokens, or which answers or labels are given."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -44,7 +46,11 @@ class Parameters(BaseModel):
     )
     ignore_labels: Texts = Field(default_factory=list, description="Labels to leave out; `O` always is.")
     top_k: int | None = Field(
-        None, ge=1, le=100, strict=True, description="Of answers: how many, in a list; without it there is one."
+        None,
+        ge=1,
+        le=100,
+        strict=True,
+        description="Of answers: how many, in a list; without it there is one. Of labels: how many; without it all.",
     )
     max_answer_len: int | None = Field(
         None, ge=1, le=512, strict=True, description="Tokens of the longest answer; 30 without it."
@@ -53,18 +59,26 @@ class Parameters(BaseModel):
         None, description="Whether there may be no answer; without it, models that learned it may say so."
     )
 
+    function_to_apply: Literal["none"] | None = Field(
+        None,
+        description="Of labels: `none` returns the model's outputs as they are; without it, what the model was trained with.",
+    )
+
     def check(self, kind: str) -> None:
         """Raise :class:`ConfigError` for a parameter that a model with such outputs does not have."""
-        own = _OF_ENTITIES if kind == "tokens" else _OF_ANSWERS
+        what, own = _OWN.get(kind, _OWN["spans"])
         if others := sorted(self.model_fields_set - own):
-            what = "entities" if kind == "tokens" else "answers"
             raise ConfigError(
                 f"'{others[0]}' is no parameter of {what}: leave it out, or give {', '.join(sorted(own))}."
             )
 
 
-_OF_ENTITIES = {"aggregation_strategy", "ignore_labels"}
-_OF_ANSWERS = {"top_k", "max_answer_len", "handle_impossible_answer"}
+_OWN = {
+    "tokens": ("entities", {"aggregation_strategy", "ignore_labels"}),
+    "spans": ("answers", {"top_k", "max_answer_len", "handle_impossible_answer"}),
+    "scores": ("labels", {"top_k", "function_to_apply"}),
+}
+"""Kind of outputs → what they are, and its parameters."""
 
 
 class Asked(BaseModel):
@@ -87,7 +101,7 @@ ONE_QUESTION = BeforeValidator(_single)
 
 
 class PredictRequest(BaseModel):
-    """Texts to find entities in, or a question with its context."""
+    """Texts to classify or to find entities in, or a question with its context."""
 
     inputs: Annotated[str | Texts | Asked, ONE_QUESTION] = Field(
         description="One text or several; or a question with its context.",
@@ -115,15 +129,46 @@ class Answer(BaseModel):
     end: int = Field(description="Position after the last character.", examples=[13])
 
 
+class ScoredLabel(BaseModel):
+    """A label of a text."""
+
+    label: str = Field(examples=["spam"])
+    score: float = Field(description="Its probability, or the model's output.", examples=[0.98])
+
+
 _FOUND: dict[int | str, dict[str, Any]] = {
-    200: {"model": list[FoundEntity] | list[list[FoundEntity]] | Answer | list[Answer]}
+    200: {
+        "model": list[FoundEntity] | list[list[FoundEntity]] | Answer | list[Answer] | list[list[ScoredLabel]],
+    }
 }
 
 
 @router.post("/models/{name}", response_model=None, responses=_FOUND)
 async def predict_with(name: str, body: PredictRequest, service: ServiceOf, state: StateOf) -> JSONResponse:
-    """Find entities, or the answer to a question, with the model in the path."""
-    return await found(service.registry.model(name), body.inputs, body.parameters, service, state)
+    """Classify texts, or find entities or the answer to a question, with the model in the path."""
+    model = service.registry.model(name)
+    if (
+        model.task.outputs.kind == "scores"
+        and model.task.inputs.modality == "text"
+        and not isinstance(body.inputs, Asked)
+    ):
+        texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+        return JSONResponse(await labels(model, texts, body.parameters, service, state))
+    return await found(model, body.inputs, body.parameters, service, state)
+
+
+async def labels(
+    model: ServedModel,
+    texts: Sequence[str],
+    parameters: Parameters | None,
+    service: Service,
+    state: MutableMapping[str, Any],
+) -> list[list[dict[str, Any]]]:
+    """Return the labels of every text, the likeliest first; arguments and errors as :func:`entities`."""
+    given = parameters or Parameters()  # type: ignore[call-arg]
+    given.check(model.task.outputs.kind)
+    answers, _ = await service.ask(model, texts, state)
+    return [ranked_labels(model, row, raw=given.function_to_apply == "none")[: given.top_k] for row in answers]
 
 
 async def found(

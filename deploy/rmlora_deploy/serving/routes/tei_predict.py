@@ -7,22 +7,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from rmlora.errors import ConfigError, InputError
 from rmlora.text_pair import TextPair
-from rmlora_deploy.inference.prediction import to_results
 from rmlora_deploy.serving.json_bodies import JsonRoute
 from rmlora_deploy.serving.models import ServedModel
 from rmlora_deploy.serving.pair_scores import chosen_model
 from rmlora_deploy.serving.routes.context import ServiceOf, StateOf
 from rmlora_deploy.serving.routes.huggingface import ONE_QUESTION, Asked, Parameters, found
 from rmlora_deploy.serving.routes.lists import FIRST_ERROR, Texts
+from rmlora_deploy.serving.routes.ranked_labels import ranked_labels
 from rmlora_deploy.serving.schemas import declared
-from rmlora_deploy.serving.waiting_rows import Answer
 
 __all__ = ["router"]
 
@@ -63,7 +61,7 @@ async def predict(body: PredictRequest, service: ServiceOf, state: StateOf) -> J
     batch = not isinstance(body.inputs, str) and any(isinstance(item, list) for item in body.inputs)
     inputs = [_one(item) for item in body.inputs] if batch else [_one(body.inputs)]
     answers, _ = await service.ask(model, inputs, state)
-    ranked = [_ranked(model, logits, raw=body.raw_scores) for logits in answers]
+    ranked = [ranked_labels(model, logits, raw=body.raw_scores) for logits in answers]
     return JSONResponse(ranked if batch else ranked[0])
 
 
@@ -98,10 +96,3 @@ def _one(given: str | list[Any]) -> str | TextPair:
             f"A list of {len(given)} texts is no input: give one text, two as a pair, or a list of such lists."
         )
     return given[0] if len(given) == 1 else TextPair(*given)
-
-
-def _ranked(model: ServedModel, logits: Answer, *, raw: bool) -> list[dict[str, Any]]:
-    results, _ = to_results(logits, model.labels, model.runner.bundle, model.function_to_apply)
-    values = np.asarray(logits, np.float64) if raw else results
-    order = np.argsort(-values, kind="stable")
-    return [{"score": float(values[index]), "label": model.labels[index]} for index in order]
