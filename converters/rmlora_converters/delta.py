@@ -15,15 +15,17 @@ Rows are slices along the first axis of the weight. Any range of them can be com
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 
 from rmlora.adapter import LoraModule
 from rmlora.errors import AdapterError
+from rmlora.stored_weights import StoredWeights
 from rmlora.wording import counted
 
-__all__ = ["delta_rows", "stores_transposed", "update_factors"]
+__all__ = ["check_updates", "delta_rows", "stores_transposed", "update_factors"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -50,6 +52,14 @@ def stores_transposed(module: LoraModule, shape: tuple[int, ...]) -> bool:
             f"has shape {list(shape)}: this is not the base the adapter was made for."
         )
     return transposed
+
+
+def check_updates(modules: Iterable[LoraModule], weights: StoredWeights) -> None:
+    """Raise :class:`AdapterError` if an update does not fit its weight in a base; a weight stored in parts is not looked at."""
+    for module in modules:
+        for part in weights.find_shared(module.parameter):
+            if part.is_whole:
+                stores_transposed(module, weights.checkpoint.tensors[part.tensor].shape)
 
 
 def update_factors(module: LoraModule, shape: tuple[int, ...]) -> tuple[FloatArray, FloatArray]:

@@ -24,6 +24,7 @@ from rmlora.renamed_modules import in_memory_names
 from rmlora.scoring import problem_type_in
 from rmlora.storage import atomic_directory
 from rmlora.stored_weights import stored_weights
+from rmlora_converters.delta import check_updates
 from rmlora_converters.graph.contract.lora_inputs import LoraInputs
 from rmlora_converters.graph.files.model_file import load_model
 from rmlora_converters.graph.locate.targets import check_adapters, check_nothing_computed, find_targets
@@ -132,7 +133,9 @@ def read_adapter(path: Path, checkpoint: Checkpoint, settings: ExportSettings) -
     """Return the adapter at ``path``, with the names of the modules in memory and without copies of the base's weights."""
     adapter = load_package(path)
     check_base(adapter, checkpoint, allow_mismatch=settings.allow_base_mismatch)
-    adapter = in_memory_names(adapter, stored_weights(checkpoint, adapter))
+    weights = stored_weights(checkpoint, adapter)
+    adapter = in_memory_names(adapter, weights)
+    check_updates(adapter.modules.values(), weights)
     return without_copies(adapter, weight_digests(checkpoint, adapter.modules, adapter))
 
 

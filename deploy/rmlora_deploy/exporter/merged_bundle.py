@@ -11,8 +11,11 @@ from typing import Any
 from rmlora.base import resolve_base
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import ConfigError
+from rmlora.package import load_package
+from rmlora.renamed_modules import in_memory_names
 from rmlora.storage import atomic_directory
 from rmlora.stored_weights import stored_weights
+from rmlora_converters.delta import check_updates
 from rmlora_deploy.bundles.bundle import MODEL_FILE, REFERENCE_FILE, Bundle
 from rmlora_deploy.bundles.describe import describe_adapter
 from rmlora_deploy.bundles.manifest import Manifest, Optimization
@@ -78,6 +81,9 @@ def _load(settings: ExportSettings, on_progress: Callable[[str], None]) -> tuple
 
     ((name, path),) = settings.adapters.items()
     base = resolve_base(settings.base, revision=settings.revision)
+    read = load_package(path)
+    weights = stored_weights(Checkpoint(base), read)
+    check_updates(in_memory_names(read, weights).modules.values(), weights)
     adapted, adapter = load_adapted(
         base, path, task=settings.task, labels=settings.labels, allow_base_mismatch=settings.allow_base_mismatch,
         trust_remote_code=settings.trust_remote_code,

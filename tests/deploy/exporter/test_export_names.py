@@ -207,3 +207,16 @@ def test_an_embedding_saved_beside_its_update_is_dropped_where_it_equals_the_bas
     refused = run("adapter", "add", bundle, f"z={tmp_path / 'changed'}")
     assert refused.code != 0
     assert "saved in full" in refused.stderr
+
+
+@pytest.mark.parametrize("mode", ["merged", "branches"])
+def test_an_adapter_of_another_width_is_refused_by_its_shape(mode: str, tmp_path: Path) -> None:
+    lora = {"task_type": "SEQ_CLS", "target_modules": ["query"]}
+    for width in (16, 32):
+        config = T.BertConfig(**{**SMALL, "hidden_size": width})
+        (tmp_path / f"{width}").mkdir()
+        sources(
+            Case("bert", lambda config=config: T.BertForSequenceClassification(config), lora), tmp_path / f"{width}"
+        )  # type: ignore[misc]
+    words = ("export", tmp_path / "32" / "base", "--mode", mode, "-a", f"x={tmp_path / '16' / 'adapter'}")
+    fails(3, "has 16 inputs and 16 outputs, but the base's weight has shape [32, 32]", *words, "-o", tmp_path / "no")
