@@ -34,6 +34,7 @@ from rmlora_deploy.bundles.report import VerificationReport
 from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.exporter.pipeline import export_bundle
 from rmlora_deploy.inference import Answerer, Classifier, Embedder, Generator, Tagger, open_bundle
+from rmlora_deploy.inspection.bundle_card import write_card
 from rmlora_deploy.verification.compare_bundle import ComparisonInputs, compare_bundle
 from rmlora_deploy.verification.torch_pair import torch_is_installed
 from rmlora_deploy.verification.verify_branches import raise_on_branch_mismatch
@@ -291,6 +292,7 @@ def _record(
     """Record a report; a bundle that may not be written to stays as it is."""
     try:
         record_verification(bundle, report, expected)
+        write_card(bundle)
     except ReadOnlyError:
         if on_unrecorded is not None:
             on_unrecorded(f"{bundle.path} may not be written to: the report was not recorded in it.")

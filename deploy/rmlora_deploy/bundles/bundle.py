@@ -9,6 +9,7 @@
     tokenizer.json … or preprocessor_config.json    the tokenizer or image processor
     reference.safetensors    sample batches and PyTorch's outputs on them, to verify the bundle without torch
     genai_config.json        of a language model: what onnxruntime_genai loads it by
+    README.md                the model card
 
 In mode ``branches`` the graph is the base, ``reference.safetensors`` holds the outputs of the base's graph before branches
 were inserted, and there are two more files for each adapter:

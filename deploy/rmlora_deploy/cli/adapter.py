@@ -14,6 +14,7 @@ from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.cli.adapter_table import show_adapters
 from rmlora_deploy.cli.base_warning import warn_of_other_bundle
 from rmlora_deploy.cli.console import json_option, labels_option, make_console, named, print_json
+from rmlora_deploy.inspection.bundle_card import write_card
 
 __all__ = ["command"]
 
@@ -63,6 +64,7 @@ def add(bundle: Path, adapters: tuple[str, ...], allow_base_mismatch: bool, labe
                 f"Added '{name}' to {bundle}: rank {added[name].rank}, {added[name].bytes / 1e6:.2f} MB, "
                 f"{time.monotonic() - started:.1f} s. To compare it with PyTorch: rmlora-deploy verify {bundle}"
             )
+    write_card(opened)
     if as_json:
         print_json(
             {
@@ -87,6 +89,7 @@ def remove(bundle: Path, names: tuple[str, ...], as_json: bool) -> None:
     opened = Bundle.open(bundle, check_files=False)
     for name in names:
         remove_adapter(opened, name)
+    write_card(opened)
     if as_json:
         print_json({"bundle": str(bundle), "removed": list(names), "left": list(opened.adapters)})
     else:

@@ -28,6 +28,7 @@ from rmlora_deploy.bundles.processor import common_processor, max_length
 from rmlora_deploy.bundles.sources import record_adapter_directory, record_base_directory
 from rmlora_deploy.exporter.calibration import CalibrationData
 from rmlora_deploy.exporter.export_settings import ExportSettings
+from rmlora_deploy.inspection.bundle_card import write_card
 from rmlora_deploy.verification.evaluation import EvaluationData, read_evaluation
 from rmlora_deploy.verification.evaluation_data import MeasuredModel
 from rmlora_deploy.verification.sample_batches import sample_inputs
@@ -196,7 +197,7 @@ def _calibration_inputs(
 
 
 def complete_bundle(bundle: Bundle, plan: ExportPlan, adapters: Mapping[str, AdapterSource], started: float) -> None:
-    """Write the manifest and record where base and adapters are on this machine.
+    """Write the manifest and the card, and record where base and adapters are on this machine.
 
     Args:
         bundle: with every other file in place.
@@ -206,6 +207,7 @@ def complete_bundle(bundle: Bundle, plan: ExportPlan, adapters: Mapping[str, Ada
     """
     bundle.manifest.seconds = round(time.monotonic() - started, 1)
     bundle.save_manifest()
+    write_card(bundle, name=plan.settings.output.resolve().name)
     record_base_directory(bundle.manifest, plan.base)
     for name, entry in adapters.items():
         record_adapter_directory(bundle.manifest, entry, plan.settings.adapters[name])

@@ -17,6 +17,7 @@ from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.manifest import AdapterSource
 from rmlora_deploy.inspection.input_forms import describe_forms
 from rmlora_deploy.inspection.mistakes_section import mistakes_section
+from rmlora_deploy.inspection.other_programs import other_programs
 from rmlora_deploy.inspection.thresholds import describe_thresholds
 from rmlora_deploy.inspection.verification_section import verification_section
 
@@ -52,6 +53,8 @@ def model_card(
     spectra: Mapping[str, AdapterSpectrum],
     sizes: Mapping[str, int],
     latency: Sequence[str] = (),
+    *,
+    name: str | None = None,
 ) -> str:
     """Return the page as Markdown, without front matter.
 
@@ -60,8 +63,9 @@ def model_card(
         spectra: adapter → spectrum of its updates; empty for a merged bundle.
         sizes: file of the bundle → bytes.
         latency: lines about it (:func:`rmlora_deploy.bench.latency_section.latency_section`); none if it was not measured.
+        name: of the bundle; None for that of its directory.
     """
-    name = Path(bundle.path).resolve().name
+    name = name or Path(bundle.path).resolve().name
     parts = [
         [f"# {escaped(name)}", "", _summary(bundle), ""],
         ["## What it is", "", *_about(bundle, sum(sizes.values()))],
@@ -145,6 +149,7 @@ def _use(bundle: Bundle, name: str) -> list[str]:
         f'print(load({json.dumps(name)}).{method}([{given}]{chosen})[0])', "```", "",
         *(["The directory also loads in `onnxruntime_genai` as it is.", ""] if bundle.manifest.decoder is not None
           and bundle.manifest.exporter == "genai" else []),
+        *other_programs(bundle, _safe(name), adapter),
     ]  # fmt: skip
 
 
