@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
 import torch
@@ -44,9 +45,13 @@ class ImageExamples(Dataset[Row]):
 
     def __init__(self, images: Sequence[Any], labels: Sequence[Any], processor: Any) -> None:
         self._images, self._labels, self._processor = list(images), list(labels), processor
-        for number, image in enumerate(self._images, 1):
-            open_image(image, what=f"Image {number} of {len(self._images)}")
         self.collate = _stack
+        with ThreadPoolExecutor() as pool:  # Pillow lets other threads run while it decodes
+            for _ in pool.map(self._try, range(len(self._images))):
+                pass
+
+    def _try(self, index: int) -> None:
+        open_image(self._images[index], what=f"Image {index + 1} of {len(self._images)}")
 
     @property
     def labels(self) -> list[Any]:
