@@ -73,8 +73,7 @@ def _dinov2() -> Path:
 
 _IMAGES: dict[str, Any] = {
     "base": _dinov2,
-    "rows": {"train": 200, "validation": 60, "test": 200},
-    "settings": {"image_size": 98, "epochs": 2, "batch_size": 16},
+    "settings": {"image_size": 98, "epochs": 3, "batch_size": 16},
 }
 CASES: Mapping[str, Case] = {
     "one label of a text": Case("text-classification", "trec", DATASETS["trec"], settings={"max_length": 32}),
