@@ -81,15 +81,24 @@ CASES: Mapping[str, Case] = {
         "text-classification",
         "kinds of slots",
         slots_of,
-        settings={"max_length": 48, "problem_type": "multi_label_classification", "threshold": "best", "epochs": 5},
+        settings={
+            "max_length": 48,
+            "problem_type": "multi_label_classification",
+            "threshold": "best",
+            "epochs": 8,
+            "batch_size": 16,
+        },
     ),
     "one label of a pair": Case("text-classification", "stsb", banded_pairs, settings={"max_length": 48}),
     "a number for a pair": Case(
         "text-classification", "stsb", short_pairs, settings={"max_length": 48, "problem_type": "regression"}
     ),
-    "entities": Case("token-classification", "slots", TAGGED["slots"], settings={"max_length": 48}),
+    "entities": Case("token-classification", "slots", TAGGED["slots"], settings={"max_length": 48, "batch_size": 16}),
     "answers": Case(
-        "question-answering", "questions", QUESTIONS["questions"], settings={"max_length": 256, "epochs": 4}
+        "question-answering",
+        "questions",
+        QUESTIONS["questions"],
+        settings={"max_length": 256, "epochs": 6, "batch_size": 16},
     ),
     "vectors of texts": Case("feature-extraction", "stsb", short_pairs, settings={"max_length": 48, "pooling": "cls"}),
     "one label of an image": Case("image-classification", "mnist", DATASETS["mnist"], **_IMAGES),
