@@ -2,7 +2,7 @@
 
 Texts are trained on MiniLM-L6, images on DINOv2-small. Two adapters are trained for every task, with two seeds, the second one
 briefly; the first is exported merged, and both with branches, in fp32 and in int8. The metrics are those that ``export`` measures
-on the test rows and writes into the bundle, and rows that use the adapters in turn are compared with runs of one adapter.
+on the test rows and writes into the bundle; rows that use the adapters in turn are compared with PyTorch, adapter by adapter.
 
     python -m benchmarks.tasks           # benchmarks/results/tasks.json, about 40 minutes of one core
     python -m benchmarks.tasks --resume  # goes on after an interruption
@@ -113,15 +113,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help=f"few rows, one epoch; writes to {_QUICK_RESULTS}")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default %(default)s); set OMP_NUM_THREADS too")
     parser.add_argument("--resume", action="store_true", help="keep the rows that an interrupted command wrote")
-    parser.add_argument("--case", action="append", choices=CASES, help="only this one; repeatable")
+    parser.add_argument("--case", action="append", choices=CASES, help="only this one, again; repeatable")
     options = parser.parse_args()
     target = _QUICK_RESULTS if options.quick else RESULTS
     file = target / "tasks.json"
-    rows = json.loads(file.read_text(encoding="utf-8"))["rows"] if options.resume and file.exists() else {}
+    keep = options.resume or options.case
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"] if keep and file.exists() else {}
     if any(case.base is _dinov2 for case in CASES.values()):
         _dinov2()  # once, before processes would write it at the same time
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
-        left = [name for name in options.case or CASES if name not in rows]
+        left = options.case or [name for name in CASES if name not in rows]
         running = {pool.submit(_run, name, options.quick): name for name in left}
         for done in as_completed(running):
             rows[running[done]] = done.result()

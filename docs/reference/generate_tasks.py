@@ -34,8 +34,8 @@ defaults, so the figures say that all forms of a model answer alike, not how goo
 ## The same metric in every form
 
 The metric on test rows that no adapter was trained on, in PyTorch with PEFT and of each bundle as ONNX Runtime computes it.
-*Mixed rows* is how far rows come out from runs of one adapter if the rows of a batch use two adapters in turn, relative to the
-largest output (branches, fp32).
+*Mixed rows* is how far the outputs are from PyTorch's if the rows of a batch use two adapters in turn, relative to the largest
+output (branches, fp32).
 """
 
 BESIDE = """\
