@@ -35,7 +35,7 @@ defaults, so the figures say that all forms of a model answer alike, not how goo
 
 The metric on test rows that no adapter was trained on, in PyTorch with PEFT and of each bundle as ONNX Runtime computes it.
 *Mixed rows* is how far the outputs are from PyTorch's if the rows of a batch use two adapters in turn, relative to the largest
-output (branches, fp32).
+output (branches, fp32). *Refused* says that `export` found more than one point lost, the limit of int8, and wrote no bundle.
 """
 
 BESIDE = """\
@@ -64,7 +64,13 @@ def _forms(measured: dict[str, Any]) -> list[str]:
             f"{row['pytorch']:.4f}", *(_figure(bundles[form]) for form in FORMS), f"{bundles['branches, fp32']['mixed_error']:.0e}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", f"`{measured['environment']['command']}`, {_versions(measured)}."]
+    refused = [
+        f"{name}, {form}: {bundle['refused'].partition(':')[2].partition(':')[0].strip()}."
+        for name, row in measured["rows"].items()
+        for form, bundle in row["bundles"].items()
+        if "refused" in bundle
+    ]
+    return [*lines, "", *(line for text in refused for line in (text, "")), f"`{measured['environment']['command']}`, {_versions(measured)}."]
 
 
 def _figure(bundle: dict[str, Any]) -> str:
