@@ -70,7 +70,12 @@ def _forms(measured: dict[str, Any]) -> list[str]:
         for form, bundle in row["bundles"].items()
         if "refused" in bundle
     ]
-    return [*lines, "", *(line for text in refused for line in (text, "")), f"`{measured['environment']['command']}`, {_versions(measured)}."]
+    return [
+        *lines,
+        "",
+        *(line for text in refused for line in (text, "")),
+        f"`{measured['environment']['command']}`, {_versions(measured)}.",
+    ]
 
 
 def _figure(bundle: dict[str, Any]) -> str:

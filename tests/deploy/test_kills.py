@@ -75,7 +75,7 @@ def test_the_next_command_removes_what_a_killed_one_left(
     opened = Bundle.open(bundle)
     expected = set(opened.adapters[name].files) if listed else set()
     assert {file for file in names(bundle) if file.startswith("adapters/")} == expected
-    assert names(bundle) == {"manifest.json", "adapters", *opened.files}
+    assert names(bundle) == {"README.md", "manifest.json", "adapters", *opened.files}
 
 
 @pytest.fixture

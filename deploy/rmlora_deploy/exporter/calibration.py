@@ -116,6 +116,8 @@ def calibrate(
     groups: dict[str, list[Product]] = {}
     for product in find_products(model.graph, skip):
         groups.setdefault(str(product.x.name), []).append(product)
+    if not groups:
+        return Calibration({}, (), 0, {})
     observed = _observe(model, [group[0].x for group in groups.values()], batches, scratch)
     inputs_of = _inputs_of_weights(groups)
     chosen: dict[str, _Choice] = {}

@@ -67,6 +67,6 @@ def test_a_weight_that_an_optimizer_computed_with_is_not_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = next(case for case in IMAGES if case.name == "swinv2")
-    monkeypatch.setattr(optimize, "_constant_products_kept", lambda model: nullcontext())
+    monkeypatch.setattr(optimize, "_weights_kept", lambda model: nullcontext())
     with pytest.raises(AdapterError, match=r"replaced '\S+continuous_position_bias_mlp.0.weight' by a constant result"):
         export_case(case, tmp_path)
