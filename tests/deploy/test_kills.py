@@ -123,6 +123,7 @@ def test_ctrl_c_leaves_nothing_behind(bundle: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.rare
 def test_a_short_kill_campaign() -> None:
     """Five commands, a few of them as process 1; ``python -m benchmarks.kills`` is the long one."""
     command = [sys.executable, "-m", "benchmarks.kills", "--kills", "5", "--seed", "3", "--json"]

@@ -295,6 +295,7 @@ def test_loading_unloading_and_evicting_under_load_mixes_nothing(cluster: Cluste
     assert evicted and sum(float(line.split()[-1]) for line in evicted) > 10
 
 
+@pytest.mark.rare
 def test_a_killed_replica_costs_no_right_answer(cluster: Cluster) -> None:
     pids = cluster.replicas()
     assert len(pids) == 2
