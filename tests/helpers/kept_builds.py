@@ -31,12 +31,7 @@ class KeptBuilds:
             return subprocess.CompletedProcess(command, 0, "", "")
         done = subprocess.run(command, **options)
         if done.returncode == 0:
-            half = kept.with_name(f"{kept.name}.{id(done)}")
-            shutil.copytree(target, half)
-            if kept.exists():  # another process was faster
-                shutil.rmtree(half)
-            else:
-                half.rename(kept)
+            shutil.copytree(target, kept)
         return done
 
 
