@@ -119,10 +119,10 @@ def main() -> None:
     file = target / "tasks.json"
     keep = options.resume or options.case
     rows = json.loads(file.read_text(encoding="utf-8"))["rows"] if keep and file.exists() else {}
-    if any(case.base is _dinov2 for case in CASES.values()):
+    left = options.case or [name for name in CASES if name not in rows]
+    if any(CASES[name].base is _dinov2 for name in left):
         _dinov2()  # once, before processes would write it at the same time
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
-        left = options.case or [name for name in CASES if name not in rows]
         running = {pool.submit(_run, name, options.quick): name for name in left}
         for done in as_completed(running):
             rows[running[done]] = done.result()
