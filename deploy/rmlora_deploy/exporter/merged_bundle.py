@@ -82,13 +82,13 @@ def _load(settings: ExportSettings, on_progress: Callable[[str], None]) -> tuple
     ((name, path),) = settings.adapters.items()
     base = resolve_base(settings.base, revision=settings.revision)
     read = load_package(path)
-    weights = stored_weights(Checkpoint(base), read)
+    checkpoint = Checkpoint(base)
+    weights = stored_weights(checkpoint, read)
     check_updates(in_memory_names(read, weights).modules.values(), weights)
     adapted, adapter = load_adapted(
         base, path, task=settings.task, labels=settings.labels, allow_base_mismatch=settings.allow_base_mismatch,
         trust_remote_code=settings.trust_remote_code,
     )  # fmt: skip
-    checkpoint = Checkpoint(base)
     stored_weights(checkpoint, adapter)  # from here on, its parameters have the names of the adapter's model
     plan = make_plan(settings, checkpoint, {name: adapter}, on_progress)
     return plan, TorchPair.of(adapted, plan.task.outputs, plan.pooling)
