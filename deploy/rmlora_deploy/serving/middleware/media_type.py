@@ -1,9 +1,12 @@
-"""Refuses bodies that are not declared as JSON, before they are read.
+"""Refuses bodies that are not declared as JSON, or as an image where one is taken as it is, before they are read.
 
-A web page can send text, forms and undeclared bytes to any server without asking it first, but not what is declared as JSON.
+A web page can send text, forms and undeclared bytes to any server without asking it first, but not what is declared as JSON or as
+an image.
 """
 
 from __future__ import annotations
+
+import re
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -13,11 +16,12 @@ __all__ = ["BINARY_HEADER", "MediaTypeCheck"]
 
 BINARY_HEADER = "inference-header-content-length"
 """Sent with the Open Inference Protocol's binary extension, whose refusal is the route's."""
+_TAKES_IMAGES = re.compile(r"/models/[^/]+")
 _REFUSAL = "The body must be JSON and declared as such: send the header  Content-Type: application/json."
 
 
 class MediaTypeCheck:
-    """Answers 415 to a POST that is not declared as ``application/json``.
+    """Answers 415 to a POST that is not declared as ``application/json``, or at ``/models/{name}`` as ``image/…``.
 
     Args:
         app: answers the others.
@@ -30,7 +34,8 @@ class MediaTypeCheck:
         if scope["type"] == "http" and scope["method"] == "POST":
             headers = read_headers(scope)
             declared = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-            if declared != b"application/json" and BINARY_HEADER.encode() not in headers:
+            image = declared.startswith(b"image/") and _TAKES_IMAGES.fullmatch(scope["path"])
+            if declared != b"application/json" and not image and BINARY_HEADER.encode() not in headers:
                 await send_error(send, scope["path"], 415, _REFUSAL)
                 return
         await self._app(scope, receive, send)

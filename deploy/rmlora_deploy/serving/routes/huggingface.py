@@ -1,18 +1,20 @@
-"""Hugging Face's Inference API for labels of texts, entities, and answers to questions: ``/models/{name}``.
+"""Hugging Face's Inference API for labels of texts and images, entities, and answers to questions: ``/models/{name}``.
 
 ``huggingface_hub.InferenceClient.token_classification(text, model="http://HOST/models/NAME")`` calls it, and so do
-``text_classification(text, model=…)`` and ``question_answering(question=…, context=…, model=…)``. ``/predict`` answers models for
-entities and for questions in the same form.
+``text_classification(text, model=…)``, ``image_classification(file, model=…)`` and ``question_answering(question=…, context=…,
+model=…)``. ``/predict`` answers models for entities and for questions in the same form.
 """
 
 from __future__ import annotations
 
+import base64
 from collections.abc import MutableMapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from rmlora.answer_spans import LONGEST_ANSWER
 from rmlora.errors import ConfigError, InputError
@@ -101,13 +103,20 @@ ONE_QUESTION = BeforeValidator(_single)
 
 
 class PredictRequest(BaseModel):
-    """Texts to classify or to find entities in, or a question with its context."""
+    """Texts or images to classify, texts to find entities in, or a question with its context."""
 
-    inputs: Annotated[str | Texts | Asked, ONE_QUESTION] = Field(
-        description="One text or several; or a question with its context.",
+    inputs: Annotated[str | Texts | Asked | SkipJsonSchema[bytes], ONE_QUESTION] = Field(
+        description="One text or several; one image or several in base64, with or without `data:image/png;base64,` before it; or a "
+        "question with its context.",
         examples=["Turn on the desk lamp", {"question": "Which lamp is on?", "context": "The desk lamp is on."}],
     )
     parameters: Parameters | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_image(cls, value: Any) -> Any:
+        """Take a body that is declared as an image for the image to classify."""
+        return {"inputs": value} if isinstance(value, bytes) else value
 
 
 class FoundEntity(BaseModel):
@@ -130,7 +139,7 @@ class Answer(BaseModel):
 
 
 class ScoredLabel(BaseModel):
-    """A label of a text."""
+    """A label of a text or an image."""
 
     label: str = Field(examples=["spam"])
     score: float = Field(description="Its probability, or the model's output.", examples=[0.98])
@@ -138,36 +147,56 @@ class ScoredLabel(BaseModel):
 
 _FOUND: dict[int | str, dict[str, Any]] = {
     200: {
-        "model": list[FoundEntity] | list[list[FoundEntity]] | Answer | list[Answer] | list[list[ScoredLabel]],
+        "model": list[FoundEntity]
+        | list[list[FoundEntity]]
+        | Answer
+        | list[Answer]
+        | list[list[ScoredLabel]]
+        | list[ScoredLabel],
     }
 }
 
 
-@router.post("/models/{name}", response_model=None, responses=_FOUND)
+_IMAGE_BODY = {"requestBody": {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}}
+
+
+@router.post("/models/{name}", response_model=None, responses=_FOUND, openapi_extra=_IMAGE_BODY)
 async def predict_with(name: str, body: PredictRequest, service: ServiceOf, state: StateOf) -> JSONResponse:
-    """Classify texts, or find entities or the answer to a question, with the model in the path."""
+    """Classify texts or images, or find entities or the answer to a question, with the model in the path.
+
+    An image may be the body itself, declared as `image/png` or another type of image.
+    """
     model = service.registry.model(name)
-    if (
-        model.task.outputs.kind == "scores"
-        and model.task.inputs.modality == "text"
-        and not isinstance(body.inputs, Asked)
-    ):
-        texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
-        return JSONResponse(await labels(model, texts, body.parameters, service, state))
-    return await found(model, body.inputs, body.parameters, service, state)
+    given, reads = body.inputs, model.task.inputs.modality
+    if isinstance(given, bytes):
+        if reads != "image":
+            raise InputError(f"'{name}' is for {model.task.name} and reads no images: send JSON with 'inputs'.")
+        given = base64.b64encode(given).decode()
+    if model.task.outputs.kind != "scores" or isinstance(given, Asked):
+        return await found(model, given, body.parameters, service, state)
+    several = [given] if isinstance(given, str) else given
+    ranked = await labels(
+        model, list(map(_image, several)) if reads == "image" else several, body.parameters, service, state
+    )
+    return JSONResponse(ranked[0] if reads == "image" and isinstance(given, str) else ranked)
+
+
+def _image(content: str) -> str:
+    """Return an image in base64 as the URL that the server reads; its type is found out by its header."""
+    return content if content.startswith("data:") else f"data:image/*;base64,{content}"
 
 
 async def labels(
     model: ServedModel,
-    texts: Sequence[str],
+    inputs: Sequence[str],
     parameters: Parameters | None,
     service: Service,
     state: MutableMapping[str, Any],
 ) -> list[list[dict[str, Any]]]:
-    """Return the labels of every text, the likeliest first; arguments and errors as :func:`entities`."""
+    """Return the labels of every text or image, the likeliest first; arguments and errors as :func:`entities`."""
     given = parameters or Parameters()  # type: ignore[call-arg]
     given.check(model.task.outputs.kind)
-    answers, _ = await service.ask(model, texts, state)
+    answers, _ = await service.ask(model, inputs, state)
     return [ranked_labels(model, row, raw=given.function_to_apply == "none")[: given.top_k] for row in answers]
 
 
