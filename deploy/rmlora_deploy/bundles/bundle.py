@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from statistics import median_high
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rmlora.confine import confine, confine_files
@@ -290,8 +291,9 @@ class Bundle:
 
         Args:
             provider: execution provider.
-            options: ``threads`` and ``max_active_adapters`` of
-                :class:`rmlora_deploy.runtime.decoder.decoder_session.DecoderSession`.
+            options: ``threads``, ``max_active_adapters`` and ``rank`` of
+                :class:`rmlora_deploy.runtime.decoder.decoder_session.DecoderSession`; the rank is the median of the
+                bundle's adapters unless it is given.
 
         Raises:
             InputError: the graph or its ``genai_config.json`` cannot be used.
@@ -300,6 +302,8 @@ class Bundle:
         from rmlora_deploy.runtime.decoder.decoder_layout import DecoderLayout
         from rmlora_deploy.runtime.decoder.decoder_session import DecoderSession
 
+        if self.adapters:
+            options.setdefault("rank", median_high(entry.rank for entry in self.adapters.values()))
         session = DecoderSession(self.model_path, DecoderLayout.read(self.path), provider=provider, **options)
         for name, entry in self.adapters.items():
             session.register(name, self.loader(entry))

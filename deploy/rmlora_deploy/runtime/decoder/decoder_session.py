@@ -41,6 +41,7 @@ class DecoderSession:
         provider: execution provider; ``cpu``.
         threads: intra-op threads; None lets ONNX Runtime choose.
         max_active_adapters: adapters kept in memory.
+        rank: of the adapters that are expected, for which the graph is made fast; every other one works too.
 
     Raises:
         InputError: the graph cannot be read, or does not have the inputs that ``layout`` names.
@@ -55,6 +56,7 @@ class DecoderSession:
         provider: str = "cpu",
         threads: int | None = None,
         max_active_adapters: int = 64,
+        rank: int = 8,
     ) -> None:
         if get_provider(provider).name != "cpu":
             raise ConfigError(
@@ -73,7 +75,7 @@ class DecoderSession:
         """Adapter → its loader, which tells it from a later one of the same name, and the session of its graph."""
         self.path, self.layout = model, layout
         self.chooses_logits = LOGITS_START in graph.graph.initializers
-        packed = pack_factors(graph, self.lora_inputs)
+        packed = pack_factors(graph, self.lora_inputs, rank=rank)
         self.adapters = DecoderAdapters(self.lora_inputs, defaults, max_active_adapters, packed)
         opened = to_bytes(graph) if packed else model
         self.session = create_session(
