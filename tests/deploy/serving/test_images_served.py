@@ -68,7 +68,7 @@ def test_image_is_read_as_classify_reads_it(server: Server, red: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "kind", "status", "message"),
     [
-        ("colors", None, "text/plain", 415, "The body must be JSON and declared as such"),
+        ("colors", None, "text/plain", 415, "application/json. An image may be the body itself, with  Content-Type: image/png"),
         ("words", None, "image/png", 400, "'words' is for text-classification and reads no images: send JSON"),
         ("vectors", None, "image/png", 400, "'vectors' is for image-feature-extraction"),
         ("colors", b"no image", "image/png", 400, "Input 1 cannot be decoded as an image"),

@@ -18,6 +18,7 @@ BINARY_HEADER = "inference-header-content-length"
 """Sent with the Open Inference Protocol's binary extension, whose refusal is the route's."""
 _TAKES_IMAGES = re.compile(r"/models/[^/]+")
 _REFUSAL = "The body must be JSON and declared as such: send the header  Content-Type: application/json."
+_IMAGES_TOO = " An image may be the body itself, with  Content-Type: image/png  or another type of image."
 
 
 class MediaTypeCheck:
@@ -34,8 +35,9 @@ class MediaTypeCheck:
         if scope["type"] == "http" and scope["method"] == "POST":
             headers = read_headers(scope)
             declared = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-            image = declared.startswith(b"image/") and _TAKES_IMAGES.fullmatch(scope["path"])
-            if declared != b"application/json" and not image and BINARY_HEADER.encode() not in headers:
-                await send_error(send, scope["path"], 415, _REFUSAL)
+            takes_images = _TAKES_IMAGES.fullmatch(scope["path"]) is not None
+            is_image = takes_images and declared.startswith(b"image/")
+            if declared != b"application/json" and not is_image and BINARY_HEADER.encode() not in headers:
+                await send_error(send, scope["path"], 415, _REFUSAL + (_IMAGES_TOO if takes_images else ""))
                 return
         await self._app(scope, receive, send)
