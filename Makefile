@@ -17,6 +17,10 @@ TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 LOCKED := $(PIP) --no-deps --require-hashes
 PROJECT := $(PIP) --no-deps --no-build-isolation
 
+# Python is to keep what it compiled, whatever the caller's shell says: packages are installed without bytecode, and the tests
+# start hundreds of processes, each of which would compile torch and transformers again.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup browser demo demo-llm test architectures models coverage lint bench bench-quality bench-speed peers docs lock lock-peers sbom clean
