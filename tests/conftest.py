@@ -71,6 +71,16 @@ def kept_builds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def kept_exports() -> Iterator[None]:
+    """Let all tests of this process share the graphs of torch's exporter (see ``tests.helpers.kept_exports``)."""
+    from tests.helpers.kept_exports import KeptExports
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", KeptExports(torch.onnx.export))
+        yield
+
+
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Bundles to serve: name → directory (see ``tests.helpers.servers.make_served``)."""

@@ -31,7 +31,7 @@ class TraceInputs:
 def trace_inputs(
     task: Task, config: Any, processor: Any, *, batch: int = BATCH, sequence: int = SEQUENCE
 ) -> TraceInputs:
-    """Return inputs for tracing a model of ``task``.
+    """Return inputs for tracing a model of ``task``, the same ones each time.
 
     Args:
         task: of the model.
@@ -44,10 +44,13 @@ def trace_inputs(
         ConfigError: Optimum does not know this task.
     """
     require("optimum", "export")
+    import torch
     from optimum.exporters.tasks import TasksManager
 
     name = TasksManager.map_from_synonym(task.name)
     if name not in TasksManager.get_all_tasks():
         raise ConfigError(f"Optimum has no export of the task '{task.name}': choose another --task.")
-    tensors, axes = task.inputs.trace_tensors(name, config, processor, rows=batch, tokens=sequence)
+    with torch.random.fork_rng(devices=()):  # Optimum's values are random
+        torch.manual_seed(0)
+        tensors, axes = task.inputs.trace_tensors(name, config, processor, rows=batch, tokens=sequence)
     return TraceInputs(tensors, dict.fromkeys(tensors, axes))
