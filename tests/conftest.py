@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -64,10 +65,11 @@ def private_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def kept_builds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Let all tests of this process share the builds of language models (see ``tests.helpers.kept_builds``)."""
     from rmlora_deploy.exporter.decoder import genai_builder
+    from tests.helpers.build_server import BuildServer
     from tests.helpers.kept_builds import KeptBuilds
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(genai_builder, "subprocess", KeptBuilds(tmp_path_factory.mktemp("builds")))
+    with pytest.MonkeyPatch.context() as patch, closing(BuildServer()) as server:
+        patch.setattr(genai_builder, "subprocess", KeptBuilds(tmp_path_factory.mktemp("builds"), server))
         yield
 
 
