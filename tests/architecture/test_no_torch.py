@@ -12,7 +12,7 @@ import pytest
 
 from rmlora_deploy import export
 from tests.helpers import answers
-from tests.helpers.cli import BLOCKER, PACKAGES, environment, run_process
+from tests.helpers.cli import BLOCKER, PACKAGES, environment, run, run_process
 from tests.helpers.handmade import color_bundle, word_bundle
 from tests.helpers.models import adapt, build, lora_config, save_base
 
@@ -110,7 +110,7 @@ def test_the_extra_predict_asks_embeds_and_verifies(tmp_path: Path) -> None:
     export(base, {"one": adapter}, tmp_path / "branches")
     for bundle in (tmp_path / "merged", tmp_path / "branches"):
         words = ("predict", bundle, *answers.TEXTS, "--json", "--top", "3")
-        light, full = run_process(*words, without=NOT_IN_PREDICT), run_process(*words)
+        light, full = run_process(*words, without=NOT_IN_PREDICT), run(*words)
         assert light.code == 0, light.stderr
         assert light.stdout == full.stdout
         verified = run_process("verify", bundle, "--reference-only", "--json", without=NOT_IN_PREDICT)
@@ -122,7 +122,7 @@ def test_the_extra_predict_asks_embeds_and_verifies(tmp_path: Path) -> None:
         ("predict", vectors, "w1 w2", "w0", "--json"),
         ("predict", color_bundle(tmp_path / "colors"), tmp_path / "green.png", "--json"),
     ):
-        light, full = run_process(*words, without=NOT_IN_PREDICT), run_process(*words)
+        light, full = run_process(*words, without=NOT_IN_PREDICT), run(*words)
         assert light.code == 0, light.stderr
         assert light.stdout == full.stdout
 

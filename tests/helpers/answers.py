@@ -38,7 +38,7 @@ def make_base(directory: Path, kind: str, **config: Any) -> Path:
     """Save a tiny base with a head for a kind of answer; ``config`` adds settings."""
     problem, labels = KINDS[kind]
     settings = {
-        "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24,
         "max_position_embeddings": 40, "problem_type": problem, "id2label": dict(enumerate(labels)),
         "label2id": {label: number for number, label in enumerate(labels)}, **TOKENS, **config,
     }  # fmt: skip
