@@ -7,16 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
-import transformers
-from peft import PeftModel
 
-from benchmarks.assets import smollm2_gguf
 from rmlora.base import resolve_base
 from rmlora.errors import CheckpointError
 from tests.helpers.bundles import make_sources
 from tests.helpers.cli import fails, run
-from tests.helpers.models import adapt, build, lora_config, output, relative_error, save_base
+from tests.helpers.models import build, save_base
 
 
 def test_merge_reports_and_keeps_the_tokenizer(tmp_path: Path) -> None:
@@ -82,24 +78,6 @@ def test_broken_shards(tmp_path: Path) -> None:
     fails(3, "which is not a path inside", *words)
     index_path.write_text("{}")
     fails(3, "lacks 'weight_map': the index is broken", *words)
-
-
-@pytest.mark.e2e
-def test_a_gguf_base_is_dequantized_once_and_merges(tmp_path: Path) -> None:
-    base = resolve_base(smollm2_gguf())
-    assert resolve_base(smollm2_gguf()) == base
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    config = lora_config("llama", target_modules=["q_proj", "v_proj"], modules_to_save=None, task_type="CAUSAL_LM")
-    adapted = adapt(model, config, size=0.02)
-    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    done = run("merge", smollm2_gguf(), tmp_path / "adapter", "-o", tmp_path / "merged")
-    assert done.code == 0, done.stderr
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
-    inputs = dict(tokenizer("The capital of Iceland is", return_tensors="pt"))
-    expected = output(adapted, inputs)
-    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
-    assert relative_error(output(merged, inputs), expected) <= 1e-5
-    assert isinstance(adapted, PeftModel)
 
 
 def test_a_directory_with_one_gguf_file_is_that_file(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""SmolLM2-135M: its template's answer tokens, and a short run on commands of a home, from data to generated text."""
+"""SmolLM2-135M: its GGUF file as a base, its template's answer tokens, and a short run from data to generated text."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.assets import smollm2, smollm2_gguf
 from benchmarks.realdata.intents import home_commands
 from benchmarks.realdata.split_files import write_splits
+from rmlora.base import resolve_base
 from rmlora.package import load_package
 from rmlora.torch_models import load_adapted
 from rmlora.training.answer_tokens import PromptFormat
 from rmlora.training.conversations import Conversation
 from tests.helpers.cli import run
+from tests.helpers.models import adapt, lora_config, output, relative_error
 
 pytestmark = pytest.mark.e2e
 
@@ -29,6 +31,23 @@ CHAT = (
     {"role": "user", "content": "And a haiku?\n"},
     {"role": "assistant", "content": "\n Café, naïve 🙂\nends here. "},
 )
+
+
+def test_a_gguf_base_is_dequantized_once_and_merges(tmp_path: Path) -> None:
+    base = resolve_base(smollm2_gguf())
+    assert resolve_base(smollm2_gguf()) == base
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    config = lora_config("llama", target_modules=["q_proj", "v_proj"], modules_to_save=None, task_type="CAUSAL_LM")
+    adapted = adapt(model, config, size=0.02)
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    done = run("merge", smollm2_gguf(), tmp_path / "adapter", "-o", tmp_path / "merged")
+    assert done.code == 0, done.stderr
+    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    inputs = dict(tokenizer("The capital of Iceland is", return_tensors="pt"))
+    expected = output(adapted, inputs)
+    merged: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
+    assert relative_error(output(merged, inputs), expected) <= 1e-5
+    assert isinstance(adapted, PeftModel)
 
 
 def test_only_answers_and_their_end_of_turn_are_learned_with_its_template() -> None:
@@ -64,12 +83,12 @@ def test_commands_of_a_home_are_json_with_templates_held_out(tmp_path: Path) -> 
 
 def test_a_short_run_on_the_gguf_file_and_its_bundle(tmp_path: Path) -> None:
     data = write_splits("home", tmp_path / "home", limit=40)
-    lines = (data / "test.jsonl").read_text().splitlines()[:4]
+    lines = (data / "test.jsonl").read_text().splitlines()[:2]
     (tmp_path / "test.jsonl").write_text("\n".join(lines) + "\n")
     done = run(
         "train", "--task", "text-generation", "--base", smollm2_gguf(), "--train", data / "train.jsonl",
         "--validation", tmp_path / "test.jsonl", "-o", tmp_path / "adapter", "--batch-size", "4", "--epochs", "1",
-        "--learning-rate", "2e-3", "--precision", "bf16", "--metric", "json", "--max-new-tokens", "32", "--json",
+        "--learning-rate", "2e-3", "--precision", "bf16", "--metric", "json", "--max-new-tokens", "12", "--json",
     )  # fmt: skip
     assert done.code == 0, done.stderr
     scores = json.loads(done.stdout)["metrics"]["validation"]
@@ -89,7 +108,7 @@ def test_a_short_run_on_the_gguf_file_and_its_bundle(tmp_path: Path) -> None:
     assert report["base"]["bit_equal"] and report["mixed"]["passed"]
     learned = report["adapters"]["intents"]
     assert (
-        learned["evaluation"]["examples"] == 4
+        learned["evaluation"]["examples"] == 2
         and learned["perplexity"]["onnx"] < 1.05 * learned["perplexity"]["pytorch"]
     )
     words = ["turn on the lights", "--system", "Answer with the command as JSON.", "--max-new-tokens", "12", "--json"]
