@@ -1,4 +1,4 @@
-"""A short training run of two processes under FSDP2, or of one without: ``python -m tests.helpers.sharded_run OUT``.
+"""A short training run of two processes under FSDP2, started by torchrun as ``tests.helpers.sharded_run OUT``, or of one without.
 
 Two processes take half of every batch each. The first writes the factors at the end to ``OUT``, of one run with the functions of
 :mod:`rmlora.steps` and of one with the callback's.
@@ -109,11 +109,14 @@ def state_of(model: Any, name: str) -> dict[str, torch.Tensor]:
     return {f"{name} {path}": whole(p).clone().contiguous() for path, p in model.named_parameters() if p.requires_grad}
 
 
+def trained(directory: Path) -> dict[str, torch.Tensor]:
+    """Return the factors at the end of both runs; ``directory`` is for the trainer."""
+    return {**with_steps(), **with_callback(directory)}
+
+
 if __name__ == "__main__":
-    if "RANK" in os.environ:
-        distributed.init_process_group("gloo")
-    found = {**with_steps(), **with_callback(Path(sys.argv[1]).parent / "run")}
-    if os.environ.get("RANK", "0") == "0":
+    distributed.init_process_group("gloo")
+    found = trained(Path(sys.argv[1]).parent / "run")
+    if os.environ["RANK"] == "0":
         save_file(found, sys.argv[1])
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
+    distributed.destroy_process_group()

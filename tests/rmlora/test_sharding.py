@@ -15,24 +15,19 @@ from rmlora.sharding import is_sharded, local_part, part_of, whole, write_whole
 from rmlora.training import run as training_run
 from rmlora.training.settings import TrainSettings
 from tests.helpers.cli import ROOT, environment
+from tests.helpers.sharded_run import trained
 
-PROGRAM = ("-m", "tests.helpers.sharded_run")
-
-
-def _run(*words: str) -> None:
-    path = environment()["PYTHONPATH"] + f":{ROOT}"
-    done = subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, check=False,
-        env=environment(CUDA_VISIBLE_DEVICES="", PYTHONPATH=path),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 def test_two_sharded_processes_equal_one_with_the_same_global_batch(tmp_path: Path) -> None:
-    _run(*PROGRAM, str(tmp_path / "one.safetensors"))
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    _run(*launcher, *PROGRAM, str(tmp_path / "two.safetensors"))
-    one, two = load_file(tmp_path / "one.safetensors"), load_file(tmp_path / "two.safetensors")
+    done = subprocess.run(
+        [sys.executable, *LAUNCHER, "-m", "tests.helpers.sharded_run", str(tmp_path / "two.safetensors")],
+        env=environment(CUDA_VISIBLE_DEVICES="", PYTHONPATH=environment()["PYTHONPATH"] + f":{ROOT}"),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = trained(tmp_path / "run of one"), load_file(tmp_path / "two.safetensors")
     assert one.keys() == two.keys() and {name.partition(" ")[0] for name in one} == {"steps", "callback"}
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6, msg=name)
