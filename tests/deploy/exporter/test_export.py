@@ -251,3 +251,12 @@ def test_images_are_traced_at_the_processors_size(tmp_path: Path) -> None:
     config.image_size = 518  # DINOv2's own; its adapters are trained on less
     inputs = trace_inputs(get_task("image-classification"), config, processor)
     assert inputs.tensors["pixel_values"].shape[1:] == (3, 16, 16)
+
+
+def test_a_model_is_traced_with_the_same_inputs_each_time(tmp_path: Path) -> None:
+    base, _ = make_sources("bert", tmp_path)
+    task, config = get_task("text-classification"), ARCHITECTURES["bert"].build().config
+    before = torch.random.get_rng_state()
+    first, second = (trace_inputs(task, config, task.inputs.load_processor(base)).tensors for _ in range(2))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert torch.equal(torch.random.get_rng_state(), before)
