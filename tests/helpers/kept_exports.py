@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -41,8 +42,8 @@ class KeptExports:
     def __init__(self, export: Callable[..., Any]) -> None:
         self._export = export
         self._graphs: dict[str, bytes] = {}
-        self._held: list[Any] = []
-        """Objects that count by identity; while they live, no other has their address."""
+        self._held: dict[int, Any] = {}
+        """Objects that count by identity, by address; while they live, no other has it."""
 
     def __call__(self, module: Any, *words: Any, **options: Any) -> Any:
         """Export ``module``, or copy its graph; an export that fails is not kept."""
@@ -63,7 +64,7 @@ class KeptExports:
 class _Contents:
     """A hash of all that an object holds, through attributes and containers; classes and functions count by identity."""
 
-    def __init__(self, held: list[Any]) -> None:
+    def __init__(self, held: dict[int, Any]) -> None:
         self._hash = hashlib.sha256()
         self._held = held
         self._seen: dict[int, int] = {}
@@ -92,6 +93,8 @@ class _Contents:
             self._add_all(type(value), sorted(value, key=repr) if isinstance(value, AbstractSet) else list(value))
         elif isinstance(value, MethodType):
             self._add_all(MethodType, [value.__func__, value.__self__])
+        elif isinstance(value, partial):
+            self._add_all(partial, [value.func, value.args, value.keywords])
         elif isinstance(value, type | FunctionType) or not hasattr(value, "__dict__"):
             self._identity(value)
         else:
@@ -104,7 +107,7 @@ class _Contents:
             self.add(part)
 
     def _identity(self, value: Any) -> None:
-        self._held.append(value)
+        self._held[id(value)] = value
         self._word("is", str(id(value)))
 
     def _word(self, *words: str) -> None:

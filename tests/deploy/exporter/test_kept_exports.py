@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
@@ -74,6 +75,14 @@ def test_an_equal_model_gets_a_copy_of_the_graph(export: KeptExports, exported: 
     assert first.graph.inputs[0].name == second.graph.inputs[0].name == "graph 1"
     second.graph.inputs[0].name = "another"
     assert export(Tiny(), **options()).model.graph.inputs[0].name == "graph 1"
+
+
+def test_what_a_partial_function_was_given_counts(export: KeptExports, exported: list[Any]) -> None:
+    for number in (1, 2, 2):
+        module = Tiny()
+        module.settings["scale"] = partial(float, number)
+        export(module, **options())
+    assert len(exported) == 2
 
 
 @pytest.mark.parametrize("change", ["weight", "buffer", "setting", "mode", "method", "ties"])
