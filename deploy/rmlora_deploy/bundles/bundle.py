@@ -22,6 +22,7 @@ were inserted, and there are two more files for each adapter:
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -343,8 +344,9 @@ class Bundle:
 
 def _no_bundle(path: Path) -> str:
     """Return what to say of a directory without a manifest."""
+    word = shlex.quote(str(path))
     if holds_adapter(path):
-        return f"{path} is an adapter, not a bundle: export it first with  rmlora-deploy export BASE --adapter {path}."
+        return f"{path} is an adapter, not a bundle: export it first with  rmlora-deploy export BASE --adapter {word}."
     if holds_model(path):
-        return f"{path} is a model, not a bundle: export it first with  rmlora-deploy export {path} --adapter ADAPTER."
+        return f"{path} is a model, not a bundle: export it first with  rmlora-deploy export {word} --adapter ADAPTER."
     return f"{path} holds no {MANIFEST_FILE}: it is not a bundle made by  rmlora-deploy export."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 
@@ -62,7 +63,8 @@ def add(bundle: Path, adapters: tuple[str, ...], allow_base_mismatch: bool, labe
         if not as_json:
             console.print(
                 f"Added '{name}' to {bundle}: rank {added[name].rank}, {added[name].bytes / 1e6:.2f} MB, "
-                f"{time.monotonic() - started:.1f} s. To compare it with PyTorch: rmlora-deploy verify {bundle}"
+                f"{time.monotonic() - started:.1f} s. To compare it with PyTorch: "
+                f"rmlora-deploy verify {shlex.quote(str(bundle))}"
             )
     write_card(opened)
     if as_json:

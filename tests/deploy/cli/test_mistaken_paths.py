@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,14 @@ def test_an_adapter_or_a_model_in_place_of_a_bundle(sources: tuple[Path, Path], 
         (base, f"{base} is a model, not a bundle: export it first with  rmlora-deploy export {base} --adapter ADAPTER"),
     ):
         fails(3, message, *(word.format(path) for word in words))
+
+
+def test_a_command_to_copy_is_quoted(sources: tuple[Path, Path], tmp_path: Path) -> None:
+    adapter, base = tmp_path / "my adapter", tmp_path / "my base"
+    shutil.copytree(sources[1], adapter)
+    shutil.copytree(sources[0], base)
+    fails(3, f"rmlora-deploy export BASE --adapter '{adapter}'.", "predict", adapter, "w0")
+    fails(3, f"rmlora-deploy export '{base}' --adapter ADAPTER.", "predict", base, "w0")
 
 
 def test_base_and_adapter_swapped(sources: tuple[Path, Path], tmp_path: Path) -> None:
