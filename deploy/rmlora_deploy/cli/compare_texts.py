@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from rmlora.errors import ConfigError, InputError
 from rmlora.training.answer_metrics import ANSWER_METRICS, AnswerMetric, check_metric
@@ -30,6 +31,9 @@ __all__ = ["command"]
 
 _Choice = tuple[str, Path, str | None]
 """Name of a contestant, its bundle, and the adapter asked; None for a merged bundle and for the base."""
+
+_OF_DATA = ("metric", "rows", "show", "messages_column", "prompt_column", "completion_column")
+"""Options that mean nothing for prompts on the command line."""
 
 
 @click.command("compare")
@@ -163,4 +167,13 @@ def _questions(
         return read_questions(data, columns)[:rows]
     if not prompts:
         raise InputError("There is nothing to ask: give prompts as arguments, or a file with --data.")
+    _refuse_options_of_data()
     return [Question(with_system(prompt, system)) for prompt in prompts]
+
+
+def _refuse_options_of_data() -> None:
+    """Raise :class:`ConfigError` if an option was given that says how data is read or judged."""
+    context = click.get_current_context()
+    for name in _OF_DATA:
+        if context.get_parameter_source(name) != ParameterSource.DEFAULT:
+            raise ConfigError(f"--{name.replace('_', '-')} goes with --data, not with PROMPTS: leave it out.")

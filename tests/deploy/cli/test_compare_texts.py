@@ -101,6 +101,8 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence(made: Path, tmp_path
     fails(2, "--base is for bundles made with --mode branches", "compare", made / "merged", "abc", "--base")
     fails(3, "has no adapter 'x'", "compare", made / "both", "abc", "-a", "x")
     fails(3, "nothing to ask", "compare", made / "both")
+    fails(2, "--metric goes with --data", "compare", made / "both", "abc", "--metric", "json")
+    fails(2, "--prompt-column goes with --data", "compare", made / "both", "abc", "--prompt-column", "text")
     fails(2, "either PROMPTS or --data", "compare", made / "both", "abc", "--data", texts)
     fails(3, "holds plain texts", "compare", made / "both", "--data", texts)
     fails(2, "see its answers with  rmlora-deploy predict", "compare", word_bundle(tmp_path / "words"), "abc")
