@@ -35,8 +35,8 @@ class KeptProgram:
 class KeptExports:
     """Stands in for ``torch.onnx.export``.
 
-    The first export of a model with some arguments is the real one. Later ones get copies of its graph if the model and the
-    arguments are equal in everything that they hold: every tensor, every setting, every class and function.
+    The first export of a model with some arguments is the real one. It and later ones get copies of its graph if the model and
+    the arguments are equal in everything that they hold: every tensor, every setting, every class and function.
     """
 
     def __init__(self, export: Callable[..., Any]) -> None:
@@ -53,12 +53,12 @@ class KeptExports:
         contents = _Contents(self._held)
         contents.add((module, {name: value for name, value in options.items() if name != _SAME}))
         key = contents.digest()
-        if key in self._graphs:
-            return KeptProgram(ir.from_proto(onnx.load_from_string(self._graphs[key])))
-        program = self._export(module, **options)
-        if program is not None:
+        if key not in self._graphs:
+            program = self._export(module, **options)
+            if program is None:
+                return None
             self._graphs[key] = ir.to_proto(program.model).SerializeToString()
-        return program
+        return KeptProgram(ir.from_proto(onnx.load_from_string(self._graphs[key])))
 
 
 class _Contents:

@@ -140,7 +140,9 @@ def test_a_mix_keeps_one_way_of_asking(made: Path) -> None:
 
 def test_a_system_message_makes_a_chat(made: Path, bundle: Generator) -> None:
     words = ["generate", made / "bundle", "abc", "--adapter", "raw", "--system", "xy", "--max-new-tokens", "4"]
-    told = json.loads(run(*words, "--json").stdout)
+    done = run(*words, "--json")
+    told = json.loads(done.stdout)
+    assert "'raw' was trained to continue prompts as they are; --system makes a chat" in " ".join(done.stderr.split())
     chat = [{"role": "system", "content": "xy"}, {"role": "user", "content": "abc"}]
     (answer,) = bundle.generate([chat], "raw", max_new_tokens=4)
     assert told["prompt_format"] == "chat" and told["prompt_tokens"] == answer.prompt_tokens > 6
