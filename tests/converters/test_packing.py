@@ -19,6 +19,7 @@ from rmlora_converters.graph.passes.insert_branches import insert_branches
 from rmlora_converters.graph.passes.pack_factors import pack_factors, packed_arrays
 from rmlora_converters.graph.passes.pack_products import pack_products
 from rmlora_deploy.runtime.providers import create_session
+from tests.helpers.block_graphs import float_graph, in_blocks
 
 Floats = npt.NDArray[np.float32]
 
@@ -26,34 +27,6 @@ FLOAT = np.dtype(np.float32)
 FAN_IN = 64
 WIDTHS = {"q": 32, "k": 16, "v": 16}
 PATHS = {name: f"model.layers.0.self_attn.{name}_proj" for name in WIDTHS}
-
-
-def float_graph(weights: dict[str, Floats]) -> ir.Model:
-    """Return a graph with one product of ``x [batch, n, in]`` for each of ``weights [in, out]``, and one output for each."""
-    x = ir.Value(name="x", shape=ir.Shape(["batch", "n", FAN_IN]), type=ir.TensorType(ir.DataType.FLOAT))
-    nodes, outputs, values = [], [], []
-    for name, weight in weights.items():
-        value = ir.Value(name=f"{name}.weight", const_value=ir.tensor(weight, name=f"{name}.weight"))
-        product = ir.node("MatMul", [x, value], name=f"/{name}")
-        output = ir.node("Relu", product.outputs, name=f"/{name}/relu")
-        for value_, title in ((product.outputs[0], f"{name}_product"), (output.outputs[0], f"{name}_y")):
-            value_.name, value_.type = title, ir.TensorType(ir.DataType.FLOAT)
-            value_.shape = ir.Shape(["batch", "n", weight.shape[1]])
-        nodes += [product, output]
-        outputs.append(output.outputs[0])
-        values.append(value)
-    graph = ir.Graph([x], outputs, nodes=nodes, initializers=values, opset_imports={"": 21}, name="g")
-    return ir.Model(graph, ir_version=10)
-
-
-def in_blocks(model: ir.Model, bits: int, *, symmetric: bool) -> ir.Model:
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-
-    quantizer = MatMulNBitsQuantizer(
-        ir.serde.serialize_model(model), bits=bits, block_size=32, is_symmetric=symmetric, accuracy_level=4
-    )
-    quantizer.process()
-    return ir.serde.deserialize_model(quantizer.model.model)
 
 
 def answers(model: ir.Model, path: Path, feeds: dict[str, npt.NDArray[np.generic]]) -> list[Floats]:

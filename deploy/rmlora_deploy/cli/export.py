@@ -78,7 +78,8 @@ __all__ = ["command"]
     metavar="FILE",
     help="With --precision int8 and --mode merged: inputs like those to come, with or without labels, on which the ranges of "
     "activations are measured.  [default: those of --data; without either, every batch has its own range, which is "
-    "less exact]",
+    "less exact]  Of a language model, with --precision int4: chats, prompts with answers, or texts that its weights are rounded "
+    "by (GPTQ).",
 )
 @click.option(
     "--int8-bits",

@@ -50,7 +50,8 @@ class ExportSettings:
     max_new_tokens: int | None = None
     """Most tokens of such an answer; None takes 128."""
     calibration: str | None = None
-    """Inputs that int8 is calibrated on, labeled or not; None takes those of ``data``. Merged int8 only."""
+    """Inputs that merged int8 is calibrated on, labeled or not, None takes those of ``data``; or the texts that a language model's
+    merged int4 is rounded by, None rounds every weight by itself."""
     int8_bits: WeightBits | None = None
     """Bits of int8's weights; None takes 8. 7 suits x86 processors without VNNI, on which 8 bits are slower."""
     verify: bool = True

@@ -44,6 +44,7 @@ def export_bundle(settings: ExportSettings, *, on_progress: Callable[[str], None
             "--data NAME=FILE with the name of one of them."
         )
     _check_int8(settings)
+    _check_calibration(settings)
     try:
         return _exporter(settings)(settings, on_progress=report_progress)
     except ParityError as error:
@@ -90,11 +91,17 @@ def _check_int8(settings: ExportSettings) -> None:
         raise ConfigError(f"--int8-bits goes with --precision int8, not {settings.precision}.")
     if settings.int8_bits not in (None, 7, 8):
         raise ConfigError(f"--int8-bits is 7 or 8, not {settings.int8_bits}.")
-    if settings.calibration is not None and settings.precision != "int8":
+
+
+def _check_calibration(settings: ExportSettings) -> None:
+    """Raise :class:`ConfigError` if calibration data is given where nothing is calibrated; language models have rules of their own."""
+    if settings.calibration is None or _generates_text(settings):
+        return
+    if settings.precision != "int8":
         raise ConfigError(
             f"--calibration goes with --precision int8, not {settings.precision}: nothing else is calibrated."
         )
-    if settings.calibration is not None and settings.mode != "merged":
+    if settings.mode != "merged":
         raise ConfigError(
             "--calibration goes with --mode merged: adapters in branches change what the base computes with, so its "
             "activations are rounded to the range of every batch."

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from rmlora_converters.second_order_rounding import round_to_grids
+
 __all__ = ["BlockQuantized", "find_in_blocks"]
 
 AnyArray = npt.NDArray[Any]
@@ -97,6 +99,29 @@ class BlockQuantized:
         if self._has_zero_points:
             self._replace(3, zeros.reshape(self._input(3).shape))
 
+    def round_again(self, outputs: slice, weight: npt.NDArray[np.float32], moments: npt.NDArray[np.float32]) -> None:
+        """Round part of a weight again, in place, to the grids that its blocks have (:mod:`rmlora_converters.second_order_rounding`).
+
+        Args:
+            outputs: which of the outputs.
+            weight: what they are in float32, ``[outputs, inputs]``.
+            moments: sum of ``x xᵀ`` over the inputs of the product, ``[inputs, inputs]``.
+        """
+        count, fan_in = self.shape
+        size = self.node.attributes.get_int("block_size", 32)
+        blocks = -(-fan_in // size)
+        scales, zeros = (
+            np.repeat(grid.astype(np.float32).reshape(count, blocks)[outputs], size, axis=1)[:, :fan_in]
+            for grid in (self._input(2), self._zero_points(count, blocks))
+        )
+        stored = self._input(1).copy()
+        part = stored.reshape(count, blocks, -1)[outputs]
+        numbers = _unpacked(part, self.bits)
+        flat = numbers.reshape(len(numbers), -1)
+        flat[:, :fan_in] = round_to_grids(weight, scales, zeros, moments, highest=(1 << self.bits) - 1)
+        stored.reshape(count, blocks, -1)[outputs] = _packed(flat.reshape(numbers.shape), self.bits)
+        self._replace(1, stored)
+
     @property
     def _has_zero_points(self) -> bool:
         return len(self.node.inputs) > 3 and self.node.inputs[3] is not None
@@ -167,6 +192,11 @@ def _unpacked(stored: AnyArray, bits: int) -> AnyArray:
     if bits == 8:
         return stored
     return np.stack([stored & 0xF, stored >> 4], axis=-1).reshape(*stored.shape[:-1], -1)
+
+
+def _packed(numbers: AnyArray, bits: int) -> AnyArray:
+    """Return the bytes that hold ``numbers``, the other way round than :func:`_unpacked`."""
+    return numbers if bits == 8 else numbers[..., ::2] | (numbers[..., 1::2] << 4)
 
 
 def _rounded(blocks: npt.NDArray[np.float32], *, symmetric: bool) -> tuple[AnyArray, AnyArray, AnyArray]:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 
 from rmlora.adapter import Adapter
 from rmlora.adapter_task import drop_unused_modules
@@ -39,6 +40,7 @@ from rmlora_deploy.bundles.manifest import AdapterSource, DecoderEntry, Manifest
 from rmlora_deploy.bundles.reference import load_reference, save_reference
 from rmlora_deploy.bundles.text_codec import TextCodec
 from rmlora_deploy.exporter.branch_bundle import check_written, read_adapter
+from rmlora_deploy.exporter.decoder.calibrated_blocks import read_texts, round_by_texts
 from rmlora_deploy.exporter.decoder.decoder_routes import DecoderRoute, choose_route
 from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.exporter.plan import ExportPlan, common_task, complete_bundle
@@ -72,6 +74,8 @@ class _DecoderPlan(ExportPlan):
     """How its graph is made."""
     measure: AnswerMeasure | None
     """How answers are judged while the bundle is verified."""
+    texts: Sequence[Sequence[int]]
+    """Tokens of the texts that int4 is rounded by; none if it rounds every weight by itself."""
 
 
 def export_decoder(settings: ExportSettings, *, on_progress: Callable[[str], None]) -> Bundle:
@@ -111,7 +115,6 @@ def _refuse_other_options(settings: ExportSettings) -> None:
         "--output-name": settings.output_name is not None,
         "--exporter": settings.exporter != "torch",
         "--opset": settings.opset is not None,
-        "--calibration": settings.calibration is not None,
         "--int8-bits": settings.int8_bits is not None,
         "--pooling": settings.pooling is not None,
         "--normalize": settings.normalize is not None,
@@ -120,6 +123,10 @@ def _refuse_other_options(settings: ExportSettings) -> None:
     if flag := next((name for name, there in given.items() if there), None):
         raise ConfigError(
             f"{flag} does not go with adapters for text-generation, which it changes nothing of: leave it out."
+        )
+    if settings.calibration is not None and (settings.precision, settings.mode) != ("int4", "merged"):
+        raise ConfigError(
+            "--calibration of a language model goes with --precision int4 and --mode merged: nothing else is rounded by texts."
         )
     if settings.mode == "merged" and len(settings.adapters) != 1:
         raise ConfigError(
@@ -144,9 +151,13 @@ def _plan(settings: ExportSettings, on_progress: Callable[[str], None]) -> _Deco
     else:
         for adapter in adapters.values():
             check_base(adapter, checkpoint, allow_mismatch=settings.allow_base_mismatch)
+    texts: list[list[int]] = []
+    if settings.calibration is not None:
+        raw = next(iter(adapters.values())).prompt_format == "raw"
+        texts = read_texts(codec, settings.calibration, settings.columns, raw=raw)
     return _DecoderPlan(
         settings, checkpoint, adapters, task, None, None, None, {}, on_progress,
-        codec=codec, route=route, measure=_measure(settings, task),
+        codec=codec, route=route, measure=_measure(settings, task), texts=texts,
     )  # fmt: skip
 
 
@@ -190,6 +201,8 @@ def _build_merged(plan: _DecoderPlan, directory: Path) -> list[str]:
             merge_checkpoint(plan.base, adapter, merged, allow_base_mismatch=plan.settings.allow_base_mismatch)
         built = _build(plan, merged, Path(temporary) / "built")
         model = load_model(built / MODEL_FILE)
+        if plan.texts:
+            _round_by_texts(plan, model, merged, DecoderLayout.read(built).context_length)
         pack_products(model)
         add_logits_start(model)
         save_model(model, directory / MODEL_FILE)
@@ -197,6 +210,18 @@ def _build_merged(plan: _DecoderPlan, directory: Path) -> list[str]:
     session = DecoderSession(directory / MODEL_FILE, DecoderLayout.read(directory))
     _save_reference(plan, session, directory)
     return list(adapter.modules)
+
+
+def _round_by_texts(plan: _DecoderPlan, model: ir.Model, merged: Path, context_length: int) -> None:
+    """Round the 4-bit weights of ``model`` by the texts of the plan, in place."""
+    round_by_texts(
+        model,
+        merged,
+        [text[:context_length] for text in plan.texts],
+        task=plan.task,
+        trust_remote_code=plan.settings.trust_remote_code,
+        on_progress=plan.on_progress,
+    )
 
 
 def _build_branches(plan: _DecoderPlan, directory: Path) -> list[str]:
@@ -269,12 +294,21 @@ def _manifest(plan: _DecoderPlan, directory: Path, modules: Sequence[str]) -> Ma
         optimization=Optimization(level="as built" if plan.route.exporter == "genai" else "norms fused"),
         decoder=DecoderEntry(
             built_for=plan.route.provider,
-            recipe=plan.route.recipe,
+            recipe=_recipe(plan),
             context_length=DecoderLayout.read(directory).context_length,
             chat=plan.codec.chat is not None,
         ),
         adapters={},
     )
+
+
+def _recipe(plan: _DecoderPlan) -> str | None:
+    """Return how weights are rounded, if there are several ways."""
+    recipe = plan.route.recipe
+    if recipe is None or plan.settings.calibration is None:
+        return recipe
+    tokens = sum(map(len, plan.texts))
+    return f"{recipe}, rounded by {tokens:,} tokens of {Path(plan.settings.calibration).name} (GPTQ)"
 
 
 def _write_adapters(plan: _DecoderPlan, bundle: Bundle) -> None:
