@@ -47,6 +47,7 @@ def test_products_of_one_input_are_computed_at_once_and_give_the_same_bits(
     want = answers(model, tmp_path / "apart.onnx", x)
     assert pack_products(model) == 3
     assert [node.op_type for node in model.graph].count("MatMulNBits") == 1
+    assert all(value.uses() for value in model.graph.initializers.values())  # the weights are not stored twice
     for got, expected in zip(answers(model, tmp_path / "packed.onnx", x), want, strict=True):
         np.testing.assert_array_equal(got, expected)
     assert pack_products(model) == 0
