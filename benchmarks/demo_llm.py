@@ -31,8 +31,11 @@ OTHER_FORMS = {
     "home-fp32": ("branches", "fp32"),
     "home-merged-int8": ("merged", "int8"),
     "home-merged-int4": ("merged", "int4"),
+    "home-merged-int4-rounded": ("merged", "int4"),
 }
 """Bundles that ``--all-forms`` adds, for the table of docs/decoders.md."""
+ROUNDED = "home-merged-int4-rounded"
+"""Bundle whose weights are rounded by the training data."""
 SYSTEM = "Answer with the command as JSON."
 """The system message of every chat in the data."""
 
@@ -41,7 +44,7 @@ def main() -> None:
     """Run the steps; the first failure ends the demo with its exit code."""
     parser = demo_parser(__doc__, "demo-llm")
     parser.add_argument(
-        "--all-forms", action="store_true", help="export the other forms in docs/decoders.md too (15 minutes more)"
+        "--all-forms", action="store_true", help="export the other forms in docs/decoders.md too (20 minutes more)"
     )
     options = parser.parse_args()
     bundles = {**BUNDLES, **(OTHER_FORMS if options.all_forms else {})}
@@ -61,9 +64,10 @@ def main() -> None:
     run("inspect", work / "intents", "--plot", work / "spectrum.png")
     title("3  Export: verified against PyTorch, and by its answers to sentences that were held out")
     for name, (mode, precision) in bundles.items():
+        rounding = ["--calibration", data / "train.jsonl"] if name == ROUNDED else []
         run(
             "export", base, "--mode", mode, "--adapter", f"intents={work / 'intents'}", "--output", work / name, "--precision",
-            precision, "--data", f"intents={test}", *ANSWER,
+            precision, *rounding, "--data", f"intents={test}", *ANSWER,
         )  # fmt: skip
     title("4  Ask the base, then the adapter, in one bundle")
     for adapter in ([], ["--adapter", "intents"]):

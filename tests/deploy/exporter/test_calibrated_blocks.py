@@ -72,7 +72,8 @@ def test_every_product_in_4_bits_comes_out_closer(kind: str, tmp_path: Path) -> 
         return found
 
     before = errors()
-    assert round_by_texts(model, base, texts, task=TASK, on_progress=lambda line: None) == len(before) > 0
+    rounded, weights = round_by_texts(model, base, texts, task=TASK, on_progress=lambda line: None)
+    assert rounded == weights > 0
     after = errors()
     assert all(after[path] < before[path] for path in before)
 
@@ -86,9 +87,8 @@ def test_a_bundle_says_what_it_was_rounded_by_and_answers(tmp_path: Path) -> Non
     assert done.code == 0, done.stderr
     decoder = Bundle.open(tmp_path / "rounded").manifest.decoder
     assert decoder is not None and decoder.recipe is not None
-    assert decoder.recipe.startswith("k_quant_mixed, rounded by ") and decoder.recipe.endswith(
-        " tokens of home.jsonl (GPTQ)"
-    )
+    assert " weights in 4 bits rounded by " in decoder.recipe
+    assert decoder.recipe.startswith("k_quant_mixed, ") and decoder.recipe.endswith(" tokens of home.jsonl (GPTQ)")
     export(base, adapter, tmp_path / "plain", precision="int4")
     weights = [dict(ir.load(tmp_path / name / "model.onnx").graph.initializers) for name in ("rounded", "plain")]
     different = [

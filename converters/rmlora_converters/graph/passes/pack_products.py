@@ -74,7 +74,9 @@ def _join(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
     together.shape = None if y.shape is None else ir.Shape([*list(y.shape)[:-1], sum(sizes)])
     parts = tape.split(together, sizes)
     graph.insert_before(first, tape.nodes)
-    replaced = [value for node in nodes for value in node.inputs[1:] if value is not None]  # a removed node has no inputs
+    replaced = [
+        value for node in nodes for value in node.inputs[1:] if value is not None
+    ]  # a removed node has no inputs
     for node, part in zip(nodes, parts, strict=True):
         old = node.outputs[0]
         name, part.type, part.shape = str(old.name), old.type, old.shape

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from rmlora.errors import InputError
+from rmlora.errors import ConfigError, InputError
 from rmlora.tasks import Task
 from rmlora.torch_models import load_task_model
 from rmlora.training.data import Columns
@@ -80,8 +80,10 @@ def round_by_texts(
     task: Task,
     trust_remote_code: bool = False,
     on_progress: Callable[[str], None],
-) -> int:
-    """Round the 4-bit weights of ``model`` again, in place; return the number of modules whose weights were.
+) -> tuple[int, int]:
+    """Round the 4-bit weights of ``model`` again, in place; return how many were, and how many there are.
+
+    Those of experts, for one, are not weights of linear modules, and stay as they are.
 
     Args:
         model: int4 graph.
@@ -90,11 +92,20 @@ def round_by_texts(
         task: that the checkpoint is loaded for.
         trust_remote_code: run code that comes with the model.
         on_progress: called with a line before every part of the work.
+
+    Raises:
+        ConfigError: no weight can be.
     """
     import torch
 
+    weights = {name for name, value in model.graph.initializers.items() if _in_4_bits(value) is not None}
+
     torch_model = load_task_model(checkpoint, task, (), trust_remote_code=trust_remote_code).model.eval()
     products = list(_products(torch_model, model))
+    if not products:
+        raise ConfigError(
+            "No linear module of this model has a weight in 4 bits in the graph: leave --calibration out."
+        )
     groups = list(_groups(products))
     for number, group in enumerate(groups, 1):
         part = f", part {number} of {len(groups)}" if len(groups) > 1 else ""
@@ -105,7 +116,7 @@ def round_by_texts(
             with torch.inference_mode():
                 weight = product.weight.float().numpy()
             product.stored.round_again(outputs, np.ascontiguousarray(weight), moments[product.module])
-    return len(products)
+    return len({product.stored.name for product in products}), len(weights)
 
 
 def _products(torch_model: nn.Module, model: ir.Model) -> Iterator[_Product]:
@@ -119,9 +130,14 @@ def _products(torch_model: nn.Module, model: ir.Model) -> Iterator[_Product]:
         weight = module.weight.detach()
         weight = weight.T if isinstance(module, Conv1D) else weight
         for name, start in find_in_blocks(f"{path}.weight", weight.float().numpy(), model.graph.initializers):
-            stored = BlockQuantized.of(model.graph.initializers[name])
-            if stored is not None and stored.bits == _BITS:
+            stored = _in_4_bits(model.graph.initializers[name])
+            if stored is not None:
                 yield _Product(module, weight, stored, start)
+
+
+def _in_4_bits(value: ir.Value) -> BlockQuantized | None:
+    stored = BlockQuantized.of(value)
+    return stored if stored is not None and stored.bits == _BITS else None
 
 
 def _groups(products: Sequence[_Product]) -> Iterator[list[_Product]]:

@@ -89,8 +89,8 @@ def export_decoder(settings: ExportSettings, *, on_progress: Callable[[str], Non
     plan = _plan(settings, on_progress)
     branches = settings.mode == "branches"
     with atomic_directory(settings.output, overwrite=settings.overwrite) as directory:
-        modules = (_build_branches if branches else _build_merged)(plan, directory)
-        bundle = Bundle(directory, _manifest(plan, directory, modules), settings.trust_remote_code)
+        modules, recipe = (_build_branches if branches else _build_merged)(plan, directory)
+        bundle = Bundle(directory, _manifest(plan, directory, modules, recipe), settings.trust_remote_code)
         if branches:
             _write_adapters(plan, bundle)
         else:
@@ -190,9 +190,10 @@ def _switchable(name: str, path: Path, checkpoint: Checkpoint, settings: ExportS
     return adapter
 
 
-def _build_merged(plan: _DecoderPlan, directory: Path) -> list[str]:
-    """Merge the adapter into a copy of the checkpoint, write its graph, and return the adapted modules."""
+def _build_merged(plan: _DecoderPlan, directory: Path) -> tuple[list[str], str | None]:
+    """Merge the adapter into a copy of the checkpoint, write its graph, and return the adapted modules and how weights were rounded."""
     ((_, adapter),) = plan.adapters.items()
+    recipe = plan.route.recipe
     with tempfile.TemporaryDirectory(dir=directory) as temporary:
         merged = Path(temporary) / "merged"
         plan.on_progress("merging the adapter into the checkpoint")
@@ -202,19 +203,20 @@ def _build_merged(plan: _DecoderPlan, directory: Path) -> list[str]:
         built = _build(plan, merged, Path(temporary) / "built")
         model = load_model(built / MODEL_FILE)
         if plan.texts:
-            _round_by_texts(plan, model, merged, DecoderLayout.read(built).context_length)
+            done = _round_by_texts(plan, model, merged, DecoderLayout.read(built).context_length)
+            recipe = f"{recipe}, {done}"
         pack_products(model)
         add_logits_start(model)
         save_model(model, directory / MODEL_FILE)
         _copy_side_files(built, directory, Checkpoint(merged))
     session = DecoderSession(directory / MODEL_FILE, DecoderLayout.read(directory))
     _save_reference(plan, session, directory)
-    return list(adapter.modules)
+    return list(adapter.modules), recipe
 
 
-def _round_by_texts(plan: _DecoderPlan, model: ir.Model, merged: Path, context_length: int) -> None:
-    """Round the 4-bit weights of ``model`` by the texts of the plan, in place."""
-    round_by_texts(
+def _round_by_texts(plan: _DecoderPlan, model: ir.Model, merged: Path, context_length: int) -> str:
+    """Round the 4-bit weights of ``model`` by the texts of the plan, in place; return what was done."""
+    rounded, weights = round_by_texts(
         model,
         merged,
         [text[:context_length] for text in plan.texts],
@@ -222,10 +224,12 @@ def _round_by_texts(plan: _DecoderPlan, model: ir.Model, merged: Path, context_l
         trust_remote_code=plan.settings.trust_remote_code,
         on_progress=plan.on_progress,
     )
+    tokens, source = sum(map(len, plan.texts)), Path(str(plan.settings.calibration)).name
+    return f"{rounded} of {weights} weights in 4 bits rounded by {tokens:,} tokens of {source} (GPTQ)"
 
 
-def _build_branches(plan: _DecoderPlan, directory: Path) -> list[str]:
-    """Write the graph of the base with branches, and what it computes without; return the modules that have one."""
+def _build_branches(plan: _DecoderPlan, directory: Path) -> tuple[list[str], str | None]:
+    """Write the graph of the base with branches, and what it computes without; return as :func:`_build_merged`."""
     with tempfile.TemporaryDirectory(dir=directory) as temporary:
         built = _build(plan, plan.base, Path(temporary) / "built")
         _copy_side_files(built, directory, plan.checkpoint)
@@ -244,7 +248,7 @@ def _build_branches(plan: _DecoderPlan, directory: Path) -> list[str]:
         save_model(model, directory / MODEL_FILE)
         check_written(directory / MODEL_FILE, lora_inputs)
         _save_reference(plan, DecoderSession(built / MODEL_FILE, DecoderLayout.read(built)), directory)
-    return sorted(branch.module for branch in lora_inputs.modules)
+    return sorted(branch.module for branch in lora_inputs.modules), plan.route.recipe
 
 
 def _build(plan: _DecoderPlan, checkpoint: Path, output: Path) -> Path:
@@ -285,7 +289,7 @@ def _prompts(plan: _DecoderPlan, layout: DecoderLayout) -> list[list[int]]:
     return samples.prompts[:_STORED_PROMPTS]
 
 
-def _manifest(plan: _DecoderPlan, directory: Path, modules: Sequence[str]) -> Manifest:
+def _manifest(plan: _DecoderPlan, directory: Path, modules: Sequence[str], recipe: str | None) -> Manifest:
     settings = plan.settings
     return Manifest(
         **plan.manifest_fields(directory, modules, [], None),
@@ -294,21 +298,12 @@ def _manifest(plan: _DecoderPlan, directory: Path, modules: Sequence[str]) -> Ma
         optimization=Optimization(level="as built" if plan.route.exporter == "genai" else "norms fused"),
         decoder=DecoderEntry(
             built_for=plan.route.provider,
-            recipe=_recipe(plan),
+            recipe=recipe,
             context_length=DecoderLayout.read(directory).context_length,
             chat=plan.codec.chat is not None,
         ),
         adapters={},
     )
-
-
-def _recipe(plan: _DecoderPlan) -> str | None:
-    """Return how weights are rounded, if there are several ways."""
-    recipe = plan.route.recipe
-    if recipe is None or plan.settings.calibration is None:
-        return recipe
-    tokens = sum(map(len, plan.texts))
-    return f"{recipe}, rounded by {tokens:,} tokens of {Path(plan.settings.calibration).name} (GPTQ)"
 
 
 def _write_adapters(plan: _DecoderPlan, bundle: Bundle) -> None:
