@@ -110,13 +110,20 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
     with _os_errors(target):
         if os.path.ismount(target):
             raise OutputError(f"{target} is a mount point, which cannot be replaced: choose a directory inside it.")
-        if target.is_dir():
-            if not overwrite and any(target.iterdir()):
-                raise OutputError(
-                    f"{target} already exists and is not empty: choose another --output or pass --overwrite."
-                )
-        elif target.exists():
+        try:
+            mode = target.stat().st_mode  # once, because another process may replace the directory at any moment
+        except OSError as error:
+            if error.errno in (
+                errno.ENOENT,
+                errno.ENOTDIR,
+                errno.ELOOP,
+            ):  # of the last, who follows the links says what is wrong
+                return
+            raise
+        if not stat.S_ISDIR(mode):
             raise OutputError(f"{target} exists and is a file, but the output is a directory: choose another --output.")
+        if not overwrite and any(target.iterdir()):
+            raise OutputError(f"{target} already exists and is not empty: choose another --output or pass --overwrite.")
 
 
 def check_writable(target: Path) -> None:

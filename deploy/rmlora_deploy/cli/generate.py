@@ -83,6 +83,9 @@ def command(
         notes.print(
             colored("Note:", "yellow", f" the base answers; --adapter names one of {some_of(opened.adapters)}.")
         )
+    began = time.perf_counter()
+    asked = with_system(text, system)
+    pieces = generator.stream(asked, adapter, max_new_tokens=max_new_tokens, raw=raw, sampling=sampling)
     as_it_is = generator.takes_raw(AdapterRef(adapter) if adapter is not None else None) if raw is None else raw
     if as_it_is and system is not None and generator.codec.chat is not None:
         who = f"'{adapter}'" if adapter is not None else "this model"
@@ -93,9 +96,6 @@ def command(
                 f" {who} was trained to continue prompts as they are; --system makes a chat of this one.",
             )
         )
-    began = time.perf_counter()
-    asked = with_system(text, system)
-    pieces = generator.stream(asked, adapter, max_new_tokens=max_new_tokens, raw=raw, sampling=sampling)
     prompt_tokens = generator.codec.encode(asked, raw=as_it_is)
     answer = _collect(generator, pieces, None if as_json else console, began, len(prompt_tokens))
     if as_json:
