@@ -99,7 +99,6 @@ def round_by_texts(
     import torch
 
     weights = {name for name, value in model.graph.initializers.items() if _in_4_bits(value) is not None}
-
     torch_model = load_task_model(checkpoint, task, (), trust_remote_code=trust_remote_code).model.eval()
     products = list(_products(torch_model, model))
     if not products:
