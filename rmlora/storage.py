@@ -113,11 +113,7 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
         try:
             mode = target.stat().st_mode  # once, because another process may replace the directory at any moment
         except OSError as error:
-            if error.errno in (
-                errno.ENOENT,
-                errno.ENOTDIR,
-                errno.ELOOP,
-            ):  # of the last, who follows the links says what is wrong
+            if error.errno in _ABSENT:
                 return
             raise
         if not stat.S_ISDIR(mode):
@@ -278,6 +274,8 @@ def _os_errors(target: Path) -> Iterator[None]:
         raise
 
 
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""Nothing is there, or a circle of links, which whoever follows them refuses."""
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 _REFUSED = (*_READ_ONLY, errno.ENOTDIR, errno.ENAMETOOLONG)
 

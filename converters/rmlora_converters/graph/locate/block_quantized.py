@@ -67,9 +67,7 @@ class BlockQuantized:
             outputs: which of the outputs.
             inputs: how many of the inputs, rounded up to whole blocks; None for all.
         """
-        size = self.node.attributes.get_int("block_size", 32)
-        count, fan_in = self.shape
-        blocks = -(-fan_in // size)
+        count, fan_in, size, blocks = self._layout
         wanted = blocks if inputs is None else min(blocks, -(-inputs // size))
         stored = self._input(1).reshape(count, blocks, -1)[outputs, :wanted]
         scales = self._input(2).reshape(count, blocks)[outputs, :wanted].astype(np.float32)
@@ -83,9 +81,7 @@ class BlockQuantized:
 
         The scheme stays what it is: with zero points a block covers its smallest and largest number, without it is symmetric.
         """
-        count, fan_in = self.shape
-        size = self.node.attributes.get_int("block_size", 32)
-        blocks = -(-fan_in // size)
+        count, fan_in, size, blocks = self._layout
         weight = np.zeros((len(update), blocks * size), np.float32)
         weight[:, :fan_in] = self.restored(outputs) + update
         scales, zeros = self._input(2).reshape(count, blocks).copy(), self._zero_points(count, blocks).copy()
@@ -107,9 +103,7 @@ class BlockQuantized:
             weight: what they are in float32, ``[outputs, inputs]``.
             moments: sum of ``x xᵀ`` over the inputs of the product, ``[inputs, inputs]``.
         """
-        count, fan_in = self.shape
-        size = self.node.attributes.get_int("block_size", 32)
-        blocks = -(-fan_in // size)
+        count, fan_in, size, blocks = self._layout
         scales, zeros = (
             np.repeat(grid.astype(np.float32).reshape(count, blocks)[outputs], size, axis=1)[:, :fan_in]
             for grid in (self._input(2), self._zero_points(count, blocks))
@@ -121,6 +115,13 @@ class BlockQuantized:
         flat[:, :fan_in] = round_to_grids(weight, scales, zeros, moments, highest=(1 << self.bits) - 1)
         stored.reshape(count, blocks, -1)[outputs] = _packed(flat.reshape(numbers.shape), self.bits)
         self._replace(1, stored)
+
+    @property
+    def _layout(self) -> tuple[int, int, int, int]:
+        """Outputs, inputs, inputs of a block, and blocks of an output."""
+        count, fan_in = self.shape
+        size = self.node.attributes.get_int("block_size", 32)
+        return count, fan_in, size, -(-fan_in // size)
 
     @property
     def _has_zero_points(self) -> bool:
@@ -148,10 +149,9 @@ class BlockQuantized:
 
     def starts_of(self, expected: AnyArray) -> Iterator[int]:
         """Yield every output at which ``expected [out, in]`` begins."""
-        count, fan_in = self.shape
+        count, fan_in, size, _ = self._layout
         if expected.shape[1] != fan_in or expected.shape[0] > count:
             return
-        size = self.node.attributes.get_int("block_size", 32)
         first = self.restored(slice(0, count - expected.shape[0] + 1), size)
         probe = expected[0, : first.shape[1]].astype(np.float32)
         errors = np.linalg.norm(first - probe, axis=1) / max(float(np.linalg.norm(probe)), _NEAR_ZERO)
