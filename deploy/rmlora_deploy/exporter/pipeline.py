@@ -99,7 +99,7 @@ def _check_calibration(settings: ExportSettings) -> None:
         return
     if settings.precision != "int8":
         raise ConfigError(
-            f"--calibration goes with --precision int8, not {settings.precision}: nothing else is calibrated."
+            f"--calibration goes with --precision int8, not {settings.precision}: of such models nothing else is calibrated."
         )
     if settings.mode != "merged":
         raise ConfigError(
