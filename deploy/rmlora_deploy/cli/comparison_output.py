@@ -27,7 +27,7 @@ def show_comparison(console: Console, comparison: TextComparison, row: int) -> N
     if question.reference is not None:
         console.print(colored("right   ", "dim", question.reference))
     table = Table("", *answers, show_lines=True)
-    table.add_row("text", first.text, *(_marked(first.text, answer.text) for answer in others))
+    table.add_row("text", _visible(first.text), *(_marked(first.text, answer.text) for answer in others))
     table.add_row("differs", "", *(_difference(first, answer) for answer in others))
     table.add_row("tokens", *(_tokens(answer) for answer in answers.values()))
     table.add_row("tokens/s", *(f"{len(answer.tokens) / answer.seconds:.0f}" for answer in answers.values()))
@@ -95,7 +95,16 @@ def _answers(answers: Mapping[str, Generated], first: str) -> dict[str, Any]:
 
 def _marked(one: str, other: str) -> Text | str:
     place = first_difference(one, other)
-    return other if place is None else colored(other[place:], "yellow", before=other[:place])
+    if place is None or not other.strip():
+        return _visible(other)
+    return colored(other[place:], "yellow", before=other[:place])
+
+
+def _visible(text: str) -> Text | str:
+    """Return a text as it is, or in words if nothing of it would be seen."""
+    if text.strip():
+        return text
+    return colored("nothing" if not text else f"only white space: {text[:_EXCERPT]!r}", "dim")
 
 
 def _difference(first: Generated, other: Generated) -> str:

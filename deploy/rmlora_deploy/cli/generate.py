@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -78,6 +80,12 @@ def command(
             f"{bundle} is for {opened.task.name} and generates no text: ask it with  rmlora-deploy predict."
         )
     text = _from_stdin() if prompt == "-" else prompt
+    if os.path.isfile(text):
+        notes.print(
+            colored(
+                "Note:", "yellow", f" this asks the name of a file; its text is asked with  … - < {shlex.quote(text)}"
+            )
+        )
     generator = Generator(Bundle.open(bundle), threads=threads)
     if adapter is None and opened.adapters:
         notes.print(

@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 from rmlora_deploy import export, load
+from rmlora_deploy.cli.comparison_output import show_comparison
+from rmlora_deploy.cli.console import make_console
 from rmlora_deploy.inference import Generator
-from rmlora_deploy.inference.text_comparison import first_difference
+from rmlora_deploy.inference.generator import Generated
+from rmlora_deploy.inference.questions import Question
+from rmlora_deploy.inference.text_comparison import TextComparison, first_difference
 from tests.helpers.chats import write_rows
 from tests.helpers.cli import fails, run, run_process
 from tests.helpers.decoders import decoder_adapter, decoder_base
@@ -86,6 +90,15 @@ def test_the_terminal_shows_texts_next_to_each_other(made: Path) -> None:
         assert word in done.stdout, word
     one = run("compare", made / "both", "abc", *SHORT)
     assert "same text as" not in one.stdout
+
+
+def test_a_text_of_which_nothing_would_be_seen_is_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = {"a": "", "b": "\n\n", "c": "on"}
+    answers = {name: [Generated(text, (1,), "length", 1, 1.0, 0.5)] for name, text in texts.items()}
+    comparison = TextComparison([Question("abc")], answers, {})
+    show_comparison(make_console(), comparison, 0)
+    shown = capsys.readouterr().out
+    assert "nothing" in shown and r"only white space: '\n\n'" in shown and "on" in shown
 
 
 def test_where_texts_part() -> None:

@@ -179,6 +179,13 @@ def test_the_command_streams_and_prints_json(made: Path) -> None:
     assert "the base answers; --adapter names one of a, b" in note.stderr
 
 
+def test_the_name_of_a_file_is_asked_with_a_note(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "my question").write_text("abc")
+    done = run("generate", made / "merged", tmp_path / "my question", "--max-new-tokens", "2")
+    assert done.code == 0 and f"- < '{tmp_path}/my question'" in " ".join(done.stderr.split())
+    assert "the name of a file" not in run("generate", made / "merged", "abc " * 50, "--max-new-tokens", "2").stderr
+
+
 def test_the_command_refuses_in_one_sentence(made: Path, tmp_path: Path) -> None:
     fails(3, "has no adapter 'x'", "generate", made / "both", "abc", "-a", "x")
     fails(2, "has its adapter merged", "generate", made / "merged", "abc", "-a", "a")
