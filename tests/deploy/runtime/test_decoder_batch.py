@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,8 @@ from rmlora.errors import ConfigError, InputError
 from rmlora_deploy import export
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.runtime import AdapterRef
+from rmlora_deploy.runtime.decoder import decoder_batch
+from rmlora_deploy.runtime.decoder.bound_run import BoundRun
 from rmlora_deploy.runtime.decoder.decoder_batch import DecoderBatch
 from rmlora_deploy.runtime.decoder.decoder_session import DecoderSession
 from tests.helpers.decoders import decoder_adapter, decoder_base
@@ -83,6 +87,23 @@ def test_reading_in_chunks_and_at_once_give_the_same_logits(session: DecoderSess
     batch = DecoderBatch(session, [tokens], [AdapterRef("a")], new_tokens=0)
     chunked = batch.read(0, chunk=7)[-1]
     assert np.abs(chunked - whole[-1]).max() <= 0.2 * np.abs(whole[-1]).max()  # rounded weights round activations too
+
+
+@pytest.mark.parametrize(("tokens", "runs"), [(1, [1]), (7, [7]), (8, [4, 4]), (11, [6, 5]), (12, [4, 4, 4])])
+def test_a_long_prompt_is_read_in_runs_of_equal_length(
+    session: DecoderSession, monkeypatch: pytest.MonkeyPatch, tokens: int, runs: list[int]
+) -> None:
+    monkeypatch.setattr(decoder_batch, "_CHUNK", 4)
+    read: list[int] = []
+    run = BoundRun.__call__
+
+    def counted(self: BoundRun, ids: Any, lengths: Any, start: int) -> Any:
+        read.append(ids.shape[1])
+        return run(self, ids, lengths, start)
+
+    monkeypatch.setattr(BoundRun, "__call__", counted)
+    DecoderBatch(session, [list(range(5, 5 + tokens))], [None], new_tokens=0).read(0)
+    assert read == runs
 
 
 def test_what_cannot_be_read_is_refused(session: DecoderSession) -> None:

@@ -20,8 +20,9 @@ __all__ = ["DecoderBatch"]
 AnyArray = npt.NDArray[Any]
 Logits = npt.NDArray[np.float32]
 
-_CHUNK = 1024
-"""Tokens of a prompt that are read in one run."""
+_CHUNK = 256
+"""Tokens from which a prompt is read in several runs, of at least as many tokens each: what an operator writes then still
+lies in the processor's caches when the next one reads it, and with an adapter three of them pass over every output."""
 _CAPACITY_STEP = 64
 """Capacities are multiples of this."""
 
@@ -65,13 +66,13 @@ class DecoderBatch:
         self._step: BoundRun | None = None
         """For advancing the rows that are left; None after their number changed."""
 
-    def read(self, row: int, *, start: int = -1, chunk: int = _CHUNK) -> Logits:
+    def read(self, row: int, *, start: int = -1, chunk: int | None = None) -> Logits:
         """Read the prompt of a row and return logits ``[positions, vocabulary]``.
 
         Args:
             row: number of the row; every row is read once, before the first :meth:`advance`.
             start: first position whose logits are returned, of the last ``chunk`` tokens.
-            chunk: tokens read in one run.
+            chunk: tokens read in one run; None chooses what is fast.
 
         Raises:
             InputError: the graph cannot be run.
@@ -79,6 +80,8 @@ class DecoderBatch:
         tokens, place = self._prompts[row], slice(row, row + 1)
         run = self._run(place, self._arrays(self._refs[row]))
         logits: Logits = np.empty((0, 0), np.float32)
+        if chunk is None:  # as many runs of equal length as are worth it
+            chunk = -(-len(tokens) // max(1, len(tokens) // _CHUNK))
         for done in range(0, len(tokens), chunk):
             part = tokens[done : done + chunk]
             logits = run(part[None], np.array([done + len(part)]), start)[0]
