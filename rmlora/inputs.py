@@ -18,6 +18,7 @@ import numpy.typing as npt
 from rmlora.errors import ConfigError, InputError
 from rmlora.images import open_image
 from rmlora.library_calls import library_call
+from rmlora.padding_token import set_padding_token
 from rmlora.processors import load_image_processor, load_tokenizer, plain_image_processor
 from rmlora.readable import is_readable_file
 from rmlora.sample_data import SENTENCES, draw_image
@@ -160,8 +161,8 @@ class Inputs(ABC):
         """Return an error sentence if the inputs caused ``error``, raised by a model; None if they did not."""
 
     @abstractmethod
-    def prepare_model(self, model: Any) -> None:
-        """Set what a freshly loaded model needs to process batches."""
+    def prepare_model(self, model: Any, directory: Path, *, trust_remote_code: bool = False) -> None:
+        """Set what a model, freshly loaded from ``directory``, needs to process batches."""
 
     @abstractmethod
     def trace_tensors(
@@ -257,11 +258,9 @@ class TextInputs(Inputs):
         """Return None: no such error is known for texts."""
         return None
 
-    def prepare_model(self, model: Any) -> None:
-        """Use the end-of-text token for padding if the base defines no padding token."""
-        if model.config.pad_token_id is None:
-            end = model.config.eos_token_id
-            model.config.pad_token_id = end[0] if isinstance(end, (list, tuple)) else end
+    def prepare_model(self, model: Any, directory: Path, *, trust_remote_code: bool = False) -> None:
+        """Let the model know the token that batches are padded with."""
+        set_padding_token(model, directory, trust_remote_code=trust_remote_code)
 
     def trace_tensors(
         self, task: str, config: Any, processor: Any, *, rows: int, tokens: int
@@ -364,7 +363,7 @@ class ImageInputs(Inputs):
             return None
         return f"The base does not take images of this size ({str(error).rstrip('.')}): leave --image-size out."
 
-    def prepare_model(self, model: Any) -> None:
+    def prepare_model(self, model: Any, directory: Path, *, trust_remote_code: bool = False) -> None:
         """Do nothing: images need no padding."""
 
     def trace_tensors(

@@ -105,7 +105,7 @@ def load_task_model(
         )
     mismatched = {str(entry[0]) for entry in info.get("mismatched_keys", ())}
     new_tensors = {str(name) for name in info.get("missing_keys", ())} | mismatched
-    task.inputs.prepare_model(model)
+    task.inputs.prepare_model(model, base, trust_remote_code=trust_remote_code)
     return TaskModel(model, tuple(sorted({name.rpartition(".")[0] for name in new_tensors})))
 
 

@@ -81,7 +81,7 @@ def load(case: BranchCase, base: Path, labels: int) -> Any:
     torch.manual_seed(0)
     head = {"num_labels": labels, "ignore_mismatched_sizes": True} if TASKS[case.task].outputs.has_labels else {}
     model = (case.model_class or getattr(T, TASKS[case.task].auto_class)).from_pretrained(base, **head)
-    TASKS[case.task].inputs.prepare_model(model)
+    TASKS[case.task].inputs.prepare_model(model, base)
     return model.eval()
 
 
