@@ -48,6 +48,11 @@ class EmbeddingRows(TokenRows):
         """Number of tokens in the longest text of every row."""
         return [max(self._inputs.tokens(arrays) for arrays in row["texts"]) for row in self._rows]
 
+    @property
+    def highest_token(self) -> int:
+        """The highest number of a token in all texts."""
+        return max(int(max(arrays["input_ids"])) for row in self._rows for arrays in row["texts"])
+
     def collate(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Return the model's inputs, int64 ``[texts of a row · rows, tokens]``, and ``labels`` ``[rows]`` or ``[rows, 2]``."""
         columns = zip(*(row["texts"] for row in rows), strict=True)

@@ -47,6 +47,11 @@ class TokenRows(Dataset[Row]):
         lengths = self.lengths
         return lengths.index(max(lengths))
 
+    @property
+    def highest_token(self) -> int:
+        """The highest number of a token in all rows."""
+        return max(max(row["input_ids"], default=0) for row in self._rows)
+
 
 class LearnedRows(TokenRows):
     """Rows with a list of ``labels``: a number where something is learned, else :data:`IGNORED`."""
@@ -93,6 +98,11 @@ class AnswerRows(LearnedRows):
     def __init__(self, rows: Sequence[AnswerRow], padding: int, shift: Shift) -> None:
         super().__init__([{"input_ids": row.prompt, "labels": row.answer} for row in rows])
         self._padding, self._shift = padding, shift
+
+    @property
+    def highest_token(self) -> int:
+        """The highest number of a token in all prompts and answers."""
+        return max(super().highest_token, *(max(row["labels"], default=0) for row in self._rows))
 
     def collate(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Return int64 ``input_ids``, ``attention_mask``, ``decoder_input_ids`` and ``labels``, each ``[rows, tokens]``."""

@@ -35,6 +35,7 @@ from rmlora.training.embedding_training import EmbeddingTraining
 from rmlora.training.first_process import is_first_process
 from rmlora.training.fit import fit
 from rmlora.training.image_vector_training import ImageVectorTraining
+from rmlora.training.known_tokens import check_tokens
 from rmlora.training.language_training import LanguageTraining
 from rmlora.training.lora_layers import add_lora_layers
 from rmlora.training.question_training import QuestionTraining
@@ -198,6 +199,7 @@ def _prepare(settings: TrainSettings, console: Console) -> _Prepared:
         _show_notes(console, [note for note in data.notes if note not in known])
     model, config = add_lora_layers(loaded, task, settings.rmlora)
     examples = training.examples(data, processor)
+    check_tokens(model, examples, processor, settings.base)
     rehearse_forward(model, task, examples)
     return _Prepared(training, base, model, config, processor, examples)
 
