@@ -311,7 +311,8 @@ def small_file(directory: Path, file: str, rng: random.Random) -> None:
     elif file.endswith("state.json"):
         AdapterState.read(path)
     else:
-        claim_run(path.parent, {"base": "base", "epochs": 2.0, "rmlora": RMLoRAConfig().to_dict()}, resume=True)
+        identity = {"base": "base", "epochs": 2.0, "rmlora": RMLoRAConfig().to_dict(), "data": {}}
+        claim_run(path.parent, identity, resume=True)
 
 
 def clean(directory: Path) -> None:

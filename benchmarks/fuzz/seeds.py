@@ -296,7 +296,7 @@ def _write_others(directory: Path) -> None:
     (directory / "state.json").write_text(json.dumps({"version": 2, "loaded": [loaded], "removed": {"two": "1" * 64}}))
     (directory / "run").mkdir()
     (directory / "run" / "settings.json").write_text(
-        json.dumps({"base": "base", "epochs": 2.0, "rmlora": RMLoRAConfig().to_dict()})
+        json.dumps({"base": "base", "epochs": 2.0, "rmlora": RMLoRAConfig().to_dict(), "data": {}})
     )
 
 

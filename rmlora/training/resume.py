@@ -28,8 +28,15 @@ __all__ = [
 
 SETTINGS_FILE = "settings.json"
 _BASE_FILE, _FINISHED_FILE = "base.json", "finished.json"
+_STATE_FILE = "trainer_state.json"
 _DATA = "data"
 """Key of the data's digests in the identity of a run."""
+_RUN_KEYS = frozenset({_DATA, "rmlora"})
+"""Keys of the settings of every run: other programs also call their files ``settings.json``."""
+_OF_A_RUN = re.compile(
+    r"(settings|base|finished|parts)\.json|checkpoint-\d+|tensorboard|rehearsal|\.(settings|base|finished|parts)\.json\.partial-\w+"
+)
+"""What runs write into their directory."""
 
 
 def claim_run(run_dir: Path, identity: dict[str, Any], *, resume: bool, overwrite: bool = False) -> Path | None:
@@ -51,9 +58,14 @@ def claim_run(run_dir: Path, identity: dict[str, Any], *, resume: bool, overwrit
         before = read_json(settings, what="Settings of the interrupted run")
         if not isinstance(before, dict):
             raise ConfigError(f"{settings} holds no settings: it is damaged, start over with --no-resume.")
+        if not before.keys() >= _RUN_KEYS:
+            raise _holds_others(run_dir, SETTINGS_FILE)
         difference = _difference(before, identity)
         if difference is None:
-            return last_complete_checkpoint(run_dir)
+            checkpoint = last_complete_checkpoint(run_dir)
+            if checkpoint is not None:
+                _find_best_again(checkpoint)
+            return checkpoint
         if not run_is_finished(run_dir):
             raise ConfigError(
                 f"{run_dir} holds an interrupted run with {difference}: repeat its settings and data to continue it, or start "
@@ -67,17 +79,57 @@ def claim_run(run_dir: Path, identity: dict[str, Any], *, resume: bool, overwrit
     if not found and run_dir.is_dir() and any(run_dir.iterdir()):
         clean_abandoned(settings)  # of a run that was killed before it began
         if other := next(run_dir.iterdir(), None):
-            raise ConfigError(
-                f"{run_dir} is to hold the checkpoints of this run, but holds other files ({other.name}): choose another "
-                "--run-dir."
-            )
+            raise _holds_others(run_dir, other.name)
     if found:
+        if (name := _other_file(run_dir)) is not None:
+            raise _holds_others(run_dir, name)
         with atomic_directory(run_dir, overwrite=True) as directory:
             write_json(directory / SETTINGS_FILE, identity)
     else:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_json(settings, identity)
     return None
+
+
+def _holds_others(run_dir: Path, name: str) -> ConfigError:
+    return ConfigError(
+        f"{run_dir} is to hold the checkpoints of this run, but holds other files ({name}): choose another --run-dir."
+    )
+
+
+def _other_file(run_dir: Path) -> str | None:
+    """Return the name of something in ``run_dir`` that no run wrote; None if there is nothing."""
+    names = sorted(path.name for path in run_dir.iterdir())
+    other = next((name for name in names if not _OF_A_RUN.fullmatch(name)), None)
+    if other is not None:
+        return other
+    try:
+        found = read_json(run_dir / SETTINGS_FILE, what="Settings of the run")
+    except InputError:  # damaged
+        return SETTINGS_FILE if names == [SETTINGS_FILE] else None
+    return None if isinstance(found, dict) and found.keys() >= _RUN_KEYS else SETTINGS_FILE
+
+
+def _find_best_again(checkpoint: Path) -> None:
+    """Let the state in ``checkpoint`` say where the best checkpoint is now: the run's directory may have been moved.
+
+    The trainer would otherwise end with the weights of the last step, or with untrained ones.
+
+    Raises:
+        ConfigError: the best checkpoint is missing.
+    """
+    file = checkpoint / _STATE_FILE
+    state = read_json(file, what="State of the interrupted run", finite=False)
+    recorded, step = state.get("best_model_checkpoint"), state.get("best_global_step")
+    if recorded is None or step is None:
+        return
+    best = checkpoint.parent / f"checkpoint-{step}"
+    if not is_readable_file(best / "adapter_model.safetensors"):
+        raise ConfigError(
+            f"{checkpoint.parent} lacks {best.name}, the best checkpoint so far: put it back, or start over with --no-resume."
+        )
+    if recorded != str(best):
+        write_json(file, {**state, "best_model_checkpoint": str(best)}, allow_nan=True)
 
 
 def last_complete_checkpoint(run_dir: Path) -> Path | None:
@@ -136,7 +188,8 @@ def how_to_continue(run_dir: Path) -> str:
 
 def _is_complete(checkpoint: Path) -> bool:
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        if not isinstance(json.loads((checkpoint / _STATE_FILE).read_text(encoding="utf-8")), dict):
+            return False
         TensorFile(checkpoint / "adapter_model.safetensors")
     except (OSError, ValueError, InputError):
         return False

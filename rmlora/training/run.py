@@ -262,7 +262,12 @@ def _find_checkpoint(settings: TrainSettings, processes: Any, *, resume: bool, o
     """Return the checkpoint to continue from; the main process prepares the run's directory before the others look."""
     checkpoint = None
     if processes.is_main_process:
-        identity = {**settings.identity(), "data": settings.data_digests()}
+        # each process reads its own share of a step's examples
+        identity = {
+            **settings.identity(),
+            "data": settings.data_digests(),
+            "number_of_processes": int(processes.num_processes),
+        }
         checkpoint = claim_run(settings.checkpoints, identity, resume=resume, overwrite=overwrite)
     processes.wait_for_everyone()
     return checkpoint if processes.is_main_process else last_complete_checkpoint(settings.checkpoints)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from rmlora.errors import ConfigError
-from rmlora.training.resume import check_run_base, claim_run, last_complete_checkpoint
+from rmlora.training.resume import _find_best_again, check_run_base, claim_run, last_complete_checkpoint
+from rmlora.training.run import _find_checkpoint
+from rmlora.training.settings import TrainSettings
 from rmlora.training.source_digest import source_digest
 from tests.helpers.cli import environment, fails, run
 from tests.helpers.rarely import rarely
 from tests.rmlora.training.short_run import assert_equal, words_for
+
+IDENTITY = {"rmlora": {"rank": 8}, "data": {"train": "aa", "test": None}}
+"""What the settings of every run have."""
 
 
 @pytest.mark.parametrize("delays", [rarely((0.0,)), (0.4,)])
@@ -132,11 +139,64 @@ def test_a_run_that_was_killed_before_it_began_is_no_hindrance(tmp_path: Path) -
 
 def test_starting_over_deletes_the_interrupted_run_only(tmp_path: Path) -> None:
     run_dir = tmp_path / "adapter.run"
-    claim_run(run_dir, {"seed": 1}, resume=True)
+    claim_run(run_dir, {**IDENTITY, "seed": 1}, resume=True)
     (run_dir / "checkpoint-3").mkdir()
     with pytest.raises(ConfigError, match="another seed"):
-        claim_run(run_dir, {"seed": 2}, resume=True)
+        claim_run(run_dir, {**IDENTITY, "seed": 2}, resume=True)
     assert (run_dir / "checkpoint-3").exists()
-    claim_run(run_dir, {"seed": 2}, resume=False)
+    claim_run(run_dir, {**IDENTITY, "seed": 2}, resume=False)
     assert [path.name for path in run_dir.iterdir()] == ["settings.json"]
     assert [path.name for path in tmp_path.iterdir()] == ["adapter.run"]
+
+
+def test_files_of_others_are_not_taken_for_a_run_because_of_a_name(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "settings.json").write_text('{"editor.fontSize": 14}')
+    for resume in (True, False):
+        with pytest.raises(ConfigError, match=r"but holds other files \(settings.json\): choose another --run-dir"):
+            claim_run(mine, IDENTITY, resume=resume, overwrite=True)
+    (mine / "settings.json").write_text("// no JSON")
+    with pytest.raises(ConfigError, match=r"but holds other files \(settings.json\)"):
+        claim_run(mine, IDENTITY, resume=False)
+    assert (mine / "settings.json").exists()
+
+
+def test_starting_over_keeps_what_a_user_put_into_the_directory_of_a_run(tmp_path: Path) -> None:
+    run_dir = tmp_path / "adapter.run"
+    claim_run(run_dir, IDENTITY, resume=True)
+    (run_dir / "notes.txt").write_text("days of work")
+    with pytest.raises(ConfigError, match=r"but holds other files \(notes.txt\)"):
+        claim_run(run_dir, IDENTITY, resume=False)
+    assert (run_dir / "notes.txt").exists()
+
+
+def test_the_best_checkpoint_of_a_run_that_was_moved_is_found(base: Path, data: Path, tmp_path: Path) -> None:
+    more = ["--eval-steps", "2", "--patience", "1", "--epochs", "6"]
+    assert run(*words_for(base, data, tmp_path / "first", *more)).code == 0
+    (tmp_path / "first.run").rename(tmp_path / "moved.run")
+    done = run(*words_for(base, data, tmp_path / "moved", *more))
+    assert done.code == 0 and "had finished" in done.stdout, done.stderr
+    assert_equal(tmp_path / "first", tmp_path / "moved")
+
+
+def test_a_run_whose_best_checkpoint_is_missing_is_refused(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint-4"
+    checkpoint.mkdir()
+    state = {"best_model_checkpoint": "/elsewhere/checkpoint-2", "best_global_step": 2}
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    with pytest.raises(ConfigError, match="lacks checkpoint-2, the best checkpoint so far: put it back, or start over"):
+        _find_best_again(checkpoint)
+
+
+def test_a_run_is_not_continued_by_another_number_of_processes(tmp_path: Path) -> None:
+    settings = TrainSettings("base", str(tmp_path / "none.csv"), tmp_path / "adapter")
+
+    def start(count: int) -> None:
+        alone = SimpleNamespace(is_main_process=True, num_processes=count, wait_for_everyone=lambda: None)
+        assert _find_checkpoint(settings, alone, resume=True, overwrite=False) is None
+
+    start(2)
+    start(2)
+    with pytest.raises(ConfigError, match=r"interrupted run with another number of processes \(2, now 1\)"):
+        start(1)
