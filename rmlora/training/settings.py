@@ -190,9 +190,13 @@ class TrainSettings:
                 raise ConfigError(
                     f"{name} must be positive, not {getattr(self, name)}: change --{name.replace('_', '-')}."
                 )
-        for name in ("warmup_ratio", "weight_decay", "max_grad_norm"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} must be 0 or more: change --{name.replace('_', '-')}.")
+        for name in ("weight_decay", "max_grad_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be 0 or more, and finite: change --{name.replace('_', '-')}.")
+        if not 0 <= self.warmup_ratio < 1:  # transformers takes 1 and more for a number of steps
+            raise ConfigError(
+                f"warmup_ratio must be at least 0 and less than 1, not {self.warmup_ratio}: change --warmup-ratio."
+            )
         if self.labels is not None:
             names = parse_labels(self.labels) if isinstance(self.labels, str | Path) else tuple(self.labels)
             object.__setattr__(self, "labels", names)

@@ -55,6 +55,9 @@ def test_wrong_weights_are_refused() -> None:
         ({"class_weights": {"ham": 0}}, "The weight of 'ham' must be positive"),
         ({"label_smoothing": 1.0}, "label_smoothing must be at least 0"),
         ({"patience": 0}, "patience must be at least 1"),
+        ({"warmup_ratio": 1.0}, "warmup_ratio must be at least 0 and less than 1, not 1.0"),
+        ({"max_grad_norm": float("inf")}, "max_grad_norm must be 0 or more, and finite"),
+        ({"weight_decay": float("nan")}, "weight_decay must be 0 or more, and finite"),
         (
             {"problem_type": "regression", "label_smoothing": 0.1},
             "--label-smoothing is for single_label_classification",
