@@ -16,6 +16,7 @@ from rmlora.errors import ConfigError
 from rmlora.package import METADATA_FILE, write_metadata
 from rmlora.readable import is_readable_file
 from rmlora.storage import atomic_directory, read_json, refuse_existing, write_json
+from rmlora.training.json_numbers import json_numbers
 from rmlora.training.result import LOWER_IS_BETTER, TrainResult, metric_name
 from rmlora.training.resume import SETTINGS_FILE
 from rmlora.training.settings import TrainSettings
@@ -109,7 +110,7 @@ def _keep_best(runs: Sequence[_Run], output: Path, *, overwrite: bool) -> TrainR
         _add(directory / EVALUATION_FILE, {"kept": choice, "seeds": seeds})
         metadata = read_json(directory / METADATA_FILE, what="Adapter metadata")
         training = {**metadata["training"], "seeds": seeds}
-        write_metadata(directory, {**metadata, "training": training})
+        write_metadata(directory, json_numbers({**metadata, "training": training}))
     return replace(
         best.result,
         output=output,
@@ -120,4 +121,4 @@ def _keep_best(runs: Sequence[_Run], output: Path, *, overwrite: bool) -> TrainR
 
 
 def _add(file: Path, values: Mapping[str, Any]) -> None:
-    write_json(file, {**read_json(file, what="Evaluation"), **values})
+    write_json(file, json_numbers({**read_json(file, what="Evaluation"), **values}))

@@ -15,6 +15,7 @@ from rmlora.storage import atomic_directory, write_json
 from rmlora.tasks import Task
 from rmlora.training.adapter_card import adapter_card
 from rmlora.training.base_license import base_license
+from rmlora.training.json_numbers import json_numbers
 from rmlora.training.result import TrainResult
 from rmlora.training.settings import TrainSettings
 from rmlora.training.source_name import source_name, without_paths
@@ -108,7 +109,7 @@ def write_trained_package(
             },
         }
         recorded = {**metadata["training"], "settings": without_paths(metadata["training"]["settings"])}
-        write_metadata(directory, {**metadata, "training": recorded})
+        write_metadata(directory, json_numbers({**metadata, "training": recorded}))
         card = adapter_card(
             result.output.name,
             task,
@@ -123,7 +124,7 @@ def write_trained_package(
 def _write_evaluation(result: TrainResult, directory: Path, log_history: Sequence[Mapping[str, Any]]) -> None:
     kept = result.metrics["best_checkpoint_step"]
     content = {"kept": result.choice, "warnings": list(result.warnings), **result.details, "history": result.history}
-    write_json(directory / EVALUATION_FILE, content)
+    write_json(directory / EVALUATION_FILE, json_numbers(content))
     plot_training(
         log_history,
         directory / PLOT_FILE,

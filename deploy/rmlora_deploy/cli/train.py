@@ -18,6 +18,7 @@ from rmlora.scoring import ProblemType
 from rmlora.tasks import TASKS
 from rmlora.training.first_process import is_first_process
 from rmlora.training.hub_repository import HubRepository
+from rmlora.training.json_numbers import json_numbers
 from rmlora.training.settings import BestMetric, Metric
 from rmlora_deploy import api
 from rmlora_deploy.cli.console import json_option, make_console, print_json
@@ -264,7 +265,7 @@ def command(
         return
     if as_json:
         address = {"hub": repository.upload(result.output)} if repository is not None else {}
-        print_json({**dataclasses.asdict(result), "output": str(result.output), **address})
+        print_json(json_numbers({**dataclasses.asdict(result), "output": str(result.output), **address}))
         return
     show_result(console, result, next_command(result.output, words))
     if repository is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from PIL import Image
 from transformers import AutoModelForSequenceClassification, SwinConfig, SwinForImageClassification
 
 from rmlora.package import load_package
+from rmlora.training.result import TrainResult
+from rmlora.training.trained_package import EVALUATION_FILE, PLOT_FILE, _write_evaluation
 from rmlora.training.training_plot import plot_training
 from tests.helpers.cli import environment, run, tokenizer
 from tests.helpers.models import build, save_base
@@ -72,6 +75,20 @@ def test_the_picture_of_a_run_carries_its_warnings(tmp_path: Path) -> None:
     plot_training(log, tmp_path / "run.svg", kept_step=2, title="A run", notes=["The label 'x' is never predicted."])
     drawn = (tmp_path / "run.svg").read_text()
     assert all(f"<!-- {text} -->" in drawn for text in ("The label 'x' is never predicted.", "A run", "not recorded"))
+
+
+def test_an_evaluation_without_a_number_does_not_cost_the_run(tmp_path: Path) -> None:
+    history = [
+        {"step": 1, "epoch": 1.0, "loss": math.nan, "perplexity": math.inf},
+        {"step": 2, "epoch": 2.0, "loss": 0.5, "perplexity": 1.6},
+    ]
+    log = [{"step": item["step"], "epoch": item["epoch"], "eval_loss": item["loss"]} for item in history]
+    metrics = {"validation": {"loss": 0.5}, "best_checkpoint_step": 2}
+    result = TrainResult(tmp_path, metrics, 1, 2, 1.0, main_process=True, history=history, choice="Kept epoch 2.")
+    _write_evaluation(result, tmp_path, log)
+    written = json.loads((tmp_path / EVALUATION_FILE).read_text())["history"]
+    assert written == [{"step": 1, "epoch": 1.0, "loss": None, "perplexity": None}, history[1]]
+    assert (tmp_path / PLOT_FILE).exists()
 
 
 def test_a_resumed_run_reports_its_whole(base: Path, data: Path, tmp_path: Path) -> None:
