@@ -44,10 +44,12 @@ class Factors:
 def find_factors(model: Module) -> list[Factors]:
     """Return the trainable LoRA factors of ``model``, ordered by module path.
 
-    The model may be wrapped in DistributedDataParallel or torch.compile, or sharded by FSDP2 (:mod:`rmlora.sharding`).
+    The model may be wrapped in DistributedDataParallel or torch.compile, or sharded by FSDP2 (:mod:`rmlora.sharding`). Factors
+    that are in another order in memory, as those of convolutions after ``to(memory_format=torch.channels_last)``, are put in
+    their usual one: the matrix of a factor must be a view of it.
 
     Raises:
-        TrainingError: there are none, or they are flattened (FSDP1) or emptied (DeepSpeed ZeRO-3), so that no rank directions are
+        TrainingError: there are none, one is of a convolution with groups, or they are flattened (FSDP1) or emptied (DeepSpeed ZeRO-3), so that no rank directions are
             left to see.
     """
     from peft.tuners.lora import LoraLayer
@@ -61,6 +63,8 @@ def find_factors(model: Module) -> list[Factors]:
                 a, b = _parameter(side_a[name]), _parameter(side_b[name])
                 if a.requires_grad and b.requires_grad:
                     _refuse_sharded(path, a)
+                    _refuse_groups(path, a, b)
+                    _make_contiguous(a)
                     found.append(Factors(_clean(path) + ("" if name == "default" else f"#{name}"), a, b))
     if not found:
         raise TrainingError(
@@ -87,6 +91,19 @@ def _refuse_sharded(path: str, parameter: Parameter) -> None:
             f"The LoRA factors of '{path}' are flattened by FSDP1, so their rank directions cannot be told apart: use FSDP2 "
             "(fully_shard, fsdp_config version 2) or DDP."
         )
+
+
+def _refuse_groups(path: str, a: Parameter, b: Parameter) -> None:
+    if b.shape[1] != a.shape[0]:
+        raise TrainingError(
+            f"'{path}' is a convolution with {a.shape[0] // b.shape[1]} groups: each row of its A is read by one of them only, so its "
+            "factors have no rank directions in common; leave it out of target_modules."
+        )
+
+
+def _make_contiguous(parameter: Parameter) -> None:
+    if not parameter.is_contiguous():
+        parameter.data = parameter.data.contiguous()
 
 
 def _clean(path: str) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from rmlora.config import RMLoRAConfig
 from rmlora.errors import TrainingError
@@ -144,6 +145,29 @@ def test_embeddings_and_convolutions_are_masked_along_their_rank() -> None:
     mask_gradients([convolution], RMLoRAConfig(rank=4, active_rank=1), step=1)
     assert convolution.A.dim() == 4
     assert int((convolution.A.grad.flatten(1) == 0).all(dim=1).sum()) == 3
+
+
+def test_convolutions_in_another_order_in_memory_are_regularized_alike() -> None:
+    """``torch.channels_last`` is usual for convolutions: their factors flatten to copies, to which nothing must be added."""
+    config = RMLoRAConfig(rank=4, active_rank=2, orth_weight=0.1)
+    moved = []
+    for order in (torch.contiguous_format, torch.channels_last):
+        model = adapt(build("vit"), lora_config("vit", target_modules=["projection"])).to(memory_format=order)
+        (factors,) = find_factors(model)
+        task_loss(model, "vit").backward()
+        regularize_gradients([factors], config)
+        gradient = factors.A.grad.clone()
+        finish_step([factors], config, mask_gradients([factors], config, step=1), learning_rate=0.01)
+        moved.append((gradient, factors.A.detach().clone(), factors.B.detach().clone()))
+    for usual, other in zip(*moved, strict=True):
+        torch.testing.assert_close(other, usual)
+
+
+def test_a_convolution_with_groups_is_refused() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, groups=4))
+    adapted = get_peft_model(model, LoraConfig(r=8, target_modules=["0"]))
+    with pytest.raises(TrainingError, match="is a convolution with 4 groups: .* leave it out of target_modules"):
+        find_factors(adapted)
 
 
 def test_a_model_without_factors_is_refused() -> None:
