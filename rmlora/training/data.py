@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -294,12 +293,13 @@ def stratified(
 
     A label with a single distinct example stays in the training data.
     """
-    groups: dict[tuple[int, Any], list[int]] = {}
+    groups: dict[int, dict[Any, list[int]]] = {}
     for number, (value, label) in enumerate(zip(inputs, indices, strict=True)):
-        groups.setdefault((label, value if isinstance(value, (str, TextPair)) else number), []).append(number)
-    if len(groups) == 1:
+        key = value if isinstance(value, (str, TextPair)) else number
+        groups.setdefault(label, {}).setdefault(key, []).append(number)
+    distinct = {label: len(members) for label, members in groups.items()}
+    if sum(distinct.values()) == 1:
         raise InputError(f"{source} has only one distinct example: add examples, or give --validation.")
-    distinct = Counter(label for label, _ in groups)
     single = [label for label, count in distinct.items() if count == 1]
     if 2 * len(single) > len(distinct):
         raise InputError(
@@ -308,7 +308,7 @@ def stratified(
         )
     chosen: list[int] = []
     for label in sorted(set(distinct) - set(single)):
-        rows = [members for (group_label, _), members in groups.items() if group_label == label]
+        rows = list(groups[label].values())
         count = max(1, round(fraction * len(rows)))
         chosen += [i for g in rng.permutation(len(rows))[: min(count, len(rows) - 1)] for i in rows[g]]
     return sorted(chosen)

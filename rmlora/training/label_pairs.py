@@ -25,10 +25,14 @@ class LabelPairs(Sampler[int]):
     """
 
     def __init__(self, labels: Sequence[int], seed: int) -> None:
-        self._labels, self._seed, self._epoch = np.asarray(labels), seed, 0
+        order = np.argsort(np.asarray(labels), kind="stable")
+        ends = np.flatnonzero(np.diff(np.asarray(labels)[order])) + 1
+        self._rows, self._count = np.split(order, ends), len(order)
+        """Rows of each label."""
+        self._seed, self._epoch = seed, 0
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return self._count
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that determines the order; called by the trainer."""
@@ -38,8 +42,8 @@ class LabelPairs(Sampler[int]):
         rng = np.random.default_rng([self._seed, self._epoch])
         pairs: list[list[int]] = []
         single: list[int] = []
-        for label in np.unique(self._labels):
-            rows = rng.permutation(np.flatnonzero(self._labels == label)).tolist()
+        for of_label in self._rows:
+            rows = rng.permutation(of_label).tolist()
             pairs += [rows[start : start + 2] for start in range(0, len(rows) - 1, 2)]
             single += rows[len(rows) - len(rows) % 2 :]
         mixed = [index for number in rng.permutation(len(pairs)) for index in pairs[number]]

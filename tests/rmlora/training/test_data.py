@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rmlora.tasks import get_task
-from rmlora.training.data import Columns, load_splits
+from rmlora.training.data import Columns, load_splits, stratified
 from tests.helpers.cli import fails
 
 
@@ -45,3 +46,19 @@ def test_validation_keeps_shares_and_never_splits_copies(tmp_path: Path) -> None
     assert not set(train[0]) & set(validation[0])
     assert len(validation[0]) == 16
     assert sum(validation[1]) == 8
+
+
+def test_many_labels_are_split_without_comparing_each_row_with_each_label() -> None:
+    compared = 0
+
+    class Label(int):
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return int(self) == other
+
+        __hash__ = int.__hash__
+
+    rows = [Label(number % 500) for number in range(2000)]
+    chosen = stratified([f"w{row}" for row in range(2000)], rows, 0.25, [], np.random.default_rng(0), "data.csv")
+    assert len(chosen) == 500 and compared < 20 * len(rows)
