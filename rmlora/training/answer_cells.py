@@ -70,7 +70,7 @@ def _from_json(cell: Any, context: str) -> Any:
         return cell
     try:
         return json.loads(cell)
-    except ValueError:
+    except (ValueError, RecursionError):
         return cell
 
 

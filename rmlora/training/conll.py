@@ -30,12 +30,12 @@ def read_conll(path: Path, text: str, tag_column: str | None = None) -> Table:
     Raises:
         InputError: a line has no tag, or another number of columns than the others.
     """
-    lines = text.splitlines()
-    separator = "\t" if any("\t" in line for line in lines) else None
+    lines = re.split(r"\r\n|\r|\n", text)  # words may hold other characters that Python takes for the end of a line
+    separator = re.compile("\t" if any("\t" in line for line in lines) else " +")
     sentences: list[tuple[int, list[str], list[str]]] = []
     comments, columns, inside = 0, 0, False
     for number, line in enumerate(lines, 1):
-        fields = line.strip("\r\n ").split(separator)
+        fields = separator.split(line.strip(" "))
         if not line.strip() or fields[0].startswith("-DOCSTART-"):
             inside = False
         elif not inside and line.startswith("#") and not _tagged(fields, columns):

@@ -227,7 +227,7 @@ def _parsed_messages(value: Any) -> tuple[Message, ...]:
     if isinstance(value, str):  # of a csv file
         try:
             value = json.loads(value) if value.strip() else []
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _RowError("has messages that are not valid JSON: write a list of {role, content}") from None
     if isinstance(value, Mapping) and all(isinstance(part, list) for part in value.values()):
         value = [dict(zip(value, parts, strict=False)) for parts in zip(*value.values(), strict=False)]

@@ -155,7 +155,7 @@ def _squad_file(source: str, reading: Reading | None) -> Table | None:
             for paragraph in article["paragraphs"]
             for item in paragraph["qas"]
         ]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{source} lacks something of SQuAD's format ({type(error).__name__}: {error}): check it."
         ) from None

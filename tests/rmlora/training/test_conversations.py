@@ -81,6 +81,7 @@ def test_messages_in_a_csv_file_are_json(tmp_path: Path) -> None:
         ([{"messages": [USER, {"role": "assistant", "text": "b"}]}], "has a message 2 of 'assistant' without content"),
         ([{"messages": [{"role": "user", "content": None, "tool_calls": [1]}, ASSISTANT]}], "message 1 of 'user' without content"),
         ([{"messages": "[{"}], "has messages that are not valid JSON"),
+        ([{"messages": "[" * 100_000}], "has messages that are not valid JSON"),
         ([{"messages": ["hello"]}], "has messages that are no list of {role, content}"),
         ([{"messages": 3}], "has messages that are no list of {role, content}"),
         ([{"prompt": "a", "completion": {"intent": "x"}}], "has an object as its completion, where a text belongs"),

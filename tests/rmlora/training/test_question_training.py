@@ -157,10 +157,18 @@ def test_files_of_squad(tmp_path: Path) -> None:
     assert [(item.pair.first, [a.start for a in item.answers]) for item in data.questions] == [
         ("What is red?", [4]), ("What is blue?", []),
     ]  # fmt: skip
-    del SQUAD["data"][0]["paragraphs"][0]["context"]  # type: ignore[index]
-    (tmp_path / "squad.json").write_text(json.dumps(SQUAD))
-    with pytest.raises(InputError, match="lacks something of SQuAD's format"):
-        read_questions(str(tmp_path / "squad.json"), Columns())
+    paragraph = SQUAD["data"][0]["paragraphs"][0]  # type: ignore[index]
+    for broken in ({"qas": paragraph["qas"]}, {**paragraph, "qas": ["What is red?"]}):
+        document = {"data": [{"paragraphs": [broken]}]}
+        (tmp_path / "squad.json").write_text(json.dumps(document))
+        with pytest.raises(InputError, match="lacks something of SQuAD's format"):
+            read_questions(str(tmp_path / "squad.json"), Columns())
+
+
+def test_a_text_that_begins_like_deep_json_is_a_text(tmp_path: Path) -> None:
+    rows = [{**ROW, "answers": "[" * 100_000}]
+    with pytest.raises(InputError, match="which does not occur in its context"):
+        read_questions(str(write_rows(tmp_path / "rows.jsonl", rows)), Columns())
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,13 @@ def test_conll_files(tmp_path: Path) -> None:
         assert pairs(read(tmp_path / name)) == [("New York", "B-LOC"), ("is", "O")]
 
 
+def test_words_of_conll_files_may_hold_any_character_that_ends_no_line(tmp_path: Path) -> None:
+    """A space that does not break (French writes it into numbers), U+2028 and U+0085 are parts of words."""
+    (tmp_path / "a.conll").write_bytes("10\xa0000 B-NUM\r\na\u2028b  O\n\nc\x85 O\n".encode())
+    data = read(tmp_path / "a.conll")
+    assert pairs(data) == [("10\xa0000", "B-NUM"), ("a\u2028b", "O")] and pairs(data, 1) == [("c\x85", "O")]
+
+
 REFUSED: dict[str, tuple[Any, str]] = {
     "fewer tags": ({"tokens": ["a", "b"], "tags": ["O"]}, "Line 1 of .* has 2 words and 1 tags"),
     "no list": ({"tokens": ["a", "b"], "tags": "O O"}, "which are no list"),
