@@ -15,7 +15,9 @@ from rmlora.storage import atomic_directory, sha256_file
 
 __all__ = ["cache_directory", "resolve_base"]
 
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.tiktoken", "*.jinja", "*.py", "README.md"]
+"""Patterns of what is downloaded: weights, configurations, tokenizers, code that only runs if the user trusts it, and the card,
+which states the license."""
 
 
 def cache_directory() -> Path:

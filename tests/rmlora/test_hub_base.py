@@ -1,0 +1,36 @@
+"""Of a base on the hub everything is downloaded that loading, training and the adapter's card read."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub.utils import filter_repo_objects
+
+from rmlora.base import resolve_base
+from tests.helpers.own_code import make_own_code
+
+EXTRAS = ("README.md", "vocabulary.tiktoken", "pytorch_model.bin", "tf_model.h5", "photo.png")
+
+
+def test_code_card_and_tokenizers_are_downloaded_and_other_weights_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository, _ = make_own_code(tmp_path)
+    for name in EXTRAS:
+        (repository / name).write_text("of a repository")
+    monkeypatch.chdir(tmp_path)
+
+    def download(name: str, *, allow_patterns: list[str], **_: Any) -> str:
+        files = [str(path.relative_to(repository)) for path in repository.rglob("*") if path.is_file()]
+        for file in filter_repo_objects(files, allow_patterns=allow_patterns):
+            (tmp_path / "snapshot" / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(repository / file, tmp_path / "snapshot" / file)
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    found = {path.name for path in resolve_base("owner/own-bert").iterdir()}
+    assert {"own_code.py", "README.md", "vocabulary.tiktoken", "model.safetensors", "config.json"} <= found
+    assert found.isdisjoint({"pytorch_model.bin", "tf_model.h5", "photo.png"})
