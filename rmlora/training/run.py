@@ -85,6 +85,7 @@ def train(
         DependencyError: a package of the extra ``train`` is not installed.
     """
     console = console or Console(quiet=True)
+    _refuse_run_in_output(settings)
     try:
         if settings.seeds > 1:
             from rmlora.training.seeds import train_seeds
@@ -158,6 +159,16 @@ def _train(
         mark_finished(settings.checkpoints, result.steps)
     processes.wait_for_everyone()
     return result
+
+
+def _refuse_run_in_output(settings: TrainSettings) -> None:
+    """Raise :class:`ConfigError` if the checkpoints would be where the finished package is put, in place of all that is there."""
+    output, run_dir = settings.output.resolve(), settings.checkpoints.resolve()
+    if run_dir.is_relative_to(output):
+        raise ConfigError(
+            f"--run-dir {settings.checkpoints} lies in --output {settings.output}, which the finished package replaces as a whole: "
+            "choose a directory beside it."
+        )
 
 
 def _refuse_sharding() -> None:

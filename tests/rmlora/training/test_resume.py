@@ -130,6 +130,14 @@ def test_a_directory_with_other_files_is_never_deleted(base: Path, data: Path, t
     assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.parametrize("inside", ["adapter", "adapter/run"])
+def test_a_run_is_not_kept_where_its_package_will_be(base: Path, data: Path, tmp_path: Path, inside: str) -> None:
+    words = [*words_for(base, data, tmp_path / "adapter"), "--run-dir", tmp_path / inside]
+    for more in ([], ["--overwrite"]):
+        fails(2, "which the finished package replaces as a whole: choose a directory beside it", *words, *more)
+    assert not (tmp_path / "adapter").exists()
+
+
 def test_a_run_that_was_killed_before_it_began_is_no_hindrance(tmp_path: Path) -> None:
     run_dir, identity = tmp_path / "adapter.run", {"seed": 1}
     (run_dir / ".settings.json.partial-0123456789ab").mkdir(parents=True)
