@@ -163,8 +163,8 @@ def _train(
 
 def _refuse_run_in_output(settings: TrainSettings) -> None:
     """Raise :class:`ConfigError` if the checkpoints would be where the finished package is put, in place of all that is there."""
-    output, run_dir = settings.output.resolve(), settings.checkpoints.resolve()
-    if run_dir.is_relative_to(output):
+    output, run_dir = (os.path.realpath(path) for path in (settings.output, settings.checkpoints))  # never raises
+    if Path(run_dir).is_relative_to(output):
         raise ConfigError(
             f"--run-dir {settings.checkpoints} lies in --output {settings.output}, which the finished package replaces as a whole: "
             "choose a directory beside it."
