@@ -49,8 +49,8 @@ def find_factors(model: Module) -> list[Factors]:
     their usual one: the matrix of a factor must be a view of it.
 
     Raises:
-        TrainingError: there are none, one is of a convolution with groups, or they are flattened (FSDP1) or emptied (DeepSpeed ZeRO-3), so that no rank directions are
-            left to see.
+        TrainingError: there are none, or no rank directions are left to see: they are of a convolution with groups, flattened
+            (FSDP1), or emptied (DeepSpeed ZeRO-3).
     """
     from peft.tuners.lora import LoraLayer
 

@@ -34,9 +34,10 @@ _DATA = "data"
 _RUN_KEYS = frozenset({_DATA, "rmlora"})
 """Keys of the settings of every run: other programs also call their files ``settings.json``."""
 _OF_A_RUN = re.compile(
-    r"(settings|base|finished|parts)\.json|checkpoint-\d+|tensorboard|rehearsal|\.(settings|base|finished|parts)\.json\.partial-\w+"
+    r"(settings|base|finished|parts)\.json|checkpoint-\d+|tensorboard|rehearsal|"
+    r"\.((settings|base|finished|parts)\.json|new)\.partial-\w+|\.DS_Store"
 )
-"""What runs write into their directory."""
+"""What runs write into their directory, and what macOS writes into all that it shows."""
 
 
 def claim_run(run_dir: Path, identity: dict[str, Any], *, resume: bool, overwrite: bool = False) -> Path | None:
