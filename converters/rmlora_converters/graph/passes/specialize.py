@@ -25,6 +25,7 @@ __all__ = ["specialize"]
 
 AnyArray = npt.NDArray[Any]
 
+_FLOATING = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 _FEWEST_BITS = 8
 """Bits of a quantized weight that an update can be merged into."""
 
@@ -67,10 +68,11 @@ def specialize(model: ir.Model, lora_inputs: LoraInputs, arrays: Mapping[str, An
 def _merge(graph: ir.Graph, branch: BranchInputs, A: AnyArray, B: AnyArray) -> None:  # noqa: N803 - the paper's symbols
     """Merge the update ``A B`` into the weight of a module; A is ``[in, rank]`` and B ``[rank, out]``."""
     value = graph.initializers.get(branch.weight)
-    if value is None or value.const_value is None:
+    blocks = BlockQuantized.of(value) if value is not None else None
+    if value is None or value.const_value is None or (blocks is None and value.const_value.dtype not in _FLOATING):
         raise ConfigError(f"The weight of '{branch.module}' is quantized, so no adapter can be merged into it.")
     update = A.astype(np.float32) @ B.astype(np.float32)  # [in, out]
-    if (blocks := BlockQuantized.of(value)) is not None:
+    if blocks is not None:
         if blocks.bits < _FEWEST_BITS:
             raise ConfigError(
                 f"The weight of '{branch.module}' has {blocks.bits} bits, and rounding to them would lose a merged update: keep the "
