@@ -8,7 +8,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from rmlora.errors import AdapterError
-from rmlora_converters.graph.locate.uses import uses_of
+from rmlora_converters.graph.locate.uses import stored_value, uses_of
 from rmlora_converters.graph.locate.weights import WeightLocation
 
 __all__ = ["Consumer", "find_consumers", "head_consumer"]
@@ -139,9 +139,15 @@ def _with_bias(node: ir.Node, x: ir.Value, y: ir.Value) -> Consumer:
     user = _only_user(y)
     if user is not None and user.op_type == "Add" and not y.is_graph_output():
         other = next((value for value in user.inputs if value is not y), None)
-        if other is not None and other.const_value is not None and other.const_value.shape.rank() == 1:
+        if other is not None and _is_vector(other):
             return Consumer("product", node, x, user.outputs[0], other)
     return Consumer("product", node, x, y, None)
+
+
+def _is_vector(value: ir.Value) -> bool:
+    """Return True for a constant that is the same for every row and token: ``[out]``, perhaps after axes of size 1."""
+    content = stored_value(value).const_value
+    return content is not None and content.shape.rank() > 0 and all(size == 1 for size in content.shape.numpy()[:-1])
 
 
 def _dequantized(value: ir.Value) -> ir.Value:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-__all__ = ["constant_input", "stored_transposed", "uses_of"]
+__all__ = ["constant_input", "stored_transposed", "stored_value", "uses_of"]
 
 _PASSED_THROUGH = {"Transpose", "Cast", "Identity"}
 _PRODUCTS = {"MatMul", "FusedMatMul", "Attention", "MatMulInteger", "DynamicQuantizeMatMul"}
@@ -41,6 +41,15 @@ def stored_transposed(value: ir.Value, flipped: bool = False) -> bool | None:
         elif node.op_type == "Gemm" and use.idx == 1:
             return flipped == (node.attributes.get_int("transB", 0) == 1)
     return None
+
+
+def stored_value(value: ir.Value) -> ir.Value:
+    """Return the value that holds the content of ``value``, which may be stored in another type and cast where it is used."""
+    producer = value.producer()
+    while producer is not None and producer.op_type in ("Cast", "Identity") and producer.inputs[0] is not None:
+        value = producer.inputs[0]
+        producer = value.producer()
+    return value
 
 
 def constant_input(node: ir.Node, index: int | None = None) -> npt.NDArray[Any] | None:

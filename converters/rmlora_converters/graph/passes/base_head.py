@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from rmlora.errors import InputError
 from rmlora_converters.graph.contract.lora_inputs import HeadInputs
-from rmlora_converters.graph.locate.uses import constant_input
+from rmlora_converters.graph.locate.uses import constant_input, stored_value
 from rmlora_converters.graph.passes.branch_nodes import JOINED_OUTPUTS
 from rmlora_converters.graph.passes.insert_branches import BRANCH_SCOPE
 
@@ -33,9 +33,8 @@ def base_head(model: ir.Model, head: HeadInputs) -> dict[str, AnyArray] | None:
     bias: AnyArray | None = None
     if node is not None and node.op_type == "Add":
         bias = constant_input(node)
-        node = next(
-            (value.producer() for value in node.inputs if value is not None and value.const_value is None), None
-        )
+        computed = (value for value in node.inputs if value is not None and stored_value(value).const_value is None)
+        node = next((value.producer() for value in computed), None)
     if node is not None and node.op_type in ("Mul", "MatMulNBits", "DynamicQuantizeMatMul"):
         return None
     weight = constant_input(node, 1) if node is not None and node.op_type in ("MatMul", "Gemm") else None

@@ -248,7 +248,7 @@ def _add_head(graph: ir.Graph, consumer: Consumer, location: WeightLocation, *, 
     shape = value.const_value.shape.numpy() if value.const_value is not None else ()
     labels, fan_in = shape[:: -1 if location.transposed else 1]
     inputs = HeadInputs(path, fan_in, in_base)
-    _free_names(graph, {inputs.weight, inputs.bias}, value, consumer.bias)
+    _free_names(graph, {inputs.weight, inputs.bias})
     y, dtype = consumer.y, _dtype(consumer).numpy()
     nodes = Tape(graph, f"{BRANCH_SCOPE}/{path}")
     uses = list(y.uses())
@@ -268,13 +268,14 @@ def _add_head(graph: ir.Graph, consumer: Consumer, location: WeightLocation, *, 
     return inputs
 
 
-def _free_names(graph: ir.Graph, needed: set[str], *values: ir.Value | None) -> None:
-    """Rename those initializers among ``values`` whose names are needed for inputs."""
-    for value in values:
-        if value is not None and value.name in needed and value.name in graph.initializers:
-            graph.initializers.pop(str(value.name))
-            value.name = f"{BRANCH_SCOPE}/{value.name}/base"
-            graph.register_initializer(value)
+def _free_names(graph: ir.Graph, needed: set[str]) -> None:
+    """Rename the values that have names which are needed for inputs."""
+    computed = [value for node in graph for value in node.outputs if value.name in needed]
+    for value in [graph.initializers.pop(name) for name in needed & graph.initializers.keys()]:
+        value.name = f"{BRANCH_SCOPE}/{value.name}/base"
+        graph.register_initializer(value)
+    for value in computed:  # from weights that are stored in another type
+        value.name = f"{BRANCH_SCOPE}/{value.name}/cast"
 
 
 def check_lora_inputs(model: ir.Model, lora_inputs: LoraInputs) -> None:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from rmlora.errors import AdapterError
 from rmlora_converters.graph.locate.consumers import Consumer, head_consumer
+from rmlora_converters.graph.locate.uses import stored_value
 from rmlora_converters.graph.locate.weights import WeightLocation
 from rmlora_converters.graph.passes.rewire import producer_of, replace_uses
 from rmlora_converters.graph.passes.tape import Tape
@@ -48,7 +49,7 @@ def replace_head(graph: ir.Graph, location: WeightLocation, weight: AnyArray, bi
     _fill(value, content.T if location.transposed else content)
     if bias is None:
         bias = np.zeros(len(weight), np.float32)
-    held = _stored(consumer.bias) if consumer.bias is not None else None
+    held = stored_value(consumer.bias) if consumer.bias is not None else None
     known = held.const_value if held is not None else None
     computed = consumer.y.dtype.numpy() if consumer.y.dtype is not None else dtype
     shift = checked_cast(bias, known.dtype.numpy() if known is not None else computed, location.parameter)
@@ -62,15 +63,6 @@ def replace_head(graph: ir.Graph, location: WeightLocation, weight: AnyArray, bi
         _add_bias(graph, consumer, shift, location.module)
     if labels != len(weight):
         _resize(consumer.y, labels, len(weight))
-
-
-def _stored(value: ir.Value) -> ir.Value:
-    """Return the value that holds the content of ``value``, which may be stored in another type and cast where it is used."""
-    producer = value.producer()
-    while producer is not None and producer.op_type in ("Cast", "Identity") and producer.inputs[0] is not None:
-        value = producer.inputs[0]
-        producer = value.producer()
-    return value
 
 
 def _fill(value: ir.Value, array: AnyArray) -> None:
