@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from rmlora.adapter import LoraModule
-from rmlora.checkpoint import Checkpoint
+from rmlora.checkpoint import EMBEDDING_NAMES, Checkpoint
 from rmlora.errors import AdapterError
 from rmlora.naming import find_tensor
 from rmlora.stored_weights import stored_weights
@@ -48,6 +48,8 @@ class WeightQuery:
     shape: tuple[int, ...]
     fan_in_fan_out: bool = False
     """True if the base stores it ``[in, out]``. Only matters if the weight is square; otherwise the shape decides."""
+    whole: bool = False
+    """True for what an adapter saved whole: a matrix may then be an embedding's as well as a linear module's."""
     content: AnyArray | None = field(default=None, compare=False)
     """What the graph was exported with, if the base has no weights for it: a new head."""
 
@@ -61,7 +63,7 @@ def query_of_module(module: LoraModule) -> WeightQuery:
 
 def query_of_parameter(parameter: str, shape: tuple[int, ...], content: AnyArray | None = None) -> WeightQuery:
     """Return the query for a parameter that an adapter saved in full (modules_to_save)."""
-    return WeightQuery(parameter, "linear" if len(shape) == 2 else "vector", shape, content=content)
+    return WeightQuery(parameter, "linear" if len(shape) == 2 else "vector", shape, whole=True, content=content)
 
 
 @dataclass(frozen=True)
@@ -162,11 +164,12 @@ def _by_name(
     if found is None:
         return None
     name = spellings[found]
-    if query.kind == "linear" and _is_only_looked_up(weights[name]):
+    looked_up = _is_only_looked_up(weights[name])
+    if query.kind == "linear" and looked_up and not query.whole:
         return None  # the embedding's, with which a tied layer shares its name; a quantizer gave its product another
     shape = _shape(weights[name])
     transposed = query.kind == "linear" and shape != query.shape
-    if query.kind == "linear" and _is_square(query):
+    if query.kind == "linear" and _is_square(query) and not looked_up:
         orientation = stored_transposed(weights[name])
         if orientation is None:
             return None
@@ -218,9 +221,12 @@ def _by_content(query: WeightQuery, weights: Mapping[str, ir.Value], base: Check
     found = [
         WeightLocation(query.parameter, name, transposed, start, start + query.shape[0], "content")
         for name, value in weights.items()
-        if _tensor(value).dtype in _FLOATING and _is_used_as(query.kind, value)
+        if _tensor(value).dtype in _FLOATING and (query.whole or _is_used_as(query.kind, value))
         for transposed, start in occurrences(query.kind, _tensor(value).numpy(), expected)
     ]
+    if query.whole and query.kind == "linear" and len(found) > 1:  # a tied weight may be stored twice
+        kind: Kind = "embedding" if query.parameter.endswith(EMBEDDING_NAMES) else "linear"
+        found = [location for location in found if _is_used_as(kind, weights[location.initializer])]
     return _only(query, found)
 
 

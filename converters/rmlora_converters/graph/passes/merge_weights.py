@@ -30,6 +30,7 @@ from rmlora_converters.graph.locate.weights import WeightLocation, find_weights,
 from rmlora_converters.graph.passes.adopt import weights_to_initializers
 from rmlora_converters.graph.passes.replace_head import replace_head
 from rmlora_converters.graph.passes.share_weights import share_equal_weights
+from rmlora_converters.graph.passes.untie_lookups import untie_lookups
 from rmlora_converters.merge_plan import set_labels
 from rmlora_converters.rounding import RoundingMeter, RoundingReport, checked_cast, collect_roundings
 from rmlora_converters.side_files import copy_side_files, write_provenance
@@ -139,11 +140,12 @@ def _merge_weights(
     others = [name for name in saved if name.rpartition(".")[0] not in paths]
     absent = _ineffective(adapter, base)
     queries = [query_of_module(module) for module in adapter.modules.values() if module.parameter not in absent]
-    locations = find_weights(model, queries, base, absent=absent)
     matrix_queries = [
         query_of_parameter(name, head_shape(name.removesuffix(".weight"), saved[name].shape, model, base))
         for name in matrices
     ]
+    untie_lookups(model, {query.shape for query in (*queries, *matrix_queries)})
+    locations = find_weights(model, queries, base, absent=absent)
     matrix_locations = find_weights(model, matrix_queries, base, absent=absent)
     locations |= find_weights(
         model, [query_of_parameter(name, saved[name].shape) for name in others], base, absent=absent
