@@ -21,6 +21,7 @@ from rmlora.checkpoint import EMBEDDING_NAMES, Checkpoint
 from rmlora.errors import AdapterError
 from rmlora.naming import find_tensor
 from rmlora.stored_weights import stored_weights
+from rmlora.tensors import FLOATING
 from rmlora_converters.graph.locate.block_quantized import find_in_blocks
 from rmlora_converters.graph.locate.contents import (
     QUANTIZED_SUFFIXES,
@@ -140,6 +141,11 @@ def find_weights(
             raise AdapterError(
                 f"'{query.parameter}' and '{other.parameter}' lead to the same weight '{location.initializer}' of the graph: "
                 "the graph shares it between modules, so an update of one would change the other."
+            )
+        if _is_shared(location, query, weights, base):
+            raise AdapterError(
+                f"'{query.parameter}' leads to the weight '{location.initializer}' of the graph, which modules with equal weights "
+                "share there, so an update of one would change the others: merge the checkpoint and export that."
             )
         locations[query.parameter] = location
     return locations
@@ -294,6 +300,38 @@ def _is_only_looked_up(value: ir.Value) -> bool:
 
 def _overlap(left: WeightLocation, right: WeightLocation) -> bool:
     return left.initializer == right.initializer and left.start < right.stop and right.start < left.stop
+
+
+def _is_shared(
+    location: WeightLocation, query: WeightQuery, weights: Mapping[str, ir.Value], base: Checkpoint | None
+) -> bool:
+    """Return True if the weight is that of several modules: some exporters store equal weights once, such as biases of zeros.
+
+    Layers that share a parameter use it several times, too, but then the base has no other of this content. Without the base,
+    only vectors of equal numbers are suspected.
+    """
+    value = weights[location.initializer]
+    lookups = sum(node.op_type == "Gather" for node, _ in uses_of(value))
+    others = sum(node.op_type != "Gather" for node, _ in uses_of(value))
+    if {"embedding": lookups, "linear": others}.get(query.kind, lookups + others) < 2:
+        return False
+    whole = _tensor(value).numpy()
+    content = whole[location.slices(whole.ndim)]
+    if base is None:
+        return query.kind == "vector" and bool((content == content.reshape(-1)[:1]).all())
+    shapes = {content.shape, content.shape[::-1]}
+    in_base = sum(
+        equals_in_type(content, stored) or equals_in_type(content.T, stored)
+        for info in base.tensors.values()
+        if info.shape in shapes and info.dtype in FLOATING
+        for stored in [info.read()]
+    )
+    in_graph = sum(
+        np.array_equal(_tensor(other).numpy(), whole) for other in weights.values() if _shape(other) == whole.shape
+    )
+    known = stored_weights(base)
+    tied = sum(bool(known.find(name)) for name in known.shares_with(query.parameter))
+    return in_graph < in_base - tied
 
 
 def _explain_missing(query: WeightQuery, weights: Mapping[str, ir.Value], base: Checkpoint | None) -> str:

@@ -58,8 +58,33 @@ def adopt_graph(model: ir.Model, *, source: str) -> None:
 
 
 def weights_to_initializers(model: ir.Model) -> None:
-    """Make the content of every ``Constant`` node an initializer, in place."""
+    """Make the content of every ``Constant`` node an initializer, and that of every vector that is passed on, in place."""
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    for node in list(model.graph):
+        if node.op_type == "Identity" and node.inputs[0] is not None and _is_vector(node.inputs[0]):
+            _store(model.graph, node, node.inputs[0])
+
+
+def _is_vector(value: ir.Value) -> bool:
+    tensor = value.const_value
+    return tensor is not None and tensor.shape.rank() == 1 and value.is_initializer() and not value.is_graph_input()
+
+
+def _store(graph: ir.Graph, node: ir.Node, source: ir.Value) -> None:
+    """Make the output of an ``Identity`` an initializer: torch's older exporter stores equal biases and norms of modules once."""
+    output, tensor = node.outputs[0], source.const_value
+    if output.is_graph_output() or tensor is None:
+        return
+    name = str(output.name)
+    copy = ir.Value(
+        name=name,
+        type=source.type,
+        shape=source.shape,
+        const_value=ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=name),
+    )
+    output.replace_all_uses_with(copy)
+    graph.remove(node, safe=True)
+    graph.register_initializer(copy)
 
 
 def keep_output(model: ir.Model, *, name: str | None, labels: int | None, source: str, axes: int = 2) -> None:
