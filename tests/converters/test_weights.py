@@ -56,3 +56,13 @@ def test_a_bias_that_an_exporter_stored_once_for_several_modules_is_refused(tmp_
             find_weights(model, [query], known)
     model, base = shared_bias(tmp_path, {"q.bias": zeros})  # as in ALBERT: one module, called twice
     assert find_weights(model, [query], base)["q.bias"].initializer == "q.bias"
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_the_orientation_of_a_square_weight_is_that_of_its_product(flipped: bool) -> None:
+    weight = ir.Value(name="q.weight", const_value=ir.tensor(np.zeros((8, 8), np.float32), name="q.weight"))
+    x = ir.Value(name="x", shape=ir.Shape([1, 8]), type=ir.TensorType(ir.DataType.FLOAT))
+    node = ir.node("FusedMatMul", [x, weight], {"transB": int(flipped)}, domain="com.microsoft")
+    graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[weight], opset_imports={"": 20})
+    found = find_weights(ir.Model(graph, ir_version=10), [WeightQuery("q.weight", "linear", (8, 8))], None)
+    assert found["q.weight"].transposed is not flipped

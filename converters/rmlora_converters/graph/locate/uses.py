@@ -12,8 +12,8 @@ import onnx_ir as ir
 __all__ = ["constant_input", "stored_transposed", "stored_value", "uses_of"]
 
 _PASSED_THROUGH = {"Transpose", "Cast", "Identity"}
-_PRODUCTS = {"MatMul", "FusedMatMul", "Attention", "MatMulInteger", "DynamicQuantizeMatMul"}
-"""Operators whose second input is a matrix ``[in, out]``."""
+_PRODUCTS = {"MatMul", "FusedMatMul", "Gemm", "Attention", "MatMulInteger", "DynamicQuantizeMatMul"}
+"""Operators whose second input is a matrix ``[in, out]``, or ``[out, in]`` if they have the attribute ``transB``."""
 
 
 def uses_of(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
@@ -37,8 +37,6 @@ def stored_transposed(value: ir.Value, flipped: bool = False) -> bool | None:
             if transposed is not None:
                 return transposed
         elif node.op_type in _PRODUCTS and use.idx == 1:
-            return not flipped
-        elif node.op_type == "Gemm" and use.idx == 1:
             return flipped == (node.attributes.get_int("transB", 0) == 1)
     return None
 
