@@ -30,7 +30,7 @@ from rmlora.errors import InputError
 from rmlora.json_files import parse_json
 from rmlora_converters.graph.locate.weights import WeightLocation
 
-__all__ = ["CONTRACT_VERSION", "BranchInputs", "HeadInputs", "LoraInputs", "read_lora_inputs"]
+__all__ = ["CONTRACT_VERSION", "BranchInputs", "HeadInputs", "LoraInputs", "has_lora_inputs", "read_lora_inputs"]
 
 CONTRACT_VERSION = 1
 _KEY = "rmlora.slots"  # part of the file format, so it keeps the name that LoRA inputs had when version 1 was published
@@ -113,13 +113,18 @@ class LoraInputs:
         return {_KEY: json.dumps({"version": CONTRACT_VERSION, **asdict(self)})}
 
 
+def has_lora_inputs(props: Mapping[str, str]) -> bool:
+    """Return True if the graph with this ``metadata_props`` has LoRA inputs."""
+    return _KEY in props
+
+
 def read_lora_inputs(props: Mapping[str, str], *, where: str) -> LoraInputs:
     """Read what :meth:`LoraInputs.to_props` wrote.
 
     Raises:
         InputError: the graph has no LoRA inputs, or follows another version of the contract.
     """
-    if _KEY not in props:
+    if not has_lora_inputs(props):
         raise InputError(f"{where} has no LoRA inputs: make it with  rmlora-deploy export --mode branches.")
     value = parse_json(props[_KEY], where=f"The list of LoRA inputs in {where}")
     version = value.pop("version", None) if isinstance(value, dict) else None

@@ -40,6 +40,11 @@ def find_consumers(graph: ir.Graph, location: WeightLocation) -> list[Consumer]:
     consumers = [_consumer(node, index, location) for node, index in uses_of(weight)]
     if not consumers:
         raise AdapterError(f"Nothing in the graph uses '{location.initializer}', the weight of '{location.parameter}'.")
+    if inner := next((item.node for item in consumers if item.node.graph is not graph), None):
+        raise AdapterError(
+            f"'{location.parameter}' is used inside an If or a Loop ('{inner.name}'), to which no branch can be added: export the graph "
+            "without control flow, or merge the adapter."
+        )
     return consumers
 
 

@@ -1,7 +1,7 @@
 """Brings a graph that somebody else exported into the form that the other passes expect.
 
 Weights become initializers, whether the exporter wrote them as such, as ``Constant`` nodes, or listed them among the inputs;
-the inputs take int64; and only the output with the answers is kept. What the graph computes stays the same.
+every node has a name of its own; the inputs take int64; and only the output with the answers is kept. What the graph computes stays the same.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import (
     LiftConstantsToInitializersPass,
+    LiftSubgraphInitializersToMainGraphPass,
+    NameFixPass,
     RemoveInitializersFromInputsPass,
     RemoveUnusedNodesPass,
 )
 
 from rmlora.errors import InputError
 from rmlora.wording import counted
+from rmlora_converters.graph.contract.lora_inputs import has_lora_inputs
 from rmlora_converters.graph.passes.rewire import replace_uses
 from rmlora_converters.graph.passes.tape import OLDEST_OPSET, Tape
 
@@ -38,7 +41,7 @@ def adopt_graph(model: ir.Model, *, source: str) -> None:
 
     Raises:
         InputError: the operator set is older than :data:`~rmlora_converters.graph.passes.tape.OLDEST_OPSET`, the graph has
-            no inputs, or its batch axis is fixed.
+            no inputs, its batch axis is fixed, or it has branches.
     """
     version = model.graph.opset_imports.get("", 0)
     if version < OLDEST_OPSET:
@@ -46,6 +49,12 @@ def adopt_graph(model: ir.Model, *, source: str) -> None:
             f"{source} has opset {version}, and opset {OLDEST_OPSET} is the oldest that can be adapted: export it again, or "
             "raise it with onnx.version_converter.convert_version."
         )
+    if has_lora_inputs(model.metadata_props):
+        raise InputError(
+            f"{source} has branches already: give the graph of the base alone, or add the adapter to its bundle with  rmlora-deploy "
+            "adapter add."
+        )
+    NameFixPass()(model)  # new nodes and values are named after those that they replace
     weights_to_initializers(model)
     RemoveInitializersFromInputsPass()(model)
     model.ir_version = max(model.ir_version, _OLDEST_IR)
@@ -58,8 +67,12 @@ def adopt_graph(model: ir.Model, *, source: str) -> None:
 
 
 def weights_to_initializers(model: ir.Model) -> None:
-    """Make the content of every ``Constant`` node an initializer, and that of every vector that is passed on, in place."""
+    """Make the content of every ``Constant`` node an initializer, and that of every vector that is passed on, in place.
+
+    Those of subgraphs become initializers of the graph itself, where weights are looked for.
+    """
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    LiftSubgraphInitializersToMainGraphPass()(model)
     for node in list(model.graph):
         if node.op_type == "Identity" and node.inputs[0] is not None and _is_vector(node.inputs[0]):
             _store(model.graph, node, node.inputs[0])
