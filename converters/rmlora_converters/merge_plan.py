@@ -19,7 +19,6 @@ from rmlora.outputs import problem_type_of
 from rmlora.renamed_modules import in_memory_names
 from rmlora.stored_weights import StoredWeights, quantization_method, stored_weights
 from rmlora.tasks import TASKS
-from rmlora.tensors import DTYPES
 from rmlora.weight_parts import Part
 from rmlora_converters.complete_checkpoint import check_complete
 from rmlora_converters.planned_tensors import (
@@ -88,7 +87,7 @@ def make_plan(checkpoint: Checkpoint, adapter: Adapter) -> MergePlan:
     if new:
         _add_prefix(shards, weights, {weights.new_name(name) for name in (*new, *untying.own)}, modules)
     for items in shards.values():  # widest element types first, see ShardWriter
-        items.sort(key=lambda item: -DTYPES[item.entry.dtype].itemsize if item.entry.dtype in DTYPES else 0)
+        items.sort(key=lambda item: -item.entry.element_bits)
     replaced = {part.tensor for name in adapter.modules_to_save if name not in new for part in weights.find(name)}
     config = _new_config(weights, adapter, untying)
     tensors = {item.entry.name: item.entry.shape for items in shards.values() for item in items}

@@ -12,10 +12,14 @@ from math import prod
 from pathlib import Path
 from typing import Self
 
+from rmlora.errors import InputError
 from rmlora.storage import flush
 from rmlora.tensors import DTYPES
 
 __all__ = ["ShardEntry", "ShardWriter"]
+
+_OTHER_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "C64": 64}
+"""Element type that is copied and never computed with → its bits."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,22 @@ class ShardEntry:
     shape: tuple[int, ...]
 
     @property
+    def element_bits(self) -> int:
+        """Size of an element in bits.
+
+        Raises:
+            InputError: the element type is unknown.
+        """
+        if self.dtype in DTYPES:
+            return 8 * DTYPES[self.dtype].itemsize
+        if self.dtype not in _OTHER_BITS:
+            raise InputError(f"The base's tensor '{self.name}' has the type {self.dtype}, which is not supported.")
+        return _OTHER_BITS[self.dtype]
+
+    @property
     def nbytes(self) -> int:
         """Size of the content in bytes."""
-        return prod(self.shape) * DTYPES[self.dtype].itemsize
+        return prod(self.shape) * self.element_bits // 8
 
 
 class ShardWriter:

@@ -131,9 +131,8 @@ def _is_copied(item: PlannedTensor) -> bool:
 def _write(piece: _Piece, shard: ShardWriter) -> _Written:
     """Produce one piece and write it."""
     item = piece.item
-    stored_type = DTYPES[item.entry.dtype]
     if piece.changes:
-        rows = _read_rows(piece, stored_type)
+        rows = _read_rows(piece, DTYPES[item.entry.dtype])
         sums = tuple(_add(change, rows, piece) for change in piece.changes if _overlap(change.update, piece))
         shard.write(piece.position, _bytes_of(rows).data)
         return _Written(rows.nbytes, sums)
@@ -141,7 +140,7 @@ def _write(piece: _Piece, shard: ShardWriter) -> _Written:
         content: AnyArray = np.empty(piece.stop - piece.start, np.uint8)
         item.source.read_into(content, piece.start)
     else:
-        content = np.ascontiguousarray(checked_cast(item.source.read(), stored_type, item.entry.name))
+        content = np.ascontiguousarray(checked_cast(item.source.read(), DTYPES[item.entry.dtype], item.entry.name))
         if content.nbytes != item.entry.nbytes:  # it would be written over the next tensor
             raise ValueError(f"Tensor '{item.entry.name}' has {content.nbytes} bytes, not {item.entry.nbytes}.")
     shard.write(piece.position, _bytes_of(content).data)
