@@ -38,7 +38,7 @@ def open_attention(model: ir.Model) -> int:
     """Replace every ``Attention`` node, in place; return how many.
 
     Its projections become one product and one bias, which a quantizer handles like any others. Nodes with past or present,
-    without a bias, or with a mask that is neither additive nor ``[batch, tokens]`` stay as they are.
+    without a bias, with rotary positions, or with a mask that is neither additive nor ``[batch, tokens]`` stay as they are.
     """
     return _open_all(model.graph, _nodes(model.graph), _one_product)
 
@@ -96,6 +96,7 @@ def _can_open(node: ir.Node) -> bool:
         and bias is not None
         and not any(_input(node, index) for index in (4, 6))
         and len(node.outputs) == 1
+        and not node.attributes.get_int("do_rotary", 0)  # which only Attention can
         and _mask_can_stay(_input(node, _PADDING_MASK))
     )
 
