@@ -11,6 +11,7 @@ from onnx import numpy_helper, parser
 
 from rmlora.adapter import Adapter, LoraModule
 from rmlora.errors import AdapterError, InputError
+from rmlora_converters.graph.contract.adapter_arrays import adapter_arrays
 from rmlora_converters.graph.files.model_file import load_model, save_model
 from rmlora_converters.graph.locate.targets import find_targets
 from rmlora_converters.graph.passes.adopt import adopt_graph
@@ -129,3 +130,29 @@ def test_a_graph_with_branches_is_refused(tmp_path: Path) -> None:
     save_model(model, tmp_path / "model.onnx")
     with pytest.raises(InputError, match="model.onnx has branches already: give the graph of the base alone"):
         adopt_graph(load_model(tmp_path / "model.onnx"), source="model.onnx")
+
+
+def test_what_a_condition_passes_on_has_the_batch(tmp_path: Path) -> None:
+    """As torch's older exporter writes ``squeeze`` for an axis of unknown size."""
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[batch, n, 8] x) => (float[batch, 8] y) { '
+        "f = Slice(x, zero, one, one) s = Shape(f) k = Gather(s, first) c = Equal(k, first) "
+        "h = If (c) <then_branch = t () => (float[batch, 8] a) { a = Squeeze(f, one) }, "
+        "else_branch = e () => (float[batch, 8] b) { b = Identity(f) }> y = MatMul(h, w) }"
+    )
+    model.graph.node[-1].input[1] = "w.weight"
+    weight = RNG.normal(size=(WIDTH, WIDTH)).astype(np.float32)
+    arrays = {"w.weight": weight, "zero": np.array([0]), "one": np.array([1]), "first": np.array(1)}
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
+    onnx.save(model, tmp_path / "model.onnx")
+    adopted = load_model(tmp_path / "model.onnx")
+    adopt_graph(adopted, source="model.onnx")
+    a, b = (RNG.normal(size=shape).astype(np.float32) for shape in ((2, WIDTH), (WIDTH, 2)))
+    adapter = Adapter({"w": LoraModule("w", "linear", a, b, 1.0)})
+    inputs = insert_branches(adopted, find_targets(adopted, [adapter], None), base_weights={})
+    save_model(adopted, tmp_path / "branches.onnx")
+    x = RNG.normal(size=(2, 3, WIDTH)).astype(np.float32)
+    factors = adapter_arrays(adapter, inputs, dict.fromkeys(inputs.names, np.dtype(np.float32)))
+    mixed = {name: np.concatenate([array, 0 * array]) for name, array in factors.items()}  # the second row has none
+    got = create_session(tmp_path / "branches.onnx").run(None, {"x": x, **mixed})[0]
+    np.testing.assert_allclose(got, x[:, 0] @ weight + [[1], [0]] * (x[:, 0] @ a.T @ b.T), rtol=1e-4, atol=1e-4)

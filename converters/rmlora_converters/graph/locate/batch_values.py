@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from rmlora_converters.graph.locate.uses import constant_input
+from rmlora_converters.graph.locate.uses import captured_values, constant_input
 
 __all__ = ["BatchValues"]
 
@@ -58,6 +58,7 @@ class BatchValues:
 
     def _visit(self, node: ir.Node) -> None:
         inputs = [value for value in node.inputs if value is not None]
+        inputs += captured_values(node)
         if node.op_type in ("Shape", "Size"):
             self._sizes[node.outputs[0]] = self._shape_of(node)
             return
@@ -73,15 +74,15 @@ class BatchValues:
         ):
             for value in node.outputs:
                 if value.shape is None or value.shape.rank() != 0:
-                    self._axes[value] = self._axis_of(value, node)
+                    self._axes[value] = self._axis_of(value, node, inputs)
 
-    def _axis_of(self, value: ir.Value, node: ir.Node) -> int:
+    def _axis_of(self, value: ir.Value, node: ir.Node, inputs: Sequence[ir.Value]) -> int:
         """Return the batch axis of an output of ``node``: the one with the batch's name, else by what the node does."""
         if value.shape is not None and self._symbol is not None:
             named = [number for number, size in enumerate(value.shape) if self._symbol.search(str(size))]
             if named:
                 return named[0]
-        known = next((self._axes[source] for source in node.inputs if source in self._axes), 0)
+        known = next((self._axes[source] for source in inputs if source in self._axes), 0)
         if node.op_type == "Transpose" and "perm" in node.attributes:
             order = list(node.attributes["perm"].as_ints())
             return order.index(known) if known in order else 0

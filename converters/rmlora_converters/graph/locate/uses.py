@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-__all__ = ["constant_input", "stored_transposed", "stored_value", "uses_of"]
+__all__ = ["captured_values", "constant_input", "stored_transposed", "stored_value", "uses_of"]
 
 _PASSED_THROUGH = {"Transpose", "Cast", "Identity"}
 _PRODUCTS = {"MatMul", "FusedMatMul", "Gemm", "Attention", "MatMulInteger", "DynamicQuantizeMatMul"}
@@ -23,6 +23,14 @@ def uses_of(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
             yield from uses_of(use.node.outputs[0])
         else:
             yield use.node, use.idx
+
+
+def captured_values(node: ir.Node) -> Iterator[ir.Value]:
+    """Yield the values that the subgraphs of ``node``, such as those of an ``If``, read."""
+    for attribute in node.attributes.values():
+        for inner in attribute.as_graph() if attribute.type == ir.AttributeType.GRAPH else ():
+            yield from (value for value in inner.inputs if value is not None)
+            yield from captured_values(inner)
 
 
 def stored_transposed(value: ir.Value, flipped: bool = False) -> bool | None:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from rmlora.errors import AdapterError
 from rmlora_converters.graph.locate.batch_values import BatchValues
+from rmlora_converters.graph.locate.uses import captured_values
 from rmlora_converters.graph.passes.rewire import replace_uses
 from rmlora_converters.graph.passes.tape import Tape
 
@@ -65,7 +66,8 @@ class RowsAxis:
         if not self._ranks:
             return
         for node in list(self.graph):
-            if node in self._plain or not any(self.has_rows(value) for value in node.inputs):
+            read = (*node.inputs, *captured_values(node))
+            if node in self._plain or not any(self.has_rows(value) for value in read):
                 continue
             if node in self._lifts:
                 replace_uses(self.graph, node.outputs[0], node.inputs[0], name="")  # type: ignore[arg-type]
