@@ -10,6 +10,7 @@ from pathlib import Path
 from rmlora._version import __version__
 from rmlora.adapter import Adapter
 from rmlora.confine import confine_files
+from rmlora.package import CONFIG_FILE, METADATA_FILE
 from rmlora.pooling import write_pooling
 from rmlora.readable import is_readable_file
 from rmlora.storage import write_json
@@ -31,7 +32,8 @@ _MODULES = ("[0-9]*_*/*.json", "[0-9]*_*/*.safetensors")
 def copy_side_files(source: Path, target: Path, *, but: Collection[str] = ()) -> None:
     """Copy the small files of the directory ``source`` to ``target``, except those named in ``but``.
 
-    Shard indexes and the record of an earlier merge describe the old weights, so they are not copied.
+    Shard indexes and the record of an earlier merge describe the old weights, and transformers would look for the weights of an
+    adapter whose configuration lies beside a model's, so they are not copied.
 
     Raises:
         InputError: one of them is a link that leads out of ``source``, or may not be read.
@@ -41,7 +43,7 @@ def copy_side_files(source: Path, target: Path, *, but: Collection[str] = ()) ->
             stale = (
                 (path.parent == source and path.name in but)
                 or path.name.endswith(".index.json")
-                or path.name == PROVENANCE_FILE
+                or path.name in (PROVENANCE_FILE, CONFIG_FILE, METADATA_FILE)
             )
             if not stale and is_readable_file(path):
                 confine_files(source, [path.relative_to(source)])

@@ -14,6 +14,7 @@ def test_a_merged_checkpoint_keeps_its_pooling(tmp_path: Path) -> None:
     source = write_modules(tmp_path / "base", {"pooling_mode": "lasttoken"}, more=["Normalize"])
     (source / "config.json").write_text("{}")
     (source / "1_Pooling" / "old.bin").write_bytes(b"pickle")
+    (source / "adapter_config.json").write_text("{}")  # of an adapter that lies beside the base
     (tmp_path / "merged").mkdir()
     copy_side_files(source, tmp_path / "merged", but=("config.json",))
     assert read_pooling(tmp_path / "merged") == Pooling("last", normalize=True)
