@@ -21,7 +21,7 @@ from rmlora.checkpoint import EMBEDDING_NAMES, Checkpoint
 from rmlora.errors import AdapterError
 from rmlora.naming import find_tensor
 from rmlora.stored_weights import stored_weights
-from rmlora.tensors import FLOATING
+from rmlora.tensors import FLOATING, TensorInfo
 from rmlora_converters.graph.locate.block_quantized import find_in_blocks
 from rmlora_converters.graph.locate.contents import (
     QUANTIZED_SUFFIXES,
@@ -319,19 +319,21 @@ def _is_shared(
     content = whole[location.slices(whole.ndim)]
     if base is None:
         return query.kind == "vector" and bool((content == content.reshape(-1)[:1]).all())
-    shapes = {content.shape, content.shape[::-1]}
-    in_base = sum(
-        equals_in_type(content, stored) or equals_in_type(content.T, stored)
-        for info in base.tensors.values()
-        if info.shape in shapes and info.dtype in FLOATING
-        for stored in [info.read()]
-    )
-    in_graph = sum(
-        np.array_equal(_tensor(other).numpy(), whole) for other in weights.values() if _shape(other) == whole.shape
-    )
     known = stored_weights(base)
     tied = sum(bool(known.find(name)) for name in known.shares_with(query.parameter))
-    return in_graph < in_base - tied
+    in_base = sum(_holds(info, content) for info in base.tensors.values()) - tied
+    return in_base > 1 and in_base > sum(
+        np.array_equal(_tensor(other).numpy(), whole) for other in weights.values() if _shape(other) == whole.shape
+    )
+
+
+def _holds(info: TensorInfo, content: AnyArray) -> bool:
+    """Return True if a tensor of the base is ``content``, in either orientation; mostly its first row shows that it is not."""
+    views = [view for view in (content, content.T) if view.shape == info.shape and info.dtype in FLOATING]
+    if not views:
+        return False
+    first = info.read(0, 1)
+    return any(equals_in_type(view[:1], first) and equals_in_type(view, info.read()) for view in views)
 
 
 def _explain_missing(query: WeightQuery, weights: Mapping[str, ir.Value], base: Checkpoint | None) -> str:

@@ -1,7 +1,8 @@
 """Brings a graph that somebody else exported into the form that the other passes expect.
 
 Weights become initializers, whether the exporter wrote them as such, as ``Constant`` nodes, or listed them among the inputs;
-every node has a name of its own; the inputs take int64; and only the output with the answers is kept. What the graph computes stays the same.
+every node has a name of its own; the inputs take int64; and only the output with the answers is kept. What the graph computes
+stays the same.
 """
 
 from __future__ import annotations
