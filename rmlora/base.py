@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from rmlora.checkpoint import Checkpoint
 from rmlora.errors import CheckpointError, OutputError, require, some_of
@@ -111,16 +112,17 @@ def _from_gguf(path: Path) -> Path:
         return CheckpointError(f"{path} cannot be read as a GGUF model ({reason}): fetch it again.")
 
     with library_call(refuse), quiet_transformers():
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+    model, found = loaded
     if missing := sorted(found["missing_keys"]):  # transformers would make random ones
         parts = re.search(r"-\d+-of-\d+$", path.stem)
         advice = "it is one part of several, join them with  llama-gguf-split --merge" if parts else "fetch it again"
         raise CheckpointError(f"{path} lacks weights of its model, such as '{missing[0]}': {advice}.")
     # The weights are no longer quantized, but transformers refuses to save while it has these records.
-    model.hf_quantizer = None  # type: ignore[assignment]
+    model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     try:
