@@ -30,6 +30,8 @@ _SMALL = 64 * 1024
 """Bytes of a body that takes at most a few milliseconds, whatever is in it."""
 _MEDIUM, _VALUES = 1 << 20, 10_000
 """Bytes and values of a body that does not take longer, because most of it is text."""
+_LONG = 1000
+"""Items that are kept of a long list of other things than numbers or texts, unless requests may have more inputs."""
 _SECONDS = 10.0
 """Time after which parsing is given up."""
 _NICENESS = 10
@@ -38,9 +40,14 @@ _log = logging.getLogger("rmlora.serve")
 
 
 class JsonBodies:
-    """Parses bodies; the process is started when it is first needed."""
+    """Parses bodies; the process is started when it is first needed.
 
-    def __init__(self) -> None:
+    Args:
+        most: inputs of a request; what is left out of a long list lies behind more than these.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._longest = max(_LONG, most + 1)
         self._thread = ThreadPoolExecutor(1, "json")
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -101,7 +108,7 @@ class JsonBodies:
             # Interrupts of a terminal are not for it. In a session of its own Linux would give it half of a core whatever its
             # niceness is, which counts within a session only (sched_autogroup).
             self._process = subprocess.Popen(
-                [sys.executable, "-I", str(script)],
+                [sys.executable, "-I", str(script), str(self._longest)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                 process_group=0 if os.name == "posix" else None,
             )  # fmt: skip

@@ -4,7 +4,8 @@ A parser holds the interpreter's lock until it is done, for a second or more on 
 can do this. The process needs the standard library only. It reads frames (length, then JSON) from its standard input and
 writes frames (length, then a pickle) to its standard output: ``("value", parsed)``, ``("error", message, position)`` if it
 is not valid JSON, or ``("memory",)`` if there is too little memory for it. Long lists come in a form that costs the server
-little to read: numbers as an array, and of anything but texts only the beginning, since no interface takes such a list.
+little to read: numbers as an array, and of anything but texts only the beginning, as long as its argument says, since the
+server refuses longer ones.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, BinaryIO
 __all__ = ["main"]
 
 _LONG = 1000
-"""Items of a list that is long."""
+"""Numbers in a list that is long."""
 _CODES: dict[str, set[type]] = {"b": {bool}, "q": {int}, "d": {int, float}}
 """Type code of an array → types of the values that it holds."""
 _MEMORY = 1 << 30
@@ -30,8 +31,9 @@ def main() -> None:
     """Answer frames until the input ends."""
     _limit_memory()
     source, target = sys.stdin.buffer, sys.stdout.buffer
+    longest = int(sys.argv[1])
     while (body := _read(source)) is not None:
-        content = pickle.dumps(_parsed(body), protocol=5)
+        content = pickle.dumps(_parsed(body, longest), protocol=5)
         del body
         target.write(struct.pack("<Q", len(content)))
         target.write(content)
@@ -43,9 +45,9 @@ def _read(source: BinaryIO) -> bytes | None:
     return source.read(struct.unpack("<Q", size)[0]) if len(size) == 8 else None
 
 
-def _parsed(body: bytes) -> tuple[Any, ...]:
+def _parsed(body: bytes, longest: int) -> tuple[Any, ...]:
     try:
-        return "value", _reduced(json.loads(body))
+        return "value", _reduced(json.loads(body), longest)
     except json.JSONDecodeError as error:
         return "error", error.msg, error.pos
     except MemoryError:
@@ -54,17 +56,17 @@ def _parsed(body: bytes) -> tuple[Any, ...]:
         return "error", type(error).__name__, 0
 
 
-def _reduced(value: Any) -> Any:
+def _reduced(value: Any, longest: int) -> Any:
     if isinstance(value, dict):
-        return {key: _reduced(item) for key, item in value.items()}
+        return {key: _reduced(item, longest) for key, item in value.items()}
     if not isinstance(value, list):
         return value
     flat = _flat(value)
     if flat is not None and len(flat[1]) > _LONG and (numbers := _packed(flat[1])) is not None:
         return numbers
-    if len(value) > _LONG and set(map(type, value)) != {str}:
-        value = value[:_LONG]
-    return [_reduced(item) for item in value]
+    if len(value) > longest and set(map(type, value)) != {str}:
+        value = value[:longest]
+    return [_reduced(item, longest) for item in value]
 
 
 def _flat(value: list[Any]) -> tuple[tuple[int, ...], list[Any]] | None:

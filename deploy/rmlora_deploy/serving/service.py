@@ -29,7 +29,7 @@ class Service:
     def __init__(self, registry: Registry, metrics: Metrics) -> None:
         self.registry, self.metrics = registry, metrics
         self.settings: ServeSettings = registry.settings
-        self.reader, self.json = InputReader(registry.settings), JsonBodies()
+        self.reader, self.json = InputReader(registry.settings), JsonBodies(registry.settings.max_inputs)
         self.loading = OneByOne("loading and unloading adapters")
         self._drained_at: float | None = None
         """When the server stops waiting for requests in progress; None while it accepts new ones."""

@@ -225,7 +225,7 @@ def test_long_texts_are_answered_like_short_ones(served: dict[str, Path]) -> Non
 
 @pytest.fixture
 def bodies() -> Iterator[JsonBodies]:
-    made = JsonBodies()
+    made = JsonBodies(256)
     yield made
     made.close()
 
@@ -256,6 +256,21 @@ def test_large_bodies_are_parsed_in_another_process_with_the_same_result(bodies:
             asyncio.run(_parse(bodies, bad))
     mixed = asyncio.run(_parse(bodies, [[1], "a"] * 40_000))
     assert mixed == [[1], "a"] * 500
+
+
+@pytest.mark.parametrize("most", [1000, 1500])
+def test_no_input_of_a_large_body_is_left_out(most: int) -> None:
+    """With --max-inputs 1500 the answers to a list of 1,500 pairs were 1,000."""
+    import asyncio
+
+    bodies = JsonBodies(most)
+    pairs = [["one, two, three, four, five, six, seven", f"{number}"] for number in range(1500)]
+    try:
+        assert not is_quick(json.dumps({"inputs": pairs}).encode())
+        got = asyncio.run(_parse(bodies, {"inputs": pairs}))["inputs"]
+    finally:
+        bodies.close()
+    assert got == pairs[: most + 1]  # one more than are taken, so that the request is refused
 
 
 def test_a_hostile_body_stops_nobody(served: dict[str, Path]) -> None:
@@ -312,7 +327,7 @@ def test_the_parser_keeps_to_what_memory_it_has(megabytes: int, kind: str) -> No
         resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))
 
     done = subprocess.run(
-        [sys.executable, "-I", str(Path(json_child.__file__))],
+        [sys.executable, "-I", str(Path(json_child.__file__)), "1000"],
         input=struct.pack("<Q", len(body)) + body,
         capture_output=True,
         preexec_fn=limit,
