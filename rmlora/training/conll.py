@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rmlora.entities import OUTSIDE
 from rmlora.errors import InputError
+from rmlora.text_lines import text_lines
 from rmlora.training.table import Table
 from rmlora.wording import counted
 
@@ -30,7 +31,7 @@ def read_conll(path: Path, text: str, tag_column: str | None = None) -> Table:
     Raises:
         InputError: a line has no tag, or another number of columns than the others.
     """
-    lines = re.split(r"\r\n|\r|\n", text)  # words may hold other characters that Python takes for the end of a line
+    lines = text_lines(text)
     separator = re.compile("\t" if any("\t" in line for line in lines) else " +")
     sentences: list[tuple[int, list[str], list[str]]] = []
     comments, columns, inside = 0, 0, False

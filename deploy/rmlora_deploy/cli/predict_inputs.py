@@ -10,6 +10,7 @@ from typing import Any
 from rmlora.errors import InputError
 from rmlora.json_files import read_text
 from rmlora.tasks import Task
+from rmlora.text_lines import text_lines
 from rmlora.text_pair import InputForm, TextPair, check_form
 from rmlora.training.data import Columns, load_inputs
 from rmlora_deploy.cli.console import colored, make_console
@@ -51,7 +52,7 @@ def read_lines(file: Path, form: InputForm | None) -> list[Any]:
         except UnicodeDecodeError as error:
             raise InputError(f"Standard input is not {error.encoding} text: give it as UTF-8.") from None
     where = "Standard input" if str(file) == "-" else str(file)
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(text_lines(text), 1) if line.strip()]
     return [_pair(line, number, where) for number, line in lines] if form == "pair" else [line for _, line in lines]
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from rmlora.errors import ConfigError, InputError
 from rmlora.json_files import read_text
 from rmlora.storage import read_json
+from rmlora.text_lines import text_lines
 
 __all__ = ["LoadPlan", "Reference", "draw_requests", "input_of", "read_texts", "shares_of"]
 
@@ -134,7 +135,7 @@ def read_texts(path: Path) -> Sequence[str]:
     Raises:
         InputError: the file cannot be read, or has no texts.
     """
-    lines = [line for line in read_text(path, what="Text file").splitlines() if line.strip()]
+    lines = [line for line in text_lines(read_text(path, what="Text file")) if line.strip()]
     if not lines:
         raise InputError(f"{path} has no texts.")
     return lines
