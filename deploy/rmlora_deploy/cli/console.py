@@ -29,6 +29,7 @@ __all__ = [
     "remote_code_option",
     "system_option",
     "unique_names",
+    "write_text",
 ]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -135,6 +136,12 @@ def make_console(*, as_json: bool = False) -> Console:
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     return console
+
+
+def write_text(console: Console, text: str) -> None:
+    """Write a part of a text at once, with its tabs, which the console would replace by spaces."""
+    console.file.write(text.translate(_CONTROLS))
+    console.file.flush()
 
 
 def print_json(value: Any) -> None:

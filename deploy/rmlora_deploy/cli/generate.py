@@ -17,7 +17,15 @@ from rmlora.errors import ConfigError, InputError, some_of
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.bundles.manifest import PromptFormat
 from rmlora_deploy.bundles.text_codec import with_system
-from rmlora_deploy.cli.console import colored, json_option, make_console, print_json, refuse_raw_system, system_option
+from rmlora_deploy.cli.console import (
+    colored,
+    json_option,
+    make_console,
+    print_json,
+    refuse_raw_system,
+    system_option,
+    write_text,
+)
 from rmlora_deploy.inference.generator import Generated, Generator, Piece
 from rmlora_deploy.inference.sampling import Sampling
 from rmlora_deploy.runtime import AdapterRef
@@ -125,8 +133,7 @@ def _collect(
         if finish != "end":
             tokens.append(piece.token)
         if console is not None and piece.text:
-            console.print(piece.text, end="", soft_wrap=True)
-            console.file.flush()
+            write_text(console, piece.text)
     if console is not None:
         console.print()
     text = generator.codec.decode(tokens)
