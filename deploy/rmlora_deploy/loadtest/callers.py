@@ -254,4 +254,4 @@ async def _report(load: Load, begin: float, progress: Callable[[int, float], Non
 
 
 def _headers(key: str | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"} if key else {}
+    return {"Authorization": f"Bearer {key.strip()}"} if key else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rmlora_deploy.loadtest.callers import list_models
+from tests.helpers.handmade import word_bundle
 from tests.helpers.servers import Answer, Server, ask, classify, held_back, serving, until
 
 TEXT = {"model": "words", "input": "w1 w2"}
@@ -280,6 +283,14 @@ def test_a_key_opens_everything_but_health_and_the_page(served: dict[str, Path])
         assert raw(running, large).startswith(b"HTTP/1.1 401")  # the key comes first, and the connection is closed
         keyed = head("/classify", JSON, "content-length: 999999999", f"authorization: {key}")
         assert raw(running, keyed).startswith(b"HTTP/1.1 413")
+
+
+def test_a_key_may_end_like_a_line(tmp_path: Path) -> None:
+    """A key from a mounted secret, with the end of its line, let nobody in."""
+    with serving({"words": word_bundle(tmp_path / "words")}, api_key=" secret\n") as running:
+        assert ask(running.url, "/v1/models", authorization="Bearer secret").status == 200
+        assert ask(running.url, "/v1/models", authorization="Bearer secre").status == 401
+        assert list(asyncio.run(list_models(running.url, "secret\n"))) == ["words"]
 
 
 def test_a_clients_request_id_is_kept_where_it_is_harmless(server: Server) -> None:

@@ -27,11 +27,11 @@ class KeyCheck:
 
     Args:
         app: answers the requests that are let in.
-        key: the API key.
+        key: the API key; white space around it does not count, such as the end of the line that a mounted secret ends with.
     """
 
     def __init__(self, app: ASGIApp, key: str) -> None:
-        self._app, self._key = app, key.encode()
+        self._app, self._key = app, key.strip().encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not self._allows(scope):
