@@ -17,6 +17,7 @@ from rmlora_deploy.bundles.report import VerificationReport
 from rmlora_deploy.verification.answer_quality import AnswerMeasure
 from rmlora_deploy.verification.evaluation import EvaluationData, read_evaluation
 from rmlora_deploy.verification.evaluation_data import MeasuredModel
+from rmlora_deploy.verification.exchanges import check_columns
 from rmlora_deploy.verification.torch_decoder import TorchDecoder
 from rmlora_deploy.verification.torch_pair import TorchPair, load_recorded, load_torch_pair
 from rmlora_deploy.verification.verify_branches import verify_branches
@@ -66,6 +67,7 @@ def _compare_texts(
     bundle: Bundle, inputs: ComparisonInputs, measure: AnswerMeasure | None, provider: str
 ) -> tuple[VerificationReport, dict[str, list[np.ndarray]]]:
     """Compare a language model."""
+    check_columns(inputs.columns)
     paths: Mapping[str | None, str]
     sources: Mapping[str | None, str]
     if bundle.mode == "branches":

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rmlora.errors import InputError
+from rmlora.errors import ConfigError, InputError
 from rmlora.training.conversations import TextColumns
 from rmlora.training.data import Columns
 from rmlora_deploy.bundles.text_codec import TextCodec
 from rmlora_deploy.inference.questions import Question, read_questions
 
-__all__ = ["Exchange", "read_exchanges"]
+__all__ = ["Exchange", "check_columns", "read_exchanges"]
 
 
 class Exchange(NamedTuple):
@@ -22,6 +22,16 @@ class Exchange(NamedTuple):
     """Tokens of the answer; none for a plain text."""
     text: str
     """The answer as it stands in the data; empty for a plain text."""
+
+
+def check_columns(columns: Columns) -> None:
+    """Raise :class:`ConfigError` for the name of a column that instruction data do not have."""
+    for flag, name in (("--label-column", columns.label), ("--pair-column", columns.pair)):
+        if name is not None:
+            raise ConfigError(
+                f"{flag} is of labeled data, and a language model is asked chats, prompts with completions, or texts: leave it out, "
+                "and give those columns their usual names."
+            )
 
 
 def read_exchanges(codec: TextCodec, source: str, columns: Columns, *, raw: bool = False) -> list[Exchange]:

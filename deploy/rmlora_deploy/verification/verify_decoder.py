@@ -135,7 +135,7 @@ def verify_decoder(
     if bundle.mode == "merged":
         torch = torch_of(None) if torch_of is not None else None
         raw = _raw(bundle, bundle.manifest.adapter)
-        samples = _samples(codec, session, data.get(None), raw=raw) if torch is not None else None
+        samples = _samples(codec, session, data.get(None), raw=raw, built_in=torch is not None)
         merged = _Adapter(
             None, torch, base_logits, answers.get(None), end_tokens(session.layout, bundle.manifest.adapter)
         )
@@ -154,7 +154,7 @@ def verify_decoder(
                 unverified.append(name)
                 continue
             raw = _raw(bundle, entry)
-            samples = _samples(codec, session, data.get(name), raw=raw) if torch is not None else None
+            samples = _samples(codec, session, data.get(name), raw=raw, built_in=torch is not None)
             adapter = _Adapter(AdapterRef(name), torch, stored, answers.get(name), end_tokens(session.layout, entry))
             measured = _compare(session, codec, adapter, samples, prompts, tolerance)
             parts["adapters"][name] = AdapterReport(
@@ -196,8 +196,13 @@ def _raw(bundle: Bundle, adapter: AdapterSource | None) -> bool:
     return prompt_format(bundle.manifest, adapter) == "raw"
 
 
-def _samples(codec: TextCodec, session: DecoderSession, data: DecoderData | None, *, raw: bool) -> DecoderSamples:
+def _samples(
+    codec: TextCodec, session: DecoderSession, data: DecoderData | None, *, raw: bool, built_in: bool
+) -> DecoderSamples | None:
+    """Return what to compare on: the user's data, or else what is built in; None if that is not wanted."""
     data = data or DecoderData()
+    if data.source is None and not built_in:
+        return None
     return decoder_samples(
         codec,
         data.source,
@@ -234,16 +239,16 @@ def _compare(
     errors, torch = LogitErrors(), adapter.torch
     scores = _evaluation(session, codec, adapter, adapter.answers) if adapter.answers is not None else None
     kept = scores is None or keeps_metric(scores, tolerance)
+    surprise = _perplexity(session, adapter.ref, torch, samples) if samples is not None else None
     if torch is None or samples is None:
         for prompt, stored in zip(prompts, adapter.stored, strict=True):
             errors.add(stored[0], session.logits(prompt, adapter.ref, start=-stored.shape[1]))
         onnx = errors.comparison()
-        return {"onnx": onnx, "evaluation": scores, "passed": within(onnx, tolerance)}
+        return {"onnx": onnx, "evaluation": scores, "perplexity": surprise, "passed": within(onnx, tolerance)}
     for prompt in samples.prompts:
         errors.add(torch.logits(prompt), session.logits(prompt, adapter.ref))
     onnx = errors.comparison()
     texts = _texts(session, adapter.ref, torch, samples.prompts, tolerance)
-    surprise = _perplexity(session, adapter.ref, torch, samples)
     passed = within(onnx, tolerance) and keeps_perplexity(surprise, tolerance) and kept
     if tolerance.absolute_error is not None:  # rounded weights give other texts
         passed &= texts.agree
@@ -283,11 +288,13 @@ def _texts(
 
 
 def _perplexity(
-    session: DecoderSession, ref: AdapterRef | None, torch: TorchDecoder, samples: DecoderSamples
+    session: DecoderSession, ref: AdapterRef | None, torch: TorchDecoder | None, samples: DecoderSamples
 ) -> Perplexity | None:
     if not samples.windows:
         return None
     onnx, count = perplexity(lambda tokens: session.logits(tokens, ref), samples.windows)
+    if torch is None:
+        return Perplexity(data=samples.source, tokens=count, onnx=onnx)
     expected, _ = perplexity(torch.logits, samples.windows)
     return Perplexity(data=samples.source, tokens=count, onnx=onnx, pytorch=expected)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rmlora.errors import ConfigError, InputError, ParityError
+from rmlora.training.data import Columns
 from rmlora_deploy import export, load, verify
 from rmlora_deploy.bundles.bundle import Bundle
 from rmlora_deploy.inference import Generator
@@ -51,6 +52,21 @@ def test_the_metric_is_that_of_pytorch_and_the_answers_are_the_same(made: Path) 
     alone = verify(made / "merged", data=str(made / "data.jsonl"), reference_only=True, **options)  # type: ignore[arg-type]
     assert alone.evaluation is not None and alone.evaluation.onnx == scores.onnx
     assert alone.evaluation.pytorch is None and alone.evaluation.identical is None
+
+
+def test_data_count_without_pytorch_and_names_of_labels_do_not(made: Path) -> None:
+    """Without PyTorch and --metric --data changed nothing, and names of label columns never did."""
+    data = str(made / "data.jsonl")
+    alone = verify(made / "merged", data=data, reference_only=True, record=False).perplexity
+    assert alone is not None and alone.data == "data.jsonl" and alone.pytorch is None
+    beside = verify(made / "merged", data=data, record=False).perplexity
+    assert beside is not None and (alone.onnx, alone.tokens) == (beside.onnx, beside.tokens)
+    assert verify(made / "merged", reference_only=True, record=False).perplexity is None
+    for flag, columns in (("label", Columns(label="completion")), ("pair", Columns(pair="completion"))):
+        with pytest.raises(ConfigError, match=f"--{flag}-column is of labeled data"):
+            verify(made / "merged", data=data, columns=columns, record=False)
+        with pytest.raises(ConfigError, match=f"--{flag}-column is of labeled data"):
+            export(made / "base", made / "a", made / "no", data=data, columns=columns)
 
 
 def test_export_writes_it_into_the_manifest_and_prints_it(made: Path, tmp_path: Path) -> None:

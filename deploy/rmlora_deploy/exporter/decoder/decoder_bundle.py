@@ -48,6 +48,7 @@ from rmlora_deploy.runtime.decoder.decoder_layout import DecoderLayout
 from rmlora_deploy.runtime.decoder.decoder_session import DecoderSession
 from rmlora_deploy.verification.answer_quality import AnswerMeasure
 from rmlora_deploy.verification.decoder_prompts import decoder_samples
+from rmlora_deploy.verification.exchanges import check_columns
 from rmlora_deploy.verification.torch_decoder import TorchDecoder
 from rmlora_deploy.verification.verify_decoder import (
     NEW_TOKENS,
@@ -124,6 +125,7 @@ def _refuse_other_options(settings: ExportSettings) -> None:
         raise ConfigError(
             f"{flag} does not go with adapters for text-generation, which it changes nothing of: leave it out."
         )
+    check_columns(settings.columns)
     if settings.calibration is not None and (settings.precision, settings.mode) != ("int4", "merged"):
         raise ConfigError(
             "--calibration of a language model goes with --precision int4 and --mode merged: nothing else is rounded by texts."
