@@ -66,6 +66,8 @@ def test_templates_are_rendered_as_transformers_renders_them(tmp_path: Path) -> 
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
         "llama": "{{ bos_token }}{%- for m in messages -%}\n  {%- if loop.first and m.role == 'system' -%}[S]{{ m.content }}\n{% continue %}"
         "{%- endif -%} [{{ m.role }}] {{ m.content | tojson }} {{ eos_token }}\n{%- endfor %}",
+        "json": "{% for m in messages %}{{ {'b': 1, 'a': m.content} | tojson(separators=(',', ':'), sort_keys=true) }}"
+        "{{ m | tojson(true) }}{{ m | tojson(indent=2) }}{% endfor %}",
         "marked": "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}|{% endfor %}",
     }
     messages = [{"role": "system", "content": "Be kind. é"}, {"role": "user", "content": ' "Hi" '}]
