@@ -29,8 +29,8 @@ from rmlora_deploy.inference import Answerer, Classifier, Embedder, Prediction, 
 
 __all__ = ["command"]
 
-_Loader = Callable[[Path], Any]
-"""Opens a bundle: a :class:`Classifier`, a :class:`Tagger`, an :class:`Answerer` or an :class:`Embedder`."""
+_Loader = Callable[..., Any]
+"""Opens the bundle at a path, with branches for batches of ``rows``: a :class:`Classifier`, a :class:`Tagger`, an :class:`Answerer` or an :class:`Embedder`."""
 
 
 @click.command("predict")
@@ -102,7 +102,7 @@ def command(
     if (text_column or pair_column) and file is None:
         raise ConfigError("--text-column and --pair-column are of a table: give it with --file.")
     loader = partial(load, provider=provider, trust_remote_code=trust_remote_code)
-    columns = _open_columns(unique_names((bundle, *others)), adapters, loader)
+    columns = _open_columns(unique_names((bundle, *others)), adapters, loader, batch_size)
     names = [name for column in columns for name in column.names]
     kind = type(columns[0].opened)
     asked = [pair for column in columns for pair in column.forms]
@@ -176,7 +176,7 @@ class _Columns:
         return (found[start : start + count] for start in range(0, len(found), count))
 
 
-def _open_columns(paths: Mapping[str, Path], adapters: Sequence[str], loader: _Loader) -> list[_Columns]:
+def _open_columns(paths: Mapping[str, Path], adapters: Sequence[str], loader: _Loader, rows: int) -> list[_Columns]:
     """Open every bundle; errors before any is asked if they cannot be asked together."""
     bundles = {name: Bundle.open(path, check_files=False) for name, path in paths.items()}
     if writer := next((bundle for bundle in bundles.values() if bundle.task.outputs.kind == "text"), None):
@@ -186,16 +186,16 @@ def _open_columns(paths: Mapping[str, Path], adapters: Sequence[str], loader: _L
     _refuse_mixture(bundles)
     if adapters and all(bundle.mode == "merged" for bundle in bundles.values()):
         raise ConfigError("--adapter is for bundles made with --mode branches; this one has its adapter merged.")
-    return [_open(name, bundle, adapters, loader, alone=len(paths) == 1) for name, bundle in bundles.items()]
+    return [_open(name, bundle, adapters, loader, rows, alone=len(paths) == 1) for name, bundle in bundles.items()]
 
 
-def _open(name: str, bundle: Bundle, adapters: Sequence[str], loader: _Loader, *, alone: bool) -> _Columns:
+def _open(name: str, bundle: Bundle, adapters: Sequence[str], loader: _Loader, rows: int, *, alone: bool) -> _Columns:
     chosen = list(adapters or bundle.adapters) if bundle.mode == "branches" else []
     for adapter in chosen:
         bundle.adapter(adapter)
     if bundle.mode == "branches" and not chosen and bundle.task.outputs.has_labels:
         raise InputError(f"{bundle.path} has no adapters yet: add one with  rmlora-deploy adapter add.")
-    opened = loader(bundle.path)
+    opened = loader(bundle.path, rows=rows) if bundle.mode == "branches" else loader(bundle.path)
     if not chosen:
         return _Columns(opened, [name], [None])
     names = chosen if alone else [f"{name} · {adapter}" for adapter in chosen]
