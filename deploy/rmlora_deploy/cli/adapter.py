@@ -58,15 +58,18 @@ def add(bundle: Path, adapters: tuple[str, ...], allow_base_mismatch: bool, labe
     paths = {name: Path(path) for name, path in named(adapters, flag="adapter add").items()}
     warn_of_other_bundle(paths.values(), opened.manifest)
     added = {}
-    for name, path in paths.items():
-        added[name] = add_adapter(opened, name, path, allow_base_mismatch=allow_base_mismatch, label_names=names)
-        if not as_json:
-            console.print(
-                f"Added '{name}' to {bundle}: rank {added[name].rank}, {added[name].bytes / 1e6:.2f} MB, "
-                f"{time.monotonic() - started:.1f} s. To compare it with PyTorch: "
-                f"rmlora-deploy verify {shlex.quote(str(bundle))}"
-            )
-    write_card(opened)
+    try:
+        for name, path in paths.items():
+            added[name] = add_adapter(opened, name, path, allow_base_mismatch=allow_base_mismatch, label_names=names)
+            if not as_json:
+                console.print(
+                    f"Added '{name}' to {bundle}: rank {added[name].rank}, {added[name].bytes / 1e6:.2f} MB, "
+                    f"{time.monotonic() - started:.1f} s. To compare it with PyTorch: "
+                    f"rmlora-deploy verify {shlex.quote(str(bundle))}"
+                )
+    finally:
+        if added:  # those before one that cannot be added stay
+            write_card(opened)
     if as_json:
         print_json(
             {
@@ -89,6 +92,10 @@ def remove(bundle: Path, names: tuple[str, ...], as_json: bool) -> None:
       rmlora-deploy adapter remove both trec-plain
     """
     opened = Bundle.open(bundle, check_files=False)
+    opened.require_branches()
+    names = tuple(dict.fromkeys(names))
+    for name in names:  # before any of them is removed
+        opened.adapter(name)
     for name in names:
         remove_adapter(opened, name)
     write_card(opened)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -157,6 +158,29 @@ def test_adapters_are_added_and_removed_without_torch(copied: Path) -> None:
     assert {path.name for path in (bundle / "adapters").iterdir()} == {"two.onnx_adapter", "two.reference.safetensors"}
     Bundle.open(bundle)
     assert run("verify", bundle).code == 0
+
+
+def test_of_several_adapters_none_or_those_before_the_wrong_one_are_changed(copied: Path) -> None:
+    """The card listed what was removed before a name that is not there, and lacked what was added before a wrong adapter."""
+    bundle, card = copied / "bundle", copied / "bundle" / "README.md"
+    fails(3, "no adapter 'x': it has one, two", "adapter", "remove", bundle, "one", "x")
+    assert list(Bundle.open(bundle).adapters) == ["one", "two"]
+    fails(3, "Adapter not found", "adapter", "add", bundle, f"third={copied / 'three'}", f"fourth={copied / 'no'}")
+    assert list(Bundle.open(bundle).adapters) == ["one", "two", "third"] and "third" in card.read_text()
+    done = run("adapter", "remove", bundle, "third", "third")
+    assert done.code == 0 and "Removed third from" in done.stdout and "third" not in card.read_text()
+
+
+def test_a_batch_may_have_any_number_of_rows(made: Path) -> None:
+    """More than 32 rows were refused, with a way out that no flag has."""
+    done = run("predict", made / "bundle", "--batch-size", "40", "--json", *(f"w{number % 3}" for number in range(25)))
+    assert done.code == 0, done.stderr
+    alone = json.loads(run("predict", made / "bundle", "--json", "w0").stdout)
+    for row, name in itertools.product(json.loads(done.stdout)[::3], ("one", "two")):
+        (got,), (expected,) = row["answers"][name], alone[0]["answers"][name]
+        assert got["label"] == expected["label"] and got["probability"] == pytest.approx(
+            expected["probability"], abs=1e-5
+        )
 
 
 def test_an_adapter_that_cannot_be_added_changes_no_file(copied: Path, tmp_path: Path) -> None:
