@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 from rmlora.errors import ConfigError
@@ -25,11 +26,18 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(_BACKLOG)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # a part of a name that is empty or too long is a UnicodeError
+        reason = error.strerror if isinstance(error, OSError) else "no name of a host"
         raise ConfigError(
-            f"Cannot listen on {host}:{port} ({error.strerror or error}): choose another --port."
+            f"Cannot listen on {host}:{port} ({reason or error}): choose another --{_wrong_part(error)}."
         ) from None
     return listener
+
+
+def _wrong_part(error: OSError | UnicodeError) -> str:
+    """Return the flag whose value cannot be listened on."""
+    of_host = isinstance(error, (socket.gaierror, UnicodeError)) or error.errno == errno.EADDRNOTAVAIL
+    return "host" if of_host else "port"
 
 
 def http_url(host: str, port: int) -> str:

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import pytest
 
+from rmlora.errors import ConfigError
+from rmlora_deploy.serving.address import listen
 from rmlora_deploy.serving.json_log import JsonLines
 from tests.helpers.cli import BLOCKER, environment, fails, run
 from tests.helpers.handmade import word_bundle
@@ -231,7 +233,10 @@ def test_a_port_in_use_shows_at_once(words: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         fails(2, f"Cannot listen on 127.0.0.1:{port}", "serve", words, "--port", str(port))
-    fails(2, "Cannot listen on no.such.host.invalid:0", "serve", words, "--port", "0", "--host", "no.such.host.invalid")
+    for host in ("no.such.host.invalid", "two..dots", "192.0.2.1"):
+        with pytest.raises(ConfigError, match=f"Cannot listen on {host}:0 .*choose another --host"):
+            listen(host, 0)
+    fails(2, "Cannot listen on two..dots:0", "serve", words, "--port", "0", "--host", "two..dots")
 
 
 def test_listening_to_everybody_without_a_key_warns(words: Path) -> None:
