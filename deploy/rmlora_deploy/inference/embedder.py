@@ -34,7 +34,7 @@ class Embedder(OpenedBundle):
     def embed(
         self, inputs: Sequence[Any], adapters: AdapterChoice | Sequence[AdapterChoice] = None, *, batch_size: int = 32
     ) -> Vectors:
-        """Return ``[inputs, width]`` float32, in the order of ``inputs``.
+        """Return ``[inputs, width]`` float32, in the order of ``inputs``; no inputs have no vectors.
 
         Args:
             inputs: texts; for image models paths, encoded bytes or PIL images.
@@ -46,7 +46,11 @@ class Embedder(OpenedBundle):
             InputError: an input or an adapter cannot be used, or the graph gives no usable numbers.
             ConfigError: the choices do not fit the inputs, or the bundle is merged and there is nothing to choose.
         """
-        vectors = np.stack([vector for _, _, vector in self._run(inputs, adapters, batch_size)]).astype(np.float32)
+        found = [vector for _, _, vector in self._run(inputs, adapters, batch_size)]
+        if not found:
+            width = self.bundle.manifest.model.outputs[0].shape[-1]
+            return np.zeros((0, width if isinstance(width, int) else 0), np.float32)
+        vectors = np.stack(found).astype(np.float32)
         if not np.isfinite(vectors).all():
             raise InputError(
                 f"The graph of {self.bundle.path} gives NaN or infinity for these inputs: its precision "
