@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ __all__ = ["MAX_PIXELS", "MAX_RATIO", "as_rgb", "open_image"]
 
 MAX_PIXELS = 89_478_485
 """Pixels of the largest image that is read: Pillow's own limit, above which it warns."""
+_ORIENTATION, _UPRIGHT = 0x0112, 1
+"""EXIF's key of how a camera was held, and its value for an image that is stored as it is seen."""
 MAX_RATIO = 100
 """Most that one side may be longer than the other. Processors scale the shorter side to a fixed number of pixels."""
 
@@ -56,13 +59,16 @@ def open_image(value: Any, *, what: str = "An image") -> Image.Image:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Return an image with 8 bits for each color. Of gray in 16 bits the higher 8 remain: Pillow would make most of it white.
+    """Return an image with 8 bits for each color, as it is seen: turned as its EXIF data say, as transformers does.
+
+    Of gray in 16 bits the higher 8 remain: Pillow would make most of it white.
 
     Raises:
         ValueError: gray in 32 bits has numbers below 0 or above 255, of which nobody knows what is white.
     """
     from PIL import Image
 
+    image = _turned(image)
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
@@ -71,6 +77,21 @@ def as_rgb(image: Image.Image) -> Image.Image:
         if not (math.isfinite(low) and math.isfinite(high) and low >= 0 and high <= 255):
             raise ValueError(f"its numbers reach from {low:g} to {high:g}, where 0 is black and 255 white")
     return image.convert("RGB")
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """Return an image as it is seen: photos of telephones are often stored as the sensor saw them."""
+    from PIL import ImageOps
+
+    orientation = _UPRIGHT
+    with suppress(Exception):  # damaged EXIF data say nothing, and the image is there all the same
+        orientation = image.getexif().get(_ORIENTATION, _UPRIGHT)
+    if orientation == _UPRIGHT:
+        return image
+    image.load()
+    with suppress(Exception):
+        return ImageOps.exif_transpose(image)
+    return image
 
 
 def _check_pixels(width: int, height: int, name: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from transformers.image_utils import load_image
 
 from rmlora.errors import InputError
 from rmlora.images import MAX_RATIO, open_image
@@ -31,6 +32,25 @@ def test_pictures_are_opened_from_paths_bytes_and_objects(tmp_path: Path) -> Non
     for value in (str(tmp_path / "a.png"), tmp_path / "a.png", (tmp_path / "a.png").read_bytes(), picture):
         assert open_image(value).size == (5, 4)
         assert open_image(value).mode == "RGB"
+
+
+def test_photos_are_turned_as_transformers_turns_them(tmp_path: Path) -> None:
+    """A photo of a telephone was read lying on its side."""
+    pixels = np.arange(16 * 24 * 3, dtype=np.uint8).reshape(16, 24, 3)
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+        got = open_image(tmp_path / "a.png")
+        expected = load_image(str(tmp_path / "a.png"))
+        assert got.size == expected.size == ((24, 16) if orientation < 5 else (16, 24))
+        np.testing.assert_array_equal(np.asarray(got), np.asarray(expected))
+    Image.fromarray(pixels).save(tmp_path / "b.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert open_image(tmp_path / "b.jpg").size == (24, 16)  # with damaged EXIF data
+    Image.fromarray(pixels.repeat(8, 0)).save(tmp_path / "c.jpg", exif=exif)
+    (tmp_path / "c.jpg").write_bytes((tmp_path / "c.jpg").read_bytes()[:-200])
+    with pytest.raises(InputError, match="cannot be decoded"):
+        open_image(tmp_path / "c.jpg")
 
 
 @pytest.mark.parametrize(
