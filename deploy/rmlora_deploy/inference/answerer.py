@@ -85,9 +85,11 @@ class Answerer(OpenedBundle):
             check_form(pair, "pair", number=number, name=self.bundle.path.name)
         refs = resolve_choices(adapters, len(pairs))
         entries = [self.bundle.adapter(ref.name) if ref else self.bundle.manifest for ref in refs]
-        windows = [
-            self._preprocessor.parts(pair, length=entry.max_length) for pair, entry in zip(pairs, entries, strict=True)
-        ]
+        with self._reading:
+            windows = [
+                self._preprocessor.parts(pair, length=entry.max_length)
+                for pair, entry in zip(pairs, entries, strict=True)
+            ]
         choices = [ref for ref, parts in zip(refs, windows, strict=True) for _ in parts]
         found = self._run([part for parts in windows for part in parts], choices, batch_size)
         answers = []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,13 +28,19 @@ AnyArray = npt.NDArray[Any]
 
 
 class OpenedBundle(ABC):
-    """A bundle opened on one execution provider; its subclasses say what the outputs mean."""
+    """A bundle opened on one execution provider; its subclasses say what the outputs mean.
+
+    All methods may be called from any number of threads.
+    """
 
     def __init__(self, bundle: Bundle, provider: str = "cpu", **options: Any) -> None:
         """Open the graph of ``bundle``; arguments and errors as :meth:`open`."""
         self._check_task(bundle)
         self.bundle = bundle
         self._preprocessor = bundle.preprocessor()
+        varies = bundle.task.inputs.varies_in_length
+        self._reading: AbstractContextManager[Any] = threading.Lock() if varies else nullcontext()
+        """Held while texts are read: a tokenizer keeps in itself to how many tokens it cuts them. Image processors do not change."""
         self.session: AdapterSession | None = None
         """Switches the adapters of a bundle with branches; None for a merged one."""
         if bundle.mode == "branches":
@@ -84,7 +92,8 @@ class OpenedBundle(ABC):
         entries = [self.bundle.adapter(ref.name) if ref else self.bundle.manifest for ref in refs]
         for start in range(0, len(inputs), batch_size):
             part = slice(start, start + batch_size)
-            rows = self._preprocessor.rows(inputs[part], lengths=[entry.max_length for entry in entries[part]])
+            with self._reading:
+                rows = self._preprocessor.rows(inputs[part], lengths=[entry.max_length for entry in entries[part]])
             outputs = self._outputs(self._preprocessor.collate(rows), refs[part])
             yield from zip(entries[part], rows, outputs, strict=True)
 

@@ -8,6 +8,8 @@ import os
 import pty
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 from PIL import Image
 
 from rmlora.errors import InputError
+from rmlora.inputs import Arrays
 from rmlora_deploy.bundles.bundle import MODEL_FILE, Bundle
 from rmlora_deploy.inference.classifier import Classifier
 from rmlora_deploy.inference.prediction import to_prediction
@@ -58,6 +61,28 @@ def test_where_several_labels_may_apply_every_one_that_does_is_shown(tmp_path: P
     ):  # a word without votes gives one half
         (row,) = json.loads(run("predict", words, "w0", "--json", *flags).stdout)
         assert [item["label"] for item in row["answers"]["words"]] == expected
+
+
+def test_threads_do_not_cut_each_others_texts(bundle: Path) -> None:
+    """Of adapters with different lengths, used by two threads, one's texts were cut to the length of the other."""
+    classifier = Classifier.open(bundle)
+    made, reading, most = classifier._preprocessor, 0, 0
+
+    class Watched:
+        collate = made.collate
+
+        def rows(self, inputs: list[str], *, lengths: list[int | None]) -> list[Arrays]:
+            nonlocal reading, most
+            reading += 1
+            most = max(most, reading)
+            time.sleep(0.05)
+            reading -= 1
+            return made.rows(inputs, lengths=lengths)
+
+    classifier._preprocessor = Watched()  # type: ignore[assignment]
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda text: classifier.predict([text])[0].label, ["w0", "w1", "w2"]))
+    assert answers == ["red", "green", "blue"] and most == 1
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 32])
