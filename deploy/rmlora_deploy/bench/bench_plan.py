@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -77,8 +78,8 @@ class BenchSettings:
             if numbers is not None and (not numbers or min(numbers) < 1):
                 raise ConfigError(f"{flag} needs whole numbers of at least 1, e.g. {flag} 1,8.")
         for flag, number in (("--rounds", self.rounds), ("--seconds", self.seconds)):
-            if not number > 0:
-                raise ConfigError(f"{flag} must be positive, not {number}.")
+            if not 0 < number < math.inf:
+                raise ConfigError(f"{flag} must be positive and finite, not {number}.")
         if self.warmup < 0:
             raise ConfigError(f"--warmup must be 0 or more, not {self.warmup}.")
         for engine in self.engines or ():

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from rmlora.errors import RMLoRAError
+from rmlora.errors import InputError, RMLoRAError
 from rmlora_deploy.bench.bench_inputs import random_inputs
 from rmlora_deploy.bench.bench_plan import SPECIALIZED
 from rmlora_deploy.bench.engines import open_model
@@ -54,7 +55,7 @@ def _run(job: Mapping[str, Any]) -> dict[str, Any]:
             "one adapter",
             SPECIALIZED,
         ):  # the other uses are not the model PyTorch runs
-            logits = np.asarray(bound.logits(), dtype=np.float64).tolist()
+            logits = _finite(np.asarray(bound.logits(), dtype=np.float64), bundle, job).tolist()
     return {
         "how": model.how,
         "pinned": pinned,
@@ -64,6 +65,18 @@ def _run(job: Mapping[str, Any]) -> dict[str, Any]:
         "figures": figures,
         "logits": logits,
     }
+
+
+def _finite(logits: npt.NDArray[np.float64], bundle: Bundle, job: Mapping[str, Any]) -> npt.NDArray[np.float64]:
+    """Return logits that are numbers.
+
+    Raises:
+        InputError: they are not.
+    """
+    if not np.isfinite(logits).all():
+        who = f"the graph of {bundle.path} ({bundle.precision})" if job["engine"] == "onnx" else "PyTorch"
+        raise InputError(f"With random inputs {who} gives NaN or infinity, which cannot be compared.")
+    return logits
 
 
 def _measure(call: Callable[[], object], rows: int, job: Mapping[str, Any]) -> dict[str, float | None]:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
+from onnx import numpy_helper
 from PIL import Image
 
 from rmlora.errors import ConfigError, InputError, ProviderError
-from rmlora_deploy.bench import rounds, worker_process
+from rmlora_deploy.bench import rounds, worker, worker_process
 from rmlora_deploy.bench.bench_inputs import longest_text, random_inputs
 from rmlora_deploy.bench.bench_plan import BatchShape, BenchSettings, Contestant, list_contestants
 from rmlora_deploy.bench.bench_plot import plot_bench
@@ -21,7 +23,7 @@ from rmlora_deploy.bench.machine import OthersWatch, describe_machine, peak_mb, 
 from rmlora_deploy.bench.rounds import run_bench
 from rmlora_deploy.bench.summary import summarize
 from rmlora_deploy.bench.worker_process import Job, run_job
-from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.bundles.bundle import MODEL_FILE, Bundle
 from rmlora_deploy.bundles.manifest import TensorEntry
 from rmlora_deploy.runtime import providers
 from tests.helpers.bundles import make_bundle
@@ -296,12 +298,26 @@ def test_mistakes_are_refused_before_anything_is_measured(
         fails(2, "is not a list of whole numbers", "bench", words, flag, "many")
     fails(2, "--threads 4096 is more than the", "bench", words, "--threads", "4096")
     fails(2, "--rounds must be positive", "bench", words, "--rounds", "0")
-    fails(2, "--seconds must be positive", "bench", words, "--seconds", "-1")
+    for seconds in ("-1", "inf", "nan"):
+        fails(2, "--seconds must be positive and finite", "bench", words, "--seconds", seconds)
     fails(2, "--warmup must be 0 or more", "bench", words, "--warmup", "-1")
     fails(8, "is a directory, but the output is a file", "bench", words, "--output", tmp_path)
     fails(8, "is not a directory; create it first", "bench", words, "--output", tmp_path / "none" / "b.json")
     fails(8, "is not a directory; create it first", "bench", words, "--plot", tmp_path / "none" / "b.png")
     fails(2, "does not name a picture", "bench", words, "--plot", tmp_path / "bench.txt")
+
+
+def test_a_graph_that_gives_no_numbers_is_called_that(tmp_path: Path) -> None:
+    """Its process died of "Out of range float values are not JSON compliant"."""
+    words = word_bundle(tmp_path / "words")
+    graph = onnx.load(words / MODEL_FILE)
+    (votes,) = (item for item in graph.graph.initializer if item.name == "votes")
+    votes.CopyFrom(numpy_helper.from_array(np.full_like(numpy_helper.to_array(votes), np.nan), "votes"))
+    onnx.save(graph, words / MODEL_FILE)
+    job = {"bundle": str(words), "engine": "onnx", "provider": "cpu", "threads": 1, "cores": (), "shapes": [(1, 4)],
+           "seconds": 0.0, "warmup": 0, "seed": 0}  # fmt: skip
+    with pytest.raises(InputError, match=r"the graph of .*words \(fp32\) gives NaN or infinity"):
+        worker._run(job)
 
 
 def test_texts_longer_than_the_model_reads_are_refused(words: Path) -> None:
