@@ -163,7 +163,8 @@ def _figures(answer: Generated) -> str:
 
 
 def _from_stdin() -> str:
+    """Return what stdin holds, without the ends of its last lines, as ``$(…)`` gives it: spaces are part of a prompt."""
     try:
-        return sys.stdin.read().strip()
+        return sys.stdin.read().rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise InputError(f"Standard input is not {error.encoding} text: give it as UTF-8.") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from PIL import Image
 from rmlora.errors import InputError
 from rmlora.text_pair import TextPair
 from rmlora_deploy.cli.console import make_console
-from rmlora_deploy.cli.generate import _collect
+from rmlora_deploy.cli.generate import _collect, _from_stdin
 from rmlora_deploy.cli.predict_inputs import read_lines, shown_input
 from rmlora_deploy.inference.generator import Piece
 from rmlora_deploy.loadtest.load_plan import read_texts
@@ -43,3 +44,9 @@ def test_generated_text_keeps_its_tabs(capsys: pytest.CaptureFixture[str]) -> No
     pieces = [Piece(0, 1, "all:\n"), Piece(0, 2, "\tcc -o a\t\tb  "), Piece(0, 3, " \x1b[31m", "length")]
     _collect(generator, iter(pieces), make_console(), 0.0, 1)
     assert capsys.readouterr().out == "all:\n\tcc -o a\t\tb   \\x1b[31m\n"
+
+
+def test_a_prompt_on_stdin_keeps_its_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code to continue lost its indentation."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("    def f(x):\n        \r\n\n"))
+    assert _from_stdin() == "    def f(x):\n        "
