@@ -20,6 +20,7 @@ def chosen_model(service: Service, name: str | None) -> ServedModel:
 
     Raises:
         UnknownModelError: there is none of that name.
+        UnreachableError: it is not known what is served now.
         ConfigError: none is named, and the server has several.
     """
     if name is not None:
@@ -29,7 +30,7 @@ def chosen_model(service: Service, name: str | None) -> ServedModel:
         raise ConfigError(
             f"This server has {len(models)} models ({some_of([model.id for model in models])}): name one with 'model'."
         )
-    return models[0]
+    return service.registry.model(models[0].id)  # which a replica without contact to the coordinator refuses
 
 
 async def score_pairs(

@@ -18,9 +18,10 @@ from rmlora.errors import ConfigError, InputError
 from rmlora_deploy.bundles.manifest import read_manifest
 from rmlora_deploy.bundles.meaning import content_digest
 from rmlora_deploy.runtime.adapters.adapter_ref import AdapterKey
-from rmlora_deploy.serving.errors import UnavailableError
+from rmlora_deploy.serving.errors import UnavailableError, UnreachableError
 from rmlora_deploy.serving.metrics import Metrics
 from rmlora_deploy.serving.middleware.stack import wrap
+from rmlora_deploy.serving.pair_scores import chosen_model
 from rmlora_deploy.serving.registry import Registry
 from rmlora_deploy.serving.scaling.adapter_state import AdapterState, LoadedAdapter, adapter_file
 from rmlora_deploy.serving.scaling.application import REPLICA, Application, Scale
@@ -32,6 +33,7 @@ from rmlora_deploy.serving.scaling.replica_registry import ReplicaRegistry, grap
 from rmlora_deploy.serving.serve_settings import ServeSettings
 from rmlora_deploy.serving.service import Service
 from tests.helpers.cli import fails, run_process
+from tests.helpers.handmade import word_bundle
 
 FINE = Reply(200, [], b"{}")
 STOPPING = Reply(503, [(b"retry-after", b"1")], b"{}")
@@ -229,6 +231,19 @@ class OneReplica:
     def _take(self, state: AdapterState) -> None:
         self.state = state
         self.registry.apply(state)  # type: ignore[attr-defined]
+
+
+def test_no_model_is_chosen_by_a_state_that_may_be_old(tmp_path: Path) -> None:
+    """A request that named no model was answered by a replica without contact to the coordinator."""
+    registry = ReplicaRegistry(ServeSettings(threads=1), None, directory=tmp_path, changes=OneReplica())
+    registry.open(word_bundle(tmp_path / "words"), name="words")
+    service: Any = SimpleNamespace(registry=registry)
+    for name in (None, "words"):
+        with pytest.raises(UnreachableError, match="lost contact"):
+            chosen_model(service, name)
+    registry.trust_until(float("inf"))
+    assert chosen_model(service, None) is chosen_model(service, "words")
+    registry.close(5)
 
 
 def test_a_registry_serves_what_the_state_says(served: dict[str, Path], tmp_path: Path) -> None:
