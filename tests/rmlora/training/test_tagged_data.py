@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from rmlora.errors import ConfigError, InputError
-from rmlora.training.conll import read_conll
 from rmlora.training.data import Columns
 from rmlora.training.table import Reading
 from rmlora.training.tagged_data import TaggedData, load_tagged, order_tags, read_tagged
