@@ -72,7 +72,13 @@ class AnswerData:
 
 
 def read_answers(
-    codec: TextCodec, source: str, columns: Columns, measure: AnswerMeasure, *, context_length: int, raw: bool = False
+    codec: TextCodec,
+    source: str,
+    columns: Columns,
+    measure: AnswerMeasure,
+    *,
+    context_length: int | None,
+    raw: bool = False,
 ) -> AnswerData:
     """Read instruction data whose answers are compared.
 
@@ -81,7 +87,7 @@ def read_answers(
         source: chats or prompts with completions.
         columns: names of its columns.
         measure: how answers are judged.
-        context_length: tokens that the model holds.
+        context_length: tokens that the model holds; None if it is not known yet.
         raw: prompts are continued as they are, even if the model has a chat template.
 
     Raises:
@@ -94,7 +100,8 @@ def read_answers(
             f"--metric {measure.metric} compares answers, and {source} holds plain texts without any: leave it out, or give "
             "prompts with completions."
         )
-    if (longest := max(len(row.asked) for row in rows)) + measure.max_new_tokens > context_length:
+    longest = max(len(row.asked) for row in rows)
+    if context_length is not None and longest + measure.max_new_tokens > context_length:
         raise InputError(
             f"A prompt of {source} has {longest} tokens, and with {measure.max_new_tokens} new ones it exceeds the "
             f"{context_length} that the model can hold: shorten it, or lower --max-new-tokens."

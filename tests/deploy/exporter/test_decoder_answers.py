@@ -11,6 +11,7 @@ from rmlora.errors import ConfigError, InputError, ParityError
 from rmlora.training.data import Columns
 from rmlora_deploy import export, load, verify
 from rmlora_deploy.bundles.bundle import Bundle
+from rmlora_deploy.exporter.decoder import decoder_bundle
 from rmlora_deploy.inference import Generator
 from rmlora_deploy.verification import verify_decoder
 from tests.helpers.cli import fails, run
@@ -103,3 +104,12 @@ def test_what_cannot_be_measured_is_refused(made: Path, tmp_path: Path) -> None:
         InputError, match="exceeds the 256 that the model can hold: shorten it, or lower --max-new-tokens"
     ):
         verify(bundle, data=data, metric="exact_match", max_new_tokens=250)
+
+
+def test_data_are_read_before_the_graph_is_built(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder_bundle, "_build", lambda *_: pytest.fail("the graph was built first"))
+    (tmp_path / "plain.jsonl").write_text('{"text": "a story"}\n')
+    with pytest.raises(InputError, match=r"absent\.jsonl"):
+        export(made / "base", made / "a", tmp_path / "no", data=str(tmp_path / "absent.jsonl"))
+    with pytest.raises(ConfigError, match="holds plain texts without any"):
+        export(made / "base", made / "a", tmp_path / "no", data=str(tmp_path / "plain.jsonl"), metric="exact_match")

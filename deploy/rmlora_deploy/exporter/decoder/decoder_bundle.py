@@ -46,9 +46,9 @@ from rmlora_deploy.exporter.export_settings import ExportSettings
 from rmlora_deploy.exporter.plan import ExportPlan, common_task, complete_bundle
 from rmlora_deploy.runtime.decoder.decoder_layout import DecoderLayout
 from rmlora_deploy.runtime.decoder.decoder_session import DecoderSession
-from rmlora_deploy.verification.answer_quality import AnswerMeasure
+from rmlora_deploy.verification.answer_quality import AnswerMeasure, read_answers
 from rmlora_deploy.verification.decoder_prompts import decoder_samples
-from rmlora_deploy.verification.exchanges import check_columns
+from rmlora_deploy.verification.exchanges import check_columns, read_exchanges
 from rmlora_deploy.verification.torch_decoder import TorchDecoder
 from rmlora_deploy.verification.verify_decoder import (
     NEW_TOKENS,
@@ -153,14 +153,29 @@ def _plan(settings: ExportSettings, on_progress: Callable[[str], None]) -> _Deco
     else:
         for adapter in adapters.values():
             check_base(adapter, checkpoint, allow_mismatch=settings.allow_base_mismatch)
+    measure = _measure(settings, task)
+    if settings.verify:
+        _check_data(codec, adapters, settings, measure)
     texts: list[list[int]] = []
     if settings.calibration is not None:
         raw = next(iter(adapters.values())).prompt_format == "raw"
         texts = read_texts(codec, settings.calibration, settings.columns, raw=raw)
     return _DecoderPlan(
         settings, checkpoint, adapters, task, None, None, None, {}, on_progress,
-        codec=codec, route=route, measure=_measure(settings, task), texts=texts,
+        codec=codec, route=route, measure=measure, texts=texts,
     )  # fmt: skip
+
+
+def _check_data(
+    codec: TextCodec, adapters: Mapping[str, Adapter], settings: ExportSettings, measure: AnswerMeasure | None
+) -> None:
+    """Read what the bundle is verified on, which is needed after the graph is built; errors as :func:`read_answers`."""
+    for name, source in settings.data.items():
+        raw = adapters[name].prompt_format == "raw"
+        if measure is None:
+            read_exchanges(codec, source, settings.columns, raw=raw)
+        else:
+            read_answers(codec, source, settings.columns, measure, context_length=None, raw=raw)
 
 
 def _measure(settings: ExportSettings, task: Task) -> AnswerMeasure | None:
