@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rmlora.checkpoint import Checkpoint
-from rmlora.errors import CheckpointError, OutputError, require, some_of
+from rmlora.errors import CheckpointError, ConfigError, OutputError, require, some_of
 from rmlora.library_calls import library_call
 from rmlora.nearest_names import nearest_beside
 from rmlora.quiet import quiet_transformers
@@ -20,6 +20,8 @@ __all__ = ["cache_directory", "resolve_base"]
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.tiktoken", "*.jinja", "*.py", "README.md"]
 """Patterns of what is downloaded: weights, configurations, tokenizers, code that only runs if the user trusts it, and the card,
 which states the license."""
+_NOT_NEEDED = ["consolidated*.safetensors"]
+"""Patterns of weights that are stored a second time, as another library names them."""
 
 
 def cache_directory() -> Path:
@@ -37,11 +39,14 @@ def resolve_base(base: str | Path, *, revision: str | None = None) -> Path:
 
     Raises:
         CheckpointError: there is no usable checkpoint.
+        ConfigError: a revision is given, and the base is not on the hub.
         InputError: it may not be read.
         DependencyError: ``base`` is a GGUF file, and torch, transformers or gguf is not installed.
     """
     path = Path(base)
     check_readable([path])
+    if revision is not None and path.exists():
+        raise ConfigError(f"--revision {revision} is of a base on the hub, and {path} is here: leave it out.")
     if path.is_dir():
         if (gguf := _only_gguf(path)) is not None:
             return _from_gguf(gguf)
@@ -81,7 +86,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        path = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_NEEDED))
     except HFValidationError:
         near = nearest_beside(Path(name), files=".gguf")
         raise CheckpointError(

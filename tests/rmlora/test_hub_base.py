@@ -10,9 +10,17 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 
 from rmlora.base import resolve_base
+from rmlora.errors import ConfigError
 from tests.helpers.own_code import make_own_code
 
-EXTRAS = ("README.md", "vocabulary.tiktoken", "pytorch_model.bin", "tf_model.h5", "photo.png")
+EXTRAS = (
+    "README.md",
+    "vocabulary.tiktoken",
+    "consolidated.safetensors",
+    "pytorch_model.bin",
+    "tf_model.h5",
+    "photo.png",
+)
 
 
 def test_code_card_and_tokenizers_are_downloaded_and_other_weights_are_not(
@@ -23,9 +31,9 @@ def test_code_card_and_tokenizers_are_downloaded_and_other_weights_are_not(
         (repository / name).write_text("of a repository")
     monkeypatch.chdir(tmp_path)
 
-    def download(name: str, *, allow_patterns: list[str], **_: Any) -> str:
+    def download(name: str, *, allow_patterns: list[str], ignore_patterns: list[str], **_: Any) -> str:
         files = [str(path.relative_to(repository)) for path in repository.rglob("*") if path.is_file()]
-        for file in filter_repo_objects(files, allow_patterns=allow_patterns):
+        for file in filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
             (tmp_path / "snapshot" / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(repository / file, tmp_path / "snapshot" / file)
         return str(tmp_path / "snapshot")
@@ -33,4 +41,10 @@ def test_code_card_and_tokenizers_are_downloaded_and_other_weights_are_not(
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     found = {path.name for path in resolve_base("owner/own-bert").iterdir()}
     assert {"own_code.py", "README.md", "vocabulary.tiktoken", "model.safetensors", "config.json"} <= found
-    assert found.isdisjoint({"pytorch_model.bin", "tf_model.h5", "photo.png"})
+    assert found.isdisjoint({"consolidated.safetensors", "pytorch_model.bin", "tf_model.h5", "photo.png"})
+
+
+def test_a_revision_of_a_base_that_is_here_is_refused(tmp_path: Path) -> None:
+    repository, _ = make_own_code(tmp_path)
+    with pytest.raises(ConfigError, match="--revision v1 is of a base on the hub"):
+        resolve_base(repository, revision="v1")

@@ -36,6 +36,8 @@ NO_BINARY = "Send tensors as JSON (binary_data=False): this server does not supp
 _KINDS = {"i": "i", "f": "fi", "b": "b"}
 """Kind of a numpy type → kinds of JSON values accepted for it."""
 _VERSION = "1"
+_ANSWERS = "FP32"
+"""Type of the numbers in answers, also of a graph in half precision."""
 
 
 def _check_array(value: Any) -> Any:
@@ -130,7 +132,7 @@ async def metadata(name: str, service: ServiceOf) -> dict[str, Any]:
         "versions": [_VERSION],
         "platform": "onnxruntime_onnx",
         "inputs": [_described(item) for item in graph.inputs],
-        "outputs": [_described(item) for item in graph.outputs[:1]],
+        "outputs": [{**_described(item), "datatype": _ANSWERS} for item in graph.outputs[:1]],
     }
 
 
@@ -165,7 +167,7 @@ async def infer(name: str, body: InferRequest, request: Request, service: Servic
     result = np.stack(answers).astype(np.float32)
     if not np.isfinite(result).all():
         raise InputError("The model answers these tensors with NaN or infinity.")
-    tensor = {"name": output, "datatype": "FP32", "shape": list(result.shape), "data": result.ravel().tolist()}
+    tensor = {"name": output, "datatype": _ANSWERS, "shape": list(result.shape), "data": result.ravel().tolist()}
     return JSONResponse(
         {"model_name": name, "model_version": _VERSION, "id": body.id or state["request_id"], "outputs": [tensor]}
     )
