@@ -24,9 +24,8 @@ from rmlora_deploy.inference.classifier import Classifier
 from rmlora_deploy.verification.verify_branches import verify_branches
 from tests.helpers.branch_graphs import LABELS, make_adapter, make_base
 from tests.helpers.cli import fails, run, run_process, text_data
-from tests.helpers.exports import anonymous, export, with_bias
+from tests.helpers.exports import anonymous, export
 from tests.helpers.handmade import word_bundle
-from tests.helpers.models import save_base
 
 WITHOUT_TORCH = ("torch", "peft", "onnxscript", "accelerate")
 
@@ -352,31 +351,6 @@ def test_weights_of_a_quantized_graph_are_found_by_name(made: Path, tmp_path: Pa
     names = ["one", None, "headless", None]
     for row, (name, answer) in enumerate(zip(names, session.run(inputs, names), strict=True)):
         np.testing.assert_allclose(answer, alone[name][row], rtol=1e-5, atol=0.02)  # int8 rounds by the batch's range
-
-
-def test_a_base_without_a_head_needs_an_adapter(tmp_path: Path) -> None:
-    base = make_base("bert", tmp_path)
-    one = make_adapter("bert", tmp_path, "one")
-    bare = save_base(with_bias("bert").bert, tmp_path / "bare")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(base / name, bare / name)
-    done = run("export", bare, "--mode", "branches", "-a", one, "-o", tmp_path / "bundle")
-    assert done.code == 0, done.stderr
-    classifier = Classifier.open(tmp_path / "bundle")
-    assert classifier.bundle.labels == []
-    with pytest.raises(InputError, match="no trained 'classifier' of its own: name an adapter"):
-        classifier.predict(["w1"], None)
-    headless = load_package(one)
-    save_package(
-        replace(headless, modules_to_save={}, metadata={"task": "text-classification", "labels": ["a", "b"]}),
-        tmp_path / "h",
-    )
-    words = ("adapter", "add", tmp_path / "bundle", tmp_path / "h")
-    fails(3, "h records 2 labels, but contains no head, and its base has 3 labels: train it again", *words)
-    config = json.loads((tmp_path / "bundle" / "config.json").read_text())
-    save_package(replace(load_package(tmp_path / "h"), metadata={"task": "text-classification"}), tmp_path / "plain")
-    assert len(config["id2label"]) == 3
-    fails(3, "has no 'classifier.weight', and neither has the base", *words[:3], tmp_path / "plain")
 
 
 def test_evaluation_data_is_given_by_adapter(made: Path, tmp_path: Path) -> None:
