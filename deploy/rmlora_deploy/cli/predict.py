@@ -30,7 +30,8 @@ from rmlora_deploy.inference import Answerer, Classifier, Embedder, Prediction, 
 __all__ = ["command"]
 
 _Loader = Callable[..., Any]
-"""Opens the bundle at a path, with branches for batches of ``rows``: a :class:`Classifier`, a :class:`Tagger`, an :class:`Answerer` or an :class:`Embedder`."""
+"""Opens the bundle at a path, one with branches for batches of ``rows``: a :class:`Classifier`, a :class:`Tagger`, an
+:class:`Answerer` or an :class:`Embedder`."""
 
 
 @click.command("predict")
