@@ -102,7 +102,7 @@ class AnswerRows(LearnedRows):
     @property
     def highest_token(self) -> int:
         """The highest number of a token in all prompts and answers."""
-        return max(super().highest_token, *(max(row["labels"], default=0) for row in self._rows))
+        return max(super().highest_token, max(max(row["labels"], default=0) for row in self._rows))
 
     def collate(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Return int64 ``input_ids``, ``attention_mask``, ``decoder_input_ids`` and ``labels``, each ``[rows, tokens]``."""

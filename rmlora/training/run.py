@@ -167,7 +167,7 @@ def _refuse_run_in_output(settings: TrainSettings) -> None:
     if Path(run_dir).is_relative_to(output):
         raise ConfigError(
             f"--run-dir {settings.checkpoints} lies in --output {settings.output}, which the finished package replaces as a whole: "
-            "choose a directory beside it."
+            "choose a directory outside it."
         )
 
 

@@ -30,7 +30,7 @@ UNTIED = "e = Gather(w, ids) logits = MatMul(e, dense)"
 
 
 def written(nodes: str, name: str, directory: Path) -> Path:
-    """Write a graph with the weight ``name``, and a base beside it whose layers share it."""
+    """Write a graph with the weight ``name``, and a base whose layers share it."""
     text = (
         f'<ir_version: 9, opset_import: ["" : 20]> g (int64[batch, n] ids) => (float[batch, n, k] logits) {{ {nodes} }}'
     )

@@ -134,7 +134,7 @@ def test_a_directory_with_other_files_is_never_deleted(base: Path, data: Path, t
 def test_a_run_is_not_kept_where_its_package_will_be(base: Path, data: Path, tmp_path: Path, inside: str) -> None:
     words = [*words_for(base, data, tmp_path / "adapter"), "--run-dir", tmp_path / inside]
     for more in ([], ["--overwrite"]):
-        fails(2, "which the finished package replaces as a whole: choose a directory beside it", *words, *more)
+        fails(2, "which the finished package replaces as a whole: choose a directory outside it", *words, *more)
     assert not (tmp_path / "adapter").exists()
 
 

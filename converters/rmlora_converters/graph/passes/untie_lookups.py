@@ -17,8 +17,8 @@ from rmlora_converters.graph.locate.uses import uses_of
 __all__ = ["untie_lookups"]
 
 
-def untie_lookups(model: ir.Model, shapes: Collection[tuple[int, ...]]) -> int:
-    """Give lookups and products initializers of their own where they share one, in place; return how many were shared.
+def untie_lookups(model: ir.Model, shapes: Collection[tuple[int, ...]]) -> None:
+    """Give lookups and products initializers of their own where they share one, in place.
 
     The lookups keep the name if it is that of an embedding, else the products do.
 
@@ -29,7 +29,6 @@ def untie_lookups(model: ir.Model, shapes: Collection[tuple[int, ...]]) -> int:
     Raises:
         AdapterError: lookups and products read a weight through the same cast.
     """
-    found = 0
     for name, value in list(model.graph.initializers.items()):
         tensor = value.const_value
         if tensor is None or not {tuple(tensor.shape.numpy()), tuple(tensor.shape.numpy()[::-1])} & set(shapes):
@@ -45,8 +44,6 @@ def untie_lookups(model: ir.Model, shapes: Collection[tuple[int, ...]]) -> int:
         _copy_for(
             model.graph, value, [use for use, kinds in looks_up.items() if kinds != {name.endswith(EMBEDDING_NAMES)}]
         )
-        found += 1
-    return found
 
 
 def _operators(node: ir.Node, index: int) -> set[bool]:
