@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-__all__ = ["QUANTIZED_SUFFIXES", "equals_in_type", "holds_quantized", "occurrences"]
+__all__ = ["FLOATING_TYPES", "QUANTIZED_SUFFIXES", "equals_in_type", "holds_quantized", "occurrences"]
 
 AnyArray = npt.NDArray[Any]
 
+FLOATING_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+"""Types of weights that are not quantized."""
 QUANTIZED_SUFFIXES = ("_Transposed_quantized", "_quantized", "_Q4", "_Q8", "_Q4G32")
 """Suffixes that quantizers append to the name of a weight."""
 

@@ -24,6 +24,7 @@ from rmlora.stored_weights import stored_weights
 from rmlora.tensors import FLOATING, TensorInfo
 from rmlora_converters.graph.locate.block_quantized import find_in_blocks
 from rmlora_converters.graph.locate.contents import (
+    FLOATING_TYPES,
     QUANTIZED_SUFFIXES,
     equals_in_type,
     holds_quantized,
@@ -36,8 +37,6 @@ __all__ = ["WeightLocation", "WeightQuery", "find_weights", "query_of_module", "
 
 AnyArray = npt.NDArray[Any]
 Kind = Literal["linear", "embedding", "conv", "vector"]
-
-_FLOATING = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 
 
 @dataclass(frozen=True)
@@ -227,7 +226,7 @@ def _by_content(query: WeightQuery, weights: Mapping[str, ir.Value], base: Check
     found = [
         WeightLocation(query.parameter, name, transposed, start, start + query.shape[0], "content")
         for name, value in weights.items()
-        if _tensor(value).dtype in _FLOATING and (query.whole or _is_used_as(query.kind, value))
+        if _tensor(value).dtype in FLOATING_TYPES and (query.whole or _is_used_as(query.kind, value))
         for transposed, start in occurrences(query.kind, _tensor(value).numpy(), expected)
     ]
     if query.whole and query.kind == "linear" and len(found) > 1:  # a tied weight may be stored twice
@@ -341,7 +340,7 @@ def _explain_missing(query: WeightQuery, weights: Mapping[str, ir.Value], base: 
     same_size = [
         name
         for name, value in weights.items()
-        if _tensor(value).dtype in _FLOATING and int(np.prod(_shape(value))) == size
+        if _tensor(value).dtype in FLOATING_TYPES and int(np.prod(_shape(value))) == size
     ]
     path = query.parameter.rpartition(".")[0]
     quantized = [name for name in weights if name.endswith(QUANTIZED_SUFFIXES) and path in name]

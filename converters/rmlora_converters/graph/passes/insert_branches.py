@@ -24,6 +24,7 @@ from rmlora.errors import AdapterError
 from rmlora_converters.graph.contract.lora_inputs import BranchInputs, HeadInputs, LoraInputs
 from rmlora_converters.graph.locate.batch_values import BatchValues
 from rmlora_converters.graph.locate.consumers import Consumer, find_consumers, head_consumer
+from rmlora_converters.graph.locate.contents import FLOATING_TYPES
 from rmlora_converters.graph.locate.targets import Targets
 from rmlora_converters.graph.locate.weights import WeightLocation, query_of_module
 from rmlora_converters.graph.passes.batch_axis import BatchAxis
@@ -40,8 +41,6 @@ BRANCH_SCOPE = "rmlora"
 
 BRANCH_SUM = "sum"
 """Name, in the scope ``…/out``, of the node that adds a branch to the output of its module."""
-
-_FLOATING = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
 def insert_branches(model: ir.Model, targets: Targets, *, base_weights: Mapping[str, str]) -> LoraInputs:
@@ -193,11 +192,11 @@ def _width(weight: ir.Value, location: WeightLocation) -> int:
 def _dtype(consumer: Consumer) -> ir.DataType:
     """Return the floating-point type that a consumer computes in, float32 if it is unknown."""
     for value in (consumer.y, consumer.x):
-        if value.dtype in _FLOATING:
+        if value.dtype in FLOATING_TYPES:
             return value.dtype
     weight = consumer.node.inputs[0 if consumer.how == "lookup" else 1]
     stored = weight.const_value.dtype if weight is not None and weight.const_value is not None else None
-    return stored if stored in _FLOATING else ir.DataType.FLOAT
+    return stored if stored in FLOATING_TYPES else ir.DataType.FLOAT
 
 
 def _factors(graph: ir.Graph, branch: BranchInputs, dtype: ir.DataType) -> tuple[ir.Value, ir.Value]:

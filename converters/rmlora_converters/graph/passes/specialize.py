@@ -17,6 +17,7 @@ from rmlora.errors import ConfigError
 from rmlora_converters.graph.contract.lora_inputs import BranchInputs, LoraInputs
 from rmlora_converters.graph.files.lazy_tensor import lazy_transform
 from rmlora_converters.graph.locate.block_quantized import BlockQuantized
+from rmlora_converters.graph.locate.contents import FLOATING_TYPES
 from rmlora_converters.graph.passes.insert_branches import BRANCH_SCOPE, BRANCH_SUM
 from rmlora_converters.graph.passes.rewire import replace_uses
 from rmlora_converters.rounding import checked_cast
@@ -25,7 +26,6 @@ __all__ = ["specialize"]
 
 AnyArray = npt.NDArray[Any]
 
-_FLOATING = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 _FEWEST_BITS = 8
 """Bits of a quantized weight that an update can be merged into."""
 
@@ -69,7 +69,7 @@ def _merge(graph: ir.Graph, branch: BranchInputs, A: AnyArray, B: AnyArray) -> N
     """Merge the update ``A B`` into the weight of a module; A is ``[in, rank]`` and B ``[rank, out]``."""
     value = graph.initializers.get(branch.weight)
     blocks = BlockQuantized.of(value) if value is not None else None
-    if value is None or value.const_value is None or (blocks is None and value.const_value.dtype not in _FLOATING):
+    if value is None or value.const_value is None or (blocks is None and value.const_value.dtype not in FLOATING_TYPES):
         raise ConfigError(f"The weight of '{branch.module}' is quantized, so no adapter can be merged into it.")
     update = A.astype(np.float32) @ B.astype(np.float32)  # [in, out]
     if blocks is not None:
